@@ -1,0 +1,63 @@
+"""The ``vitsplit`` command: one thin module per verb, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from vitsplit import __version__
+
+# verb -> (module, one line of help); `data` has verbs of its own in its module.
+VERBS = {
+    "train": ("vitsplit.cli.train", "train a head bundle on your images"),
+    "evaluate": ("vitsplit.cli.evaluate", "measure a bundle on labelled images, with a page of pictures"),
+    "predict": ("vitsplit.cli.predict", "run a bundle on images"),
+    "info": ("vitsplit.cli.info", "parameters, layers and multiply-adds of a recipe or a bundle, without weights"),
+    "recipes": ("vitsplit.cli.recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
+    "backbones": ("vitsplit.cli.backbones", "list the frozen models, with sizes and licences"),
+    "data": ("vitsplit.cli.data", "check a data set before training on it"),
+    "demo": ("vitsplit.cli.demo", "train on generated scenes and show the result in a page, in minutes"),
+}
+
+
+def usage() -> str:
+    """The text of ``vitsplit --help``."""
+    rows = "\n".join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: vitsplit VERB [options]\n\n"
+        "One frozen vision foundation model, many dense-prediction models (ViT-Split, ICCV 2025).\n\n"
+        f"verbs:\n{rows}\n\n"
+        "options:\n  --help     this text; after a verb, that verb's own help\n  --version  the version\n\n"
+        "Start with:  vitsplit demo\n"
+        "Your data:   vitsplit train segmentation --data FOLDER --out runs/first\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit status: 0 done, 2 an error that the user can put right."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"vitsplit {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"error: there is no verb '{verb}'. Verbs: {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    from vitsplit.errors import VitsplitError
+
+    try:
+        run = importlib.import_module(VERBS[verb][0]).main
+        return int(run(rest) or 0)
+    except VitsplitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by the keyboard", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""From a configuration to what trains: the method's head and the task's decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.baselines.linear_probe import LastLayer
+from vitsplit.split.head import SplitHead
+from vitsplit.tasks.base import Task
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.config import TrainConfig
+
+
+def build_model(config: TrainConfig[Any], backbone: Backbone, task: Task) -> TaskModel:
+    """The untrained model of a run; its initial weights depend on ``config.loop.seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        match config.method:
+            case "vitsplit":
+                head = SplitHead(backbone, config.split)
+                return TaskModel(head, task.build_decoder(head.width))
+            case "linear-probe":
+                return TaskModel(LastLayer(backbone), task.build_decoder(backbone.width, linear=True))

@@ -1,0 +1,83 @@
+"""The sparse gate (Appendix B.1, Eq. 5): which layers the prior head reads is learned.
+
+Shapes: L layers, J = K_p columns (mixed maps), B batch, D width, h w patch grid.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseGate(nn.Module):
+    """Mixes L maps into K_p, of which each column keeps its K_p strongest layers.
+
+    As in the release: scores start uniform in 0..1; a softmax over layers at a temperature, of which all but the top k
+    per column become zero; the straight-through estimator ``G_sp + G - stopgrad(G)`` (Eq. 5), so that every score has a
+    gradient; then each column is divided by its sum.
+
+    Args:
+        num_layers: L.
+        num_maps: K_p, the columns, and also how many layers each column keeps.
+        temperature: Of the softmax.
+    """
+
+    def __init__(self, num_layers: int, num_maps: int, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.num_maps = num_maps
+        self.temperature = temperature
+        self.scores_LJ = nn.Parameter(torch.rand(num_layers, num_maps))
+
+    def weights(self) -> Tensor:
+        """``G_sp``, (L, J): non-negative, columns sum to one, at most K_p entries of a column not zero."""
+        soft_LJ = torch.softmax(self.scores_LJ / self.temperature, dim=0)
+        top_kJ = soft_LJ.topk(self.num_maps, dim=0).indices
+        sparse_LJ = soft_LJ * torch.zeros_like(soft_LJ).scatter(0, top_kJ, 1.0)
+        through_LJ = sparse_LJ + self.scores_LJ - self.scores_LJ.detach()
+        return through_LJ / through_LJ.sum(dim=0, keepdim=True)
+
+    @torch.no_grad()
+    def used_layers(self) -> tuple[int, ...]:
+        """The layers that some column keeps: all that inference needs."""
+        return tuple(self.weights().any(dim=1).nonzero().flatten().tolist())
+
+    def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
+        """Layer index to map (B, D, h, w), to K_p mixed maps.
+
+        In training every layer must be there, since a weight of zero has a gradient too; in eval mode ``used_layers``.
+        """
+        if self.training:
+            return list(_MixAll.apply(self.weights(), *(maps[layer] for layer in range(self.scores_LJ.shape[0]))))
+        kept_LJ = self.weights().tolist()
+        mixed: list[Tensor] = []
+        for column in range(self.num_maps):
+            terms = (row[column] * maps[layer] for layer, row in enumerate(kept_LJ) if row[column] > 0)
+            mixed.append(functools.reduce(torch.add, terms))
+        return mixed
+
+
+class _MixAll(torch.autograd.Function):
+    """``mixed_j = sum_l weights[l, j] * map_l``. Keeps the L maps as they came (they are constants) and nothing else.
+
+    Plain arithmetic would do the same with a temporary map and a graph node for each of the L x K_p products.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weights_LJ: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*maps)
+        mixed = [torch.zeros_like(maps[0], dtype=torch.float32) for _ in range(weights_LJ.shape[1])]
+        for layer, weights_J in enumerate(weights_LJ.tolist()):
+            for out, weight in zip(mixed, weights_J, strict=True):
+                if weight:
+                    out.add_(maps[layer], alpha=weight)
+        return tuple(out.to(maps[0].dtype) for out in mixed)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        maps: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_JC = torch.stack([grad.to(maps[0].dtype).permute(0, 2, 3, 1).flatten() for grad in grads])
+        grad_LJ = torch.stack([grad_JC @ map_BDhw.permute(0, 2, 3, 1).flatten() for map_BDhw in maps]).float()
+        return grad_LJ, *([None] * len(maps))

@@ -1,0 +1,107 @@
+"""What the training engine and the predictor ask of a task. A task turns a fused map into an answer.
+
+Shapes: B batch, D width, h w patch grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from vitsplit.types import LayerTaps
+
+Forward = Callable[[Tensor], tuple[Any, LayerTaps]]
+"""Maps ``image_BCHW`` (uint8, on any device) to the decoder's output and the taps it came from, both on the model's device.
+
+Runs without gradient, in eval mode.
+"""
+
+
+class Batch(Protocol):
+    """A collated batch."""
+
+    image_BCHW: Tensor
+    """uint8, all of one size."""
+    names: list[str]
+    """The file that each image came from."""
+
+    def to(self, device: Any) -> Batch:
+        """The batch on a device."""
+        ...
+
+
+class TrainData(Protocol):
+    """Training samples. ``data[index, seed]`` is the sample ``index`` augmented with the random stream ``seed``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: Name to value, JSON-ready (nested where per class).
+        score: The one figure that decides which bundle is best; higher is better.
+        score_name: Its name.
+    """
+
+    metrics: dict[str, Any] = field(default_factory=dict)
+    score: float = 0.0
+    score_name: str = ""
+
+
+class Task(Protocol):
+    """One task on one data set (or, at prediction, on none)."""
+
+    name: ClassVar[str]
+    config: Any
+
+    def build_decoder(self, width: int, *, linear: bool = False) -> nn.Module:
+        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe."""
+        ...
+
+    def train_data(self) -> TrainData:
+        """The training samples."""
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Samples to a batch."""
+        ...
+
+    def normalisers(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar float64 per loss term: what the term's sum over the batch is divided by (such as the count of valid pixels).
+
+        Depends on labels only, so that the engine can add it up over processes and micro-batches before the forward
+        pass: the loss of an optimiser step is the same however its batch is spread.
+        """
+        ...
+
+    def loss_sums(self, output: Any, batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
+        """Scalar float32 per loss term: its weighted sum over the batch, to be divided by the normaliser of that name."""
+        ...
+
+    def evaluate(
+        self,
+        forward: Forward,
+        *,
+        shard: tuple[int, int],
+        gather: Callable[[Tensor], Tensor],
+        on_image: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Evaluates on the validation images ``shard[0]::shard[1]``; ``gather`` sums a CPU tensor over processes."""
+        ...
+
+    def predict(self, forward: Forward, image_CHW: Tensor) -> Any:
+        """The typed prediction for one image (uint8)."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
+        ...

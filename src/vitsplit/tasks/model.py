@@ -1,0 +1,59 @@
+"""Everything that trains for one task: a head (taps to map) and a decoder (map to output)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from vitsplit.types import LayerTaps, TapRequest
+
+
+class Head(Protocol):
+    """A way from taps to a map: ViT-Split's ``SplitHead``, or a baseline. Always an ``nn.Module``."""
+
+    width: int
+    """Channels of the map."""
+
+    @property
+    def request(self) -> TapRequest:
+        """What the head wants from the backbone; in eval mode only what its output depends on."""
+        ...
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by role: ``task_head`` (learns at a fraction of the rate) and ``base``."""
+        ...
+
+    def __call__(self, taps: LayerTaps) -> Tensor:
+        """``fused_BDhw``."""
+        ...
+
+
+class TaskModel(nn.Module):
+    """Head and decoder, and nothing of the backbone: what data-parallel training wraps and a bundle saves."""
+
+    def __init__(self, head: Any, decoder: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.decoder = decoder
+
+    def forward(self, taps: LayerTaps) -> Any:
+        """Taps to the decoder's output."""
+        return self.decoder(self.head(taps))
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a bundle or a checkpoint holds: trainable parameters and the buffers of norms, by name."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what ``trainable_state`` gave.
+
+        Raises:
+            KeyError: Names are missing or unexpected; the message lists them.
+        """
+        expected = self.trainable_state().keys()
+        missing, unexpected = sorted(expected - state.keys()), sorted(state.keys() - expected)
+        if missing or unexpected:
+            raise KeyError(f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}")
+        self.load_state_dict(state, strict=False)

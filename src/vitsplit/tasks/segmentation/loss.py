@@ -1,0 +1,107 @@
+"""Losses of semantic segmentation, as sums over valid pixels, one image at a time.
+
+Logits come at a quarter of the patch size; the loss is taken at the labels' resolution. At 150 classes and 512 pixels an
+enlarged image of float32 logits is 157 MB, of which autograd would keep several. Here each image's logits are enlarged,
+scored, differentiated and forgotten before the next: what stays is the gradient at the logits' own resolution.
+
+Shapes: B batch, K classes, h w grid of the logits, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitsplit.types import Padding
+
+IGNORE = 255
+PadLogits = Literal["crop", "stretch"]
+
+
+def resize_logits(
+    logits_BKhw: Tensor, image_size: tuple[int, int], padding: Padding, pad_logits: PadLogits = "crop"
+) -> Tensor:
+    """Logits of the padded image to logits of the image: (B, K, h, w) to (B, K, H, W), bilinear.
+
+    Args:
+        logits_BKhw: Logits over the padded image.
+        image_size: (H, W) before padding.
+        padding: What was put around it.
+        pad_logits: ``crop`` the padding, or ``stretch`` it over the image as the release does.
+    """
+    height, width = image_size
+    if pad_logits == "stretch":
+        return F.interpolate(logits_BKhw, size=(height, width), mode="bilinear", align_corners=False)
+    padded = (height + padding.top + padding.bottom, width + padding.left + padding.right)
+    full = F.interpolate(logits_BKhw, size=padded, mode="bilinear", align_corners=False)
+    return full[..., padding.top : padding.top + height, padding.left : padding.left + width]
+
+
+def cross_entropy_sum(
+    logits_BKhw: Tensor, mask_BHW: Tensor, padding: Padding, pad_logits: PadLogits, class_weights_K: Tensor | None
+) -> Tensor:
+    """``sum over valid pixels of -w_y log softmax(logits)_y``, float32 scalar, differentiable in the logits."""
+
+    def image_loss(logits_1Khw: Tensor, mask_1HW: Tensor) -> Tensor:
+        full_1KHW = resize_logits(logits_1Khw, _size(mask_1HW), padding, pad_logits)
+        return F.cross_entropy(full_1KHW, mask_1HW, class_weights_K, ignore_index=IGNORE, reduction="sum")
+
+    return _PerImage.apply(logits_BKhw, mask_BHW, image_loss)
+
+
+def dice_sum(logits_BKhw: Tensor, mask_BHW: Tensor, padding: Padding, pad_logits: PadLogits) -> Tensor:
+    """``sum over images of 1 - mean over present classes of 2 |P Y| / (|P| + |Y|)``, float32 scalar, differentiable.
+
+    P are probabilities and Y one-hot labels over valid pixels; a class is present in an image if a pixel has its label.
+    """
+
+    def image_loss(logits_1Khw: Tensor, mask_1HW: Tensor) -> Tensor:
+        full_1KHW = resize_logits(logits_1Khw, _size(mask_1HW), padding, pad_logits)
+        valid_P = (mask_1HW != IGNORE).flatten()
+        label_P = mask_1HW.flatten()[valid_P]
+        share_PK = full_1KHW[0].flatten(1).T[valid_P].softmax(dim=1)
+        num_classes = share_PK.shape[1]
+        count_K = torch.bincount(label_P, minlength=num_classes).to(share_PK.dtype)
+        hit_K = torch.zeros_like(count_K).index_add(0, label_P, share_PK.gather(1, label_P[:, None])[:, 0])
+        dice_K = 2 * hit_K / (share_PK.sum(dim=0) + count_K).clamp_min(1e-6)
+        present_K = count_K > 0
+        return 1 - (dice_K * present_K).sum() / present_K.sum() if label_P.numel() else full_1KHW.sum() * 0
+
+    return _PerImage.apply(logits_BKhw, mask_BHW, image_loss)
+
+
+def _size(mask_1HW: Tensor) -> tuple[int, int]:
+    return mask_1HW.shape[-2], mask_1HW.shape[-1]
+
+
+class _PerImage(torch.autograd.Function):
+    """Sums a loss over images in float32 and differentiates it image by image, while each is at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        logits_BKhw: Tensor,
+        mask_BHW: Tensor,
+        image_loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        total = logits_BKhw.new_zeros((), dtype=torch.float32)
+        grad_BKhw = torch.zeros_like(logits_BKhw, dtype=torch.float32)
+        wanted = ctx.needs_input_grad[0]  # type: ignore[attr-defined]
+        for index in range(logits_BKhw.shape[0]):
+            with torch.set_grad_enabled(wanted), torch.autocast(logits_BKhw.device.type, enabled=False):
+                logits_1Khw = logits_BKhw[index : index + 1].detach().float().requires_grad_(wanted)
+                loss = image_loss(logits_1Khw, mask_BHW[index : index + 1].long())
+                if wanted:
+                    (grad_BKhw[index : index + 1],) = torch.autograd.grad(loss, logits_1Khw)
+            total += loss.detach()
+        ctx.save_for_backward(grad_BKhw.to(logits_BKhw.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (grad_BKhw,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad_BKhw * grad, None, None

@@ -1,0 +1,73 @@
+"""Quality of semantic segmentation, from one confusion matrix over the whole set.
+
+Shapes: K classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from vitsplit.tasks.segmentation.loss import IGNORE
+
+
+def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
+    """Counts of pixels by truth (rows) and prediction (columns), (K, K) int64; ignored pixels are left out."""
+    return multiclass_confusion_matrix(mask_HW.long(), truth_HW.long(), num_classes, ignore_index=IGNORE)
+
+
+@dataclass(frozen=True)
+class SegmentationMetrics:
+    """Figures in 0..1; a class that neither truth nor prediction holds has no IoU (None) and does not count in the mean.
+
+    Attributes:
+        miou: Mean of the classes' IoU.
+        pixel_accuracy: Share of valid pixels that are right.
+        mean_accuracy: Mean over the classes in the truth of the share of their pixels that are right.
+        iou: Per class, ``intersection / union``.
+        accuracy: Per class in the truth.
+        share: Per class, share of the valid pixels in the truth.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    iou: tuple[float | None, ...]
+    accuracy: tuple[float | None, ...]
+    share: tuple[float, ...]
+
+    @classmethod
+    def from_confusion(cls, confusion_KK: Tensor) -> SegmentationMetrics:
+        """All figures from summed confusion matrices, in float64."""
+        counts_KK = confusion_KK.double()
+        hit_K, truth_K, predicted_K = counts_KK.diagonal(), counts_KK.sum(1), counts_KK.sum(0)
+        union_K = truth_K + predicted_K - hit_K
+        iou_K, accuracy_K = hit_K / union_K, hit_K / truth_K
+        return cls(
+            miou=float(iou_K.nanmean()),
+            pixel_accuracy=float(hit_K.sum() / truth_K.sum()),
+            mean_accuracy=float(accuracy_K.nanmean()),
+            iou=_optional(iou_K),
+            accuracy=_optional(accuracy_K),
+            share=tuple((truth_K / truth_K.sum()).tolist()),
+        )
+
+    def to_dict(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """JSON-ready, classes by name."""
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "mean_accuracy": self.mean_accuracy,
+            "classes": {
+                name: {"iou": iou, "accuracy": accuracy, "share": share}
+                for name, iou, accuracy, share in zip(names, self.iou, self.accuracy, self.share, strict=True)
+            },
+        }
+
+
+def _optional(values_K: Tensor) -> tuple[float | None, ...]:
+    return tuple(None if bool(torch.isnan(value)) else float(value) for value in values_K)

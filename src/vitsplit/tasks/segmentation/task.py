@@ -1,0 +1,158 @@
+"""Semantic segmentation as the training engine and the predictor see it.
+
+Shapes: B batch, D width, K classes, h w grid of the logits, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vitsplit.baselines.linear_probe import LinearDecoder
+from vitsplit.data.classes import ClassList
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.segmentation.data import (
+    SegmentationBatch,
+    SegmentationSample,
+    SegmentationSet,
+    TrainSegmentation,
+    collate,
+)
+from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
+from vitsplit.tasks.segmentation.loss import IGNORE, cross_entropy_sum, dice_sum
+from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
+from vitsplit.tasks.segmentation.predict import SegmentationPrediction, segment
+from vitsplit.training.config import SegmentationConfig
+from vitsplit.types import LayerTaps
+
+
+class SegmentationTask:
+    """Semantic segmentation of K classes.
+
+    Args:
+        config: Settings.
+        classes: Names and colours.
+        train: Training images, where the task is trained.
+        val: Validation images, where it is evaluated.
+    """
+
+    name: ClassVar[str] = "segmentation"
+
+    def __init__(
+        self,
+        config: SegmentationConfig,
+        classes: ClassList,
+        *,
+        train: SegmentationSet | None = None,
+        val: SegmentationSet | None = None,
+    ) -> None:
+        self.config = config
+        self.classes = classes
+        self.train_set = train
+        self.val_set = val
+        self.class_weights_K = None if train is None else class_weights(config.class_weights, classes, train)
+
+    def build_decoder(self, width: int, *, linear: bool = False) -> nn.Module:
+        """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
+        num_classes = len(self.classes.names)
+        if linear:
+            return LinearDecoder(width, num_classes)
+        return SegmentationDecoder(width, num_classes, last_norm=self.config.decoder_norm, dropout=self.config.dropout)
+
+    def train_data(self) -> TrainSegmentation:
+        """Augmented training samples."""
+        assert self.train_set is not None
+        return TrainSegmentation(self.train_set, self.config)
+
+    def collate(self, samples: Sequence[SegmentationSample]) -> SegmentationBatch:
+        """Samples to a batch."""
+        return collate(samples)
+
+    def normalisers(self, batch: SegmentationBatch) -> dict[str, Tensor]:
+        """Cross-entropy: (weighted) count of valid pixels; Dice: images."""
+        valid = batch.mask_BHW != IGNORE
+        if self.class_weights_K is None:
+            count = valid.sum().double()
+        else:
+            weights_K = self.class_weights_K.to(batch.mask_BHW.device, torch.float64)
+            count = weights_K[batch.mask_BHW[valid].long()].sum()
+        terms = {"cross_entropy": count}
+        if self.config.dice_weight:
+            terms["dice"] = torch.tensor(float(len(batch.names)), dtype=torch.float64, device=count.device)
+        return terms
+
+    def loss_sums(self, output: Tensor, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
+        """Sums that match ``normalisers``; the Dice term carries its weight."""
+        weights_K = None if self.class_weights_K is None else self.class_weights_K.to(output.device)
+        pad = self.config.pad_logits
+        terms = {"cross_entropy": cross_entropy_sum(output, batch.mask_BHW, taps.padding, pad, weights_K)}
+        if self.config.dice_weight:
+            terms["dice"] = self.config.dice_weight * dice_sum(output, batch.mask_BHW, taps.padding, pad)
+        return terms
+
+    def evaluate(
+        self,
+        forward: Forward,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_image: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """mIoU and its company on the validation images; see ``Task.evaluate``."""
+        assert self.val_set is not None
+        num_classes = len(self.classes.names)
+        counts_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        for index in range(shard[0], len(self.val_set), shard[1]):
+            sample = self.val_set.load(index)
+            mask_HW = segment(forward, sample.image_CHW, self.config).cpu()
+            counts_KK += confusion(mask_HW, sample.mask_HW, num_classes)
+            if on_image is not None:
+                on_image()
+        metrics = SegmentationMetrics.from_confusion(gather(counts_KK))
+        return Evaluation(metrics=metrics.to_dict(self.classes.names), score=metrics.miou, score_name="miou")
+
+    def predict(self, forward: Forward, image_CHW: Tensor) -> SegmentationPrediction:
+        """Segments one image, uint8."""
+        mask_HW = segment(forward, image_CHW, self.config)
+        return SegmentationPrediction(
+            mask=mask_HW.cpu().numpy(), classes=self.classes, image=image_CHW.permute(1, 2, 0).cpu().numpy()
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Classes and colours."""
+        return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colours]}
+
+
+def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> Tensor | None:
+    """``none``, ``auto`` (inverse square root of the class's share, mean 1 over present classes) or ``name=weight,...``.
+
+    Returns:
+        (K,) float32, or None where all weigh one.
+
+    Raises:
+        ConfigError: The setting names a class that is not there, or is not of the form.
+    """
+    if setting == "none":
+        return None
+    if setting == "auto":
+        counts_K = torch.as_tensor(train.class_pixels(), dtype=torch.float64)
+        present_K = counts_K > 0
+        weights_K = torch.where(present_K, counts_K.clamp_min(1).rsqrt(), 0.0)
+        weights_K = weights_K / weights_K[present_K].mean()
+        return torch.where(present_K, weights_K, 1.0).float()
+    weights_K = torch.ones(len(classes.names))
+    for pair in setting.split(","):
+        name, separator, value = pair.partition("=")
+        try:
+            weights_K[classes.names.index(name.strip())] = float(value)
+        except ValueError:
+            known = ", ".join(classes.names)
+            problem = f"'{name.strip()}' is not a class" if separator else f"'{pair}' is not NAME=WEIGHT"
+            raise ConfigError(
+                f"class_weights: {problem}. Use none, auto, or pairs such as {classes.names[0]}=2. Classes: {known}."
+            ) from None
+    return weights_K

@@ -1,0 +1,188 @@
+"""The settings of a run: frozen dataclasses, from which the command line is generated.
+
+Defaults are the paper's (Section 4.1, Table 10). Every field is one flag (``--crop-size 512 512``), so names are unique
+over all classes. The resolved configuration is written beside every result (``config.json``) and can be given back
+(``--config``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from vitsplit.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb"]
+MethodName = Literal["vitsplit", "linear-probe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which frozen model, and where its weights come from."""
+
+    backbone: str = "dinov2-small"
+    """A short name (`vitsplit backbones` lists them) or any timm name of a plain, rotary or SAM ViT."""
+    weights: str | None = None
+    """File or folder to read the weights from; None: the hub cache, then the hub."""
+    random_weights: bool = False
+    """Use random weights. For tests of the machinery: a frozen random model teaches nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """The paper's three trained parts (Section 3.2). In its symbols: K_t, K_p, b, and the set S of Eq. 2."""
+
+    num_tuned_layers: int = 3
+    """K_t: how many of the last blocks the task head copies."""
+    num_prior_layers: int = 4
+    """K_p: how many layers' features (or, with the gate, mixtures of them) the prior head reads."""
+    first_prior_layer: int = 2
+    """b: the first block (0-based) whose features may be read."""
+    selection: Literal["uniform", "last", "explicit", "gate"] = "uniform"
+    """How the prior layers are chosen: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
+    prior_layers: tuple[int, ...] = ()
+    """The blocks (0-based) to read with `selection explicit`."""
+    rounding: Literal["round", "int"] = "round"
+    """Rounding in Eq. 2: the paper's (ties to even) or the release's truncation."""
+    task_head: bool = True
+    """Train copies of the last K_t blocks (Eq. 1). Off: Table 6's rows without it."""
+    prior_head: bool = True
+    """Train the prior head (Eq. 3). Off: Table 6's rows without it."""
+    fusion: bool = True
+    """Train the fusion net (Eq. 4). Off: the two maps are added."""
+    combine: Literal["concat", "add"] = "concat"
+    """How the fusion net sees the two maps: side by side (2D channels) or added (D)."""
+    deformable: bool = True
+    """3x3 deformable convolutions; off: plain 3x3 convolutions."""
+    offset_init: Literal["default", "zero"] = "default"
+    """Start of the offset convolutions: PyTorch's default, as the release, or zero (a plain convolution at first)."""
+    tap_norm: bool = True
+    """Pass every tapped map through the backbone's final norm, as the release does."""
+    gate_temperature: float = 0.5
+    """Temperature of the gate's softmax over layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    task_head_lr_scale: float = 0.1
+    """The task head learns at this multiple of `lr`."""
+    weight_decay: float = 1e-2
+    """AdamW's weight decay."""
+    decay_norms: bool = True
+    """Decay norms and biases too, as the release does for segmentation."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    schedule: Literal["poly", "one-cycle", "constant"] = "poly"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: int = 1500
+    """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
+    warmup_start: float = 1e-6
+    """Multiple of the learning rate at the first step of the warm-up."""
+    poly_power: float = 0.9
+    """Power of the polynomial decay."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient; None: not clipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, how large, how often, how precise."""
+
+    steps: int = 40_000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Images per optimiser step, over all processes and accumulated micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step: less memory, the same result."""
+    precision: Precision = "auto"
+    """auto: bf16 on GPUs that have it and on processors where it is measured to be faster, else fp16 on other GPUs, else fp32."""
+    compile: bool = False
+    """Compile backbone and head with torch.compile."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
+    seed: int = 0
+    """Seed of initial weights, order of images and augmentation."""
+    workers: int = -1
+    """Processes that read and augment images; -1: the number of cores, at most 8 (none on a machine with two)."""
+    log_every: int = 10
+    """Steps between two rows of `metrics.jsonl`."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: ten times in a run, at least 200 steps apart, and always at the end."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints for `--resume`; 0: every tenth of the run, at most 1000 steps apart."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better result."""
+    track: tuple[Tracker, ...] = ("tensorboard",)
+    """Trackers that follow the run beside `metrics.jsonl`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """Semantic segmentation: data, augmentation, decoder, loss, evaluation (Section 4.1)."""
+
+    format: Literal["auto", "folder", "ade20k", "cityscapes", "pascal-context"] = "auto"
+    """Layout of the data folder; auto: recognised from its folders."""
+    crop_size: tuple[int, int] = (512, 512)
+    """Height and width of the training crops."""
+    image_scale: tuple[int, int] | None = (2048, 512)
+    """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    """Random factor on `image_scale` in training."""
+    max_class_ratio: float = 0.75
+    """A crop is drawn again (up to ten times) while one class covers more than this share of it."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue in training."""
+    decoder_norm: Literal["batch", "group"] = "batch"
+    """Last norm of the decoder: batch (over all processes where GPUs are several) or group, which needs no batch statistics."""
+    dropout: float = 0.0
+    """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere)."""
+    pad_logits: Literal["crop", "stretch"] = "crop"
+    """What becomes of the padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
+    class_weights: str = "none"
+    """`none`, `auto` (inverse square root of the frequency), or pairs such as `car=2,person=3` (others 1)."""
+    dice_weight: float = 0.0
+    """Weight of a Dice loss beside the cross-entropy."""
+    test_mode: Literal["whole", "slide"] = "slide"
+    """Evaluate on whole images or on overlapping windows of the crop size."""
+    test_stride: tuple[int, int] | None = None
+    """Step of the windows, height and width; None: two thirds of the crop."""
+    test_scales: tuple[float, ...] = (1.0,)
+    """Scales whose probabilities are averaged."""
+    test_flip: bool = False
+    """Average with the mirrored image."""
+
+
+TaskConfigT = TypeVar("TaskConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Generic[TaskConfigT]):
+    """Everything that decides the outcome of a run, except the data themselves."""
+
+    name: str = "custom"
+    """Name of the recipe that this configuration started from."""
+    method: MethodName = "vitsplit"
+    """How the frozen model's features become a map: the paper's, or the yardstick."""
+    task: TaskConfigT
+    """Settings of the task."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Settings of the frozen model."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Settings of the method."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Settings of the optimiser."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Settings of the training loop."""
