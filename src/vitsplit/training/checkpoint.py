@@ -1,0 +1,159 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped, and nothing that does not train.
+
+A checkpoint is a folder ``checkpoints/step-00001200`` that appears whole or not at all:
+
+- ``weights.safetensors``: trainable parameters and norm buffers,
+- ``optimizer.safetensors``: AdamW's moments, by parameter name,
+- ``ema.safetensors``: the averaged weights, where the run keeps an average,
+- ``state.json``: the rest, see ``TrainState``.
+
+There is no random state in it: data, augmentation and dropout are functions of seed and step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitsplit.errors import RunError
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.atomic import replace_folder, write_json
+from vitsplit.training.ema import WeightAverage
+from vitsplit.training.optim import load_moments, moments
+
+KEPT = 2
+
+
+@dataclass
+class TrainState:
+    """The numbers of a run in progress. JSON-ready.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Wall time spent on them, over all starts.
+        evaluated: The step of the last evaluation, 0 for none.
+        best_score: Best score so far.
+        best_step: Its step.
+        best_metrics: Its metrics.
+        last_score: The last evaluation's score.
+        last_metrics: Its metrics.
+        score_name: The name of the score.
+        without_gain: Evaluations in a row without a better score.
+        finished: Whether nothing is left to do: all steps done, or patience at an end.
+        window: Sums of what the next row of ``metrics.jsonl`` averages.
+        window_steps: Steps in them.
+        loss_scale: State of the gradient scaler (fp16).
+        samples: Size of the training set.
+        processes: Number of processes.
+        backbone_hash: Hash of the frozen weights.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    last_score: float = 0.0
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+    score_name: str = ""
+    without_gain: int = 0
+    finished: bool = False
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    samples: int = 0
+    processes: int = 1
+    backbone_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The tensors of a run: where a checkpoint is taken from, and put back into."""
+
+    model: TaskModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+
+
+def save_checkpoint(folder: Path, trained: Trained, state: TrainState) -> Path:
+    """Writes ``folder/step-...`` atomically and removes all but the last two.
+
+    Raises:
+        RunError: It could not be written; the message names the last good checkpoint, which survives.
+    """
+    state.loss_scale = trained.scaler.state_dict()
+    path = folder / f"step-{state.step:08d}"
+    last = latest_checkpoint(folder)
+    try:
+        with replace_folder(path) as new:
+            _save_tensors(trained.model.trainable_state(), new / "weights.safetensors")
+            _save_tensors(moments(trained.model, trained.optimizer), new / "optimizer.safetensors")
+            if trained.average is not None:
+                _save_tensors(trained.average.state, new / "ema.safetensors")
+            write_json(new / "state.json", dataclasses.asdict(state))
+    except RunError as error:
+        survivor = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+        raise RunError(f"{error} {survivor} Make room on that disk, then go on with --resume.") from error
+    for outdated in _checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(outdated, ignore_errors=True)
+    return path
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run, if there is one."""
+    return next(reversed(_checkpoints(folder)), None)
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """The numbers of a checkpoint.
+
+    Raises:
+        RunError: ``state.json`` cannot be read.
+    """
+    try:
+        return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(_unreadable(checkpoint, error)) from error
+
+
+def load_checkpoint(checkpoint: Path, trained: Trained, state: TrainState) -> None:
+    """Puts a checkpoint's tensors back in place, and the gradient scaler's state of ``state``.
+
+    Raises:
+        RunError: A file is missing, damaged, or holds other tensors than the model.
+    """
+    try:
+        trained.model.load_trainable_state(load_file(checkpoint / "weights.safetensors"))
+        load_moments(trained.model, trained.optimizer, load_file(checkpoint / "optimizer.safetensors"))
+        if trained.average is not None:
+            trained.average.load(load_file(checkpoint / "ema.safetensors"))
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise RunError(_unreadable(checkpoint, error)) from error
+    if state.loss_scale:
+        trained.scaler.load_state_dict(state.loss_scale)
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> str:
+    return (
+        f"The checkpoint {checkpoint} cannot be read: {error}. Delete this folder and give --resume again: the run "
+        "goes on from the checkpoint before it."
+    )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)

@@ -1,0 +1,62 @@
+"""An exponential moving average of what trains, which is then what is evaluated and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.model import TaskModel
+
+
+class WeightAverage:
+    """The average of a model's trainable state; integer buffers are copied.
+
+    Running statistics are averaged like weights, so that they belong to the averaged weights.
+
+    Args:
+        model: The model, whose present state the average starts from.
+        decay: Share of the old average that a step keeps, in 0..1.
+
+    Raises:
+        ConfigError: The decay is not within 0..1.
+    """
+
+    def __init__(self, model: TaskModel, decay: float) -> None:
+        if not 0 <= decay <= 1:
+            raise ConfigError(f"--ema is the share of the old average that a step keeps, from 0 to 1, not {decay}.")
+        self.model = model
+        self.state: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in _live(model).items()}
+        self._average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's present state."""
+        live = _live(self.model)
+        floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
+        self._average([self.state[name] for name in floats], [live[name] for name in floats], 0)
+        for name in live.keys() - set(floats):
+            self.state[name].copy_(live[name])
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Puts back a saved average."""
+        for name, tensor in self.state.items():
+            tensor.copy_(state[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the average; afterwards its own weights again."""
+        own = {name: tensor.detach().clone() for name, tensor in _live(self.model).items()}
+        self.model.load_trainable_state(self.state)
+        try:
+            yield
+        finally:
+            self.model.load_trainable_state(own)
+
+
+def _live(model: TaskModel) -> dict[str, Tensor]:
+    return model.trainable_state()

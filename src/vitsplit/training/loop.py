@@ -1,0 +1,273 @@
+"""Training from the start, or from where a stopped run left off, to the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.errors import TrainingError
+from vitsplit.tasks.base import Batch, Task, TrainData
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from vitsplit.training.config import LoopConfig, TrainConfig
+from vitsplit.training.evaluation import Evaluator, SaveBundle
+from vitsplit.training.optim import current_lr
+from vitsplit.training.progress import ProgressView, peak_memory_gb
+from vitsplit.training.resume import check_same_world
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.sampling import MicroBatches, SampleStream, build_loader, resolve_workers
+from vitsplit.training.serialise import to_dict
+from vitsplit.training.setup import Cadence, Session, make_accelerator, resolve_config, set_up_model
+from vitsplit.training.signals import StopRequest, StopSignal
+from vitsplit.training.step import NotFiniteError, StepResult, TrainStep
+from vitsplit.training.tracking import Metrics, log_to
+
+logger = logging.getLogger(__name__)
+
+EXIT_STATUS: dict[StopSignal | None, int] = {None: 0, "SIGINT": 130, "SIGTERM": 143}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    Attributes:
+        state: Its numbers: steps, seconds, best score and metrics.
+        stopped_by: The signal that stopped it, None if it came to its end.
+    """
+
+    state: TrainState
+    stopped_by: StopSignal | None = None
+
+    @property
+    def best_metrics(self) -> dict[str, Any]:
+        """All metrics of the best evaluation; empty without one."""
+        return self.state.best_metrics
+
+    @property
+    def exit_status(self) -> int:
+        """What the process should end with: 0, or 130 (SIGINT) and 143 (SIGTERM) as shells expect."""
+        return EXIT_STATUS[self.stopped_by]
+
+
+def fit(
+    config: TrainConfig[Any],
+    *,
+    task: Task,
+    backbone: Backbone,
+    model: TaskModel,
+    run: RunFolder,
+    save_bundle: SaveBundle,
+    resume: bool = False,
+    console: Console | None = None,
+    resume_command: str | None = None,
+) -> FitResult:
+    """Trains a model on a task, in as many processes as were launched.
+
+    Args:
+        config: All settings; the precision that ``auto`` comes to is written to ``config.json``.
+        task: Data, loss and metrics.
+        backbone: The frozen model. It is moved to the device and rounded to the run's precision.
+        model: Head and decoder, built under ``config.loop.seed`` so that every start begins with the same weights.
+        run: The run's folder, from ``RunFolder.open``.
+        save_bundle: Writes the model's present weights as a bundle into an empty folder.
+        resume: Go on from the last checkpoint.
+        console: Where progress and messages go; None: standard output.
+        resume_command: The command line that goes on with this run, shown when a signal stops it.
+
+    Returns:
+        How it ended. After a signal a checkpoint and the ``last`` bundle are on disk.
+
+    Raises:
+        ConfigError: Settings that cannot work, such as a batch that the processes cannot share.
+        RunError: The run cannot be resumed with these settings, or cannot be written.
+        TrainingError: The loss or the gradient is not finite.
+    """
+    accelerator = make_accelerator()
+    console = console or Console()
+    main = accelerator.is_main_process
+    with log_to(run, console, main=main), StopRequest() as stop:
+        config = resolve_config(config, accelerator, run, resume=resume)
+        data = task.train_data()
+        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+        state = _first_state(len(data), accelerator, backbone, run, checkpoint)
+        batches = _batches(config.loop, task, data, accelerator, start=state.step)
+        wrapped, trained = set_up_model(accelerator, config, backbone, model)
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, trained, state)
+        metrics = _begin_records(config, run, accelerator, step=state.step)
+        view = ProgressView(console if main else None, steps=config.loop.steps, start=state.step)
+        session = Session(accelerator, config, task, backbone, wrapped, trained, run, view, stop)
+        loop = _Loop(session, state, metrics, Evaluator(session, save_bundle), saved=checkpoint is not None)
+        try:
+            with view:
+                stopped_by = loop.run(batches)
+        finally:
+            metrics.close()
+        if stopped_by is not None:
+            command = resume_command or f"vitsplit train {task.name} ... --out {run.path} --resume"
+            logger.info(
+                "stopped by %s after step %d of %d. To go on: %s", stopped_by, state.step, config.loop.steps, command
+            )
+        return FitResult(state, stopped_by)
+
+
+def _first_state(
+    samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
+) -> TrainState:
+    """The numbers to begin with: a checkpoint's, or those of step 0."""
+    present = TrainState(samples=samples, processes=accelerator.num_processes, backbone_hash=backbone.info.weights_hash)
+    if checkpoint is None:
+        return present
+    saved = read_state(checkpoint)
+    check_same_world(saved, present, run)
+    logger.info("going on from step %d (%s)", saved.step, checkpoint)
+    return saved
+
+
+def _batches(loop: LoopConfig, task: Task, data: TrainData, accelerator: Accelerator, *, start: int) -> Iterator[Batch]:
+    """This process's micro-batches from a step to the end of the run."""
+    keys = MicroBatches(
+        SampleStream(len(data), loop.seed),
+        start=start,
+        stop=loop.steps,
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    workers = resolve_workers(loop.workers)
+    return iter(build_loader(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda"))
+
+
+def _begin_records(config: TrainConfig[Any], run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
+    """Writes what the folder says about a start of the run, and opens ``metrics.jsonl`` and the trackers."""
+    run_id = ""
+    if accelerator.is_main_process:
+        run.write_config(to_dict(config))
+        run_id = run.record_start(accelerator.device, accelerator.num_processes)
+    return Metrics(
+        run, config.loop.track, config=to_dict(config), run_id=run_id, step=step, main=accelerator.is_main_process
+    )
+
+
+class _Loop:
+    """Evaluates when that is due, writes a checkpoint when that is due, takes a step, and so on to the end."""
+
+    def __init__(
+        self, session: Session, state: TrainState, metrics: Metrics, evaluate: Evaluator, *, saved: bool
+    ) -> None:
+        self.session = session
+        self.config: LoopConfig = session.config.loop
+        self.cadence = Cadence.of(self.config)
+        self.state = state
+        self.metrics = metrics
+        self.evaluate = evaluate
+        self.step = TrainStep(session)
+        self.pace = Pace()
+        # What is on disk; a checkpoint of step 0 makes every run one that can be resumed.
+        self.saved = (state.step, state.evaluated) if saved else None
+
+    def run(self, batches: Iterator[Batch]) -> StopSignal | None:
+        """Runs to the end, or to a signal, which it returns."""
+        state = self.state
+        while not state.finished:
+            if self._evaluation_due():
+                if not self.evaluate(state):
+                    return self._stopped(self.session.stop.received)
+                self._after_evaluation()
+            if state.finished or state.step % self.cadence.checkpoint == 0:
+                self._checkpoint()
+            if not state.finished:
+                result = self._take_step(batches)
+                if result.stop is not None:
+                    return self._stopped(result.stop)
+        return None
+
+    def _evaluation_due(self) -> bool:
+        step = self.state.step
+        on_time = step % self.cadence.evaluate == 0 or step == self.config.steps
+        return step > 0 and on_time and self.state.evaluated != step
+
+    def _after_evaluation(self) -> None:
+        state, patience = self.state, self.config.patience
+        self.metrics.evaluation(state.step, state.last_metrics)
+        out_of_patience = patience is not None and state.without_gain >= patience
+        state.finished = out_of_patience or state.step == self.config.steps
+        if out_of_patience and state.step < self.config.steps:
+            logger.info("stopped early: no better result in %d evaluations", state.without_gain)
+
+    def _take_step(self, batches: Iterator[Batch]) -> StepResult:
+        state = self.state
+        began = time.perf_counter()
+        try:
+            result = self.step(state.step, batches)
+        except NotFiniteError as error:
+            raise TrainingError(
+                f"{error} Nothing was overwritten; the last good checkpoint is "
+                f"{latest_checkpoint(self.session.run.checkpoints)}. Start again in another --out with a lower --lr, "
+                "with --clip-norm 1 or with --precision fp32."
+            ) from error
+        state.step += 1
+        seconds = time.perf_counter() - began
+        state.seconds += seconds
+        self.pace.add(seconds)
+        self._record(result)
+        return result
+
+    def _record(self, result: StepResult) -> None:
+        """Adds a step to the next row of ``metrics.jsonl``, and shows it."""
+        state = self.state
+        values = {"loss": result.loss, "grad_norm": result.grad_norm}
+        if len(result.terms) > 1:
+            values |= {f"loss_{name}": value for name, value in result.terms.items()}
+        for name, value in values.items():
+            state.window[name] = state.window.get(name, 0.0) + value
+        state.window_steps += 1
+        lr = current_lr(self.session.trained.optimizer)
+        memory_gb = peak_memory_gb(self.session.accelerator.device)
+        images_per_second = self.config.batch_size / self.pace.seconds_per_step
+        if state.step % self.config.log_every == 0 or state.step == self.config.steps:
+            means = {name: total / state.window_steps for name, total in state.window.items()}
+            speed = {"images_per_second": images_per_second, "seconds": state.seconds, "peak_memory_gb": memory_gb}
+            self.metrics.row(state.step, means | lr | speed)
+            state.window, state.window_steps = {}, 0
+        self.session.view.step(
+            state.step,
+            loss=result.loss,
+            lr=next(iter(lr.values())),
+            images_per_second=images_per_second,
+            seconds_left=self.pace.seconds_per_step * (self.config.steps - state.step),
+            memory_gb=memory_gb,
+        )
+
+    def _checkpoint(self) -> None:
+        now = (self.state.step, self.state.evaluated)
+        if self.saved != now and self.session.accelerator.is_main_process:
+            save_checkpoint(self.session.run.checkpoints, self.session.trained, self.state)
+        self.saved = now
+
+    def _stopped(self, signal: StopSignal | None) -> StopSignal | None:
+        self._checkpoint()
+        self.evaluate.save_last(self.state)
+        return signal
+
+
+class Pace:
+    """Seconds per step, averaged over about the last twenty."""
+
+    def __init__(self) -> None:
+        self.seconds_per_step = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Takes in a step."""
+        weight = 1.0 if self.seconds_per_step == 0 else 0.05
+        self.seconds_per_step += weight * (seconds - self.seconds_per_step)

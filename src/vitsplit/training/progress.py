@@ -1,0 +1,97 @@
+"""What is seen of a run while it goes on: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class ProgressView:
+    """Step, loss, learning rate, images per second, time left and peak memory.
+
+    Args:
+        console: Where to show it; None on all processes but the main one.
+        steps: Length of the run.
+        start: Steps that are done already.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, console: Console | None, *, steps: int, start: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console
+        self.steps = steps
+        self.clock = clock
+        self._last_line = -float("inf")
+        self._bar: Progress | None = None
+        if console is not None and console.is_terminal:
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._training = self._bar.add_task("training", total=steps, completed=start, text="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(
+        self, step: int, *, loss: float, lr: float, images_per_second: float, seconds_left: float, memory_gb: float
+    ) -> None:
+        """Shows a step that is done."""
+        if self.console is None:
+            return
+        left = timedelta(seconds=round(seconds_left))
+        pace = f"{images_per_second:.1f} images/s  left {left}"
+        text = f"loss {loss:.4f}  lr {lr:.2e}  {pace}  peak memory {memory_gb:.1f} GB"
+        if self._bar is not None:
+            self._bar.update(self._training, completed=step, text=text)
+        elif self.clock() - self._last_line >= LINE_EVERY_SECONDS or step == self.steps:
+            self._last_line = self.clock()
+            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True)
+
+    def evaluating(self) -> Callable[[], None]:
+        """A function to call after every image of an evaluation."""
+        if self._bar is None:
+            return lambda: None
+        bar = self._bar
+        task = bar.add_task("evaluating", total=None, text="images")
+        return lambda: bar.advance(task)
+
+    def evaluated(self) -> None:
+        """Takes the evaluation's bar away."""
+        if self._bar is not None:
+            for task in self._bar.task_ids:
+                if task != self._training:
+                    self._bar.remove_task(task)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory the run has held, in 2**30 bytes: on the GPU, or of the process where it computes on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -1,0 +1,76 @@
+"""Whether a stopped run may go on with the configuration at hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from vitsplit.errors import RunError
+from vitsplit.training.checkpoint import TrainState
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.serialise import to_dict
+
+logger = logging.getLogger(__name__)
+
+# What changes no weight: names, how data are read, what is written how often. Weights may move; their hash may not.
+FREE = frozenset({"name", "backbone.weights", "loop.workers", "loop.log_every", "loop.checkpoint_every", "loop.track"})
+
+
+def check_same_config(config: TrainConfig[Any], run: RunFolder) -> None:
+    """Refuses a configuration under which the run would end with other weights than it would have.
+
+    Raises:
+        RunError: Settings differ; the message names each with both values.
+    """
+    saved, given = _flat(run.read_config()), _flat(to_dict(config))
+    differing = sorted(
+        key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in FREE
+    )
+    # The precision that `auto` came to is the run's from then on.
+    differing = [key for key in differing if not (key == "loop.precision" and given[key] == "auto")]
+    if not differing:
+        return
+    changes = "; ".join(
+        f"{key}: {json.dumps(saved.get(key))} in the run, {json.dumps(given.get(key))} now" for key in differing
+    )
+    longer = " The schedule depends on the length, so a longer run is a new run." if "loop.steps" in differing else ""
+    raise RunError(
+        f"{run.path} cannot go on with other settings ({changes}).{longer} Give the run's own settings "
+        f"(--config {run.config_file}), or start a new run with another --out."
+    )
+
+
+def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> None:
+    """Refuses other data or another backbone than the run began with; another number of processes is only told of.
+
+    Raises:
+        RunError: The training set has another size, or the backbone another hash.
+    """
+    if saved.samples != present.samples:
+        raise RunError(
+            f"{run.path} was trained on {saved.samples} images, and now there are {present.samples}: their order would "
+            "change. Restore the data, or start a new run with another --out."
+        )
+    if saved.backbone_hash != present.backbone_hash:
+        raise RunError(
+            f"{run.path} was trained on a backbone with hash {saved.backbone_hash}, and this one has "
+            f"{present.backbone_hash}. Give the same --weights, or start a new run with another --out."
+        )
+    if saved.processes != present.processes:
+        logger.warning(
+            "the run had %d process(es) and now has %d: the same batches, but results equal only up to rounding",
+            saved.processes,
+            present.processes,
+        )
+        saved.processes = present.processes
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

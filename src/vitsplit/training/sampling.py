@@ -1,0 +1,129 @@
+"""Which sample is read when: one endless stream that depends on the seed alone.
+
+Position p of the stream names a sample and the seed of its augmentation. Step s trains on the positions
+``[s * B, (s + 1) * B)``, whoever reads them: neither processes, micro-batches nor workers change the data, and a run
+that goes on at step s needs no more than s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.base import Task, TrainData
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**63 from a few words and numbers; different parts give unrelated seeds."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class SampleStream:
+    """The endless stream of ``(index, sample seed)``: every epoch visits every sample once, in an order of its own.
+
+    Args:
+        num_samples: Samples of the training set.
+        seed: Seed of the run.
+
+    Raises:
+        DataError: There are no samples.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        if num_samples < 1:
+            raise DataError("The training set is empty: give --data a folder with training images.")
+        self.num_samples = num_samples
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """The sample at a position, and the seed of its augmentation."""
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
+            self._order = torch.randperm(self.num_samples, generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[offset], derive_seed(self.seed, "sample", position)
+
+
+class MicroBatches:
+    """The keys of one process's micro-batches, step by step: a ``batch_sampler``.
+
+    Args:
+        stream: The stream of samples.
+        start: First step.
+        stop: Step after the last one, so that no worker reads what nobody trains on.
+        batch_size: Images per step over all processes.
+        accumulate: Micro-batches per step.
+        rank: This process.
+        world: Number of processes.
+
+    Raises:
+        ConfigError: ``batch_size`` cannot be divided.
+    """
+
+    def __init__(
+        self, stream: SampleStream, *, start: int, stop: int, batch_size: int, accumulate: int, rank: int, world: int
+    ) -> None:
+        if accumulate < 1 or batch_size < 1 or batch_size % (world * accumulate):
+            raise ConfigError(
+                f"A batch of {batch_size} images cannot be shared by {world} process(es) in {accumulate} "
+                f"micro-batch(es) each: give --batch-size a multiple of {world * max(1, accumulate)}."
+            )
+        self.stream = stream
+        self.steps = range(start, stop)
+        self.accumulate = accumulate
+        self.batch_size = batch_size
+        self.size = batch_size // (world * accumulate)
+        self.first = rank * accumulate * self.size
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            for micro in range(self.accumulate):
+                begin = step * self.batch_size + self.first + micro * self.size
+                yield [self.stream[position] for position in range(begin, begin + self.size)]
+
+
+def build_loader(task: Task, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool) -> DataLoader[Any]:
+    """The loader of one process's micro-batches, in order. It is iterated once: its workers live as long as the run."""
+    return DataLoader(
+        data,  # type: ignore[arg-type]  # its keys are (index, seed)
+        batch_sampler=batches,  # lists of such keys
+        collate_fn=task.collate,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_parent,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def resolve_workers(workers: int) -> int:
+    """How many processes read images: what was asked for; at -1 this process's share of the cores, at most 8.
+
+    With one or two cores there are none: training itself keeps them busy.
+    """
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if share <= 2 else min(8, share)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent still needs data to finish its step, and it
+    # ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

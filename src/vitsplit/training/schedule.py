@@ -1,0 +1,50 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from vitsplit.training.config import OptimConfig
+
+# torch.optim.lr_scheduler.OneCycleLR's defaults, so that the name means what everybody means by it.
+ONE_CYCLE_RISE = 0.3
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START / 1e4
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The multiple of the peak learning rate that an optimiser step uses.
+
+    ``poly`` and ``constant`` are multiplied by a linear warm-up, as in the release: ``warmup_start`` at step 0, one
+    from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
+
+    Args:
+        step: Optimiser steps that are done, 0 .. ``steps - 1``.
+        steps: Length of the run.
+        config: Shape of the schedule.
+
+    Returns:
+        The factor, 0 .. 1.
+    """
+    if config.schedule == "one-cycle":
+        return _one_cycle(step, steps)
+    decay = (1 - step / steps) ** config.poly_power if config.schedule == "poly" else 1.0
+    return decay * _warmup(step, steps, config)
+
+
+def _warmup(step: int, steps: int, config: OptimConfig) -> float:
+    length = min(config.warmup_steps, steps // 10)
+    if step >= length:
+        return 1.0
+    return config.warmup_start + (1 - config.warmup_start) * step / length
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    peak = ONE_CYCLE_RISE * steps - 1
+    if step <= peak:
+        return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+    return _cosine(1.0, ONE_CYCLE_END, (step - peak) / (steps - 1 - peak))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,143 @@
+"""One optimiser step: the same whether its batch is spread over processes and micro-batches or not.
+
+The loss is a sum over terms of ``sum over the whole batch / normaliser of the whole batch``. Labels alone decide the
+normalisers, so they are added up over micro-batches and processes before the first forward pass.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from vitsplit.errors import TrainingError
+from vitsplit.tasks.base import Batch
+from vitsplit.training.config import LoopConfig, OptimConfig
+from vitsplit.training.optim import set_lr, trainable
+from vitsplit.training.sampling import derive_seed
+from vitsplit.training.schedule import lr_factor
+from vitsplit.training.setup import Session
+from vitsplit.training.signals import STOP_SIGNALS, StopSignal
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What is known on the host after a step, the same on every process.
+
+    Attributes:
+        terms: Each loss term over the whole batch.
+        loss: Their sum.
+        grad_norm: Norm of the whole gradient before clipping.
+        stop: A signal that some process received.
+    """
+
+    terms: dict[str, float]
+    loss: float
+    grad_norm: float
+    stop: StopSignal | None
+
+
+class NotFiniteError(TrainingError):
+    """The loss or the gradient of a step is not finite. Nothing was changed by the step."""
+
+
+class TrainStep:
+    """Runs optimiser steps.
+
+    Args:
+        session: Task, model, device, settings.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.accelerator = session.accelerator
+        self.task = session.task
+        self.trained = session.trained
+        self.loop: LoopConfig = session.config.loop
+        self.optim: OptimConfig = session.config.optim
+        self.parameters = list(trainable(session.trained.model).values())
+
+    def __call__(self, step: int, batches: Iterator[Batch]) -> StepResult:
+        """Takes the step that follows ``step`` finished ones.
+
+        Raises:
+            NotFiniteError: The loss or the gradient is not finite; the message names the files.
+        """
+        micro_batches = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
+        scales = self._scales(micro_batches)
+        # Dropout and every other draw of the forward pass depend on the step, so there is no state of it to save.
+        torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index))
+        self.trained.optimizer.zero_grad(set_to_none=True)
+        terms = [
+            self._forward_backward(batch, scales, last=index == self.loop.accumulate - 1)
+            for index, batch in enumerate(micro_batches)
+        ]
+        self.trained.scaler.unscale_(self.trained.optimizer)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        result = self._on_host(list(scales), terms, grad_norm)
+        self._check_finite(step, result, micro_batches, terms)
+        self._update(step, grad_norm)
+        return result
+
+    def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """One over each term's normaliser over the whole batch; zero where there is nothing to normalise."""
+        normalisers = [self.task.normalisers(batch) for batch in micro_batches]
+        names = list(normalisers[0])
+        totals = torch.stack([sum(n[name] for n in normalisers).double() for name in names])  # type: ignore[union-attr]
+        totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
+        scales = torch.where(totals > 0, 1 / totals, torch.zeros_like(totals)).float()
+        return dict(zip(names, scales.unbind(), strict=True))
+
+    def _forward_backward(self, batch: Batch, scales: dict[str, Tensor], *, last: bool) -> Tensor:
+        """Adds a micro-batch's gradient; returns its share of each term, detached."""
+        with nullcontext() if last else self.accelerator.no_sync(self.session.wrapped):
+            taps = self.session.backbone(batch.image_BCHW, self.trained.model.head.request)
+            with self.session.autocast():
+                output = self.session.wrapped(taps)
+            sums = self.task.loss_sums(output, batch, taps)
+            terms = torch.stack([sums[name].float() * scale for name, scale in scales.items()])
+            # Data-parallel training averages gradients over processes; the loss is a sum over them.
+            self.trained.scaler.scale(terms.sum() * self.accelerator.num_processes).backward()
+        return terms.detach()
+
+    def _on_host(self, names: list[str], terms: list[Tensor], grad_norm: Tensor) -> StepResult:
+        """The step's one wait for the device: losses over all processes, gradient norm and stop signals together."""
+        flags = [float(self.session.stop.received == name) for name in STOP_SIGNALS]
+        local = torch.cat(
+            [torch.stack(terms).sum(0).double(), torch.tensor(flags, dtype=torch.float64).to(terms[0].device)]
+        )
+        together = self.accelerator.reduce(local, "sum")
+        *losses, interrupted, terminated, norm = torch.cat([together, grad_norm.double().view(1)]).tolist()
+        stop = STOP_SIGNALS[0] if interrupted else STOP_SIGNALS[1] if terminated else None
+        return StepResult(dict(zip(names, losses, strict=True)), sum(losses), norm, stop)
+
+    def _check_finite(self, step: int, result: StepResult, batches: Sequence[Batch], terms: Sequence[Tensor]) -> None:
+        finite_loss = result.loss - result.loss == 0
+        # An overflowing gradient in fp16 is the scaler's business: it skips the step and lowers its scale.
+        finite_gradient = result.grad_norm - result.grad_norm == 0 or self.trained.scaler.is_enabled()
+        if finite_loss and finite_gradient:
+            return
+        what = f"the loss is {result.loss}" if not finite_loss else f"the norm of the gradient is {result.grad_norm}"
+        suspects = [
+            name
+            for batch, values in zip(batches, terms, strict=True)
+            if finite_loss or not bool(torch.isfinite(values).all())
+            for name in batch.names
+        ]
+        names = gather_object(suspects)
+        raise NotFiniteError(f"Step {step + 1}: {what}. Files of the batch: {', '.join(names)}.")
+
+    def _update(self, step: int, grad_norm: Tensor) -> None:
+        if self.optim.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip_norm, grad_norm)
+        set_lr(self.trained.optimizer, lr_factor(step, self.loop.steps, self.optim))
+        self.trained.scaler.step(self.trained.optimizer)
+        self.trained.scaler.update()
+        if self.trained.average is not None:
+            self.trained.average.update()

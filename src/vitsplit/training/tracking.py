@@ -1,0 +1,126 @@
+"""Where the numbers of a run go: ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by the main process only."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from rich.console import Console
+
+from vitsplit.errors import ConfigError
+from vitsplit.training.config import Tracker
+from vitsplit.training.run_folder import RunFolder
+
+
+class Metrics:
+    """Takes each row to ``metrics.jsonl`` and to the trackers; on other processes than the main one it does nothing.
+
+    Args:
+        run: The run's folder.
+        trackers: Which trackers follow.
+        config: The resolved configuration, as the trackers' hyperparameters.
+        run_id: The run's id, so that a resumed run goes on in the same W&B run.
+        step: The step that the run starts from; later rows of an earlier start are forgotten.
+        main: Whether this is the main process.
+
+    Raises:
+        ConfigError: A tracker is not installed.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        trackers: tuple[Tracker, ...],
+        *,
+        config: dict[str, Any],
+        run_id: str,
+        step: int,
+        main: bool,
+    ) -> None:
+        self.run = run
+        self.main = main
+        self.trackers: list[GeneralTracker] = []
+        if not main:
+            return
+        run.cut_metrics(step)
+        for name in trackers:
+            tracker = _tracker(name, run, run_id, step)
+            tracker.start()
+            self.trackers.append(tracker)
+            if name == "wandb":
+                tracker.store_init_configuration(config)
+
+    def row(self, step: int, values: dict[str, Any]) -> None:
+        """One row of training."""
+        self._write({"step": step, **values}, {f"train/{name}": value for name, value in values.items()}, step)
+
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """One row of evaluation; trackers get its numbers (those per class stay in the file)."""
+        numbers = {f"eval/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        self._write({"step": step, "eval": metrics}, numbers, step)
+
+    def _write(self, row: dict[str, Any], numbers: dict[str, Any], step: int) -> None:
+        if not self.main:
+            return
+        self.run.append_metrics(row)
+        for tracker in self.trackers:
+            tracker.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Ends the trackers."""
+        for tracker in self.trackers:
+            tracker.finish()
+
+
+def _tracker(name: Tracker, run: RunFolder, run_id: str, step: int) -> GeneralTracker:
+    if name == "tensorboard":
+        return TensorBoardTracker(run.tensorboard.name, run.path, purge_step=step + 1)
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or leave it away.")
+    return WandBTracker("vitsplit", id=run_id, name=run.path.name, dir=str(run.path), resume="allow")
+
+
+@contextmanager
+def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[None]:
+    """Within the block, what ``vitsplit`` logs goes to the console and to ``log.txt``, from the main process only.
+
+    A block inside such a block for the same run changes nothing, so callers may open it earlier than ``fit`` does.
+    """
+    logger = logging.getLogger("vitsplit")
+    if any(getattr(handler, "baseFilename", None) == str(run.log_file.resolve()) for handler in logger.handlers):
+        yield
+        return
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if main:
+        to_file = logging.FileHandler(run.log_file.resolve(), encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = [to_file, _ConsoleHandler(console)]
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a live progress bar, and leaves long lines whole so that a command in them can be copied."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        label = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.console.print(label + self.format(record), soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,15 @@
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_fresh_accelerate():
+    """accelerate keeps its state for the whole process; every test begins without one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
