@@ -77,11 +77,12 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
 def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
     """The four pixels around each sampled position and their bilinear shares; M = N * 9 positions, taps innermost.
 
-    Positions are float32 in every precision, since bfloat16 cannot tell pixels apart beyond 256. A neighbour beyond the
-    border keeps a valid index and gets the share zero.
+    Positions are at least float32 in every precision, since bfloat16 cannot tell pixels apart beyond 256. A neighbour
+    beyond the border keeps a valid index and gets the share zero.
     """
     batch, device = offset_BChw.shape[0], offset_BChw.device
-    offset_Bhw92 = offset_BChw.float().permute(0, 2, 3, 1).reshape(batch, height, columns, NUM_TAPS, 2)
+    position_dtype = torch.promote_types(offset_BChw.dtype, torch.float32)
+    offset_Bhw92 = offset_BChw.to(position_dtype).permute(0, 2, 3, 1).reshape(batch, height, columns, NUM_TAPS, 2)
     reach = torch.arange(-1, 2, device=device)
     y_Bhw9 = offset_Bhw92[..., 0] + reach.repeat_interleave(3) + torch.arange(height, device=device).view(-1, 1, 1)
     x_Bhw9 = offset_Bhw92[..., 1] + reach.repeat(3) + torch.arange(columns, device=device).view(-1, 1)

@@ -5,8 +5,7 @@ Shapes: L layers, J = K_p columns (mixed maps), B batch, D width, h w patch grid
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class SparseGate(nn.Module):
         soft_LJ = torch.softmax(self.scores_LJ / self.temperature, dim=0)
         top_kJ = soft_LJ.topk(self.num_maps, dim=0).indices
         sparse_LJ = soft_LJ * torch.zeros_like(soft_LJ).scatter(0, top_kJ, 1.0)
-        through_LJ = sparse_LJ + self.scores_LJ - self.scores_LJ.detach()
+        # The difference is exactly zero, so that what was dropped stays exactly zero; only its gradient counts.
+        through_LJ = sparse_LJ + (self.scores_LJ - self.scores_LJ.detach())
         return through_LJ / through_LJ.sum(dim=0, keepdim=True)
 
     @torch.no_grad()
@@ -51,16 +51,23 @@ class SparseGate(nn.Module):
         """
         if self.training:
             return list(_MixAll.apply(self.weights(), *(maps[layer] for layer in range(self.scores_LJ.shape[0]))))
-        kept_LJ = self.weights().tolist()
-        mixed: list[Tensor] = []
-        for column in range(self.num_maps):
-            terms = (row[column] * maps[layer] for layer, row in enumerate(kept_LJ) if row[column] > 0)
-            mixed.append(functools.reduce(torch.add, terms))
-        return mixed
+        return _mix(self.weights().tolist(), maps)
+
+
+def _mix(weights_LJ: Sequence[Sequence[float]], maps: Mapping[int, Tensor]) -> list[Tensor]:
+    """``mixed_j = sum_l weights[l][j] * map_l``, one map after the other, added up in float32; reads no map of weight 0."""
+    kept = {layer: weights_J for layer, weights_J in enumerate(weights_LJ) if any(weights_J)}
+    first = maps[next(iter(kept))]
+    mixed = [torch.zeros_like(first, dtype=torch.float32) for _ in weights_LJ[0]]
+    for layer, weights_J in kept.items():
+        for out, weight in zip(mixed, weights_J, strict=True):
+            if weight:
+                out.add_(maps[layer], alpha=weight)
+    return [out.to(first.dtype) for out in mixed]
 
 
 class _MixAll(torch.autograd.Function):
-    """``mixed_j = sum_l weights[l, j] * map_l``. Keeps the L maps as they came (they are constants) and nothing else.
+    """``_mix`` with the gradient of every weight. Keeps the L maps as they came (they are constants) and nothing else.
 
     Plain arithmetic would do the same with a temporary map and a graph node for each of the L x K_p products.
     """
@@ -68,12 +75,7 @@ class _MixAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weights_LJ: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*maps)
-        mixed = [torch.zeros_like(maps[0], dtype=torch.float32) for _ in range(weights_LJ.shape[1])]
-        for layer, weights_J in enumerate(weights_LJ.tolist()):
-            for out, weight in zip(mixed, weights_J, strict=True):
-                if weight:
-                    out.add_(maps[layer], alpha=weight)
-        return tuple(out.to(maps[0].dtype) for out in mixed)
+        return tuple(_mix(weights_LJ.tolist(), dict(enumerate(maps))))
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

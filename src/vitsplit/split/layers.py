@@ -37,10 +37,15 @@ def uniform_layers(
 
 
 def last_layers(num_layers: int, num_prior_layers: int) -> tuple[int, ...]:
-    """The last K_p layers (Table 7's comparison; the release's choice for some data sets)."""
+    """The last K_p layers (Table 7's comparison; the release's choice for some data sets).
+
+    Raises:
+        ConfigError: K_p is not in 1..L.
+    """
     if not 1 <= num_prior_layers <= num_layers:
         raise ConfigError(
-            f"The last {num_prior_layers} of {num_layers} layers cannot be taken: lower num_prior_layers."
+            f"The last {num_prior_layers} of {num_layers} layers cannot be taken: num_prior_layers (K_p) must lie in "
+            f"1..{num_layers}. To train without a prior head use --no-prior-head."
         )
     return tuple(range(num_layers - num_prior_layers, num_layers))
 
@@ -79,7 +84,10 @@ def select_layers(config: SplitConfig, num_layers: int) -> tuple[int, ...]:
             return explicit_layers(num_layers, config.prior_layers)
         case "gate":
             if not 1 <= config.num_prior_layers <= num_layers:
-                raise ConfigError(f"The gate cannot keep {config.num_prior_layers} of {num_layers} layers per column.")
+                raise ConfigError(
+                    f"The gate cannot keep {config.num_prior_layers} of {num_layers} layers per column: "
+                    f"num_prior_layers (K_p) must lie in 1..{num_layers}."
+                )
             return tuple(range(num_layers))
 
 
