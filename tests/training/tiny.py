@@ -1,6 +1,7 @@
 """A backbone, a head and a task so small that a run takes a second. Shapes: B batch, D width, h w grid, H W pixels."""
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,11 @@ class TinyRun:
     @property
     def weights(self) -> dict[str, Tensor]:
         return self.model.trainable_state()
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl that have a key (``loss`` or ``eval``)."""
+        lines = self.folder.metrics_file.read_text().splitlines()
+        return [row for line in lines if kind in (row := json.loads(line))]
 
     @property
     def last(self) -> dict[str, Tensor]:

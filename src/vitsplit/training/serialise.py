@@ -128,7 +128,9 @@ def _name(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_name(member) for member in arguments)
     if origin is tuple:
-        return "a list of " + _name(arguments[0])
+        if arguments[-1] is Ellipsis:
+            return f"a list, each item {_name(arguments[0])}"
+        return f"a list of {len(arguments)} ({', '.join(map(_name, arguments))})"
     if kind is types.NoneType:
         return "null"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
