@@ -20,7 +20,7 @@ BackboneMaker = Callable[[str], Backbone]
 
 
 def _model(family: str) -> nn.Module:
-    size = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2, "num_classes": 0}
+    size = {"embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2, "num_classes": 0, "global_pool": ""}
     match family:
         case "plain" | "plain-registers":
             registers = 2 if family == "plain-registers" else 0
@@ -28,9 +28,7 @@ def _model(family: str) -> nn.Module:
                 img_size=28, patch_size=14, init_values=0.5, reg_tokens=registers, dynamic_img_size=True, **size
             )
         case "rotary":
-            return Eva(
-                img_size=32, patch_size=16, use_rot_pos_emb=True, dynamic_img_size=True, global_pool="token", **size
-            )
+            return Eva(img_size=32, patch_size=16, use_rot_pos_emb=True, dynamic_img_size=True, **size)
         case "sam":
             model = VisionTransformerSAM(
                 img_size=32, patch_size=16, use_rel_pos=True, window_size=2, global_attn_indexes=(1, 3), **size
@@ -72,6 +70,6 @@ def plain_backbone() -> Backbone:
 
 
 @pytest.fixture
-def image_BCHW() -> torch.Tensor:
+def image_BCHW() -> torch.Tensor:  # noqa: N802
     """Two images, neither square nor a multiple of the patch size."""
     return torch.randint(0, 256, (2, 3, 40, 61), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

@@ -65,15 +65,14 @@ def test_before_training_the_task_map_is_the_frozen_models_own(backbone: Backbon
         task_head = TaskHead(backbone, backbone.num_layers - num_tuned).train()
         request = TapRequest(tokens=frozenset({task_head.depth}), maps=frozenset({backbone.num_layers - 1}))
         taps = backbone(image_BCHW, request)
-        expected = (
-            out if out.dim() == 4 else out[:, backbone.num_prefix_tokens :].transpose(1, 2).unflatten(2, taps.grid)
-        )
+        patches = out if out.dim() == 4 else out[:, backbone.num_prefix_tokens :].transpose(1, 2)
+        expected = patches.reshape(2, backbone.width, *taps.grid)
         with torch.no_grad():
             task_map = task_head(taps)
         assert task_map.shape == (2, backbone.width, *taps.grid)
         assert float((task_map - expected).abs().max()) == 0.0
         assert float((task_map - taps.maps[backbone.num_layers - 1]).abs().max()) == 0.0
-        # With gradient PyTorch may choose another kernel for attention with a trained bias (SAM), which rounds otherwise.
+        # With gradient PyTorch may choose another kernel for attention with a trained bias (SAM): it rounds otherwise.
         torch.testing.assert_close(task_head(taps), task_map, rtol=1e-5, atol=1e-5)
 
 

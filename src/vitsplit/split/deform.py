@@ -1,7 +1,7 @@
 """Deformable convolution, version 1 (Dai et al. 2017), in plain PyTorch operations.
 
-A sampled value is a weighted sum of four neighbouring pixels, and a pixel with channels innermost is one row of memory: so
-sampling is an embedding bag of four rows, and the convolution is one matrix product over the sampled rows. Equal to
+A sampled value is a weighted sum of four neighbouring pixels, and a pixel with channels innermost is one row of memory:
+so sampling is an embedding bag of four rows, and the convolution is one matrix product over the sampled rows. Equal to
 ``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but several times faster on a processor and at
 home in bfloat16, for which that operator has no kernel there.
 
@@ -88,7 +88,7 @@ def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor,
     x_Bhw9 = offset_Bhw92[..., 1] + reach.repeat(3) + torch.arange(columns, device=device).view(-1, 1)
     top_Bhw9, left_Bhw9 = y_Bhw9.detach().floor(), x_Bhw9.detach().floor()
     low_y, low_x = y_Bhw9 - top_Bhw9, x_Bhw9 - left_Bhw9
-    # One row and column beyond the border is enough to stand for all that lies further out, and keeps the integers small.
+    # One row and column beyond the border is enough to stand for all that lies further out, and keeps integers small.
     top_Bhw9 = top_Bhw9.clamp(-2, height).long()
     left_Bhw9 = left_Bhw9.clamp(-2, columns).long()
     first_pixel_B111 = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * columns)

@@ -55,7 +55,7 @@ class SparseGate(nn.Module):
 
 
 def _mix(weights_LJ: Sequence[Sequence[float]], maps: Mapping[int, Tensor]) -> list[Tensor]:
-    """``mixed_j = sum_l weights[l][j] * map_l``, one map after the other, added up in float32; reads no map of weight 0."""
+    """``mixed_j = sum_l weights[l][j] * map_l``, map after map, added up in float32; reads no map of weight 0."""
     kept = {layer: weights_J for layer, weights_J in enumerate(weights_LJ) if any(weights_J)}
     first = maps[next(iter(kept))]
     mixed = [torch.zeros_like(first, dtype=torch.float32) for _ in weights_LJ[0]]
@@ -78,7 +78,7 @@ class _MixAll(torch.autograd.Function):
         return tuple(_mix(weights_LJ.tolist(), dict(enumerate(maps))))
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         maps: tuple[Tensor, ...] = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_JC = torch.stack([grad.to(maps[0].dtype).permute(0, 2, 3, 1).flatten() for grad in grads])
         grad_LJ = torch.stack([grad_JC @ map_BDhw.permute(0, 2, 3, 1).flatten() for map_BDhw in maps]).float()

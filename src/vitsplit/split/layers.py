@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 from vitsplit.errors import ConfigError
@@ -62,7 +63,7 @@ def explicit_layers(num_layers: int, layers: tuple[int, ...]) -> tuple[int, ...]
         raise ConfigError(
             f"prior_layers {list(layers)} leave the range 0..{num_layers - 1} of a backbone of {num_layers}."
         )
-    if any(after <= before for before, after in zip(layers, layers[1:], strict=False)):
+    if any(after <= before for before, after in itertools.pairwise(layers)):
         raise ConfigError(f"prior_layers {list(layers)} must be strictly increasing: no layer twice, lowest first.")
     return layers
 
