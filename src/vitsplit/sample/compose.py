@@ -1,0 +1,144 @@
+"""Random layouts: which room, which solids, where they stand, how they are lit and seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from vitsplit.sample.decor import lights, paint_room, paint_solid
+from vitsplit.sample.layout import NOMINAL_ASPECT, NUM_PLANES, Camera, Layout, Point, Solid
+from vitsplit.sample.render import trace
+from vitsplit.sample.solids import KINDS, Half
+
+Rng = np.random.Generator
+
+_FEWEST, _MOST = 3, 7
+_COVER = (0.014, 0.085)
+"""Least and greatest share of the nominal frame that an object may cover where nothing hides it (estimated)."""
+_SEEN = 0.009
+"""Least share of the nominal frame in which an object must be seen; others are taken out of the layout."""
+_PREVIEW = (96, 128)
+_TRIES = 25
+
+
+def random_layout(rng: Rng) -> Layout:
+    """A room with 3 to 7 objects, each of which is seen in at least 0.9 % of the nominal frame."""
+    while True:
+        room = (float(rng.uniform(4.2, 7.0)), float(rng.uniform(4.2, 7.0)), float(rng.uniform(2.3, 2.9)))
+        camera = _camera(rng, room)
+        solids = _stand(rng, room, camera, int(rng.integers(_FEWEST + 1, _MOST + 1)))
+        planes, panels = paint_room(rng, room)
+        lamps, lamp_radius, ambient = lights(rng, room, panels)
+        layout = Layout(room, planes, panels, solids, lamps, lamp_radius, ambient, camera)
+        layout = _without_hidden(layout)
+        if len(layout.solids) >= _FEWEST:
+            return layout
+
+
+def _camera(rng: Rng, room: Point) -> Camera:
+    """Near a wall or a corner, at table to eye height, looking across the room and down."""
+    heading = float(rng.uniform(0, 2 * np.pi))
+    middle = np.array([room[0] / 2, room[1] / 2])
+    back = np.array([np.cos(heading), np.sin(heading)])
+    reach = np.min((middle - 0.35) / np.maximum(np.abs(back), 1e-6))
+    place = middle + back * reach * rng.uniform(0.85, 1.0)
+    position = np.array([*place, rng.uniform(1.0, 1.9)])
+    target = np.array([*(middle - back * 0.3 + rng.normal(0, 0.35, 2)), rng.uniform(0.2, 1.0)])
+    forward = (target - position) / np.linalg.norm(target - position)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    down = np.cross(forward, right)
+    roll = np.deg2rad(rng.uniform(-3, 3))
+    axes = np.stack([np.cos(roll) * right + np.sin(roll) * down, np.cos(roll) * down - np.sin(roll) * right, forward])
+    x, y, z = (float(value) for value in position)
+    return Camera((x, y, z), axes.astype(np.float32), float(rng.uniform(0.74, 1.05)))
+
+
+def _stand(rng: Rng, room: Point, camera: Camera, count: int) -> tuple[Solid, ...]:
+    """Places up to ``count`` solids on the floor and on boxes, free of each other and well inside the frame."""
+    solids: list[Solid] = []
+    for _ in range(count):
+        # A kind keeps its turn until it fits, so that shapes that fit less easily are not rarer.
+        kind = KINDS[rng.integers(len(KINDS))]
+        for _ in range(_TRIES):
+            free = [k for k, s in enumerate(solids) if s.kind == "box" and all(other.on != k for other in solids)]
+            if free and rng.random() < 0.5:
+                on = int(rng.choice(free))
+                solid = _on_box(rng, kind, solids[on], on)
+            else:
+                solid = _on_floor(rng, kind, room)
+            if _fits(solid, solids, room, camera):
+                solids.append(solid)
+                break
+    return tuple(solids)
+
+
+def _half(rng: Rng, kind: str, scale: float) -> Half:
+    """Half extents in metres of a solid whose greatest width is about ``2 * scale``."""
+    if kind == "ball":
+        return scale, scale, scale
+    if kind == "box":
+        return (
+            scale * float(rng.uniform(0.6, 1.0)),
+            scale * float(rng.uniform(0.6, 1.0)),
+            scale * float(rng.uniform(0.45, 1.2)),
+        )
+    if kind == "cylinder":
+        radius = scale * float(rng.uniform(0.5, 0.95))
+        return radius, radius, scale * float(rng.uniform(0.5, 1.3))
+    radius = scale * float(rng.uniform(0.65, 1.0))
+    return radius, radius, scale * float(rng.uniform(0.8, 1.35))
+
+
+def _solid(rng: Rng, kind: str, half: Half, foot: Point, on: int | None) -> Solid:
+    texture, colour = paint_solid(rng, max(half))
+    centre = (foot[0], foot[1], foot[2] + half[2])
+    return Solid(kind, centre, half, float(rng.uniform(0, 2 * np.pi)), texture, colour, on)
+
+
+def _on_floor(rng: Rng, kind: str, room: Point) -> Solid:
+    half = _half(rng, kind, float(np.exp(rng.uniform(np.log(0.22), np.log(0.55)))))
+    x, y = (float(rng.uniform(0.1, extent - 0.1)) for extent in room[:2])
+    return _solid(rng, kind, half, (x, y, 0.0), None)
+
+
+def _on_box(rng: Rng, kind: str, box: Solid, on: int) -> Solid:
+    half = _half(rng, kind, min(box.half[0], box.half[1]) * float(rng.uniform(0.6, 0.95)))
+    if kind == "box":  # turned any way, its corners stay on top
+        half = (half[0] * 0.7, half[1] * 0.7, half[2])
+    return _solid(rng, kind, half, (box.centre[0], box.centre[1], box.centre[2] + box.half[2]), on)
+
+
+def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera) -> bool:
+    """Whether a solid is inside the room, clear of the camera and of the others, and well sized in the frame."""
+    (x, y, z), reach = solid.centre, solid.footprint
+    if min(x, y, room[0] - x, room[1] - y) < reach + 0.03 or z + solid.half[2] > room[2] - 0.2:
+        return False
+    if solid.on is None and any(
+        np.hypot(x - other.centre[0], y - other.centre[1]) < reach + other.footprint + 0.05 for other in others
+    ):
+        return False
+    across, below, depth = camera.project(solid.centre)
+    if depth < 1.2:
+        return False
+    width, height = camera.focal * reach / depth, camera.focal * solid.half[2] / depth
+    if abs(across) > NOMINAL_ASPECT / 2 - 0.7 * width or abs(below) > 0.5 - 0.7 * height:
+        return False
+    filled = {"ball": np.pi / 4, "cone": 0.55, "cylinder": 1.0, "box": 0.9}[solid.kind]
+    return bool(_COVER[0] < 4 * width * height * filled / NOMINAL_ASPECT < _COVER[1])
+
+
+def _without_hidden(layout: Layout) -> Layout:
+    """Takes out the solids that are hardly seen, with what stands on them."""
+    surface_HW, _ = trace(layout, _PREVIEW)
+    seen = np.bincount(surface_HW.ravel(), minlength=NUM_PLANES + len(layout.solids)) / surface_HW.size
+    kept: list[int] = []
+    for k, solid in enumerate(layout.solids):  # what stands on a box comes after it
+        if seen[NUM_PLANES + k] >= _SEEN and (solid.on is None or solid.on in kept):
+            kept.append(k)
+    solids = tuple(
+        replace(solid, on=None if solid.on is None else kept.index(solid.on))
+        for solid in (layout.solids[k] for k in kept)
+    )
+    return replace(layout, solids=solids)

@@ -1,0 +1,190 @@
+"""Writes sets of generated scenes in the package's folder layout, with labels for all tasks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitsplit.errors import DataError, VitsplitError
+from vitsplit.sample.scene import CLASSES, OBJECT_CLASSES, SampleScene, generate_scene
+
+SPLITS = ("train", "val")
+DEPTH_SCALE = 0.001
+"""Metres per unit of a depth PNG."""
+
+_MOST_WORKERS = 8
+_WORTH_WORKERS = 8
+"""Fewer scenes than this are rendered here: starting processes would take longer."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    split: str
+    index: int
+    seed: int
+    size: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        return f"scene_{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a scene adds to the files that are one for a whole split."""
+
+    annotations: list[dict[str, Any]]
+    questions: tuple[tuple[str, str], ...]
+
+
+def scene_seed(seed: int, split: str, index: int) -> int:
+    """The seed of one scene of a set: it does not depend on the set's size."""
+    return int(np.random.SeedSequence([seed, SPLITS.index(split), index]).generate_state(1, np.uint64)[0])
+
+
+def write_segmentation_set(
+    root: Path,
+    train: int,
+    val: int,
+    size: tuple[int, int] = (238, 322),
+    seed: int = 0,
+    on_scene: Callable[[int, int], None] | None = None,
+    *,
+    workers: int | None = None,
+) -> Path:
+    """Generates a data set that every task of the package can train on.
+
+    It holds ``classes.json``; ``images/SPLIT/NAME.jpg``; ``masks/SPLIT/NAME.png`` (class indices);
+    ``depth/SPLIT/NAME.png`` (16 bit, with the metres per unit in ``depth.json``); ``annotations/SPLIT.json`` (COCO,
+    masks as uncompressed RLE, categories 1 to 4) and ``questions_SPLIT.jsonl``, for the splits train and val. The
+    folder appears when it is complete.
+
+    Args:
+        root: The folder to make; it may exist if it is empty.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        size: ``(H, W)`` of the images.
+        seed: Scene i of a split depends on the seed, the split and i alone, not on the numbers or on ``workers``.
+        on_scene: Called after each scene with the scenes done and their total.
+        workers: Processes; None takes one per core, at most 8. With more than one, a script that calls this needs the
+            usual ``if __name__ == "__main__":``.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        DataError: The folder holds something already.
+        VitsplitError: A process ended before its scenes were written.
+    """
+    root = Path(root)
+    if root.is_file() or (root.is_dir() and any(root.iterdir())):
+        raise DataError(f"{root} already exists and is not an empty folder. Remove it or name another one.")
+    partial = root.with_name(f".{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    counts = {"train": train, "val": val}
+    for split in SPLITS:
+        for kind in ("images", "masks", "depth"):
+            (partial / kind / split).mkdir(parents=True)
+    jobs = [
+        _Job(partial, split, index, scene_seed(seed, split, index), size)
+        for split in SPLITS
+        for index in range(counts[split])
+    ]
+    try:
+        records: dict[str, list[tuple[_Job, _Record]]] = {split: [] for split in SPLITS}
+        for done, (job, record) in enumerate(zip(jobs, _write_all(jobs, workers), strict=True), start=1):
+            records[job.split].append((job, record))
+            if on_scene is not None:
+                on_scene(done, len(jobs))
+        _write_indices(partial, records)
+        if root.is_dir():
+            root.rmdir()
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
+    workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS, len(jobs))
+    if workers < 2 or len(jobs) < _WORTH_WORKERS:
+        yield from map(_write_scene, jobs)
+        return
+    # Processes are spawned, not forked: the caller may hold threads of torch, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from pool.map(_write_scene, jobs, chunksize=2)
+    except BrokenProcessPool as error:
+        raise VitsplitError(
+            "A process that wrote scenes ended early. A script that writes a set with several processes must do so "
+            'under `if __name__ == "__main__":`; give workers=1 to do without them.'
+        ) from error
+
+
+def _write_scene(job: _Job) -> _Record:
+    scene = generate_scene(job.seed, job.size)
+    images, masks, depth = (job.folder / kind / job.split for kind in ("images", "masks", "depth"))
+    Image.fromarray(scene.image_HWC).save(images / f"{job.name}.jpg", quality=93, subsampling=0)
+    Image.fromarray(scene.mask_HW).save(masks / f"{job.name}.png")
+    millimetres_HW = np.rint(scene.depth_HW / DEPTH_SCALE).astype(np.uint16)
+    Image.fromarray(millimetres_HW).save(depth / f"{job.name}.png")
+    return _Record(_annotations(scene), scene.questions)
+
+
+def _annotations(scene: SampleScene) -> list[dict[str, Any]]:
+    """COCO annotations of a scene, still without ids."""
+    found = []
+    for row, (x1, y1, x2, y2) in enumerate(scene.boxes_N4.tolist()):
+        object_HW = scene.instances_HW == row + 1
+        found.append(
+            {
+                "category_id": OBJECT_CLASSES.index(CLASSES[scene.box_classes_N[row]]) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": int(object_HW.sum()),
+                "iscrowd": 0,
+                "segmentation": run_lengths(object_HW),
+            }
+        )
+    return found
+
+
+def run_lengths(object_HW: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """Uncompressed COCO RLE: lengths of the runs down the columns, zeros first."""
+    flat = object_HW.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return {"size": list(object_HW.shape), "counts": counts.tolist()}
+
+
+def _write_indices(folder: Path, records: dict[str, list[tuple[_Job, _Record]]]) -> None:
+    (folder / "classes.json").write_text(json.dumps(list(CLASSES)) + "\n")
+    (folder / "depth.json").write_text(json.dumps({"scale": DEPTH_SCALE}) + "\n")
+    (folder / "annotations").mkdir()
+    categories = [{"id": k + 1, "name": name, "supercategory": "object"} for k, name in enumerate(OBJECT_CLASSES)]
+    for split, scenes in records.items():
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        lines: list[str] = []
+        for job, record in scenes:
+            file, height, width = f"{job.name}.jpg", *job.size
+            images.append({"id": job.index + 1, "file_name": file, "height": height, "width": width})
+            for annotation in record.annotations:
+                annotations.append({"id": len(annotations) + 1, "image_id": job.index + 1, **annotation})
+            lines += [json.dumps({"image": file, "question": q, "answer": a}) + "\n" for q, a in record.questions]
+        coco = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+        (folder / f"questions_{split}.jsonl").write_text("".join(lines))

@@ -1,0 +1,94 @@
+"""Questions on a scene with exact answers of one word or number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vitsplit.sample.solids import KINDS
+
+PLURALS = {"ball": "balls", "box": "boxes", "cylinder": "cylinders", "cone": "cones"}
+
+MARGIN = 0.03
+"""Objects whose boxes' centres are closer than this share of the image's width are not told apart as left or right."""
+DEPTH_MARGIN = 0.1
+"""Objects whose nearest points differ by less (metres of depth) are not told apart as nearer or farther."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a question may ask of a visible object.
+
+    Attributes:
+        kind: Its class.
+        colour: Name of its colour.
+        x: Centre of its box, in image widths.
+        depth: Depth of its nearest visible pixel, metres.
+        on: Index of the visible object that it stands on, or -1.
+    """
+
+    kind: str
+    colour: str
+    x: float
+    depth: float
+    on: int
+
+
+def ask(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
+    """All questions that have one clear answer, as ``(question, answer)``.
+
+    Counting and existence are asked for every class; colour, sides, nearness and what stands on what only where the
+    words name one object and the answer is beyond the margins.
+    """
+    return (*_counting(things), *_colours(things), *_sides(things), *_nearest(things), *_resting(things))
+
+
+def _counting(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    counts = Counter(thing.kind for thing in things)
+    yield "how many objects are there?", str(len(things))
+    for kind in KINDS:
+        yield f"how many {PLURALS[kind]} are there?", str(counts[kind])
+        yield f"is there a {kind}?", "yes" if counts[kind] else "no"
+
+
+def _name(things: Sequence[Thing], thing: Thing) -> str | None:
+    """Words that fit this object alone: its class, else colour and class, else None."""
+    if sum(other.kind == thing.kind for other in things) == 1:
+        return f"the {thing.kind}"
+    if sum((other.kind, other.colour) == (thing.kind, thing.colour) for other in things) == 1:
+        return f"the {thing.colour} {thing.kind}"
+    return None
+
+
+def _colours(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    for thing in things:
+        if _name(things, thing) == f"the {thing.kind}":
+            yield f"what colour is the {thing.kind}?", thing.colour
+
+
+def _sides(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    for side, sign in (("left", 1), ("right", -1)):
+        order = sorted(things, key=lambda thing: sign * thing.x)
+        if len(order) > 1 and abs(order[0].x - order[1].x) >= MARGIN:
+            yield f"what is the {side}most object?", order[0].kind
+        for thing in things:
+            name = _name(things, thing)
+            others = [other for other in things if other is not thing]
+            beyond = [other for other in others if sign * (thing.x - other.x) >= MARGIN]
+            clear = all(abs(thing.x - other.x) >= MARGIN for other in others)
+            if name and clear and len(beyond) == 1:
+                yield f"what is to the {side} of {name}?", beyond[0].kind
+
+
+def _nearest(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    order = sorted(things, key=lambda thing: thing.depth)
+    if len(order) > 1 and order[1].depth - order[0].depth >= DEPTH_MARGIN:
+        yield "what is nearest to the camera?", order[0].kind
+
+
+def _resting(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+    for thing in things:
+        name = _name(things, things[thing.on]) if thing.on >= 0 else None
+        if name:
+            yield f"what is on top of {name}?", thing.kind

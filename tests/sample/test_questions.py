@@ -1,0 +1,120 @@
+import re
+
+import numpy as np
+import pytest
+
+from vitsplit.sample import CLASSES, OBJECT_CLASSES, generate_scene
+from vitsplit.sample.compose import random_layout
+from vitsplit.sample.questions import Thing, ask
+
+SIZE = (119, 161)
+SINGULAR = {"balls": "ball", "boxes": "box", "cylinders": "cylinder", "cones": "cone"}
+
+
+def _named(scene, words):
+    """The one row that words such as 'red ball' or 'ball' name."""
+    *colour, kind = words.split()
+    rows = [
+        row
+        for row in range(len(scene.boxes_N4))
+        if CLASSES[scene.box_classes_N[row]] == kind and colour in ([], [scene.colours[row]])
+    ]
+    assert len(rows) == 1, f"'{words}' names {len(rows)} objects"
+    return rows[0]
+
+
+def _answer(scene, layout, question):
+    """Answers from pixels, boxes and depth alone; what stands on what, from the layout's heights."""
+    kinds = [CLASSES[index] for index in scene.box_classes_N]
+    rows = range(len(kinds))
+    centre = [(box[0] + box[2]) / 2 for box in scene.boxes_N4]
+    if question == "how many objects are there?":
+        return str(len(np.unique(scene.instances_HW[scene.instances_HW > 0])))
+    if match := re.fullmatch(r"how many (\w+) are there\?", question):
+        pixels = scene.mask_HW == CLASSES.index(SINGULAR[match[1]])
+        return str(len(np.unique(scene.instances_HW[pixels & (scene.instances_HW > 0)])))
+    if match := re.fullmatch(r"is there a (\w+)\?", question):
+        return "yes" if ((scene.mask_HW == CLASSES.index(match[1])) & (scene.instances_HW > 0)).any() else "no"
+    if match := re.fullmatch(r"what colour is the (.+)\?", question):
+        return scene.colours[_named(scene, match[1])]
+    if match := re.fullmatch(r"what is the (left|right)most object\?", question):
+        return kinds[(np.argmin if match[1] == "left" else np.argmax)(centre)]
+    if match := re.fullmatch(r"what is to the (left|right) of the (.+)\?", question):
+        at = centre[_named(scene, match[2])]
+        beyond = [row for row in rows if (centre[row] < at if match[1] == "left" else centre[row] > at)]
+        assert len(beyond) == 1
+        return kinds[beyond[0]]
+    if question == "what is nearest to the camera?":
+        nearest = np.argmin(np.where(scene.instances_HW > 0, scene.depth_HW, np.inf))
+        return kinds[scene.instances_HW.ravel()[nearest] - 1]
+    match = re.fullmatch(r"what is on top of the (.+)\?", question)
+    assert match, question
+    below = layout.solids[_named(scene, match[1])]
+    top = below.centre[2] + below.half[2]
+    above = [
+        solid
+        for solid in layout.solids
+        if abs(solid.centre[2] - solid.half[2] - top) < 1e-6
+        and np.hypot(solid.centre[0] - below.centre[0], solid.centre[1] - below.centre[1]) < below.half[0]
+    ]
+    assert below.kind == "box" and len(above) == 1
+    return above[0].kind
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    found = []
+    for seed in range(40):
+        scene, layout = generate_scene(seed, SIZE), random_layout(np.random.default_rng(seed))
+        if len(scene.boxes_N4) == len(layout.solids):  # rows of the labels are then the layout's solids
+            found.append((scene, layout))
+    assert len(found) > 35
+    return found
+
+
+def test_answers_are_those_of_the_labels(scenes):
+    kinds = set()
+    for scene, layout in scenes:
+        questions = [question for question, _ in scene.questions]
+        assert len(set(questions)) == len(questions)
+        for question, answer in scene.questions:
+            assert answer == _answer(scene, layout, question), question
+            assert " " not in answer
+            kinds.add(" ".join(question.split()[: 4 if "to the" not in question else 5]))
+    for start in (
+        "how many",
+        "is there",
+        "what colour",
+        "what is the leftmost",
+        "what is to the right",
+        "what is nearest",
+        "what is on",
+    ):
+        assert any(kind.startswith(start) for kind in kinds), start
+
+
+def test_counts_and_existence_are_asked_for_every_class(scenes):
+    for scene, _ in scenes:
+        questions = [question for question, _ in scene.questions]
+        for plural, kind in SINGULAR.items():
+            assert f"how many {plural} are there?" in questions and f"is there a {kind}?" in questions
+    answers = [answer for scene, _ in scenes for question, answer in scene.questions if question.startswith("is there")]
+    assert 0.5 < answers.count("yes") / len(answers) < 0.9
+    assert set(SINGULAR.values()) == set(OBJECT_CLASSES)
+
+
+def test_questions_that_words_or_margins_leave_open_are_not_asked():
+    twins = [Thing("ball", "red", 0.2, 2.0, -1), Thing("ball", "red", 0.6, 2.05, -1)]
+    texts = [question for question, _ in ask(twins)]
+    assert not any(q.startswith(("what colour", "what is nearest", "what is to", "what is on")) for q in texts)
+    assert ("what is the leftmost object?", "ball") in ask(twins)
+    close = [Thing("ball", "red", 0.50, 2.0, -1), Thing("cone", "blue", 0.51, 3.0, -1)]
+    texts = [question for question, _ in ask(close)]
+    assert not any("left" in question or "right" in question for question in texts)
+    assert ("what is nearest to the camera?", "ball") in ask(close)
+    stacked = [Thing("box", "red", 0.3, 2.0, -1), Thing("box", "blue", 0.7, 2.0, -1), Thing("cone", "red", 0.3, 2.1, 0)]
+    assert ("what is on top of the red box?", "cone") in ask(stacked)
+
+
+def test_an_empty_scene_can_be_asked():
+    assert ("how many objects are there?", "0") in ask([])
