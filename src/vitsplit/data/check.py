@@ -1,0 +1,210 @@
+"""Checking a data set before training on it: every file is read, and what is wrong is named.
+
+``CHECKS`` has one function per task; what they share (reading in parallel, duplicates, the report) is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import multiprocessing
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+
+from vitsplit.data.images import read_image_with_kind
+from vitsplit.errors import ConfigError, DataError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+Progress = Callable[[int, int], None]
+"""Called with the number of files read so far and of all."""
+
+
+CHECKS = {"segmentation": "vitsplit.data.check_segmentation:check_segmentation"}
+"""Task to the function that checks data for it, imported when it is called."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one file (or several).
+
+    Attributes:
+        level: Training fails on, or is falsified by, an error; a warning may be meant.
+        kind: What sort of thing, in two or three words: findings are grouped by it.
+        file: The file.
+        message: What is wrong, where, and what to do.
+    """
+
+    level: Literal["error", "warning"]
+    kind: str
+    file: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What reading one image showed; size is ``(width, height)`` and None if it could not be read."""
+
+    file: str
+    size: tuple[int, int] | None
+    kind: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How much of a class a split has."""
+
+    name: str
+    pixels: int
+    share: float
+    images: int
+
+
+@dataclass
+class SplitReport:
+    """What one split holds.
+
+    Attributes:
+        images: Number of images.
+        sizes: ``(width, height, count)``, the most common first.
+        converted: Kind of image that is converted on reading, to the number of them.
+        classes: Pixels and images per class; ``share`` is of all labelled pixels.
+        ignored_share: Share of all pixels that belong to no class.
+    """
+
+    images: int
+    sizes: list[tuple[int, int, int]] = field(default_factory=list)
+    converted: dict[str, int] = field(default_factory=dict)
+    classes: list[ClassCount] = field(default_factory=list)
+    ignored_share: float = 0.0
+
+
+@dataclass
+class Report:
+    """The result of a check."""
+
+    path: str
+    task: str
+    format: str
+    splits: dict[str, SplitReport] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that must be put right."""
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings that should be looked at."""
+        return [finding for finding in self.findings if finding.level == "warning"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report for other programs."""
+        return {"ok": not self.errors, **asdict(self)}
+
+
+CheckFunction = Callable[[Path, str, int, Progress], Report]
+"""Checks the data set in a folder, of a format, with a number of processes."""
+
+
+def check_data(
+    root: str | Path, task: str, format: str = "auto", workers: int = 0, progress: Progress | None = None
+) -> Report:
+    """Reads every file of a data set and reports what it holds and what is wrong.
+
+    Args:
+        root: Folder of the data set.
+        task: A key of ``CHECKS``.
+        format: Layout of the folder; ``auto`` recognises it.
+        workers: Processes that read; 0: one per core.
+        progress: Called as files are read.
+
+    Raises:
+        ConfigError: The task or the format is not known.
+        DataError: The folder is missing or its layout is not recognised.
+    """
+    if task not in CHECKS:
+        raise ConfigError(f"there is no check for the task '{task}'. Tasks: {', '.join(CHECKS)}.")
+    module, function = CHECKS[task].split(":")
+    check: CheckFunction = getattr(importlib.import_module(module), function)
+    return check(Path(root), format, workers or os.cpu_count() or 1, progress or (lambda done, total: None))
+
+
+def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int) -> Iterator[ResultT]:
+    """Applies a function to items in several processes, in order.
+
+    Raises:
+        DataError: A process was killed (a file that needs more memory than there is, a crash of a decoder).
+    """
+    workers = min(workers, len(items) // 4)
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(), initializer=_one_thread) as pool:
+        try:
+            yield from pool.map(function, items, chunksize=4)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that reads files was killed, most likely for lack of memory. Run again with --workers 1."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def inspect_image(path: Path) -> tuple[ImageFacts, Tensor | None, Finding | None]:
+    """Reads an image: what it is, the image itself, and the error if it cannot be read."""
+    try:
+        image_CHW, kind = read_image_with_kind(path)
+    except DataError as error:
+        return ImageFacts(str(path), None), None, Finding("error", "unreadable image", str(path), str(error))
+    pixels = image_CHW.permute(1, 2, 0).numpy()
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
+    return ImageFacts(str(path), (pixels.shape[1], pixels.shape[0]), kind, digest), image_CHW, None
+
+
+def summarise_images(facts: Iterable[ImageFacts]) -> SplitReport:
+    """Counts sizes and conversions of a split's images."""
+    facts = list(facts)
+    sizes = Counter(fact.size for fact in facts if fact.size is not None)
+    converted = Counter(fact.kind for fact in facts if fact.kind not in ("", "RGB"))
+    return SplitReport(
+        images=len(facts),
+        sizes=[(width, height, count) for (width, height), count in sizes.most_common()],
+        converted=dict(converted.most_common()),
+    )
+
+
+def find_duplicates(facts: dict[str, list[ImageFacts]]) -> list[Finding]:
+    """Images of equal pixels: across splits an error (the score is then no measure), inside one a warning."""
+    places: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for split, images in facts.items():
+        for image in images:
+            if image.digest:
+                places[image.digest].append((split, image.file))
+    findings = []
+    for copies in places.values():
+        splits = sorted({split for split, _ in copies})
+        files = [file for _, file in copies]
+        if len(splits) > 1:
+            said = f"{' and '.join(files)}: the same image in {' and '.join(splits)}. Remove it from all but one split."
+            findings.append(Finding("error", "image in two splits", files[0], said))
+        elif len(copies) > 1:
+            said = f"{' and '.join(files)}: the same image {len(copies)} times. Keep one."
+            findings.append(Finding("warning", "duplicate image", files[0], said))
+    return findings
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

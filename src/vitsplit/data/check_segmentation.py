@@ -1,0 +1,126 @@
+"""The check of segmentation data.
+
+Shapes: H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitsplit.data.check import (
+    ClassCount,
+    Finding,
+    ImageFacts,
+    Progress,
+    Report,
+    SplitReport,
+    find_duplicates,
+    inspect_image,
+    map_files,
+    summarise_images,
+)
+from vitsplit.data.classes import IGNORE, LabelScheme
+from vitsplit.errors import DataError
+from vitsplit.tasks.segmentation.data import LabelRangeError, SegmentationSet, load_mask, require_same_size
+from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
+
+
+@dataclass
+class PairFacts:
+    """What reading one image and its mask showed; ``pixels`` is class index (or 255) to count."""
+
+    image: ImageFacts
+    pixels: dict[int, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_segmentation(root: Path, format: str, workers: int, progress: Progress) -> Report:
+    """Reads every image and mask; see ``vitsplit.data.check.check_data``."""
+    report = Report(str(root), "segmentation", recognise(root, format)[1])
+    sets: dict[str, SegmentationSet] = {}
+    for split in list_segmentation_splits(root, format):
+        try:
+            sets[split] = open_segmentation_set(root, split, format)
+        except DataError as error:
+            report.findings.append(Finding("error", f"split {split} cannot be opened", str(root), str(error)))
+    total = sum(map(len, sets.values()))
+    images: dict[str, list[ImageFacts]] = {}
+    done = 0
+    for split, data in sets.items():
+        facts = []
+        for pair in map_files(partial(inspect_pair, labels=data.labels), data.items, workers):
+            facts.append(pair)
+            progress(done := done + 1, total)
+        report.splits[split] = _summarise(facts, data.labels)
+        report.findings += [finding for pair in facts for finding in pair.findings]
+        images[split] = [pair.image for pair in facts]
+    report.findings += find_duplicates(images)
+    report.findings += _unseen_classes(report)
+    return report
+
+
+def inspect_pair(item: tuple[Path, Path], labels: LabelScheme) -> PairFacts:
+    """Reads one image and its mask; what is wrong becomes findings, never an exception."""
+    image_path, mask_path = item
+    facts, image_CHW, problem = inspect_image(image_path)
+    pair = PairFacts(facts, findings=[problem] if problem else [])
+    mask_HW = _try_mask(mask_path, labels, pair)
+    if mask_HW is None:
+        return pair
+    if image_CHW is not None:
+        try:
+            require_same_size(image_CHW, mask_HW, image_path, mask_path)
+        except DataError as error:
+            pair.findings.append(Finding("error", "size mismatch", str(mask_path), str(error)))
+    counts_K = np.bincount(mask_HW.numpy().ravel(), minlength=IGNORE + 1)
+    pair.pixels = {int(label): int(counts_K[label]) for label in counts_K.nonzero()[0]}
+    if set(pair.pixels) == {IGNORE}:
+        said = f"{mask_path}: every pixel is ignored, so nothing is learned from it. Label it, or remove the pair."
+        pair.findings.append(Finding("warning", "mask all ignored", str(mask_path), said))
+    return pair
+
+
+def _try_mask(mask_path: Path, labels: LabelScheme, pair: PairFacts) -> Tensor | None:
+    try:
+        return load_mask(mask_path, labels)
+    except LabelRangeError as error:
+        pair.findings.append(Finding("error", "label out of range", str(mask_path), str(error)))
+    except DataError as error:
+        pair.findings.append(Finding("error", "unreadable mask", str(mask_path), str(error)))
+    return None
+
+
+def _summarise(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
+    report = summarise_images(pair.image for pair in facts)
+    pixels_K = np.zeros(IGNORE + 1, dtype=np.int64)
+    images_K = np.zeros(IGNORE + 1, dtype=np.int64)
+    for pair in facts:
+        for label, count in pair.pixels.items():
+            pixels_K[label] += count
+            images_K[label] += 1
+    labelled = int(pixels_K[:IGNORE].sum())
+    report.classes = [
+        ClassCount(name, int(pixels_K[k]), int(pixels_K[k]) / max(labelled, 1), int(images_K[k]))
+        for k, name in enumerate(labels.classes.names)
+    ]
+    report.ignored_share = int(pixels_K[IGNORE]) / max(labelled + int(pixels_K[IGNORE]), 1)
+    return report
+
+
+def _unseen_classes(report: Report) -> list[Finding]:
+    findings = []
+    for split, data in report.splits.items():
+        unseen = [count.name for count in data.classes if count.pixels == 0]
+        if unseen:
+            said = f"{split}: no pixel of {len(unseen)} of {len(data.classes)} classes: {', '.join(unseen)}. " + (
+                "They cannot be learned: remove them from classes.json, or add images."
+                if split == "train"
+                else "They do not count in this split's mean IoU."
+            )
+            findings.append(Finding("warning", "classes never seen", report.path, said))
+    return findings

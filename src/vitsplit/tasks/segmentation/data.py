@@ -1,0 +1,175 @@
+"""Images with class masks: reading one, a batch of them, and the training samples.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitsplit.data.classes import ClassList, LabelScheme
+from vitsplit.data.images import read_image, read_mask
+from vitsplit.data.mat import read_mat_mask
+from vitsplit.errors import DataError
+from vitsplit.training.config import SegmentationConfig
+
+
+class LabelRangeError(DataError):
+    """A mask holds values that are no class."""
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """An image and its mask.
+
+    Attributes:
+        image_CHW: uint8, RGB.
+        mask_HW: uint8, class indices; 255 is ignored.
+        name: The image's file.
+    """
+
+    image_CHW: Tensor
+    mask_HW: Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class SegmentationBatch:
+    """Samples of one size, stacked."""
+
+    image_BCHW: Tensor
+    mask_BHW: Tensor
+    names: list[str]
+
+    def to(self, device: Any) -> SegmentationBatch:
+        """The batch on a device."""
+        return SegmentationBatch(
+            self.image_BCHW.to(device, non_blocking=True), self.mask_BHW.to(device, non_blocking=True), self.names
+        )
+
+    def pin_memory(self) -> SegmentationBatch:
+        """The batch in page-locked memory; called by the data loader."""
+        return SegmentationBatch(self.image_BCHW.pin_memory(), self.mask_BHW.pin_memory(), self.names)
+
+
+def collate(samples: Sequence[SegmentationSample]) -> SegmentationBatch:
+    """Stacks samples of one size."""
+    return SegmentationBatch(
+        torch.stack([sample.image_CHW for sample in samples]),
+        torch.stack([sample.mask_HW for sample in samples]),
+        [sample.name for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class SegmentationSet:
+    """One split of a data set.
+
+    Attributes:
+        root: Its folder.
+        split: ``train``, ``val`` or ``test``.
+        labels: The classes, and how mask values become class indices.
+        items: Image file and mask file of every sample.
+    """
+
+    root: Path
+    split: str
+    labels: LabelScheme
+    items: tuple[tuple[Path, Path], ...]
+
+    @property
+    def classes(self) -> ClassList:
+        """The classes, in the order of their indices."""
+        return self.labels.classes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load(self, index: int) -> SegmentationSample:
+        """Reads one sample.
+
+        Raises:
+            DataError: A file cannot be read, the two sizes differ, or a label is out of range.
+        """
+        image_path, mask_path = self.items[index]
+        image_CHW = read_image(image_path)
+        mask_HW = load_mask(mask_path, self.labels)
+        require_same_size(image_CHW, mask_HW, image_path, mask_path)
+        return SegmentationSample(image_CHW, mask_HW, str(image_path))
+
+
+@dataclass(frozen=True)
+class TrainSegmentation:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: SegmentationSet
+    config: SegmentationConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample:
+        # torchvision takes seconds to import, and whoever only reads data needs none of it.
+        from vitsplit.tasks.segmentation.augment import augment
+
+        index, seed = key
+        sample = self.data.load(index)
+        generator = torch.Generator().manual_seed(seed)
+        image_CHW, mask_HW = augment(sample.image_CHW, sample.mask_HW, self.config, generator)
+        return SegmentationSample(image_CHW, mask_HW, sample.name)
+
+
+def load_mask(path: Path, labels: LabelScheme) -> Tensor:
+    """Reads ``mask_HW`` as uint8 class indices, 255 where ignored.
+
+    Raises:
+        LabelRangeError: Values that are no class; the message gives the file, the values and their pixels.
+        DataError: The file cannot be read.
+    """
+    raw_HW = (read_mat_mask(path) if path.suffix == ".mat" else read_mask(path, labels.mask_colours)).numpy()
+    if labels.mask_colours is not None:
+        return torch.from_numpy(raw_HW)
+    lookup = labels.lookup
+    if raw_HW.dtype != np.uint8 and (raw_HW.min() < 0 or raw_HW.max() >= len(lookup)):
+        mask_HW = np.where((raw_HW < 0) | (raw_HW >= len(lookup)), -1, lookup[raw_HW.clip(0, len(lookup) - 1)])
+    else:
+        mask_HW = np.take(lookup, raw_HW)
+    if mask_HW.min() < 0:
+        raise LabelRangeError(f"{path}: {_out_of_range(raw_HW[mask_HW < 0], labels)}")
+    return torch.from_numpy(mask_HW.astype(np.uint8))
+
+
+def require_same_size(image_CHW: Tensor, mask_HW: Tensor, image_path: Path, mask_path: Path) -> None:
+    """Raises a DataError if an image and its mask have different sizes."""
+    height, width = image_CHW.shape[-2:]
+    if mask_HW.shape == (height, width):
+        return
+    mask_height, mask_width = mask_HW.shape
+    turned = " The image may have been turned by its EXIF rotation: save it upright." * (
+        (mask_width, mask_height) == (height, width)
+    )
+    raise DataError(
+        f"{mask_path}: the mask is {mask_width}x{mask_height} (width x height), but its image {image_path} is "
+        f"{width}x{height}. Export the mask at the size of the image, or remove the pair.{turned}"
+    )
+
+
+def _out_of_range(values: np.ndarray, labels: LabelScheme) -> str:
+    found, counts = np.unique(values, return_counts=True)
+    said = ", ".join(f"{value} ({count} pixels)" for value, count in zip(found[:5], counts[:5], strict=True))
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return (
+        f"label out of range: value {said}{more}, but {labels.source} has {len(labels.classes)} classes "
+        f"({labels.describe_values()}). Correct the mask, or map the value in classes.json, for example "
+        f'"labels": {{"{found[0]}": "ignore", ...}}.'
+    )

@@ -1,0 +1,204 @@
+"""The folder layouts that segmentation data come in. A further one is one function and one line of ``LAYOUTS``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitsplit.data import known_classes
+from vitsplit.data.classes import IGNORE, MAX_CLASSES, ClassList, LabelScheme, read_classes, suggest_classes
+from vitsplit.data.folders import Pair, first, index_files, list_splits, match, require_folder, split_pairs
+from vitsplit.data.images import hex_colour, read_colours, read_mask
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.segmentation.data import SegmentationSet
+
+VOC = ("VOC2010", "VOCdevkit/VOC2010")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one data set is laid out on disk.
+
+    Attributes:
+        open: Makes one split from the root of the data set.
+        marks: The root has one of these paths: how ``auto`` recognises the layout.
+        nested: Folders in which the root may lie, as an archive unpacks it.
+        splits: The splits of a root.
+    """
+
+    open: Callable[[Path, str], SegmentationSet]
+    marks: tuple[str, ...]
+    nested: tuple[str, ...] = ()
+    splits: Callable[[Path], tuple[str, ...]] = lambda root: ("train", "val")
+
+    def find_root(self, root: Path) -> Path | None:
+        """The folder that has one of the marks, if any."""
+        for place in (root, *(root / name for name in self.nested)):
+            if any((place / mark).exists() for mark in self.marks):
+                return place
+        return None
+
+
+def open_segmentation_set(root: str | Path, split: str, format: str = "auto") -> SegmentationSet:
+    """Opens one split of a segmentation data set; files are read later.
+
+    Args:
+        root: Folder of the data set.
+        split: ``train``, ``val`` or ``test``.
+        format: A key of ``LAYOUTS``, or ``auto`` to recognise it.
+
+    Raises:
+        ConfigError: The format is not known.
+        DataError: The folder is missing, empty, laid out otherwise, or images and masks do not match.
+    """
+    place, name = recognise(root, format)
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"there is no split '{split}'. Splits: train, val, test.")
+    return LAYOUTS[name].open(place, split)
+
+
+def list_segmentation_splits(root: str | Path, format: str = "auto") -> tuple[str, ...]:
+    """The splits that a data set has."""
+    place, name = recognise(root, format)
+    return LAYOUTS[name].splits(place)
+
+
+def recognise(root: str | Path, format: str = "auto") -> tuple[Path, str]:
+    """The folder in which a data set really begins, and the name of its layout."""
+    root = require_folder(root)
+    if format != "auto" and format not in LAYOUTS:
+        raise ConfigError(f"there is no data format '{format}'. Formats: auto, {', '.join(LAYOUTS)}.")
+    for name in LAYOUTS if format == "auto" else (format,):
+        place = LAYOUTS[name].find_root(root)
+        if place is not None:
+            return place, name
+    tried = LAYOUTS["folder" if format == "auto" else format]
+    raise DataError(
+        f"{root}: not laid out as '{format}': it has none of {', '.join(tried.marks)}. For your own data "
+        "put images in images/train and images/val, masks of the same names in masks/train and masks/val, "
+        "and the class names in classes.json."
+    )
+
+
+def open_folder(root: Path, split: str) -> SegmentationSet:
+    """``images/{train,val}`` and ``masks/{train,val}`` (or without splits), and ``classes.json``."""
+    items = split_pairs(root, split)
+    if not (root / "classes.json").exists():
+        raise DataError(_missing_classes(root, items))
+    return SegmentationSet(root, split, read_classes(root / "classes.json"), tuple(items))
+
+
+def open_ade20k(root: Path, split: str) -> SegmentationSet:
+    """The scene parsing challenge: 150 classes; mask value 0 (other) is ignored, value k is the k-th class."""
+    folder = {"train": "training", "val": "validation"}[_official(split, "ADE20K")]
+    images_at, masks_at = root / "images" / folder, root / "annotations" / folder
+    items = match(index_files(images_at, {".jpg"}), index_files(masks_at, {".png"}), images_at, masks_at)
+    return SegmentationSet(root, split, _from_one(known_classes.ADE20K, "ADE20K"), tuple(items))
+
+
+def open_cityscapes(root: Path, split: str) -> SegmentationSet:
+    """``leftImg8bit`` and the fine ``labelIds``, of which 19 are classes and the others are ignored."""
+    _official(split, "Cityscapes")
+    images_at, masks_at = root / "leftImg8bit" / split, root / "gtFine" / split
+    images = index_files(images_at, {".png"}, "_leftImg8bit")
+    items = match(images, index_files(masks_at, {".png"}, "_gtFine_labelIds"), images_at, masks_at)
+    names, colours = zip(*known_classes.CITYSCAPES.values(), strict=True)
+    train_ids = {label: k for k, label in enumerate(known_classes.CITYSCAPES)}
+    values = {label: train_ids.get(label, IGNORE) for label in (*range(known_classes.CITYSCAPES_MAX_ID + 1), IGNORE)}
+    return SegmentationSet(
+        root, split, LabelScheme(ClassList(names, colours), values, source="Cityscapes"), tuple(items)
+    )
+
+
+def open_pascal_context(root: Path, split: str) -> SegmentationSet:
+    """The 59 classes, from ``SegmentationClassContext/*.png`` (0 is ignored) or the published ``trainval/*.mat``."""
+    _official(split, "Pascal Context")
+    voc = next((place for place in (root, *(root / name for name in VOC)) if (place / "JPEGImages").is_dir()), root)
+    lists = [voc / "ImageSets" / "SegmentationContext" / f"{split}.txt"]
+    masks_at = voc / "SegmentationClassContext"
+    if masks_at.is_dir():
+        labels, suffix = _from_one(known_classes.PASCAL_CONTEXT_59, "Pascal Context"), ".png"
+    else:
+        labels, suffix, masks_at = _from_459(root / "labels.txt"), ".mat", root / "trainval"
+        lists.append(voc / "ImageSets" / "Main" / f"{split}.txt")
+    listed = next((path for path in lists if path.exists()), None)
+    if listed is None:
+        raise DataError(f"{lists[0]}: there is no such file. It lists the images of the split, one name per line.")
+    names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    items = [(voc / "JPEGImages" / f"{name}.jpg", masks_at / f"{name}{suffix}") for name in names]
+    missing = [str(path) for path in itertools.chain(*items) if not path.exists()]
+    if missing or not items:
+        raise DataError(
+            f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
+            f"({first(missing)}). Unpack them there."
+        )
+    return SegmentationSet(root, split, labels, tuple(items))
+
+
+LAYOUTS: dict[str, Layout] = {
+    "ade20k": Layout(open_ade20k, ("annotations/training", "annotations/validation"), ("ADEChallengeData2016",)),
+    "cityscapes": Layout(open_cityscapes, ("leftImg8bit",)),
+    "pascal-context": Layout(open_pascal_context, ("SegmentationClassContext", "59_labels.txt"), VOC),
+    "folder": Layout(
+        open_folder,
+        ("images", "train/images", "training/images"),
+        splits=lambda root: tuple(list_splits(root)) or ("train", "val"),
+    ),
+}
+"""Name of a format to its layout, in the order in which ``auto`` tries them."""
+
+
+def _official(split: str, name: str) -> str:
+    if split == "test":
+        raise DataError(f"{name} publishes no labels of its test split. Use val.")
+    return split
+
+
+def _from_one(names: tuple[str, ...], source: str) -> LabelScheme:
+    """Masks in which 0 is no class and the classes begin at 1 (mmseg's ``reduce_zero_label``)."""
+    values = {0: IGNORE, **{k + 1: k for k in range(len(names))}, IGNORE: IGNORE}
+    return LabelScheme(ClassList(names), values, source=source)
+
+
+def _from_459(labels_file: Path) -> LabelScheme:
+    """The published masks hold 459 labels; the 59 frequent ones are found by name, the others are ignored."""
+    if not labels_file.exists():
+        raise DataError(
+            f"{labels_file}: there is no such file. It comes with the published labels of Pascal Context; "
+            "or use SegmentationClassContext/*.png."
+        )
+    values = {0: IGNORE, IGNORE: IGNORE}
+    found = {}
+    for line in labels_file.read_text().splitlines():
+        value, _, name = line.partition(":")
+        if name.strip():
+            values[int(value)] = IGNORE
+            found[name.replace(" ", "").strip()] = int(value)
+    absent = [name for name in known_classes.PASCAL_CONTEXT_59 if name not in found]
+    if absent:
+        raise DataError(
+            f"{labels_file}: {len(absent)} of the 59 classes are not in it ({first(absent)}). "
+            "Copy it again from its source."
+        )
+    values |= {found[name]: k for k, name in enumerate(known_classes.PASCAL_CONTEXT_59)}
+    return LabelScheme(ClassList(known_classes.PASCAL_CONTEXT_59), values, source="Pascal Context")
+
+
+def _missing_classes(root: Path, items: list[Pair]) -> str:
+    masks = [mask_path for _, mask_path in items[:20]]
+    colours: set[str] = set()
+    values: set[int] = set()
+    for mask_path in masks:
+        try:
+            values.update(read_mask(mask_path).unique().tolist())
+        except DataError:
+            colours.update(map(hex_colour, read_colours(mask_path)))
+            if len(colours) > MAX_CLASSES:  # blended colours are no labels: the mask's own error says what to do
+                raise
+    return (
+        f"{root / 'classes.json'}: there is no such file, so the classes have no names. What is in the first "
+        f"{len(masks)} masks asks for this, to be saved there with your names:\n"
+        f"{suggest_classes(sorted(values), sorted(colours))}"
+    )

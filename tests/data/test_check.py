@@ -1,0 +1,192 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from vitsplit.cli.main import main
+from vitsplit.data.check import check_data, map_files
+from vitsplit.data.show import SHOWN, show_report
+from vitsplit.errors import ConfigError, DataError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Four images per split, of noise, with masks whose left half is class 0 and right half class 1."""
+    for split in ("train", "val"):
+        for k in range(4):
+            write(tmp_path, split, k)
+    (tmp_path / "classes.json").write_text(json.dumps(["left", "right"]))
+    return tmp_path
+
+
+def write(root, split, name, image=None, mask=None):
+    image = RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8) if image is None else image
+    mask = np.repeat([[0] * 5 + [1] * 5], 8, axis=0).astype(np.uint8) if mask is None else mask
+    for kind, array in (("images", image), ("masks", mask)):
+        path = root / kind / split / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def only_error(root, kind):
+    report = check_data(root, "segmentation", workers=1)
+    assert [finding.kind for finding in report.errors] == [kind]
+    assert main(["data", "check", str(root), "--workers", "1"]) == 1
+    return report.errors[0]
+
+
+def test_good_set(root):
+    mask = np.full((8, 10), 255, np.uint8)
+    mask[:, :2] = 1
+    write(root, "train", "more", np.zeros((8, 10), np.uint8), mask)
+    write(root, "train", "large", RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8), np.zeros((20, 30), np.uint8))
+    report = check_data(root, "segmentation", workers=1)
+    assert report.findings == [] and report.format == "folder"
+    train, val = report.splits["train"], report.splits["val"]
+    assert (train.images, val.images) == (6, 4)
+    assert train.sizes == [(10, 8, 5), (30, 20, 1)] and val.sizes == [(10, 8, 4)]
+    assert train.converted == {"grey": 1}
+    labelled = 4 * 80 + 16 + 600
+    assert [(c.name, c.pixels, c.images) for c in train.classes] == [("left", 760, 5), ("right", 176, 5)]
+    assert train.classes[1].share == pytest.approx(176 / labelled)
+    assert train.ignored_share == pytest.approx(64 / (labelled + 64)) and val.ignored_share == 0
+
+
+def test_processes_give_the_same_report_and_progress_is_told(root):
+    told = []
+    alone = check_data(root, "segmentation", workers=1, progress=lambda done, total: told.append((done, total)))
+    assert told == [(k, 8) for k in range(1, 9)]
+    for k in range(4, 12):
+        write(root, "val", k)
+    alone = check_data(root, "segmentation", workers=1)
+    assert check_data(root, "segmentation", workers=2).to_json() == alone.to_json()
+
+
+def test_truncated_image(root):
+    path = root / "images" / "val" / "2.png"
+    path.write_bytes(path.read_bytes()[:120])
+    error = only_error(root, "unreadable image")
+    assert error.file == str(path) and str(path) in error.message and "Copy it again" in error.message
+
+
+def test_unreadable_mask(root):
+    path = root / "masks" / "train" / "0.png"
+    path.write_bytes(b"")
+    error = only_error(root, "unreadable mask")
+    assert error.file == str(path) and "0 bytes" in error.message
+
+
+def test_label_out_of_range(root):
+    mask = np.zeros((8, 10), np.uint8)
+    mask[2, :3] = 9
+    write(root, "train", 1, mask=mask)
+    error = only_error(root, "label out of range")
+    assert error.file == str(root / "masks" / "train" / "1.png")
+    assert "value 9 (3 pixels)" in error.message and "2 classes" in error.message
+
+
+def test_mask_of_another_size(root):
+    write(root, "val", 1, mask=np.eye(4, dtype=np.uint8))
+    error = only_error(root, "size mismatch")
+    assert error.file == str(root / "masks" / "val" / "1.png") and "4x4" in error.message and "10x8" in error.message
+
+
+def test_mask_of_colours(root):
+    write(root, "val", 1, mask=RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+    assert "mask_colours" in only_error(root, "unreadable mask").message
+
+
+def test_image_in_two_splits_under_another_name_and_format(root):
+    Image.open(root / "images" / "train" / "3.png").save(root / "images" / "val" / "3.bmp")
+    (root / "images" / "val" / "3.png").unlink()
+    error = only_error(root, "image in two splits")
+    assert str(root / "images/train/3.png") in error.message and str(root / "images/val/3.bmp") in error.message
+    assert "train and val" in error.message and "Remove it" in error.message
+
+
+def test_warnings_do_not_fail(root):
+    image = RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    write(root, "train", "x", image)
+    write(root, "train", "y", image)
+    write(root, "val", "z", mask=np.full((8, 10), 255, np.uint8))
+    (root / "classes.json").write_text(json.dumps(["left", "right", "behind"]))
+    report = check_data(root, "segmentation", workers=1)
+    kinds = sorted(finding.kind for finding in report.warnings)
+    assert kinds == ["classes never seen", "classes never seen", "duplicate image", "mask all ignored"]
+    assert not report.errors and report.to_json()["ok"] is True
+    said = "\n".join(finding.message for finding in report.warnings)
+    assert "behind" in said and "x.png" in said and "y.png" in said and "z.png" in said
+    assert main(["data", "check", str(root)]) == 0
+
+
+def test_unmatched_files_are_an_error_and_the_other_split_is_still_read(root):
+    (root / "masks" / "train" / "2.png").unlink()
+    error = only_error(root, "split train cannot be opened")
+    assert "1 of 4 images" in error.message and "(2)" in error.message
+    assert list(check_data(root, "segmentation", workers=1).splits) == ["val"]
+
+
+def test_all_errors_are_found_at_once(root):
+    write(root, "train", 0, mask=np.full((8, 10), 77, np.uint8))
+    write(root, "train", 1, mask=np.eye(3, dtype=np.uint8))
+    (root / "images" / "val" / "0.png").write_bytes(b"x")
+    kinds = sorted(finding.kind for finding in check_data(root, "segmentation", workers=1).errors)
+    assert kinds == ["label out of range", "size mismatch", "unreadable image"]
+
+
+def test_json_on_standard_output(root, capsys):
+    assert main(["data", "check", str(root), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True and report["splits"]["train"]["images"] == 4
+    assert report["splits"]["val"]["classes"][1] == {"name": "right", "pixels": 160, "share": 0.5, "images": 4}
+
+
+def test_tables_on_standard_output(root, capsys):
+    write(root, "train", 0, mask=np.full((8, 10), 77, np.uint8))
+    assert main(["data", "check", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "left" in said and "all 10x8" in said and "not ready: 1 error, 0 warnings" in said
+    assert f"{root / 'masks' / 'train' / '0.png'}: label out of range: value 77 (80 pixels)" in said
+
+
+def test_many_findings_are_counted(root):
+    for k in range(SHOWN + 3):
+        write(root, "train", k, mask=np.full((8, 10), 77, np.uint8))
+    console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    show_report(check_data(root, "segmentation", workers=1), console)
+    said = console.export_text()
+    assert f"label out of range ({SHOWN + 3})" in said and "and 3 more" in said
+
+
+def test_missing_folder_and_unknown_task(tmp_path, capsys):
+    assert main(["data", "check", str(tmp_path / "absent")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no check for the task 'sums'"):
+        check_data(tmp_path, "sums")
+
+
+def die(item):
+    os._exit(9)
+
+
+def test_a_killed_process_is_said():
+    with pytest.raises(DataError, match="--workers 1"):
+        list(map_files(die, range(16), workers=2))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(("name", "train", "val", "classes"), [("nyuv2", 636, 159, 39), ("camvid", 367, 101, 11)])
+def test_real_sets(name, train, val, classes):
+    folder = os.environ.get("VITSPLIT_DATA")
+    if not folder or not (Path(folder) / name).is_dir():
+        pytest.skip(f"{name}: set VITSPLIT_DATA to the folder that holds it")
+    report = check_data(Path(folder) / name, "segmentation")
+    assert report.errors == []
+    assert {split: data.images for split, data in report.splits.items()} == {"train": train, "val": val}
+    assert all(len(data.classes) == classes for data in report.splits.values())

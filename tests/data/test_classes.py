@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from vitsplit.data.classes import ClassList, default_colours, read_classes, suggest_classes
+from vitsplit.errors import DataError
+
+
+def write(tmp_path, content):
+    path = tmp_path / "classes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def message(tmp_path, content):
+    path = write(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        read_classes(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def test_list_of_names(tmp_path):
+    scheme = read_classes(write(tmp_path, ["sky", "road"]))
+    assert scheme.classes.names == ("sky", "road")
+    assert scheme.lookup[[0, 1, 2, 254, 255]].tolist() == [0, 1, -1, -1, 255]
+
+
+def test_colours_as_triples_and_as_hex(tmp_path):
+    scheme = read_classes(write(tmp_path, {"names": ["a", "b"], "colours": [[1, 2, 3], "#ff8000"]}))
+    assert scheme.classes.colours == ((1, 2, 3), (255, 128, 0))
+
+
+def test_labels_merge_and_ignore(tmp_path):
+    labels = {"3": "road", "7": "road", "1000": "sky", "0": "ignore"}
+    lookup = read_classes(write(tmp_path, {"names": ["sky", "road"], "labels": labels})).lookup
+    assert [lookup[value] for value in (3, 7, 1000, 0, 255)] == [1, 1, 0, 255, 255]
+    assert sorted(set(range(len(lookup))) - {value for value in range(len(lookup)) if lookup[value] < 0}) == [
+        0, 3, 7, 255, 1000,
+    ]  # fmt: skip
+
+
+def test_255_may_be_given_to_a_class(tmp_path):
+    lookup = read_classes(write(tmp_path, {"names": ["no", "yes"], "labels": {"0": "no", "255": "yes"}})).lookup
+    assert lookup[0] == 0 and lookup[255] == 1
+
+
+def test_mask_colours(tmp_path):
+    content = {"names": ["sky"], "mask_colours": {"#000000": "ignore", "#4682b4": "sky"}}
+    assert read_classes(write(tmp_path, content)).mask_colours == {(0, 0, 0): 255, (70, 130, 180): 0}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('["sky", ]', "not valid JSON"),
+        ([], "empty"),
+        ({"classes": ["a"]}, '"names"'),
+        ("3", '"names"'),
+        (["sky", "sky"], "'sky' is listed twice"),
+        (["sky", " "], "empty name"),
+        ([1, 2], "list of strings"),
+        ([str(k) for k in range(256)], "256 classes"),
+        ({"names": ["a", "b"], "colours": [[0, 0, 0]]}, "1 colours for 2 classes"),
+        ({"names": ["a"], "colours": [[0, 0, 256]]}, "[0, 0, 256] is not a colour"),
+        ({"names": ["a"], "colours": ["#00zz00"]}, "not a colour"),
+        ({"names": ["a"], "labels": {"1": "b"}}, '"b", which is not among the names'),
+        ({"names": ["a"], "labels": {"one": "a"}}, 'the key "one"'),
+        ({"names": ["a"], "labels": {"1": "ignore"}}, "ignores everything"),
+        ({"names": ["a"], "lables": {"1": "a"}}, '"lables" is not known'),
+        ({"names": ["a"], "labels": {"1": "a"}, "mask_colours": {"#000000": "a"}}, "Give one of them"),
+        ('{"names": ["a"], "labels": {"1": "a", "1": "ignore"}}', '"1" is given twice'),
+    ],
+)
+def test_broken_files_are_named_with_the_reason(tmp_path, content, said):
+    assert said in message(tmp_path, content)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_classes(tmp_path / "classes.json")
+
+
+def test_255_classes_are_possible():
+    assert len(ClassList(tuple(map(str, range(255))))) == 255
+
+
+def test_suggestion_can_be_saved_and_read(tmp_path):
+    for values in ([0, 1, 2, 255], [3, 7, 255]):
+        lookup = read_classes(write(tmp_path, suggest_classes(values))).lookup
+        assert [lookup[value] for value in values] == [*range(len(values) - 1), 255]
+    scheme = read_classes(write(tmp_path, suggest_classes([], ["#000000", "#ffffff"])))
+    assert scheme.mask_colours == {(0, 0, 0): 0, (255, 255, 255): 1}
+
+
+def test_default_colours_are_distinct_and_do_not_depend_on_the_count():
+    colours = default_colours(255)
+    assert colours[:7] == default_colours(7)
+    assert len(set(colours)) == 255
+    assert all(0 <= part <= 255 for colour in colours for part in colour)
+    near = min(
+        sum(abs(x - y) for x, y in zip(a, b, strict=True)) for i, a in enumerate(colours[:20]) for b in colours[:i]
+    )
+    assert near > 40

@@ -1,0 +1,214 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitsplit.data.images import read_image, read_image_with_kind, read_mask, to_image_tensor
+from vitsplit.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape):
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path, image, **options):
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
+
+
+def message(call, *arguments):
+    with pytest.raises(DataError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+def test_rgb_png_comes_back_unchanged(tmp_path):
+    array = noise(7, 11, 3)
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array))
+    assert kind == "RGB"
+    assert image_CHW.dtype == torch.uint8
+    assert np.array_equal(image_CHW.numpy(), array.transpose(2, 0, 1))
+
+
+def test_grey_is_repeated(tmp_path):
+    array = noise(5, 6)
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array))
+    assert kind == "grey"
+    assert np.array_equal(image_CHW.numpy(), np.stack([array] * 3))
+
+
+def test_16_bit_is_scaled_not_clipped(tmp_path):
+    array = np.array([[0, 257, 1000, 32768, 65535]], dtype=np.uint16)
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array))
+    assert kind == "16-bit grey"
+    assert image_CHW[0].tolist() == np.rint(array / 65535 * 255).astype(int).tolist()
+
+
+def test_palette_gives_colours(tmp_path):
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode=None).convert("L")
+    image = Image.frombytes("P", (2, 2), image.tobytes())
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", image))
+    assert kind == "palette"
+    assert image_CHW[:, 1, 0].tolist() == [70, 80, 90]
+
+
+def test_alpha_is_dropped(tmp_path):
+    array = noise(4, 4, 4)
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array))
+    assert kind == "RGB with alpha"
+    assert np.array_equal(image_CHW.numpy(), array[..., :3].transpose(2, 0, 1))
+
+
+def test_cmyk_is_converted(tmp_path):
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # no cyan, full magenta and yellow: red
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.jpg", image, quality=95))
+    assert kind == "CMYK"
+    red, green, blue = image_CHW.float().mean((1, 2)).tolist()
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_exif_rotation_is_carried_out(tmp_path):
+    array = noise(4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array, exif=exif))
+    assert kind == "RGB, turned by EXIF"
+    assert np.array_equal(image_CHW.permute(1, 2, 0).numpy(), np.rot90(array, k=-1))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated(tmp_path, suffix):
+    path = save(tmp_path / f"cut.{suffix}", noise(64, 64, 3))
+    path.write_bytes(path.read_bytes()[:-600])
+    said = message(read_image, path)
+    assert str(path) in said and "truncated or corrupt" in said and "Copy it again" in said
+
+
+def test_corrupt(tmp_path):
+    path = save(tmp_path / "broken.png", noise(64, 64, 3))
+    content = bytearray(path.read_bytes())
+    content[200:400] = bytes(200)
+    path.write_bytes(content)
+    said = message(read_image, path)
+    assert str(path) in said and "corrupt" in said
+
+
+def test_not_an_image(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("these are notes")
+    said = message(read_image, path)
+    assert str(path) in said and "not an image" in said and "remove the file" in said
+
+
+def test_empty_missing_and_folder(tmp_path):
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    assert f"{empty}: the file is empty (0 bytes)" in message(read_image, empty)
+    assert "no such file. Check the path" in message(read_image, tmp_path / "absent.png")
+    assert "cannot be opened" in message(read_image, tmp_path)
+
+
+def test_decompression_bomb(tmp_path, monkeypatch):
+    path = save(tmp_path / "huge.png", noise(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    said = message(read_image, path)
+    assert str(path) in said and "too large" in said and "tiles" in said
+
+
+def test_python_values_agree():
+    array = noise(5, 7, 3)
+    expected = torch.from_numpy(array).permute(2, 0, 1)
+    for value in (array, Image.fromarray(array), expected, array / 255.0, (expected / 255).bfloat16().float(),
+                  np.dstack([array, noise(5, 7)]), array.astype(np.uint16) * 257):  # fmt: skip
+        tolerance = 1 if isinstance(value, torch.Tensor) and value.is_floating_point() else 0
+        assert (to_image_tensor(value).int() - expected.int()).abs().max() <= tolerance
+
+
+def test_python_grey_values_agree():
+    array = noise(5, 7)
+    for value in (array, array[..., None], torch.from_numpy(array), torch.from_numpy(array)[None]):
+        assert np.array_equal(to_image_tensor(value).numpy(), np.stack([array] * 3))
+
+
+def test_python_path(tmp_path):
+    array = noise(5, 7, 3)
+    path = save(tmp_path / "a.png", array)
+    assert torch.equal(to_image_tensor(path), to_image_tensor(array))
+    assert torch.equal(to_image_tensor(str(path)), to_image_tensor(array))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.zeros((3, 20, 20), np.uint8), "transpose(1, 2, 0)"),
+        (torch.zeros(20, 20, 3, dtype=torch.uint8), "permute(2, 0, 1)"),
+        (np.full((4, 4, 3), 200.0), "0..1"),
+        (np.full((4, 4, 3), np.nan), "0..1"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "one image at a time"),
+        (np.zeros((0, 4, 3), np.uint8), "(0, 4, 3)"),
+        ({"image": 1}, "dict"),
+    ],
+)
+def test_python_values_that_are_no_image(value, said):
+    text = message(to_image_tensor, value, "third image")
+    assert text.startswith("third image: ") and said in text
+
+
+def test_index_mask_and_palette_mask_give_ids(tmp_path):
+    ids = np.array([[0, 1, 2], [2, 255, 0]], dtype=np.uint8)
+    image = Image.frombytes("P", (3, 2), ids.tobytes())
+    image.putpalette(noise(768).tolist())
+    for path in (save(tmp_path / "l.png", ids), save(tmp_path / "p.png", image)):
+        mask_HW = read_mask(path)
+        assert mask_HW.dtype == torch.uint8
+        assert mask_HW.tolist() == ids.tolist()
+
+
+def test_16_bit_and_1_bit_masks(tmp_path):
+    ids = np.array([[0, 300], [1000, 65535]], dtype=np.uint16)
+    assert read_mask(save(tmp_path / "a.png", ids)).tolist() == ids.tolist()
+    bits = Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1")
+    assert read_mask(save(tmp_path / "b.png", bits)).tolist() == [[0, 1]]
+
+
+def test_rgb_mask_with_equal_channels_is_grey(tmp_path):
+    ids = noise(4, 4)
+    assert read_mask(save(tmp_path / "a.png", np.dstack([ids] * 3))).tolist() == ids.tolist()
+    assert read_mask(save(tmp_path / "b.png", np.dstack([ids] * 3 + [noise(4, 4)]))).tolist() == ids.tolist()
+
+
+def test_mask_of_colours_is_refused(tmp_path):
+    array = np.zeros((4, 4, 3), np.uint8)
+    array[:, :3] = (128, 64, 128)
+    path = save(tmp_path / "colours.png", array)
+    said = message(read_mask, path)
+    assert str(path) in said and "#804080" in said and "mask_colours" in said and "index or palette PNG" in said
+
+
+def test_mask_of_colours_with_a_table(tmp_path):
+    table = {(0, 0, 0): 255, (128, 64, 128): 0, (1, 2, 3): 1}
+    ids = np.array([[0, 1], [255, 0]])
+    array = np.array([[(128, 64, 128), (1, 2, 3)], [(0, 0, 0), (128, 64, 128)]], dtype=np.uint8)
+    assert read_mask(save(tmp_path / "a.png", array), table).tolist() == ids.tolist()
+    array[0, 0] = (128, 64, 129)
+    array[1, 1] = (128, 64, 129)
+    path = save(tmp_path / "b.png", array)
+    said = message(read_mask, path, table)
+    assert str(path) in said and "#804081 (2 pixels)" in said and "classes.json" in said
+
+
+def test_mask_in_a_mode_without_ids(tmp_path):
+    path = save(tmp_path / "a.tif", np.zeros((4, 4), np.float32))
+    assert str(path) in message(read_mask, path)
+
+
+def test_pil_image_from_memory():
+    stream = io.BytesIO()
+    Image.fromarray(noise(6, 6)).save(stream, format="PNG")
+    assert to_image_tensor(Image.open(stream)).shape == (3, 6, 6)
