@@ -1,0 +1,1 @@
+"""What the paper compares with: other ways from taps to a map."""

@@ -1,0 +1,72 @@
+"""The tasks, by name. A task is one line of ``TASKS`` and one folder here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsplit.errors import ConfigError
+from vitsplit.training.config import SegmentationConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """Where a task is found.
+
+    Attributes:
+        config: Class of its settings.
+        location: ``module:class`` of the task, imported when it is needed.
+        default_recipe: The recipe to start from where none is named.
+    """
+
+    config: type
+    location: str
+    default_recipe: str
+
+
+TASKS = {
+    "segmentation": TaskEntry(
+        SegmentationConfig, "vitsplit.tasks.segmentation.task:SegmentationTask", "laptop-segmentation"
+    ),
+}
+
+
+def task_entry(name: str) -> TaskEntry:
+    """The entry of a task.
+
+    Raises:
+        ConfigError: There is no task of that name.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"There is no task '{name}'. Tasks: {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def task_name(config: TrainConfig[Any]) -> str:
+    """The name of the task that a configuration is for."""
+    return next(name for name, entry in TASKS.items() if isinstance(config.task, entry.config))
+
+
+def _task_class(name: str) -> Any:
+    module, _, attribute = task_entry(name).location.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def open_task(config: TrainConfig[Any], data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
+    """The task of a configuration on a data set.
+
+    Raises:
+        DataError: The data cannot be used; the message names the file.
+    """
+    return _task_class(task_name(config)).open(config.task, data, splits)
+
+
+def bare_task(config: TrainConfig[Any], description: Mapping[str, Any]) -> Task:
+    """The task of a bundle, without data: enough to predict."""
+    return _task_class(task_name(config)).from_description(config.task, description)

@@ -5,9 +5,8 @@ Shapes: B batch, D width, h w patch grid, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn

@@ -7,16 +7,8 @@ over all classes. The resolved configuration is written beside every result (``c
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
-
-from vitsplit.errors import ConfigError
+from typing import Generic, Literal, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -106,7 +98,9 @@ class LoopConfig:
     accumulate: int = 1
     """Micro-batches per optimiser step: less memory, the same result."""
     precision: Precision = "auto"
-    """auto: bf16 on GPUs that have it and on processors where it is measured to be faster, else fp16 on other GPUs, else fp32."""
+    """auto: bf16 on GPUs that have it and processors that are measured faster in it; fp16 on other GPUs; else fp32."""
+    bundle_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the matrices in saved bundles; bf16 halves their size."""
     compile: bool = False
     """Compile backbone and head with torch.compile."""
     ema: float | None = None
@@ -146,11 +140,11 @@ class SegmentationConfig:
     photometric: bool = True
     """Random brightness, contrast, saturation and hue in training."""
     decoder_norm: Literal["batch", "group"] = "batch"
-    """Last norm of the decoder: batch (over all processes where GPUs are several) or group, which needs no batch statistics."""
+    """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
     dropout: float = 0.0
     """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere)."""
     pad_logits: Literal["crop", "stretch"] = "crop"
-    """What becomes of the padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
+    """The padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
     class_weights: str = "none"
     """`none`, `auto` (inverse square root of the frequency), or pairs such as `car=2,person=3` (others 1)."""
     dice_weight: float = 0.0

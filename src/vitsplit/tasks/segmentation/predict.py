@@ -60,9 +60,8 @@ class SegmentationPrediction:
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mask_path, overlay_path = folder / f"{name}_mask.png", folder / f"{name}_overlay.jpg"
+        mask_path, overlay_path = Path(folder) / f"{name}_mask.png", Path(folder) / f"{name}_overlay.jpg"
+        mask_path.parent.mkdir(parents=True, exist_ok=True)
         self.colour_mask().save(mask_path)
         self.overlay().save(overlay_path, quality=92)
         return mask_path, overlay_path

@@ -5,14 +5,18 @@ Shapes: B batch, D width, K classes, h w grid of the logits, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
-from vitsplit.data.classes import ClassList
+from vitsplit.data.check import map_files
+from vitsplit.data.classes import ClassList, LabelScheme
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.segmentation.data import (
@@ -21,8 +25,10 @@ from vitsplit.tasks.segmentation.data import (
     SegmentationSet,
     TrainSegmentation,
     collate,
+    load_mask,
 )
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
+from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import IGNORE, cross_entropy_sum, dice_sum
 from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction, segment
@@ -56,6 +62,23 @@ class SegmentationTask:
         self.val_set = val
         self.class_weights_K = None if train is None else class_weights(config.class_weights, classes, train)
 
+    @classmethod
+    def open(cls, config: SegmentationConfig, data: Path, splits: tuple[str, ...]) -> SegmentationTask:
+        """The task on a data set; ``splits`` are those that will be used.
+
+        Raises:
+            DataError: The data cannot be used, or its splits disagree about the classes.
+        """
+        sets = {split: open_segmentation_set(data, split, config.format) for split in splits}
+        first = next(iter(sets.values()))
+        return cls(config, first.classes, train=sets.get("train"), val=sets.get("val", sets.get("test")))
+
+    @classmethod
+    def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
+        """The task of a bundle, from what ``describe`` gave."""
+        colours = tuple((red, green, blue) for red, green, blue in description["colours"])
+        return cls(config, ClassList(names=tuple(description["classes"]), colours=colours))
+
     def build_decoder(self, width: int, *, linear: bool = False) -> nn.Module:
         """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
         num_classes = len(self.classes.names)
@@ -65,8 +88,13 @@ class SegmentationTask:
 
     def train_data(self) -> TrainSegmentation:
         """Augmented training samples."""
-        assert self.train_set is not None
+        assert self.train_set is not None, "the task was opened without training images"
         return TrainSegmentation(self.train_set, self.config)
+
+    def val_images(self) -> SegmentationSet:
+        """The validation images."""
+        assert self.val_set is not None, "the task was opened without validation images"
+        return self.val_set
 
     def collate(self, samples: Sequence[SegmentationSample]) -> SegmentationBatch:
         """Samples to a batch."""
@@ -102,12 +130,12 @@ class SegmentationTask:
         gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         on_image: Callable[[], None] | None = None,
     ) -> Evaluation:
-        """mIoU and its company on the validation images; see ``Task.evaluate``."""
-        assert self.val_set is not None
+        """MIoU and its company on the validation images; see ``Task.evaluate``."""
+        images = self.val_images()
         num_classes = len(self.classes.names)
         counts_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        for index in range(shard[0], len(self.val_set), shard[1]):
-            sample = self.val_set.load(index)
+        for index in range(shard[0], len(images), shard[1]):
+            sample = images.load(index)
             mask_HW = segment(forward, sample.image_CHW, self.config).cpu()
             counts_KK += confusion(mask_HW, sample.mask_HW, num_classes)
             if on_image is not None:
@@ -128,7 +156,7 @@ class SegmentationTask:
 
 
 def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> Tensor | None:
-    """``none``, ``auto`` (inverse square root of the class's share, mean 1 over present classes) or ``name=weight,...``.
+    """``none``, ``auto`` (inverse square root of the class's pixels, mean 1) or ``name=weight,...``.
 
     Returns:
         (K,) float32, or None where all weigh one.
@@ -139,7 +167,7 @@ def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> T
     if setting == "none":
         return None
     if setting == "auto":
-        counts_K = torch.as_tensor(train.class_pixels(), dtype=torch.float64)
+        counts_K = class_pixels(train)
         present_K = counts_K > 0
         weights_K = torch.where(present_K, counts_K.clamp_min(1).rsqrt(), 0.0)
         weights_K = weights_K / weights_K[present_K].mean()
@@ -156,3 +184,15 @@ def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> T
                 f"class_weights: {problem}. Use none, auto, or pairs such as {classes.names[0]}=2. Classes: {known}."
             ) from None
     return weights_K
+
+
+def class_pixels(images: SegmentationSet) -> Tensor:
+    """Counts every class's pixels over a set's masks, read in parallel: (K,) float64."""
+    count = functools.partial(_count_pixels, labels=images.labels)
+    masks = [mask_path for _, mask_path in images.items]
+    return torch.stack(list(map_files(count, masks, os.cpu_count() or 1))).sum(0).double()
+
+
+def _count_pixels(mask_path: Path, labels: LabelScheme) -> Tensor:
+    counts_256 = torch.bincount(load_mask(mask_path, labels).flatten(), minlength=256)
+    return counts_256[: len(labels.classes.names)]

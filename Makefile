@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up, in .venv, with nothing but Python 3.11+ and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test check format clean
+
+help:
+	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
+	@echo "make test    set up and run the tests"
+	@echo "make check   formatting, lint and types"
+	@echo "make format  put the formatting right"
+	@echo "make setup   only set up $(VENV)"
+
+setup: $(VENV)/.ready
+
+# uv where it is there, otherwise fetched into .uv by the system's own pip.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@set -e; UV=$$(command -v uv || echo .uv/bin/uv); \
+	if ! [ -x "$$UV" ]; then \
+		$(PYTHON) -m venv .uv || { echo "The venv module is missing: install python3-venv or uv."; exit 1; }; \
+		.uv/bin/python -m pip install --quiet --disable-pip-version-check uv; \
+	fi; \
+	[ -x $(BIN)/python ] || "$$UV" venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev]' uv
+	@touch $@
+
+demo: setup
+	$(BIN)/vitsplit demo
+
+# One thread per test process: the tests are small, and two processes of two threads would fight over two cores.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .uv demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""A head bundle: what was trained for one task, as a small folder that needs its backbone to run.
+
+::
+
+    head.safetensors   trainable weights and norm statistics, nothing of the backbone
+    head.json          the card: task, classes, backbone with hash and licence, configuration, metrics, version
+    README.md          the same for people
+
+No pickle anywhere. Loading compares the backbone's hash with the one the bundle was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitsplit import __version__
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.errors import BundleError, ConfigError
+from vitsplit.tasks import task_entry, task_name
+from vitsplit.tasks.base import Task
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.serialise import from_dict, to_dict
+
+FORMAT = 1
+WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What ``head.json`` says.
+
+    Attributes:
+        task: Name of the task.
+        config: The resolved configuration of the run.
+        description: What the task needs to be used without data (``Task.describe``).
+        backbone: ``name``, ``timm_name``, ``licence``, ``source``, ``weights_hash``.
+        prior_layers: Blocks (0-based) that the bundle reads at inference.
+        metrics: Figures reached on the validation images, and the step.
+        version: Version of vitsplit that wrote it.
+    """
+
+    task: str
+    config: TrainConfig[Any]
+    description: Mapping[str, Any]
+    backbone: Mapping[str, str]
+    prior_layers: tuple[int, ...]
+    metrics: Mapping[str, Any]
+    version: str
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    config: TrainConfig[Any],
+    task: Task,
+    backbone: Backbone,
+    model: TaskModel,
+    metrics: Mapping[str, Any],
+) -> None:
+    """Writes a bundle into ``folder`` (made if absent). ``config.loop.bundle_precision`` rounds its matrices to bf16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.trainable_state()
+    if config.loop.bundle_precision == "bf16":
+        state = {name: tensor.bfloat16() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    was_training = model.training
+    layers = sorted(model.eval().head.request.maps | model.head.request.raw_maps)
+    model.train(was_training)
+    info = backbone.info
+    card = {
+        "format": FORMAT,
+        "vitsplit": __version__,
+        "task": task_name(config),
+        "backbone": {
+            "name": info.name,
+            "timm_name": info.timm_name,
+            "licence": info.licence,
+            "source": info.source,
+            "weights_hash": info.weights_hash,
+        },
+        "prior_layers": layers,
+        "description": task.describe(),
+        "metrics": dict(metrics),
+        "config": to_dict(config),
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / README).write_text(_readme(card, state), encoding="utf-8")
+
+
+def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    backbone = card["backbone"]
+    figures = {key: value for key, value in card["metrics"].items() if isinstance(value, float | int)}
+    numbers = sum(tensor.numel() for tensor in state.values())
+    reached = ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) or "not evaluated"
+    return (
+        f"# A {card['task']} head for {backbone['name']}\n\n"
+        f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
+        f"frozen backbone `{backbone['name']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
+        f"licence {backbone['licence']}). The task head is a trained copy of the backbone's last blocks: the backbone's "
+        "licence governs it too.\n\n"
+        f"- method: {card['config']['method']}, recipe `{card['config']['name']}`\n"
+        f"- on the validation images: {reached}\n\n"
+        "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
+    )
+
+
+def find_bundle(path: str | Path) -> Path:
+    """The bundle folder that a RUN means: a bundle itself, or a run folder's best (else last) bundle.
+
+    Raises:
+        BundleError: There is none.
+    """
+    path = Path(path)
+    for folder in (path, path / "best", path / "last"):
+        if (folder / CARD).is_file():
+            return folder
+    hint = (
+        "It holds no finished evaluation yet." if (path / "config.json").is_file() else "Name a run or bundle folder."
+    )
+    raise BundleError(f"{path}: there is no head bundle here (no {CARD}, best/{CARD} or last/{CARD}). {hint}")
+
+
+def read_card(path: str | Path) -> Card:
+    """The card of a run or bundle, without reading weights.
+
+    Raises:
+        BundleError: There is no bundle, or its card is broken or from a newer version.
+    """
+    file = find_bundle(path) / CARD
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] > FORMAT:
+            raise BundleError(f"{file}: written by vitsplit {data['vitsplit']}, which is newer. Update vitsplit.")
+        return Card(
+            task=data["task"],
+            config=from_dict(TrainConfig[task_entry(data["task"]).config], data["config"], str(file)),  # type: ignore[misc]
+            description=data["description"],
+            backbone=data["backbone"],
+            prior_layers=tuple(data["prior_layers"]),
+            metrics=data["metrics"],
+            version=data["vitsplit"],
+        )
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise BundleError(
+            f"{file}: not a readable card ({error}). Copy the bundle again from where it was trained."
+        ) from error
+
+
+def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
+    """Refuses a backbone that the bundle was not trained on.
+
+    Raises:
+        BundleError: Hashes differ; both are named.
+    """
+    expected, found = card.backbone["weights_hash"], backbone.info.weights_hash
+    if expected != found:
+        raise BundleError(
+            f"{where}: trained on {card.backbone['name']} with weights {expected[:16]}, but this is {backbone.name} "
+            f"with weights {found[:16]} ({backbone.info.source}). Give the weights it was trained on, or train it again."
+        )
+
+
+def load_weights(path: str | Path, model: TaskModel) -> None:
+    """Reads a bundle's weights into a model built from its card.
+
+    Raises:
+        BundleError: The file is missing, damaged, or of another model.
+    """
+    file = find_bundle(path) / WEIGHTS
+    try:
+        state = {
+            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+        }
+        model.load_trainable_state(state)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(
+            f"{file}: cannot be read ({error}). Copy the bundle again from where it was trained."
+        ) from error
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(f"{file}: does not fit its card. {error}") from error

@@ -1,0 +1,24 @@
+"""``vitsplit demo``: from nothing to a trained bundle and a page of results."""
+
+from __future__ import annotations
+
+import logging
+
+import tyro
+
+DESCRIPTION = """\
+Generates a small set of scenes with exact labels, trains a segmentation bundle on real pretrained weights, evaluates
+it, and writes one self-contained HTML page (figures, curves, pictures). Under five minutes of training on two cores.
+The last line of the output is the page's path.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    from vitsplit.demo import DemoConfig, run_demo
+
+    config = tyro.cli(DemoConfig, prog="vitsplit demo", description=DESCRIPTION, args=argv)
+    logging.getLogger("vitsplit").setLevel(logging.INFO)
+    page = run_demo(config, say=print)
+    print(page)
+    return 0

@@ -1,0 +1,1 @@
+"""Using bundles: from images to predictions."""

@@ -1,0 +1,102 @@
+"""What an evaluation of segmentation leaves on disk: figures as JSON, and a page of pictures.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.segmentation.loss import IGNORE
+from vitsplit.tasks.segmentation.task import SegmentationTask
+
+RIGHT, WRONG, IGNORED = (222, 226, 230), (206, 44, 49), (120, 124, 130)
+
+
+def write_report(
+    task: SegmentationTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+) -> Path:
+    """Writes ``metrics.json`` and ``index.html`` (the table and ``count`` images spread over the set); returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")
+    add_figures(page, evaluation)
+    page.heading("Pictures")
+    add_gallery(page, task, forward, count)
+    page.heading("Classes")
+    add_class_table(page, evaluation)
+    return page.write(folder / "index.html")
+
+
+def add_figures(page: Page, evaluation: Evaluation) -> None:
+    """mIoU, pixel and mean accuracy as large figures."""
+    metrics = evaluation.metrics
+    names = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy"}
+    page.figures([(f"{100 * metrics[key]:.1f} %", name) for key, name in names.items()])
+
+
+def add_class_table(page: Page, evaluation: Evaluation) -> None:
+    """IoU, accuracy and share of every class, best first."""
+    rows = sorted(evaluation.metrics["classes"].items(), key=lambda item: -(item[1]["iou"] or -1.0))
+    page.table(
+        ["class", "IoU", "accuracy", "share of pixels"],
+        [[name, *(percent(row[key]) for key in ("iou", "accuracy", "share"))] for name, row in rows],
+    )
+
+
+def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int) -> None:
+    """Input, truth, prediction and error of images spread evenly over the validation set."""
+    images = task.val_images()
+    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
+    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+        sample = images.load(index)
+        prediction = task.predict(forward, sample.image_CHW)
+        truth_HW = sample.mask_HW.numpy()
+        right = (prediction.mask == truth_HW)[truth_HW != IGNORE].mean() if (truth_HW != IGNORE).any() else float("nan")
+        page.pictures(
+            [
+                (Image.fromarray(prediction.image), sample.name),
+                (paint(truth_HW, task.classes.colours), "truth"),
+                (paint(prediction.mask, task.classes.colours), "prediction"),
+                (_error(prediction.mask, truth_HW), f"error ({100 * right:.1f} % right)"),
+            ]
+        )
+
+
+def paint(mask_HW: NDArray[np.uint8], colours: tuple[tuple[int, int, int], ...]) -> Image.Image:
+    """A mask in its classes' colours; ignored pixels in black."""
+    picture = Image.fromarray(mask_HW)
+    palette = [value for colour in colours for value in colour]
+    picture.putpalette(palette + [0] * (768 - len(palette)))
+    return picture
+
+
+def _error(mask_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8]) -> Image.Image:
+    kind_HW = np.where(truth_HW == IGNORE, 2, (mask_HW != truth_HW).astype(np.uint8)).astype(np.uint8)
+    return paint(kind_HW, (RIGHT, WRONG, IGNORED))
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """The table for the screen."""
+    metrics = evaluation.metrics
+    table = Table(title=f"mIoU {percent(metrics['miou'])}   pixel accuracy {percent(metrics['pixel_accuracy'])}")
+    table.add_column("class")
+    for title in ("IoU", "accuracy", "share"):
+        table.add_column(title, justify="right")
+    for name, row in metrics["classes"].items():
+        table.add_row(name, *(percent(row[key]) for key in ("iou", "accuracy", "share")))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage, or a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f}"
