@@ -123,7 +123,17 @@ class Backbone(nn.Module):
         return Padding(left=left, top=top, right=extra_width - left, bottom=extra_height - top)
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 pixels (or float in 0..1) to normalised float32; zero is the mean colour."""
+        """uint8 pixels (or float in 0..1) to normalised float32; zero is the mean colour.
+
+        Raises:
+            ConfigError: The tensor is not a batch of three-channel images, uint8 or float.
+        """
+        is_image = image_BCHW.ndim == 4 and image_BCHW.shape[1] == 3
+        if not is_image or not (image_BCHW.dtype == torch.uint8 or image_BCHW.is_floating_point()):
+            raise ConfigError(
+                f"{self.name} takes RGB images as (B, 3, H, W), uint8 in 0..255 or float in 0..1; "
+                f"it was given {tuple(image_BCHW.shape)} of {image_BCHW.dtype}."
+            )
         scaled_BCHW = image_BCHW.float() if image_BCHW.dtype == torch.uint8 else image_BCHW.float() * 255.0
         return (scaled_BCHW - self.mean_C11) / self.std_C11
 
@@ -140,7 +150,7 @@ class Backbone(nn.Module):
             that the backbone computes in (``set_precision``).
 
         Raises:
-            ConfigError: The request names a block that the backbone does not have.
+            ConfigError: The request names a block that the backbone does not have, or the images are not images.
         """
         if request.num_blocks > self.num_layers:
             raise ConfigError(f"{self.name} has {self.num_layers} blocks; {request.num_blocks} were asked for.")

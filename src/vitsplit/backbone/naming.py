@@ -22,7 +22,14 @@ _ENVELOPES = ("model_ema", "teacher", "model", "state_dict", "module")
 # What wrappers put in front of every name (data parallel, compile, DINOv2's training, transformers).
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.")
 
-# Hugging Face's Dinov2Model to timm, in the order in which they are applied.
+# Hugging Face's Dinov2Model to timm, in the order in which they are applied. Its files keep the older names of the
+# attention; a state dict saved from transformers >= 5 has the newer ones, which become the older ones first.
+_HF_NEWER = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+)
 _HF_RENAMES = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
@@ -52,7 +59,8 @@ def from_hugging_face(state: StateDict) -> StateDict:
     Query, key and value become one ``qkv``; the mask token is dropped. With registers, timm keeps no position for the
     class token: it is added to the token.
     """
-    state = dict(state)
+    for newer, older in _HF_NEWER:
+        state = {name.replace(newer, older): value for name, value in state.items()}
     state.pop("embeddings.mask_token", None)
     position_1ND = state.pop("embeddings.position_embeddings")
     class_11D = state.pop("embeddings.cls_token")

@@ -1,0 +1,80 @@
+"""Frozen means frozen, in every precision."""
+
+import pytest
+import torch
+from tiny_backbones import KINDS, image, tiny_backbone
+from torch import nn
+
+from vitsplit.backbone.build import build_model
+from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.errors import ConfigError
+from vitsplit.types import TapRequest
+
+REQUEST = TapRequest(tokens=frozenset({0, 3}), maps=frozenset({1, 3}), raw_maps=frozenset({0}))
+
+
+def tensors(taps):
+    return [*taps.tokens.values(), *taps.maps.values(), *taps.raw_maps.values()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_gradient_anywhere(kind):
+    backbone = tiny_backbone(kind)
+    assert not any(value.requires_grad for value in backbone.parameters())
+    fraction_BCHW = torch.rand(1, 3, 64, 64, requires_grad=True)
+    taps = backbone(fraction_BCHW, TapRequest(REQUEST.tokens, REQUEST.maps, REQUEST.raw_maps, pixels=True))
+    assert not any(value.requires_grad for value in [*tensors(taps), taps.pixels_BCHW])
+    # Not tensors of inference mode either: heads must be able to differentiate behind them.
+    weight = torch.ones(48, requires_grad=True)
+    (taps.tokens[3] * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, taps.tokens[3].sum((0, 1)))
+
+
+def test_train_mode_never_reaches_it():
+    dropping = {"drop_path_rate": 0.5, "proj_drop_rate": 0.5, "depth": 4, "embed_dim": 48, "num_heads": 3}
+    info = BackboneInfo("x", "x", "", "", "", (0, 0, 0), (1, 1, 1))
+    backbone = Backbone(build_model("dinov2-small", img_size=70, **dropping).train(), info)
+    around = nn.Sequential(backbone, nn.Linear(2, 2))
+    around.train()
+    backbone.train(True)
+    assert around[1].training
+    assert not any(module.training for module in backbone.modules())
+    first, second = (backbone(image(70, 70), REQUEST) for _ in range(2))
+    assert all(torch.equal(one, two) for one, two in zip(tensors(first), tensors(second), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_and_keeps_the_residual_stream_in_float32(kind):
+    exact = tiny_backbone(kind)(image(61, 90), REQUEST)
+    backbone = tiny_backbone(kind).set_precision(torch.bfloat16)
+    rounded = backbone(image(61, 90), REQUEST)
+    assert backbone.blocks[0].attn.proj.weight.dtype == torch.bfloat16
+    assert backbone.blocks[0].norm1.weight.dtype == torch.float32
+    for depth in (0, 3):
+        assert rounded.tokens[depth].dtype == torch.float32
+    assert {value.dtype for value in [*rounded.maps.values(), *rounded.raw_maps.values()]} == {torch.bfloat16}
+    for one, two in zip(tensors(exact), tensors(rounded), strict=True):
+        # A few roundings of 2^-9 each add up like a random walk; 1 % catches a stage that computes in less.
+        assert (one - two).norm() < 0.01 * one.norm()
+    assert not torch.equal(exact.tokens[3], rounded.tokens[3])
+
+
+def test_float32_stays_float32_inside_somebody_elses_autocast():
+    backbone = tiny_backbone("eva02-large")
+    alone = backbone(image(64, 64), REQUEST)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = backbone(image(64, 64), REQUEST)
+    assert all(torch.equal(one, two) for one, two in zip(tensors(alone), tensors(inside), strict=True))
+
+
+def test_rounding_twice_is_refused():
+    backbone = tiny_backbone("mae-base").set_precision(torch.bfloat16)
+    backbone.set_precision(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"already rounded to torch\.bfloat16: load it again"):
+        backbone.set_precision(torch.float32)
+
+
+def test_it_follows_its_pixels_statistics_to_another_type_of_device():
+    backbone = tiny_backbone("sam-base").to("meta")
+    taps = backbone(image(40, 60).to("meta"), REQUEST)
+    assert {value.device.type for value in tensors(taps)} == {"meta"}
