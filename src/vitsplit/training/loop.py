@@ -20,7 +20,7 @@ from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_che
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
 from vitsplit.training.optim import current_lr
-from vitsplit.training.progress import ProgressView, peak_memory_gb
+from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
 from vitsplit.training.resume import check_same_world
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.sampling import MicroBatches, SampleStream, build_loader, resolve_workers
@@ -259,15 +259,3 @@ class _Loop:
         self._checkpoint()
         self.evaluate.save_last(self.state)
         return signal
-
-
-class Pace:
-    """Seconds per step, averaged over about the last twenty."""
-
-    def __init__(self) -> None:
-        self.seconds_per_step = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Takes in a step."""
-        weight = 1.0 if self.seconds_per_step == 0 else 0.05
-        self.seconds_per_step += weight * (seconds - self.seconds_per_step)

@@ -83,6 +83,18 @@ class ProgressView:
                     self._bar.remove_task(task)
 
 
+class Pace:
+    """Seconds per step, averaged over about the last twenty."""
+
+    def __init__(self) -> None:
+        self.seconds_per_step = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Takes in a step."""
+        weight = 1.0 if self.seconds_per_step == 0 else 0.05
+        self.seconds_per_step += weight * (seconds - self.seconds_per_step)
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """The most memory the run has held, in 2**30 bytes: on the GPU, or of the process where it computes on CPU."""
     if device.type == "cuda":
