@@ -110,6 +110,12 @@ def test_image_in_two_splits_under_another_name_and_format(root):
     assert "train and val" in error.message and "Remove it" in error.message
 
 
+def test_blank_images_of_other_shapes_are_not_the_same(root):
+    write(root, "train", "wide", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
+    write(root, "val", "tall", np.zeros((6, 4, 3), np.uint8), np.zeros((6, 4), np.uint8))
+    assert check_data(root, "segmentation", workers=1).errors == []
+
+
 def test_warnings_do_not_fail(root):
     image = RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)
     write(root, "train", "x", image)

@@ -122,11 +122,23 @@ def test_decompression_bomb(tmp_path, monkeypatch):
 
 def test_python_values_agree():
     array = noise(5, 7, 3)
-    expected = torch.from_numpy(array).permute(2, 0, 1)
-    for value in (array, Image.fromarray(array), expected, array / 255.0, (expected / 255).bfloat16().float(),
-                  np.dstack([array, noise(5, 7)]), array.astype(np.uint16) * 257):  # fmt: skip
-        tolerance = 1 if isinstance(value, torch.Tensor) and value.is_floating_point() else 0
-        assert (to_image_tensor(value).int() - expected.int()).abs().max() <= tolerance
+    expected_CHW = torch.from_numpy(array).permute(2, 0, 1)
+    values = {
+        "array": array,
+        "PIL image": Image.fromarray(array),
+        "tensor": expected_CHW,
+        "float array": array / 255.0,
+        "float tensor": expected_CHW / 255,
+        "float tensor, a little low": (expected_CHW / 255 - 0.001).clamp(min=0),
+        "alpha": np.dstack([array, noise(5, 7)]),
+        "16 bits": array.astype(np.uint16) * 257,
+    }
+    for name, value in values.items():
+        assert torch.equal(to_image_tensor(value), expected_CHW), name
+
+
+def test_python_bfloat16():
+    assert to_image_tensor(torch.full((3, 2, 2), 0.5, dtype=torch.bfloat16)).unique().tolist() == [128]
 
 
 def test_python_grey_values_agree():
@@ -189,6 +201,13 @@ def test_mask_of_colours_is_refused(tmp_path):
     path = save(tmp_path / "colours.png", array)
     said = message(read_mask, path)
     assert str(path) in said and "#804080" in said and "mask_colours" in said and "index or palette PNG" in said
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_mask_with_two_equal_channels_is_a_mask_of_colours(tmp_path, channel):
+    array = np.full((4, 4, 3), 7, np.uint8)
+    array[2, 2, channel] = 8
+    assert "holds colours" in message(read_mask, save(tmp_path / "a.png", array))
 
 
 def test_mask_of_colours_with_a_table(tmp_path):

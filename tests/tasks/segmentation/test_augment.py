@@ -108,6 +108,13 @@ def test_cut_equals_resize_and_crop():
     assert torch.equal(out_HW, mask_HW.repeat_interleave(2, 0).repeat_interleave(2, 1)[20:80, 40:120])
 
 
+def test_masks_made_smaller_keep_the_pixels_in_the_middle():
+    """So that the mask lies as the bilinear image does, and not half a pixel beside it."""
+    mask_HW = torch.arange(81, dtype=torch.uint8).reshape(9, 9)
+    _, out_HW = cut(torch.zeros(3, 9, 9, dtype=torch.uint8), mask_HW, Window(0, 0, 9, 9, 3, 3))
+    assert torch.equal(out_HW, mask_HW[1::3, 1::3])
+
+
 def test_small_image_is_padded_below_and_right():
     image_CHW, mask_HW = coordinates(30, 50)
     out_CHW, out_HW = augment(image_CHW + 1, mask_HW, PLAIN, seeded(0))

@@ -166,6 +166,11 @@ def test_unknown_layout_says_how_to_lay_out_ones_own(tmp_path):
     assert "no such folder" in message(tmp_path / "absent", "train")
 
 
+def test_a_folder_around_the_data_set_is_told_from_it(tmp_path):
+    picture(tmp_path / "around" / "mine" / "images" / "a.jpg")
+    assert f"{tmp_path / 'around' / 'mine'} may be. Give that folder" in message(tmp_path / "around", "train")
+
+
 def test_unknown_names(tmp_path):
     with pytest.raises(ConfigError, match=r"'coco'.*auto, ade20k, cityscapes, pascal-context, folder"):
         open_segmentation_set(tmp_path, "train", "coco")

@@ -96,8 +96,8 @@ def random_size(size: tuple[int, ...], config: SegmentationConfig, generator: Ge
 def random_window(mask_HW: Tensor, size: tuple[int, int], config: SegmentationConfig, generator: Generator) -> Window:
     """Draws a crop of the image resized to ``size``, and again while one class covers too much of it.
 
-    As in mmseg a crop is refused if fewer than two classes are in it or one has ``max_class_ratio`` of its labelled
-    pixels or more. The tenth crop is taken as it is.
+    As in mmseg a crop is refused if one class has ``max_class_ratio`` of its labelled pixels or more, or none is
+    labelled. The tenth crop is taken as it is.
 
     Returns:
         The crop as a window of the original.
@@ -209,7 +209,7 @@ def _is_varied(mask_HW: Tensor, window: Window, max_class_ratio: float) -> bool:
     step = max(1, window.height // window.out_height)
     part = mask_HW[window.top : window.top + window.height : step, window.left : window.left + window.width : step]
     counts_K = torch.bincount(part.flatten(), minlength=IGNORE + 1)[:IGNORE]
-    return int((counts_K > 0).sum()) > 1 and float(counts_K.max()) < max_class_ratio * float(counts_K.sum())
+    return float(counts_K.max()) < max_class_ratio * float(counts_K.sum())
 
 
 def _uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:

@@ -74,12 +74,7 @@ def recognise(root: str | Path, format: str = "auto") -> tuple[Path, str]:
         place = LAYOUTS[name].find_root(root)
         if place is not None:
             return place, name
-    tried = LAYOUTS["folder" if format == "auto" else format]
-    raise DataError(
-        f"{root}: not laid out as '{format}': it has none of {', '.join(tried.marks)}. For your own data "
-        "put images in images/train and images/val, masks of the same names in masks/train and masks/val, "
-        "and the class names in classes.json."
-    )
+    raise DataError(_not_recognised(root, format))
 
 
 def open_folder(root: Path, split: str) -> SegmentationSet:
@@ -148,6 +143,21 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 """Name of a format to its layout, in the order in which ``auto`` tries them."""
+
+
+def _not_recognised(root: Path, format: str) -> str:
+    tried = [layout for name, layout in LAYOUTS.items() if format in ("auto", name)]
+    marks = ", ".join(mark for layout in tried for mark in layout.marks)
+    inside = [
+        path for path in sorted(root.iterdir()) if path.is_dir() and any(layout.find_root(path) for layout in tried)
+    ]
+    if inside:
+        return f"{root}: not a data set itself, but {first([str(path) for path in inside])} may be. Give that folder."
+    return (
+        f"{root}: not recognised as a data set (format {format}): it has none of {marks}. For your own data put images "
+        "in images/train and images/val, masks of the same names in masks/train and masks/val, and the class names in "
+        "classes.json."
+    )
 
 
 def _official(split: str, name: str) -> str:
