@@ -107,8 +107,9 @@ def _fetch(folder: Path) -> Path:
         graph = folder / _GRAPH
         if done.returncode == 0 and graph.is_file():
             return graph
-        last_line = ((done.stderr or done.stdout).strip().splitlines() or ["(it said nothing)"])[-1]
-        failures.append(f"`{' '.join(command)}` ended with status {done.returncode}: {last_line.strip()}")
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        said = " / ".join(lines[-6:]) or "(it said nothing)"
+        failures.append(f"`{' '.join(command)}` ended with status {done.returncode}: {said}")
     tried = "; ".join(failures) or "there is neither uv nor pip for this Python"
     raise WeightsError(f"{SOURCE} could not be fetched: {tried}. {_WAYS_OUT}")
 

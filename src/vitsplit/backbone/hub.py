@@ -32,8 +32,9 @@ def reachable(endpoint: str) -> bool:
     answers: list[bool] = []
 
     def ask() -> None:
+        request = urllib.request.Request(endpoint, method="HEAD")
         try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS).close()
+            urllib.request.build_opener().open(request, timeout=PROBE_SECONDS).close()
             answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)

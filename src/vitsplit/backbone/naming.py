@@ -22,22 +22,23 @@ _ENVELOPES = ("model_ema", "teacher", "model", "state_dict", "module")
 # What wrappers put in front of every name (data parallel, compile, DINOv2's training, transformers).
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.")
 
-# Hugging Face's Dinov2Model to timm, in the order in which they are applied. Its files keep the older names of the
-# attention; a state dict saved from transformers >= 5 has the newer ones, which become the older ones first.
-_HF_NEWER = (
-    (".attention.q_proj.", ".attention.attention.query."),
-    (".attention.k_proj.", ".attention.attention.key."),
-    (".attention.v_proj.", ".attention.attention.value."),
-    (".attention.o_proj.", ".attention.output.dense."),
-)
+# Hugging Face's Dinov2Model to timm, in the order in which they are applied. Its files have the older names of the
+# attention and of SwiGLU; a state dict taken from transformers >= 5 has the newer ones.
 _HF_RENAMES = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(attention\.)?(query|key|value|[qkv]_proj)\.", r".attn.\2."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
+)
+# Matrices that timm keeps as one, stacked in this order.
+_HF_STACKS = (
+    ("attn.qkv", ("attn.query", "attn.key", "attn.value")),
+    ("attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj")),
+    ("mlp.fc1", ("mlp.gate_proj", "mlp.up_proj")),
 )
 
 
@@ -59,34 +60,28 @@ def from_hugging_face(state: StateDict) -> StateDict:
     Query, key and value become one ``qkv``; the mask token is dropped. With registers, timm keeps no position for the
     class token: it is added to the token.
     """
-    for newer, older in _HF_NEWER:
-        state = {name.replace(newer, older): value for name, value in state.items()}
-    state.pop("embeddings.mask_token", None)
-    position_1ND = state.pop("embeddings.position_embeddings")
-    class_11D = state.pop("embeddings.cls_token")
-    registers_1RD = state.pop("embeddings.register_tokens", None)
     renamed: StateDict = {}
-    if registers_1RD is None:
-        renamed |= {"cls_token": class_11D, "pos_embed": position_1ND}
-    else:
-        renamed["reg_token"] = registers_1RD
-        renamed["cls_token"] = class_11D + position_1ND[:, :1]
-        renamed["pos_embed"] = position_1ND[:, 1:]
     for name, value in state.items():
-        query = re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)", name)
-        if query:
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-            renamed[f"blocks.{query[1]}.attn.qkv.{query[2]}"] = torch.cat(parts)
-        elif ".attention.attention." not in name:
-            for pattern, replacement in _HF_RENAMES:
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = value
-    return renamed
+        for pattern, replacement in _HF_RENAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    for whole, parts in _HF_STACKS:
+        for first in [name for name in renamed if f".{parts[0]}." in name]:
+            names = [first.replace(parts[0], part) for part in parts]
+            if all(name in renamed for name in names):
+                renamed[first.replace(parts[0], whole)] = torch.cat([renamed.pop(name) for name in names])
+    renamed.pop("embeddings.mask_token", None)
+    class_11D, position_1ND = renamed.pop("embeddings.cls_token"), renamed.pop("embeddings.position_embeddings")
+    registers_1RD = renamed.pop("embeddings.register_tokens", None)
+    if registers_1RD is not None:
+        renamed["reg_token"] = registers_1RD
+        class_11D, position_1ND = class_11D + position_1ND[:, :1], position_1ND[:, 1:]
+    return renamed | {"cls_token": class_11D, "pos_embed": position_1ND}
 
 
 def to_timm(model: Any, state: StateDict) -> StateDict:
     """The state under the model's own names, from those of timm, the original release or (DINOv2) transformers."""
-    if "embeddings.position_embeddings" in state:
+    if {"embeddings.cls_token", "embeddings.position_embeddings"} <= state.keys():
         state = from_hugging_face(state)
     if isinstance(model, VisionTransformerSAM):
         convert = vision_transformer_sam.checkpoint_filter_fn
