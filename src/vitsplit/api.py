@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,14 @@ def train(
 
     run = RunFolder.open(run_path, resume=resume)
     result: FitResult = fit(
-        config, task=opened, backbone=backbone, model=model, run=run, resume=resume, save_bundle=save
+        config,
+        task=opened,
+        backbone=backbone,
+        model=model,
+        run=run,
+        save_bundle=save,
+        resume=resume,
+        resume_command=f"vitsplit train {opened.name} --data {shlex.quote(str(data))} --out {run_path} --resume",
     )
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 

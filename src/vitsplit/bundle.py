@@ -24,7 +24,7 @@ from torch import Tensor
 from vitsplit import __version__
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.tasks import task_entry, task_name
+from vitsplit.tasks import config_type, task_name
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
@@ -66,7 +66,7 @@ def save_bundle(
     model: TaskModel,
     metrics: Mapping[str, Any],
 ) -> None:
-    """Writes a bundle into ``folder`` (made if absent). ``config.loop.bundle_precision`` rounds its matrices to bf16."""
+    """Writes a bundle into ``folder``; ``config.loop.bundle_precision`` may round its matrices to bf16."""
     folder.mkdir(parents=True, exist_ok=True)
     state = model.trainable_state()
     if config.loop.bundle_precision == "bf16":
@@ -105,8 +105,8 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         f"# A {card['task']} head for {backbone['name']}\n\n"
         f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
         f"frozen backbone `{backbone['name']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
-        f"licence {backbone['licence']}). The task head is a trained copy of the backbone's last blocks: the backbone's "
-        "licence governs it too.\n\n"
+        f"licence {backbone['licence']}). The task head is a trained copy of the backbone's last blocks: "
+        "the backbone's licence governs it too.\n\n"
         f"- method: {card['config']['method']}, recipe `{card['config']['name']}`\n"
         f"- on the validation images: {reached}\n\n"
         "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
@@ -142,7 +142,7 @@ def read_card(path: str | Path) -> Card:
             raise BundleError(f"{file}: written by vitsplit {data['vitsplit']}, which is newer. Update vitsplit.")
         return Card(
             task=data["task"],
-            config=from_dict(TrainConfig[task_entry(data["task"]).config], data["config"], str(file)),  # type: ignore[misc]
+            config=from_dict(config_type(data["task"]), data["config"], str(file)),
             description=data["description"],
             backbone=data["backbone"],
             prior_layers=tuple(data["prior_layers"]),
@@ -165,7 +165,7 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
     if expected != found:
         raise BundleError(
             f"{where}: trained on {card.backbone['name']} with weights {expected[:16]}, but this is {backbone.name} "
-            f"with weights {found[:16]} ({backbone.info.source}). Give the weights it was trained on, or train it again."
+            f"with weights {found[:16]} ({backbone.info.source}). Give it the weights it was trained on."
         )
 
 

@@ -26,7 +26,8 @@ h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em
 h2 { font-size: 20px; margin: 44px 0 12px; }
 p { margin: 8px 0; max-width: 75ch; } .soft { color: var(--soft); }
 code, pre { font: 13px/1.5 ui-monospace, monospace; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; overflow-x: auto; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
+  overflow-x: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
 .figures div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 18px; }
 .figures b { display: block; font-size: 26px; font-weight: 650; font-variant-numeric: tabular-nums; }

@@ -37,7 +37,6 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from vitsplit import api
-    from vitsplit.tasks.segmentation.report import metrics_table, write_report
 
     predictor = api.load(options.run, weights=options.weights, device=options.device)
     asked = {"test_mode": options.test_mode, "test_scales": options.test_scales, "test_flip": options.test_flip}
@@ -50,10 +49,10 @@ def main(argv: list[str]) -> int:
         )
     folder = Path(options.out) if options.out else Path(options.run) / f"evaluation-{options.split}"
     title = f"{Path(options.run).name} on {Path(options.data).name} ({options.split})"
-    page = write_report(task, predictor.forward, evaluation, folder, title=title, count=options.pictures)
+    page = task.write_report(predictor.forward, evaluation, folder, title=title, count=options.pictures)
     if options.json:
         print(json.dumps(evaluation.metrics))
     else:
-        Console().print(metrics_table(evaluation))
-    print(f"pictures: {page}") if not options.json else None
+        Console().print(task.table(evaluation))
+        print(f"pictures: {page}")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
-from vitsplit.tasks import TASKS, task_entry
+from vitsplit.tasks import TASKS, config_type, task_entry
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.serialise import from_dict
 
@@ -69,7 +69,6 @@ def main(argv: list[str]) -> int:
 
 def _base_config(options: argparse.Namespace) -> TrainConfig[Any]:
     """The settings that flags change: those of the run to resume, of ``--config``, or of a recipe."""
-    config_class = TrainConfig[task_entry(options.task).config]  # type: ignore[misc]
     file = Path(options.config) if options.config else None
     if options.resume and options.out and file is None and options.recipe is None:
         file = Path(options.out) / "config.json"
@@ -79,4 +78,5 @@ def _base_config(options: argparse.Namespace) -> TrainConfig[Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a configuration ({error}).") from error
-    return from_dict(config_class, values, str(file))
+    config: TrainConfig[Any] = from_dict(config_type(options.task), values, str(file))
+    return config

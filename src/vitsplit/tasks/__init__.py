@@ -48,6 +48,11 @@ def task_entry(name: str) -> TaskEntry:
     return TASKS[name]
 
 
+def config_type(task: str) -> Any:
+    """The class of a whole configuration for a task, ``TrainConfig[...]``, for reading one from JSON or flags."""
+    return TrainConfig[task_entry(task).config]  # type: ignore[misc]
+
+
 def task_name(config: TrainConfig[Any]) -> str:
     """The name of the task that a configuration is for."""
     return next(name for name, entry in TASKS.items() if isinstance(config.task, entry.config))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.types import LayerTaps
 
 Forward = Callable[[Tensor], tuple[Any, LayerTaps]]
-"""Maps ``image_BCHW`` (uint8, on any device) to the decoder's output and the taps it came from, both on the model's device.
+"""Maps ``image_BCHW`` (uint8, on any device) to the decoder's output and its taps, both on the model's device.
 
 Runs without gradient, in eval mode.
 """
@@ -75,7 +77,7 @@ class Task(Protocol):
         ...
 
     def normalisers(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar float64 per loss term: what the term's sum over the batch is divided by (such as the count of valid pixels).
+        """Scalar float64 per loss term: what the term's sum is divided by, such as the count of valid pixels.
 
         Depends on labels only, so that the engine can add it up over processes and micro-batches before the forward
         pass: the loss of an optimiser step is the same however its batch is spread.
@@ -83,15 +85,15 @@ class Task(Protocol):
         ...
 
     def loss_sums(self, output: Any, batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Scalar float32 per loss term: its weighted sum over the batch, to be divided by the normaliser of that name."""
+        """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normaliser."""
         ...
 
     def evaluate(
         self,
         forward: Forward,
         *,
-        shard: tuple[int, int],
-        gather: Callable[[Tensor], Tensor],
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         on_image: Callable[[], None] | None = None,
     ) -> Evaluation:
         """Evaluates on the validation images ``shard[0]::shard[1]``; ``gather`` sums a CPU tensor over processes."""
@@ -99,6 +101,14 @@ class Task(Protocol):
 
     def predict(self, forward: Forward, image_CHW: Tensor) -> Any:
         """The typed prediction for one image (uint8)."""
+        ...
+
+    def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
+        """Writes ``metrics.json`` and a page with ``count`` pictures, whose path is returned."""
+        ...
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """The figures for the screen."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         for step in places[name]:
             inner = inner[step]
         inner[name] = value
-    return from_dict(TrainConfig[type(config.task)], values, "settings")  # type: ignore[misc, return-value]
+    return from_dict(TrainConfig[type(config.task)], values, "settings")  # type: ignore[misc]
 
 
 def _places(config: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -14,7 +14,7 @@ GROUPS = 32
 
 
 class SegmentationDecoder(nn.Module):
-    """(ConvT 2x2 -> GN -> GELU) twice -> BN -> [Dropout2d] -> Conv1x1, all at D channels: (B, D, h, w) to (B, K, 4h, 4w).
+    """(ConvT 2x2 -> GN -> GELU) twice -> BN -> [Dropout2d] -> Conv1x1: (B, D, h, w) to (B, K, 4h, 4w).
 
     ``8 D^2 + 8 D + K D + K`` parameters, 1.24 / 4.84 / 8.55 M for S / B / L and 150 classes (Table 6's first row).
 

@@ -1,8 +1,8 @@
 """Losses of semantic segmentation, as sums over valid pixels, one image at a time.
 
-Logits come at a quarter of the patch size; the loss is taken at the labels' resolution. At 150 classes and 512 pixels an
-enlarged image of float32 logits is 157 MB, of which autograd would keep several. Here each image's logits are enlarged,
-scored, differentiated and forgotten before the next: what stays is the gradient at the logits' own resolution.
+Logits come at a quarter of the patch size; the loss is taken at the labels' resolution. At 150 classes and 512 pixels
+an enlarged image of float32 logits is 157 MB, of which autograd would keep several. Here each image's logits are
+enlarged, scored, differentiated and forgotten before the next: what stays is the gradient at the logits' own size.
 
 Shapes: B batch, K classes, h w grid of the logits, H W pixels.
 """
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitsplit.data.classes import IGNORE
 from vitsplit.types import Padding
 
-IGNORE = 255
 PadLogits = Literal["crop", "stretch"]
 
 
@@ -102,6 +102,6 @@ class _PerImage(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         (grad_BKhw,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad_BKhw * grad, None, None

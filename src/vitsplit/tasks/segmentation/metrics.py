@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from vitsplit.tasks.segmentation.loss import IGNORE
+from vitsplit.data.classes import IGNORE
 
 
 def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
@@ -22,7 +22,7 @@ def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Figures in 0..1; a class that neither truth nor prediction holds has no IoU (None) and does not count in the mean.
+    """Figures in 0..1; a class that neither truth nor prediction holds has no IoU (None), and the mean leaves it out.
 
     Attributes:
         miou: Mean of the classes' IoU.

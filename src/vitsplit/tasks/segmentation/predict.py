@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.classes import ClassList
+from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.segmentation.augment import fit_size
 from vitsplit.tasks.segmentation.loss import resize_logits
@@ -133,7 +134,18 @@ def _window_logits(forward: Forward, image_BCHW: Tensor, config: SegmentationCon
 def windows(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (top, left, bottom, right) that cover ``size``; the last of a row or column is moved inwards, not shrunk."""
+    """Boxes (top, left, bottom, right) that cover ``size``; the last of a row or column is moved inwards, not shrunk.
+
+    Raises:
+        ConfigError: The stride is longer than the window, so that pixels between two windows would never be seen.
+    """
+    for side, length, step in zip(size, window, stride, strict=True):
+        # Two windows, at either end, may still meet in the middle.
+        if step > length and side > 2 * length:
+            raise ConfigError(
+                f"test_stride {stride} steps over pixels between windows of crop_size {window}: "
+                "make it at most as large, or leave it out."
+            )
     for top in _starts(size[0], window[0], stride[0]):
         for left in _starts(size[1], window[1], stride[1]):
             yield top, left, min(top + window[0], size[0]), min(left + window[1], size[1])

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.data.classes import IGNORE
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
-from vitsplit.tasks.segmentation.loss import IGNORE
-from vitsplit.tasks.segmentation.task import SegmentationTask
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.segmentation.task import SegmentationTask
 
 RIGHT, WRONG, IGNORED = (222, 226, 230), (206, 44, 49), (120, 124, 130)
 
@@ -24,7 +27,7 @@ RIGHT, WRONG, IGNORED = (222, 226, 230), (206, 44, 49), (120, 124, 130)
 def write_report(
     task: SegmentationTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
 ) -> Path:
-    """Writes ``metrics.json`` and ``index.html`` (the table and ``count`` images spread over the set); returns the page."""
+    """Writes ``metrics.json`` and ``index.html`` (table, ``count`` images spread over the set); returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
     page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
 from vitsplit.data.check import map_files
-from vitsplit.data.classes import ClassList, LabelScheme
+from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.segmentation.data import (
@@ -29,9 +30,10 @@ from vitsplit.tasks.segmentation.data import (
 )
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
-from vitsplit.tasks.segmentation.loss import IGNORE, cross_entropy_sum, dice_sum
+from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
 from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction, segment
+from vitsplit.tasks.segmentation.report import metrics_table, write_report
 from vitsplit.training.config import SegmentationConfig
 from vitsplit.types import LayerTaps
 
@@ -149,6 +151,14 @@ class SegmentationTask:
         return SegmentationPrediction(
             mask=mask_HW.cpu().numpy(), classes=self.classes, image=image_CHW.permute(1, 2, 0).cpu().numpy()
         )
+
+    def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
+        """The classes' table and pictures of input, truth, prediction and error."""
+        return write_report(self, forward, evaluation, folder, title=title, count=count)
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """IoU and accuracy per class."""
+        return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
         """Classes and colours."""

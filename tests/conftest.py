@@ -1,0 +1,26 @@
+"""What all tests share: generated scenes on disk, and a small run on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from small_run import SMALL_RUN
+from vitsplit.sample import write_segmentation_set
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of generated scenes: 6 to train on, 3 to evaluate on, 48 x 64 pixels."""
+    return write_segmentation_set(tmp_path_factory.mktemp("scenes") / "data", 6, 3, (48, 64), seed=1, workers=1)
+
+
+@pytest.fixture(scope="session")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the scenes. Tests read it and leave it as it is."""
+    import vitsplit
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    vitsplit.train(data=scenes, out=out, **SMALL_RUN)
+    return out

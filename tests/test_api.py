@@ -1,0 +1,135 @@
+"""The public functions, used as a user would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.data.images import read_image, read_mask
+from vitsplit.errors import ConfigError, RunError
+
+
+def test_training_learns_something(scenes: Path, tmp_path: Path) -> None:
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, "steps": 40, "lr": 1e-3, "flip": 0.0})
+    rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    # Knowing the shares of the classes alone would give their entropy, about 1.4.
+    assert losses[0] > 1.5 and np.mean(losses[-5:]) < 1.3
+
+
+def test_backbone_stays_as_it_was(scenes: Path, run: Path) -> None:
+    from vitsplit.backbone import load_backbone
+
+    fresh = load_backbone("vit_tiny_patch16_224", random_weights=True)
+    card = json.loads((run / "best" / "head.json").read_text())
+    assert card["backbone"]["weights_hash"] == fresh.info.weights_hash
+
+
+def test_evaluation_counts_pixels(run: Path, scenes: Path) -> None:
+    evaluation, _ = vitsplit.evaluate(run, data=scenes)
+    predictor = vitsplit.load(run)
+    right = total = 0
+    intersection, union = np.zeros(7), np.zeros(7)
+    for path in sorted((scenes / "images" / "val").iterdir()):
+        truth = read_mask(scenes / "masks" / "val" / f"{path.stem}.png").numpy()
+        mask = predictor.predict(path).mask
+        right, total = right + (mask == truth).sum(), total + truth.size
+        for index in range(7):
+            intersection[index] += ((mask == index) & (truth == index)).sum()
+            union[index] += ((mask == index) | (truth == index)).sum()
+    assert evaluation.metrics["pixel_accuracy"] == pytest.approx(right / total)
+    assert evaluation.score == pytest.approx(np.mean(intersection[union > 0] / union[union > 0]))
+
+
+def test_linear_probe_trains_nothing_but_norm_and_classifier(scenes: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    result = vitsplit.train(data=scenes, out=tmp_path / "probe", **{**SMALL_RUN, "method": "linear-probe"})
+    state = load_file(result.run / "best" / "head.safetensors")
+    parameters = {name: tensor for name, tensor in state.items() if "running" not in name and "num_batches" not in name}
+    assert sum(tensor.numel() for tensor in parameters.values()) == 2 * 192 + 192 * 7 + 7
+    assert vitsplit.load(result.run).predict(next((scenes / "images" / "val").iterdir())).mask.shape == (48, 64)
+
+
+@pytest.mark.parametrize("settings", [{"selection": "gate"}, {"dice_weight": 1.0, "class_weights": "auto"},
+                                      {"test_mode": "slide", "test_flip": True, "test_scales": (0.75, 1.0)},
+                                      {"prior_head": False, "fusion": False}, {"ema": 0.9}])  # fmt: skip
+def test_variants_train_evaluate_and_predict(scenes: Path, tmp_path: Path, settings: dict) -> None:
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, **settings})
+    evaluation, _ = vitsplit.evaluate(result.run, data=scenes)
+    assert evaluation.score == pytest.approx(result.metrics["miou"], abs=1e-6)
+
+
+def test_gate_bundle_asks_for_the_layers_it_keeps(scenes: Path, tmp_path: Path) -> None:
+    settings = {**SMALL_RUN, "selection": "gate", "num_prior_layers": 2}
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
+    predictor = vitsplit.load(result.run)
+    scores = predictor.model.head.gate.scores_LJ
+    kept = {int(layer) for layer in scores.topk(2, dim=0).indices.flatten()}
+    assert predictor.model.head.request.maps == kept
+    assert predictor.card.prior_layers == tuple(sorted(kept))
+
+
+def test_a_taken_folder_is_refused_and_left_alone(run: Path, scenes: Path) -> None:
+    before = (run / "best" / "head.safetensors").read_bytes()
+    with pytest.raises(RunError, match="already holds a run") as error:
+        vitsplit.train(data=scenes, out=run, **SMALL_RUN)
+    assert "--resume" in str(error.value) and "--out" in str(error.value)
+    assert (run / "best" / "head.safetensors").read_bytes() == before
+
+
+def test_unknown_settings_and_recipes_suggest_the_right_one(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        vitsplit.train(data=scenes, out=tmp_path / "a", batchsize=2)
+    with pytest.raises(ConfigError, match="laptop-segmentation"):
+        vitsplit.train(data=scenes, out=tmp_path / "a", recipe="laptop-segmentaton")
+    with pytest.raises(ConfigError, match="steps"):
+        vitsplit.train(data=scenes, out=tmp_path / "a", steps="many")
+    assert not (tmp_path / "a").exists()
+
+
+def test_class_weights_by_name(scenes: Path) -> None:
+    from vitsplit.data.classes import ClassList
+    from vitsplit.tasks.segmentation.layouts import open_segmentation_set
+    from vitsplit.tasks.segmentation.task import class_weights
+
+    train = open_segmentation_set(scenes, "train")
+    classes: ClassList = train.classes
+    assert class_weights("none", classes, train) is None
+    named = class_weights("ball=3, cone=0.5", classes, train)
+    assert named is not None and named.tolist() == [1, 1, 1, 3, 1, 1, 0.5]
+    counts = np.zeros(7)
+    for path in (scenes / "masks" / "train").iterdir():
+        counts += np.bincount(read_mask(path).numpy().flatten(), minlength=7)
+    expected = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), np.nan)
+    expected = np.nan_to_num(expected / np.nanmean(expected), nan=1.0)
+    auto = class_weights("auto", classes, train)
+    assert auto is not None and np.allclose(auto.numpy(), expected, rtol=1e-5)
+    for wrong in ("ballon=3", "ball", "ball=many"):
+        with pytest.raises(ConfigError, match="class_weights"):
+            class_weights(wrong, classes, train)
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import vitsplit, sys; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_image_of_one_pixel_and_of_odd_sizes(run: Path) -> None:
+    predictor = vitsplit.load(run)
+    for height, width in ((1, 1), (7, 300), (129, 65)):
+        image = torch.zeros(3, height, width, dtype=torch.uint8)
+        assert predictor.predict(image).mask.shape == (height, width)
+
+
+def test_read_image_is_what_predict_sees(run: Path, scenes: Path) -> None:
+    path = next((scenes / "images" / "val").iterdir())
+    assert np.array_equal(vitsplit.load(run).predict(path).image, read_image(path).permute(1, 2, 0).numpy())

@@ -1,0 +1,153 @@
+"""Head bundles: what is in them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitsplit
+from vitsplit.backbone import load_backbone
+from vitsplit.bundle import read_card, save_bundle
+from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.errors import BundleError
+from vitsplit.methods import build_model
+from vitsplit.recipes import recipe
+from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.training.override import override
+
+
+def copy_of(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def test_holds_only_what_trains_and_no_pickle(run: Path) -> None:
+    assert {file.name for file in (run / "best").iterdir()} == {"head.safetensors", "head.json", "README.md"}
+    names = load_file(run / "best" / "head.safetensors").keys()
+    # The frozen norm and the backbone are rebuilt from the backbone's own weights.
+    assert not [name for name in names if "final_norm" in name or "backbone" in name or "patch_embed" in name]
+    assert [name for name in names if name.startswith("head.task_head.blocks.1.")]
+    assert not [name for name in names if name.startswith("head.task_head.blocks.2.")]  # K_t = 2
+
+
+@pytest.mark.parametrize(("precision", "most_mb"), [("fp32", 42), ("bf16", 21)])
+def test_small_ade20k_bundle_size(tmp_path: Path, precision: str, most_mb: int) -> None:
+    config = override(recipe("ade20k-small"), {"random_weights": True, "bundle_precision": precision})
+    classes = ClassList(names=tuple(f"c{index}" for index in range(150)), colours=default_colours(150))
+    task = SegmentationTask(config.task, classes)
+    backbone = load_backbone("dinov2-small", random_weights=True)
+    model = build_model(config, backbone, task)
+    save_bundle(tmp_path, config=config, task=task, backbone=backbone, model=model, metrics={})
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    # 10,230,330 parameters of Table 6 in 4 or 2 bytes, and little else.
+    assert 10_230_330 * (4 if precision == "fp32" else 2) < size <= most_mb * 1e6
+
+
+def test_a_loaded_bundle_predicts_what_was_trained(run: Path, scenes: Path) -> None:
+    first, second = vitsplit.load(run, precision="fp32"), vitsplit.load(run / "best", precision="fp32")
+    image = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
+    logits_first, logits_second = first.forward(image)[0], second.forward(image)[0]
+    assert torch.equal(logits_first, logits_second)
+    stored = load_file(run / "best" / "head.safetensors")
+    live = first.model.state_dict()
+    assert all(torch.equal(live[name], tensor) for name, tensor in stored.items())
+    # The model is the trained one: it is not what the same seed builds.
+    fresh = build_model(first.card.config, first.backbone, first.task).state_dict()
+    assert not torch.equal(fresh["decoder.classify.weight"], live["decoder.classify.weight"])
+
+
+def test_same_backbone_by_another_file_is_accepted_and_another_backbone_is_not(run: Path, tmp_path: Path) -> None:
+    bundle = copy_of(run / "best", tmp_path)
+    card = json.loads((bundle / "head.json").read_text())
+    trained_on = card["backbone"]["weights_hash"]
+    card["backbone"]["weights_hash"] = "0" * 64
+    (bundle / "head.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError) as error:
+        vitsplit.load(bundle)
+    assert "0" * 16 in str(error.value) and trained_on[:16] in str(error.value)
+    assert "vit_tiny_patch16_224" in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "renamed tensor"])
+def test_damaged_weights_name_the_file(run: Path, tmp_path: Path, damage: str) -> None:
+    bundle = copy_of(run / "best", tmp_path)
+    file = bundle / "head.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes().replace(b"decoder.classify", b"decoder.klassify"))
+    with pytest.raises(BundleError, match=r"head\.safetensors"):
+        vitsplit.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "not a readable card"), ('{"format": 99, "vitsplit": "9.0"}', "newer"), ("{}", "format")],
+)
+def test_broken_cards(run: Path, tmp_path: Path, content: str, said: str) -> None:
+    bundle = copy_of(run / "best", tmp_path)
+    (bundle / "head.json").write_text(content)
+    with pytest.raises(BundleError, match=said) as error:
+        read_card(bundle)
+    assert "head.json" in str(error.value)
+
+
+def test_no_bundle_here(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no head bundle here"):
+        vitsplit.load(tmp_path)
+
+
+def test_card_keeps_the_configuration_and_the_figures(run: Path) -> None:
+    card = read_card(run)
+    assert card.task == "segmentation"
+    assert card.config.split.num_tuned_layers == 2 and card.config.task.crop_size == (48, 64)
+    assert card.prior_layers == (2, 5, 8, 11)  # Eq. 2 with L = 12, b = 2, K_p = 4
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert card.metrics["miou"] == max(row["eval"]["miou"] for row in rows if "eval" in row)
+
+
+def test_data_with_other_classes_are_refused(run: Path, scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    names = json.loads((data / "classes.json").read_text())
+    (data / "classes.json").write_text(json.dumps([*names[:-1], "pyramid"]))
+    with pytest.raises(BundleError) as error:
+        vitsplit.evaluate(run, data=data)
+    assert "only in the bundle: ['cone']" in str(error.value) and "only in the data: ['pyramid']" in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["path", "text", "pil", "array", "tensor"])
+def test_every_form_of_an_image_gives_the_same_mask(run: Path, scenes: Path, form: str) -> None:
+    predictor = vitsplit.load(run, precision="fp32")
+    path = next((scenes / "images" / "val").iterdir())
+    picture = Image.open(path).convert("RGB")
+    array = np.asarray(picture)
+    forms = {"path": path, "text": str(path), "pil": picture, "array": array,
+             "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1)}  # fmt: skip
+    prediction = predictor.predict(forms[form])
+    assert prediction.mask.shape == array.shape[:2] and prediction.mask.dtype == np.uint8
+    assert np.array_equal(prediction.mask, predictor.predict(path).mask)
+    assert prediction.classes.names == ("wall", "floor", "ceiling", "ball", "box", "cylinder", "cone")
+
+
+def test_saved_prediction_is_read_back_by_pil(run: Path, scenes: Path, tmp_path: Path) -> None:
+    prediction = vitsplit.load(run).predict(next((scenes / "images" / "val").iterdir()))
+    mask_path, overlay_path = prediction.save(tmp_path, "one")
+    with Image.open(mask_path) as saved:
+        assert saved.mode == "P" and np.array_equal(np.asarray(saved), prediction.mask)
+        row, column = 20, 30
+        expected = prediction.classes.colours[prediction.mask[row, column]]
+        assert saved.convert("RGB").getpixel((column, row)) == expected
+    with Image.open(overlay_path) as overlay:
+        assert overlay.size == (64, 48)
+    mixed = np.asarray(prediction.overlay(opacity=0.5)).astype(int)
+    colours = np.array(prediction.classes.colours)[prediction.mask]
+    assert np.abs(mixed - (prediction.image.astype(int) + colours) / 2).max() <= 1
+    assert sum(prediction.shares().values()) == pytest.approx(1)

@@ -1,0 +1,45 @@
+"""The demo, on random weights and with few steps: the machinery, not the quality."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitsplit.cli.main import main
+
+QUICK = ["--random-weights", "--backbone", "vit_tiny_patch16_224", "--train-scenes", "4", "--val-scenes", "2",
+         "--size", "48", "64", "--steps", "4", "--batch-size", "2"]  # fmt: skip
+
+
+def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a folder with a name that is long enough to be wrapped by a terminal of eighty columns" / "demo"
+    assert main(["demo", *QUICK, "--out", str(out)]) == 0
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert last_line == str(out / "index.html")
+    text = Path(last_line).read_text(encoding="utf-8")
+    # Nothing is fetched: every picture is inside, and nothing else is referred to.
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert text.count('alt="prediction"') == 2 and "<svg" in text and "mIoU" in text
+    with Image.open(out / "picture.jpg") as picture:
+        assert picture.size == (4 * 64 + 3 * 6, 2 * (48 + 6) - 6)
+    assert main(["demo", *QUICK, "--out", str(out)]) == 2
+    assert "already holds a demo" in capsys.readouterr().err
+
+
+def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitsplit import demo
+    from vitsplit.errors import WeightsError
+
+    def unreachable(name: str) -> None:
+        raise WeightsError(name)
+
+    said: list[str] = []
+    monkeypatch.setattr(demo, "load_backbone", unreachable)
+    assert demo._choose_backbone(demo.DemoConfig(), said.append) == "dinov2-small-focus"
+    assert "dinov2-small-focus" in said[0] and "dinov2-small " in said[0]
+    monkeypatch.setattr(demo, "load_backbone", lambda name: None)
+    assert demo._choose_backbone(demo.DemoConfig(), said.append) == "dinov2-small"

@@ -1,0 +1,61 @@
+"""Every ``vitsplit`` command of the README runs, in its order, on generated scenes and with few steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vitsplit.cli.main import main
+
+README = Path(__file__).parents[1] / "README.md"
+
+# What makes a command quick. Every other word of it is the README's.
+QUICK = ["--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "42", "56", "--workers", "0"]
+QUICK_PYTHON = ("steps=300", "steps=2, random_weights=True, batch_size=2, crop_size=(42, 56), workers=0")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("vitsplit ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.fixture
+def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the README speaks of."""
+    shutil.copytree(scenes, tmp_path / "my_data")
+    shutil.copy(next((scenes / "images" / "val").iterdir()), tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_and_python(home: Path) -> None:
+    verbs = [command[0] for command in commands()]
+    assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)
+    for command in commands():
+        assert main(command + (QUICK if command[0] == "train" else [])) == 0, " ".join(command)
+    assert (home / "predictions" / "photo_mask.png").is_file()
+    assert (home / "runs" / "first" / "evaluation-val" / "index.html").is_file()
+    (snippet,) = blocks("python")
+    assert QUICK_PYTHON[0] in snippet
+    exec(snippet.replace(*QUICK_PYTHON), {})
+    assert (home / "predictions" / "prediction_mask.png").is_file()
+
+
+def test_set_up_commands_are_the_two_of_the_makefile() -> None:
+    named = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), flags=re.MULTILINE)
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    assert named == ["demo", "test"] and all(f"\n{target}:" in makefile for target in named)
+
+
+def test_relative_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (README.parent / link).exists()]
+    assert not missing
