@@ -99,6 +99,13 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
         load_backbone(NAME)
 
 
+def test_a_damaged_file_in_the_cache(empty_cache):
+    empty_cache.mkdir()
+    focus.cached_file().write_bytes(b"cut off")
+    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors is damaged .*delete it"):
+        load_backbone(NAME)
+
+
 def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(focus, "_fetch", lambda folder: meeting.wait())

