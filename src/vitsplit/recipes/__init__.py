@@ -1,0 +1,57 @@
+"""Recipes: one function per row of the paper's tables, and small ones for a laptop. Each returns a ``TrainConfig``.
+
+A recipe is a complete configuration; every field of it is a flag of ``vitsplit train``. What the paper states is the
+default. What it leaves open is the release's; where the two differ, the docstring says so and names the flag.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import ade20k, cityscapes, laptop, pascal_context
+from vitsplit.training.config import TrainConfig
+
+RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
+    "laptop-segmentation": laptop.laptop_segmentation,
+    "ade20k-small": ade20k.ade20k_small,
+    "ade20k-base": ade20k.ade20k_base,
+    "ade20k-large": ade20k.ade20k_large,
+    "ade20k-large-896": ade20k.ade20k_large_896,
+    "ade20k-giant-896": ade20k.ade20k_giant_896,
+    "ade20k-small-gate": ade20k.ade20k_small_gate,
+    "ade20k-base-gate": ade20k.ade20k_base_gate,
+    "ade20k-large-gate": ade20k.ade20k_large_gate,
+    "cityscapes-small": cityscapes.cityscapes_small,
+    "cityscapes-base": cityscapes.cityscapes_base,
+    "cityscapes-large": cityscapes.cityscapes_large,
+    "cityscapes-large-gate": cityscapes.cityscapes_large_gate,
+    "pascal-context-base": pascal_context.pascal_context_base,
+    "pascal-context-large": pascal_context.pascal_context_large,
+}
+"""Name to function. The first line of a function's docstring is what ``vitsplit recipes`` shows."""
+
+DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59}
+"""Data format to its number of classes: enough to count a decoder without the data."""
+DEFAULT_CLASSES = 150
+"""The number of classes to count with where a recipe is for no data set of its own; ADE20K's."""
+
+
+def recipe(name: str) -> TrainConfig[Any]:
+    """The configuration of a recipe.
+
+    Raises:
+        ConfigError: There is no recipe of that name; says which are close.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"Recipes: {', '.join(RECIPES)}."
+        raise ConfigError(f"There is no recipe '{name}'. {hint} `vitsplit recipes` describes them.")
+    return RECIPES[name]()
+
+
+def count_classes(config: TrainConfig[Any]) -> int:
+    """The number of classes of the data that a configuration is for, as far as it is known without them."""
+    return DATASET_CLASSES.get(getattr(config.task, "format", ""), DEFAULT_CLASSES)

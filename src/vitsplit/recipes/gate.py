@@ -1,0 +1,18 @@
+"""The sparse gate in place of Eq. 2 (Appendix B, Tables 8 and 9)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from vitsplit.training.config import TrainConfig
+
+TaskConfigT = TypeVar("TaskConfigT")
+GATE_MAPS = 4
+"""K_p of every gate in the release: four mixtures, each of at most four layers."""
+
+
+def with_gate(config: TrainConfig[TaskConfigT]) -> TrainConfig[TaskConfigT]:
+    """The recipe with learned layers: all L layers in training, those that the gate keeps at inference."""
+    split = replace(config.split, selection="gate", num_prior_layers=GATE_MAPS)
+    return replace(config, name=f"{config.name}-gate", split=split)
