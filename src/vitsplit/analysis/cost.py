@@ -1,0 +1,147 @@
+"""What a configuration costs: parameters and multiply-adds, counted on shapes alone, without weights or data.
+
+Two counts of multiply-adds stand side by side. ``total`` is every product of matrices, convolutions and attention
+included. ``mmcv_rules`` is how the counter of mmcv that made the paper's Fig. 8 counts, and so reproduces its figures.
+
+Shapes: B batch, D width, h w patch grid, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitsplit.backbone import Backbone, meta_backbone
+from vitsplit.methods import build_model
+from vitsplit.recipes import count_classes
+from vitsplit.split.head import SplitHead
+from vitsplit.tasks import bare_task
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.config import SplitConfig, TrainConfig
+
+
+def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
+    """Parameters by part.
+
+    Returns:
+        ``task_head``, ``prior_head`` (with the gate's scores), ``fusion`` and ``decoder``: what trains in each;
+        ``trainable``: all that trains; ``frozen``: the backbone.
+    """
+    head = model.head
+    parts: dict[str, list[nn.Module | None]] = {"task_head": [], "prior_head": [], "fusion": []}
+    if isinstance(head, SplitHead):
+        parts = {"task_head": [head.task_head], "prior_head": [head.prior_head, head.gate], "fusion": [head.fusion]}
+    counts = {name: sum(_trainable(module) for module in modules) for name, modules in parts.items()}
+    return {
+        **counts,
+        "decoder": _trainable(model.decoder),
+        "trainable": _trainable(model),
+        "frozen": sum(parameter.numel() for parameter in backbone.parameters()),
+    }
+
+
+def gmacs(
+    config: TrainConfig[Any],
+    size: tuple[int, int],
+    *,
+    num_classes: int | None = None,
+    used_layers: tuple[int, ...] | None = None,
+) -> dict[str, float]:
+    """Multiply-adds, in 10^9, of one prediction on one image: the backbone as far as it must run, head and decoder.
+
+    Args:
+        config: The configuration.
+        size: Height and width of the image; it is padded to the patch size first.
+        num_classes: K; None: that of the configuration's data set.
+        used_layers: The layers that a trained gate keeps; None: a gate that keeps the last layer, which costs most.
+
+    Returns:
+        ``total``: products of matrices and convolutions, attention and the deformable product among them. Left out are
+        norms, activations, additions, a gate's weighted sums, and bilinear sampling (four products per sampled value).
+        ``mmcv_rules``: convolutions (with bias), transposed convolutions (with bias), linear layers (without), and
+        twice the elements of layer and group norms; neither attention nor the deformable product.
+    """
+    config = replace(config, split=_ungated(config.split, used_layers))
+    backbone, model = shape_model(config, num_classes)
+    image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
+    products, rules = FlopCounterMode(display=False), _MmcvRules()
+    with torch.no_grad(), products, rules:
+        model(backbone(image_BCHW, model.head.request))
+    return {"total": products.get_total_flops() / 2e9, "mmcv_rules": rules.macs / 1e9}
+
+
+def shape_model(config: TrainConfig[Any], num_classes: int | None = None) -> tuple[Backbone, TaskModel]:
+    """Backbone and model of a configuration in eval mode, without memory for their weights."""
+    backbone = meta_backbone(config.backbone.backbone)
+    classes = range(count_classes(config) if num_classes is None else num_classes)
+    description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
+    with torch.device("meta"):
+        model = build_model(config, backbone, bare_task(config, description))
+    return backbone, model.eval()
+
+
+def _ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitConfig:
+    """A selection of K_p fixed layers that costs what the gate's K_p mixtures do, as their last layer is the same."""
+    if split.selection != "gate":
+        return split
+    if used_layers is None:
+        return replace(split, selection="last")
+    end = max(used_layers) + 1
+    return replace(split, selection="explicit", prior_layers=tuple(range(end - split.num_prior_layers, end)))
+
+
+def _trainable(module: nn.Module | None) -> int:
+    parameters = [] if module is None else module.parameters()
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
+class _MmcvRules(TorchFunctionMode):
+    """Adds up multiply-adds by the rules of ``mmcv.cnn.get_model_complexity_info``, which counts layers, not products.
+
+    Functions are watched rather than modules, so that a layer whose weight is used without calling it (EVA-02's query,
+    key and value) is counted as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _RULES:
+            self.macs += _RULES[func](out, *args, **(kwargs or {}))
+        return out
+
+
+def _convolution(out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> int:
+    return out.numel() * (weight[0].numel() + (bias is not None))
+
+
+def _transposed(out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> int:
+    return input.numel() * weight[0].numel() + out.numel() * (bias is not None)
+
+
+def _linear(out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> int:
+    return out.numel() * weight.shape[-1]
+
+
+def _norm(out: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * out.numel()
+
+
+_RULES: dict[Callable[..., Any], Callable[..., int]] = {
+    F.conv2d: _convolution,
+    F.conv_transpose2d: _transposed,
+    F.linear: _linear,
+    F.layer_norm: _norm,
+    F.group_norm: _norm,
+}

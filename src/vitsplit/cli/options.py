@@ -1,0 +1,66 @@
+"""Flags for every setting of a configuration, made from its dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from vitsplit.errors import ConfigError
+from vitsplit.training.config import TrainConfig
+
+TaskConfigT = TypeVar("TaskConfigT")
+
+_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
+
+
+def config_from_cli(
+    base: TrainConfig[TaskConfigT], argv: Sequence[str], *, prog: str = "vitsplit"
+) -> TrainConfig[TaskConfigT]:
+    """The configuration with some settings changed by flags: ``--lr 1e-4 --crop-size 448 448 --no-task-head``.
+
+    Every field is one flag in kebab case, whatever dataclass it is in; help texts are the fields' docstrings. With
+    ``--help`` all flags are printed with the values of ``base``, and the process ends with status 0; a value of a wrong
+    type ends it with status 2.
+
+    Args:
+        base: Where the settings that are not named come from.
+        argv: Flags and their values.
+        prog: The command as it was called, for help and errors.
+
+    Raises:
+        ConfigError: There is no such flag (close ones are given), or a value stands without a flag.
+    """
+    kind: Any = TrainConfig[type(base.task)]  # type: ignore[misc]
+    config, unknown = tyro.cli(
+        kind, default=base, args=list(argv), return_unknown_args=True, config=_STYLE, prog=prog, description=""
+    )
+    if unknown:
+        raise ConfigError(_unknown(unknown, base))
+    return config
+
+
+def _unknown(arguments: Sequence[str], base: TrainConfig[Any]) -> str:
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if not flags:
+        return f"'{' '.join(arguments)}' stands without a flag. Settings are given as --name value."
+    flag = flags[0].partition("=")[0]
+    close = difflib.get_close_matches(flag.replace("_", "-"), list(flag_names(base)), n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"There is no flag {flag}. {hint}--help lists all flags."
+
+
+def flag_names(config: Any) -> Iterator[str]:
+    """The flag of every setting; with its negation where it is a switch."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from flag_names(value)
+            continue
+        name = field.name.replace("_", "-")
+        yield f"--{name}"
+        if isinstance(value, bool):
+            yield f"--no-{name}"

@@ -1,0 +1,75 @@
+"""``vitsplit recipes``: the table of recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from vitsplit.backbone.catalog import CATALOG
+from vitsplit.recipes import RECIPES
+from vitsplit.split.layers import select_layers
+
+DESCRIPTION = """\
+Lists the recipes: the rows of the paper's tables, and small ones for a laptop. A recipe is a complete configuration;
+`vitsplit info RECIPE` says what it costs, `vitsplit train TASK --recipe RECIPE` trains it.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    parser = argparse.ArgumentParser(
+        prog="vitsplit recipes", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    rows = [describe(name) for name in RECIPES]
+    if parser.parse_args(argv).json:
+        print(json.dumps(rows))
+    else:
+        _print_table(rows)
+    return 0
+
+
+def describe(name: str) -> dict[str, Any]:
+    """One recipe, JSON-ready; ``summary`` is the first line of its docstring, with the paper's result."""
+    config = RECIPES[name]()
+    layers = select_layers(config.split, CATALOG[config.backbone.backbone].num_layers)
+    return {
+        "name": name,
+        "backbone": config.backbone.backbone,
+        "num_tuned_layers": config.split.num_tuned_layers,
+        "num_prior_layers": config.split.num_prior_layers,
+        "selection": config.split.selection,
+        "prior_layers": list(layers),
+        "crop_size": list(config.task.crop_size),
+        "steps": config.loop.steps,
+        "batch_size": config.loop.batch_size,
+        "summary": (RECIPES[name].__doc__ or "").partition("\n")[0],
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text(_line("recipe", "backbone", "K_t", "prior layers", "crop", "steps"), style="bold"))
+    for row in rows:
+        layers = "gate" if row["selection"] == "gate" else _spell(row["prior_layers"])
+        crop = "x".join(map(str, row["crop_size"]))
+        values = (row["name"], row["backbone"], row["num_tuned_layers"], layers, crop, row["steps"])
+        console.print(_line(*map(str, values)))
+        console.print(Padding(Text(row["summary"], style="dim"), (0, 0, 0, 2)))
+
+
+def _line(*columns: str) -> str:
+    """The columns at widths that fit the longest of the recipes' values, 80 characters in all."""
+    return "{:21} {:12} {:>3} {:25} {:7} {:>5}".format(*columns)
+
+
+def _spell(layers: list[int]) -> str:
+    """``2 5 8 11``; a long run of neighbours as its ends."""
+    if len(layers) > 4 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return " ".join(map(str, layers))
