@@ -1,0 +1,204 @@
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitsplit.analysis.cost import _MmcvRules, count_parameters, gmacs, shape_model
+from vitsplit.backbone import meta_backbone
+from vitsplit.recipes import recipe
+from vitsplit.split.deform import DeformConv3x3
+from vitsplit.tasks.model import TaskModel
+
+HALF_PERCENT = 0.005
+
+# Recipe -> millions that the paper prints (Tables 1, 2, 3, 8 and 16), and the exact count of its parts by hand.
+PARAMETERS = {
+    "ade20k-small": (10.23, 10_230_330),
+    "ade20k-base": (40.51, 40_514_490),
+    "ade20k-large": (88.64, 88_637_626),
+    "ade20k-large-896": (88.64, 88_637_626),
+    "ade20k-giant-896": (326.5, 326_527_162),
+    "cityscapes-base": (55.18, 55_182_391),
+    "cityscapes-large": (164.1, 164_092_983),
+    "pascal-context-base": (47.53, 47_533_919),
+    "pascal-context-large": (115.8, 115_838_047),
+    # Four mixtures instead of eight layers, each D^2 less; and 24 x 4 scores.
+    "ade20k-large-gate": (84.44, 88_637_626 - 4 * 1024**2 + 96),
+    "cityscapes-large-gate": (159.9, 164_092_983 - 4 * 1024**2 + 96),
+    "ade20k-small-gate": (10.23, 10_230_330 + 48),
+    "ade20k-base-gate": (40.51, 40_514_490 + 48),
+}
+
+# Figures of Table 6: switches -> millions as its own model has them, S and B.
+TABLE_6 = {
+    "frozen last layer": ({"prior_head": False, "task_head": False, "fusion": False}, 1.240, 4.840),
+    "prior": ({"task_head": False, "fusion": False}, 3.220, 12.633),
+    "task": ({"prior_head": False, "fusion": False}, 6.566, 26.108),
+    "prior and task": ({"fusion": False}, 8.546, 33.901),
+    "all": ({}, 10.230, 40.514),
+}
+
+# (recipe, side) -> multiply-adds in 10^9 by mmcv's rules, and with attention and the deformable product.
+MULTIPLY_ADDS = {
+    ("ade20k-small", 896): (129.87, 334.1),
+    ("ade20k-base", 896): (508.63, 938.9),
+    ("ade20k-large", 896): (1587.0, 2626.9),
+    ("ade20k-small", 512): (43.43, 68.68),
+    ("ade20k-base", 512): (170.07, 227.9),
+    ("ade20k-large", 512): (530.66, 664.1),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_trainable_parameters(name):
+    printed, exact = PARAMETERS[name]
+    backbone, model = shape_model(recipe(name))
+    counts = count_parameters(model, backbone)
+    assert counts["trainable"] == exact
+    assert counts["trainable"] / 1e6 == pytest.approx(printed, rel=HALF_PERCENT)
+    assert counts["trainable"] == sum(counts[part] for part in ("task_head", "prior_head", "fusion", "decoder"))
+
+
+@pytest.mark.parametrize(("switches", "small", "base"), TABLE_6.values(), ids=TABLE_6.keys())
+def test_trainable_parameters_of_table_6(switches, small, base):
+    for name, expected in (("ade20k-small", small), ("ade20k-base", base)):
+        config = recipe(name)
+        config = dataclasses.replace(config, split=dataclasses.replace(config.split, **switches))
+        backbone, model = shape_model(config)
+        assert count_parameters(model, backbone)["trainable"] / 1e6 == pytest.approx(expected, rel=HALF_PERCENT)
+
+
+def test_parts_and_frozen_parameters():
+    backbone, model = shape_model(recipe("ade20k-small-gate"))
+    counts = count_parameters(model, backbone)
+    assert counts["task_head"] == 3 * 1_775_232
+    assert counts["prior_head"] == (4 + 9) * 384**2 + 384 + 62_226 + 12 * 4
+    assert counts["fusion"] == (2 + 9) * 384**2 + 384 + 62_226
+    assert counts["decoder"] == 1_240_470
+    # The release's 22,056,576 without its mask token.
+    assert counts["frozen"] == 22_056_576 - 384
+
+
+def test_a_linear_probe_trains_its_decoder_only():
+    config = dataclasses.replace(recipe("ade20k-small"), method="linear-probe")
+    backbone, model = shape_model(config, num_classes=39)
+    counts = count_parameters(model, backbone)
+    decoder = 2 * 384 + 384 * 39 + 39
+    assert counts == {
+        "task_head": 0,
+        "prior_head": 0,
+        "fusion": 0,
+        "decoder": decoder,
+        "trainable": decoder,
+        "frozen": 22_056_192,
+    }
+
+
+@pytest.mark.parametrize(("name", "side"), MULTIPLY_ADDS)
+def test_multiply_adds(name, side):
+    by_rules, total = MULTIPLY_ADDS[name, side]
+    cost = gmacs(recipe(name), (side, side))
+    assert cost["mmcv_rules"] == pytest.approx(by_rules, rel=2e-4)
+    assert cost["total"] == pytest.approx(total, rel=HALF_PERCENT)
+
+
+def _products_by_hand(
+    width: int, depth: int, num_tuned: int, num_prior: int, num_classes: int, grid: tuple[int, int]
+) -> float:
+    """Every product of ViT-Split on a DINOv2 of patch 14, written out."""
+    positions = grid[0] * grid[1]
+    tokens = positions + 1
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    mix = positions * (9 * width * 18 + 9 * width**2)
+    return (
+        positions * width * 3 * 14**2
+        + (depth + num_tuned) * block
+        + positions * (num_prior + 2) * width**2
+        + 2 * mix
+        + positions * (1 + 4) * 4 * width**2
+        + 16 * positions * width * num_classes
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "grid", "dimensions"),
+    [
+        ("ade20k-small", (512, 512), (37, 37), (384, 12, 3, 4, 150)),
+        ("cityscapes-base", (240, 322), (18, 23), (768, 12, 5, 5, 19)),
+        ("ade20k-large-gate", (14, 15), (1, 2), (1024, 24, 4, 4, 150)),
+    ],
+)
+def test_the_total_is_every_product_written_out(name, size, grid, dimensions):
+    assert gmacs(recipe(name), size)["total"] * 1e9 == pytest.approx(_products_by_hand(*dimensions, grid), rel=1e-12)
+
+
+def test_only_the_blocks_that_must_run_are_counted():
+    config = recipe("ade20k-small")
+    block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
+    explicit = dataclasses.replace(config.split, selection="explicit", prior_layers=(0, 1, 2, 3))
+    full, short = gmacs(config, (518, 518)), gmacs(dataclasses.replace(config, split=explicit), (518, 518))
+    # The task head branches off after nine blocks; the last three run for the prior head's sake alone.
+    assert (full["total"] - short["total"]) * 1e9 == pytest.approx(3 * block, rel=1e-9)
+
+
+def test_a_trained_gate_costs_what_its_last_kept_layer_makes_run():
+    config = recipe("ade20k-small-gate")
+    block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
+    open_gate = gmacs(config, (518, 518))["total"]
+    assert open_gate == pytest.approx(gmacs(recipe("ade20k-small"), (518, 518))["total"])
+    assert gmacs(config, (518, 518), used_layers=(0, 3, 4, 5, 9, 11))["total"] == pytest.approx(open_gate)
+    saved = open_gate - gmacs(config, (518, 518), used_layers=(1, 3, 4, 5, 7, 9))["total"]
+    assert saved * 1e9 == pytest.approx(2 * block, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dinov3-small", "eva02-large", "sam-base", "siglip2-base", "dinov2-small-reg"])
+def test_every_family_can_be_counted(name):
+    config = recipe("ade20k-small")
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, backbone=name))
+    cost = gmacs(config, (256, 256))
+    backbone = meta_backbone(name)
+    # Linear layers alone: all blocks and K_t copies, on the patches.
+    blocks = sum(
+        p.numel() for block in backbone.blocks for n, p in block.named_parameters() if p.dim() == 2 and "rel" not in n
+    )
+    share = 1 + config.split.num_tuned_layers / backbone.num_layers
+    positions = (-(-256 // backbone.patch_size)) ** 2
+    assert cost["mmcv_rules"] * 1e9 > blocks * share * positions
+    assert cost["total"] > cost["mmcv_rules"] * 1.02
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "expected"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 7), 2 * 35 * 6 * (4 * 9 + 1)),
+        (nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False), (1, 4, 9, 9), 16 * 6 * 2 * 9),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), (2, 4, 5, 7), 2 * 35 * 4 * 6 * 4 + 2 * 140 * 6),
+        (nn.Linear(4, 6), (2, 5, 4), 2 * 5 * 4 * 6),
+        (nn.LayerNorm(8), (3, 5, 8), 2 * 120),
+        (nn.GroupNorm(2, 8), (3, 8, 5, 2), 2 * 240),
+        (nn.BatchNorm2d(8), (3, 8, 5, 2), 0),
+        (nn.GELU(), (3, 8), 0),
+        (DeformConv3x3(4), (1, 4, 5, 7), 35 * 18 * (4 * 9 + 1)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_the_rules_of_mmcv(module, shape, expected):
+    with torch.no_grad(), _MmcvRules() as counted:
+        module(torch.randn(shape))
+    assert counted.macs == expected
+
+
+def test_attention_is_no_part_of_the_rules():
+    query = torch.randn(1, 2, 5, 4)
+    with _MmcvRules() as counted:
+        F.scaled_dot_product_attention(query, query, query)
+        query @ query.transpose(-1, -2)
+    assert counted.macs == 0
+
+
+def test_counting_needs_no_memory_for_weights():
+    backbone, model = shape_model(recipe("ade20k-giant-896"))
+    assert isinstance(model, TaskModel) and not model.training
+    assert all(tensor.is_meta for tensor in [*backbone.parameters(), *model.parameters(), *model.buffers()])

@@ -1,0 +1,127 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from vitsplit.backbone import meta_backbone
+from vitsplit.cli.main import main
+from vitsplit.cli.recipes import main as recipes_main
+from vitsplit.recipes import RECIPES
+
+PARTS = ["task_head", "prior_head", "fusion", "decoder", "trainable", "frozen"]
+
+
+def _info(capsys, *arguments: str) -> dict:
+    assert main(["info", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_has_exactly_the_promised_keys(capsys):
+    facts = _info(capsys, "ade20k-small", "--size", "896", "896")
+    assert list(facts) == ["backbone", "num_tuned_layers", "prior_layers", "parameters", "gmacs"]
+    assert (facts["backbone"], facts["num_tuned_layers"]) == ("dinov2-small", 3)
+    assert facts["prior_layers"] == [2, 5, 8, 11]
+    assert list(facts["parameters"]) == PARTS
+    assert facts["parameters"]["trainable"] == 10_230_330
+    assert list(facts["gmacs"]) == ["total", "mmcv_rules"]
+    assert facts["gmacs"]["mmcv_rules"] == pytest.approx(129.87, rel=1e-3)
+    assert facts["gmacs"]["total"] == pytest.approx(334.1, rel=5e-3)
+
+
+def test_the_default_size_is_the_crop(capsys):
+    assert _info(capsys, "ade20k-small")["gmacs"] == _info(capsys, "ade20k-small", "--size", "512", "512")["gmacs"]
+    assert _info(capsys, "ade20k-small")["gmacs"]["mmcv_rules"] == pytest.approx(43.43, rel=1e-3)
+
+
+def test_settings_are_flags(capsys):
+    facts = _info(capsys, "ade20k-small", "--num-tuned-layers", "4", "--num-classes", "39")
+    assert facts["num_tuned_layers"] == 4
+    assert facts["parameters"]["task_head"] == 4 * 1_775_232
+    assert facts["parameters"]["decoder"] == 8 * 384**2 + 8 * 384 + 39 * 384 + 39
+    without = _info(capsys, "ade20k-small", "--no-task-head", "--selection", "last")
+    assert (without["num_tuned_layers"], without["prior_layers"]) == (0, [8, 9, 10, 11])
+    assert without["parameters"]["task_head"] == 0
+    probe = _info(capsys, "laptop-segmentation", "--method", "linear-probe", "--num-classes", "39")
+    assert (probe["num_tuned_layers"], probe["prior_layers"]) == (0, [])
+    assert probe["parameters"]["trainable"] == 2 * 384 + 39 * 384 + 39
+
+
+def test_the_table_says_the_same(capsys):
+    assert main(["info", "ade20k-base"]) == 0
+    text = capsys.readouterr().out
+    for figure in ("40.51 M", "21.27 M", "7.79 M", "6.61 M", "4.84 M", "86.58 M frozen", "2 5 8 11", "55.7 mIoU"):
+        assert figure in text
+    assert main(["info", "ade20k-small-gate"]) == 0
+    assert "the gate keeps some" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_is_described_by_its_bundle(run: Path, capsys):
+    facts = _info(capsys, str(run))
+    with safe_open(run / "best" / "head.safetensors", framework="numpy") as file:
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        stored = sum(file.get_tensor(name).size for name in file.keys() if not name.endswith(statistics))  # noqa: SIM118
+    card = json.loads((run / "best" / "head.json").read_text())
+    assert facts["parameters"]["trainable"] == stored
+    assert facts["backbone"] == card["backbone"]["name"]
+    assert facts["prior_layers"] == card["prior_layers"]
+    assert facts["num_tuned_layers"] == card["config"]["split"]["num_tuned_layers"]
+    frozen = sum(parameter.numel() for parameter in meta_backbone(facts["backbone"]).parameters())
+    assert facts["parameters"]["frozen"] == frozen
+    assert _info(capsys, str(run / "best")) == facts
+    assert main(["info", str(run)]) == 0
+    assert card["backbone"]["weights_hash"][:12] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ade20k-smal"], "no recipe 'ade20k-smal'. Did you mean ade20k-small"),
+        (["ade20k-small", "--num-tuned-layer", "3"], "Did you mean --num-tuned-layers"),
+        (["ade20k-small", "--num-tuned-layers", "13"], "num_tuned_layers is 13, but the backbone has 12 blocks"),
+        (["ade20k-small", "--num-prior-layers", "11"], "11 prior layers cannot be taken from the 10 layers 2..11"),
+        (["ade20k-small", "--backbone", "dinov2-smal"], "no backbone 'dinov2-smal'"),
+        (["."], "no head bundle"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_is_quick_and_says_what_can_be_given(capsys):
+    assert main(["info", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--size", "--json", "--num-classes", "vitsplit info ade20k-small"))
+    assert main(["info"]) == 2
+    code = "import sys; from vitsplit.cli.main import main; main(['info', '--help']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_of_a_recipe_lists_its_settings(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "cityscapes-large", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--num-tuned-layers" in text and "(default: 10)" in text
+
+
+def test_recipes_are_listed(capsys):
+    assert recipes_main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{name} " in text for name in RECIPES)
+    assert "26-39" in text and "51.6 mIoU" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert recipes_main(["--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(RECIPES)
+    assert rows["pascal-context-large"]["prior_layers"] == [2, 4, 7, 9, 11, 14, 16, 18, 21, 23]
+    assert rows["cityscapes-base"]["crop_size"] == [896, 896]
+
+
+def test_listing_recipes_needs_no_torch():
+    code = "import sys; from vitsplit.cli.recipes import main; main([]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

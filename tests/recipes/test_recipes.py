@@ -1,0 +1,117 @@
+import dataclasses
+import itertools
+
+import pytest
+
+from vitsplit.backbone.catalog import CATALOG
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
+from vitsplit.split.layers import select_layers
+from vitsplit.training.config import SegmentationConfig
+from vitsplit.training.serialise import from_dict, to_dict
+
+EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
+# Table 10, and the settings that follow from the counts where it has no row:
+# name -> backbone, K_t, K_p, b, layers, crop, steps, lr.
+PAPER = {
+    "ade20k-small": ("dinov2-small", 3, 4, 2, [2, 5, 8, 11], 512, 40_000, 2e-4),
+    "ade20k-base": ("dinov2-base", 3, 4, 2, [2, 5, 8, 11], 512, 40_000, 2e-4),
+    "ade20k-large": ("dinov2-large", 4, 8, 2, EVERY_THIRD, 512, 40_000, 2e-4),
+    "ade20k-large-896": ("dinov2-large", 4, 8, 2, EVERY_THIRD, 896, 40_000, 2e-4),
+    "ade20k-giant-896": ("dinov2-giant", 8, 14, 26, list(range(26, 40)), 896, 50_000, 2e-4),
+    "cityscapes-small": ("dinov2-small", 5, 5, 2, [2, 4, 6, 9, 11], 896, 20_000, 2e-4),
+    "cityscapes-base": ("dinov2-base", 5, 5, 2, [2, 4, 6, 9, 11], 896, 20_000, 2e-4),
+    "cityscapes-large": ("dinov2-large", 10, 8, 2, EVERY_THIRD, 896, 20_000, 2e-4),
+    "pascal-context-base": ("dinov2-base", 4, 4, 2, [2, 5, 8, 11], 480, 20_000, 1e-4),
+    "pascal-context-large": ("dinov2-large", 6, 10, 2, [2, 4, 7, 9, 11, 14, 16, 18, 21, 23], 480, 20_000, 1e-4),
+}
+GATES = ("ade20k-small", "ade20k-base", "ade20k-large", "cityscapes-large")
+RELEASE_SCALES = {"ade20k": (2048, 512), "cityscapes": (2048, 1024), "pascal-context": (520, 520)}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_is_the_papers_row(name):
+    backbone, num_tuned, num_prior, first, layers, crop, steps, lr = PAPER[name]
+    config = recipe(name)
+    assert config.name == name
+    assert config.backbone.backbone == backbone
+    split = config.split
+    assert (split.num_tuned_layers, split.num_prior_layers, split.first_prior_layer) == (num_tuned, num_prior, first)
+    assert (split.selection, split.rounding) == ("uniform", "round")
+    assert list(select_layers(split, CATALOG[backbone].num_layers)) == layers
+    assert config.task.crop_size == (crop, crop)
+    assert (config.loop.steps, config.loop.batch_size) == (steps, 16)
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.task_head_lr_scale) == (lr, 1e-2, 0.1)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_paper_leaves_open_is_the_releases(name):
+    config = recipe(name)
+    task, data = config.task, config.task.format
+    assert name.startswith(data)
+    scale = (3584, 896) if name.endswith("-896") else RELEASE_SCALES[data]
+    assert task.image_scale == scale
+    assert task.dropout == (0.0 if data == "ade20k" else 0.1)
+    assert (task.scale_range, task.max_class_ratio, task.flip, task.photometric) == ((0.5, 2.0), 0.75, 0.5, True)
+    assert (task.test_mode, task.test_scales, task.test_flip) == ("slide", (1.0,), False)
+    optim = config.optim
+    assert (optim.schedule, optim.warmup_steps, optim.warmup_start, optim.poly_power) == ("poly", 1500, 1e-6, 0.9)
+    assert optim.decay_norms and optim.betas == (0.9, 0.999)
+
+
+def test_the_releases_layers_are_an_option():
+    for name, last in (("cityscapes-base", [7, 8, 9, 10, 11]), ("pascal-context-large", list(range(14, 24)))):
+        config = recipe(name)
+        split = dataclasses.replace(config.split, selection="last")
+        assert list(select_layers(split, CATALOG[config.backbone.backbone].num_layers)) == last
+        assert "last" in (RECIPES[name].__doc__ or "") or "release reads" in (RECIPES[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
+    plain, gate = recipe(name), recipe(f"{name}-gate")
+    assert gate.name == f"{name}-gate"
+    assert (gate.split.selection, gate.split.num_prior_layers) == ("gate", 4)
+    back = dataclasses.replace(gate.split, selection="uniform", num_prior_layers=plain.split.num_prior_layers)
+    assert dataclasses.replace(gate, name=name, split=back) == plain
+
+
+def test_every_recipe_that_is_asked_for_is_there():
+    gates = {f"{name}-gate" for name in GATES}
+    assert set(RECIPES) == {*PAPER, *gates, "laptop-segmentation"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_can_be_written_down_described_and_built_for_its_backbone(name):
+    config = recipe(name)
+    assert type(config)(**vars(config)) == config
+    from vitsplit.training.config import TrainConfig
+
+    assert from_dict(TrainConfig[SegmentationConfig], to_dict(config), "test") == config
+    num_layers = CATALOG[config.backbone.backbone].num_layers
+    layers = select_layers(config.split, num_layers)
+    assert all(a < b for a, b in itertools.pairwise(layers)) and layers[-1] == num_layers - 1
+    summary = (RECIPES[name].__doc__ or "").partition("\n")[0]
+    assert summary.endswith(".") and len(summary) < 120
+
+
+def test_the_laptop_recipe():
+    config = recipe("laptop-segmentation")
+    assert config.backbone.backbone == "dinov2-small"
+    assert (config.task.crop_size, config.task.image_scale, config.task.test_mode) == ((252, 336), (1024, 252), "whole")
+    assert (config.loop.steps, config.loop.batch_size) == (300, 8)
+    assert config.optim.warmup_steps * 10 <= config.loop.steps
+    assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
+
+
+def test_class_counts():
+    assert DATASET_CLASSES == {"ade20k": 150, "cityscapes": 19, "pascal-context": 59}
+    assert count_classes(recipe("cityscapes-large-gate")) == 19
+    assert count_classes(recipe("laptop-segmentation")) == 150
+
+
+def test_an_unknown_name_is_an_error_with_close_ones():
+    with pytest.raises(ConfigError, match=r"no recipe 'ade20k-smal'.*ade20k-small"):
+        recipe("ade20k-smal")
+    with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, ade20k-small"):
+        recipe("zzz")
