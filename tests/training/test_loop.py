@@ -126,13 +126,13 @@ def test_evaluations_and_checkpoints_are_ten_in_a_run_by_default(steps, evaluate
 class Signalling(TinyTask):
     """Sends this process a signal while it fetches its n-th micro-batch."""
 
-    def __init__(self, number, after):
+    def __init__(self, number, after, times=1):
         super().__init__()
-        self.number, self.after, self.fetched = number, after, 0
+        self.number, self.after, self.times, self.fetched = number, after, times, 0
 
     def collate(self, samples):
         self.fetched += 1
-        if self.fetched == self.after:
+        if self.after <= self.fetched < self.after + self.times:
             os.kill(os.getpid(), self.number)
         return super().collate(samples)
 
@@ -151,6 +151,13 @@ def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, numbe
     resumed = tiny_run(tmp_path / "run", resume=True, head={"dropout": 0.3})
     assert resumed.result.exit_status == 0
     assert equal(resumed.weights, tiny_run(tmp_path / "straight", head={"dropout": 0.3}).weights)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_parent(tmp_path, number):
+    """Ctrl-C reaches the workers too; here it reaches them alone, in the middle of reading, and they read on."""
+    run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=3))
+    assert run.result.state.finished and run.result.exit_status == 0
 
 
 def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(tmp_path):
