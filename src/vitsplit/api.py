@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.errors import BundleError, ConfigError
@@ -18,9 +20,11 @@ from vitsplit.recipes import recipe as get_recipe
 from vitsplit.tasks import open_task, task_entry, task_name
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.training.config import Precision, TrainConfig
-from vitsplit.training.loop import FitResult, fit
+from vitsplit.training.loop import fit
 from vitsplit.training.override import override
+from vitsplit.training.processes import process_state
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.tracking import log_to
 
 
 @dataclass(frozen=True)
@@ -72,30 +76,31 @@ def train(
         raise ConfigError("Which run should go on? Give its folder with --out.")
     run_path = Path(out) if out is not None else _new_run_path(config)
     opened = open_task(config, Path(data))
-    backbone = load_backbone(
-        config.backbone.backbone, weights=config.backbone.weights, random_weights=config.backbone.random_weights
-    )
-    model = build_model(config, backbone, opened)
-
-    def save(folder: Path, metrics: Mapping[str, Any]) -> None:
-        save_bundle(folder, config=config, task=opened, backbone=backbone, model=model, metrics=metrics)
-
     run = RunFolder.open(run_path, resume=resume)
-    result: FitResult = fit(
-        config,
-        task=opened,
-        backbone=backbone,
-        model=model,
-        run=run,
-        save_bundle=save,
-        resume=resume,
-        resume_command=f"vitsplit train {opened.name} --data {shlex.quote(str(data))} --out {run_path} --resume",
-    )
+    with log_to(run, Console(), main=process_state().is_main_process):
+        backbone = load_backbone(
+            config.backbone.backbone, weights=config.backbone.weights, random_weights=config.backbone.random_weights
+        )
+        model = build_model(config, backbone, opened)
+
+        def save(folder: Path, metrics: Mapping[str, Any]) -> None:
+            save_bundle(folder, config=config, task=opened, backbone=backbone, model=model, metrics=metrics)
+
+        result = fit(
+            config,
+            task=opened,
+            backbone=backbone,
+            model=model,
+            run=run,
+            save_bundle=save,
+            resume=resume,
+            resume_command=f"vitsplit train {opened.name} --data {shlex.quote(str(data))} --out {run_path} --resume",
+        )
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 
 
 def load(
-    run: str | Path, *, weights: str | Path | None = None, device: str | None = None, precision: Precision = "auto"
+    run: str | Path, *, weights: str | Path | None = None, device: str | None = None, precision: Precision | None = None
 ) -> Predictor:
     """Loads a run's best bundle (or a bundle folder) with its backbone, ready to ``predict``.
 
@@ -103,7 +108,7 @@ def load(
         run: Run or bundle folder.
         weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
         device: Where to compute; None: the first GPU, else the processor.
-        precision: What to compute in.
+        precision: What to compute in; None: what the run was asked to compute in.
 
     Example:
         >>> model = vitsplit.load("runs/first")  # doctest: +SKIP

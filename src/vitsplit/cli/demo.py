@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import tyro
 
 DESCRIPTION = """\
@@ -18,7 +16,6 @@ def main(argv: list[str]) -> int:
     from vitsplit.demo import DemoConfig, run_demo
 
     config = tyro.cli(DemoConfig, prog="vitsplit demo", description=DESCRIPTION, args=argv)
-    logging.getLogger("vitsplit").setLevel(logging.INFO)
     page = run_demo(config, say=print)
     print(page)
     return 0

@@ -33,12 +33,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (default: 12)")
     parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they cannot be fetched")
     parser.add_argument("--device", help="where to compute; default: the first GPU, else the processor")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], help="default: that of the run")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     options = parser.parse_args(argv)
 
     from vitsplit import api
 
-    predictor = api.load(options.run, weights=options.weights, device=options.device)
+    predictor = api.load(options.run, weights=options.weights, device=options.device, precision=options.precision)
     asked = {"test_mode": options.test_mode, "test_scales": options.test_scales, "test_flip": options.test_flip}
     settings = {name: value for name, value in asked.items() if value is not None}
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

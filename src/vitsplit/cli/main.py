@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from vitsplit import __version__
@@ -46,8 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: there is no verb '{verb}'. Verbs: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
+    import logging
+
     from vitsplit.errors import VitsplitError
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("vitsplit").setLevel(logging.INFO)
     try:
         run = importlib.import_module(VERBS[verb][0]).main
         return int(run(rest) or 0)
@@ -57,6 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader (such as `head`) has seen enough. What is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

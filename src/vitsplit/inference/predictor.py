@@ -69,7 +69,7 @@ def load_predictor(
     *,
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
-    precision: Precision = "auto",
+    precision: Precision | None = None,
 ) -> Predictor:
     """Loads a bundle and the backbone that it was trained on.
 
@@ -77,7 +77,7 @@ def load_predictor(
         run: A run folder (its best bundle) or a bundle folder.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
         device: Where to compute; None: the first GPU, else the processor.
-        precision: What to compute in.
+        precision: What to compute in; None: what the run was asked to compute in.
 
     Raises:
         BundleError: The bundle is broken or the backbone is another one.
@@ -94,5 +94,5 @@ def load_predictor(
     task = bare_task(card.config, card.description)
     model = build_model(card.config, backbone, task)
     load_weights(folder, model)
-    backbone.set_precision(DTYPES[resolve_precision(precision, device)])
+    backbone.set_precision(DTYPES[resolve_precision(precision or card.config.loop.precision, device)])
     return Predictor(card, task, backbone.to(device), model.to(device))

@@ -4,7 +4,7 @@ Logits come at a quarter of the patch size; the loss is taken at the labels' res
 an enlarged image of float32 logits is 157 MB, of which autograd would keep several. Here each image's logits are
 enlarged, scored, differentiated and forgotten before the next: what stays is the gradient at the logits' own size.
 
-Shapes: B batch, K classes, h w grid of the logits, H W pixels.
+Shapes: B batch, K classes, h w grid of the logits, H W pixels, P pixels in a row.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def cross_entropy_sum(
     """``sum over valid pixels of -w_y log softmax(logits)_y``, float32 scalar, differentiable in the logits."""
 
     def image_loss(logits_1Khw: Tensor, mask_1HW: Tensor) -> Tensor:
-        full_1KHW = resize_logits(logits_1Khw, _size(mask_1HW), padding, pad_logits)
-        return F.cross_entropy(full_1KHW, mask_1HW, class_weights_K, ignore_index=IGNORE, reduction="sum")
+        logits_PK, label_P = _by_pixel(logits_1Khw, mask_1HW, padding, pad_logits)
+        return F.cross_entropy(logits_PK, label_P, class_weights_K, ignore_index=IGNORE, reduction="sum")
 
     return _PerImage.apply(logits_BKhw, mask_BHW, image_loss)
 
@@ -60,22 +60,33 @@ def dice_sum(logits_BKhw: Tensor, mask_BHW: Tensor, padding: Padding, pad_logits
     """
 
     def image_loss(logits_1Khw: Tensor, mask_1HW: Tensor) -> Tensor:
-        full_1KHW = resize_logits(logits_1Khw, _size(mask_1HW), padding, pad_logits)
-        valid_P = (mask_1HW != IGNORE).flatten()
-        label_P = mask_1HW.flatten()[valid_P]
-        share_PK = full_1KHW[0].flatten(1).T[valid_P].softmax(dim=1)
-        num_classes = share_PK.shape[1]
-        count_K = torch.bincount(label_P, minlength=num_classes).to(share_PK.dtype)
+        logits_PK, label_P = _by_pixel(logits_1Khw, mask_1HW, padding, pad_logits)
+        valid_P = label_P != IGNORE
+        if not valid_P.any():
+            return logits_PK.sum() * 0
+        share_PK, label_P = logits_PK[valid_P].softmax(dim=1), label_P[valid_P]
+        count_K = torch.bincount(label_P, minlength=share_PK.shape[1]).to(share_PK.dtype)
         hit_K = torch.zeros_like(count_K).index_add(0, label_P, share_PK.gather(1, label_P[:, None])[:, 0])
         dice_K = 2 * hit_K / (share_PK.sum(dim=0) + count_K).clamp_min(1e-6)
         present_K = count_K > 0
-        return 1 - (dice_K * present_K).sum() / present_K.sum() if label_P.numel() else full_1KHW.sum() * 0
+        return 1 - (dice_K * present_K).sum() / present_K.sum()
 
     return _PerImage.apply(logits_BKhw, mask_BHW, image_loss)
 
 
-def _size(mask_1HW: Tensor) -> tuple[int, int]:
-    return mask_1HW.shape[-2], mask_1HW.shape[-1]
+def _by_pixel(logits_1Khw: Tensor, mask_1HW: Tensor, padding: Padding, pad_logits: PadLogits) -> tuple[Tensor, Tensor]:
+    """Enlarged logits and labels of an image's P pixels: (P, K) float32 and (P,) int64.
+
+    Classes are innermost in memory, so the softmax reads along rows. Instead of cutting the padding off the logits,
+    which copies them and their gradient, the labels are padded: ignored pixels give neither loss nor gradient.
+    """
+    height, width = mask_1HW.shape[-2:]
+    if pad_logits == "crop":
+        mask_1HW = F.pad(mask_1HW, (padding.left, padding.right, padding.top, padding.bottom), value=IGNORE)
+        height, width = mask_1HW.shape[-2:]
+    logits_1Khw = logits_1Khw.contiguous(memory_format=torch.channels_last)
+    full_1KHW = F.interpolate(logits_1Khw, size=(height, width), mode="bilinear", align_corners=False)
+    return full_1KHW.permute(0, 2, 3, 1).reshape(height * width, -1), mask_1HW.flatten().long()
 
 
 class _PerImage(torch.autograd.Function):
@@ -94,7 +105,7 @@ class _PerImage(torch.autograd.Function):
         for index in range(logits_BKhw.shape[0]):
             with torch.set_grad_enabled(wanted), torch.autocast(logits_BKhw.device.type, enabled=False):
                 logits_1Khw = logits_BKhw[index : index + 1].detach().float().requires_grad_(wanted)
-                loss = image_loss(logits_1Khw, mask_BHW[index : index + 1].long())
+                loss = image_loss(logits_1Khw, mask_BHW[index : index + 1])
                 if wanted:
                     (grad_BKhw[index : index + 1],) = torch.autograd.grad(loss, logits_1Khw)
             total += loss.detach()
