@@ -117,21 +117,30 @@ def test_one_window_as_large_as_the_image_is_the_whole_image():
         assert model.sizes == [(1, 3, 30, 37)]
 
 
+def _soft_model(image_BCHW):
+    """Logits of a few units, so that probabilities are not all 0 or 1."""
+    logits, taps = ColourModel()(image_BCHW)
+    return logits / 60, taps
+
+
 def test_windows_are_averaged_where_they_overlap():
-    """Against a sum over all windows, one at a time, in numpy."""
-    image_CHW = torch.randint(0, 256, (3, 37, 45), dtype=torch.uint8)
-    config = dataclasses.replace(SLIDE, test_stride=(7, 9))
-    total, count = np.zeros((3, 37, 45)), np.zeros((37, 45))
-    for top in [*range(0, 37 - 16, 7), 37 - 16]:
-        for left in [*range(0, 45 - 20, 9), 45 - 20]:
-            window = image_CHW[None, :, top : top + 16, left : left + 20]
-            logits, _ = ColourModel()(window)
-            full = F.interpolate(logits, size=(16, 20), mode="bilinear", align_corners=False)[0]
-            total[:, top : top + 16, left : left + 20] += full.numpy()
-            count[top : top + 16, left : left + 20] += 1
-    expected = (total / count).argmax(axis=0)
-    mask_HW = segment(ColourModel(), image_CHW, config)
-    assert (mask_HW.numpy() == expected).mean() > 0.999
+    """Against a sum over all windows, one at a time, in numpy; both views, so that the scale of the logits matters."""
+    image_CHW = torch.randint(0, 256, (3, 37, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    config = dataclasses.replace(SLIDE, test_stride=(7, 9), test_flip=True)
+    shares = np.zeros((3, 37, 45))
+    for mirror in (1, -1):
+        total, count = np.zeros((3, 37, 45)), np.zeros((37, 45))
+        view = torch.from_numpy(image_CHW.numpy()[:, :, ::mirror].copy())
+        for top in [*range(0, 37 - 16, 7), 37 - 16]:
+            for left in [*range(0, 45 - 20, 9), 45 - 20]:
+                logits, _ = _soft_model(view[None, :, top : top + 16, left : left + 20])
+                full = F.interpolate(logits, size=(16, 20), mode="bilinear", align_corners=False)[0]
+                total[:, top : top + 16, left : left + 20] += full.numpy()
+                count[top : top + 16, left : left + 20] += 1
+        odds = np.exp(total / count)
+        shares += (odds / odds.sum(axis=0))[:, :, ::mirror]
+    mask_HW = segment(_soft_model, image_CHW, config)
+    assert (mask_HW.numpy() == shares.argmax(axis=0)).mean() > 0.999
 
 
 def test_images_are_resized_to_fit_and_masks_come_back_at_their_own_size():
