@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitsplit.analysis.cost import _MmcvRules, count_parameters, gmacs, shape_model
+from vitsplit.analysis.cost import _MmcvRules, count_parameters, gmacs, shape_model, step_gmacs
 from vitsplit.backbone import meta_backbone
 from vitsplit.recipes import recipe
 from vitsplit.split.deform import DeformConv3x3
@@ -202,3 +202,16 @@ def test_counting_needs_no_memory_for_weights():
     backbone, model = shape_model(recipe("ade20k-giant-896"))
     assert isinstance(model, TaskModel) and not model.training
     assert all(tensor.is_meta for tensor in [*backbone.parameters(), *model.parameters(), *model.buffers()])
+
+
+# Multiply-adds of a training step at 512 pixels by another count (S, B, L), and the frozen forward pass's share of it.
+@pytest.mark.parametrize(
+    ("name", "step", "share"),
+    [("ade20k-small", 111.3, 0.42), ("ade20k-base", 376.1, 0.40), ("ade20k-large", 965.7, 0.52)],
+)
+def test_a_training_step_is_the_frozen_pass_and_three_times_what_trains(name, step, share):
+    config = recipe(name)
+    parts = step_gmacs(config, (512, 512))
+    assert parts["step"] == pytest.approx(step, rel=0.015)
+    assert parts["frozen"] / parts["step"] == pytest.approx(share, abs=0.01)
+    assert parts["frozen"] + parts["trained"] == pytest.approx(gmacs(config, (512, 512))["total"])

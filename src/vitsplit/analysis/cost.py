@@ -69,12 +69,34 @@ def gmacs(
         twice the elements of layer and group norms; neither attention nor the deformable product.
     """
     config = replace(config, split=_ungated(config.split, used_layers))
+    rules = _MmcvRules()
+    with rules:
+        frozen, trained = _forward_gmacs(config, size, num_classes)
+    return {"total": frozen + trained, "mmcv_rules": rules.macs / 1e9}
+
+
+def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:
+    """Multiply-adds, in 10^9, of a training step per image, counted as ``gmacs`` counts its ``total``.
+
+    Returns:
+        ``frozen``: the backbone's forward pass; ``trained``: the forward pass of head and decoder; ``step``: the frozen
+        part once and the trained part three times, since its backward pass has two products for each of the forward's.
+    """
+    frozen, trained = _forward_gmacs(config, size, num_classes)
+    return {"frozen": frozen, "trained": trained, "step": frozen + 3 * trained}
+
+
+def _forward_gmacs(config: TrainConfig[Any], size: tuple[int, int], num_classes: int | None) -> tuple[float, float]:
+    """Products of the backbone and of the model on one image."""
     backbone, model = shape_model(config, num_classes)
     image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
-    products, rules = FlopCounterMode(display=False), _MmcvRules()
-    with torch.no_grad(), products, rules:
-        model(backbone(image_BCHW, model.head.request))
-    return {"total": products.get_total_flops() / 2e9, "mmcv_rules": rules.macs / 1e9}
+    frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with torch.no_grad():
+        with frozen:
+            taps = backbone(image_BCHW, model.head.request)
+        with trained:
+            model(taps)
+    return frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9
 
 
 def shape_model(config: TrainConfig[Any], num_classes: int | None = None) -> tuple[Backbone, TaskModel]:
