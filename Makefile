@@ -14,14 +14,16 @@ help:
 
 setup: $(VENV)/.ready
 
-# uv where it is there, otherwise fetched into .uv by the system's own pip.
+# uv where it is there, otherwise fetched into .uv: by pip, or where the system's Python has none, inside a venv.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@set -e; UV=$$(command -v uv || echo .uv/bin/uv); \
 	if ! [ -x "$$UV" ]; then \
-		$(PYTHON) -m venv .uv || { echo "The venv module is missing: install python3-venv or uv."; exit 1; }; \
-		.uv/bin/python -m pip install --quiet --disable-pip-version-check uv; \
+		rm -rf .uv; \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv 2>/dev/null \
+			|| { rm -rf .uv; $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; } \
+			|| { echo "Neither pip nor venv works here: install uv, or the packages python3-pip or python3-venv."; exit 1; }; \
 	fi; \
 	[ -x $(BIN)/python ] || "$$UV" venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev]' uv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.data.images import read_image, read_mask
-from vitsplit.errors import ConfigError, RunError
+from vitsplit.errors import ConfigError, DataError, RunError, WeightsError
 
 
 def test_training_learns_something(scenes: Path, tmp_path: Path) -> None:
@@ -105,6 +107,8 @@ def test_class_weights_by_name(scenes: Path) -> None:
     classes: ClassList = train.classes
     assert class_weights("none", classes, train) is None
     named = class_weights("ball=3, cone=0.5", classes, train)
+    by_dict = class_weights({"ball": 3, "cone": 0.5}, classes, train)
+    assert by_dict is not None and named is not None and torch.equal(by_dict, named)
     assert named is not None and named.tolist() == [1, 1, 1, 3, 1, 1, 0.5]
     counts = np.zeros(7)
     for path in (scenes / "masks" / "train").iterdir():
@@ -113,7 +117,7 @@ def test_class_weights_by_name(scenes: Path) -> None:
     expected = np.nan_to_num(expected / np.nanmean(expected), nan=1.0)
     auto = class_weights("auto", classes, train)
     assert auto is not None and np.allclose(auto.numpy(), expected, rtol=1e-5)
-    for wrong in ("ballon=3", "ball", "ball=many"):
+    for wrong in ("ballon=3", "ball", "ball=many", "ball=-1", {"ballon": 1.0}):
         with pytest.raises(ConfigError, match="class_weights"):
             class_weights(wrong, classes, train)
 
@@ -133,3 +137,72 @@ def test_image_of_one_pixel_and_of_odd_sizes(run: Path) -> None:
 def test_read_image_is_what_predict_sees(run: Path, scenes: Path) -> None:
     path = next((scenes / "images" / "val").iterdir())
     assert np.array_equal(vitsplit.load(run).predict(path).image, read_image(path).permute(1, 2, 0).numpy())
+
+
+def test_the_training_images_can_be_measured_too(run: Path, scenes: Path) -> None:
+    evaluation, task = vitsplit.evaluate(run, data=scenes, split="train")
+    assert len(task.val_images()) == 6 and 0 <= evaluation.score <= 1
+
+
+def test_python_resume_takes_up_the_runs_own_settings(run: Path, scenes: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    result = vitsplit.train(data=scenes, out=copy, resume=True)
+    assert result.metrics["miou"] == json.loads((run / "best" / "head.json").read_text())["metrics"]["miou"]
+    with pytest.raises(ConfigError, match="--out"):
+        vitsplit.train(data=scenes, resume=True)
+    with pytest.raises(ConfigError, match="holds no run"):
+        vitsplit.train(data=scenes, out=tmp_path / "nothing", resume=True)
+
+
+def test_validation_without_a_label_is_an_error_and_no_score(run: Path, scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "data"))
+    for mask in (data / "masks" / "val").iterdir():
+        Image.new("L", (64, 48), 255).save(mask)
+    with pytest.raises(DataError, match="no pixel of the val split has a label"):
+        vitsplit.evaluate(run, data=data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"crop_size": (0, 48)}, "--crop-size"),
+        ({"test_stride": (0, 0)}, "--test-stride"),
+        ({"test_scales": (0.0,)}, "--test-scales"),
+        ({"scale_range": (2.0, 0.5)}, "--scale-range"),
+        ({"flip": 1.5}, "--flip"),
+        ({"prior_layers": (1, 2)}, "--selection explicit"),
+    ],
+)
+def test_settings_that_cannot_work_name_their_flag(scenes: Path, tmp_path: Path, settings: dict, flag: str) -> None:
+    with pytest.raises(ConfigError, match=flag):
+        vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, **settings})
+
+
+def test_a_recipe_and_a_configuration_are_not_both_taken(scenes: Path, tmp_path: Path) -> None:
+    from vitsplit.recipes import recipe
+
+    with pytest.raises(ConfigError, match="choose one"):
+        vitsplit.train(recipe("ade20k-small"), recipe="ade20k-base", data=scenes, out=tmp_path / "run")
+
+
+def test_moved_weights_of_the_backbone_are_asked_for(scenes: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from vitsplit.backbone import load_backbone
+
+    file = tmp_path / "weights" / "mine.safetensors"
+    file.parent.mkdir()
+    backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
+    save_file(backbone.model.state_dict(), file)
+    settings = {**SMALL_RUN, "random_weights": False, "weights": file}
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
+    file.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(WeightsError, match="--weights") as error:
+        vitsplit.load(result.run)
+    assert str(file) in str(error.value)
+    assert vitsplit.load(result.run, weights=tmp_path / "moved.safetensors").task.name == "segmentation"
+    # What is passed on names no folder of this machine.
+    assert str(tmp_path) not in (result.run / "best" / "README.md").read_text()
+    assert (
+        json.loads((result.run / "best" / "head.json").read_text())["backbone"]["source"] == "the file mine.safetensors"
+    )

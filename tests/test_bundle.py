@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitsplit
+from small_run import SMALL_RUN
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import read_card, save_bundle
 from vitsplit.data.classes import ClassList, default_colours
@@ -151,3 +152,14 @@ def test_saved_prediction_is_read_back_by_pil(run: Path, scenes: Path, tmp_path:
     colours = np.array(prediction.classes.colours)[prediction.mask]
     assert np.abs(mixed - (prediction.image.astype(int) + colours) / 2).max() <= 1
     assert sum(prediction.shares().values()) == pytest.approx(1)
+
+
+def test_rounding_to_bf16_leaves_the_gate_alone(scenes: Path, tmp_path: Path) -> None:
+    settings = {**SMALL_RUN, "selection": "gate", "bundle_precision": "bf16"}
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
+    stored = load_file(result.run / "best" / "head.safetensors")
+    assert stored["head.gate.scores_LJ"].dtype == torch.float32
+    assert stored["head.prior_head.block.reduce.weight"].dtype == torch.bfloat16
+    assert stored["decoder.last_norm.running_var"].dtype == torch.float32
+    predictor = vitsplit.load(result.run)
+    assert tuple(sorted(predictor.model.head.request.maps)) == predictor.card.prior_layers

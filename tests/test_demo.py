@@ -32,14 +32,33 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
 
 def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitsplit import demo
+    from vitsplit.backbone.hub import HubUnavailableError
     from vitsplit.errors import WeightsError
+    from vitsplit.training.config import DemoConfig
 
     def unreachable(name: str) -> None:
-        raise WeightsError(name)
+        raise HubUnavailableError(name)
+
+    def damaged(name: str) -> None:
+        raise WeightsError("the cached file is damaged")
 
     said: list[str] = []
     monkeypatch.setattr(demo, "load_backbone", unreachable)
-    assert demo._choose_backbone(demo.DemoConfig(), said.append) == "dinov2-small-focus"
+    assert demo._choose_backbone(DemoConfig(), said.append) == "dinov2-small-focus"
     assert "dinov2-small-focus" in said[0] and "dinov2-small " in said[0]
     monkeypatch.setattr(demo, "load_backbone", lambda name: None)
-    assert demo._choose_backbone(demo.DemoConfig(), said.append) == "dinov2-small"
+    assert demo._choose_backbone(DemoConfig(), said.append) == "dinov2-small"
+    # A damaged cache is no reason to take another model without a word.
+    monkeypatch.setattr(demo, "load_backbone", damaged)
+    with pytest.raises(WeightsError, match="damaged"):
+        demo._choose_backbone(DemoConfig(), said.append)
+
+
+def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitsplit.data.folders import free_folder
+
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-2"
+    (tmp_path / "demo-2").mkdir()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"

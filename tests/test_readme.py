@@ -59,3 +59,9 @@ def test_relative_links_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (README.parent / link).exists()]
     assert not missing
+
+
+def test_no_placeholder_is_left() -> None:
+    for document in (README, *(README.parent / "docs").glob("*.md")):
+        left = re.findall(r"\b(?:[A-Z0-9]+_PART|MINUTES|MEASURED|TODO|FIXME)\b", document.read_text(encoding="utf-8"))
+        assert not left, f"{document.name}: {left}"

@@ -16,14 +16,14 @@ from vitsplit.bundle import save_bundle
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.predictor import Predictor, load_predictor
 from vitsplit.methods import build_model
-from vitsplit.recipes import recipe as get_recipe
-from vitsplit.tasks import open_task, task_entry, task_name
+from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.training.config import Precision, TrainConfig
 from vitsplit.training.loop import fit
 from vitsplit.training.override import override
 from vitsplit.training.processes import process_state
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.starting_point import starting_config
 from vitsplit.training.tracking import log_to
 
 
@@ -55,7 +55,7 @@ def train(
     """Trains a head bundle.
 
     Args:
-        config: A complete configuration; otherwise the recipe's.
+        config: A complete configuration; otherwise the recipe's, or that of the run that goes on.
         data: The data set's folder.
         task: The task.
         recipe: Name of the recipe to start from; None: the task's own for a laptop.
@@ -69,15 +69,17 @@ def train(
     Example:
         >>> result = vitsplit.train(data="my_data", out="runs/first", steps=500)  # doctest: +SKIP
     """
-    if config is None:
-        config = get_recipe(recipe or task_entry(task).default_recipe)
-    config = override(config, settings)
     if resume and out is None:
         raise ConfigError("Which run should go on? Give its folder with --out.")
+    if config is None:
+        config = starting_config(task, recipe=recipe, resumed=out if resume else None)
+    elif recipe is not None:
+        raise ConfigError("A configuration and a recipe were both given: choose one to start from.")
+    config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)
-    opened = open_task(config, Path(data))
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
+        opened = open_task(config, Path(data))
         backbone = load_backbone(
             config.backbone.backbone, weights=config.backbone.weights, random_weights=config.backbone.random_weights
         )
@@ -94,7 +96,7 @@ def train(
             run=run,
             save_bundle=save,
             resume=resume,
-            resume_command=f"vitsplit train {opened.name} --data {shlex.quote(str(data))} --out {run_path} --resume",
+            resume_command=_resume_command(opened.name, data, run_path),
         )
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 
@@ -165,6 +167,10 @@ def _class_mismatch(predictor: Predictor, task: Task, data: str | Path) -> str:
         f"{data} has {len(theirs)} classes and the bundle {len(ours)} ({detail}). Evaluate on data with the bundle's "
         "classes, or map the labels in classes.json."
     )
+
+
+def _resume_command(task: str, data: str | Path, run: Path) -> str:
+    return f"vitsplit train {task} --data {shlex.quote(str(data))} --out {shlex.quote(str(run))} --resume"
 
 
 def _new_run_path(config: TrainConfig[Any]) -> Path:

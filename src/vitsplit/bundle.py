@@ -70,7 +70,11 @@ def save_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     state = model.trainable_state()
     if config.loop.bundle_precision == "bf16":
-        state = {name: tensor.bfloat16() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
+        # Not the gate's scores: which layers they keep hangs on differences that bf16 would round away.
+        state = {
+            name: tensor if tensor.dim() < 2 or name.endswith("gate.scores_LJ") else tensor.bfloat16()
+            for name, tensor in state.items()
+        }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     was_training = model.training
     layers = sorted(model.eval().head.request.maps | model.head.request.raw_maps)

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,10 @@ from PIL import Image
 
 from vitsplit import api
 from vitsplit.backbone import load_backbone
+from vitsplit.backbone.hub import HubUnavailableError
 from vitsplit.bundle import WEIGHTS
-from vitsplit.errors import RunError, WeightsError
+from vitsplit.data.folders import free_folder
+from vitsplit.errors import RunError
 from vitsplit.inference.predictor import Predictor
 from vitsplit.recipes import recipe
 from vitsplit.report import Page
@@ -24,36 +25,13 @@ from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.segmentation.report import add_class_table, add_figures, add_gallery, paint
 from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.training.config import DemoConfig
 from vitsplit.training.override import override
 
 logger = logging.getLogger("vitsplit")
 
 PREFERRED, WITHOUT_HUB = "dinov2-small", "dinov2-small-focus"
 PICTURE_COLUMNS, PICTURE_ROWS, GAP = 4, 3, 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Settings of the demo."""
-
-    out: Path = Path("demo")
-    """Folder for the scenes, the run and the page."""
-    backbone: str = "auto"
-    """auto: dinov2-small where it is cached or the hub answers, else dinov2-small-focus."""
-    train_scenes: int = 160
-    """Scenes to train on."""
-    val_scenes: int = 32
-    """Scenes to evaluate on."""
-    size: tuple[int, int] = (196, 252)
-    """Height and width of a scene."""
-    steps: int = 100
-    """Training steps."""
-    batch_size: int = 8
-    """Scenes per step."""
-    seed: int = 0
-    """Seed of scenes and training."""
-    random_weights: bool = False
-    """Use random weights: for tests of the machinery, the result means nothing."""
 
 
 def run_demo(config: DemoConfig, say: Callable[[str], None] = logger.info) -> Path:
@@ -63,9 +41,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = logger.info) -> Pa
         RunError: The output folder already holds a demo.
         WeightsError: No pretrained weights can be had.
     """
-    data, run = config.out / "scenes", config.out / "run"
+    out = config.out or free_folder(Path("demo"))
+    data, run = out / "scenes", out / "run"
     if run.exists():
-        raise RunError(f"{config.out} already holds a demo. Give another folder with --out, or delete it.")
+        raise RunError(f"{out} already holds a demo. Give another folder with --out, or delete it.")
     started = time.perf_counter()
     backbone = _choose_backbone(config, say)
     say(f"generating {config.train_scenes} + {config.val_scenes} scenes in {data}")
@@ -92,8 +71,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = logger.info) -> Pa
     predictor = api.load(run)
     evaluation, task = api.evaluate(predictor, data=data)
     assert isinstance(task, SegmentationTask)
-    picture = write_picture(task, predictor, config.out / "picture.jpg")
-    page = _write_page(config, predictor, task, evaluation, training_minutes)
+    picture = write_picture(task, predictor, out / "picture.jpg")
+    page = _write_page(config, out, predictor, task, evaluation, training_minutes)
     say(f"mIoU {100 * evaluation.score:.1f} % after {training_minutes:.1f} minutes of training; picture: {picture}")
     say(f"finished in {(time.perf_counter() - started) / 60:.1f} minutes")
     return page
@@ -106,7 +85,7 @@ def _choose_backbone(config: DemoConfig, say: Callable[[str], None]) -> str:
     try:
         load_backbone(PREFERRED)
         return PREFERRED
-    except WeightsError:
+    except HubUnavailableError:
         say(f"{PREFERRED} is not cached and the model hub does not answer: using {WITHOUT_HUB} instead")
         return WITHOUT_HUB
 
@@ -136,9 +115,14 @@ def write_picture(task: SegmentationTask, predictor: Predictor, path: Path) -> P
 
 
 def _write_page(
-    config: DemoConfig, predictor: Predictor, task: SegmentationTask, evaluation: Evaluation, training_minutes: float
+    config: DemoConfig,
+    out: Path,
+    predictor: Predictor,
+    task: SegmentationTask,
+    evaluation: Evaluation,
+    training_minutes: float,
 ) -> Path:
-    run = config.out / "run"
+    run = out / "run"
     trained = sum(p.numel() for p in predictor.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in predictor.backbone.parameters())
     size_mb = (run / "best" / WEIGHTS).stat().st_size / 1e6
@@ -162,10 +146,8 @@ def _write_page(
     page.heading("Classes")
     add_class_table(page, evaluation)
     page.heading("Use it")
-    page.code(
-        f"vitsplit predict {run} IMAGE.jpg --out predictions\nvitsplit evaluate {run} --data {config.out / 'scenes'}"
-    )
-    return page.write(config.out / "index.html")
+    page.code(f"vitsplit predict {run} IMAGE.jpg --out predictions\nvitsplit evaluate {run} --data {out / 'scenes'}")
+    return page.write(out / "index.html")
 
 
 def _curves(metrics_file: Path) -> Figure:

@@ -40,6 +40,16 @@ def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtu
     assert status == 0 and f"vitsplit {verb.split()[0]}" in shown and len(shown) > 150
 
 
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_the_help_of_a_verb_does_not_wait_for_torch(verb: str) -> None:
+    code = (
+        "import sys\nfrom vitsplit.cli.main import main\n"
+        f"try:\n    main(['{verb}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0 and "usage: vitsplit" in capsys.readouterr().out
     assert main(["tain"]) == 2
@@ -56,6 +66,10 @@ def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "segmentation", "--data", "DATA", "--num-tuned-layers", "13"], "13"),
         (["train", "segmentation", "--data", "DATA", "--resume"], "--out"),
         (["train", "segmentation", "--data", "DATA", "--config", "nowhere.json"], "nowhere.json"),
+        (
+            ["train", "segmentation", "--data", "DATA", "--config", "a.json", "--recipe", "ade20k-small"],
+            "not from both",
+        ),
         (["predict", "nowhere", "a.jpg", "--out", "o"], "nowhere"),
         (["evaluate", "nowhere", "--data", "DATA"], "nowhere"),
         (["info", "no-such-recipe"], "no-such-recipe"),

@@ -61,7 +61,7 @@ def build_model(name: str, **overrides: Any) -> Any:
         ConfigError: As ``timm_name_of``, or the patch embedding is not one convolution.
     """
     timm_name = timm_name_of(name)
-    is_sam = is_model_in_modules(timm_name.partition(".")[0], "vision_transformer_sam")
+    is_sam = is_model_in_modules(timm_name.partition(".")[0], ("vision_transformer_sam",))
     any_size: dict[str, Any] = {} if is_sam else {"dynamic_img_size": True}
     model: Any = timm.create_model(timm_name, num_classes=0, **any_size, **overrides)
     if not isinstance(model.patch_embed, PatchEmbed):

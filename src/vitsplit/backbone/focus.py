@@ -34,6 +34,8 @@ _WAYS_OUT = (
     "Ways out: make a package index reachable for it (its own settings: UV_DEFAULT_INDEX, PIP_INDEX_URL, a proxy); or "
     "run it once on another machine and copy the file that it wrote to the same place here, or pass it as --weights."
 )
+FETCH_SECONDS = 900
+"""An index that answers nothing at all is given up after this."""
 _log = logging.getLogger("vitsplit")
 
 
@@ -107,7 +109,11 @@ def _fetch(folder: Path) -> Path:
     failures = []
     for installer in installers():
         command = [*installer, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            failures.append(f"`{' '.join(command)}` was stopped after {FETCH_SECONDS} s")
+            continue
         graph = folder / _GRAPH
         if done.returncode == 0 and graph.is_file():
             return graph

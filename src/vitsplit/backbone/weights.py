@@ -53,12 +53,12 @@ def load_backbone(
         model, source = _random_model(name), RANDOM_WEIGHTS
         _log.warning("backbone %s: random weights, which test the machinery and nothing else", name)
     else:
-        state, source = _find(name, timm_name, weights)
+        state, file, source = _find(name, timm_name, weights)
         # Parameters without memory: they are replaced at once, and initialising a large model takes seconds.
         with init_empty_weights(include_buffers=False):
             model = build_model(name)
-        checkpoint.fill(model, state, source)
-        _log.info("backbone %s: weights from %s, licence %s", name, source, licence_of(name))
+        checkpoint.fill(model, state, str(file))
+        _log.info("backbone %s: weights from %s (%s), licence %s", name, source, file, licence_of(name))
     return _wrap(name, timm_name, model, source, checkpoint.weights_hash(model)).to(device)
 
 
@@ -93,14 +93,14 @@ def _wrap(name: str, timm_name: str, model: Any, source: str, weights_hash: str)
     return Backbone(model, info)
 
 
-def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, str]:
-    """The tensors, and where they came from in words."""
+def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, Path, str]:
+    """The tensors, their file, and where they came from in words that mean something on another machine."""
     if weights is not None:
         file = checkpoint.find_file(Path(weights).expanduser())
-        return checkpoint.read(file), str(file)
+        return checkpoint.read(file), file, f"the file {file.name}"
     if name == FOCUS:
         state, file = focus.load_state()
-        return state, f"{focus.SOURCE} ({file})"
+        return state, file, focus.SOURCE
     config = get_pretrained_cfg(timm_name)
     repository = config.hf_hub_id if config else None
     if not repository:
@@ -108,8 +108,8 @@ def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateD
     try:
         file = hub.fetch(repository)
     except hub.HubUnavailableError as error:
-        raise WeightsError(_ways_out(name, repository, str(error))) from error
-    return checkpoint.read(file), f"{repository} ({file})"
+        raise hub.HubUnavailableError(_ways_out(name, repository, str(error))) from error
+    return checkpoint.read(file), file, f"{repository} on the hub"
 
 
 def _ways_out(name: str, repository: str, tried: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tyro
 
+from vitsplit.training.config import DemoConfig
+
 DESCRIPTION = """\
 Generates a small set of scenes with exact labels, trains a segmentation bundle on real pretrained weights, evaluates
 it, and writes one self-contained HTML page (figures, curves, pictures). Under five minutes of training on two cores.
@@ -13,9 +15,9 @@ The last line of the output is the page's path.
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    from vitsplit.demo import DemoConfig, run_demo
-
     config = tyro.cli(DemoConfig, prog="vitsplit demo", description=DESCRIPTION, args=argv)
+    from vitsplit.demo import run_demo
+
     page = run_demo(config, say=print)
     print(page)
     return 0

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
-from typing import Any
 
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
-from vitsplit.recipes import recipe
-from vitsplit.tasks import TASKS, config_type, task_entry
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.serialise import from_dict
+from vitsplit.tasks import TASKS
+from vitsplit.training.starting_point import starting_config
 
 DESCRIPTION = """\
 Trains a head bundle for one task on a frozen backbone.
@@ -47,15 +42,20 @@ def main(argv: list[str]) -> int:
     if options.task is None:
         parser.print_help()
         return 0 if options.help else 2
-    base = _base_config(options)
+    base = starting_config(
+        options.task,
+        recipe=options.recipe,
+        config_file=options.config,
+        resumed=options.out if options.resume else None,
+    )
     if options.help:
         parser.print_help()
         print("\nsettings of this recipe:\n")
-        config_from_cli(base, ["--help"])
+        config_from_cli(base, ["--help"], prog=f"vitsplit train {options.task}")
         return 0
     if options.data is None:
         raise ConfigError("Which images? Give their folder with --data FOLDER.")
-    config = config_from_cli(base, rest)
+    config = config_from_cli(base, rest, prog=f"vitsplit train {options.task}")
     from vitsplit import api
 
     result = api.train(config, data=options.data, out=options.out, resume=options.resume)
@@ -65,18 +65,3 @@ def main(argv: list[str]) -> int:
         return 128 + int(getattr(signal, result.stopped_by))
     print(f"Try it:  vitsplit predict {result.run} IMAGE --out predictions", file=sys.stderr)
     return 0
-
-
-def _base_config(options: argparse.Namespace) -> TrainConfig[Any]:
-    """The settings that flags change: those of the run to resume, of ``--config``, or of a recipe."""
-    file = Path(options.config) if options.config else None
-    if options.resume and options.out and file is None and options.recipe is None:
-        file = Path(options.out) / "config.json"
-    if file is None:
-        return recipe(options.recipe or task_entry(options.task).default_recipe)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as a configuration ({error}).") from error
-    config: TrainConfig[Any] = from_dict(config_type(options.task), values, str(file))
-    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -99,6 +100,13 @@ def match(images: Mapping[str, Path], labels: Mapping[str, Path], images_at: Pat
             )
         raise DataError(f"{'; '.join(said)}. Add the missing files, or remove these.")
     return [(images[key], labels[key]) for key in sorted(images)]
+
+
+def free_folder(path: Path) -> Path:
+    """The path, or the first of ``path-2``, ``path-3``, ... that does not exist: nothing is written over."""
+    if not path.exists():
+        return path
+    return next(free for number in itertools.count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
 
 
 def first(names: Collection[str], count: int = 5) -> str:

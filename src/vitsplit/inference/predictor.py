@@ -15,6 +15,7 @@ from vitsplit.backbone import load_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
 from vitsplit.data.images import to_image_tensor
+from vitsplit.errors import WeightsError
 from vitsplit.methods import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
@@ -87,6 +88,11 @@ def load_predictor(
     card = read_card(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked = card.config.backbone
+    if weights is None and asked.weights is not None and not Path(asked.weights).exists():
+        raise WeightsError(
+            f"{folder}: trained with weights read from {asked.weights}, which is not on this machine. "
+            "Say where they are: --weights PATH (weights=PATH)."
+        )
     backbone = load_backbone(
         card.backbone["name"], weights=weights or asked.weights, random_weights=asked.random_weights
     )

@@ -47,7 +47,8 @@ class SparseGate(nn.Module):
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
         """Layer index to map (B, D, h, w), to K_p mixed maps.
 
-        In training every layer must be there, since a weight of zero has a gradient too; in eval mode ``used_layers``.
+        In training every layer must be there, since a weight of zero has a gradient too; in eval mode ``used_layers``
+        is enough, and no other layer is held or read.
         """
         if self.training:
             return list(_MixAll.apply(self.weights(), *(maps[layer] for layer in range(self.scores_LJ.shape[0]))))

@@ -74,6 +74,11 @@ def select_layers(config: SplitConfig, num_layers: int) -> tuple[int, ...]:
     Raises:
         ConfigError: The settings do not fit a backbone of ``num_layers``.
     """
+    if config.prior_layers and config.selection != "explicit":
+        raise ConfigError(
+            f"prior_layers {list(config.prior_layers)} are read with selection 'explicit' only, not "
+            f"'{config.selection}': add --selection explicit, or leave them out."
+        )
     if not config.prior_head:
         return ()
     match config.selection:

@@ -8,6 +8,7 @@ over all classes. The resolved configuration is written beside every result (``c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -145,7 +146,7 @@ class SegmentationConfig:
     """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere)."""
     pad_logits: Literal["crop", "stretch"] = "crop"
     """The padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
-    class_weights: str = "none"
+    class_weights: str | dict[str, float] = "none"
     """`none`, `auto` (inverse square root of the frequency), or pairs such as `car=2,person=3` (others 1)."""
     dice_weight: float = 0.0
     """Weight of a Dice loss beside the cross-entropy."""
@@ -180,3 +181,27 @@ class TrainConfig(Generic[TaskConfigT]):
     """Settings of the optimiser."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Settings of the training loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Settings of the demo."""
+
+    out: Path | None = None
+    """Folder for the scenes, the run and the page; None: demo, or demo-2 and so on where that is taken."""
+    backbone: str = "auto"
+    """auto: dinov2-small where it is cached or the hub answers, else dinov2-small-focus."""
+    train_scenes: int = 160
+    """Scenes to train on."""
+    val_scenes: int = 32
+    """Scenes to evaluate on."""
+    size: tuple[int, int] = (196, 252)
+    """Height and width of a scene."""
+    steps: int = 100
+    """Training steps."""
+    batch_size: int = 8
+    """Scenes per step."""
+    seed: int = 0
+    """Seed of scenes and training."""
+    random_weights: bool = False
+    """Use random weights: for tests of the machinery, the result means nothing."""

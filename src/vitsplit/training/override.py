@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vitsplit.errors import ConfigError
@@ -32,7 +33,7 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         inner = values
         for step in places[name]:
             inner = inner[step]
-        inner[name] = value
+        inner[name] = str(value) if isinstance(value, Path) else value
     return from_dict(TrainConfig[type(config.task)], values, "settings")  # type: ignore[misc]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitsplit.baselines.linear_probe import LinearDecoder
 from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.segmentation.data import (
     SegmentationBatch,
@@ -58,6 +58,7 @@ class SegmentationTask:
         train: SegmentationSet | None = None,
         val: SegmentationSet | None = None,
     ) -> None:
+        check_settings(config)
         self.config = config
         self.classes = classes
         self.train_set = train
@@ -66,14 +67,13 @@ class SegmentationTask:
 
     @classmethod
     def open(cls, config: SegmentationConfig, data: Path, splits: tuple[str, ...]) -> SegmentationTask:
-        """The task on a data set; ``splits`` are those that will be used.
+        """The task on a data set: trained on the first of two splits and evaluated on the last.
 
         Raises:
-            DataError: The data cannot be used, or its splits disagree about the classes.
+            DataError: The data cannot be used.
         """
-        sets = {split: open_segmentation_set(data, split, config.format) for split in splits}
-        first = next(iter(sets.values()))
-        return cls(config, first.classes, train=sets.get("train"), val=sets.get("val", sets.get("test")))
+        sets = [open_segmentation_set(data, split, config.format) for split in splits]
+        return cls(config, sets[0].classes, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
 
     @classmethod
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
@@ -142,7 +142,10 @@ class SegmentationTask:
             counts_KK += confusion(mask_HW, sample.mask_HW, num_classes)
             if on_image is not None:
                 on_image()
-        metrics = SegmentationMetrics.from_confusion(gather(counts_KK))
+        counts_KK = gather(counts_KK)
+        if not counts_KK.any():
+            raise DataError(f"{images.root}: no pixel of the {images.split} split has a label. Check its masks.")
+        metrics = SegmentationMetrics.from_confusion(counts_KK)
         return Evaluation(metrics=metrics.to_dict(self.classes.names), score=metrics.miou, score_name="miou")
 
     def predict(self, forward: Forward, image_CHW: Tensor) -> SegmentationPrediction:
@@ -165,14 +168,33 @@ class SegmentationTask:
         return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colours]}
 
 
-def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> Tensor | None:
-    """``none``, ``auto`` (inverse square root of the class's pixels, mean 1) or ``name=weight,...``.
+def check_settings(config: SegmentationConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    sizes = {"crop_size": config.crop_size, "image_scale": config.image_scale, "test_stride": config.test_stride}
+    for name, values in sizes.items():
+        if values is not None and min(values) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {values[0]} {values[1]}: both must be at least 1 pixel.")
+    if not config.test_scales or min(config.test_scales) <= 0:
+        raise ConfigError(f"--test-scales {config.test_scales}: at least one scale is needed, and all above 0.")
+    if not 0 < config.scale_range[0] <= config.scale_range[1]:
+        raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first, and both are above 0.")
+    for name in ("flip", "dropout", "max_class_ratio"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must lie in 0..1.")
+
+
+def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:
+    """``none``, ``auto`` (inverse square root of the pixels, mean 1), ``name=weight,...``, or the same as a dict.
 
     Returns:
         (K,) float32, or None where all weigh one.
 
     Raises:
-        ConfigError: The setting names a class that is not there, or is not of the form.
+        ConfigError: The setting names a class that is not there, a weight is negative, or it is not of the form.
     """
     if setting == "none":
         return None
@@ -182,18 +204,28 @@ def class_weights(setting: str, classes: ClassList, train: SegmentationSet) -> T
         weights_K = torch.where(present_K, counts_K.clamp_min(1).rsqrt(), 0.0)
         weights_K = weights_K / weights_K[present_K].mean()
         return torch.where(present_K, weights_K, 1.0).float()
+    pairs = _weight_pairs(setting) if isinstance(setting, str) else dict(setting)
     weights_K = torch.ones(len(classes.names))
-    for pair in setting.split(","):
-        name, separator, value = pair.partition("=")
-        try:
-            weights_K[classes.names.index(name.strip())] = float(value)
-        except ValueError:
-            known = ", ".join(classes.names)
-            problem = f"'{name.strip()}' is not a class" if separator else f"'{pair}' is not NAME=WEIGHT"
-            raise ConfigError(
-                f"class_weights: {problem}. Use none, auto, or pairs such as {classes.names[0]}=2. Classes: {known}."
-            ) from None
+    for name, weight in pairs.items():
+        if name not in classes.names:
+            raise ConfigError(f"class_weights: '{name}' is not a class. Classes: {', '.join(classes.names)}.")
+        if not weight >= 0:
+            raise ConfigError(f"class_weights: {name}={weight} is negative. A weight is 0 or more.")
+        weights_K[classes.names.index(name)] = weight
     return weights_K
+
+
+def _weight_pairs(text: str) -> dict[str, float]:
+    pairs = {}
+    for pair in text.split(","):
+        name, _, value = pair.rpartition("=")
+        try:
+            pairs[name.strip()] = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"class_weights: '{pair}' is not NAME=WEIGHT. Use none, auto, or car=2,person=3."
+            ) from None
+    return pairs
 
 
 def class_pixels(images: SegmentationSet) -> Tensor:
