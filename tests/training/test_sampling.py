@@ -1,11 +1,14 @@
 import os
+import shutil
 from collections import Counter
 
 import pytest
 from tiny import TinyTask
 
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.training.sampling import MicroBatches, SampleStream, build_loader, derive_seed, resolve_workers
+from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.training.config import SegmentationConfig
+from vitsplit.training.sampling import MicroBatches, SampleStream, derive_seed, read_batches, resolve_workers
 
 
 def keys(*, start=0, stop=5, batch_size=12, accumulate=1, rank=0, world=1, seed=0):
@@ -65,13 +68,26 @@ def test_workers_change_nothing():
 
     def images(workers):
         batches = MicroBatches(SampleStream(23, 0), start=2, stop=8, batch_size=4, accumulate=1, rank=0, world=1)
-        loader = build_loader(task, task.train_data(), batches, workers=workers, pin=False)
-        return [(batch.names, batch.image_BCHW) for batch in loader]
+        read = read_batches(task, task.train_data(), batches, workers=workers, pin=False)
+        return [(batch.names, batch.image_BCHW) for batch in read]
 
     alone, helped = images(0), images(2)
     assert len(alone) == 6
     for (names, image_BCHW), (other_names, other_BCHW) in zip(alone, helped, strict=True):
         assert names == other_names and image_BCHW.equal(other_BCHW)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(scenes, tmp_path, workers):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    damaged = sorted((data / "images" / "train").iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    task = SegmentationTask.open(SegmentationConfig(crop_size=(48, 64)), data, ("train", "val"))
+    batches = MicroBatches(SampleStream(6, 0), start=0, stop=3, batch_size=2, accumulate=1, rank=0, world=1)
+    with pytest.raises(DataError) as caught:
+        list(read_batches(task, task.train_data(), batches, workers=workers, pin=False))
+    assert str(damaged) in str(caught.value)
+    assert "Traceback" not in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(("cores", "local_world", "expected"), [(2, 1, 0), (4, 1, 4), (64, 1, 8), (8, 2, 4), (4, 2, 0)])

@@ -23,7 +23,7 @@ from vitsplit.training.optim import current_lr
 from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
 from vitsplit.training.resume import check_same_world
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.sampling import MicroBatches, SampleStream, build_loader, resolve_workers
+from vitsplit.training.sampling import MicroBatches, SampleStream, read_batches, resolve_workers
 from vitsplit.training.serialise import to_dict
 from vitsplit.training.setup import Cadence, Session, make_accelerator, resolve_config, set_up_model
 from vitsplit.training.signals import StopRequest, StopSignal
@@ -145,7 +145,7 @@ def _batches(loop: LoopConfig, task: Task, data: TrainData, accelerator: Acceler
         world=accelerator.num_processes,
     )
     workers = resolve_workers(loop.workers)
-    return iter(build_loader(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda"))
+    return read_batches(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda")
 
 
 def _begin_records(config: TrainConfig[Any], run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from accelerate import PartialState
 
@@ -11,11 +9,8 @@ from accelerate import PartialState
 def process_state() -> PartialState:
     """The state of this process: rank, number of processes, device. Joins the others at the first call.
 
-    ``torchrun`` and ``accelerate launch`` both work, on GPUs (nccl) and on processors (gloo).
+    The device is a CUDA GPU, or else the processor: other accelerators (such as Apple's) lack float64, in which losses
+    and counts are summed. ``torchrun`` and ``accelerate launch`` both work, on GPUs (nccl) and on processors (gloo).
     """
-    # accelerate joins processes on CPU only when told that CPU is meant; left alone, each would train by itself.
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    has_group_backend = torch.cuda.is_available() or torch.xpu.is_available()
-    if PartialState._shared_state == {}:
-        return PartialState(cpu=True) if launched and not has_group_backend else PartialState()
-    return PartialState()
+    # accelerate must also be told that CPU is meant to join processes there; left alone, each would train by itself.
+    return PartialState(cpu=not torch.cuda.is_available())

@@ -11,14 +11,14 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.base import Task, TrainData
+from vitsplit.errors import ConfigError, DataError, VitsplitError
+from vitsplit.tasks.base import Batch, Task, TrainData
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -57,7 +57,7 @@ class SampleStream:
 
 
 class MicroBatches:
-    """The keys of one process's micro-batches, step by step: a ``batch_sampler``.
+    """The keys of one process's micro-batches, step by step: a ``sampler`` of lists.
 
     Args:
         stream: The stream of samples.
@@ -97,17 +97,50 @@ class MicroBatches:
                 yield [self.stream[position] for position in range(begin, begin + self.size)]
 
 
-def build_loader(task: Task, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool) -> DataLoader[Any]:
-    """The loader of one process's micro-batches, in order. It is iterated once: its workers live as long as the run."""
-    return DataLoader(
-        data,  # type: ignore[arg-type]  # its keys are (index, seed)
-        batch_sampler=batches,  # lists of such keys
-        collate_fn=task.collate,
+def read_batches(task: Task, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool) -> Iterator[Batch]:
+    """One process's micro-batches, in order. Workers, where there are some, start at once and live as long as the run.
+
+    Raises:
+        VitsplitError: On reaching it, what a sample could not be read for: the same with workers as without.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(task, data),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
+        sampler=batches,
+        batch_size=None,
+        collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=4 if workers else None,
     )
+    return map(_batch_or_raise, iter(loader))
+
+
+class _Reader:
+    """Keys of a micro-batch to the batch, or to the error that a sample raised.
+
+    The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
+    """
+
+    def __init__(self, task: Task, data: TrainData) -> None:
+        self.task = task
+        self.data = data
+
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch | VitsplitError:
+        try:
+            return self.task.collate([self.data[key] for key in keys])
+        except VitsplitError as error:
+            return error
+
+
+def _batch_or_raise(item: Batch | VitsplitError) -> Batch:
+    if isinstance(item, VitsplitError):
+        raise item
+    return item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def resolve_workers(workers: int) -> int:
