@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from vitsplit.errors import RunError
+from vitsplit.training.serialise import json_text
 
 
 @contextmanager
@@ -32,13 +32,22 @@ def replace_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-        new.rename(path)
+        _put_in_place(new, path)
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} could not be written: {error}. What was there before is untouched.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    try:
+        new.rename(path)
+    except OSError:
+        if _old(path).exists():
+            _old(path).rename(path)
+        raise
 
 
 def recover_folder(path: Path) -> None:
@@ -66,8 +75,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a file by one with this value as JSON. Raises as ``write_text``."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Replaces a file by one with this value as JSON, see ``json_text``. Raises as ``write_text``."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def _new(path: Path) -> Path:

@@ -5,10 +5,10 @@ RUN/
   config.json        the resolved configuration; give it back with --config
   environment.json   one entry per start: versions, device, processes
   log.txt            everything that was said
-  metrics.jsonl      one JSON object per row: {"step", "loss", "lr", ...} or {"step", "eval": {...}}
+  metrics.jsonl      one JSON object per row: {"step", "loss", "lr", ...} or {"step", "eval": {...}}; null: not finite
   best/  last/       head bundles: the best evaluation's and the latest
   checkpoints/       the last two, for --resume
-  pictures/          what evaluations drew
+  pictures/          figures and pictures of the last evaluation, once the run is finished: index.html
   tensorboard/       event files
 ```
 """
@@ -30,6 +30,7 @@ import torch
 from vitsplit.errors import RunError
 from vitsplit.training.atomic import recover_folder, write_json, write_text
 from vitsplit.training.processes import process_state
+from vitsplit.training.serialise import json_text
 
 PACKAGES = ("vitsplit", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "safetensors", "numpy")
 
@@ -71,7 +72,7 @@ class RunFolder:
                 run.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RunError(f"{run.path} cannot be made: {error}. Give another --out.") from error
-            for folder in (run.best, run.last, *run.checkpoints.glob(".step-*")):
+            for folder in (run.best, run.last, run.pictures, *run.checkpoints.glob(".step-*")):
                 recover_folder(folder if not folder.name.startswith(".") else _replaced(folder))
         state.wait_for_everyone()
         return run
@@ -148,7 +149,7 @@ class RunFolder:
         """
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json_text(row) + "\n")
         except OSError as error:
             raise RunError(
                 f"{self.metrics_file} could not be written: {error}. Make room on that disk, then go on with --resume."
