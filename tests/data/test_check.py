@@ -1,5 +1,8 @@
 import json
+import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,8 @@ from PIL import Image
 from rich.console import Console
 
 from vitsplit.cli.main import main
-from vitsplit.data.check import check_data, map_files
+from vitsplit.data import check
+from vitsplit.data.check import ITEMS_PER_PROCESS, check_data, map_files
 from vitsplit.data.show import SHOWN, show_report
 from vitsplit.errors import ConfigError, DataError
 
@@ -58,13 +62,14 @@ def test_good_set(root):
     assert train.ignored_share == pytest.approx(64 / (labelled + 64)) and val.ignored_share == 0
 
 
-def test_processes_give_the_same_report_and_progress_is_told(root):
+def test_processes_give_the_same_report_and_progress_is_told(root, monkeypatch):
     told = []
     alone = check_data(root, "segmentation", workers=1, progress=lambda done, total: told.append((done, total)))
     assert told == [(k, 8) for k in range(1, 9)]
     for k in range(4, 12):
         write(root, "val", k)
     alone = check_data(root, "segmentation", workers=1)
+    monkeypatch.setattr(check, "ITEMS_PER_PROCESS", 4)
     assert check_data(root, "segmentation", workers=2).to_json() == alone.to_json()
 
 
@@ -183,7 +188,33 @@ def die(item):
 
 def test_a_killed_process_is_said():
     with pytest.raises(DataError, match="--workers 1"):
-        list(map_files(die, range(16), workers=2))
+        list(map_files(die, range(2 * ITEMS_PER_PROCESS), workers=2))
+
+
+def process_of(item):
+    return multiprocessing.current_process().name, multiprocessing.get_start_method(allow_none=True)
+
+
+def test_processes_are_spawned_and_only_for_enough_files():
+    """A fork would copy the locks of torch's threads, but not the threads that open them."""
+    (alone,) = {name for name, _ in map_files(process_of, range(ITEMS_PER_PROCESS + 1), workers=8)}
+    assert alone == "MainProcess"
+    found = set(map_files(process_of, range(2 * ITEMS_PER_PROCESS), workers=2))
+    assert {method for _, method in found} == {"spawn"} and all("Spawn" in name for name, _ in found)
+
+
+def test_a_script_without_its_guard_is_told_of_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vitsplit.data.check import map_files\n"
+        "from vitsplit.errors import DataError\n"
+        "try:\n"
+        "    list(map_files(str, range(1000), workers=2))\n"
+        "except DataError as error:\n"
+        "    print('told:', error)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert "told:" in done.stdout and 'if __name__ == "__main__":' in done.stdout
 
 
 @pytest.mark.realdata

@@ -27,6 +27,8 @@ ResultT = TypeVar("ResultT")
 Progress = Callable[[int, int], None]
 """Called with the number of files read so far and of all."""
 
+ITEMS_PER_PROCESS = 100
+"""Fewer files than this are no work for a process more: it takes seconds to start."""
 
 CHECKS = {"segmentation": "vitsplit.data.check_segmentation:check_segmentation"}
 """Task to the function that checks data for it, imported when it is called."""
@@ -141,21 +143,25 @@ def check_data(
 
 
 def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int) -> Iterator[ResultT]:
-    """Applies a function to items in several processes, in order.
+    """Applies a function to items, in order; in several processes where there are enough items to be worth it.
 
     Raises:
-        DataError: A process was killed (a file that needs more memory than there is, a crash of a decoder).
+        DataError: A process ended early: a file that needs more memory than there is, a crash of a decoder, or a script
+            without the usual ``if __name__ == "__main__":``.
     """
-    workers = min(workers, len(items) // 4)
+    workers = min(workers, len(items) // ITEMS_PER_PROCESS)
     if workers <= 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(), initializer=_one_thread) as pool:
+    # Processes are spawned, not forked: the caller may hold threads of torch, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         try:
             yield from pool.map(function, items, chunksize=4)
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that reads files was killed, most likely for lack of memory. Run again with --workers 1."
+                "A process that reads files ended early, most likely for lack of memory: run again with --workers 1. "
+                'A script that reads with several processes must do so under `if __name__ == "__main__":`.'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
