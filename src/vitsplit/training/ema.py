@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vitsplit.errors import ConfigError
 from vitsplit.tasks.model import TaskModel
 
 
@@ -20,15 +19,10 @@ class WeightAverage:
 
     Args:
         model: The model, whose present state the average starts from.
-        decay: Share of the old average that a step keeps, in 0..1.
-
-    Raises:
-        ConfigError: The decay is not within 0..1.
+        decay: Share of the old average that a step keeps, between 0 and 1.
     """
 
     def __init__(self, model: TaskModel, decay: float) -> None:
-        if not 0 <= decay <= 1:
-            raise ConfigError(f"--ema is the share of the old average that a step keeps, from 0 to 1, not {decay}.")
         self.model = model
         self.state: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in _live(model).items()}
         self._average = get_ema_multi_avg_fn(decay)

@@ -15,6 +15,7 @@ from vitsplit.training.serialise import to_dict
 logger = logging.getLogger(__name__)
 
 # What changes no weight: names, how data are read, what is written how often. Weights may move; their hash may not.
+SHOWN = 5
 FREE = frozenset({"name", "backbone.weights", "loop.workers", "loop.log_every", "loop.checkpoint_every", "loop.track"})
 
 
@@ -25,19 +26,15 @@ def check_same_config(config: TrainConfig[Any], run: RunFolder) -> None:
         RunError: Settings differ; the message names each with both values.
     """
     saved, given = _flat(run.read_config()), _flat(to_dict(config))
-    differing = sorted(
-        key for key in saved.keys() | given.keys() if saved.get(key) != given.get(key) and key not in FREE
-    )
     # The precision that `auto` came to is the run's from then on.
-    differing = [key for key in differing if not (key == "loop.precision" and given[key] == "auto")]
+    free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE
+    differing = _differences(_without(saved, free), _without(given, free))
     if not differing:
         return
-    changes = "; ".join(
-        f"{key}: {json.dumps(saved.get(key))} in the run, {json.dumps(given.get(key))} now" for key in differing
-    )
-    longer = " The schedule depends on the length, so a longer run is a new run." if "loop.steps" in differing else ""
+    other_length = saved.get("loop.steps") != given["loop.steps"]
+    longer = " The schedule depends on the length, so a longer run is a new run." if other_length else ""
     raise RunError(
-        f"{run.path} cannot go on with other settings ({changes}).{longer} Give the run's own settings "
+        f"{run.path} cannot go on with other settings ({'; '.join(differing)}).{longer} Give the run's own settings "
         f"(--config {run.config_file}), or start a new run with another --out."
     )
 
@@ -46,8 +43,16 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> 
     """Refuses other data or another backbone than the run began with; another number of processes is only told of.
 
     Raises:
-        RunError: The training set has another size, or the backbone another hash.
+        RunError: The training set has another size, the task another description (such as other classes), or the
+            backbone another hash.
     """
+    differing = _differences(_flat(saved.description), _flat(present.description))
+    if differing:
+        shown = "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))
+        raise RunError(
+            f"{run.path} was trained for a task that the data now describe otherwise ({shown}). Restore the data "
+            "(for classes and colours: their classes.json), or start a new run with another --out."
+        )
     if saved.samples != present.samples:
         raise RunError(
             f"{run.path} was trained on {saved.samples} images, and now there are {present.samples}: their order would "
@@ -65,6 +70,19 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> 
             present.processes,
         )
         saved.processes = present.processes
+
+
+def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """What differs, by name and with both values."""
+    return [
+        f"{key}: {json.dumps(saved.get(key))} in the run, {json.dumps(present.get(key))} now"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key) != present.get(key)
+    ]
+
+
+def _without(flat: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key not in names}
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
@@ -26,8 +27,19 @@ from vitsplit.training.progress import ProgressView
 from vitsplit.training.resume import check_same_config
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.signals import StopRequest
+from vitsplit.training.tracking import check_trackers
+from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)
+
+AT_LEAST: dict[str, int] = {
+    **{"steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "patience": 1},
+    **{"eval_every": 0, "checkpoint_every": 0, "warmup_steps": 0, "workers": -1},
+    **{"weight_decay": 0, "task_head_lr_scale": 0},
+}
+
+
+RunBackbone = Callable[[Tensor, TapRequest], LayerTaps]
 
 
 def make_accelerator() -> Accelerator:
@@ -46,7 +58,7 @@ def resolve_config(
         ConfigError: A setting that cannot work.
         RunError: The run to be resumed had other settings.
     """
-    check_loop(config.loop)
+    check_settings(config)
     precision = config.loop.precision
     if resume:
         check_same_config(config, run)
@@ -57,39 +69,54 @@ def resolve_config(
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, precision=choice[0]))
 
 
-def check_loop(loop: LoopConfig) -> None:
-    """Refuses a loop that cannot run.
+def check_settings(config: TrainConfig[Any]) -> None:
+    """Refuses settings of the loop and the optimiser that cannot work.
 
     Raises:
-        ConfigError: A count is too small.
+        ConfigError: A number is out of its range, or a tracker is not installed; the message names the flag.
     """
-    for name, least in {"steps": 1, "log_every": 1, "eval_every": 0, "checkpoint_every": 0, "workers": -1}.items():
-        if getattr(loop, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(loop, name)}.")
+    values = vars(config.loop) | vars(config.optim)
+    # Written so that NaN, which no comparison holds for, is refused.
+    for name, least in AT_LEAST.items():
+        if values[name] is not None and not values[name] >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {values[name]}.")
+    for name in ("lr", "clip_norm"):
+        if values[name] is not None and not 0 < values[name] < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {values[name]}.")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"--betas must be from 0 to below 1, not {' '.join(map(str, config.optim.betas))}.")
+    if config.loop.ema is not None and not 0 < config.loop.ema < 1:
+        raise ConfigError(
+            f"--ema is the share of the old average that a step keeps: above 0 and below 1, not {config.loop.ema}."
+        )
+    check_trackers(config.loop.track)
 
 
 def set_up_model(
     accelerator: Accelerator, config: TrainConfig[Any], backbone: Backbone, model: TaskModel
-) -> tuple[nn.Module, Trained]:
-    """Moves backbone and model to the device; returns the model as data-parallel training wraps it, and what trains."""
+) -> tuple[RunBackbone, nn.Module, Trained]:
+    """Moves backbone and model to the device.
+
+    Returns:
+        The backbone as steps run it, the model as data-parallel training wraps it (both compiled where that was asked
+        for), and what trains. Backbone and model themselves stay as they are, for evaluations.
+    """
     dtype = compute_dtype(config)
     backbone.to(accelerator.device)
     if dtype != torch.float32:
         backbone.set_precision(dtype)
     if accelerator.distributed_type == DistributedType.MULTI_GPU:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if config.loop.compile:
-        # In place, so that parameters keep the names that bundles and checkpoints know them by.
-        backbone.compile()
-        model.compile()
-    wrapped = accelerator.prepare_model(model.train())
+    model.train()
+    run_backbone: RunBackbone = torch.compile(backbone) if config.loop.compile else backbone
+    wrapped = accelerator.prepare_model(torch.compile(model) if config.loop.compile else model)
     trained = Trained(
         model=model,
         optimizer=build_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=dtype == torch.float16),
         average=None if config.loop.ema is None else WeightAverage(model, config.loop.ema),
     )
-    return wrapped, trained
+    return run_backbone, wrapped, trained
 
 
 def compute_dtype(config: TrainConfig[Any]) -> torch.dtype:
@@ -108,6 +135,8 @@ class Session:
         config: The resolved configuration.
         task: What is learnt.
         backbone: The frozen model; it runs outside the data-parallel wrapping.
+        run_backbone: The same as steps run it: compiled where that was asked for. Evaluations never run compiled code,
+            which would be compiled anew for every size of image.
         wrapped: Head and decoder as data-parallel training wraps them.
         trained: Head and decoder themselves, with optimiser, scaler and average.
         run: The run's folder.
@@ -119,6 +148,7 @@ class Session:
     config: TrainConfig[Any]
     task: Task
     backbone: Backbone
+    run_backbone: RunBackbone
     wrapped: nn.Module
     trained: Trained
     run: RunFolder

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vitsplit.errors import TrainingError
 from vitsplit.tasks.base import Batch
+from vitsplit.training.compilation import compiler_errors
 from vitsplit.training.config import LoopConfig, OptimConfig
 from vitsplit.training.optim import set_lr, trainable
 from vitsplit.training.sampling import derive_seed
@@ -68,16 +69,18 @@ class TrainStep:
 
         Raises:
             NotFiniteError: The loss or the gradient is not finite; the message names the files.
+            ConfigError: Compiling was asked for and failed.
         """
         micro_batches = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
         scales = self._scales(micro_batches)
         # Dropout and every other draw of the forward pass depend on the step, so there is no state of it to save.
         torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index))
         self.trained.optimizer.zero_grad(set_to_none=True)
-        terms = [
-            self._forward_backward(batch, scales, last=index == self.loop.accumulate - 1)
-            for index, batch in enumerate(micro_batches)
-        ]
+        with compiler_errors(self.loop.compile):
+            terms = [
+                self._forward_backward(batch, scales, last=index == self.loop.accumulate - 1)
+                for index, batch in enumerate(micro_batches)
+            ]
         self.trained.scaler.unscale_(self.trained.optimizer)
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         result = self._on_host(list(scales), terms, grad_norm)
@@ -97,7 +100,7 @@ class TrainStep:
     def _forward_backward(self, batch: Batch, scales: dict[str, Tensor], *, last: bool) -> Tensor:
         """Adds a micro-batch's gradient; returns its share of each term, detached."""
         with nullcontext() if last else self.accelerator.no_sync(self.session.wrapped):
-            taps = self.session.backbone(batch.image_BCHW, self.trained.model.head.request)
+            taps = self.session.run_backbone(batch.image_BCHW, self.trained.model.head.request)
             with self.session.autocast():
                 output = self.session.wrapped(taps)
             sums = self.task.loss_sums(output, batch, taps)
@@ -119,8 +122,7 @@ class TrainStep:
 
     def _check_finite(self, step: int, result: StepResult, batches: Sequence[Batch], terms: Sequence[Tensor]) -> None:
         finite_loss = result.loss - result.loss == 0
-        # An overflowing gradient in fp16 is the scaler's business: it skips the step and lowers its scale.
-        finite_gradient = result.grad_norm - result.grad_norm == 0 or self.trained.scaler.is_enabled()
+        finite_gradient = result.grad_norm - result.grad_norm == 0 or self._scaler_may_help()
         if finite_loss and finite_gradient:
             return
         what = f"the loss is {result.loss}" if not finite_loss else f"the norm of the gradient is {result.grad_norm}"
@@ -132,6 +134,13 @@ class TrainStep:
         ]
         names = gather_object(suspects)
         raise NotFiniteError(f"Step {step + 1}: {what}. Files of the batch: {', '.join(names)}.")
+
+    def _scaler_may_help(self) -> bool:
+        """Whether an overflowing gradient in fp16 is the scaler's business: it skips the step and halves its scale.
+
+        From below 1, which is 17 skipped steps in a row after the start, no smaller scale is to blame or to be hoped in.
+        """
+        return self.trained.scaler.is_enabled() and self.trained.scaler.get_scale() >= 1
 
     def _update(self, step: int, grad_norm: Tensor) -> None:
         if self.optim.clip_norm is not None:

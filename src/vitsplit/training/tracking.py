@@ -21,14 +21,11 @@ class Metrics:
 
     Args:
         run: The run's folder.
-        trackers: Which trackers follow.
+        trackers: Which trackers follow; ``check_trackers`` comes first.
         config: The resolved configuration, as the trackers' hyperparameters.
         run_id: The run's id, so that a resumed run goes on in the same W&B run.
         step: The step that the run starts from; later rows of an earlier start are forgotten.
         main: Whether this is the main process.
-
-    Raises:
-        ConfigError: A tracker is not installed.
     """
 
     def __init__(
@@ -76,11 +73,19 @@ class Metrics:
             tracker.finish()
 
 
+def check_trackers(trackers: tuple[Tracker, ...]) -> None:
+    """Refuses a tracker that is not installed, before anything is written for it.
+
+    Raises:
+        ConfigError: With the command that installs it.
+    """
+    if "wandb" in trackers and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or leave it away.")
+
+
 def _tracker(name: Tracker, run: RunFolder, run_id: str, step: int) -> GeneralTracker:
     if name == "tensorboard":
         return TensorBoardTracker(run.tensorboard.name, run.path, purge_step=step + 1)
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or leave it away.")
     return WandBTracker("vitsplit", id=run_id, name=run.path.name, dir=str(run.path), resume="allow")
 
 

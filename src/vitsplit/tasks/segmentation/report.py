@@ -67,7 +67,7 @@ def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int
         right = (prediction.mask == truth_HW)[truth_HW != IGNORE].mean() if (truth_HW != IGNORE).any() else float("nan")
         page.pictures(
             [
-                (Image.fromarray(prediction.image), sample.name),
+                (Image.fromarray(prediction.image), Path(sample.name).name),
                 (paint(truth_HW, task.classes.colours), "truth"),
                 (paint(prediction.mask, task.classes.colours), "prediction"),
                 (_error(prediction.mask, truth_HW), f"error ({100 * right:.1f} % right)"),
