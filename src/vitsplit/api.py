@@ -85,7 +85,7 @@ def train(
         )
         model = build_model(config, backbone, opened)
 
-        def save(folder: Path, metrics: Mapping[str, Any]) -> None:
+        def save(folder: Path, config: TrainConfig[Any], metrics: Mapping[str, Any]) -> None:
             save_bundle(folder, config=config, task=opened, backbone=backbone, model=model, metrics=metrics)
 
         result = fit(

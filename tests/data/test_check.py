@@ -198,6 +198,7 @@ def process_of(item):
 def test_processes_are_spawned_and_only_for_enough_files():
     """A fork would copy the locks of torch's threads, but not the threads that open them."""
     (alone,) = {name for name, _ in map_files(process_of, range(ITEMS_PER_PROCESS + 1), workers=8)}
+    assert alone == multiprocessing.current_process().name
     assert alone == "MainProcess"
     found = set(map_files(process_of, range(2 * ITEMS_PER_PROCESS), workers=2))
     assert {method for _, method in found} == {"spawn"} and all("Spawn" in name for name, _ in found)

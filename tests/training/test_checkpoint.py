@@ -84,7 +84,32 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run(tmp_path, disk_with_room_for
 
     with pytest.raises(RunError, match=r"last good checkpoint is .*step-00000006"):
         tiny_run(tmp_path / "run", checkpoint_every=3, log_every=1000, task=FullAfter())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    disk_with_room_for(resource.RLIM_INFINITY)
     resumed = tiny_run(tmp_path / "run", checkpoint_every=3, log_every=1000, resume=True)
     straight = tiny_run(tmp_path / "straight")
     assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
+
+
+def test_a_disk_that_is_full_while_bundles_are_saved_leaves_the_earlier_ones(tmp_path, disk_with_room_for):
+    class FullAtSecondEvaluation(TinyTask):
+        evaluated = 0
+
+        def evaluate(self, forward, **options):
+            self.evaluated += 1
+            if self.evaluated == 2:
+                kept.update({path: path.read_bytes() for path in bundle_files()})
+                disk_with_room_for(4096)
+            return super().evaluate(forward, **options)
+
+    def bundle_files():
+        return [path for bundle in ("best", "last") for path in sorted((tmp_path / "run" / bundle).iterdir())]
+
+    kept = {}
+    settings = {"eval_every": 4, "checkpoint_every": 3, "log_every": 1000}
+    task = FullAtSecondEvaluation(scores=[0.1, 0.9])
+    with pytest.raises(RunError, match=r"last could not be written.*last good checkpoint is .*step-00000006.*--resume"):
+        tiny_run(tmp_path / "run", task=task, **settings)
+    disk_with_room_for(resource.RLIM_INFINITY)
+    assert kept and {path: path.read_bytes() for path in bundle_files()} == kept
+    resumed = tiny_run(tmp_path / "run", resume=True, task=TinyTask(scores=[0.9, 0.2]), **settings)
+    assert resumed.result.state.best_step == 8

@@ -1,8 +1,6 @@
-import pytest
 import torch
 from tiny import TinyTask, tiny_model
 
-from vitsplit.errors import ConfigError
 from vitsplit.training.ema import WeightAverage
 
 
@@ -25,9 +23,3 @@ def test_the_average_follows_its_recurrence_and_the_model_gets_its_own_weights_b
         assert not model.trainable_state()["decoder.weight"].equal(own["decoder.weight"])
     assert all(tensor.equal(own[name]) for name, tensor in model.trainable_state().items())
     assert not any("frozen" in name for name in average.state)
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.1])
-def test_a_decay_outside_its_range_is_refused(decay):
-    with pytest.raises(ConfigError, match="--ema"):
-        WeightAverage(tiny_model(TinyTask()), decay)

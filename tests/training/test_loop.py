@@ -1,5 +1,7 @@
 import io
+import json
 import os
+import shlex
 import signal
 
 import pytest
@@ -8,6 +10,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import TinyTask, save_tiny_bundle, tiny_backbone, tiny_config, tiny_model, tiny_run
 
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.base import Evaluation
+from vitsplit.training import precision
 from vitsplit.training.loop import fit
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.setup import Cadence
@@ -21,7 +26,7 @@ def test_a_run_leaves_the_documented_folder(tmp_path):
     run = tiny_run(tmp_path / "run", track=("tensorboard",))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("config.json", "environment.json", "log.txt", "metrics.jsonl"),
-        *("best", "last", "checkpoints", "tensorboard"),
+        *("best", "last", "checkpoints", "pictures", "tensorboard"),
     }
     rows = run.rows("loss")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
@@ -182,17 +187,117 @@ def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(
     assert equal(resumed.weights, straight.weights)
 
 
-def test_compiled_is_the_same_within_rounding(tmp_path, monkeypatch):
-    """Through torch.compile's graph capture, without its code generation, which needs a compiler and half a minute."""
-    compiled = []
+def compile_with(monkeypatch, backend):
+    """Goes through torch.compile's graph capture, with another code generator than its own, which needs a compiler."""
+    original, graphs = torch.compile, []
 
-    def with_eager_backend(module, **options):
-        compiled.append(type(module).__name__)
-        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+    def counting(graph, inputs):
+        graphs.append(len(inputs))
+        return backend(graph)
 
-    plain = tiny_run(tmp_path / "plain", steps=4)
-    monkeypatch.setattr(torch.nn.Module, "compile", with_eager_backend)
-    run = tiny_run(tmp_path / "compiled", steps=4, compile=True)
-    assert compiled == ["Backbone", "TaskModel"]
+    monkeypatch.setattr(torch, "compile", lambda module: original(module, backend=counting))
+    return graphs
+
+
+def test_compiled_is_the_same_within_rounding_and_evaluation_compiles_nothing(tmp_path, monkeypatch):
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            before = len(graphs)
+            forward(torch.zeros(1, 3, 28, 42, dtype=torch.uint8))  # of another size than the images of the steps
+            assert len(graphs) == before
+            return super().evaluate(forward, **options)
+
+    plain = tiny_run(tmp_path / "plain", steps=2)
+    graphs = compile_with(monkeypatch, lambda graph: graph.forward)
+    run = tiny_run(tmp_path / "compiled", steps=2, eval_every=1, compile=True, task=Task())
+    assert graphs, "the steps must be compiled, or this test shows nothing"
     for name, tensor in plain.weights.items():
         torch.testing.assert_close(run.weights[name], tensor, rtol=0, atol=1e-5)
+    assert run.last.keys() == plain.last.keys()
+
+
+def test_a_compiler_that_fails_is_named_by_its_flag(tmp_path, monkeypatch):
+    def no_compiler(graph):
+        raise RuntimeError("No working C++ compiler found in clang++, g++\nmore")
+
+    compile_with(monkeypatch, no_compiler)
+    with pytest.raises(
+        ConfigError, match=r"--compile failed: .*No working C\+\+ compiler found in clang\+\+, g\+\+\. "
+    ):
+        tiny_run(tmp_path / "run", steps=1, compile=True)
+
+
+def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
+    averaged = tiny_run(tmp_path / "run", eval_every=4, ema=0.5, task=TinyTask(scores=[0.3, 0.7, 0.6]))
+    page = json.loads((averaged.folder.pictures / "index.html").read_text())
+    assert (page["title"], page["count"], page["score"]) == ("run, step 12", 12, 0.6)
+    model = tiny_model(TinyTask())
+    model.load_trainable_state(averaged.last)
+    backbone = tiny_backbone()
+    taps = backbone(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), model.eval().head.request)
+    torch.testing.assert_close(torch.tensor(page["output"]), model(taps).detach())
+    assert averaged.model.training
+
+
+def test_pictures_change_no_weight_and_a_stopped_run_has_none_yet(tmp_path):
+    """A run that patience ends has them; so has one that was killed while drawing, after a resume."""
+    early = tiny_run(tmp_path / "early", eval_every=2, patience=1, task=TinyTask(scores=[0.5, 0.4]))
+    assert json.loads((early.folder.pictures / "index.html").read_text())["score"] == 0.4
+    stopped = tiny_run(tmp_path / "stopped", task=Signalling(signal.SIGTERM, after=5))
+    assert not stopped.folder.pictures.exists()
+
+    class Killed(TinyTask):
+        def write_report(self, *args, **options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "killed", task=Killed(scores=[0.8]))
+    assert not (tmp_path / "killed" / "pictures").exists()
+    resumed = tiny_run(tmp_path / "killed", resume=True)
+    assert json.loads((resumed.folder.pictures / "index.html").read_text())["score"] == 0.8
+    assert equal(resumed.weights, tiny_run(tmp_path / "straight").weights)
+
+
+def test_a_finished_run_says_so_when_it_is_to_go_on(tmp_path):
+    tiny_run(tmp_path / "run", eval_every=4, task=TinyTask(scores=[0.3, 0.7, 0.6]))
+    again = tiny_run(tmp_path / "run", eval_every=4, resume=True)
+    assert "already finished at step 12: best accuracy 0.7 at step 8" in again.printed
+    assert "going on" not in again.printed
+
+
+def test_the_command_to_go_on_can_be_pasted(tmp_path):
+    folder = tmp_path / "my first run"
+    printed = tiny_run(folder, task=Signalling(signal.SIGINT, after=2)).printed.replace("\n", " ")
+    command = shlex.split(printed[printed.index("To go on: ") :])
+    assert command[command.index("--out") + 1] == str(folder)
+
+
+def test_bundles_are_given_the_resolved_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 9.0)
+    run = tiny_run(tmp_path / "run", steps=2, precision="auto")
+    for bundle in (run.folder.best, run.folder.last):
+        assert json.loads((bundle / "config.json").read_text()) == run.folder.read_config()
+    assert run.folder.read_config()["loop"]["precision"] == "bf16"
+
+
+def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the_best(tmp_path):
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            found = super().evaluate(forward, **options)
+            return Evaluation(found.metrics | {"rare": float("nan")}, found.score, found.score_name)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    scores = [float("nan"), float("nan"), 0.4, float("nan"), 0.3, 0.2]
+    run = tiny_run(tmp_path / "run", eval_every=2, task=Task(scores=[*scores]))
+    assert (run.result.state.best_step, run.result.state.without_gain) == (6, 3)
+    rows = [json.loads(line, parse_constant=refuse) for line in run.folder.metrics_file.read_text().splitlines()]
+    assert [row["eval"]["rare"] for row in rows if "eval" in row] == [None] * 6
+    for state in run.folder.checkpoints.glob("*/state.json"):
+        json.loads(state.read_text(), parse_constant=refuse)
+    stopping = Signalling(signal.SIGTERM, after=5)
+    stopping.scores = scores[:2]
+    tiny_run(tmp_path / "again", eval_every=2, task=stopping)
+    resumed = tiny_run(tmp_path / "again", eval_every=2, resume=True, task=Task(scores=scores[2:]))
+    assert (resumed.result.state.best_step, resumed.result.state.without_gain) == (6, 3)

@@ -27,10 +27,11 @@ def test_tensorboard_has_the_rows_of_the_metrics_file(tmp_path):
     assert set(scalars(run, "eval/accuracy")) == {4, 8, 12}
 
 
-def test_wandb_that_is_not_installed_is_named_with_the_remedy(tmp_path, monkeypatch):
+def test_wandb_that_is_not_installed_is_named_with_the_remedy_and_the_folder_stays_free(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"vitsplit\[wandb\]"):
         tiny_run(tmp_path / "run", track=("wandb",))
+    assert tiny_run(tmp_path / "run", steps=1).result.state.finished
 
 
 def test_wandb_goes_on_in_the_same_run_after_a_resume(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import LoopConfig, OptimConfig, TrainConfig
 from vitsplit.training.loop import FitResult, fit
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.serialise import to_dict
 from vitsplit.types import TapRequest
 
 SIZE, GRID, CLASSES, IGNORE = 28, 2, 3, 255
@@ -142,8 +143,14 @@ class TinyTask:
         score = self.scores.pop(0) if self.scores is not None else right / count
         return Evaluation({"accuracy": right / count, "count": count}, score, "accuracy")
 
+    def write_report(self, forward, evaluation, folder: Path, *, title: str, count: int) -> Path:
+        output, _ = forward(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+        page = {"title": title, "count": count, "score": evaluation.score, "output": output.tolist()}
+        (folder / "index.html").write_text(json.dumps(page))
+        return folder / "index.html"
+
     def describe(self) -> dict[str, Any]:
-        return {}
+        return {"classes": ["dark", "grey", "bright"], "sides": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +176,9 @@ def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
 
 
 def save_tiny_bundle(model: TaskModel):
-    def save(folder: Path, metrics: dict[str, Any]) -> None:
+    def save(folder: Path, config: TrainConfig[TinyConfig], metrics: dict[str, Any]) -> None:
         save_file(model.trainable_state(), folder / "head.safetensors")
+        (folder / "config.json").write_text(json.dumps(to_dict(config)))
         (folder / "metrics.txt").write_text(repr(metrics))
 
     return save

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ class TrainState:
         step: Optimiser steps done.
         seconds: Wall time spent on them, over all starts.
         evaluated: The step of the last evaluation, 0 for none.
-        best_score: Best score so far.
+        best_score: Best score so far, None before the first.
         best_step: Its step.
         best_metrics: Its metrics.
         last_score: The last evaluation's score.
@@ -55,6 +56,7 @@ class TrainState:
         samples: Size of the training set.
         processes: Number of processes.
         backbone_hash: Hash of the frozen weights.
+        description: What the task is about (``Task.describe``): classes, colours, units.
     """
 
     step: int = 0
@@ -74,6 +76,7 @@ class TrainState:
     samples: int = 0
     processes: int = 1
     backbone_hash: str = ""
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def save_checkpoint(folder: Path, trained: Trained, state: TrainState) -> Path:
     """
     state.loss_scale = trained.scaler.state_dict()
     path = folder / f"step-{state.step:08d}"
-    last = latest_checkpoint(folder)
+    survivor = last_good(folder)
     try:
         with replace_folder(path) as new:
             _save_tensors(trained.model.trainable_state(), new / "weights.safetensors")
@@ -103,8 +106,7 @@ def save_checkpoint(folder: Path, trained: Trained, state: TrainState) -> Path:
                 _save_tensors(trained.average.state, new / "ema.safetensors")
             write_json(new / "state.json", dataclasses.asdict(state))
     except RunError as error:
-        survivor = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
-        raise RunError(f"{error} {survivor} Make room on that disk, then go on with --resume.") from error
+        raise RunError(f"{error} {survivor}") from error
     for outdated in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(outdated, ignore_errors=True)
     return path
@@ -115,31 +117,54 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(_checkpoints(folder)), None)
 
 
+def last_good(folder: Path) -> str:
+    """What is left of a run that could not write, and how to go on."""
+    last = latest_checkpoint(folder)
+    survivor = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+    return f"{survivor} Make room on that disk, then go on with --resume."
+
+
 def read_state(checkpoint: Path) -> TrainState:
     """The numbers of a checkpoint.
 
     Raises:
-        RunError: ``state.json`` cannot be read.
+        RunError: ``state.json`` cannot be read, or is of another version of the package.
     """
     try:
-        return TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise RunError(_unreadable(checkpoint, error)) from error
+    except TypeError as error:
+        raise RunError(
+            f"The checkpoint {checkpoint} is of another version of vitsplit ({error}). Go on with the version that "
+            "wrote it (environment.json names it), or start a new run with another --out."
+        ) from error
+    # JSON has only null for what is not finite.
+    state.window = {name: math.nan if total is None else total for name, total in state.window.items()}
+    state.last_score = math.nan if state.last_score is None else state.last_score
+    if state.best_score is None and state.best_step:
+        state.best_score = math.nan
+    return state
 
 
 def load_checkpoint(checkpoint: Path, trained: Trained, state: TrainState) -> None:
     """Puts a checkpoint's tensors back in place, and the gradient scaler's state of ``state``.
 
     Raises:
-        RunError: A file is missing, damaged, or holds other tensors than the model.
+        RunError: A file is missing or damaged, or it holds other tensors than the model.
     """
     try:
         trained.model.load_trainable_state(load_file(checkpoint / "weights.safetensors"))
         load_moments(trained.model, trained.optimizer, load_file(checkpoint / "optimizer.safetensors"))
         if trained.average is not None:
             trained.average.load(load_file(checkpoint / "ema.safetensors"))
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(_unreadable(checkpoint, error)) from error
+    except (KeyError, RuntimeError) as error:
+        raise RunError(
+            f"The checkpoint {checkpoint} does not fit the model: {error}. It is left as it is: go on with the data, "
+            "the settings and the version of vitsplit that it was written with, or start a new run with another --out."
+        ) from error
     if state.loss_scale:
         trained.scaler.load_state_dict(state.loss_scale)
 

@@ -6,6 +6,7 @@ Shapes: B batch, H W pixels.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,17 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.errors import RunError
 from vitsplit.tasks.base import Evaluation
 from vitsplit.training.atomic import replace_folder
-from vitsplit.training.checkpoint import TrainState
+from vitsplit.training.checkpoint import TrainState, last_good
+from vitsplit.training.config import TrainConfig
 from vitsplit.training.setup import Session
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
 
-SaveBundle = Callable[[Path, dict[str, Any]], None]
-"""Fills an empty folder with the bundle of the model's present weights. The second argument is the metrics that they
-reached; it is empty where they were not evaluated."""
+SaveBundle = Callable[[Path, TrainConfig[Any], dict[str, Any]], None]
+"""Fills an empty folder with the bundle of the model's present weights. The second argument is the resolved
+configuration; the third the metrics that the weights reached, empty where they were not evaluated."""
+
+PICTURES = 12
 
 
 class _StoppedError(Exception):
@@ -56,7 +61,7 @@ class Evaluator:
                 evaluation = self._evaluate()
             except _StoppedError:
                 return False
-            better = state.best_score is None or evaluation.score > state.best_score
+            better = _is_better(evaluation.score, state.best_score)
             self._note(state, evaluation, better)
             self._save(self.session.run.last, state)
             if better:
@@ -68,6 +73,19 @@ class Evaluator:
         with self._evaluated_weights():
             self._save(self.session.run.last, state)
 
+    def write_pictures(self, state: TrainState) -> None:
+        """Writes figures and pictures of the last evaluation, of whose weights the model still is.
+
+        Raises:
+            RunError: They could not be written.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        evaluation = Evaluation(state.last_metrics, state.last_score, state.score_name)
+        title = f"{self.session.run.path.resolve().name}, step {state.step}"
+        with self._evaluated_weights(), self._replace(self.session.run.pictures) as folder:
+            self.session.task.write_report(self._forward, evaluation, folder, title=title, count=PICTURES)
+
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
         with self.trained.average.applied() if self.trained.average else nullcontext():
@@ -78,6 +96,7 @@ class Evaluator:
                 self.trained.model.train()
 
     def _evaluate(self) -> Evaluation:
+        self._share_statistics()
         advance = self.session.view.evaluating()
         # One process may leave at any image; several must reach the sum over processes together.
         alone = self.accelerator.num_processes == 1
@@ -96,6 +115,15 @@ class Evaluator:
             )
         finally:
             self.session.view.evaluated()
+
+    def _share_statistics(self) -> None:
+        """Gives all processes the main one's running statistics, which are those that bundles hold.
+
+        On processors, where batch norm is not synchronised, each process has statistics of its own images.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in self.trained.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     @torch.no_grad()
     def _forward(self, image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
@@ -123,5 +151,18 @@ class Evaluator:
         if not self.accelerator.is_main_process:
             return
         metrics = state.last_metrics if state.evaluated == state.step else {}
-        with replace_folder(path) as folder:
-            self.save_bundle(folder, metrics)
+        with self._replace(path) as folder:
+            self.save_bundle(folder, self.session.config, metrics)
+
+    @contextmanager
+    def _replace(self, path: Path) -> Iterator[Path]:
+        try:
+            with replace_folder(path) as folder:
+                yield folder
+        except RunError as error:
+            raise RunError(f"{error} {last_good(self.session.run.checkpoints)}") from error
+
+
+def _is_better(score: float, best: float | None) -> bool:
+    """Whether a score is better than the best so far; any is better than none, and any number than none (NaN)."""
+    return best is None or score > best or (math.isnan(best) and not math.isnan(score))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def fit(
         backbone: The frozen model. It is moved to the device and rounded to the run's precision.
         model: Head and decoder, built under ``config.loop.seed`` so that every start begins with the same weights.
         run: The run's folder, from ``RunFolder.open``.
-        save_bundle: Writes the model's present weights as a bundle into an empty folder.
+        save_bundle: Writes the model's present weights as a bundle into an empty folder, see ``SaveBundle``.
         resume: Go on from the last checkpoint.
         console: Where progress and messages go; None: standard output.
         resume_command: The command line that goes on with this run, shown when a signal stops it.
@@ -93,43 +94,65 @@ def fit(
     """
     accelerator = make_accelerator()
     console = console or Console()
-    main = accelerator.is_main_process
-    with log_to(run, console, main=main), StopRequest() as stop:
+    with log_to(run, console, main=accelerator.is_main_process), StopRequest() as stop:
         config = resolve_config(config, accelerator, run, resume=resume)
         data = task.train_data()
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-        state = _first_state(len(data), accelerator, backbone, run, checkpoint)
+        state = _first_state(task, len(data), accelerator, backbone, run, checkpoint)
         batches = _batches(config.loop, task, data, accelerator, start=state.step)
-        wrapped, trained = set_up_model(accelerator, config, backbone, model)
+        run_backbone, wrapped, trained = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
             load_checkpoint(checkpoint, trained, state)
-        metrics = _begin_records(config, run, accelerator, step=state.step)
-        view = ProgressView(console if main else None, steps=config.loop.steps, start=state.step)
-        session = Session(accelerator, config, task, backbone, wrapped, trained, run, view, stop)
-        loop = _Loop(session, state, metrics, Evaluator(session, save_bundle), saved=checkpoint is not None)
-        try:
-            with view:
-                stopped_by = loop.run(batches)
-        finally:
-            metrics.close()
+        view = ProgressView(console if accelerator.is_main_process else None, steps=config.loop.steps, start=state.step)
+        session = Session(accelerator, config, task, backbone, run_backbone, wrapped, trained, run, view, stop)
+        stopped_by = _train(session, state, batches, save_bundle, saved=checkpoint is not None)
         if stopped_by is not None:
-            command = resume_command or f"vitsplit train {task.name} ... --out {run.path} --resume"
+            command = resume_command or f"vitsplit train {task.name} ... --out {shlex.quote(str(run.path))} --resume"
             logger.info(
                 "stopped by %s after step %d of %d. To go on: %s", stopped_by, state.step, config.loop.steps, command
             )
         return FitResult(state, stopped_by)
 
 
+def _train(
+    session: Session, state: TrainState, batches: Iterator[Batch], save_bundle: SaveBundle, *, saved: bool
+) -> StopSignal | None:
+    """Trains to the end, whose pictures it leaves, or to a signal, which it returns.
+
+    ``saved`` says that the state is that of a checkpoint on disk.
+    """
+    metrics = _begin_records(session.config, session.run, session.accelerator, step=state.step)
+    evaluator = Evaluator(session, save_bundle)
+    try:
+        with session.view:
+            stopped_by = _Loop(session, state, metrics, evaluator, saved=saved).run(batches)
+    finally:
+        metrics.close()
+    # After the last checkpoint, so that nothing hangs on them; a resume makes up for what a kill kept from being drawn.
+    if state.finished and not session.run.pictures.exists():
+        evaluator.write_pictures(state)
+    return stopped_by
+
+
 def _first_state(
-    samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
+    task: Task, samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
 ) -> TrainState:
     """The numbers to begin with: a checkpoint's, or those of step 0."""
-    present = TrainState(samples=samples, processes=accelerator.num_processes, backbone_hash=backbone.info.weights_hash)
+    present = TrainState(
+        samples=samples,
+        processes=accelerator.num_processes,
+        backbone_hash=backbone.info.weights_hash,
+        description=task.describe(),
+    )
     if checkpoint is None:
         return present
     saved = read_state(checkpoint)
     check_same_world(saved, present, run)
-    logger.info("going on from step %d (%s)", saved.step, checkpoint)
+    if saved.finished:
+        best = (saved.score_name, saved.best_score, saved.best_step)
+        logger.info("already finished at step %d: best %s %.4g at step %d", saved.step, *best)
+    else:
+        logger.info("going on from step %d (%s)", saved.step, checkpoint)
     return saved
 
 

@@ -46,7 +46,7 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> 
         RunError: The training set has another size, the task another description (such as other classes), or the
             backbone another hash.
     """
-    differing = _differences(_flat(saved.description), _flat(present.description))
+    differing = _differences(_flat(_by_index(saved.description)), _flat(_by_index(present.description)))
     if differing:
         shown = "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))
         raise RunError(
@@ -83,6 +83,13 @@ def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
 
 def _without(flat: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in names}
+
+
+def _by_index(value: Any) -> Any:
+    """With lists as dictionaries, so that one class of many is compared, and named, by itself."""
+    if isinstance(value, list | tuple):
+        return {str(index): _by_index(item) for index, item in enumerate(value)}
+    return {key: _by_index(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -33,9 +33,17 @@ from vitsplit.types import LayerTaps, TapRequest
 logger = logging.getLogger(__name__)
 
 AT_LEAST: dict[str, int] = {
-    **{"steps": 1, "batch_size": 1, "accumulate": 1, "log_every": 1, "patience": 1},
-    **{"eval_every": 0, "checkpoint_every": 0, "warmup_steps": 0, "workers": -1},
-    **{"weight_decay": 0, "task_head_lr_scale": 0},
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "log_every": 1,
+    "patience": 1,
+    "eval_every": 0,
+    "checkpoint_every": 0,
+    "warmup_steps": 0,
+    "weight_decay": 0,
+    "task_head_lr_scale": 0,
+    "workers": -1,
 }
 
 

@@ -138,7 +138,7 @@ class TrainStep:
     def _scaler_may_help(self) -> bool:
         """Whether an overflowing gradient in fp16 is the scaler's business: it skips the step and halves its scale.
 
-        From below 1, which is 17 skipped steps in a row after the start, no smaller scale is to blame or to be hoped in.
+        Below 1, which is 17 skipped steps in a row from the start, the loss's scale is not what makes it overflow.
         """
         return self.trained.scaler.is_enabled() and self.trained.scaler.get_scale() >= 1
 
