@@ -7,26 +7,30 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import TrainingError
-from vitsplit.tasks.base import Batch, Task, TrainData
+from vitsplit.tasks.base import Batch, Task
 from vitsplit.tasks.model import TaskModel
-from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
 from vitsplit.training.optim import current_lr
 from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
-from vitsplit.training.resume import check_same_world
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.sampling import MicroBatches, SampleStream, read_batches, resolve_workers
-from vitsplit.training.serialise import to_dict
-from vitsplit.training.setup import Cadence, Session, make_accelerator, resolve_config, set_up_model
+from vitsplit.training.setup import (
+    Cadence,
+    Session,
+    begin_records,
+    first_state,
+    make_accelerator,
+    open_batches,
+    resolve_config,
+    set_up_model,
+)
 from vitsplit.training.signals import StopRequest, StopSignal
 from vitsplit.training.step import NotFiniteError, StepResult, TrainStep
 from vitsplit.training.tracking import Metrics, log_to
@@ -98,8 +102,8 @@ def fit(
         config = resolve_config(config, accelerator, run, resume=resume)
         data = task.train_data()
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-        state = _first_state(task, len(data), accelerator, backbone, run, checkpoint)
-        batches = _batches(config.loop, task, data, accelerator, start=state.step)
+        state = first_state(task, len(data), accelerator, backbone, run, checkpoint)
+        batches = open_batches(config.loop, task, data, accelerator, start=state.step)
         run_backbone, wrapped, trained = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
             load_checkpoint(checkpoint, trained, state)
@@ -121,7 +125,7 @@ def _train(
 
     ``saved`` says that the state is that of a checkpoint on disk.
     """
-    metrics = _begin_records(session.config, session.run, session.accelerator, step=state.step)
+    metrics = begin_records(session.config, session.run, session.accelerator, step=state.step)
     evaluator = Evaluator(session, save_bundle)
     try:
         with session.view:
@@ -132,54 +136,6 @@ def _train(
     if state.finished and not session.run.pictures.exists():
         evaluator.write_pictures(state)
     return stopped_by
-
-
-def _first_state(
-    task: Task, samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
-) -> TrainState:
-    """The numbers to begin with: a checkpoint's, or those of step 0."""
-    present = TrainState(
-        samples=samples,
-        processes=accelerator.num_processes,
-        backbone_hash=backbone.info.weights_hash,
-        description=task.describe(),
-    )
-    if checkpoint is None:
-        return present
-    saved = read_state(checkpoint)
-    check_same_world(saved, present, run)
-    if saved.finished:
-        best = (saved.score_name, saved.best_score, saved.best_step)
-        logger.info("already finished at step %d: best %s %.4g at step %d", saved.step, *best)
-    else:
-        logger.info("going on from step %d (%s)", saved.step, checkpoint)
-    return saved
-
-
-def _batches(loop: LoopConfig, task: Task, data: TrainData, accelerator: Accelerator, *, start: int) -> Iterator[Batch]:
-    """This process's micro-batches from a step to the end of the run."""
-    keys = MicroBatches(
-        SampleStream(len(data), loop.seed),
-        start=start,
-        stop=loop.steps,
-        batch_size=loop.batch_size,
-        accumulate=loop.accumulate,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    workers = resolve_workers(loop.workers)
-    return read_batches(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda")
-
-
-def _begin_records(config: TrainConfig[Any], run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
-    """Writes what the folder says about a start of the run, and opens ``metrics.jsonl`` and the trackers."""
-    run_id = ""
-    if accelerator.is_main_process:
-        run.write_config(to_dict(config))
-        run_id = run.record_start(accelerator.device, accelerator.num_processes)
-    return Metrics(
-        run, config.loop.track, config=to_dict(config), run_id=run_id, step=step, main=accelerator.is_main_process
-    )
 
 
 class _Loop:

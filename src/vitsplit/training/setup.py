@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +16,21 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.base import Task
+from vitsplit.tasks.base import Batch, Task, TrainData
 from vitsplit.tasks.model import TaskModel
-from vitsplit.training.checkpoint import Trained
+from vitsplit.training.checkpoint import Trained, TrainState, read_state
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.ema import WeightAverage
 from vitsplit.training.optim import build_optimizer
 from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
-from vitsplit.training.resume import check_same_config
+from vitsplit.training.resume import check_same_config, check_same_world
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.sampling import MicroBatches, SampleStream, read_batches, resolve_workers
+from vitsplit.training.serialise import to_dict
 from vitsplit.training.signals import StopRequest
-from vitsplit.training.tracking import check_trackers
+from vitsplit.training.tracking import Metrics, check_trackers
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)
@@ -132,6 +135,56 @@ def compute_dtype(config: TrainConfig[Any]) -> torch.dtype:
     precision = config.loop.precision
     assert precision != "auto", "resolve_config comes first"
     return DTYPES[precision]
+
+
+def first_state(
+    task: Task, samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
+) -> TrainState:
+    """The numbers to begin with: a checkpoint's, or those of step 0."""
+    present = TrainState(
+        samples=samples,
+        processes=accelerator.num_processes,
+        backbone_hash=backbone.info.weights_hash,
+        description=task.describe(),
+    )
+    if checkpoint is None:
+        return present
+    saved = read_state(checkpoint)
+    check_same_world(saved, present, run)
+    if saved.finished:
+        best = (saved.score_name, saved.best_score, saved.best_step)
+        logger.info("already finished at step %d: best %s %.4g at step %d", saved.step, *best)
+    else:
+        logger.info("going on from step %d (%s)", saved.step, checkpoint)
+    return saved
+
+
+def open_batches(
+    loop: LoopConfig, task: Task, data: TrainData, accelerator: Accelerator, *, start: int
+) -> Iterator[Batch]:
+    """This process's micro-batches from a step to the end of the run."""
+    keys = MicroBatches(
+        SampleStream(len(data), loop.seed),
+        start=start,
+        stop=loop.steps,
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    workers = resolve_workers(loop.workers)
+    return read_batches(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda")
+
+
+def begin_records(config: TrainConfig[Any], run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
+    """Writes what the folder says about a start of the run, and opens ``metrics.jsonl`` and the trackers."""
+    run_id = ""
+    if accelerator.is_main_process:
+        run.write_config(to_dict(config))
+        run_id = run.record_start(accelerator.device, accelerator.num_processes)
+    return Metrics(
+        run, config.loop.track, config=to_dict(config), run_id=run_id, step=step, main=accelerator.is_main_process
+    )
 
 
 @dataclasses.dataclass(frozen=True)
