@@ -13,10 +13,19 @@ from tiny import TinyTask, tiny_run
 from vitsplit.errors import TrainingError
 
 
+class Watched(TinyTask):
+    """Remembers what the evaluated model computes for one image, as each process sees it."""
+
+    def evaluate(self, forward, **options):
+        output, _ = forward(torch.arange(3 * 28 * 28).view(1, 3, 28, 28).remainder(256).to(torch.uint8))
+        self.computed = output.flatten().tolist()
+        return super().evaluate(forward, **options)
+
+
 def one_run(out: Path, settings: dict) -> None:
     out.mkdir(exist_ok=True)
     rank = os.environ["RANK"]
-    task = TinyTask(nan_for=settings.pop("nan_for", None))
+    task = Watched(nan_for=settings.pop("nan_for", None))
     try:
         run = tiny_run(out / "run", task=task, **settings)
     except TrainingError as error:
@@ -25,6 +34,7 @@ def one_run(out: Path, settings: dict) -> None:
     assert PartialState().num_processes == 2
     save_file(run.weights, out / f"weights-{rank}.safetensors")
     (out / f"printed-{rank}.txt").write_text(run.printed)
+    (out / f"computed-{rank}.json").write_text(json.dumps(task.computed))
     (out / f"seen-{rank}.json").write_text(json.dumps(task.seen))
     (out / f"score-{rank}.json").write_text(json.dumps(run.result.best_metrics))
 

@@ -2,16 +2,25 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import IGNORE, TinyTask, tiny_run
 
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.recipes import recipe
+from vitsplit.tasks import task_entry
+from vitsplit.training.override import override
 from vitsplit.training.sampling import SampleStream
+from vitsplit.training.serialise import to_dict
 
 SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
 
@@ -26,18 +35,24 @@ def launched(tmp_path_factory) -> Path:
     runs = {
         "good": SETTINGS | {"track": ["tensorboard"]},
         "bad": SETTINGS | {"accumulate": 1, "nan_for": SECOND_HALF[1]},
+        "norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}},
+        "averaged_norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}, "ema": 0.5},
     }
+    launch(str(Path(__file__).with_name("launch_tiny.py")), str(out), json.dumps(runs))
+    return out
+
+
+def launch(*program: str) -> None:
+    """Runs a program in two processes on processors."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).with_name("launch_tiny.py")
     done = subprocess.run(
-        [*launcher, str(script), str(out), json.dumps(runs)],
+        [*launcher, *program],
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture
@@ -87,3 +102,53 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_names_its_files
     messages = [(launched / "bad" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]
     assert f"Step 2: the loss is nan. Files of the batch: {', '.join(SECOND_HALF)}." in messages[0]
+
+
+@pytest.mark.parametrize("name", ["norms", "averaged_norms"])
+def test_every_process_evaluates_with_the_running_statistics_that_the_bundle_holds(launched, name):
+    computed = [json.loads((launched / name / f"computed-{rank}.json").read_text()) for rank in (0, 1)]
+    assert computed[0] == computed[1]
+    pictured = json.loads((launched / name / "run/pictures/index.html").read_text())
+    assert pictured["title"] == "run, step 4"
+    if name == "norms":
+        weights = [load_file(launched / name / f"weights-{rank}.safetensors") for rank in (0, 1)]
+        saved = load_file(launched / name / "run/last/head.safetensors")
+        assert all(saved[key].equal(tensor) for each in weights for key, tensor in each.items())
+
+
+@pytest.fixture(scope="module")
+def half_labelled(scenes, tmp_path_factory) -> Path:
+    """Scenes of which the second process reads, in the first epoch, masks that are nearly all ignored."""
+    data = shutil.copytree(scenes, tmp_path_factory.mktemp("half") / "data")
+    masks = sorted((data / "masks" / "train").iterdir())
+    stream = SampleStream(len(masks), 0)
+    for position in (1, 3, 5):
+        path = masks[stream[position][0]]
+        mask_HW = np.array(Image.open(path))
+        mask_HW[:, 6:] = 255
+        Image.fromarray(mask_HW).save(path)
+    return data
+
+
+def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
+    # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
+    settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
+    config = override(recipe(task_entry("segmentation").default_recipe), settings)
+    file, two = tmp_path / "config.json", tmp_path / "two"
+    file.write_text(json.dumps(to_dict(config)))
+    arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]
+    launch("-m", "vitsplit.cli.main", "train", "segmentation", *arguments)
+    one = vitsplit.train(config, data=half_labelled, out=tmp_path / "one")
+    alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.run.iterdir()}
+    rows, expected = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (two, one.run)
+    )
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5]
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in rows[:5]] == pytest.approx([row[name] for row in expected[:5]], rel=1e-4)
+    assert len(json.loads((two / "environment.json").read_text())) == 1
+    assert (two / "log.txt").read_text().count("precision:") == 1
