@@ -110,7 +110,7 @@ def load(
         run: Run or bundle folder.
         weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
         device: Where to compute; None: the first GPU, else the processor.
-        precision: What to compute in; None: what the run was asked to compute in.
+        precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
     Example:
         >>> model = vitsplit.load("runs/first")  # doctest: +SKIP

@@ -28,7 +28,7 @@ from vitsplit.tasks import config_type, task_name
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
-from vitsplit.training.serialise import from_dict, to_dict
+from vitsplit.training.serialise import from_dict, json_text, to_dict
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
@@ -96,7 +96,7 @@ def save_bundle(
         "metrics": dict(metrics),
         "config": to_dict(config),
     }
-    (folder / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(card, state), encoding="utf-8")
 
 

@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (default: 12)")
     parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they cannot be fetched")
     parser.add_argument("--device", help="where to compute; default: the first GPU, else the processor")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], help="default: that of the run")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="default: fp32 if the run computed in it, else auto",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     options = parser.parse_args(argv)
 

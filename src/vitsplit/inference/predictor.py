@@ -78,7 +78,7 @@ def load_predictor(
         run: A run folder (its best bundle) or a bundle folder.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
         device: Where to compute; None: the first GPU, else the processor.
-        precision: What to compute in; None: what the run was asked to compute in.
+        precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
     Raises:
         BundleError: The bundle is broken or the backbone is another one.
@@ -100,5 +100,10 @@ def load_predictor(
     task = bare_task(card.config, card.description)
     model = build_model(card.config, backbone, task)
     load_weights(folder, model)
-    backbone.set_precision(DTYPES[resolve_precision(precision or card.config.loop.precision, device)])
+    backbone.set_precision(DTYPES[resolve_precision(precision or _precision_of(card), device)])
     return Predictor(card, task, backbone.to(device), model.to(device))
+
+
+def _precision_of(card: Card) -> Precision:
+    # bf16 and fp16 are matters of the machine: another one may lack them, or be slow in them.
+    return "fp32" if card.config.loop.precision == "fp32" else "auto"

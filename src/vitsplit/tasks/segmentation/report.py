@@ -5,7 +5,6 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from rich.table import Table
 from vitsplit.data.classes import IGNORE
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.training.serialise import json_text
 
 if TYPE_CHECKING:
     from vitsplit.tasks.segmentation.task import SegmentationTask
@@ -29,7 +29,7 @@ def write_report(
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (table, ``count`` images spread over the set); returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(json_text(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
     page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")
     add_figures(page, evaluation)
     page.heading("Pictures")
