@@ -61,7 +61,7 @@ def test_a_file_comes_before_everything(tiny_file, empty_hub, caplog):
     assert backbone.info.timm_name == NAME
     assert len(backbone.info.weights_hash) == 64
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == [f"backbone {NAME}: weights from {tiny_file}, licence apache-2.0"]
+    assert lines == [f"backbone {NAME}: weights from the file {tiny_file.name} ({tiny_file}), licence apache-2.0"]
     assert load_backbone(NAME, weights=str(tiny_file.parent)).info.weights_hash == backbone.info.weights_hash
 
 
