@@ -17,8 +17,9 @@ def laptop_segmentation() -> TrainConfig[SegmentationConfig]:
 
     The paper's model for ADE20K (K_t = 3, K_p = 4, b = 2) on crops of 18 x 24 patches, the shape of most photographs.
     Since 300 steps are few, the learning rate is 2.5e-4 (the paper's: 2e-4), the task head's three tenths of it (a
-    tenth), and images are scaled by 0.75 to 1.5 (0.5 to 2). Images are evaluated whole, their shorter side at 252 pixels. For a
-    larger set raise ``--steps``; for finer masks ``--crop-size`` and ``--image-scale`` together, in multiples of 14.
+    tenth), and images are scaled by 0.75 to 1.5 (0.5 to 2). Images are evaluated whole, their shorter side at 252
+    pixels. For a larger set raise ``--steps``; for finer masks ``--crop-size`` and ``--image-scale`` together, in
+    multiples of 14.
     """
     return TrainConfig(
         name="laptop-segmentation",
