@@ -96,7 +96,7 @@ def write_picture(task: SegmentationTask, predictor: Predictor, path: Path) -> P
     rows = []
     for index in np.linspace(0, len(images) - 1, min(PICTURE_ROWS, len(images))).round().astype(int).tolist():
         sample = images.load(index)
-        prediction = task.predict(predictor.forward, sample.image_CHW)
+        prediction = task.predict(predictor.forward, sample.image_CHW[None])[0]
         colours = task.classes.colours
         cells = [
             Image.fromarray(prediction.image),

@@ -21,6 +21,8 @@ def build_model(config: TrainConfig[Any], backbone: Backbone, task: Task) -> Tas
         match config.method:
             case "vitsplit":
                 head = SplitHead(backbone, config.split)
-                return TaskModel(head, task.build_decoder(head.width))
+                return TaskModel(head, task.build_decoder(head.width, backbone.patch_size))
             case "linear-probe":
-                return TaskModel(LastLayer(backbone), task.build_decoder(backbone.width, linear=True))
+                return TaskModel(
+                    LastLayer(backbone), task.build_decoder(backbone.width, backbone.patch_size, linear=True)
+                )

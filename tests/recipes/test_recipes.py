@@ -7,7 +7,7 @@ from vitsplit.backbone.catalog import CATALOG
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
 from vitsplit.split.layers import select_layers
-from vitsplit.training.config import SegmentationConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.training.serialise import from_dict, to_dict
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]

@@ -6,8 +6,8 @@ import pytest
 from tiny import TinyTask
 
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import SegmentationTask
-from vitsplit.training.config import SegmentationConfig
 from vitsplit.training.sampling import MicroBatches, SampleStream, derive_seed, read_batches, resolve_workers
 
 

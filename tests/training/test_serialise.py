@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import LoopConfig, SegmentationConfig, TrainConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict, json_text, to_dict
 
 

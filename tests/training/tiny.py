@@ -104,7 +104,7 @@ class TinyTask:
     scores: list[float] | None = None
     seen: list[list[str]] = field(default_factory=list)
 
-    def build_decoder(self, width: int) -> nn.Module:
+    def build_decoder(self, width: int, patch_size: int) -> nn.Module:
         return nn.Conv2d(width, CLASSES + 1, 1)
 
     def train_data(self) -> TinyData:
@@ -120,6 +120,9 @@ class TinyTask:
             "patches": (batch.mask_Bhw != IGNORE).sum().double(),
             "mean": torch.tensor(float(len(batch.names)), dtype=torch.float64),
         }
+
+    def targets(self, batch: TinyBatch, taps) -> None:
+        return None
 
     def loss_sums(self, output: Tensor, batch: TinyBatch, taps) -> dict[str, Tensor]:
         self.seen.append(batch.names)
@@ -172,7 +175,7 @@ def tiny_config(**changes: Any) -> TrainConfig[TinyConfig]:
 def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
     torch.manual_seed(seed)
     built = TinyHead(**head)
-    return TaskModel(built, task.build_decoder(built.width))
+    return TaskModel(built, task.build_decoder(built.width, backbone.patch_size))
 
 
 def save_tiny_bundle(model: TaskModel):

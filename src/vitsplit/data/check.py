@@ -30,7 +30,11 @@ Progress = Callable[[int, int], None]
 ITEMS_PER_PROCESS = 100
 """Fewer files than this are no work for a process more: it takes seconds to start."""
 
-CHECKS = {"segmentation": "vitsplit.data.check_segmentation:check_segmentation"}
+CHECKS = {
+    "segmentation": "vitsplit.data.check_segmentation:check_segmentation",
+    "depth": "vitsplit.data.check_depth:check_depth",
+    "detection": "vitsplit.data.check_detection:check_detection",
+}
 """Task to the function that checks data for it, imported when it is called."""
 
 
@@ -81,6 +85,7 @@ class SplitReport:
         converted: Kind of image that is converted on reading, to the number of them.
         classes: Pixels and images per class; ``share`` is of all labelled pixels.
         ignored_share: Share of all pixels that belong to no class.
+        facts: Further figures, such as the range of depths, by their name on screen.
     """
 
     images: int
@@ -88,6 +93,7 @@ class SplitReport:
     converted: dict[str, int] = field(default_factory=dict)
     classes: list[ClassCount] = field(default_factory=list)
     ignored_share: float = 0.0
+    facts: dict[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass

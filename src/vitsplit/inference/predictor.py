@@ -62,7 +62,7 @@ class Predictor:
         Raises:
             DataError: The image cannot be read or has an unknown form.
         """
-        return self.task.predict(self.forward, to_image_tensor(image))
+        return self.task.predict(self.forward, to_image_tensor(image)[None])[0]
 
 
 def load_predictor(

@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitsplit.recipes.gate import with_gate
-from vitsplit.training.config import BackboneConfig, LoopConfig, SegmentationConfig, SplitConfig, TrainConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 
 Recipe = TrainConfig[SegmentationConfig]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.training.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
-    SegmentationConfig,
     SplitConfig,
     TrainConfig,
 )

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.training.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
-    SegmentationConfig,
     SplitConfig,
     TrainConfig,
 )

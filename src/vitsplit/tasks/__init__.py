@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import SegmentationConfig, TrainConfig
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from vitsplit.tasks.base import Task
@@ -34,6 +37,8 @@ TASKS = {
     "segmentation": TaskEntry(
         SegmentationConfig, "vitsplit.tasks.segmentation.task:SegmentationTask", "laptop-segmentation"
     ),
+    "depth": TaskEntry(DepthConfig, "vitsplit.tasks.depth.task:DepthTask", "laptop-depth"),
+    "detection": TaskEntry(DetectionConfig, "vitsplit.tasks.detection.task:DetectionTask", "laptop-detection"),
 }
 
 

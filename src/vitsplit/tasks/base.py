@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -58,14 +61,31 @@ class Evaluation:
     score_name: str = ""
 
 
+class Prediction(Protocol):
+    """What a task says about one image. ``image`` is (H, W, 3) uint8; every task adds its own arrays."""
+
+    image: NDArray[np.uint8]
+
+    def overlay(self) -> Image.Image:
+        """The image with the answer drawn on it, at the image's size."""
+        ...
+
+    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, ...]:
+        """Writes the answer and the overlay as files that begin with ``name``, and returns their paths."""
+        ...
+
+
 class Task(Protocol):
     """One task on one data set (or, at prediction, on none)."""
 
     name: ClassVar[str]
     config: Any
 
-    def build_decoder(self, width: int, *, linear: bool = False) -> nn.Module:
-        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe."""
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe.
+
+        The map's stride is ``patch_size`` pixels: h = H / patch_size of the padded image.
+        """
         ...
 
     def train_data(self) -> TrainData:
@@ -84,6 +104,13 @@ class Task(Protocol):
         """
         ...
 
+    def targets(self, batch: Batch, taps: LayerTaps) -> Any:
+        """What the decoder itself must see of the labels in training; None where only the loss needs them.
+
+        Detection's decoder samples its proposals against the true boxes and hands out losses.
+        """
+        ...
+
     def loss_sums(self, output: Any, batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
         """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normaliser."""
         ...
@@ -99,8 +126,8 @@ class Task(Protocol):
         """Evaluates on the validation images ``shard[0]::shard[1]``; ``gather`` sums a CPU tensor over processes."""
         ...
 
-    def predict(self, forward: Forward, image_CHW: Tensor) -> Any:
-        """The typed prediction for one image (uint8)."""
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> Sequence[Prediction]:
+        """The typed predictions for images (uint8) of one size."""
         ...
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
@@ -113,4 +140,19 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
+        ...
+
+
+class DenseTask(Task, Protocol):
+    """A task that answers with values per pixel (segmentation, depth), so that images can be predicted in tiles."""
+
+    def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
+        """Values that may be averaged where tiles overlap, ``(B, C, H, W)`` float32 at the images' own size.
+
+        Class probabilities of segmentation, metres of depth.
+        """
+        ...
+
+    def settle(self, values_BCHW: Tensor) -> Tensor:
+        """Averaged values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), metres of depth (float32)."""
         ...

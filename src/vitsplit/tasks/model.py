@@ -37,9 +37,15 @@ class TaskModel(nn.Module):
         self.head = head
         self.decoder = decoder
 
-    def forward(self, taps: LayerTaps) -> Any:
-        """Taps to the decoder's output."""
-        return self.decoder(self.head(taps))
+    def forward(self, taps: LayerTaps, targets: Any = None) -> Any:
+        """Taps to the decoder's output.
+
+        Args:
+            taps: What ``head.request`` asked for.
+            targets: What ``Task.targets`` gave in training; None at prediction, and for decoders that need none.
+        """
+        fused_BDhw = self.head(taps)
+        return self.decoder(fused_BDhw) if targets is None else self.decoder(fused_BDhw, targets)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a bundle or a checkpoint holds: trainable parameters and the buffers of norms, by name."""

@@ -102,7 +102,7 @@ class TrainStep:
         with nullcontext() if last else self.accelerator.no_sync(self.session.wrapped):
             taps = self.session.run_backbone(batch.image_BCHW, self.trained.model.head.request)
             with self.session.autocast():
-                output = self.session.wrapped(taps)
+                output = self.session.wrapped(taps, self.task.targets(batch, taps))
             sums = self.task.loss_sums(output, batch, taps)
             terms = torch.stack([sums[name].float() * scale for name, scale in scales.items()])
             # Data-parallel training averages gradients over processes; the loss is a sum over them.

@@ -16,7 +16,7 @@ from vitsplit.tasks.segmentation.augment import (
     random_size,
     random_window,
 )
-from vitsplit.training.config import SegmentationConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 PLAIN = SegmentationConfig(
     crop_size=(40, 56), image_scale=None, scale_range=(1.0, 1.0), max_class_ratio=1.0, flip=0.0, photometric=False

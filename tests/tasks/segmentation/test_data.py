@@ -8,9 +8,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from vitsplit.errors import DataError
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import SegmentationSample, TrainSegmentation, collate
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
-from vitsplit.training.config import SegmentationConfig
 
 RNG = np.random.default_rng(0)
 

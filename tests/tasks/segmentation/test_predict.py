@@ -9,13 +9,18 @@ from PIL import Image
 
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, segment, windows
-from vitsplit.training.config import SegmentationConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.predict import SegmentationPrediction, windows
+from vitsplit.tasks.segmentation.predict import segment as segment_batch
 from vitsplit.types import LayerTaps, Padding
 
 PATCH = 4
 WHOLE = SegmentationConfig(test_mode="whole", image_scale=None, crop_size=(16, 20))
 SLIDE = dataclasses.replace(WHOLE, test_mode="slide")
+
+
+def segment(forward, image_CHW, config):
+    return segment_batch(forward, image_CHW[None], config)[0]
 
 
 class ColourModel:

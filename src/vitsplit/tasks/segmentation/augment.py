@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitsplit.data.classes import IGNORE
-from vitsplit.training.config import SegmentationConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 CROP_TRIES = 10
 BRIGHTNESS = 32.0

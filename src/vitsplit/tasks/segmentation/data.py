@@ -18,7 +18,7 @@ from vitsplit.data.classes import ClassList, LabelScheme
 from vitsplit.data.images import read_image, read_mask
 from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
-from vitsplit.training.config import SegmentationConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
 class LabelRangeError(DataError):

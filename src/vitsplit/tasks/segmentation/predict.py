@@ -21,8 +21,8 @@ from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.segmentation.augment import fit_size
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
-from vitsplit.training.config import SegmentationConfig
 
 WINDOWS_PER_PASS = 4
 
@@ -68,62 +68,70 @@ class SegmentationPrediction:
         return mask_path, overlay_path
 
 
-def segment(forward: Forward, image_CHW: Tensor, config: SegmentationConfig) -> Tensor:
-    """The mask of one image.
+def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
+    """The masks of images of one size.
 
     Args:
         forward: Images (uint8) to logits and taps.
-        image_CHW: uint8, any size.
+        image_BCHW: uint8, any size.
         config: ``image_scale``, ``crop_size`` and the ``test_`` settings are used.
 
     Returns:
-        ``mask_HW`` uint8, at the image's own size.
+        ``mask_BHW`` uint8, at the images' own size.
     """
-    size = (image_CHW.shape[-2], image_CHW.shape[-1])
+    return class_scores(forward, image_BCHW, config).argmax(1).to(torch.uint8)
+
+
+def class_scores(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
+    """``(B, K, H, W)`` float32 whose softmax is the probability of the classes; arguments as of ``segment``."""
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     base_size = fit_size(size, config.image_scale)
     views = [
         (scale, mirrored)
         for scale in config.test_scales
         for mirrored in ((False, True) if config.test_flip else (False,))
     ]
-    total_KHW: Tensor | None = None
+    total_BKHW: Tensor | None = None
     for scale, mirrored in views:
         view_size = [max(1, round(side * scale)) for side in base_size]
-        view_CHW = TF.resize(image_CHW, view_size, antialias=True)
-        logits_1KHW = _view_logits(forward, view_CHW.flip(-1) if mirrored else view_CHW, config)
-        logits_1KHW = F.interpolate(
-            logits_1KHW.flip(-1) if mirrored else logits_1KHW, size=size, mode="bilinear", align_corners=False
+        view_BCHW = TF.resize(image_BCHW, view_size, antialias=True)
+        logits_BKHW = _view_logits(forward, view_BCHW.flip(-1) if mirrored else view_BCHW, config)
+        logits_BKHW = F.interpolate(
+            logits_BKHW.flip(-1) if mirrored else logits_BKHW, size=size, mode="bilinear", align_corners=False
         )
-        # Views are averaged as probabilities; a single view needs no softmax for its largest class.
-        share_KHW = logits_1KHW[0].softmax(0) if len(views) > 1 else logits_1KHW[0]
-        total_KHW = share_KHW if total_KHW is None else total_KHW + share_KHW
-    assert total_KHW is not None
-    return total_KHW.argmax(0).to(torch.uint8)
+        if len(views) == 1:
+            return logits_BKHW
+        share_BKHW = logits_BKHW.softmax(1)
+        total_BKHW = share_BKHW if total_BKHW is None else total_BKHW + share_BKHW
+    assert total_BKHW is not None
+    # Views are averaged as probabilities, whose logarithms have them as their softmax.
+    return (total_BKHW / len(views)).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def _view_logits(forward: Forward, view_CHW: Tensor, config: SegmentationConfig) -> Tensor:
-    """(1, K, H, W) float32 at the view's size; overlapping windows are averaged."""
-    height, width = view_CHW.shape[-2:]
+def _view_logits(forward: Forward, view_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
+    """(B, K, H, W) float32 at the view's size; overlapping windows are averaged."""
+    batch, _, height, width = view_BCHW.shape
     if config.test_mode == "whole":
-        return _window_logits(forward, view_CHW[None], config)
+        return _window_logits(forward, view_BCHW, config)
     stride = config.test_stride or (max(1, config.crop_size[0] * 2 // 3), max(1, config.crop_size[1] * 2 // 3))
     boxes = list(windows((height, width), config.crop_size, stride))
     if len(boxes) == 1:
-        return _window_logits(forward, view_CHW[None], config)
-    total_1KHW: Tensor | None = None
+        return _window_logits(forward, view_BCHW, config)
+    total_BKHW: Tensor | None = None
     count_HW = torch.zeros(height, width)
-    for start in range(0, len(boxes), WINDOWS_PER_PASS):
-        chunk = boxes[start : start + WINDOWS_PER_PASS]
-        batch_BCHW = torch.stack([view_CHW[:, top:bottom, left:right] for top, left, bottom, right in chunk])
-        for logits_KHW, (top, left, bottom, right) in zip(
-            _window_logits(forward, batch_BCHW, config), chunk, strict=True
+    per_pass = max(1, WINDOWS_PER_PASS // batch)
+    for start in range(0, len(boxes), per_pass):
+        chunk = boxes[start : start + per_pass]
+        parts = [view_BCHW[..., top:bottom, left:right] for top, left, bottom, right in chunk]
+        for logits_BKHW, (top, left, bottom, right) in zip(
+            _window_logits(forward, torch.cat(parts), config).split(batch), chunk, strict=True
         ):
-            if total_1KHW is None:
-                total_1KHW = logits_KHW.new_zeros(1, logits_KHW.shape[0], height, width)
-            total_1KHW[0, :, top:bottom, left:right] += logits_KHW
+            if total_BKHW is None:
+                total_BKHW = logits_BKHW.new_zeros(*logits_BKHW.shape[:2], height, width)
+            total_BKHW[..., top:bottom, left:right] += logits_BKHW
             count_HW[top:bottom, left:right] += 1
-    assert total_1KHW is not None
-    return total_1KHW / count_HW.to(total_1KHW.device)
+    assert total_BKHW is not None
+    return total_BKHW / count_HW.to(total_BKHW.device)
 
 
 def _window_logits(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:

@@ -62,7 +62,7 @@ def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int
     page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
     for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
         sample = images.load(index)
-        prediction = task.predict(forward, sample.image_CHW)
+        prediction = task.predict(forward, sample.image_CHW[None])[0]
         truth_HW = sample.mask_HW.numpy()
         right = (prediction.mask == truth_HW)[truth_HW != IGNORE].mean() if (truth_HW != IGNORE).any() else float("nan")
         page.pictures(

@@ -20,6 +20,7 @@ from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
     SegmentationBatch,
     SegmentationSample,
@@ -32,9 +33,8 @@ from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
 from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, segment
+from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_scores, segment
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
-from vitsplit.training.config import SegmentationConfig
 from vitsplit.types import LayerTaps
 
 
@@ -81,7 +81,7 @@ class SegmentationTask:
         colours = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(config, ClassList(names=tuple(description["classes"]), colours=colours))
 
-    def build_decoder(self, width: int, *, linear: bool = False) -> nn.Module:
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
         """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
         num_classes = len(self.classes.names)
         if linear:
@@ -115,6 +115,9 @@ class SegmentationTask:
             terms["dice"] = torch.tensor(float(len(batch.names)), dtype=torch.float64, device=count.device)
         return terms
 
+    def targets(self, batch: SegmentationBatch, taps: LayerTaps) -> None:
+        """The decoder needs no labels."""
+
     def loss_sums(self, output: Tensor, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
         """Sums that match ``normalisers``; the Dice term carries its weight."""
         weights_K = None if self.class_weights_K is None else self.class_weights_K.to(output.device)
@@ -138,8 +141,8 @@ class SegmentationTask:
         counts_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         for index in range(shard[0], len(images), shard[1]):
             sample = images.load(index)
-            mask_HW = segment(forward, sample.image_CHW, self.config).cpu()
-            counts_KK += confusion(mask_HW, sample.mask_HW, num_classes)
+            mask_1HW = segment(forward, sample.image_CHW[None], self.config).cpu()
+            counts_KK += confusion(mask_1HW[0], sample.mask_HW, num_classes)
             if on_image is not None:
                 on_image()
         counts_KK = gather(counts_KK)
@@ -148,12 +151,22 @@ class SegmentationTask:
         metrics = SegmentationMetrics.from_confusion(counts_KK)
         return Evaluation(metrics=metrics.to_dict(self.classes.names), score=metrics.miou, score_name="miou")
 
-    def predict(self, forward: Forward, image_CHW: Tensor) -> SegmentationPrediction:
-        """Segments one image, uint8."""
-        mask_HW = segment(forward, image_CHW, self.config)
-        return SegmentationPrediction(
-            mask=mask_HW.cpu().numpy(), classes=self.classes, image=image_CHW.permute(1, 2, 0).cpu().numpy()
-        )
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> list[SegmentationPrediction]:
+        """Segments images of one size, uint8."""
+        masks_BHW = segment(forward, image_BCHW, self.config).cpu().numpy()
+        images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        return [
+            SegmentationPrediction(mask=mask_HW, classes=self.classes, image=image_HWC)
+            for mask_HW, image_HWC in zip(masks_BHW, images_BHWC, strict=True)
+        ]
+
+    def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
+        """Class probabilities, ``(B, K, H, W)``."""
+        return class_scores(forward, image_BCHW, self.config).softmax(1)
+
+    def settle(self, values_BKHW: Tensor) -> Tensor:
+        """The likeliest class of every pixel."""
+        return values_BKHW.argmax(1).to(torch.uint8)
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """The classes' table and pictures of input, truth, prediction and error."""

@@ -1,0 +1,50 @@
+"""Settings of monocular depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section 4.3, Table 11). Depths are metres."""
+
+    format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
+    """Layout of the data folder; auto: recognised from its folders."""
+    depth_scale: float | None = None
+    """Metres of one step of an integer depth map (0.001: millimetres); None: what the data's depth.json says."""
+    min_depth: float = 1e-3
+    """Least depth in metres: what the decoder adds to its output, and what is valid in evaluation."""
+    max_depth: float | None = None
+    """Largest depth in metres: the output is clamped to it, and deeper labels are invalid; None: unbounded."""
+    crop_size: tuple[int, int] = (416, 544)
+    """Height and width of the training crops."""
+    image_scale: tuple[int, int] | None = None
+    """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Pixels cut off at top, left, bottom, right before anything else in training (NYUv2's white frame: 45 43 8 32)."""
+    rotate: float = 2.5
+    """Largest turn in training, in degrees either way."""
+    rotate_share: float = 0.5
+    """Probability of a turn in training."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    colour_share: float = 0.5
+    """Probability of changed gamma, brightness and colour in training."""
+    decoder_norm: Literal["batch", "group"] = "batch"
+    """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
+    loss_weight: float = 10.0
+    """Weight of the scale-invariant log loss."""
+    variance_focus: float = 0.15
+    """Share of the squared mean in the scale-invariant log loss: 0 is blind to scale, 1 is the log RMSE."""
+    eval_crop: EvalCrop = "none"
+    """Pixels that count in evaluation: all, or those of a public crop (NYU of Eigen, KITTI's benchmark, Garg, Eigen)."""
+    test_flip: bool = True
+    """Average with the mirrored image, as the paper."""
+    median_scaling: bool = False
+    """Scale every prediction by the ratio of medians before it is measured; figures say so."""
+    pad_output: Literal["crop", "stretch"] = "crop"
+    """The padding to the patch size: cropped from the output, or stretched over the image as in the release."""
