@@ -175,7 +175,7 @@ def tiny_config(**changes: Any) -> TrainConfig[TinyConfig]:
 def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
     torch.manual_seed(seed)
     built = TinyHead(**head)
-    return TaskModel(built, task.build_decoder(built.width, backbone.patch_size))
+    return TaskModel(built, task.build_decoder(built.width, 1))
 
 
 def save_tiny_bundle(model: TaskModel):

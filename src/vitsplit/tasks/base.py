@@ -154,5 +154,5 @@ class DenseTask(Task, Protocol):
         ...
 
     def settle(self, values_BCHW: Tensor) -> Tensor:
-        """Averaged values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), metres of depth (float32)."""
+        """Values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), metres of depth (float32)."""
         ...

@@ -41,7 +41,7 @@ class DepthConfig:
     variance_focus: float = 0.15
     """Share of the squared mean in the scale-invariant log loss: 0 is blind to scale, 1 is the log RMSE."""
     eval_crop: EvalCrop = "none"
-    """Pixels that count in evaluation: all, or those of a public crop (NYU of Eigen, KITTI's benchmark, Garg, Eigen)."""
+    """Pixels that count in evaluation: all, or those of a public crop (Eigen for NYU, and three for KITTI)."""
     test_flip: bool = True
     """Average with the mirrored image, as the paper."""
     median_scaling: bool = False
