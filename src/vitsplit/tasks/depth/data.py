@@ -1,0 +1,263 @@
+"""Images with depth maps: reading one, a batch of them, and the training samples.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitsplit.data.images import _decode as decode_image
+from vitsplit.data.images import read_image
+from vitsplit.errors import DataError
+from vitsplit.tasks.depth.config import DepthConfig
+
+DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy", ".exr"})
+"""Files that are taken for depth maps."""
+PLAUSIBLE_METRES = (0.01, 1000.0)
+"""A median depth outside is most likely in another unit."""
+
+
+class MissingScaleError(DataError):
+    """A depth map of integers whose unit nobody stated."""
+
+
+@dataclass(frozen=True)
+class DepthSample:
+    """An image and its depth map.
+
+    Attributes:
+        image_CHW: uint8, RGB.
+        depth_HW: float32, metres; 0 where invalid.
+        name: The image's file.
+    """
+
+    image_CHW: Tensor
+    depth_HW: Tensor
+    name: str
+
+
+@dataclass(frozen=True)
+class DepthBatch:
+    """Samples of one size, stacked."""
+
+    image_BCHW: Tensor
+    depth_BHW: Tensor
+    names: list[str]
+
+    def to(self, device: Any) -> DepthBatch:
+        """The batch on a device."""
+        return DepthBatch(
+            self.image_BCHW.to(device, non_blocking=True), self.depth_BHW.to(device, non_blocking=True), self.names
+        )
+
+    def pin_memory(self) -> DepthBatch:
+        """The batch in page-locked memory; called by the data loader."""
+        return DepthBatch(self.image_BCHW.pin_memory(), self.depth_BHW.pin_memory(), self.names)
+
+
+def collate(samples: Sequence[DepthSample]) -> DepthBatch:
+    """Stacks samples of one size."""
+    return DepthBatch(
+        torch.stack([sample.image_CHW for sample in samples]),
+        torch.stack([sample.depth_HW for sample in samples]),
+        [sample.name for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class DepthSet:
+    """One split of a data set.
+
+    Attributes:
+        root: Its folder.
+        split: ``train``, ``val`` or ``test``.
+        items: Image file and depth file of every sample.
+        scale: Metres of one unit of the depth files; None where nobody stated it, and floats are metres.
+    """
+
+    root: Path
+    split: str
+    items: tuple[tuple[Path, Path], ...]
+    scale: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load(self, index: int) -> DepthSample:
+        """Reads one sample.
+
+        Raises:
+            DataError: A file cannot be read, the two sizes differ, or the unit is not known.
+        """
+        image_path, depth_path = self.items[index]
+        image_CHW = read_image(image_path)
+        depth_HW = load_depth(depth_path, self.scale)
+        require_same_size(image_CHW, depth_HW, image_path, depth_path)
+        return DepthSample(image_CHW, depth_HW, str(image_path))
+
+
+@dataclass(frozen=True)
+class TrainDepth:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: DepthSet
+    config: DepthConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> DepthSample:
+        # torchvision takes seconds to import, and whoever only reads data needs none of it.
+        from vitsplit.tasks.depth.augment import augment
+
+        index, seed = key
+        sample = self.data.load(index)
+        depth_HW = keep_range(sample.depth_HW, self.config.min_depth, self.config.max_depth)
+        if not depth_HW.any():
+            raise DataError(_nothing_valid(self.data.items[index][1], sample.depth_HW, self.config))
+        generator = torch.Generator().manual_seed(seed)
+        image_CHW, depth_HW = augment(sample.image_CHW, depth_HW, self.config, generator)
+        return DepthSample(image_CHW, depth_HW, sample.name)
+
+
+def load_depth(path: Path, scale: float | None) -> Tensor:
+    """Reads ``depth_HW`` as float32 metres, 0 where the file holds 0, a negative value, or none (NaN, infinity).
+
+    Args:
+        path: PNG or TIFF of one channel (8 or 16 bits, or float), NPY, or EXR.
+        scale: Metres of one unit in the file; None: floats are metres.
+
+    Raises:
+        MissingScaleError: The file holds integers and ``scale`` is None.
+        DataError: The file cannot be read or is no depth map.
+    """
+    values_HW = _READERS.get(path.suffix.lower(), _read_picture)(path)
+    if scale is None and values_HW.dtype.kind != "f":
+        raise MissingScaleError(missing_scale(path))
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, hence invalid
+        depth_HW = values_HW.astype(np.float32) * np.float32(1.0 if scale is None else scale)
+    depth_HW[~(np.isfinite(depth_HW) & (depth_HW > 0))] = 0.0
+    return torch.from_numpy(depth_HW)
+
+
+def keep_range(depth_HW: Tensor, min_depth: float, max_depth: float | None) -> Tensor:
+    """Depths strictly between the two bounds (metres); others become 0. What is valid in training and evaluation."""
+    valid_HW = depth_HW > min_depth
+    if max_depth is not None:
+        valid_HW &= depth_HW < max_depth
+    return torch.where(valid_HW, depth_HW, 0.0)
+
+
+def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
+    """What to say of a map whose median valid depth is outside 0.01..1000 m; None if it is inside or all invalid."""
+    valid_P = depth_HW[depth_HW > 0]
+    if not len(valid_P):
+        return None
+    median = float(valid_P.median())
+    low, high = PLAUSIBLE_METRES
+    if low <= median <= high:
+        return None
+    return (
+        f"{path}: the median depth is {median:.4g} m, outside {low:g}..{high:g} m: the unit is probably another. "
+        "State the metres of one unit of the files with --depth-scale (0.001: millimetres), or in depth.json as "
+        '{"scale": 0.001}.'
+    )
+
+
+def missing_scale(path: Path) -> str:
+    """The error for depth maps of integers whose unit is not known."""
+    return (
+        f"{path}: the depth map holds integers, and nothing says how many metres one step is. Give --depth-scale "
+        "(0.001: millimetres; 0.00390625: 1/256 m, as KITTI), or write it to depth.json in the data folder as "
+        '{"scale": 0.001}.'
+    )
+
+
+def require_same_size(image_CHW: Tensor, depth_HW: Tensor, image_path: Path, depth_path: Path) -> None:
+    """Raises a DataError if an image and its depth map have different sizes."""
+    height, width = image_CHW.shape[-2:]
+    if depth_HW.shape == (height, width):
+        return
+    depth_height, depth_width = depth_HW.shape
+    raise DataError(
+        f"{depth_path}: the depth map is {depth_width}x{depth_height} (width x height), but its image {image_path} is "
+        f"{width}x{height}. Export the two at one size (resize depth with nearest neighbour), or remove the pair."
+    )
+
+
+def _nothing_valid(path: Path, depth_HW: Tensor, config: DepthConfig) -> str:
+    above = "" if config.max_depth is None else f" and below --max-depth {config.max_depth:g} m"
+    found = f"its depths reach from {depth_HW[depth_HW > 0].min():.4g} to {depth_HW.max():.4g} m"
+    said = found if depth_HW.any() else "every value is 0, negative or not finite"
+    return (
+        f"{path}: no pixel has a valid depth (above --min-depth {config.min_depth:g} m{above}): {said}. "
+        "Remove the pair, or correct the map or the option."
+    )
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """PNG or TIFF: uint8, uint16, int32 or float32 (H, W)."""
+    image = decode_image(path)
+    if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+        raise DataError(
+            f"{path}: an image of mode {image.mode} is a picture, not a depth map. Save depth as one channel: a 16-bit "
+            "PNG of millimetres, or a TIFF or NPY of float metres."
+        )
+    return np.asarray(image)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file. Check the path.") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: not an array that numpy can read ({error}). Save it with numpy.save, as an array of numbers."
+        ) from error
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "uif" or values.size == 0:
+        raise DataError(
+            f"{path}: an array of shape {values.shape} and type {values.dtype} is no depth map. "
+            "Save one (H, W) array of float metres, or of integers with their scale."
+        )
+    return values
+
+
+def _read_exr(path: Path) -> np.ndarray:
+    """The only channel, or the one named Z, Y or depth (Blender's ``ViewLayer.Depth.Z``), or R."""
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading EXR needs the package OpenEXR. Install it: pip install 'vitsplit[exr]'."
+        ) from error
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as file:
+            channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{path}: not an EXR file that can be read ({error}). Export it again.") from error
+    if len(channels) == 1:
+        return next(iter(channels.values()))
+    for wanted in ("z", "depth", "y", "r"):
+        found = [name for name in channels if name.lower().rpartition(".")[2] == wanted]
+        if len(found) == 1:
+            return channels[found[0]]
+    raise DataError(
+        f"{path}: none of its channels ({', '.join(channels)}) is known to be depth. Export one channel, or name it Z."
+    )
+
+
+_READERS = {".npy": _read_npy, ".exr": _read_exr}
