@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import multiprocessing
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from vitsplit.data.images import read_image_with_kind
+from vitsplit.data.pool import map_in_processes
 from vitsplit.errors import ConfigError, DataError
 
 ItemT = TypeVar("ItemT")
@@ -152,25 +150,12 @@ def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], work
     """Applies a function to items, in order; in several processes where there are enough items to be worth it.
 
     Raises:
-        DataError: A process ended early: a file that needs more memory than there is, a crash of a decoder, or a script
-            without the usual ``if __name__ == "__main__":``.
+        DataError: A process ended early, see ``map_in_processes``.
     """
     workers = min(workers, len(items) // ITEMS_PER_PROCESS)
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    # Processes are spawned, not forked: the caller may hold threads of torch, which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        try:
-            yield from pool.map(function, items, chunksize=4)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A process that reads files ended early, most likely for lack of memory: run again with --workers 1. "
-                'A script that reads with several processes must do so under `if __name__ == "__main__":`.'
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return map_in_processes(
+        function, items, workers, doing="reads files", alone="run again with --workers 1", initializer=_one_thread
+    )
 
 
 def inspect_image(path: Path) -> tuple[ImageFacts, Tensor | None, Finding | None]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitsplit.errors import DataError, VitsplitError
+from vitsplit.data.new_folder import new_folder
+from vitsplit.data.pool import map_in_processes
 from vitsplit.sample.scene import CLASSES, OBJECT_CLASSES, SampleScene, generate_scene
 
 SPLITS = ("train", "val")
@@ -86,53 +83,33 @@ def write_segmentation_set(
         ``root``.
 
     Raises:
-        DataError: The folder holds something already.
-        VitsplitError: A process ended before its scenes were written.
+        DataError: The folder holds something already, or a process ended before its scenes were written.
     """
     root = Path(root)
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise DataError(f"{root} already exists and is not an empty folder. Remove it or name another one.")
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     counts = {"train": train, "val": val}
-    for split in SPLITS:
-        for kind in ("images", "masks", "depth"):
-            (partial / kind / split).mkdir(parents=True)
-    jobs = [
-        _Job(partial, split, index, scene_seed(seed, split, index), size)
-        for split in SPLITS
-        for index in range(counts[split])
-    ]
-    try:
-        records: dict[str, list[tuple[_Job, _Record]]] = {split: [] for split in SPLITS}
+    records: dict[str, list[tuple[_Job, _Record]]] = {split: [] for split in SPLITS}
+    with new_folder(root) as partial:
+        for split in SPLITS:
+            for kind in ("images", "masks", "depth"):
+                (partial / kind / split).mkdir(parents=True)
+        jobs = [
+            _Job(partial, split, index, scene_seed(seed, split, index), size)
+            for split in SPLITS
+            for index in range(counts[split])
+        ]
         for done, (job, record) in enumerate(zip(jobs, _write_all(jobs, workers), strict=True), start=1):
             records[job.split].append((job, record))
             if on_scene is not None:
                 on_scene(done, len(jobs))
         _write_indices(partial, records)
-        if root.is_dir():
-            root.rmdir()
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 
 def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
-    workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS, len(jobs))
-    if workers < 2 or len(jobs) < _WORTH_WORKERS:
-        yield from map(_write_scene, jobs)
-        return
-    # Processes are spawned, not forked: the caller may hold threads of torch, which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield from pool.map(_write_scene, jobs, chunksize=2)
-    except BrokenProcessPool as error:
-        raise VitsplitError(
-            "A process that wrote scenes ended early. A script that writes a set with several processes must do so "
-            'under `if __name__ == "__main__":`; give workers=1 to do without them.'
-        ) from error
+    workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS)
+    workers = workers if len(jobs) >= _WORTH_WORKERS else 1
+    alone = "give workers=1 to do without processes"
+    return map_in_processes(_write_scene, jobs, workers, doing="writes scenes", alone=alone, chunksize=2)
 
 
 def _write_scene(job: _Job) -> _Record:
