@@ -24,7 +24,7 @@ from torch import Tensor
 from vitsplit import __version__
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.tasks import config_type, task_name
+from vitsplit.tasks import TASKS, config_type, task_name
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
@@ -118,7 +118,20 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The bundle folder that a RUN means: a bundle itself, or a run folder's best (else last) bundle.
+    """The one bundle folder that a RUN means, see ``find_bundles``.
+
+    Raises:
+        BundleError: There is none, or several, as in a joint run; the message names them.
+    """
+    folders = find_bundles(path)
+    if len(folders) > 1:
+        named = ", ".join(map(str, folders))
+        raise BundleError(f"{path}: there are {len(folders)} head bundles here. Name one of them: {named}.")
+    return folders[0]
+
+
+def find_bundles(path: str | Path) -> list[Path]:
+    """The bundle folders that a RUN means: a bundle itself, a run folder's best (else last), or all of a joint run's.
 
     Raises:
         BundleError: There is none.
@@ -126,7 +139,11 @@ def find_bundle(path: str | Path) -> Path:
     path = Path(path)
     for folder in (path, path / "best", path / "last"):
         if (folder / CARD).is_file():
-            return folder
+            return [folder]
+        # A joint run has one folder per task in them.
+        found = [folder / task for task in TASKS if (folder / task / CARD).is_file()]
+        if found:
+            return found
     hint = (
         "It holds no finished evaluation yet." if (path / "config.json").is_file() else "Name a run or bundle folder."
     )
