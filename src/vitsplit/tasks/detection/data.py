@@ -6,12 +6,20 @@ are the edges themselves: a box around the whole image is (0, 0, W, H).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vitsplit.data.classes import ClassList
+from vitsplit.data.images import read_image
+from vitsplit.errors import DataError
+from vitsplit.tasks.detection.annotations import AnnotatedImage, Annotation, Box, Segmentation
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.detection.masks import box_polygon, mask_area, rasterise
 
 
 @dataclass(frozen=True)
@@ -99,4 +107,166 @@ def collate(samples: Sequence[DetectionSample]) -> DetectionBatch:
         [sample.labels_N[keep_N] for sample, keep_N in zip(samples, kept, strict=True)],
         masks if len(masks) == len(samples) else None,
         [sample.name for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class DetectionSet:
+    """One split of a data set.
+
+    Attributes:
+        root: Its folder.
+        split: ``train``, ``val``, ``test``, or VOC's ``trainval``.
+        source: The file or folder that holds the labels.
+        classes: The classes, in the order of their indices.
+        category_ids: The id of every class in the labels: what results must be written with.
+        items: The images with their objects.
+        has_masks: Whether every object that is no crowd has a mask, and masks are wanted.
+        changed: What is not as it was annotated (``annotations.POLICIES``), to its places.
+    """
+
+    root: Path
+    split: str
+    source: Path
+    classes: ClassList
+    category_ids: tuple[int, ...]
+    items: tuple[AnnotatedImage, ...]
+    has_masks: bool = False
+    changed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load_image(self, index: int) -> Tensor:
+        """Reads ``image_CHW`` (uint8, RGB) alone.
+
+        Raises:
+            DataError: The file cannot be read, or has another size than its labels say.
+        """
+        item = self.items[index]
+        image_CHW = read_image(item.path)
+        require_annotated_size(image_CHW, item, self.source)
+        return image_CHW
+
+    def load(self, index: int) -> DetectionSample:
+        """Reads one sample. Boxes are cut at the image's edges, by less than a pixel.
+
+        Raises:
+            DataError: As ``load_image``, or a mask cannot be decoded.
+        """
+        item = self.items[index]
+        image_CHW = self.load_image(index)
+        objects = item.annotations
+        boxes_N4 = torch.tensor([corners(each.box, item) for each in objects], dtype=torch.float32).reshape(-1, 4)
+        return DetectionSample(
+            image_CHW,
+            boxes_N4,
+            torch.tensor([each.label for each in objects], dtype=torch.int64),
+            self._masks(item) if self.has_masks else None,
+            torch.tensor([each.crowd for each in objects], dtype=torch.bool),
+            str(item.path),
+            item.image_id,
+        )
+
+    def coco_truth(self) -> dict[str, Any]:
+        """The labels as COCO's JSON, for evaluators: what was left out is not in it, ids are the original ones.
+
+        Annotation ids are raised where the smallest is not positive: evaluators take a match with 0 for none.
+        """
+        lowest = min((each.id for item in self.items for each in item.annotations), default=1)
+        shift = max(0, 1 - lowest)
+        return {
+            "info": {},
+            "licenses": [],
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.classes.names, strict=True)
+            ],
+            "images": [
+                {"id": item.image_id, "file_name": item.path.name, "width": item.width, "height": item.height}
+                for item in self.items
+            ],
+            "annotations": [
+                self._truth(each, item) | {"id": each.id + shift} for item in self.items for each in item.annotations
+            ],
+        }
+
+    def _masks(self, item: AnnotatedImage) -> Tensor:
+        masks_NHW = torch.zeros(len(item.annotations), item.height, item.width, dtype=torch.uint8)
+        for n, each in enumerate(item.annotations):
+            masks_NHW[n] = torch.from_numpy(self._of_mask(rasterise, each, item))
+        return masks_NHW
+
+    def _of_mask(
+        self, function: Callable[[Segmentation, int, int], Any], each: Annotation, item: AnnotatedImage
+    ) -> Any:
+        try:
+            return function(mask_or_box(each), item.height, item.width)
+        except ValueError as error:
+            raise DataError(
+                f"{self.source}: the mask of annotation {each.id} ({item.path.name}) cannot be decoded ({error}). "
+                "Correct or remove it."
+            ) from error
+
+    def _truth(self, each: Annotation, item: AnnotatedImage) -> dict[str, Any]:
+        area = each.area
+        if area is None:
+            has_mask = each.segmentation is not None
+            area = self._of_mask(mask_area, each, item) if has_mask else each.box[2] * each.box[3]
+        truth = {
+            "image_id": item.image_id,
+            "category_id": self.category_ids[each.label],
+            "bbox": list(each.box),
+            "area": area,
+            "iscrowd": int(each.crowd),
+        }
+        if self.has_masks:
+            mask = mask_or_box(each)
+            truth["segmentation"] = [part.tolist() for part in mask] if isinstance(mask, tuple) else mask
+        return truth
+
+
+@dataclass(frozen=True)
+class TrainDetection:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: DetectionSet
+    config: DetectionConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> DetectionSample:
+        # torchvision takes seconds to import, and whoever only reads data needs none of it.
+        from vitsplit.tasks.detection.augment import augment
+
+        index, seed = key
+        return augment(self.data.load(index), self.config, torch.Generator().manual_seed(seed))
+
+
+def corners(box: Box, item: AnnotatedImage) -> Box:
+    """(x, y, width, height) as (x1, y1, x2, y2) inside the image."""
+    x, y, width, height = box
+    return max(x, 0.0), max(y, 0.0), min(x + width, item.width), min(y + height, item.height)
+
+
+def mask_or_box(each: Annotation) -> Segmentation:
+    """The mask of an object; a crowd without one fills its box."""
+    return box_polygon(each.box) if each.segmentation is None else each.segmentation
+
+
+def require_annotated_size(image_CHW: Tensor, item: AnnotatedImage, source: Path) -> None:
+    """Raises a DataError if an image has another size than its labels say."""
+    height, width = image_CHW.shape[-2:]
+    if (height, width) == (item.height, item.width):
+        return
+    turned = " The image may have been turned by its EXIF rotation: save it upright." * (
+        (height, width) == (item.width, item.height)
+    )
+    raise DataError(
+        f"{item.path}: the image is {width}x{height} (width x height), but {source} says {item.width}x{item.height}. "
+        f"Its boxes belong to another picture or size: label it again, or restore the image.{turned}"
     )
