@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rich.console import Console
 
-from vitsplit.backbone import load_backbone
+from vitsplit.backbone import open_backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.inference.multitask import MultiPredictor, load_several
 from vitsplit.inference.predictor import Predictor, load_predictor
 from vitsplit.methods import build_model
 from vitsplit.tasks import open_task, task_name
@@ -80,9 +81,7 @@ def train(
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
         opened = open_task(config, Path(data))
-        backbone = load_backbone(
-            config.backbone.backbone, weights=config.backbone.weights, random_weights=config.backbone.random_weights
-        )
+        backbone = open_backbone(config.backbone)
         model = build_model(config, backbone, opened)
 
         def save(folder: Path, config: TrainConfig[Any], metrics: Mapping[str, Any]) -> None:
@@ -101,27 +100,85 @@ def train(
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 
 
+@overload
 def load(
-    run: str | Path, *, weights: str | Path | None = None, device: str | None = None, precision: Precision | None = None
-) -> Predictor:
-    """Loads a run's best bundle (or a bundle folder) with its backbone, ready to ``predict``.
+    run: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> Predictor: ...
+
+
+@overload
+def load(
+    run: str | Path | Mapping[str, str | Path],
+    *more: str | Path,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> MultiPredictor: ...
+
+
+def load(
+    run: str | Path | Mapping[str, str | Path],
+    *more: str | Path,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> Predictor | MultiPredictor:
+    """Loads a run's best bundle (or a bundle folder) with its backbone, ready to ``predict``; or several on one.
+
+    Several bundles that were trained on the same backbone have it in memory once, and one pass of it serves all of
+    them: see ``MultiPredictor``, which can also ``add`` and ``drop`` bundles later.
 
     Args:
-        run: Run or bundle folder.
+        run: Run or bundle folder; or a mapping of names of your own to several.
+        more: Further run or bundle folders. A bundle is then called by its task, and bundles of the same task by their
+            run folders.
         weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
+    Raises:
+        BundleError: A bundle is broken, or several were trained on different backbones or for different precisions.
+        ConfigError: Two bundles would have the same name.
+        WeightsError: The backbone's weights cannot be had.
+
     Example:
         >>> model = vitsplit.load("runs/first")  # doctest: +SKIP
         >>> model.predict("image.jpg").overlay().show()  # doctest: +SKIP
+        >>> both = vitsplit.load("runs/first", "runs/depth")  # doctest: +SKIP
+        >>> both.predict("image.jpg")["depth"].overlay().show()  # doctest: +SKIP
+        >>> vitsplit.load({"rooms": "runs/first", "streets": "runs/second"})  # doctest: +SKIP
     """
+    if isinstance(run, Mapping):
+        if more:
+            raise ConfigError("Give either a mapping of names to runs, or runs one after the other, not both.")
+        return load_several(run, weights=weights, device=device, precision=precision)
+    if more:
+        return load_several([run, *more], weights=weights, device=device, precision=precision)
     return load_predictor(run, weights=weights, device=device, precision=precision)
 
 
-def predict(run: str | Path, images: Iterable[Any], **options: Any) -> list[Any]:
-    """Predictions of one bundle for several images; see ``load`` for the options."""
-    predictor = load(run, **options)
+def predict(
+    run: str | Path | Sequence[str | Path] | Mapping[str, str | Path], images: Iterable[Any], **options: Any
+) -> list[Any]:
+    """Predictions for several images.
+
+    Args:
+        run: A run or bundle folder; or several of them on one backbone, as a list or a mapping of your own names.
+        images: What ``Predictor.predict`` takes.
+        options: See ``load``.
+
+    Returns:
+        A prediction per image; with several runs a dict of them, by the bundles' names.
+
+    Example:
+        >>> vitsplit.predict("runs/first", ["a.jpg", "b.jpg"])[0].mask  # doctest: +SKIP
+        >>> vitsplit.predict(["runs/first", "runs/depth"], ["a.jpg"])[0]["segmentation"].mask  # doctest: +SKIP
+    """
+    predictor = load(run, **options) if isinstance(run, str | Path) else load_several(run, **options)
     return [predictor.predict(image) for image in images]
 
 

@@ -42,7 +42,7 @@ class Card:
         task: Name of the task.
         config: The resolved configuration of the run.
         description: What the task needs to be used without data (``Task.describe``).
-        backbone: ``name``, ``timm_name``, ``licence``, ``source``, ``weights_hash``.
+        backbone: ``name``, ``title``, ``timm_name``, ``licence``, ``source``, ``weights_hash``.
         prior_layers: Blocks (0-based) that the bundle reads at inference.
         metrics: Figures reached on the validation images, and the step.
         version: Version of vitsplit that wrote it.
@@ -55,6 +55,12 @@ class Card:
     prior_layers: tuple[int, ...]
     metrics: Mapping[str, Any]
     version: str
+
+    @property
+    def backbone_title(self) -> str:
+        """The backbone's name for people, which says where its patch size is not its own."""
+        # Bundles from before backbones could be resampled have no title.
+        return self.backbone.get("title", self.backbone["name"])
 
 
 def save_bundle(
@@ -86,6 +92,7 @@ def save_bundle(
         "task": task_name(config),
         "backbone": {
             "name": info.name,
+            "title": info.title,
             "timm_name": info.timm_name,
             "licence": info.licence,
             "source": info.source,
@@ -106,9 +113,9 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     numbers = sum(tensor.numel() for tensor in state.values())
     reached = ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) or "not evaluated"
     return (
-        f"# A {card['task']} head for {backbone['name']}\n\n"
+        f"# A {card['task']} head for {backbone['title']}\n\n"
         f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
-        f"frozen backbone `{backbone['name']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
+        f"frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
         f"licence {backbone['licence']}). The task head is a trained copy of the backbone's last blocks: "
         "the backbone's licence governs it too.\n\n"
         f"- method: {card['config']['method']}, recipe `{card['config']['name']}`\n"
@@ -185,7 +192,7 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
     expected, found = card.backbone["weights_hash"], backbone.info.weights_hash
     if expected != found:
         raise BundleError(
-            f"{where}: trained on {card.backbone['name']} with weights {expected[:16]}, but this is {backbone.name} "
+            f"{where}: trained on {card.backbone_title} with weights {expected[:16]}, but this is {backbone.name} "
             f"with weights {found[:16]} ({backbone.info.source}). Give it the weights it was trained on."
         )
 

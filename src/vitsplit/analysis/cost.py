@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsplit.backbone import Backbone, meta_backbone
+from vitsplit.backbone import Backbone, open_backbone
 from vitsplit.methods import build_model
 from vitsplit.recipes import count_classes
 from vitsplit.split.head import SplitHead
@@ -101,7 +101,7 @@ def _forward_gmacs(config: TrainConfig[Any], size: tuple[int, int], num_classes:
 
 def shape_model(config: TrainConfig[Any], num_classes: int | None = None) -> tuple[Backbone, TaskModel]:
     """Backbone and model of a configuration in eval mode, without memory for their weights."""
-    backbone = meta_backbone(config.backbone.backbone)
+    backbone = open_backbone(config.backbone, only_shapes=True)
     classes = range(count_classes(config) if num_classes is None else num_classes)
     description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
     with torch.device("meta"):

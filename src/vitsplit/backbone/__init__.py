@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitsplit.backbone.catalog import CATALOG, BackboneSpec
     from vitsplit.backbone.frozen import Backbone, BackboneInfo
-    from vitsplit.backbone.weights import load_backbone, meta_backbone
+    from vitsplit.backbone.weights import load_backbone, meta_backbone, open_backbone
 
-__all__ = ["CATALOG", "Backbone", "BackboneInfo", "BackboneSpec", "load_backbone", "meta_backbone"]
+__all__ = ["CATALOG", "Backbone", "BackboneInfo", "BackboneSpec", "load_backbone", "meta_backbone", "open_backbone"]
 
 _MODULE_OF = {
     "CATALOG": "catalog",
@@ -22,6 +22,7 @@ _MODULE_OF = {
     "BackboneInfo": "frozen",
     "load_backbone": "weights",
     "meta_backbone": "weights",
+    "open_backbone": "weights",
 }
 
 

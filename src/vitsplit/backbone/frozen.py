@@ -23,13 +23,15 @@ class BackboneInfo:
     """What is known of a backbone besides its tensors.
 
     Attributes:
-        name: The name it was asked for by.
+        name: The name it was asked for by; loads it again.
         timm_name: The timm model, with tag.
         licence: Licence of the weights.
         source: Where the weights came from, in words.
-        weights_hash: SHA-256 over the tensors (names, shapes, bytes); says whether two backbones are the same.
+        weights_hash: SHA-256 over the tensors (names, shapes, bytes) and what they were resampled to; says whether two
+            backbones are the same.
         mean: Per-channel mean that pixels in 0..1 are normalised with.
         std: Per-channel standard deviation.
+        resampled: What the weights were resampled to, such as ``patch 16``; empty where they are as they were trained.
     """
 
     name: str
@@ -39,6 +41,12 @@ class BackboneInfo:
     weights_hash: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resampled: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name for people, which tells backbones apart: ``dinov2-small (patch 16)``."""
+        return f"{self.name} ({self.resampled})" if self.resampled else self.name
 
 
 class Backbone(nn.Module):
@@ -80,8 +88,8 @@ class Backbone(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name it was asked for by."""
-        return self.info.name
+        """The name for people; ``info.name`` is the one that loads it."""
+        return self.info.title
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -7,9 +7,10 @@ over all classes. The resolved configuration is written beside every result (``c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -26,6 +27,10 @@ class BackboneConfig:
     """File or folder to read the weights from; None: the hub cache, then the hub."""
     random_weights: bool = False
     """Use random weights. For tests of the machinery: a frozen random model teaches nothing."""
+    patch_size: int | None = None
+    """Run the model at this patch size in pixels, with its patch embedding resampled; None: its own."""
+    patch_resample: Literal["2d", "release"] = "2d"
+    """How: so that an enlarged patch keeps its token (2d), or as the release does for detection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,10 @@ class SplitConfig:
     """Pass every tapped map through the backbone's final norm, as the release does."""
     gate_temperature: float = 0.5
     """Temperature of the gate's softmax over layers."""
+    checkpoint_task_head: bool = False
+    """Keep one sequence per block of the task head for the backward pass, and compute the rest again: less memory."""
+    task_head_window: int | None = None
+    """Side in patches of the windows that all copied blocks but the last attend within; None: the whole image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +79,15 @@ class OptimConfig:
     """Peak learning rate."""
     task_head_lr_scale: float = 0.1
     """The task head learns at this multiple of `lr`."""
+    layer_decay: float | None = None
+    """Further multiple per copied block: the last learns at its square, the one before at its cube; None: all alike."""
     weight_decay: float = 1e-2
     """AdamW's weight decay."""
     decay_norms: bool = True
     """Decay norms and biases too, as the release does for segmentation."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
-    schedule: Literal["poly", "one-cycle", "constant"] = "poly"
+    schedule: Literal["poly", "one-cycle", "step", "constant"] = "poly"
     """Shape of the learning rate after the warm-up."""
     warmup_steps: int = 1500
     """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
@@ -84,6 +95,10 @@ class OptimConfig:
     """Multiple of the learning rate at the first step of the warm-up."""
     poly_power: float = 0.9
     """Power of the polynomial decay."""
+    step_milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    """Shares of the run after which `schedule step` lowers the learning rate: epochs 8 and 11 of 12."""
+    step_gamma: float = 0.1
+    """What it is multiplied with at every milestone."""
     clip_norm: float | None = None
     """Largest norm of the gradient; None: not clipped."""
 
@@ -122,6 +137,19 @@ class LoopConfig:
     """Trackers that follow the run beside `metrics.jsonl`."""
 
 
+class RunConfig(Protocol):
+    """What the training engine asks of a configuration: of one task (``TrainConfig``), or of several."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Settings of the training loop."""
+        ...
+
+    def optims(self) -> Mapping[str, OptimConfig]:
+        """Settings of the optimiser for every head, by its name; the only head of a run of one task is ``""``."""
+        ...
+
+
 TaskConfigT = TypeVar("TaskConfigT")
 
 
@@ -143,6 +171,10 @@ class TrainConfig(Generic[TaskConfigT]):
     """Settings of the optimiser."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Settings of the training loop."""
+
+    def optims(self) -> dict[str, OptimConfig]:
+        """Settings of the optimiser for the only head."""
+        return {"": self.optim}
 
 
 @dataclass(frozen=True, kw_only=True)
