@@ -1,0 +1,148 @@
+"""Images read from top to bottom, in strips, so that an image of any size needs little memory.
+
+libvips decodes; what comes out is what ``data.images.read_image`` gives for the same file, row by row.
+
+Shapes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitsplit.data.images import to_image_tensor
+from vitsplit.errors import ConfigError, DataError
+
+LARGE_PIXELS = 50_000_000
+"""An image of more pixels is predicted in tiles. A photograph has fewer; whole, it would need gigabytes."""
+
+_NUMPY_TYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32, "double": np.float64}
+_COLOURS = frozenset({"srgb", "rgb", "rgb16", "scrgb", "b-w", "grey16", "multiband", "cmyk"})
+
+
+def is_large(path: str | Path) -> bool:
+    """Whether an image has more than ``LARGE_PIXELS`` pixels, told from its header; False where that cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.width * image.height > LARGE_PIXELS
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError, SyntaxError):  # whoever reads it says what is wrong with it
+        return False
+
+
+class ImageStrips:
+    """An image whose rows are asked for from top to bottom.
+
+    PNG, TIFF (tiled or in strips), JPEG and WebP are read. Grey, palette, CMYK and 16-bit images are converted, alpha
+    is dropped and a camera's rotation is carried out, as in ``read_image``. Rotated images and interlaced PNGs, whose
+    first row stands at the end of the file, are first unpacked to a temporary file.
+
+    Args:
+        path: The file.
+        scale: Factor by which the image is resized as it is read (a linear filter, antialiased).
+
+    Attributes:
+        size: Height and width that the rows come in.
+        own_size: Height and width in the file, turned upright.
+
+    Raises:
+        ConfigError: pyvips is not installed, or the scale leaves no pixel.
+        DataError: The file is missing, empty or of no format that can be read so.
+    """
+
+    def __init__(self, path: str | Path, scale: float = 1.0) -> None:
+        self.path = Path(path)
+        self._vips = _load_vips(self.path)
+        image = self._open()
+        self.own_size = (image.height, image.width)
+        if image.interpretation not in _COLOURS or image.format not in _NUMPY_TYPES:
+            raise DataError(
+                f"{path}: pixels of kind {image.interpretation} {image.format} cannot be read. "
+                "Save it as RGB or grey with 8 or 16 bits."
+            )
+        self._cmyk = image.interpretation == "cmyk"
+        if not self._cmyk and image.bands != 1:
+            image = image[0] if image.bands == 2 else image[:3]
+        if scale != 1.0:
+            if not scale > 0 or min(round(side * scale) for side in self.own_size) < 1:
+                raise ConfigError(
+                    f"{path}: scale {scale:g} leaves nothing of an image of {image.width}x{image.height} pixels. "
+                    "Choose a larger one."
+                )
+            image = image.resize(scale, kernel="linear", gap=0)
+        self.size = (image.height, image.width)
+        self._image = image
+        self._region = self._vips.Region.new(image)
+        self._kept_CHW = torch.empty(3, 0, image.width, dtype=torch.uint8)
+        self._kept_top = 0
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """The rows from ``top`` (which never goes back) to ``bottom`` (exclusive): ``(3, bottom - top, W)`` uint8.
+
+        Raises:
+            DataError: The file is truncated or corrupt there.
+        """
+        read = self._kept_top + self._kept_CHW.shape[1]
+        assert self._kept_top <= top <= read and top < bottom, "rows are read from top to bottom, without a gap"
+        kept_CHW = self._kept_CHW[:, top - self._kept_top :]
+        if read < bottom:
+            kept_CHW = torch.cat([kept_CHW, self._fetch(read, bottom)], 1)
+        self._kept_CHW, self._kept_top = kept_CHW, top
+        return kept_CHW[:, : bottom - top]
+
+    def _fetch(self, top: int, bottom: int) -> Tensor:
+        try:
+            data = self._region.fetch(0, top, self.size[1], bottom - top)
+        except self._vips.Error as error:
+            raise DataError(
+                f"{self.path}: the image is truncated or corrupt ({_reason(error)}). "
+                "Copy it again from its source, or remove it."
+            ) from error
+        array_HWC = np.frombuffer(data, _NUMPY_TYPES[self._image.format])
+        array_HWC = array_HWC.reshape(bottom - top, self.size[1], self._image.bands)
+        if self._cmyk:
+            array_HWC = np.asarray(Image.fromarray(array_HWC, "CMYK").convert("RGB"))
+        elif array_HWC.dtype == np.uint16 and array_HWC.shape[2] > 1:
+            array_HWC = (array_HWC >> 8).astype(np.uint8)  # as Pillow reads 16-bit colours
+        return to_image_tensor(array_HWC, str(self.path)).contiguous()
+
+    def _open(self) -> Any:
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: there is no such file. Check the path.")
+        if self.path.stat().st_size == 0:
+            raise DataError(f"{self.path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
+        try:
+            image = self._vips.Image.new_from_file(str(self.path), access="sequential", fail_on="error")
+            turned = image.get_typeof("orientation") != 0 and image.get("orientation") != 1
+            if turned or image.get_typeof("interlaced") != 0:
+                image = self._vips.Image.new_from_file(str(self.path), access="random", fail_on="error").autorot()
+        except self._vips.Error as error:
+            raise DataError(
+                f"{self.path}: cannot be read in strips ({_reason(error)}). PNG, TIFF, JPEG and WebP can: convert it."
+            ) from error
+        return image
+
+
+def _load_vips(path: Path) -> Any:
+    try:
+        import pyvips
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: predicting an image in tiles needs libvips. Install it: pip install 'vitsplit[large]'"
+        ) from error
+    return pyvips
+
+
+def _reason(error: Exception) -> str:
+    """The last thing that libvips said, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1]
