@@ -43,3 +43,23 @@ def test_a_short_run_warms_up_for_a_tenth():
 
 def test_no_warm_up_where_a_tenth_is_less_than_a_step():
     assert lr_factor(0, 9, OptimConfig(schedule="constant")) == 1.0
+
+
+@pytest.mark.parametrize("epoch_length", [1, 7, 7393])
+def test_step_is_torchs_at_epochs_8_and_11_of_12(epoch_length):
+    steps = 12 * epoch_length
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    oracle = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8 * epoch_length, 11 * epoch_length])
+    config = OptimConfig(schedule="step", warmup_steps=0)
+    for step in range(steps):
+        assert lr_factor(step, steps, config) == pytest.approx(oracle.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        oracle.step()
+
+
+def test_step_warms_up_and_takes_milestones_and_factor_from_the_settings():
+    config = OptimConfig(
+        schedule="step", warmup_steps=500, warmup_start=1e-3, step_milestones=(0.5, 0.9, 0.9), step_gamma=0.5
+    )
+    factors = [lr_factor(step, 10_000, config) for step in (0, 250, 500, 4999, 5000, 8999, 9000, 9999)]
+    assert factors == pytest.approx([1e-3, 0.5005, 1, 1, 0.5, 0.5, 0.125, 0.125])

@@ -15,8 +15,8 @@ ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """The multiple of the peak learning rate that an optimiser step uses.
 
-    ``poly`` and ``constant`` are multiplied by a linear warm-up, as in the release: ``warmup_start`` at step 0, one
-    from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
+    ``poly``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in the release: ``warmup_start`` at step
+    0, one from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
 
     Args:
         step: Optimiser steps that are done, 0 .. ``steps - 1``.
@@ -28,8 +28,19 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """
     if config.schedule == "one-cycle":
         return _one_cycle(step, steps)
-    decay = (1 - step / steps) ** config.poly_power if config.schedule == "poly" else 1.0
-    return decay * _warmup(step, steps, config)
+    return _decay(step, steps, config) * _warmup(step, steps, config)
+
+
+def _decay(step: int, steps: int, config: OptimConfig) -> float:
+    match config.schedule:
+        case "poly":
+            return (1 - step / steps) ** config.poly_power
+        case "step":
+            # Rounded, so that a share such as 8/12 is the step that is meant, whichever way it is rounded as a float.
+            passed = sum(step >= round(share * steps) for share in config.step_milestones)
+            return config.step_gamma**passed
+        case _:
+            return 1.0
 
 
 def _warmup(step: int, steps: int, config: OptimConfig) -> float:
