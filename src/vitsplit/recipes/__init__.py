@@ -16,6 +16,7 @@ from vitsplit.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
+    "laptop-depth": laptop.laptop_depth,
     "ade20k-small": ade20k.ade20k_small,
     "ade20k-base": ade20k.ade20k_base,
     "ade20k-large": ade20k.ade20k_large,

@@ -10,16 +10,18 @@ EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
 @dataclass(frozen=True, kw_only=True)
 class DepthConfig:
-    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section 4.3, Table 11). Depths are metres."""
+    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are metres."""
 
     format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
     """Layout of the data folder; auto: recognised from its folders."""
     depth_scale: float | None = None
-    """Metres of one step of an integer depth map (0.001: millimetres); None: what the data's depth.json says."""
+    """Metres of one unit of the depth files (0.001: millimetres); None: what the data's depth.json says."""
     min_depth: float = 1e-3
-    """Least depth in metres: what the decoder adds to its output, and what is valid in evaluation."""
+    """Least depth in metres: what the decoder adds to its output. Labels up to it are invalid."""
     max_depth: float | None = None
-    """Largest depth in metres: the output is clamped to it, and deeper labels are invalid; None: unbounded."""
+    """Largest depth in metres: predictions are clamped to it, labels from it on are invalid; None: unbounded."""
+    start_depth: float = 2.5
+    """Depth in metres that an untrained decoder answers on average (the bias of its last layer)."""
     crop_size: tuple[int, int] = (416, 544)
     """Height and width of the training crops."""
     image_scale: tuple[int, int] | None = None

@@ -239,7 +239,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_exr(path: Path) -> np.ndarray:
     """The only channel, or the one named Z, Y or depth (Blender's ``ViewLayer.Depth.Z``), or R."""
     try:
-        import OpenEXR
+        import OpenEXR  # type: ignore[import-not-found]
     except ImportError as error:
         raise DataError(
             f"{path}: reading EXR needs the package OpenEXR. Install it: pip install 'vitsplit[exr]'."

@@ -1,0 +1,87 @@
+"""From the fused map to metres: the paper's depth head, and the linear probe's.
+
+Both answer ``min_depth + ReLU(x)`` metres, as the release, with no bins and no sigmoid. Both begin at ``start_depth``,
+the bias of the last layer: with a bias near zero half of the pixels begin where the ReLU has no gradient, and a linear
+probe may stay there. Where depth is bounded, predictions are clamped to ``max_depth``, but the output in training is
+not: a pixel that overshoots keeps its gradient.
+
+Shapes: B batch, D width, h w patch grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitsplit.baselines.linear_probe import LinearDecoder
+from vitsplit.tasks.depth.config import DepthConfig
+
+GROUPS = 32
+CHANNELS = 64
+"""Channels before the last convolution, whatever the width."""
+
+
+class DepthDecoder(nn.Module):
+    """ConvT 2x2 (D to D/2) -> GN -> GELU -> ConvT 2x2 (D/2 to 64) -> GN -> GELU -> BN -> Conv3x3 (64 to 1) -> metres.
+
+    ``2 D^2 + 129.5 D + 897`` parameters: 0.35 / 1.28 / 2.23 M for S / B / L (Table 12).
+
+    Args:
+        width: D, a multiple of 64.
+        config: ``decoder_norm``, and the range of depths.
+    """
+
+    def __init__(self, width: int, config: DepthConfig) -> None:
+        super().__init__()
+        self.up1 = nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
+        self.norm1 = nn.GroupNorm(GROUPS, width // 2)
+        self.up2 = nn.ConvTranspose2d(width // 2, CHANNELS, kernel_size=2, stride=2)
+        self.norm2 = nn.GroupNorm(GROUPS, CHANNELS)
+        batch = config.decoder_norm == "batch"
+        self.last_norm: nn.Module = nn.BatchNorm2d(CHANNELS) if batch else nn.GroupNorm(GROUPS, CHANNELS)
+        self.regress = nn.Conv2d(CHANNELS, 1, kernel_size=3, padding=1)
+        start_at(self.regress, config)
+        self.metres = Metres(config)
+
+    def forward(self, fused_BDhw: Tensor) -> Tensor:
+        """``fused_BDhw`` to metres, (B, 1, 4h, 4w) float32."""
+        x = F.gelu(self.norm1(self.up1(fused_BDhw)))
+        x = F.gelu(self.norm2(self.up2(x)))
+        # Metres in bf16 would have steps of 3 cm from 4 m on.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.metres(self.regress(self.last_norm(x.float())))
+
+
+class LinearDepthDecoder(nn.Module):
+    """Batch norm and a 1x1 convolution to metres: (B, D, h, w) to (B, 1, h, w) float32."""
+
+    def __init__(self, width: int, config: DepthConfig) -> None:
+        super().__init__()
+        self.linear = LinearDecoder(width, 1)
+        start_at(self.linear.classify, config)
+        self.metres = Metres(config)
+
+    def forward(self, map_BDhw: Tensor) -> Tensor:
+        """``map_BDhw`` to metres."""
+        with torch.autocast(map_BDhw.device.type, enabled=False):
+            return self.metres(self.linear(map_BDhw.float()))
+
+
+class Metres(nn.Module):
+    """``min_depth + ReLU(x)``, in eval mode at most ``max_depth``."""
+
+    def __init__(self, config: DepthConfig) -> None:
+        super().__init__()
+        self.min_depth, self.max_depth = config.min_depth, config.max_depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any values to metres."""
+        depth = F.relu(x) + self.min_depth
+        return depth if self.training or self.max_depth is None else depth.clamp(max=self.max_depth)
+
+
+def start_at(last: nn.Conv2d, config: DepthConfig) -> None:
+    """Sets the bias of the layer before ``Metres`` so that the untrained decoder answers ``start_depth`` on average."""
+    assert last.bias is not None
+    nn.init.constant_(last.bias, config.start_depth - config.min_depth)

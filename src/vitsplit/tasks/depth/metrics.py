@@ -1,0 +1,103 @@
+"""Quality of depth maps, as the public protocols measure it: per image, then averaged over images.
+
+Shapes: H W pixels, P valid pixels, M metrics.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitsplit.tasks.depth.config import DepthConfig, EvalCrop
+from vitsplit.tasks.depth.data import keep_range
+
+METRICS = ("rmse", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "rmse_log", "silog")
+"""Names in the order of ``depth_metrics``: those of Table 11 first."""
+
+NYU_SIZE = (480, 640)
+NYU_EIGEN = (45, 41, 471, 601)
+"""Top, left, bottom, right at ``NYU_SIZE``; scaled in proportion for maps of another size."""
+KB_SIZE = (352, 1216)
+"""Height and width of KITTI's depth benchmark: at the bottom of the image, in the middle of its width."""
+FRACTIONS: dict[EvalCrop, tuple[float, float, float, float]] = {
+    "garg": (0.40810811, 0.03594771, 0.99189189, 0.96405229),
+    "kitti-eigen": (0.3324324, 0.0359477, 0.91351351, 0.96405229),
+}
+"""Top, left, bottom, right as fractions of height and width, cut down to whole pixels."""
+
+
+def depth_metrics(depth_P: Tensor, truth_P: Tensor) -> Tensor:
+    """The metrics of one image, (M,) float64 in the order of ``METRICS``.
+
+    Args:
+        depth_P: Predicted metres, above 0.
+        truth_P: True metres, above 0; at least one pixel.
+
+    Returns:
+        With d predicted and t true: rmse ``sqrt(mean((d-t)^2))`` and sq_rel ``mean((d-t)^2/t)`` in metres; abs_rel
+        ``mean(|d-t|/t)``; log10 ``mean(|log10 d - log10 t|)``; delta k, the share of pixels with
+        ``max(d/t, t/d) < 1.25^k``; rmse_log ``sqrt(mean(g^2))`` and silog ``100 sqrt(mean(g^2) - mean(g)^2)`` with
+        ``g = ln d - ln t``.
+    """
+    depth_P, truth_P = depth_P.double(), truth_P.double()
+    gap_P, log_gap_P = depth_P - truth_P, depth_P.log() - truth_P.log()
+    ratio_P = torch.maximum(depth_P / truth_P, truth_P / depth_P)
+    values = {
+        "rmse": gap_P.square().mean().sqrt(),
+        "abs_rel": (gap_P.abs() / truth_P).mean(),
+        "log10": (depth_P.log10() - truth_P.log10()).abs().mean(),
+        **{f"delta{k}": (ratio_P < 1.25**k).double().mean() for k in (1, 2, 3)},
+        "sq_rel": (gap_P.square() / truth_P).mean(),
+        "rmse_log": log_gap_P.square().mean().sqrt(),
+        "silog": 100 * log_gap_P.var(correction=0).sqrt(),
+    }
+    return torch.stack([values[name] for name in METRICS])
+
+
+def measure(depth_HW: Tensor, truth_HW: Tensor, config: DepthConfig) -> Tensor | None:
+    """The metrics of one image on its valid pixels inside ``eval_crop``; None if there are none.
+
+    As in the public protocols predictions are clamped to ``min_depth`` and ``max_depth``, after median scaling where
+    that is asked for.
+
+    Args:
+        depth_HW: Predicted metres, on the processor.
+        truth_HW: True metres; 0 where invalid.
+        config: ``min_depth``, ``max_depth``, ``eval_crop``, ``median_scaling``.
+
+    Returns:
+        (M,) float64 in the order of ``METRICS``.
+    """
+    top, left, bottom, right = crop_box(config.eval_crop, (truth_HW.shape[0], truth_HW.shape[1]))
+    truth_HW = keep_range(truth_HW, config.min_depth, config.max_depth)[top:bottom, left:right]
+    valid_HW = truth_HW > 0
+    if not valid_HW.any():
+        return None
+    depth_P, truth_P = depth_HW[top:bottom, left:right][valid_HW], truth_HW[valid_HW]
+    if config.median_scaling:
+        depth_P = depth_P * float(np.median(truth_P) / np.median(depth_P))
+    return depth_metrics(depth_P.clamp(config.min_depth, config.max_depth), truth_P)
+
+
+def crop_box(crop: EvalCrop, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels of a map that count: top, left, bottom, right.
+
+    Args:
+        crop: ``nyu-eigen``: rows 45 to 471 and columns 41 to 601 of 480x640, in proportion at other sizes; ``kb``: the
+            352x1216 of KITTI's benchmark (all of a smaller side); ``garg`` and ``kitti-eigen``: fractions of the whole
+            map.
+        size: Its height and width.
+    """
+    height, width = size
+    if crop == "none":
+        return 0, 0, height, width
+    if crop == "kb":
+        top, left = max(0, height - KB_SIZE[0]), max(0, (width - KB_SIZE[1]) // 2)
+        return top, left, height, min(left + KB_SIZE[1], width)
+    if crop == "nyu-eigen":
+        down, across = height / NYU_SIZE[0], width / NYU_SIZE[1]
+        top, left, bottom, right = NYU_EIGEN
+        return round(top * down), round(left * across), round(bottom * down), round(right * across)
+    shares = FRACTIONS[crop]
+    return int(shares[0] * height), int(shares[1] * width), int(shares[2] * height), int(shares[3] * width)

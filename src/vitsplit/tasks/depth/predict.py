@@ -1,0 +1,100 @@
+"""From an image of any size to a depth map in metres, and its files.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from vitsplit.tasks.base import Forward
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.paint import colour, colour_range, with_scale_bar
+from vitsplit.tasks.segmentation.augment import fit_size
+from vitsplit.tasks.segmentation.loss import resize_logits
+
+PNG_MAX = 65535
+
+
+@dataclass(frozen=True)
+class DepthPrediction:
+    """The depth of an image.
+
+    Attributes:
+        depth: (H, W) float32, metres, at the image's own size.
+        image: (H, W, 3) uint8, the image.
+    """
+
+    depth: NDArray[np.float32]
+    image: NDArray[np.uint8]
+
+    def overlay(self) -> Image.Image:
+        """The depth in colours, near bright and far dark, at the image's size."""
+        return colour(self.depth, self.depth > 0, colour_range(self.depth))
+
+    def picture(self) -> Image.Image:
+        """The depth in colours, beside a bar that says how many metres each colour is."""
+        return with_scale_bar(self.overlay(), colour_range(self.depth))
+
+    def png_scale(self) -> float:
+        """Metres of one unit of the PNG: a millimetre, or as many times ten as the farthest pixel needs."""
+        scale = 0.001
+        while self.depth.max() > scale * PNG_MAX:
+            scale *= 10
+        return scale
+
+    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path, Path]:
+        """Writes the depth in three forms.
+
+        Args:
+            folder: Where to; it is made.
+            name: What the files' names begin with.
+
+        Returns:
+            ``NAME_depth.npy``: float32 metres. ``NAME_depth.png``: 16 bits, of ``png_scale`` metres per unit (up to
+            65.535 m in millimetres), which its text ``depth_scale`` states; 0 is never used, as it means invalid.
+            ``NAME_depth.jpg``: colours with a scale bar.
+        """
+        npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
+        npy_path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(npy_path, self.depth)
+        scale = self.png_scale()
+        text = PngImagePlugin.PngInfo()
+        text.add_text("depth_scale", f"{scale:g}")
+        text.add_text("Comment", f"depth in metres = value * {scale:g}")
+        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
+        Image.fromarray(units_HW).save(png_path, pnginfo=text)
+        self.picture().save(jpg_path, quality=92)
+        return npy_path, png_path, jpg_path
+
+
+def predict_depth(forward: Forward, image_BCHW: Tensor, config: DepthConfig) -> Tensor:
+    """The depth of images of one size.
+
+    Args:
+        forward: Images (uint8) to metres and taps.
+        image_BCHW: uint8, any size.
+        config: ``image_scale``, ``pad_output`` and ``test_flip`` are used.
+
+    Returns:
+        ``(B, 1, H, W)`` float32 metres, at the images' own size.
+    """
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    view_BCHW = TF.resize(image_BCHW, list(fit_size(size, config.image_scale)), antialias=True)
+    depth_B1HW = _view_depth(forward, view_BCHW, config)
+    if config.test_flip:
+        depth_B1HW = (depth_B1HW + _view_depth(forward, view_BCHW.flip(-1), config).flip(-1)) / 2
+    return F.interpolate(depth_B1HW, size=size, mode="bilinear", align_corners=False)
+
+
+def _view_depth(forward: Forward, view_BCHW: Tensor, config: DepthConfig) -> Tensor:
+    depth_B1hw, taps = forward(view_BCHW)
+    return resize_logits(depth_B1hw.float(), taps.image_size, taps.padding, config.pad_output)

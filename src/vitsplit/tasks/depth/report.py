@@ -1,0 +1,119 @@
+"""What an evaluation of depth leaves on disk: figures as JSON, and a page of pictures.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.depth.data import keep_range
+from vitsplit.tasks.depth.metrics import METRICS
+from vitsplit.tasks.depth.paint import colour, colour_range
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.depth.task import DepthTask
+
+LABELS = {
+    "rmse": "RMSE, m",
+    "abs_rel": "AbsRel",
+    "log10": "log10",
+    "delta1": "delta 1 (< 1.25)",
+    "delta2": "delta 2 (< 1.25²)",
+    "delta3": "delta 3 (< 1.25³)",
+    "sq_rel": "SqRel, m",
+    "rmse_log": "RMSElog",
+    "silog": "SILog",
+}
+ERROR_COLOURS = "Reds"
+ERROR_RANGE = (0.0, 0.5)
+"""Relative errors of the first and the last colour of the error map."""
+
+
+def write_report(
+    task: DepthTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+) -> Path:
+    """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = evaluation.metrics
+    (folder / "metrics.json").write_text(json_text(metrics, indent=2) + "\n", encoding="utf-8")
+    page = Page(title, subtitle=f"{metrics['images']} validation images; {describe_protocol(metrics)}")
+    page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), *_delta1(metrics)])
+    page.heading("Pictures")
+    add_gallery(page, task, forward, count)
+    page.heading("Figures")
+    page.table(["metric", "mean over images"], [[LABELS[name], f"{metrics[name]:.4f}"] for name in METRICS])
+    return page.write(folder / "index.html")
+
+
+def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> None:
+    """Input, truth, prediction and error of images spread evenly over the validation set."""
+    images, config = task.val_images(), task.config
+    page.text(
+        "Truth and prediction of a row share one scale of colours; invalid pixels are grey. In the last column: the "
+        f"relative error, white at 0 and dark red from {ERROR_RANGE[1]:.0%} on.",
+        soft=True,
+    )
+    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+        sample = images.load(index)
+        prediction = task.predict(forward, sample.image_CHW[None])[0]
+        truth_HW = keep_range(sample.depth_HW, config.min_depth, config.max_depth).numpy()
+        range_m = colour_range(truth_HW if truth_HW.any() else prediction.depth)
+        error_HW = relative_error(prediction.depth, truth_HW)
+        valid_HW = truth_HW > 0
+        mean = f"mean {error_HW[valid_HW].mean():.1%}" if valid_HW.any() else "no valid depth"
+        page.pictures(
+            [
+                (Image.fromarray(prediction.image), Path(sample.name).name),
+                (colour(truth_HW, valid_HW, range_m), "truth"),
+                (
+                    colour(prediction.depth, prediction.depth > 0, range_m),
+                    f"prediction ({range_m[0]:g} to {range_m[1]:g} m)",
+                ),
+                (colour(error_HW, valid_HW, ERROR_RANGE, ERROR_COLOURS), f"relative error ({mean})"),
+            ]
+        )
+
+
+def relative_error(depth_HW: NDArray[np.float32], truth_HW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``|d - t| / t``, (H, W) float32; 0 where the truth is invalid."""
+    valid_HW = truth_HW > 0
+    return np.where(valid_HW, np.abs(depth_HW - truth_HW) / np.where(valid_HW, truth_HW, 1), 0).astype(np.float32)
+
+
+def describe_protocol(metrics: dict[str, Any]) -> str:
+    """How the figures were measured, in words."""
+    protocol = metrics["protocol"]
+    high = "" if protocol["max_depth"] is None else f" to {protocol['max_depth']:g} m"
+    said = [f"depths from {protocol['min_depth']:g} m{high}", f"crop {protocol['eval_crop']}"]
+    said.append("averaged with the mirrored image" if protocol["test_flip"] else "without the mirrored image")
+    if protocol["median_scaling"]:
+        said.append("every prediction scaled to the median of the truth")
+    if metrics["images_without_depth"]:
+        said.append(f"{metrics['images_without_depth']} images without a valid depth left out")
+    return ", ".join(said)
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """The table for the screen."""
+    metrics = evaluation.metrics
+    title = f"RMSE {metrics['rmse']:.3f} m   AbsRel {metrics['abs_rel']:.3f}   delta1 {metrics['delta1']:.3f}"
+    table = Table(title=title, caption=f"{metrics['images']} images; {describe_protocol(metrics)}")
+    table.add_column("metric")
+    table.add_column("mean over images", justify="right")
+    for name in METRICS:
+        table.add_row(LABELS[name], f"{metrics[name]:.4f}")
+    return table
+
+
+def _delta1(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within 1.25 times")]

@@ -1,0 +1,208 @@
+"""Monocular depth as the training engine and the predictor see it.
+
+Shapes: B batch, D width, h w grid of the output, H W pixels, M metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from vitsplit.data.folders import first
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, TrainDepth, collate, load_depth, unit_warning
+from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
+from vitsplit.tasks.depth.layouts import open_depth_set
+from vitsplit.tasks.depth.loss import silog_sum
+from vitsplit.tasks.depth.metrics import METRICS, measure
+from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
+from vitsplit.tasks.depth.report import metrics_table, write_report
+from vitsplit.types import LayerTaps
+
+logger = logging.getLogger(__name__)
+
+UNIT_PROBES = 5
+"""Depth maps of a set that are read when it is opened, to warn of another unit."""
+
+
+class DepthTask:
+    """Depth of every pixel, in metres.
+
+    Args:
+        config: Settings.
+        train: Training images, where the task is trained.
+        val: Validation images, where it is evaluated.
+    """
+
+    name: ClassVar[str] = "depth"
+
+    def __init__(self, config: DepthConfig, *, train: DepthSet | None = None, val: DepthSet | None = None) -> None:
+        check_settings(config)
+        self.config = config
+        self.train_set = train
+        self.val_set = val
+
+    @classmethod
+    def open(cls, config: DepthConfig, data: Path, splits: tuple[str, ...]) -> DepthTask:
+        """The task on a data set: trained on the first of two splits and evaluated on the last.
+
+        Raises:
+            DataError: The data cannot be used.
+        """
+        check_settings(config)
+        sets = [open_depth_set(data, split, config.format, config.depth_scale) for split in splits]
+        warn_of_unit(sets[0])
+        return cls(config, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
+
+    @classmethod
+    def from_description(cls, config: DepthConfig, description: Mapping[str, Any]) -> DepthTask:
+        """The task of a bundle: its configuration says everything."""
+        return cls(config)
+
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+        """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
+        return LinearDepthDecoder(width, self.config) if linear else DepthDecoder(width, self.config)
+
+    def train_data(self) -> TrainDepth:
+        """Augmented training samples."""
+        assert self.train_set is not None, "the task was opened without training images"
+        return TrainDepth(self.train_set, self.config)
+
+    def val_images(self) -> DepthSet:
+        """The validation images."""
+        assert self.val_set is not None, "the task was opened without validation images"
+        return self.val_set
+
+    def collate(self, samples: Sequence[DepthSample]) -> DepthBatch:
+        """Samples to a batch."""
+        return collate(samples)
+
+    def normalisers(self, batch: DepthBatch) -> dict[str, Tensor]:
+        """The count of valid pixels."""
+        return {"silog": (batch.depth_BHW > 0).sum().double()}
+
+    def targets(self, batch: DepthBatch, taps: LayerTaps) -> None:
+        """The decoder needs no labels."""
+
+    def loss_sums(self, output: Tensor, batch: DepthBatch, taps: LayerTaps) -> dict[str, Tensor]:
+        """The scale-invariant log loss with its weight, times the valid pixels; see ``silog_sum``."""
+        config = self.config
+        loss = silog_sum(output, batch.depth_BHW, taps.padding, config.pad_output, config.variance_focus)
+        return {"silog": config.loss_weight * loss}
+
+    def evaluate(
+        self,
+        forward: Forward,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_image: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Table 11's metrics and their company, averaged over the validation images; see ``Task.evaluate``.
+
+        Images without a valid pixel (inside ``eval_crop``) do not count; they are named in the log and counted in the
+        metrics.
+        """
+        images = self.val_images()
+        total = torch.zeros(len(METRICS) + 2, dtype=torch.float64)
+        skipped = []
+        for index in range(shard[0], len(images), shard[1]):
+            sample = images.load(index)
+            depth_HW = predict_depth(forward, sample.image_CHW[None], self.config)[0, 0].cpu()
+            metrics_M = measure(depth_HW, sample.depth_HW, self.config)
+            if metrics_M is None:
+                skipped.append(sample.name)
+                total[-1] += 1
+            else:
+                total[:-2] += metrics_M
+                total[-2] += 1
+            if on_image is not None:
+                on_image()
+        if skipped:
+            logger.warning("%d images have no valid depth and do not count: %s", len(skipped), first(skipped))
+        *sums, measured, without = gather(total).tolist()
+        if not measured:
+            raise DataError(f"{images.root}: no image of the {images.split} split has a valid depth. Check its maps.")
+        means = dict(zip(METRICS, (value / measured for value in sums), strict=True))
+        return Evaluation(
+            metrics={**means, "images": int(measured), "images_without_depth": int(without), **self._protocol()},
+            score=-means["rmse"],
+            score_name="neg_rmse",
+        )
+
+    def _protocol(self) -> dict[str, Any]:
+        """How the figures were measured."""
+        names = ("eval_crop", "min_depth", "max_depth", "test_flip", "median_scaling")
+        return {"protocol": {name: getattr(self.config, name) for name in names}}
+
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DepthPrediction]:
+        """The depth of images of one size, uint8."""
+        depth_BHW = self.settle(self.dense(forward, image_BCHW)).cpu().numpy()
+        images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        return [
+            DepthPrediction(depth=depth_HW, image=image_HWC)
+            for depth_HW, image_HWC in zip(depth_BHW, images_BHWC, strict=True)
+        ]
+
+    def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
+        """Metres, ``(B, 1, H, W)``."""
+        return predict_depth(forward, image_BCHW, self.config)
+
+    def settle(self, values_B1HW: Tensor) -> Tensor:
+        """Metres, ``(B, H, W)``."""
+        return values_B1HW[:, 0]
+
+    def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
+        """The figures, and pictures of input, truth, prediction and error."""
+        return write_report(self, forward, evaluation, folder, title=title, count=count)
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """The metrics, and how they were measured."""
+        return metrics_table(evaluation)
+
+    def describe(self) -> dict[str, Any]:
+        """Unit and range of the answer."""
+        return {"unit": "metres", "min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
+
+
+def warn_of_unit(images: DepthSet) -> None:
+    """Logs a warning if one of a few depth maps is most likely in another unit than stated."""
+    for index in np.linspace(0, len(images) - 1, min(UNIT_PROBES, len(images))).astype(int).tolist():
+        depth_path = images.items[index][1]
+        warning = unit_warning(load_depth(depth_path, images.scale), depth_path)
+        if warning is not None:
+            logger.warning(warning)
+            return
+
+
+def check_settings(config: DepthConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    for name, values in (("crop_size", config.crop_size), ("image_scale", config.image_scale)):
+        if values is not None and min(values) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {values[0]} {values[1]}: both must be at least 1 pixel.")
+    if min(config.border) < 0:
+        raise ConfigError(f"--border {' '.join(map(str, config.border))}: no side can be negative.")
+    if config.depth_scale is not None and not 0 < config.depth_scale < float("inf"):
+        raise ConfigError(f"--depth-scale {config.depth_scale}: must be above 0 (0.001: millimetres).")
+    if not config.min_depth > 0:
+        raise ConfigError(f"--min-depth {config.min_depth}: must be above 0, since the loss takes logarithms.")
+    if config.max_depth is not None and not config.max_depth > config.min_depth:
+        raise ConfigError(f"--max-depth {config.max_depth}: must be above --min-depth {config.min_depth}.")
+    if not config.start_depth > config.min_depth:
+        raise ConfigError(f"--start-depth {config.start_depth}: must be above --min-depth {config.min_depth}.")
+    for name in ("flip", "rotate_share", "colour_share", "variance_focus"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must lie in 0..1.")
