@@ -12,7 +12,7 @@ from typing import Any, overload
 from rich.console import Console
 
 from vitsplit.backbone import open_backbone
-from vitsplit.bundle import save_bundle
+from vitsplit.bundle import find_bundles, save_bundle
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.multitask import MultiPredictor, load_several
 from vitsplit.inference.predictor import Predictor, load_predictor
@@ -84,7 +84,7 @@ def train(
         backbone = open_backbone(config.backbone)
         model = build_model(config, backbone, opened)
 
-        def save(folder: Path, config: TrainConfig[Any], metrics: Mapping[str, Any]) -> None:
+        def save(folder: Path, config: TrainConfig[Any], metrics: Mapping[str, Any], head: str) -> None:
             save_bundle(folder, config=config, task=opened, backbone=backbone, model=model, metrics=metrics)
 
         result = fit(
@@ -107,13 +107,25 @@ def load(
     weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
-) -> Predictor: ...
+) -> Any: ...  # Predictor; MultiPredictor for the folder of a joint run
 
 
 @overload
 def load(
-    run: str | Path | Mapping[str, str | Path],
+    run: str | Path,
+    second: str | Path,
+    /,
     *more: str | Path,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> MultiPredictor: ...
+
+
+@overload
+def load(
+    run: Mapping[str, str | Path],
+    *,
     weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
@@ -133,7 +145,7 @@ def load(
     them: see ``MultiPredictor``, which can also ``add`` and ``drop`` bundles later.
 
     Args:
-        run: Run or bundle folder; or a mapping of names of your own to several.
+        run: Run or bundle folder; or a mapping of names of your own to several. A joint run means all of its bundles.
         more: Further run or bundle folders. A bundle is then called by its task, and bundles of the same task by their
             run folders.
         weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
@@ -156,7 +168,7 @@ def load(
         if more:
             raise ConfigError("Give either a mapping of names to runs, or runs one after the other, not both.")
         return load_several(run, weights=weights, device=device, precision=precision)
-    if more:
+    if more or len(find_bundles(run)) > 1:
         return load_several([run, *more], weights=weights, device=device, precision=precision)
     return load_predictor(run, weights=weights, device=device, precision=precision)
 
@@ -205,7 +217,7 @@ def evaluate(
     Raises:
         BundleError: The data's classes are not the bundle's.
     """
-    predictor = run if isinstance(run, Predictor) else load(run)
+    predictor = run if isinstance(run, Predictor) else load_predictor(run)
     config = override(predictor.card.config, settings)
     task = open_task(config, Path(data), (split,))
     if task.describe().get("classes") != predictor.task.describe().get("classes"):

@@ -5,17 +5,19 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitsplit.backbone import load_backbone
+from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import WeightsError
+from vitsplit.inference.shared_pass import TapSource
 from vitsplit.methods import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
@@ -25,13 +27,19 @@ from vitsplit.training.precision import DTYPES, resolve_precision
 from vitsplit.types import LayerTaps
 
 
-def make_forward(backbone: Backbone, model: TaskModel) -> Forward:
-    """One pass of the backbone and one of the model, without gradient, in the backbone's precision."""
+def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None = None) -> Forward:
+    """One pass of the backbone and one of the model, without gradient, in the backbone's precision.
+
+    Args:
+        backbone: The backbone.
+        model: Head and decoder.
+        source: Where the taps come from; None: a pass of the backbone for this model alone.
+    """
 
     @torch.inference_mode()
     def forward(image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
-        device = backbone.mean_C11.device
-        taps = backbone(image_BCHW.to(device), model.head.request)
+        device, request = backbone.mean_C11.device, model.head.request
+        taps = backbone(image_BCHW.to(device), request) if source is None else source(image_BCHW, request)
         with torch.autocast(device.type, backbone.precision, enabled=backbone.precision != torch.float32):
             return model(taps), taps
 
@@ -39,7 +47,7 @@ def make_forward(backbone: Backbone, model: TaskModel) -> Forward:
 
 
 class Predictor:
-    """What ``vitsplit.load`` returns.
+    """What ``vitsplit.load`` returns for one bundle.
 
     Attributes:
         card: The bundle's card.
@@ -62,7 +70,11 @@ class Predictor:
         Raises:
             DataError: The image cannot be read or has an unknown form.
         """
-        return self.task.predict(self.forward, to_image_tensor(image)[None])[0]
+        return self.predict_batch(to_image_tensor(image)[None])[0]
+
+    def predict_batch(self, image_BCHW: Tensor) -> Sequence[Any]:
+        """The typed predictions for images (uint8, RGB) of one size."""
+        return self.task.predict(self.forward, image_BCHW)
 
 
 def load_predictor(
@@ -86,24 +98,51 @@ def load_predictor(
     """
     folder = find_bundle(run)
     card = read_card(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(device)
+    backbone = backbone_of(card, folder, weights)
+    task, model = open_model(card, folder, backbone)
+    backbone.set_precision(DTYPES[resolve_precision(precision or precision_of(card), device)])
+    return Predictor(card, task, backbone.to(device), model.to(device))
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device; None: the first GPU, else the processor."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> Backbone:
+    """The backbone that a bundle was trained on, float32, on the processor.
+
+    Raises:
+        BundleError: The weights are others than those it was trained on.
+        WeightsError: The weights cannot be had.
+    """
     asked = card.config.backbone
     if weights is None and asked.weights is not None and not Path(asked.weights).exists():
         raise WeightsError(
             f"{folder}: trained with weights read from {asked.weights}, which is not on this machine. "
             "Say where they are: --weights PATH (weights=PATH)."
         )
-    backbone = load_backbone(
-        card.backbone["name"], weights=weights or asked.weights, random_weights=asked.random_weights
-    )
+    backbone = open_backbone(asked, weights=weights)
     check_backbone(card, backbone, folder)
+    return backbone
+
+
+def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, TaskModel]:
+    """A bundle's task, and its head and decoder with their weights.
+
+    Raises:
+        BundleError: The weights are missing, damaged, or do not fit the card.
+    """
     task = bare_task(card.config, card.description)
     model = build_model(card.config, backbone, task)
     load_weights(folder, model)
-    backbone.set_precision(DTYPES[resolve_precision(precision or _precision_of(card), device)])
-    return Predictor(card, task, backbone.to(device), model.to(device))
+    return task, model
 
 
-def _precision_of(card: Card) -> Precision:
-    # bf16 and fp16 are matters of the machine: another one may lack them, or be slow in them.
+def precision_of(card: Card) -> Precision:
+    """What a bundle is used in unless told otherwise: float32 if its run computed in it, else what suits the machine.
+
+    bf16 and fp16 are matters of the machine: another one may lack them, or be slow in them.
+    """
     return "fp32" if card.config.loop.precision == "fp32" else "auto"

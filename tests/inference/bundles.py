@@ -1,0 +1,61 @@
+"""Bundles for the tests of inference: made without training, from random heads on a tiny random backbone."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitsplit.backbone import load_backbone
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.bundle import save_bundle
+from vitsplit.methods import build_model
+from vitsplit.tasks import bare_task
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+
+BACKBONE = "vit_tiny_patch16_224"
+
+
+def write_segmentation_bundle(
+    folder: Path,
+    *,
+    num_classes: int = 5,
+    backbone: str = BACKBONE,
+    precision: Any = "fp32",
+    seed: int = 0,
+    task: dict[str, Any] | None = None,
+    **split: Any,
+) -> Path:
+    """A segmentation bundle in ``folder``, with statistics of its batch norms that are not the initial ones."""
+    config = TrainConfig(
+        task=SegmentationConfig(
+            **{"crop_size": (48, 64), "image_scale": (64, 48), "test_mode": "whole"} | (task or {})
+        ),
+        backbone=BackboneConfig(backbone=backbone, random_weights=True),
+        split=SplitConfig(**({"num_tuned_layers": 2} | split)),
+        loop=LoopConfig(precision=precision, seed=seed),
+    )
+    description = {"classes": [f"class {k}" for k in range(num_classes)],
+                   "colours": [[40 * k, 255 - 40 * k, 90] for k in range(num_classes)]}  # fmt: skip
+    return write_bundle(folder, config, description)
+
+
+def write_bundle(folder: Path, config: TrainConfig[Any], description: dict[str, Any]) -> Path:
+    """An untrained bundle, whose random output differs from pixel to pixel."""
+    backbone = _backbone(config.backbone.backbone)
+    task = bare_task(config, description)
+    model = build_model(config, backbone, task)
+    generator = torch.Generator().manual_seed(config.loop.seed)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.02 + 0.001)
+    save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics={})
+    return folder
+
+
+@functools.cache
+def _backbone(name: str) -> Backbone:
+    return load_backbone(name, random_weights=True)
