@@ -36,8 +36,13 @@ class Family(Protocol):
         """
         ...
 
-    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
-        """One block, of the backbone or a copy of one."""
+    def run_block(
+        self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """One block, of the backbone or a copy of one.
+
+        ``mask`` says which tokens are attended to, bool and of a shape that broadcasts to (B, heads, T, T); None: all.
+        """
         ...
 
     def final_norm(self, model: Any) -> nn.Module:
@@ -58,9 +63,11 @@ class PlainViT:
         """See ``Family``."""
         return model.norm_pre(model._pos_embed(model.patch_embed(pixels_BCHW))), None
 
-    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(
+        self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
         """See ``Family``."""
-        return block(x_BTD)
+        return block(x_BTD, attn_mask=mask)
 
     def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``."""
@@ -82,9 +89,11 @@ class RotaryViT:
         tokens_BTD, rope = model._pos_embed(model.patch_embed(pixels_BCHW))
         return model.norm_pre(tokens_BTD), rope
 
-    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+    def run_block(
+        self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
         """See ``Family``."""
-        return block(x_BTD, rope=rope)
+        return block(x_BTD, rope=rope, attn_mask=mask)
 
     def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``."""
@@ -107,8 +116,10 @@ class SamViT:
             x_BhwD = x_BhwD + resample_abs_pos_embed_nhwc(model.pos_embed, x_BhwD.shape[1:3])
         return model.norm_pre(x_BhwD).flatten(1, 2), None
 
-    def run_block(self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
-        """See ``Family``."""
+    def run_block(
+        self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """See ``Family``. Its windows are its own: there is no mask."""
         return block(x_BTD.unflatten(1, grid)).flatten(1, 2)
 
     def final_norm(self, model: Any) -> nn.Module:

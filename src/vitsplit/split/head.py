@@ -43,7 +43,12 @@ class SplitHead(nn.Module):
         self.prior_head: PriorHead | None = None
         self.fusion: FusionNet | None = None
         if config.task_head:
-            self.task_head = TaskHead(backbone, split_depth(config, backbone.num_layers))
+            self.task_head = TaskHead(
+                backbone,
+                split_depth(config, backbone.num_layers),
+                checkpointed=config.checkpoint_task_head,
+                window=config.task_head_window,
+            )
         if config.prior_head:
             num_maps = config.num_prior_layers if config.selection == "gate" else len(self.prior_layers)
             if config.selection == "gate":
