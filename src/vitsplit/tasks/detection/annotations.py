@@ -48,7 +48,7 @@ BROKEN_ENTRY = Kind("broken entries", "Correct or remove them.")
 DUPLICATE_IMAGE = Kind("duplicate image ids", "Give every image an id of its own.")
 DUPLICATE_OBJECT = Kind("duplicate annotation ids", "Give every annotation an id of its own.")
 ORPHAN = Kind("annotations of images that are not there", "Add the images, or remove the annotations.")
-UNKNOWN_CLASS = Kind("classes out of range", "Correct them, or add the class to the list.")
+UNKNOWN_CLASS = Kind("classes out of range", "Correct them, or add the class to the list of classes.")
 BROKEN_BOX = Kind("broken boxes", "A box needs four finite numbers and no negative width or height. Correct them.")
 OUTSIDE_BOX = Kind(
     "boxes outside their image", "Correct them (is the image of another size now?), or clip them: --bad-boxes clip."

@@ -76,8 +76,9 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in entries}
     names = {entry["id"]: entry["file_name"] for entry in entries}
     _report_twice(content["images"], DUPLICATE_IMAGE, file, ledger)
-    for name in names.values():
-        if not (images_at / name).is_file():
+    present = {image_id for image_id, name in names.items() if (images_at / name).is_file()}
+    for image_id, name in names.items():
+        if image_id not in present:
             ledger.report(MISSING_IMAGE, file, str(images_at / name))
     _report_twice(content["annotations"], DUPLICATE_OBJECT, file, ledger)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
@@ -93,7 +94,7 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
         annotation = _read_object(entry, labels, sizes[image_id], file, place, ledger)
         if annotation is not None:
             objects[image_id].append(annotation)
-    items = tuple(AnnotatedImage(images_at / names[i], i, *sizes[i], tuple(objects[i])) for i in names)
+    items = tuple(AnnotatedImage(images_at / names[i], i, *sizes[i], tuple(objects[i])) for i in names if i in present)
     return DetectionSet(root, split, file, classes, category_ids, items)
 
 

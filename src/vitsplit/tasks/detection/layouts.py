@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from vitsplit.data.folders import first, require_folder
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.detection import coco
+from vitsplit.tasks.detection import coco, voc, yolo
 from vitsplit.tasks.detection.annotations import Ledger
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionSet
@@ -35,6 +35,16 @@ LAYOUTS: dict[str, Layout] = {
         lambda root: tuple(coco.find_splits(root)),
         "annotations/train.json and images/train, annotations/instances_train2017.json and train2017, or "
         "train/_annotations.coco.json",
+    ),
+    "voc": Layout(
+        voc.read_voc,
+        lambda root: tuple(voc.find_splits(root)),
+        "JPEGImages, Annotations/*.xml and ImageSets/Main/train.txt",
+    ),
+    "yolo": Layout(
+        yolo.read_yolo,
+        lambda root: tuple(yolo.find_splits(root)),
+        "images/train and labels/train/*.txt, or train/images and train/labels, with data.yaml or classes.json",
     ),
 }
 """Name of a format to its layout, in the order in which ``auto`` tries them."""
@@ -114,6 +124,23 @@ def require_objects(data: DetectionSet) -> None:
         not each.crowd for item in data.items for each in item.annotations
     ):
         raise DataError(f"{data.source}: no object in any of the {len(data)} images to train on. Add labels.")
+
+
+def require_same_classes(sets: Mapping[str, DetectionSet]) -> None:
+    """Raises a DataError if two splits differ in their classes or the ids of them: a label would mean two things."""
+    splits = list(sets)
+    for split in splits[1:]:
+        one, other = sets[splits[0]], sets[split]
+        if (one.category_ids, one.classes.names) != (other.category_ids, other.classes.names):
+            unequal = set(_categories(one)) ^ set(_categories(other))
+            raise DataError(
+                f"{other.source}: its categories differ from those of {one.source} ({first(sorted(unequal))}). "
+                "Give both files the same categories with the same ids."
+            )
+
+
+def _categories(data: DetectionSet) -> list[str]:
+    return [f"{number}: {name}" for number, name in zip(data.category_ids, data.classes.names, strict=True)]
 
 
 def _without_masks(data: DetectionSet) -> str:

@@ -1,0 +1,154 @@
+"""The check of detection data.
+
+Shapes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from vitsplit.data.check import (
+    ClassCount,
+    Finding,
+    ImageFacts,
+    Progress,
+    Report,
+    SplitReport,
+    find_duplicates,
+    inspect_image,
+    open_splits,
+    read_splits,
+    summarise_images,
+)
+from vitsplit.errors import DataError
+from vitsplit.tasks.detection.annotations import DEGENERATE, POLICIES, AnnotatedImage, Ledger
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.detection.data import DetectionSet, require_annotated_size
+from vitsplit.tasks.detection.layouts import (
+    list_detection_splits,
+    read_detection_set,
+    recognise,
+    require_objects,
+    require_same_classes,
+)
+from vitsplit.tasks.detection.masks import mask_area
+
+SMALL, LARGE = 32**2, 96**2
+"""COCO's bounds in pixels: small objects are below the first, large ones above the second."""
+
+
+@dataclass
+class ItemFacts:
+    """What reading one image and its objects' masks showed; ``areas`` is the pixels of every object, crowds apart."""
+
+    image: ImageFacts
+    areas: list[float] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_detection(root: Path, format: str, workers: int, progress: Progress) -> Report:
+    """Reads every image and label; see ``vitsplit.data.check.check_data``."""
+    place, name = recognise(root, format)
+    report = Report(str(root), "detection", name, counted="objects")
+    config = DetectionConfig(format=name)  # type: ignore[arg-type]
+    sets = open_splits(report, list_detection_splits(place, name), lambda split: _read(place, split, config, report))
+    try:
+        require_same_classes(sets)
+    except DataError as error:
+        report.findings.append(Finding("error", "other classes in another split", str(root), str(error)))
+    work = {split: (partial(inspect_item, source=data.source), data.items) for split, data in sets.items()}
+    images: dict[str, list[ImageFacts]] = {}
+    for split, facts in read_splits(work, workers, progress):
+        report.splits[split] = _summarise(facts, sets[split])
+        report.findings += [finding for each in facts for finding in each.findings]
+        images[split] = [each.image for each in facts]
+    report.findings += find_duplicates(images)
+    report.findings += _unused_classes(report)
+    return report
+
+
+def inspect_item(item: AnnotatedImage, source: Path) -> ItemFacts:
+    """Reads one image and computes its masks; what is wrong becomes findings, never an exception."""
+    image, image_CHW, problem = inspect_image(item.path)
+    facts = ItemFacts(image, findings=[problem] if problem else [])
+    if image_CHW is not None:
+        try:
+            require_annotated_size(image_CHW, item, source)
+        except DataError as error:
+            facts.findings.append(Finding("error", "size mismatch", str(item.path), str(error)))
+    for each in item.annotations:
+        area = each.box[2] * each.box[3] if each.area is None else each.area
+        where = f"{source}: annotation {each.id} ({item.path.name})"
+        if each.segmentation is not None:
+            try:
+                pixels = mask_area(each.segmentation, item.height, item.width)
+            except ValueError as error:
+                said = f"{where}: the mask cannot be decoded ({error}). Correct or remove it."
+                facts.findings.append(Finding("error", "broken masks", str(source), said))
+                continue
+            area = pixels if each.area is None else each.area
+            if not pixels:
+                said = f"{where}: the mask has no pixel, so training leaves the object out. Correct or remove it."
+                facts.findings.append(Finding("warning", "empty masks", str(source), said))
+        if not each.crowd:
+            facts.areas.append(area)
+    return facts
+
+
+def _read(root: Path, split: str, config: DetectionConfig, report: Report) -> DetectionSet:
+    """Opens one split; wrong labels become errors of the report, and what is changed by policy warnings."""
+    ledger = Ledger()
+    data = read_detection_set(root, split, config, ledger)
+    for problem in ledger.problems:
+        report.findings.append(Finding("error", problem.kind.name, str(problem.file), problem.message))
+    for what, places in ledger.changed.items():
+        for place in places:
+            said = f"{data.source}: {place}: {what}, {POLICIES[what]}. Correct or remove them."
+            report.findings.append(Finding("warning", what, str(data.source), said))
+    if not ledger.problems:  # else what is left of the split may be empty
+        require_objects(data)
+    return data
+
+
+def _summarise(facts: list[ItemFacts], data: DetectionSet) -> SplitReport:
+    report = summarise_images(each.image for each in facts)
+    objects = [[each for each in item.annotations if not each.crowd] for item in data.items]
+    counts = [len(each) for each in objects]
+    labels = Counter(each.label for group in objects for each in group)
+    images = Counter(label for group in objects for label in {each.label for each in group})
+    report.classes = [
+        ClassCount(name, labels[k], labels[k] / max(sum(counts), 1), images[k])
+        for k, name in enumerate(data.classes.names)
+    ]
+    areas = [area for each in facts for area in each.areas]
+    report.facts = {
+        "objects": sum(counts),
+        "objects with a mask": sum(each.segmentation is not None for group in objects for each in group),
+        "crowds": sum(len(item.annotations) for item in data.items) - sum(counts),
+        "images without objects": counts.count(0),
+        "objects per image": float(mean(counts or [0])),
+        "most objects of an image": max(counts, default=0),
+        "degenerate boxes": len(data.changed.get(DEGENERATE, ())),
+        "small objects (below 32x32 pixels)": sum(area < SMALL for area in areas),
+        "medium objects": sum(SMALL <= area <= LARGE for area in areas),
+        "large objects (above 96x96 pixels)": sum(area > LARGE for area in areas),
+    }
+    return report
+
+
+def _unused_classes(report: Report) -> list[Finding]:
+    findings = []
+    for split, data in report.splits.items():
+        unused = [entry.name for entry in data.classes if entry.count == 0]
+        if unused:
+            said = f"{split}: no object of {len(unused)} of {len(data.classes)} classes: {', '.join(unused)}. " + (
+                "They cannot be learned: remove them from the list of classes, or add images."
+                if split == "train"
+                else "They do not count in this split's AP."
+            )
+            findings.append(Finding("warning", "classes never seen", report.path, said))
+    return findings

@@ -1,0 +1,152 @@
+"""Pascal VOC's folders: ``JPEGImages``, ``Annotations/*.xml``, and lists of names in ``ImageSets/Main``.
+
+The corners in the files number pixels from 1, both included: a box from 1 to W is the whole width. As edges, which is
+what the rest of the package counts in, that is x1 = xmin - 1 and x2 = xmax.
+
+Objects marked ``difficult`` become crowds: they are not trained on, and finding them or not does not count. (VOC's own
+evaluation lets one such object excuse one detection, COCO's any number of them.)
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from vitsplit.data.classes import ClassList
+from vitsplit.data.folders import first, index_files
+from vitsplit.data.images import IMAGE_SUFFIXES
+from vitsplit.errors import DataError
+from vitsplit.tasks.detection.annotations import (
+    BROKEN_ENTRY,
+    MISSING_IMAGE,
+    UNKNOWN_CLASS,
+    UNREADABLE_IMAGE,
+    AnnotatedImage,
+    Annotation,
+    Kind,
+    Ledger,
+    image_size,
+)
+from vitsplit.tasks.detection.data import DetectionSet
+from vitsplit.tasks.detection.yolo import NAME_FILES, read_names
+
+SPLITS = ("train", "val", "trainval", "test")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""The published classes: those of a data set that does not name its own."""
+MISSING_LABELS = Kind("missing annotation files", "Copy them there, or take the images off the list.")
+
+
+def find_splits(root: Path) -> dict[str, Path]:
+    """Split to the list of its images."""
+    if not (root / "JPEGImages").is_dir() or not (root / "Annotations").is_dir():
+        return {}
+    lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
+    return {split: path for split, path in lists.items() if path.is_file()}
+
+
+def read_voc(root: Path, split: str, ledger: Ledger) -> DetectionSet:
+    """Reads one split. The classes are the 20 published ones, or those of ``classes.json`` or ``classes.txt``.
+
+    Raises:
+        DataError: The list of classes cannot be read, or there is none and a name is not among the published. What is
+            wrong with single files is noted in the ledger.
+    """
+    listed = find_splits(root)[split]
+    own = [name for name in NAME_FILES if (root / name).is_file()]
+    classes = read_names(root) if own else ClassList(VOC_CLASSES)
+    labels = {name: label for label, name in enumerate(classes.names)}
+    images = index_files(root / "JPEGImages", IMAGE_SUFFIXES)
+    names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    items: list[AnnotatedImage] = []
+    number = 1
+    for name in names:
+        file = root / "Annotations" / f"{name}.xml"
+        if name not in images:
+            ledger.report(MISSING_IMAGE, listed, f"JPEGImages/{name}.jpg")
+        elif not file.is_file():
+            ledger.report(MISSING_LABELS, listed, f"Annotations/{name}.xml")
+        else:
+            item = _read_file(file, images[name], len(items) + 1, number, labels, ledger)
+            if item is not None:
+                items.append(item)
+                number += len(item.annotations)
+    if not own and any(problem.kind == UNKNOWN_CLASS for problem in ledger.problems):
+        raise DataError(_missing_classes(root, [root / "Annotations" / f"{name}.xml" for name in names]))
+    return DetectionSet(root, split, listed, classes, tuple(range(1, len(classes) + 1)), tuple(items))
+
+
+def _read_file(
+    file: Path, image: Path, image_id: int, number: int, labels: dict[str, int], ledger: Ledger
+) -> AnnotatedImage | None:
+    """One image; its objects are numbered from ``number``."""
+    try:
+        tree = ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        ledger.report(
+            BROKEN_ENTRY, file, f"not valid XML ({error.msg.partition(':')[0]}, line {line}, column {column})"
+        )
+        return None
+    try:
+        size = _read_size(tree) or image_size(image)
+    except DataError as error:
+        ledger.report(UNREADABLE_IMAGE, file, str(error))
+        return None
+    annotations: list[Annotation] = []
+    for place, entry in enumerate(tree.findall("object"), start=1):
+        annotation = _read_object(entry, number + len(annotations), size, labels, file, f"object {place}", ledger)
+        if annotation is not None:
+            annotations.append(annotation)
+    return AnnotatedImage(image, image_id, *size, tuple(annotations))
+
+
+def _read_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height; None where the file has none, or zeros, as some tools write."""
+    width, height = (tree.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    return (int(width), int(height)) if width.strip("0").isdecimal() and height.strip("0").isdecimal() else None
+
+
+def _read_object(
+    entry: ElementTree.Element,
+    number: int,
+    size: tuple[int, int],
+    labels: dict[str, int],
+    file: Path,
+    place: str,
+    ledger: Ledger,
+) -> Annotation | None:
+    name = entry.findtext("name", "").strip()
+    place = f"{place} ({name})"
+    if name not in labels:
+        ledger.report(UNKNOWN_CLASS, file, f"{place}: not among {first(list(labels))}")
+        return None
+    try:
+        xmin, ymin, xmax, ymax = (float(entry.findtext(f"bndbox/{corner}", "")) for corner in CORNERS)
+    except ValueError:
+        ledger.report(BROKEN_ENTRY, file, f"{place}: no bndbox with the numbers {', '.join(CORNERS)}")
+        return None
+    box = ledger.settle_box((xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1), size, file, place)
+    if box is None:
+        return None
+    return Annotation(number, labels[name], box, crowd=entry.findtext("difficult", "0").strip() == "1")
+
+
+def _missing_classes(root: Path, files: list[Path]) -> str:
+    found: set[str] = set()
+    for file in files:
+        try:
+            found.update(
+                entry.findtext("name", "").strip() for entry in ElementTree.parse(file).getroot().iter("object")
+            )
+        except (OSError, ElementTree.ParseError):  # reported by name once there is a list of classes
+            continue
+    return (
+        f"{root / 'classes.json'}: there is no such file, and {first(sorted(found - set(VOC_CLASSES)))} is none of "
+        f"Pascal VOC's 20 classes. The {len(files)} images of the split ask for this, to be saved there:\n"
+        f"{json.dumps(sorted(found))}"
+    )
