@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from vitsplit.errors import ConfigError
+
+LEVELS = 5
+"""Of the feature pyramid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,8 @@ class DetectionConfig:
     """Last norm of the four maps: batch (over all GPUs where they are several) or group (no batch statistics)."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Side in pixels of the anchors, one per level of the pyramid."""
+    sampled_proposals: int = 512
+    """Proposals of an image that the heads for class, box and mask learn from in a step, a quarter of them objects."""
     score_threshold: float = 0.05
     """Detections below this score are dropped."""
     nms_threshold: float = 0.5
@@ -40,3 +48,37 @@ class DetectionConfig:
     """The most detections of an image."""
     bad_boxes: Literal["error", "clip"] = "error"
     """Boxes that leave their image by more than a pixel: refuse the data, or clip them (counted and named)."""
+
+
+def check_settings(config: DetectionConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    for name in ("image_scale", "crop_size", "train_sides", "anchor_sizes"):
+        values = getattr(config, name)
+        if not values or min(values) < 1:
+            raise ConfigError(f"{_flag(name)} {_said(values)}: at least one is needed, and all at least 1 pixel.")
+    if len(config.anchor_sizes) != LEVELS:
+        raise ConfigError(
+            f"--anchor-sizes {_said(config.anchor_sizes)}: the pyramid has {LEVELS} levels, and each needs one."
+        )
+    if not 0 < config.scale_range[0] <= config.scale_range[1]:
+        raise ConfigError(
+            f"--scale-range {_said(config.scale_range)}: the smaller factor comes first, and both are above 0."
+        )
+    for name in ("flip", "score_threshold", "nms_threshold"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{_flag(name)} {getattr(config, name)}: must lie in 0..1.")
+    for name in ("pyramid_width", "sampled_proposals", "max_detections"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{_flag(name)} {getattr(config, name)}: must be at least 1.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _said(values: Sequence[float]) -> str:
+    return " ".join(map(str, values))

@@ -1,0 +1,116 @@
+"""COCO's average precision of boxes and masks, and the results that it is computed from.
+
+Average precision is the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over the classes that have objects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from numpy.typing import NDArray
+from torch import Tensor
+
+Results = list[dict[str, Any]]
+"""Entries of COCO's results format."""
+Kind = Literal["box", "mask"]
+"""What is compared."""
+COCO_KINDS = {"box": "bbox", "mask": "segm"}
+"""COCO's names of that."""
+IOU_50, IOU_75 = 0, 5
+"""Places of the thresholds 0.5 and 0.75."""
+AREAS = ("all", "small", "medium", "large")
+"""COCO's ranges: below 32 x 32 pixels, below 96 x 96, and above."""
+
+
+def average_precision(
+    truth: Mapping[str, Any], results: Results, kind: Kind, category_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Average precision in 0..1; None where the truth has no object to find.
+
+    Args:
+        truth: COCO annotations as a dict: ``images``, ``annotations``, ``categories``.
+        results: All detections.
+        kind: What to compare.
+        category_ids: The id of every class.
+
+    Returns:
+        ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``; and ``classes``: a list with ``ap`` and
+        ``ap50`` of every class.
+    """
+    precision_TRKA = _precision(truth, only(results, kind), COCO_KINDS[kind])
+    figures: dict[str, Any] = {
+        "ap": _mean(precision_TRKA[..., 0]),
+        "ap50": _mean(precision_TRKA[IOU_50, ..., 0]),
+        "ap75": _mean(precision_TRKA[IOU_75, ..., 0]),
+    }
+    figures |= {f"ap_{area}": _mean(precision_TRKA[..., place]) for place, area in enumerate(AREAS) if place > 0}
+    places = [sorted(category_ids).index(category_id) for category_id in category_ids]
+    figures["classes"] = [
+        {"ap": _mean(precision_TRKA[:, :, k, 0]), "ap50": _mean(precision_TRKA[IOU_50, :, k, 0])} for k in places
+    ]
+    return figures
+
+
+def only(results: Results, kind: Kind) -> Results:
+    """The results with boxes alone, or with masks alone.
+
+    COCO's tool takes an object's area, by which it is small or large, from its box wherever it has one; masks are to be
+    judged by their own.
+    """
+    left_out = {"box": "segmentation", "mask": "bbox"}[kind]
+    return [{key: value for key, value in entry.items() if key != left_out} for entry in results]
+
+
+def write_results(results: Results, folder: Path) -> tuple[Path, ...]:
+    """Writes ``detections_bbox.json``, and ``detections_segm.json`` where there are masks, for COCO's own tool."""
+    kinds: list[Kind] = ["box", "mask"]
+    paths = []
+    for kind in kinds[: 1 + any("segmentation" in entry for entry in results)]:
+        path = folder / f"detections_{COCO_KINDS[kind]}.json"
+        path.write_text(json.dumps(only(results, kind)) + "\n", encoding="utf-8")
+        paths.append(path)
+    return tuple(paths)
+
+
+def gather_results(results: Results, shard: tuple[int, int], gather: Callable[[Tensor], Tensor]) -> Results:
+    """The results of all processes, on each of them.
+
+    ``gather`` can only add tensors up, so each process in turn adds its results, as bytes, to the others' zeros.
+
+    Args:
+        results: Those of this process.
+        shard: This process and the number of them.
+        gather: Sums a tensor over processes.
+    """
+    rank, world = shard
+    own = torch.frombuffer(bytearray(json.dumps(results).encode()), dtype=torch.uint8)
+    lengths = torch.zeros(world, dtype=torch.int64)
+    lengths[rank] = len(own)
+    together: Results = []
+    for sender, length in enumerate(gather(lengths).tolist()):
+        sent = gather(own if sender == rank else torch.zeros(length, dtype=torch.uint8))
+        together += json.loads(sent.numpy().tobytes())
+    return together
+
+
+def _precision(truth: Mapping[str, Any], results: Results, iou_type: str) -> NDArray[np.float64]:
+    """Precision by IoU threshold, recall, category (in the order of ids) and area; -1 where there is no object."""
+    annotations = [{**annotation} for annotation in truth["annotations"]]  # the tool keeps its notes in them
+    silent = {"print_function": lambda *_: None}
+    truth_coco = COCO({**truth, "annotations": annotations}, **silent)
+    run = COCOeval_faster(truth_coco, truth_coco.loadRes(results), iou_type, **silent)
+    run.evaluate()
+    run.accumulate()
+    return np.asarray(run.eval["precision"])[..., -1]
+
+
+def _mean(precision: NDArray[np.float64]) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None

@@ -1,0 +1,198 @@
+"""From an image of any size to objects in its own pixels.
+
+Shapes: B batch, C channels, H W pixels, N objects, m bins a side of a mask. Boxes are (x1, y1, x2, y2) in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as mask_api
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.transforms.v2 import functional as TF
+
+from vitsplit.data.classes import ClassList
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.base import Forward
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.detection.decoder import Detections, Limits
+from vitsplit.tasks.detection.draw import draw_objects
+from vitsplit.tasks.segmentation.augment import fit_size
+from vitsplit.types import LayerTaps
+
+DRAWN_SCORE = 0.3
+"""Weaker objects are not drawn, as in mmdetection's pictures."""
+
+
+@dataclass(frozen=True)
+class DetectionPrediction:
+    """The objects of an image, the surest first.
+
+    Attributes:
+        boxes: (N, 4) float32.
+        labels: (N,) int64, class indices from 0.
+        scores: (N,) float32, in 0..1.
+        mask_bins: (N, m, m) float32, probability of the object in m x m bins over its box; None without masks. Masks at
+            the image's size are made of these when they are asked for: a hundred of them need a lot of memory.
+        classes: Names and colours of the classes.
+        category_ids: The id of every class in the annotations it was trained on.
+        image: (H, W, 3) uint8, the image.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    mask_bins: NDArray[np.float32] | None
+    classes: ClassList
+    category_ids: tuple[int, ...]
+    image: NDArray[np.uint8]
+
+    @property
+    def masks(self) -> NDArray[np.bool_] | None:
+        """(N, H, W) bool; None without masks. Made anew at every call."""
+        if self.mask_bins is None:
+            return None
+        return np.stack([*self.each_mask()]) if len(self.boxes) else np.zeros((0, *self.image.shape[:2]), dtype=bool)
+
+    def each_mask(self) -> Iterator[NDArray[np.bool_]]:
+        """The masks one by one, (H, W) bool.
+
+        Raises:
+            ValueError: The prediction has boxes only.
+        """
+        if self.mask_bins is None:
+            raise ValueError("this prediction has boxes only")
+        for bins_mm, box_4 in zip(self.mask_bins, self.boxes, strict=True):
+            yield paste(bins_mm, box_4, (self.image.shape[0], self.image.shape[1]))
+
+    def overlay(self, min_score: float = DRAWN_SCORE) -> Image.Image:
+        """The image with masks, boxes, names and scores of the objects that reach a score."""
+        drawn = self.strongest(min_score)
+        captions = [
+            f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
+        ]
+        colours = [self.classes.colours[label] for label in drawn.labels]
+        masks = None if drawn.mask_bins is None else drawn.each_mask()
+        return draw_objects(self.image, drawn.boxes, captions, colours, masks)
+
+    def strongest(self, min_score: float) -> DetectionPrediction:
+        """The prediction with the objects that reach a score."""
+        count = int((self.scores >= min_score).sum())
+        bins = None if self.mask_bins is None else self.mask_bins[:count]
+        return DetectionPrediction(
+            self.boxes[:count],
+            self.labels[:count],
+            self.scores[:count],
+            bins,
+            self.classes,
+            self.category_ids,
+            self.image,
+        )
+
+    def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Entries of COCO's results format: ``bbox`` (x, y, width, height), and ``segmentation`` where there is one."""
+        corners = self.boxes.astype(np.float64)
+        entries: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[label],
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": float(score),
+            }
+            for (x1, y1, x2, y2), label, score in zip(corners.tolist(), self.labels, self.scores, strict=True)
+        ]
+        if self.mask_bins is not None:
+            for entry, mask_HW in zip(entries, self.each_mask(), strict=True):
+                entry["segmentation"] = encode(mask_HW)
+        return entries
+
+    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
+        """Writes ``NAME_detections.json`` (COCO results, with the classes' names) and ``NAME_overlay.jpg``."""
+        json_path, overlay_path = Path(folder) / f"{name}_detections.json", Path(folder) / f"{name}_overlay.jpg"
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        entries = self.coco_results(Path(name).name)
+        for entry, label in zip(entries, self.labels, strict=True):
+            entry["category"] = self.classes.names[label]
+        json_path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
+        self.overlay().save(overlay_path, quality=92)
+        return json_path, overlay_path
+
+
+def detect(forward: Forward, image_BCHW: Tensor, config: DetectionConfig) -> list[Detections]:
+    """Finds the objects in images of one size.
+
+    Args:
+        forward: Images (uint8) to detections on the padded image, and taps.
+        image_BCHW: uint8, any size; resized to fit ``config.image_scale``.
+        config: ``image_scale`` and the limits are used.
+
+    Returns:
+        Per image, on the processor, boxes in its own pixels and clipped to it.
+
+    Raises:
+        ConfigError: The limits are wider than those that the decoder was built with.
+    """
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    resized_BCHW = TF.resize(image_BCHW, [*fit_size(size, config.image_scale)], antialias=True)
+    found, taps = forward(resized_BCHW)
+    return [_on_image(_restrict(detections, config), taps, size) for detections in found]
+
+
+def _restrict(detections: Detections, config: DetectionConfig) -> Detections:
+    """Leaves out what narrower limits leave out."""
+    asked, built = Limits.of(config), detections.limits
+    for name, wider in (
+        ("score_threshold", asked.score_threshold < built.score_threshold),
+        ("nms_threshold", asked.nms_threshold != built.nms_threshold),
+        ("max_detections", asked.max_detections > built.max_detections),
+    ):
+        if wider:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {getattr(asked, name)}: the bundle was built with {getattr(built, name)} "
+                "and has dropped the others already. Change it in the bundle's head.json."
+            )
+    keep = (detections.scores_N > asked.score_threshold).nonzero()[: asked.max_detections, 0]
+    return _select(detections, detections.boxes_N4, keep)
+
+
+def _on_image(detections: Detections, taps: LayerTaps, size: tuple[int, int]) -> Detections:
+    """Undoes padding and resizing; what lies in the padding alone is dropped."""
+    height, width = size
+    offset_4 = torch.tensor([taps.padding.left, taps.padding.top] * 2)
+    scale_4 = torch.tensor([width / taps.image_size[1], height / taps.image_size[0]] * 2)
+    boxes_N4 = (detections.boxes_N4.cpu() - offset_4) * scale_4
+    boxes_N4 = boxes_N4.clamp(torch.zeros(4), torch.tensor([width, height] * 2, dtype=torch.float32))
+    keep = ((boxes_N4[:, 2] > boxes_N4[:, 0]) & (boxes_N4[:, 3] > boxes_N4[:, 1])).nonzero()[:, 0]
+    return _select(detections, boxes_N4, keep)
+
+
+def _select(detections: Detections, boxes_N4: Tensor, keep: Tensor) -> Detections:
+    masks_Nmm = detections.masks_Nmm
+    return Detections(
+        boxes_N4[keep.to(boxes_N4.device)],
+        detections.labels_N[keep.to(detections.labels_N.device)],
+        detections.scores_N[keep.to(detections.scores_N.device)],
+        None if masks_Nmm is None else masks_Nmm[keep.to(masks_Nmm.device)],
+        detections.limits,
+    )
+
+
+def paste(bins_mm: NDArray[np.float32], box_4: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """An object's mask, (H, W) bool, from its probabilities in the bins of its box."""
+    pasted_11HW = paste_masks_in_image(torch.from_numpy(bins_mm)[None, None], torch.from_numpy(box_4)[None], size)
+    return (pasted_11HW[0, 0] > 0.5).numpy()
+
+
+def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's compressed run-length encoding, JSON-ready."""
+    encoded = mask_api.encode(np.asfortranarray(mask_HW, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}

@@ -1,0 +1,103 @@
+"""What an evaluation of detection leaves on disk: figures, results for COCO's own tool, and a page of pictures.
+
+Shapes: H W pixels, N objects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.detection.data import DetectionSample
+from vitsplit.tasks.detection.draw import draw_objects
+from vitsplit.tasks.detection.metrics import write_results
+from vitsplit.tasks.detection.predict import DRAWN_SCORE
+from vitsplit.tasks.segmentation.report import percent
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.detection.task import DetectionTask
+
+FIGURES = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "box_ap": "box AP", "box_ap50": "box AP50"}
+COLUMNS = {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"}
+
+
+def write_report(
+    task: DetectionTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+) -> Path:
+    """Writes ``metrics.json``, COCO results and ``index.html`` (pictures, classes); returns the page.
+
+    The results are those of the task's last evaluation; where it made none, there are none to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json_text(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    if task.results is not None:
+        write_results(task.results, folder)
+    page = Page(title, subtitle=f"{len(task.classes)} classes, {len(task.val_images())} validation images")
+    metrics = evaluation.metrics
+    page.figures([(f"{percent(metrics[key])} %", name) for key, name in FIGURES.items() if key in metrics])
+    page.heading("Pictures")
+    add_gallery(page, task, forward, count)
+    page.heading("Classes")
+    page.table(["class", *_titles(evaluation)], _rows(evaluation))
+    return page.write(folder / "index.html")
+
+
+def add_gallery(page: Page, task: DetectionTask, forward: Forward, count: int) -> None:
+    """Truth and prediction of images spread evenly over the validation set."""
+    images = task.val_images()
+    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    page.text(f"Objects with a score of {DRAWN_SCORE} and above are drawn.", soft=True)
+    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+        sample = images.load(index)
+        prediction = task.predict(forward, sample.image_CHW[None])[0]
+        drawn = int((prediction.scores >= DRAWN_SCORE).sum())
+        page.pictures(
+            [
+                (draw_truth(sample, task), f"{Path(sample.name).name}: truth ({len(sample.labels_N)} objects)"),
+                (prediction.overlay(), f"prediction ({drawn} objects)"),
+            ]
+        )
+
+
+def draw_truth(sample: DetectionSample, task: DetectionTask) -> Image.Image:
+    """The image with its true objects; crowds are marked."""
+    labels = sample.labels_N.tolist()
+    crowds = sample.crowd_N.tolist()
+    captions = [task.classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
+    masks = None if sample.masks_NHW is None else (mask_HW.numpy() > 0 for mask_HW in sample.masks_NHW)
+    image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
+    colours = [task.classes.colours[label] for label in labels]
+    return draw_objects(image_HWC, sample.boxes_N4.numpy(), captions, colours, masks)
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """The table for the screen."""
+    metrics = evaluation.metrics
+    table = Table(
+        title="   ".join(f"{name} {percent(metrics[key])}" for key, name in FIGURES.items() if key in metrics)
+    )
+    table.add_column("class")
+    for name in _titles(evaluation):
+        table.add_column(name, justify="right")
+    for row in _rows(evaluation):
+        table.add_row(*row)
+    return table
+
+
+def _titles(evaluation: Evaluation) -> list[str]:
+    return ["objects", *(title for key, title in COLUMNS.items() if key in evaluation.metrics)]
+
+
+def _rows(evaluation: Evaluation) -> list[list[str]]:
+    keys = [key for key in COLUMNS if key in evaluation.metrics]
+    return [
+        [name, str(row["objects"]), *(percent(row[key]) for key in keys)]
+        for name, row in evaluation.metrics["classes"].items()
+    ]

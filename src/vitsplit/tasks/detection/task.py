@@ -1,0 +1,243 @@
+"""Detection and instance segmentation as the training engine and the predictor see them.
+
+Shapes: B batch, C channels, D width, H W pixels, N objects of an image. Boxes are (x1, y1, x2, y2) in pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor
+
+from vitsplit.data.classes import ClassList
+from vitsplit.errors import DataError
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.detection.config import DetectionConfig, check_settings
+from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
+from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
+from vitsplit.tasks.detection.layouts import open_detection_set
+from vitsplit.tasks.detection.metrics import Kind, Results, average_precision, gather_results
+from vitsplit.tasks.detection.predict import DetectionPrediction, detect
+from vitsplit.tasks.detection.report import metrics_table, write_report
+from vitsplit.types import LayerTaps
+
+logger = logging.getLogger(__name__)
+
+
+class DetectionTask:
+    """Detection of K classes, with masks (Mask R-CNN) or without (Faster R-CNN).
+
+    Args:
+        config: Settings.
+        classes: Names and colours.
+        category_ids: The id of every class in the annotations; None: 1, 2, ...
+        masks: Whether objects get masks.
+        train: Training images, where the task is trained.
+        val: Validation images, where it is evaluated.
+
+    Attributes:
+        results: All detections of the last evaluation, as COCO results; None before the first.
+    """
+
+    name: ClassVar[str] = "detection"
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        classes: ClassList,
+        *,
+        category_ids: Sequence[int] | None = None,
+        masks: bool = True,
+        train: DetectionSet | None = None,
+        val: DetectionSet | None = None,
+    ) -> None:
+        check_settings(config)
+        self.config = config
+        self.classes = classes
+        self.category_ids = tuple(category_ids or range(1, len(classes) + 1))
+        self.masks = masks
+        self.train_set = train
+        self.val_set = val
+        self.results: Results | None = None
+
+    @classmethod
+    def open(cls, config: DetectionConfig, data: Path, splits: tuple[str, ...]) -> DetectionTask:
+        """The task on a data set: trained on the first of two splits and evaluated on the last.
+
+        Raises:
+            ConfigError: A setting cannot work.
+            DataError: The data cannot be used.
+        """
+        check_settings(config)
+        sets = [open_detection_set(data, split, config) for split in splits]
+        first, last = sets[0], sets[-1]
+        if last.category_ids != first.category_ids or last.classes.names != first.classes.names:
+            raise DataError(
+                f"{last.source}: its classes are not those of {first.source}. Give both the same list of categories."
+            )
+        if len(sets) > 1:
+            reason = {
+                "on": "masks on",
+                "off": "masks off",
+                "auto": "every object of the training images has a mask"
+                if first.has_masks
+                else "not every object of the training images has a mask",
+            }
+            logger.info("%s R-CNN: %s", "Mask" if first.has_masks else "Faster", reason[config.masks])
+        return cls(
+            config,
+            first.classes,
+            category_ids=first.category_ids,
+            masks=first.has_masks,
+            train=first if len(sets) > 1 else None,
+            val=last,
+        )
+
+    @classmethod
+    def from_description(cls, config: DetectionConfig, description: Mapping[str, Any]) -> DetectionTask:
+        """The task of a bundle, from what ``describe`` gave; classes and colours are enough to count parameters."""
+        colours = tuple((red, green, blue) for red, green, blue in description["colours"])
+        return cls(
+            config,
+            ClassList(names=tuple(description["classes"]), colours=colours),
+            category_ids=description.get("category_ids"),
+            masks=description.get("masks", config.masks != "off"),
+        )
+
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> DetectionDecoder:
+        """Pyramid and Mask R-CNN (or Faster R-CNN).
+
+        No detector is linear. The linear probe's is the same detector on the frozen last layer, whose four maps are
+        resized instead of learned: what it lacks is all of ViT-Split and the transposed convolutions.
+        """
+        return DetectionDecoder(
+            width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=not linear
+        )
+
+    def train_data(self) -> TrainDetection:
+        """Augmented training samples."""
+        assert self.train_set is not None, "the task was opened without training images"
+        return TrainDetection(self.train_set, self.config)
+
+    def val_images(self) -> DetectionSet:
+        """The validation images."""
+        assert self.val_set is not None, "the task was opened without validation images"
+        return self.val_set
+
+    def collate(self, samples: Sequence[DetectionSample]) -> DetectionBatch:
+        """Samples to a batch."""
+        return collate(samples)
+
+    def normalisers(self, batch: DetectionBatch) -> dict[str, Tensor]:
+        """Images, for every loss; see ``loss_sums``."""
+        count = torch.tensor(float(len(batch.names)), dtype=torch.float64, device=batch.image_BCHW.device)
+        return dict.fromkeys(self._losses(), count)
+
+    def targets(self, batch: DetectionBatch, taps: LayerTaps) -> DetectionTargets:
+        """The true objects, moved by the padding that the backbone put around the images."""
+        padding = taps.padding
+        offset_4 = torch.tensor([padding.left, padding.top] * 2, dtype=torch.float32, device=batch.image_BCHW.device)
+        masks = None
+        if self.masks and batch.masks is not None:
+            around = (padding.left, padding.right, padding.top, padding.bottom)
+            masks = [F.pad(masks_NHW, around) for masks_NHW in batch.masks]
+        return DetectionTargets(
+            [(padding.top + height, padding.left + width) for height, width in batch.sizes],
+            [boxes_N4 + offset_4 for boxes_N4 in batch.boxes],
+            batch.labels,
+            masks,
+        )
+
+    def loss_sums(self, output: dict[str, Tensor], batch: DetectionBatch, taps: LayerTaps) -> dict[str, Tensor]:
+        """Each loss times the images.
+
+        torchvision's losses are means over the proposals that were sampled in a micro-batch, not over images: they are
+        weighted by images, which is exact within a micro-batch, and close to it over several.
+        """
+        return {name: output[name] * len(batch.names) for name in self._losses()}
+
+    def evaluate(
+        self,
+        forward: Forward,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_image: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """COCO's AP of boxes, and of masks where data and decoder have them; see ``Task.evaluate``."""
+        images = self.val_images()
+        results: Results = []
+        for index in range(shard[0], len(images), shard[1]):
+            prediction = self.predict(forward, images.load_image(index)[None])[0]
+            results += prediction.coco_results(images.items[index].image_id)
+            if on_image is not None:
+                on_image()
+        self.results = gather_results(results, shard, gather)
+        truth = images.coco_truth()
+        objects = [each["category_id"] for each in truth["annotations"] if not each["iscrowd"]]
+        if not objects:
+            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
+        classes = {
+            name: {"objects": objects.count(category_id)}
+            for name, category_id in zip(self.classes.names, self.category_ids, strict=True)
+        }
+        metrics: dict[str, Any] = {}
+        kinds: list[Kind] = ["box", "mask"] if self._can_compare_masks(images, self.results) else ["box"]
+        for kind in kinds:
+            figures = average_precision(truth, self.results, kind, self.category_ids)
+            for row, figure in zip(classes.values(), figures.pop("classes"), strict=True):
+                row |= {f"{kind}_{name}": value for name, value in figure.items()}
+            metrics |= {f"{kind}_{name}": value for name, value in figures.items()}
+        score_name = "mask_ap" if "mask_ap" in metrics else "box_ap"
+        return Evaluation(metrics | {"classes": classes}, metrics[score_name], score_name)
+
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DetectionPrediction]:
+        """The objects in images of one size, uint8."""
+        images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        return [
+            DetectionPrediction(
+                boxes=found.boxes_N4.numpy(),
+                labels=found.labels_N.cpu().numpy(),
+                scores=found.scores_N.cpu().numpy(),
+                mask_bins=None if found.masks_Nmm is None else found.masks_Nmm.cpu().numpy(),
+                classes=self.classes,
+                category_ids=self.category_ids,
+                image=image_HWC,
+            )
+            for found, image_HWC in zip(detect(forward, image_BCHW, self.config), images_BHWC, strict=True)
+        ]
+
+    def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
+        """The classes' table, COCO results, and pictures of truth and prediction."""
+        return write_report(self, forward, evaluation, folder, title=title, count=count)
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """AP per class."""
+        return metrics_table(evaluation)
+
+    def describe(self) -> dict[str, Any]:
+        """Classes, colours, their ids in the annotations, and whether there are masks."""
+        return {
+            "classes": list(self.classes.names),
+            "colours": [list(colour) for colour in self.classes.colours],
+            "category_ids": list(self.category_ids),
+            "masks": self.masks,
+        }
+
+    def _can_compare_masks(self, images: DetectionSet, results: Results) -> bool:
+        """Whether truth and detections have masks; a bundle without may be evaluated on data with them."""
+        if not (self.masks and images.has_masks):
+            return False
+        have_masks = all("segmentation" in entry for entry in results)
+        if not have_masks:
+            logger.warning("the detections have no masks: their boxes alone are evaluated")
+        return have_masks
+
+    def _losses(self) -> list[str]:
+        return [name for name in LOSSES.values() if self.masks or name != "mask"]
