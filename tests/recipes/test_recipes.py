@@ -7,7 +7,7 @@ from vitsplit.backbone.catalog import CATALOG
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
 from vitsplit.split.layers import select_layers
-from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks import config_type, task_name
 from vitsplit.training.serialise import from_dict, to_dict
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
@@ -78,16 +78,15 @@ def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
 
 def test_every_recipe_that_is_asked_for_is_there():
     gates = {f"{name}-gate" for name in GATES}
-    assert set(RECIPES) == {*PAPER, *gates, "laptop-segmentation"}
+    found = {name for name in RECIPES if task_name(recipe(name)) == "segmentation"}
+    assert found == {*PAPER, *gates, "laptop-segmentation"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_can_be_written_down_described_and_built_for_its_backbone(name):
     config = recipe(name)
     assert type(config)(**vars(config)) == config
-    from vitsplit.training.config import TrainConfig
-
-    assert from_dict(TrainConfig[SegmentationConfig], to_dict(config), "test") == config
+    assert from_dict(config_type(task_name(config)), to_dict(config), "test") == config
     num_layers = CATALOG[config.backbone.backbone].num_layers
     layers = select_layers(config.split, num_layers)
     assert all(a < b for a, b in itertools.pairwise(layers)) and layers[-1] == num_layers - 1
@@ -113,5 +112,5 @@ def test_class_counts():
 def test_an_unknown_name_is_an_error_with_close_ones():
     with pytest.raises(ConfigError, match=r"no recipe 'ade20k-smal'.*ade20k-small"):
         recipe("ade20k-smal")
-    with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, ade20k-small"):
+    with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, .*ade20k-small"):
         recipe("zzz")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.recipes import ade20k, cityscapes, laptop, pascal_context
+from vitsplit.recipes import ade20k, cityscapes, laptop, nyuv2, pascal_context
 from vitsplit.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
@@ -31,6 +31,9 @@ RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "cityscapes-large-gate": cityscapes.cityscapes_large_gate,
     "pascal-context-base": pascal_context.pascal_context_base,
     "pascal-context-large": pascal_context.pascal_context_large,
+    "nyuv2-small": nyuv2.nyuv2_small,
+    "nyuv2-base": nyuv2.nyuv2_base,
+    "nyuv2-large": nyuv2.nyuv2_large,
 }
 """Name to function. The first line of a function's docstring is what ``vitsplit recipes`` shows."""
 

@@ -44,7 +44,7 @@ def colour(
 
 def with_scale_bar(picture: Image.Image, range_m: Range, name: str = COLOURS) -> Image.Image:
     """The picture with a bar of the colours at its right, and the metres beside it."""
-    height = max(picture.height, 64)
+    height = max(picture.height, 96)
     text = max(10, min(height // 18, 48))
     font = ImageFont.load_default(text)
     ticks = ticks_of(range_m)
