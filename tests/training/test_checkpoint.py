@@ -112,4 +112,4 @@ def test_a_disk_that_is_full_while_bundles_are_saved_leaves_the_earlier_ones(tmp
     disk_with_room_for(resource.RLIM_INFINITY)
     assert kept and {path: path.read_bytes() for path in bundle_files()} == kept
     resumed = tiny_run(tmp_path / "run", resume=True, task=TinyTask(scores=[0.9, 0.2]), **settings)
-    assert resumed.result.state.best_step == 8
+    assert resumed.result.state.standings[""].best_step == 8

@@ -101,7 +101,7 @@ def test_everything_is_written_once(two):
 def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_names_its_files(launched):
     messages = [(launched / "bad" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]
-    assert f"Step 2: the loss is nan. Files of the batch: {', '.join(SECOND_HALF)}." in messages[0]
+    assert f"Step 2: the loss is nan (patches). Files of the batch: {', '.join(SECOND_HALF)}." in messages[0]
 
 
 @pytest.mark.parametrize("name", ["norms", "averaged_norms"])

@@ -68,7 +68,7 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
     )
     assert equal(load_file(run.best / "head.safetensors"), kept[1])
     assert equal(load_file(run.last / "head.safetensors"), kept[2])
-    assert (result.state.best_score, result.state.best_step) == (0.7, 8)
+    assert (result.state.standings[""].best_score, result.state.standings[""].best_step) == (0.7, 8)
     assert repr(result.best_metrics) == (run.best / "metrics.txt").read_text()
     assert not equal(kept[1], kept[2])
 
@@ -76,7 +76,7 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
 def test_patience_counts_evaluations_without_a_better_one(tmp_path):
     run = tiny_run(tmp_path / "run", eval_every=2, patience=2, task=TinyTask(scores=[0.5, 0.4, 0.6, 0.6, 0.1, 0.9]))
     assert run.result.state.step == 10 and run.result.state.finished
-    assert run.result.state.best_step == 6
+    assert run.result.state.standings[""].best_step == 6
     assert [row["step"] for row in run.rows("eval")] == [2, 4, 6, 8, 10]
     assert "no better result in 2 evaluations" in run.printed
 
@@ -291,7 +291,8 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
 
     scores = [float("nan"), float("nan"), 0.4, float("nan"), 0.3, 0.2]
     run = tiny_run(tmp_path / "run", eval_every=2, task=Task(scores=[*scores]))
-    assert (run.result.state.best_step, run.result.state.without_gain) == (6, 3)
+    standing = run.result.state.standings[""]
+    assert (standing.best_step, standing.without_gain) == (6, 3)
     rows = [json.loads(line, parse_constant=refuse) for line in run.folder.metrics_file.read_text().splitlines()]
     assert [row["eval"]["rare"] for row in rows if "eval" in row] == [None] * 6
     for state in run.folder.checkpoints.glob("*/state.json"):
@@ -300,4 +301,5 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
     stopping.scores = scores[:2]
     tiny_run(tmp_path / "again", eval_every=2, task=stopping)
     resumed = tiny_run(tmp_path / "again", eval_every=2, resume=True, task=Task(scores=scores[2:]))
-    assert (resumed.result.state.best_step, resumed.result.state.without_gain) == (6, 3)
+    standing = resumed.result.state.standings[""]
+    assert (standing.best_step, standing.without_gain) == (6, 3)

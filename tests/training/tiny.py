@@ -179,7 +179,7 @@ def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
 
 
 def save_tiny_bundle(model: TaskModel):
-    def save(folder: Path, config: TrainConfig[TinyConfig], metrics: dict[str, Any]) -> None:
+    def save(folder: Path, config: TrainConfig[TinyConfig], metrics: dict[str, Any], head: str) -> None:
         save_file(model.trainable_state(), folder / "head.safetensors")
         (folder / "config.json").write_text(json.dumps(to_dict(config)))
         (folder / "metrics.txt").write_text(repr(metrics))

@@ -54,11 +54,13 @@ class Evaluation:
         metrics: Name to value, JSON-ready (nested where per class).
         score: The one figure that decides which bundle is best; higher is better.
         score_name: Its name.
+        by_head: Where several tasks were evaluated: the evaluation of each, by its name.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     score: float = 0.0
     score_name: str = ""
+    by_head: dict[str, Evaluation] = field(default_factory=dict)
 
 
 class Prediction(Protocol):
@@ -75,18 +77,10 @@ class Prediction(Protocol):
         ...
 
 
-class Task(Protocol):
-    """One task on one data set (or, at prediction, on none)."""
+class TrainableTask(Protocol):
+    """What the training engine asks: of one task on its data set, or of several on the same images."""
 
     name: ClassVar[str]
-    config: Any
-
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
-        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe.
-
-        The map's stride is ``patch_size`` pixels: h = H / patch_size of the padded image.
-        """
-        ...
 
     def train_data(self) -> TrainData:
         """The training samples."""
@@ -126,20 +120,33 @@ class Task(Protocol):
         """Evaluates on the validation images ``shard[0]::shard[1]``; ``gather`` sums a CPU tensor over processes."""
         ...
 
-    def predict(self, forward: Forward, image_BCHW: Tensor) -> Sequence[Prediction]:
-        """The typed predictions for images (uint8) of one size."""
-        ...
-
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """Writes ``metrics.json`` and a page with ``count`` pictures, whose path is returned."""
         ...
 
-    def table(self, evaluation: Evaluation) -> Table:
-        """The figures for the screen."""
-        ...
-
     def describe(self) -> dict[str, Any]:
         """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
+        ...
+
+
+class Task(TrainableTask, Protocol):
+    """One task on one data set (or, at prediction, on none)."""
+
+    config: Any
+
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe.
+
+        The map's stride is ``patch_size`` pixels: h = H / patch_size of the padded image.
+        """
+        ...
+
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> Sequence[Prediction]:
+        """The typed predictions for images (uint8) of one size."""
+        ...
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """The figures for the screen."""
         ...
 
 

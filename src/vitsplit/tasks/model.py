@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -29,23 +31,17 @@ class Head(Protocol):
         ...
 
 
-class TaskModel(nn.Module):
-    """Head and decoder, and nothing of the backbone: what data-parallel training wraps and a bundle saves."""
+class Trainee(nn.Module):
+    """What data-parallel training wraps and a checkpoint saves: the model of one task, or those of several."""
 
-    def __init__(self, head: Any, decoder: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-        self.decoder = decoder
+    @property
+    @abstractmethod
+    def request(self) -> TapRequest:
+        """What a pass of the backbone must deliver."""
 
-    def forward(self, taps: LayerTaps, targets: Any = None) -> Any:
-        """Taps to the decoder's output.
-
-        Args:
-            taps: What ``head.request`` asked for.
-            targets: What ``Task.targets`` gave in training; None at prediction, and for decoders that need none.
-        """
-        fused_BDhw = self.head(taps)
-        return self.decoder(fused_BDhw) if targets is None else self.decoder(fused_BDhw, targets)
+    @abstractmethod
+    def members(self) -> Mapping[str, TaskModel]:
+        """The model of every task that is trained, by the task's name; the only one of a run of one task is ``""``."""
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a bundle or a checkpoint holds: trainable parameters and the buffers of norms, by name."""
@@ -63,3 +59,32 @@ class TaskModel(nn.Module):
         if missing or unexpected:
             raise KeyError(f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}")
         self.load_state_dict(state, strict=False)
+
+
+class TaskModel(Trainee):
+    """Head and decoder, and nothing of the backbone: what a bundle saves."""
+
+    def __init__(self, head: Any, decoder: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.decoder = decoder
+
+    @property
+    def request(self) -> TapRequest:
+        """What the head asks for."""
+        request: TapRequest = self.head.request
+        return request
+
+    def members(self) -> dict[str, TaskModel]:
+        """This model alone."""
+        return {"": self}
+
+    def forward(self, taps: LayerTaps, targets: Any = None) -> Any:
+        """Taps to the decoder's output.
+
+        Args:
+            taps: What ``request`` asked for.
+            targets: What ``Task.targets`` gave in training; None at prediction, and for decoders that need none.
+        """
+        fused_BDhw = self.head(taps)
+        return self.decoder(fused_BDhw) if targets is None else self.decoder(fused_BDhw, targets)

@@ -26,12 +26,60 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitsplit.errors import RunError
-from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.model import Trainee
 from vitsplit.training.atomic import replace_folder, write_json
 from vitsplit.training.ema import WeightAverage
 from vitsplit.training.optim import load_moments, moments
 
 KEPT = 2
+
+
+@dataclass
+class Standing:
+    """How one head stands in its evaluations. JSON-ready.
+
+    Attributes:
+        best_score: Best score so far, None before the first.
+        best_step: Its step.
+        best_metrics: Its metrics.
+        last_score: The last evaluation's score.
+        last_metrics: Its metrics.
+        score_name: The name of the score.
+        without_gain: Evaluations in a row without a better score.
+    """
+
+    best_score: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    last_score: float = 0.0
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+    score_name: str = ""
+    without_gain: int = 0
+
+    def note(self, evaluation: Evaluation, step: int) -> bool:
+        """Takes an evaluation down; returns whether it is the best so far: better than any, or a number after NaN."""
+        best, score = self.best_score, evaluation.score
+        better = best is None or score > best or (math.isnan(best) and not math.isnan(score))
+        self.score_name = evaluation.score_name
+        self.last_score, self.last_metrics = score, evaluation.metrics
+        self.without_gain = 0 if better else self.without_gain + 1
+        if better:
+            self.best_score, self.best_step, self.best_metrics = score, step, evaluation.metrics
+        return better
+
+    def last_evaluation(self) -> Evaluation:
+        """The last evaluation again."""
+        return Evaluation(self.last_metrics, self.last_score, self.score_name)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Standing:
+        """What was saved. JSON has only null for a score that is not finite."""
+        standing = cls(**values)
+        standing.last_score = math.nan if standing.last_score is None else standing.last_score
+        if standing.best_score is None and standing.best_step:
+            standing.best_score = math.nan
+        return standing
 
 
 @dataclass
@@ -42,13 +90,7 @@ class TrainState:
         step: Optimiser steps done.
         seconds: Wall time spent on them, over all starts.
         evaluated: The step of the last evaluation, 0 for none.
-        best_score: Best score so far, None before the first.
-        best_step: Its step.
-        best_metrics: Its metrics.
-        last_score: The last evaluation's score.
-        last_metrics: Its metrics.
-        score_name: The name of the score.
-        without_gain: Evaluations in a row without a better score.
+        standings: The evaluations so far of every head, by its name; ``""`` in a run of one task.
         finished: Whether nothing is left to do: all steps done, or patience at an end.
         window: Sums of what the next row of ``metrics.jsonl`` averages.
         window_steps: Steps in them.
@@ -62,13 +104,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     evaluated: int = 0
-    best_score: float | None = None
-    best_step: int = 0
-    best_metrics: dict[str, Any] = field(default_factory=dict)
-    last_score: float = 0.0
-    last_metrics: dict[str, Any] = field(default_factory=dict)
-    score_name: str = ""
-    without_gain: int = 0
+    standings: dict[str, Standing] = field(default_factory=dict)
     finished: bool = False
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
@@ -83,7 +119,7 @@ class TrainState:
 class Trained:
     """The tensors of a run: where a checkpoint is taken from, and put back into."""
 
-    model: TaskModel
+    model: Trainee
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
@@ -131,7 +167,9 @@ def read_state(checkpoint: Path) -> TrainState:
         RunError: ``state.json`` cannot be read, or is of another version of the package.
     """
     try:
-        state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+        values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = TrainState(**values)
+        state.standings = {head: Standing.from_json(saved) for head, saved in values.get("standings", {}).items()}
     except (OSError, ValueError) as error:
         raise RunError(_unreadable(checkpoint, error)) from error
     except TypeError as error:
@@ -141,9 +179,6 @@ def read_state(checkpoint: Path) -> TrainState:
         ) from error
     # JSON has only null for what is not finite.
     state.window = {name: math.nan if total is None else total for name, total in state.window.items()}
-    state.last_score = math.nan if state.last_score is None else state.last_score
-    if state.best_score is None and state.best_step:
-        state.best_score = math.nan
     return state
 
 

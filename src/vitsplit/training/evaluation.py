@@ -6,7 +6,6 @@ Shapes: B batch, H W pixels.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,16 +17,18 @@ from torch import Tensor
 from vitsplit.errors import RunError
 from vitsplit.tasks.base import Evaluation
 from vitsplit.training.atomic import replace_folder
-from vitsplit.training.checkpoint import TrainState, last_good
-from vitsplit.training.config import TrainConfig
+from vitsplit.training.checkpoint import Standing, TrainState, last_good
+from vitsplit.training.config import RunConfig
+from vitsplit.training.optim import named
 from vitsplit.training.setup import Session
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
 
-SaveBundle = Callable[[Path, TrainConfig[Any], dict[str, Any]], None]
-"""Fills an empty folder with the bundle of the model's present weights. The second argument is the resolved
-configuration; the third the metrics that the weights reached, empty where they were not evaluated."""
+SaveBundle = Callable[[Path, RunConfig, dict[str, Any], str], None]
+"""Fills a folder, which it makes if there is none, with the bundle of a head's present weights. The second argument is
+the resolved configuration; the third the metrics that the weights reached, empty where they were not evaluated; the
+fourth the head's name."""
 
 PICTURES = 12
 
@@ -37,7 +38,7 @@ class _StoppedError(Exception):
 
 
 class Evaluator:
-    """Evaluates the model (its average, where one is kept) and saves it as a bundle.
+    """Evaluates the model (its average, where one is kept) and saves it as a bundle, or one bundle per head.
 
     Args:
         session: Task, model, device, folders.
@@ -51,7 +52,7 @@ class Evaluator:
         self.save_bundle = save_bundle
 
     def __call__(self, state: TrainState) -> bool:
-        """Evaluates, notes the result in ``state`` and saves ``last`` and, if it is better than before, ``best``.
+        """Evaluates, notes the result in ``state`` and saves ``last`` and, of heads that are better, ``best``.
 
         Returns:
             False if a signal came in between: nothing is noted or saved then, and the evaluation is still due.
@@ -61,17 +62,16 @@ class Evaluator:
                 evaluation = self._evaluate()
             except _StoppedError:
                 return False
-            better = _is_better(evaluation.score, state.best_score)
-            self._note(state, evaluation, better)
-            self._save(self.session.run.last, state)
-            if better:
-                self._save(self.session.run.best, state)
+            better = self._note(state, evaluation)
+            self._save_last(state)
+            for head in better:
+                self._save_best(head, state.standings[head])
         return True
 
     def save_last(self, state: TrainState) -> None:
         """Saves the present weights as ``last``."""
         with self._evaluated_weights():
-            self._save(self.session.run.last, state)
+            self._save_last(state)
 
     def write_pictures(self, state: TrainState) -> None:
         """Writes figures and pictures of the last evaluation, of whose weights the model still is.
@@ -81,10 +81,9 @@ class Evaluator:
         """
         if not self.accelerator.is_main_process:
             return
-        evaluation = Evaluation(state.last_metrics, state.last_score, state.score_name)
         title = f"{self.session.run.path.resolve().name}, step {state.step}"
         with self._evaluated_weights(), self._replace(self.session.run.pictures) as folder:
-            self.session.task.write_report(self._forward, evaluation, folder, title=title, count=PICTURES)
+            self.session.task.write_report(self._forward, _last(state), folder, title=title, count=PICTURES)
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -126,33 +125,44 @@ class Evaluator:
                 torch.distributed.broadcast(buffer, src=0)
 
     @torch.no_grad()
-    def _forward(self, image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
-        taps = self.session.backbone(
-            image_BCHW.to(self.accelerator.device, non_blocking=True), self.trained.model.head.request
-        )
+    def _forward(self, image_BCHW: Tensor, head: str = "") -> tuple[Any, LayerTaps]:
+        model = self.trained.model.members()[head]
+        taps = self.session.backbone(image_BCHW.to(self.accelerator.device, non_blocking=True), model.request)
         with self.session.autocast():
-            return self.trained.model(taps), taps
+            return model(taps), taps
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
         return summed.to(tensor.device)
 
-    def _note(self, state: TrainState, evaluation: Evaluation, better: bool) -> None:
+    def _note(self, state: TrainState, evaluation: Evaluation) -> list[str]:
+        """Takes the evaluation down; returns the heads that are better than ever."""
         state.evaluated = state.step
-        state.score_name = evaluation.score_name
-        state.last_score, state.last_metrics = evaluation.score, evaluation.metrics
-        state.without_gain = 0 if better else state.without_gain + 1
-        if better:
-            state.best_score, state.best_step, state.best_metrics = evaluation.score, state.step, evaluation.metrics
-        best = "best so far" if better else f"best {state.best_score:.4g} at step {state.best_step}"
-        logger.info("step %d: %s %.4g (%s)", state.step, evaluation.score_name, evaluation.score, best)
+        better = []
+        for head, found in (evaluation.by_head or {"": evaluation}).items():
+            standing = state.standings.setdefault(head, Standing())
+            best = "best so far"
+            if standing.note(found, state.step):
+                better.append(head)
+            else:
+                best = f"best {standing.best_score:.4g} at step {standing.best_step}"
+            logger.info("step %d: %s %.4g (%s)", state.step, named(head, found.score_name), found.score, best)
+        return better
 
-    def _save(self, path: Path, state: TrainState) -> None:
+    def _save_last(self, state: TrainState) -> None:
         if not self.accelerator.is_main_process:
             return
-        metrics = state.last_metrics if state.evaluated == state.step else {}
-        with self._replace(path) as folder:
-            self.save_bundle(folder, self.session.config, metrics)
+        evaluated = state.evaluated == state.step
+        with self._replace(self.session.run.last) as folder:
+            for head in self.trained.model.members():
+                metrics = state.standings[head].last_metrics if evaluated else {}
+                self.save_bundle(folder / head, self.session.config, metrics, head)
+
+    def _save_best(self, head: str, standing: Standing) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with self._replace(self.session.run.best / head) as folder:
+            self.save_bundle(folder, self.session.config, standing.last_metrics, head)
 
     @contextmanager
     def _replace(self, path: Path) -> Iterator[Path]:
@@ -163,6 +173,7 @@ class Evaluator:
             raise RunError(f"{error} {last_good(self.session.run.checkpoints)}") from error
 
 
-def _is_better(score: float, best: float | None) -> bool:
-    """Whether a score is better than the best so far; any is better than none, and any number than none (NaN)."""
-    return best is None or score > best or (math.isnan(best) and not math.isnan(score))
+def _last(state: TrainState) -> Evaluation:
+    """The last evaluation of all heads."""
+    by_head = {head: standing.last_evaluation() for head, standing in state.standings.items()}
+    return by_head[""] if "" in by_head else Evaluation(by_head=by_head)

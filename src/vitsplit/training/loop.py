@@ -13,10 +13,10 @@ from rich.console import Console
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import TrainingError
-from vitsplit.tasks.base import Batch, Task
-from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.base import Batch, TrainableTask
+from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
-from vitsplit.training.config import LoopConfig, TrainConfig
+from vitsplit.training.config import LoopConfig, RunConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
 from vitsplit.training.optim import current_lr
 from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
@@ -54,8 +54,9 @@ class FitResult:
 
     @property
     def best_metrics(self) -> dict[str, Any]:
-        """All metrics of the best evaluation; empty without one."""
-        return self.state.best_metrics
+        """All metrics of the best evaluation, by head where there are several; empty without one."""
+        by_head = {head: standing.best_metrics for head, standing in self.state.standings.items()}
+        return by_head.get("", by_head)
 
     @property
     def exit_status(self) -> int:
@@ -64,11 +65,11 @@ class FitResult:
 
 
 def fit(
-    config: TrainConfig[Any],
+    config: RunConfig,
     *,
-    task: Task,
+    task: TrainableTask,
     backbone: Backbone,
-    model: TaskModel,
+    model: Trainee,
     run: RunFolder,
     save_bundle: SaveBundle,
     resume: bool = False,
@@ -81,7 +82,7 @@ def fit(
         config: All settings; the precision that ``auto`` comes to is written to ``config.json``.
         task: Data, loss and metrics.
         backbone: The frozen model. It is moved to the device and rounded to the run's precision.
-        model: Head and decoder, built under ``config.loop.seed`` so that every start begins with the same weights.
+        model: What trains, built under ``config.loop.seed`` so that every start begins with the same weights.
         run: The run's folder, from ``RunFolder.open``.
         save_bundle: Writes the model's present weights as a bundle into an empty folder, see ``SaveBundle``.
         resume: Go on from the last checkpoint.
@@ -178,11 +179,12 @@ class _Loop:
 
     def _after_evaluation(self) -> None:
         state, patience = self.state, self.config.patience
-        self.metrics.evaluation(state.step, state.last_metrics)
-        out_of_patience = patience is not None and state.without_gain >= patience
+        self.metrics.evaluation(state.step, {head: found.last_metrics for head, found in state.standings.items()})
+        without_gain = min(standing.without_gain for standing in state.standings.values())
+        out_of_patience = patience is not None and without_gain >= patience
         state.finished = out_of_patience or state.step == self.config.steps
         if out_of_patience and state.step < self.config.steps:
-            logger.info("stopped early: no better result in %d evaluations", state.without_gain)
+            logger.info("stopped early: no better result in %d evaluations", without_gain)
 
     def _take_step(self, batches: Iterator[Batch]) -> StepResult:
         state = self.state

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,45 +13,70 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import OptimConfig
 
+# Among the names of parameters: the copies of a ``TaskHead``, counted from the first.
+_COPIED_BLOCK = re.compile(r"\btask_head\.blocks\.(\d+)\.")
+
 
 def build_optimizer(model: TaskModel, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW with at most four groups: task head or not, decayed or not.
+    """Fused AdamW for one head, see ``build_joint_optimizer``."""
+    return build_joint_optimizer({"": model}, {"": config})
 
-    Each group carries ``name`` (``task_head`` or ``base``) and ``peak_lr``, which the schedule is multiplied with.
+
+def build_joint_optimizer(members: Mapping[str, TaskModel], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
+    """Fused AdamW over the groups of all heads, see ``parameter_groups``.
+
+    Each group carries ``head`` (the key of its model), ``name`` (``task_head`` or ``base``) and ``peak_lr``, which the
+    schedule is multiplied with.
 
     Raises:
-        ConfigError: Nothing trains.
+        ConfigError: Nothing trains in a head.
+    """
+    groups = [
+        {"head": head, **group} for head, model in members.items() for group in parameter_groups(model, optims[head])
+    ]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, Any]]:
+    """The groups of one head, as AdamW takes them: base and task head, decayed or not.
+
+    With ``layer_decay`` each copied block has groups of its own: of n copies, copy i (from 0) learns at
+    ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``, the square for the last and the twelfth power for the first of
+    eleven, as in the release's detection.
     """
     in_task_head = {id(parameter) for parameter in model.head.param_groups().get("task_head", [])}
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for parameter in trainable(model).values():
+    by_name = trainable(model)
+    copies = {name: int(match[1]) for name in by_name if (match := _COPIED_BLOCK.search(name))}
+    num_copies = max(copies.values(), default=-1) + 1
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in by_name.items():
         role = "task_head" if id(parameter) in in_task_head else "base"
+        peak_lr = config.lr * (config.task_head_lr_scale if role == "task_head" else 1.0)
+        if config.layer_decay is not None and name in copies:
+            peak_lr *= config.layer_decay ** (num_copies + 1 - copies[name])
         # Norms and biases are the parameters with one axis.
         decayed = config.decay_norms or parameter.ndim > 1
-        groups.setdefault((role, decayed), []).append(parameter)
+        groups.setdefault((role, peak_lr, decayed), []).append(parameter)
     if not groups:
         raise ConfigError("Nothing trains: the head and the decoder have no trainable parameter. Turn a part on.")
-    peak_lr = {"task_head": config.lr * config.task_head_lr_scale, "base": config.lr}
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "name": role,
-                "peak_lr": peak_lr[role],
-                "weight_decay": config.weight_decay if decayed else 0.0,
-            }
-            for (role, decayed), parameters in groups.items()
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+    return [
+        {
+            "params": parameters,
+            "name": role,
+            "lr": config.lr,
+            "peak_lr": peak_lr,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "betas": config.betas,
+        }
+        for (role, peak_lr, decayed), parameters in groups.items()
+    ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets every group's learning rate to its peak times the factor."""
+def set_lr(optimizer: torch.optim.Optimizer, factor: float, head: str = "") -> None:
+    """Sets the learning rate of a head's groups to their peak times the factor."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        if group.get("head", "") == head:
+            group["lr"] = group["peak_lr"] * factor
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -81,7 +110,23 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rate of the last step: ``lr``, and ``lr_task_head`` where there is a task head."""
-    by_role = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    """The learning rate of the last step: ``lr``, and ``lr_task_head`` where there is a task head, see ``named``.
+
+    With ``layer_decay`` the task head's is that of its last block, the largest.
+    """
+    by_role: dict[tuple[str, str], float] = {}
+    for group in optimizer.param_groups:
+        key = (group["head"], group["name"])
+        by_role[key] = max(group["lr"], by_role.get(key, 0.0))
     names = {"base": "lr", "task_head": "lr_task_head"}
-    return {names[role]: by_role[role] for role in ("base", "task_head") if role in by_role}
+    return {
+        named(head, names[role]): by_role[head, role]
+        for head in dict.fromkeys(head for head, _ in by_role)
+        for role in names
+        if (head, role) in by_role
+    }
+
+
+def named(head: str, name: str) -> str:
+    """``head/name``, or the bare name where there is only one head."""
+    return f"{head}/{name}" if head else name

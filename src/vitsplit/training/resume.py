@@ -8,7 +8,7 @@ from typing import Any
 
 from vitsplit.errors import RunError
 from vitsplit.training.checkpoint import TrainState
-from vitsplit.training.config import TrainConfig
+from vitsplit.training.config import RunConfig
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.serialise import to_dict
 
@@ -19,7 +19,7 @@ SHOWN = 5
 FREE = frozenset({"name", "backbone.weights", "loop.workers", "loop.log_every", "loop.checkpoint_every", "loop.track"})
 
 
-def check_same_config(config: TrainConfig[Any], run: RunFolder) -> None:
+def check_same_config(config: RunConfig, run: RunFolder) -> None:
     """Refuses a configuration under which the run would end with other weights than it would have.
 
     Raises:

@@ -6,7 +6,7 @@ RUN/
   environment.json   one entry per start: versions, device, processes
   log.txt            everything that was said
   metrics.jsonl      one JSON object per row: {"step", "loss", "lr", ...} or {"step", "eval": {...}}; null: not finite
-  best/  last/       head bundles: the best evaluation's and the latest
+  best/  last/       head bundles: the best evaluation's and the latest; with a folder for each head in a joint run
   checkpoints/       the last two, for --resume
   pictures/          figures and pictures of the last evaluation, once the run is finished: index.html
   tensorboard/       event files
@@ -72,8 +72,9 @@ class RunFolder:
                 run.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RunError(f"{run.path} cannot be made: {error}. Give another --out.") from error
-            for folder in (run.best, run.last, run.pictures, *run.checkpoints.glob(".step-*")):
-                recover_folder(folder if not folder.name.startswith(".") else _replaced(folder))
+            leftovers = (*run.best.glob(".*"), *run.checkpoints.glob(".step-*"))
+            for folder in (run.best, run.last, run.pictures, *map(_replaced, leftovers)):
+                recover_folder(folder)
         state.wait_for_everyone()
         return run
 

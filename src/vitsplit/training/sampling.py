@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from vitsplit.errors import ConfigError, DataError, VitsplitError
-from vitsplit.tasks.base import Batch, Task, TrainData
+from vitsplit.tasks.base import Batch, TrainableTask, TrainData
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -97,7 +97,9 @@ class MicroBatches:
                 yield [self.stream[position] for position in range(begin, begin + self.size)]
 
 
-def read_batches(task: Task, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool) -> Iterator[Batch]:
+def read_batches(
+    task: TrainableTask, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool
+) -> Iterator[Batch]:
     """One process's micro-batches, in order. Workers, where there are some, start at once and live as long as the run.
 
     Raises:
@@ -122,7 +124,7 @@ class _Reader:
     The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
     """
 
-    def __init__(self, task: Task, data: TrainData) -> None:
+    def __init__(self, task: TrainableTask, data: TrainData) -> None:
         self.task = task
         self.data = data
 

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.base import Batch, Task, TrainData
-from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.base import Batch, TrainableTask, TrainData
+from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import Trained, TrainState, read_state
-from vitsplit.training.config import LoopConfig, TrainConfig
+from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
 from vitsplit.training.ema import WeightAverage
-from vitsplit.training.optim import build_optimizer
+from vitsplit.training.optim import build_joint_optimizer, named
 from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
@@ -51,6 +51,7 @@ AT_LEAST: dict[str, int] = {
 
 
 RunBackbone = Callable[[Tensor, TapRequest], LayerTaps]
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
 def make_accelerator() -> Accelerator:
@@ -60,9 +61,7 @@ def make_accelerator() -> Accelerator:
     return Accelerator(mixed_precision="no")
 
 
-def resolve_config(
-    config: TrainConfig[Any], accelerator: Accelerator, run: RunFolder, *, resume: bool
-) -> TrainConfig[Any]:
+def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder, *, resume: bool) -> RunConfigT:
     """The configuration with the precision that ``auto`` comes to: found once in a run, by one process.
 
     Raises:
@@ -77,34 +76,43 @@ def resolve_config(
     choice: list[Resolved] = [resolve_precision(precision, accelerator.device)]
     broadcast_object_list(choice)
     logger.info("precision: %s%s", choice[0], " (auto)" if config.loop.precision == "auto" else "")
-    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, precision=choice[0]))
+    loop = dataclasses.replace(config.loop, precision=choice[0])
+    return dataclasses.replace(config, loop=loop)  # type: ignore[type-var]  # all configurations are dataclasses
 
 
-def check_settings(config: TrainConfig[Any]) -> None:
+def check_settings(config: RunConfig) -> None:
     """Refuses settings of the loop and the optimiser that cannot work.
 
     Raises:
         ConfigError: A number is out of its range, or a tracker is not installed; the message names the flag.
     """
-    values = vars(config.loop) | vars(config.optim)
+    for optim in config.optims().values():
+        _check_numbers(config.loop, optim)
+    check_trackers(config.loop.track)
+
+
+def _check_numbers(loop: LoopConfig, optim: OptimConfig) -> None:
+    values = vars(loop) | vars(optim)
     # Written so that NaN, which no comparison holds for, is refused.
     for name, least in AT_LEAST.items():
         if values[name] is not None and not values[name] >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {values[name]}.")
-    for name in ("lr", "clip_norm"):
+    for name in ("lr", "clip_norm", "layer_decay"):
         if values[name] is not None and not 0 < values[name] < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {values[name]}.")
-    if not all(0 <= beta < 1 for beta in config.optim.betas):
-        raise ConfigError(f"--betas must be from 0 to below 1, not {' '.join(map(str, config.optim.betas))}.")
-    if config.loop.ema is not None and not 0 < config.loop.ema < 1:
+    if not all(0 <= beta < 1 for beta in optim.betas):
+        raise ConfigError(f"--betas must be from 0 to below 1, not {' '.join(map(str, optim.betas))}.")
+    if not all(0 < share <= 1 for share in optim.step_milestones):
+        said = " ".join(map(str, optim.step_milestones))
+        raise ConfigError(f"--step-milestones are shares of the run, above 0 and at most 1, not {said}.")
+    if loop.ema is not None and not 0 < loop.ema < 1:
         raise ConfigError(
-            f"--ema is the share of the old average that a step keeps: above 0 and below 1, not {config.loop.ema}."
+            f"--ema is the share of the old average that a step keeps: above 0 and below 1, not {loop.ema}."
         )
-    check_trackers(config.loop.track)
 
 
 def set_up_model(
-    accelerator: Accelerator, config: TrainConfig[Any], backbone: Backbone, model: TaskModel
+    accelerator: Accelerator, config: RunConfig, backbone: Backbone, model: Trainee
 ) -> tuple[RunBackbone, nn.Module, Trained]:
     """Moves backbone and model to the device.
 
@@ -123,14 +131,14 @@ def set_up_model(
     wrapped = accelerator.prepare_model(torch.compile(model) if config.loop.compile else model)
     trained = Trained(
         model=model,
-        optimizer=build_optimizer(model, config.optim),
+        optimizer=build_joint_optimizer(model.members(), config.optims()),
         scaler=torch.amp.GradScaler(accelerator.device.type, enabled=dtype == torch.float16),
         average=None if config.loop.ema is None else WeightAverage(model, config.loop.ema),
     )
     return run_backbone, wrapped, trained
 
 
-def compute_dtype(config: TrainConfig[Any]) -> torch.dtype:
+def compute_dtype(config: RunConfig) -> torch.dtype:
     """What the forward pass of a resolved configuration computes in."""
     precision = config.loop.precision
     assert precision != "auto", "resolve_config comes first"
@@ -138,7 +146,12 @@ def compute_dtype(config: TrainConfig[Any]) -> torch.dtype:
 
 
 def first_state(
-    task: Task, samples: int, accelerator: Accelerator, backbone: Backbone, run: RunFolder, checkpoint: Path | None
+    task: TrainableTask,
+    samples: int,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    run: RunFolder,
+    checkpoint: Path | None,
 ) -> TrainState:
     """The numbers to begin with: a checkpoint's, or those of step 0."""
     present = TrainState(
@@ -152,15 +165,18 @@ def first_state(
     saved = read_state(checkpoint)
     check_same_world(saved, present, run)
     if saved.finished:
-        best = (saved.score_name, saved.best_score, saved.best_step)
-        logger.info("already finished at step %d: best %s %.4g at step %d", saved.step, *best)
+        best = ", ".join(
+            f"best {named(head, standing.score_name)} {standing.best_score:.4g} at step {standing.best_step}"
+            for head, standing in saved.standings.items()
+        )
+        logger.info("already finished at step %d: %s", saved.step, best)
     else:
         logger.info("going on from step %d (%s)", saved.step, checkpoint)
     return saved
 
 
 def open_batches(
-    loop: LoopConfig, task: Task, data: TrainData, accelerator: Accelerator, *, start: int
+    loop: LoopConfig, task: TrainableTask, data: TrainData, accelerator: Accelerator, *, start: int
 ) -> Iterator[Batch]:
     """This process's micro-batches from a step to the end of the run."""
     keys = MicroBatches(
@@ -176,7 +192,7 @@ def open_batches(
     return read_batches(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda")
 
 
-def begin_records(config: TrainConfig[Any], run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
+def begin_records(config: RunConfig, run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
     """Writes what the folder says about a start of the run, and opens ``metrics.jsonl`` and the trackers."""
     run_id = ""
     if accelerator.is_main_process:
@@ -198,16 +214,16 @@ class Session:
         backbone: The frozen model; it runs outside the data-parallel wrapping.
         run_backbone: The same as steps run it: compiled where that was asked for. Evaluations never run compiled code,
             which would be compiled anew for every size of image.
-        wrapped: Head and decoder as data-parallel training wraps them.
-        trained: Head and decoder themselves, with optimiser, scaler and average.
+        wrapped: Heads and decoders as data-parallel training wraps them.
+        trained: The same themselves, with optimiser, scaler and average.
         run: The run's folder.
         view: Shows progress.
         stop: Signals that this process received.
     """
 
     accelerator: Accelerator
-    config: TrainConfig[Any]
-    task: Task
+    config: RunConfig
+    task: TrainableTask
     backbone: Backbone
     run_backbone: RunBackbone
     wrapped: nn.Module

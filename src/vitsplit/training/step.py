@@ -8,7 +8,8 @@ Shapes: B batch, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from vitsplit.errors import TrainingError
 from vitsplit.tasks.base import Batch
 from vitsplit.training.compilation import compiler_errors
-from vitsplit.training.config import LoopConfig, OptimConfig
+from vitsplit.training.config import LoopConfig
 from vitsplit.training.optim import set_lr, trainable
 from vitsplit.training.sampling import derive_seed
 from vitsplit.training.schedule import lr_factor
@@ -34,7 +35,7 @@ class StepResult:
     Attributes:
         terms: Each loss term over the whole batch.
         loss: Their sum.
-        grad_norm: Norm of the whole gradient before clipping.
+        grad_norm: Norm of the whole gradient before clipping, of all heads together.
         stop: A signal that some process received.
     """
 
@@ -61,8 +62,10 @@ class TrainStep:
         self.task = session.task
         self.trained = session.trained
         self.loop: LoopConfig = session.config.loop
-        self.optim: OptimConfig = session.config.optim
-        self.parameters = list(trainable(session.trained.model).values())
+        self.optims = session.config.optims()
+        self.parameters = {
+            head: list(trainable(model).values()) for head, model in session.trained.model.members().items()
+        }
 
     def __call__(self, step: int, batches: Iterator[Batch]) -> StepResult:
         """Takes the step that follows ``step`` finished ones.
@@ -73,19 +76,18 @@ class TrainStep:
         """
         micro_batches = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
         scales = self._scales(micro_batches)
-        # Dropout and every other draw of the forward pass depend on the step, so there is no state of it to save.
-        torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index))
         self.trained.optimizer.zero_grad(set_to_none=True)
         with compiler_errors(self.loop.compile):
-            terms = [
-                self._forward_backward(batch, scales, last=index == self.loop.accumulate - 1)
-                for index, batch in enumerate(micro_batches)
-            ]
+            terms = [self._forward_backward(step, index, batch, scales) for index, batch in enumerate(micro_batches)]
         self.trained.scaler.unscale_(self.trained.optimizer)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        result = self._on_host(list(scales), terms, grad_norm)
+        # Each head's by itself: what clips one must not depend on which others are trained beside it.
+        grad_norms = {
+            head: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            for head, parameters in self.parameters.items()
+        }
+        result = self._on_host(list(scales), terms, list(grad_norms.values()))
         self._check_finite(step, result, micro_batches, terms)
-        self._update(step, grad_norm)
+        self._update(step, grad_norms)
         return result
 
     def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -97,10 +99,13 @@ class TrainStep:
         scales = torch.where(totals > 0, 1 / totals, torch.zeros_like(totals)).float()
         return dict(zip(names, scales.unbind(), strict=True))
 
-    def _forward_backward(self, batch: Batch, scales: dict[str, Tensor], *, last: bool) -> Tensor:
+    def _forward_backward(self, step: int, index: int, batch: Batch, scales: dict[str, Tensor]) -> Tensor:
         """Adds a micro-batch's gradient; returns its share of each term, detached."""
+        # Dropout and every other draw of the forward pass depend on this alone, so there is no state of it to save.
+        torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index, index))
+        last = index == self.loop.accumulate - 1
         with nullcontext() if last else self.accelerator.no_sync(self.session.wrapped):
-            taps = self.session.run_backbone(batch.image_BCHW, self.trained.model.head.request)
+            taps = self.session.run_backbone(batch.image_BCHW, self.trained.model.request)
             with self.session.autocast():
                 output = self.session.wrapped(taps, self.task.targets(batch, taps))
             sums = self.task.loss_sums(output, batch, taps)
@@ -109,23 +114,33 @@ class TrainStep:
             self.trained.scaler.scale(terms.sum() * self.accelerator.num_processes).backward()
         return terms.detach()
 
-    def _on_host(self, names: list[str], terms: list[Tensor], grad_norm: Tensor) -> StepResult:
+    def _on_host(self, names: list[str], terms: list[Tensor], grad_norms: list[Tensor]) -> StepResult:
         """The step's one wait for the device: losses over all processes, gradient norm and stop signals together."""
         flags = [float(self.session.stop.received == name) for name in STOP_SIGNALS]
         local = torch.cat(
             [torch.stack(terms).sum(0).double(), torch.tensor(flags, dtype=torch.float64).to(terms[0].device)]
         )
         together = self.accelerator.reduce(local, "sum")
-        *losses, interrupted, terminated, norm = torch.cat([together, grad_norm.double().view(1)]).tolist()
+        values = torch.cat([together, torch.stack(grad_norms).double()]).tolist()
+        losses, (interrupted, terminated), norms = (
+            values[: len(names)],
+            values[len(names) : len(together)],
+            values[len(together) :],
+        )
         stop = STOP_SIGNALS[0] if interrupted else STOP_SIGNALS[1] if terminated else None
-        return StepResult(dict(zip(names, losses, strict=True)), sum(losses), norm, stop)
+        return StepResult(dict(zip(names, losses, strict=True)), sum(losses), math.hypot(*norms), stop)
 
     def _check_finite(self, step: int, result: StepResult, batches: Sequence[Batch], terms: Sequence[Tensor]) -> None:
         finite_loss = result.loss - result.loss == 0
         finite_gradient = result.grad_norm - result.grad_norm == 0 or self._scaler_may_help()
         if finite_loss and finite_gradient:
             return
-        what = f"the loss is {result.loss}" if not finite_loss else f"the norm of the gradient is {result.grad_norm}"
+        bad_terms = ", ".join(name for name, value in result.terms.items() if value - value != 0)
+        what = (
+            f"the loss is {result.loss} ({bad_terms})"
+            if not finite_loss
+            else f"the norm of the gradient is {result.grad_norm}"
+        )
         suspects = [
             name
             for batch, values in zip(batches, terms, strict=True)
@@ -142,10 +157,11 @@ class TrainStep:
         """
         return self.trained.scaler.is_enabled() and self.trained.scaler.get_scale() >= 1
 
-    def _update(self, step: int, grad_norm: Tensor) -> None:
-        if self.optim.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip_norm, grad_norm)
-        set_lr(self.trained.optimizer, lr_factor(step, self.loop.steps, self.optim))
+    def _update(self, step: int, grad_norms: Mapping[str, Tensor]) -> None:
+        for head, optim in self.optims.items():
+            if optim.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters[head], optim.clip_norm, grad_norms[head])
+            set_lr(self.trained.optimizer, lr_factor(step, self.loop.steps, optim), head)
         self.trained.scaler.step(self.trained.optimizer)
         self.trained.scaler.update()
         if self.trained.average is not None:

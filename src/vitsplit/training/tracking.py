@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vitsplit.errors import ConfigError
 from vitsplit.training.config import Tracker
+from vitsplit.training.optim import named
 from vitsplit.training.run_folder import RunFolder
 
 
@@ -55,10 +56,20 @@ class Metrics:
         """One row of training."""
         self._write({"step": step, **values}, {f"train/{name}": value for name, value in values.items()}, step)
 
-    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """One row of evaluation; trackers get its numbers (those per class stay in the file)."""
-        numbers = {f"eval/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
-        self._write({"step": step, "eval": metrics}, numbers, step)
+    def evaluation(self, step: int, by_head: dict[str, dict[str, Any]]) -> None:
+        """One row of evaluation; trackers get its numbers (those per class stay in the file).
+
+        Args:
+            step: Steps that are done.
+            by_head: The metrics of every head, by its name; the only head of a run of one task is ``""``.
+        """
+        numbers = {
+            f"eval/{named(head, name)}": value
+            for head, metrics in by_head.items()
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        }
+        self._write({"step": step, "eval": by_head.get("", by_head)}, numbers, step)
 
     def _write(self, row: dict[str, Any], numbers: dict[str, Any], step: int) -> None:
         if not self.main:
