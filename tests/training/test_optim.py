@@ -2,8 +2,11 @@ import pytest
 import torch
 from tiny import TinyTask, tiny_model
 
+from vitsplit.backbone import meta_backbone
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import OptimConfig
+from vitsplit.split.head import SplitHead
+from vitsplit.tasks.model import TaskModel
+from vitsplit.training.config import OptimConfig, SplitConfig
 from vitsplit.training.optim import build_optimizer, current_lr, load_moments, moments, set_lr
 
 
@@ -83,3 +86,43 @@ def test_a_head_without_a_task_head_has_one_rate():
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
     assert len(optimizer.param_groups) == 1
     assert current_lr(optimizer) == {"lr": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("num_tuned_layers", "rate", "first", "last"),
+    [(11, 0.76, 0.76**12, 0.76**2), (3, 0.6, 0.6**4, 0.6**2)],
+)
+def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
+    """The last copy of S learns at rate^2, the first at rate^12; everything else at the full rate."""
+    split = SplitConfig(num_tuned_layers=num_tuned_layers)
+    with torch.device("meta"):
+        model = TaskModel(SplitHead(meta_backbone("dinov2-small"), split), torch.nn.Conv2d(384, 5, 1))
+    config = OptimConfig(lr=1e-4, task_head_lr_scale=1.0, layer_decay=rate, weight_decay=0.05, decay_norms=False)
+    optimizer = build_optimizer(model, config)
+    set_lr(optimizer, 0.5)
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for name in names_of(model, group):
+            rates[name], decays[name] = group["lr"] / 0.5e-4, group["weight_decay"]
+    blocks = [{rates[name] for name in rates if f"task_head.blocks.{i}." in name} for i in range(num_tuned_layers)]
+    assert all(len(block) == 1 for block in blocks)
+    assert [block.pop() for block in blocks] == pytest.approx(
+        [rate ** (num_tuned_layers + 1 - i) for i in range(num_tuned_layers)]
+    )
+    assert rates["head.task_head.blocks.0.attn.qkv.weight"] == pytest.approx(first)
+    assert rates[f"head.task_head.blocks.{num_tuned_layers - 1}.mlp.fc2.bias"] == pytest.approx(last)
+    others = [rates[name] for name in rates if "task_head" not in name]
+    assert others and others == pytest.approx([1.0] * len(others))
+    by_name = dict(model.named_parameters())
+    assert all((decays[name] > 0) == (by_name[name].ndim > 1) for name in decays)
+    assert rates.keys() == {name for name, parameter in by_name.items() if parameter.requires_grad}
+    # Two groups a copy, and two for the rest.
+    assert len(optimizer.param_groups) == 2 * num_tuned_layers + 2
+    assert current_lr(optimizer) == pytest.approx({"lr": 0.5e-4, "lr_task_head": 0.5e-4 * last})
+
+
+def test_layer_decay_comes_on_top_of_the_task_heads_rate():
+    with torch.device("meta"):
+        model = TaskModel(SplitHead(meta_backbone("dinov2-small"), SplitConfig()), torch.nn.Conv2d(384, 5, 1))
+    optimizer = build_optimizer(model, OptimConfig(lr=1.0, task_head_lr_scale=0.5, layer_decay=0.1))
+    assert sorted(group["peak_lr"] for group in optimizer.param_groups) == pytest.approx([5e-5, 5e-4, 5e-3, 1.0])

@@ -80,7 +80,7 @@ class OptimConfig:
     task_head_lr_scale: float = 0.1
     """The task head learns at this multiple of `lr`."""
     layer_decay: float | None = None
-    """Further multiple per copied block: the last learns at its square, the one before at its cube; None: all alike."""
+    """On top of that per copied block: the last learns at its square, the one before at its cube; None: all alike."""
     weight_decay: float = 1e-2
     """AdamW's weight decay."""
     decay_norms: bool = True

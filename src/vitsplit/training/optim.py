@@ -41,8 +41,8 @@ def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, An
     """The groups of one head, as AdamW takes them: base and task head, decayed or not.
 
     With ``layer_decay`` each copied block has groups of its own: of n copies, copy i (from 0) learns at
-    ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``, the square for the last and the twelfth power for the first of
-    eleven, as in the release's detection.
+    ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``: the square for the last, and the twelfth power for the first
+    of eleven, as in the release's detection.
     """
     in_task_head = {id(parameter) for parameter in model.head.param_groups().get("task_head", [])}
     by_name = trainable(model)
