@@ -123,9 +123,7 @@ class TrainDepth:
 
         index, seed = key
         sample = self.data.load(index)
-        depth_HW = keep_range(sample.depth_HW, self.config.min_depth, self.config.max_depth)
-        if not depth_HW.any():
-            raise DataError(_nothing_valid(self.data.items[index][1], sample.depth_HW, self.config))
+        depth_HW = keep_valid(sample.depth_HW, self.config, self.data.items[index][1])
         generator = torch.Generator().manual_seed(seed)
         image_CHW, depth_HW = augment(sample.image_CHW, depth_HW, self.config, generator)
         return DepthSample(image_CHW, depth_HW, sample.name)
@@ -157,6 +155,18 @@ def keep_range(depth_HW: Tensor, min_depth: float, max_depth: float | None) -> T
     if max_depth is not None:
         valid_HW &= depth_HW < max_depth
     return torch.where(valid_HW, depth_HW, 0.0)
+
+
+def keep_valid(depth_HW: Tensor, config: DepthConfig, path: Path) -> Tensor:
+    """``keep_range`` between the settings' bounds.
+
+    Raises:
+        DataError: No pixel is left; the message names the file.
+    """
+    valid_HW = keep_range(depth_HW, config.min_depth, config.max_depth)
+    if not valid_HW.any():
+        raise DataError(_nothing_valid(path, depth_HW, config))
+    return valid_HW
 
 
 def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
@@ -198,8 +208,9 @@ def require_same_size(image_CHW: Tensor, depth_HW: Tensor, image_path: Path, dep
 
 def _nothing_valid(path: Path, depth_HW: Tensor, config: DepthConfig) -> str:
     above = "" if config.max_depth is None else f" and below --max-depth {config.max_depth:g} m"
-    found = f"its depths reach from {depth_HW[depth_HW > 0].min():.4g} to {depth_HW.max():.4g} m"
-    said = found if depth_HW.any() else "every value is 0, negative or not finite"
+    said = "every value is 0, negative or not finite"
+    if depth_HW.any():
+        said = f"its depths reach from {depth_HW[depth_HW > 0].min():.4g} to {depth_HW.max():.4g} m"
     return (
         f"{path}: no pixel has a valid depth (above --min-depth {config.min_depth:g} m{above}): {said}. "
         "Remove the pair, or correct the map or the option."

@@ -154,8 +154,15 @@ class DetectionSet:
         Raises:
             DataError: As ``load_image``, or a mask cannot be decoded.
         """
+        return self.label(index, self.load_image(index))
+
+    def label(self, index: int, image_CHW: Tensor) -> DetectionSample:
+        """The sample of an image that was read before.
+
+        Raises:
+            DataError: A mask cannot be decoded.
+        """
         item = self.items[index]
-        image_CHW = self.load_image(index)
         objects = item.annotations
         boxes_N4 = torch.tensor([corners(each.box, item) for each in objects], dtype=torch.float32).reshape(-1, 4)
         return DetectionSample(

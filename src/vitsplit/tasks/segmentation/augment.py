@@ -118,16 +118,28 @@ def random_window(mask_HW: Tensor, size: tuple[int, int], config: SegmentationCo
 
 def cut(image_CHW: Tensor, mask_HW: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """Cuts a window out of an image and its mask and resizes it: bilinear with antialiasing, and nearest."""
+    return cut_image(image_CHW, window), cut_label(mask_HW, window)
+
+
+def cut_image(image_CHW: Tensor, window: Window) -> Tensor:
+    """Cuts a window out of an image and resizes it: bilinear with antialiasing."""
     top, left, height, width, out_height, out_width = window
     image_CHW = image_CHW[:, top : top + height, left : left + width]
-    mask_HW = mask_HW[top : top + height, left : left + width]
     if (height, width) == (out_height, out_width):
-        return image_CHW, mask_HW
+        return image_CHW
     # Channels last: torchvision then resizes 8-bit images with vector instructions.
     image_CHW = image_CHW[None].contiguous(memory_format=torch.channels_last)[0]
-    out_size = [out_height, out_width]
-    resized_CHW = F.resize(image_CHW, out_size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized_CHW, F.resize(mask_HW[None], out_size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    size = [out_height, out_width]
+    return F.resize(image_CHW, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def cut_label(label_HW: Tensor, window: Window) -> Tensor:
+    """Cuts a window out of a value per pixel (class, depth) and resizes it: nearest."""
+    top, left, height, width, out_height, out_width = window
+    label_HW = label_HW[top : top + height, left : left + width]
+    if (height, width) == (out_height, out_width):
+        return label_HW
+    return F.resize(label_HW[None], [out_height, out_width], interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
 def distort(image_CHW: Tensor, generator: Generator) -> Tensor:
