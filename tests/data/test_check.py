@@ -57,7 +57,7 @@ def test_good_set(root):
     assert train.sizes == [(10, 8, 5), (30, 20, 1)] and val.sizes == [(10, 8, 4)]
     assert train.converted == {"grey": 1}
     labelled = 4 * 80 + 16 + 600
-    assert [(c.name, c.pixels, c.images) for c in train.classes] == [("left", 760, 5), ("right", 176, 5)]
+    assert [(c.name, c.count, c.images) for c in train.classes] == [("left", 760, 5), ("right", 176, 5)]
     assert train.classes[1].share == pytest.approx(176 / labelled)
     assert train.ignored_share == pytest.approx(64 / (labelled + 64)) and val.ignored_share == 0
 
@@ -155,7 +155,7 @@ def test_json_on_standard_output(root, capsys):
     assert main(["data", "check", str(root), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True and report["splits"]["train"]["images"] == 4
-    assert report["splits"]["val"]["classes"][1] == {"name": "right", "pixels": 160, "share": 0.5, "images": 4}
+    assert report["splits"]["val"]["classes"][1] == {"name": "right", "count": 160, "share": 0.5, "images": 4}
 
 
 def test_tables_on_standard_output(root, capsys):

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from vitsplit.errors import ConfigError, DataError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+SetT = TypeVar("SetT")
 Progress = Callable[[int, int], None]
 """Called with the number of files read so far and of all."""
 
@@ -65,10 +66,10 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How much of a class a split has."""
+    """How much of a class a split has; what is counted is in ``Report.counted``."""
 
     name: str
-    pixels: int
+    count: int
     share: float
     images: int
 
@@ -81,8 +82,8 @@ class SplitReport:
         images: Number of images.
         sizes: ``(width, height, count)``, the most common first.
         converted: Kind of image that is converted on reading, to the number of them.
-        classes: Pixels and images per class; ``share`` is of all labelled pixels.
-        ignored_share: Share of all pixels that belong to no class.
+        classes: Pixels (or objects) and images per class; ``share`` is of those of all classes.
+        ignored_share: Share of all pixels that belong to no class; None where the labels are not per pixel.
         facts: Further figures, such as the range of depths, by their name on screen.
     """
 
@@ -90,17 +91,18 @@ class SplitReport:
     sizes: list[tuple[int, int, int]] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
     classes: list[ClassCount] = field(default_factory=list)
-    ignored_share: float = 0.0
+    ignored_share: float | None = None
     facts: dict[str, str | int | float] = field(default_factory=dict)
 
 
 @dataclass
 class Report:
-    """The result of a check."""
+    """The result of a check; ``counted`` is what ``ClassCount.count`` and ``share`` are of."""
 
     path: str
     task: str
     format: str
+    counted: Literal["pixels", "objects"] = "pixels"
     splits: dict[str, SplitReport] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -119,12 +121,18 @@ class Report:
         return {"ok": not self.errors, **asdict(self)}
 
 
-CheckFunction = Callable[[Path, str, int, Progress], Report]
-"""Checks the data set in a folder, of a format, with a number of processes."""
+CheckFunction = Callable[..., Report]
+"""Checks the data set in a folder, of a format, with a number of processes; depth takes ``depth_scale`` too."""
 
 
 def check_data(
-    root: str | Path, task: str, format: str = "auto", workers: int = 0, progress: Progress | None = None
+    root: str | Path,
+    task: str,
+    format: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+    *,
+    depth_scale: float | None = None,
 ) -> Report:
     """Reads every file of a data set and reports what it holds and what is wrong.
 
@@ -134,16 +142,49 @@ def check_data(
         format: Layout of the folder; ``auto`` recognises it.
         workers: Processes that read; 0: one per core.
         progress: Called as files are read.
+        depth_scale: Metres of one unit of integer depth maps; None: what the data set says. Of depth alone.
 
     Raises:
-        ConfigError: The task or the format is not known.
+        ConfigError: The task or the format is not known, or the scale is not positive or not for this task.
         DataError: The folder is missing or its layout is not recognised.
     """
     if task not in CHECKS:
         raise ConfigError(f"there is no check for the task '{task}'. Tasks: {', '.join(CHECKS)}.")
+    options: dict[str, Any] = {}
+    if depth_scale is not None:
+        if task != "depth":
+            raise ConfigError(f"a depth scale is for the task depth, not for {task}. Leave it out, or check depth.")
+        if not 0 < depth_scale < float("inf"):
+            raise ConfigError(f"the depth scale {depth_scale:g} is not positive. Give the metres of one unit.")
+        options["depth_scale"] = depth_scale
     module, function = CHECKS[task].split(":")
     check: CheckFunction = getattr(importlib.import_module(module), function)
-    return check(Path(root), format, workers or os.cpu_count() or 1, progress or (lambda done, total: None))
+    return check(Path(root), format, workers or os.cpu_count() or 1, progress or (lambda done, total: None), **options)
+
+
+def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str], SetT]) -> dict[str, SetT]:
+    """Opens the splits of a data set; one that cannot be opened becomes an error of the report."""
+    sets = {}
+    for split in splits:
+        try:
+            sets[split] = open_split(split)
+        except DataError as error:
+            report.findings.append(Finding("error", f"split {split} cannot be opened", report.path, str(error)))
+    return sets
+
+
+def read_splits(
+    work: Mapping[str, tuple[Callable[[ItemT], ResultT], Sequence[ItemT]]], workers: int, progress: Progress
+) -> Iterator[tuple[str, list[ResultT]]]:
+    """Applies each split's function to its items, see ``map_files``, and tells the progress over all of them."""
+    total = sum(len(items) for _, items in work.values())
+    done = 0
+    for split, (function, items) in work.items():
+        results = []
+        for result in map_files(function, items, workers):
+            results.append(result)
+            progress(done := done + 1, total)
+        yield split, results
 
 
 def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int) -> Iterator[ResultT]:

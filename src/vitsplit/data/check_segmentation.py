@@ -21,12 +21,13 @@ from vitsplit.data.check import (
     SplitReport,
     find_duplicates,
     inspect_image,
-    map_files,
+    open_splits,
+    read_splits,
     summarise_images,
 )
 from vitsplit.data.classes import IGNORE, LabelScheme
 from vitsplit.errors import DataError
-from vitsplit.tasks.segmentation.data import LabelRangeError, SegmentationSet, load_mask, require_same_size
+from vitsplit.tasks.segmentation.data import LabelRangeError, load_mask, require_same_size
 from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
 
 
@@ -42,21 +43,12 @@ class PairFacts:
 def check_segmentation(root: Path, format: str, workers: int, progress: Progress) -> Report:
     """Reads every image and mask; see ``vitsplit.data.check.check_data``."""
     report = Report(str(root), "segmentation", recognise(root, format)[1])
-    sets: dict[str, SegmentationSet] = {}
-    for split in list_segmentation_splits(root, format):
-        try:
-            sets[split] = open_segmentation_set(root, split, format)
-        except DataError as error:
-            report.findings.append(Finding("error", f"split {split} cannot be opened", str(root), str(error)))
-    total = sum(map(len, sets.values()))
+    splits = list_segmentation_splits(root, format)
+    sets = open_splits(report, splits, lambda split: open_segmentation_set(root, split, format))
+    work = {split: (partial(inspect_pair, labels=data.labels), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
-    done = 0
-    for split, data in sets.items():
-        facts = []
-        for pair in map_files(partial(inspect_pair, labels=data.labels), data.items, workers):
-            facts.append(pair)
-            progress(done := done + 1, total)
-        report.splits[split] = _summarise(facts, data.labels)
+    for split, facts in read_splits(work, workers, progress):
+        report.splits[split] = _summarise(facts, sets[split].labels)
         report.findings += [finding for pair in facts for finding in pair.findings]
         images[split] = [pair.image for pair in facts]
     report.findings += find_duplicates(images)
@@ -115,7 +107,7 @@ def _summarise(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
 def _unseen_classes(report: Report) -> list[Finding]:
     findings = []
     for split, data in report.splits.items():
-        unseen = [count.name for count in data.classes if count.pixels == 0]
+        unseen = [entry.name for entry in data.classes if entry.count == 0]
         if unseen:
             said = f"{split}: no pixel of {len(unseen)} of {len(data.classes)} classes: {', '.join(unseen)}. " + (
                 "They cannot be learned: remove them from classes.json, or add images."

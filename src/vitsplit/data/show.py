@@ -20,6 +20,9 @@ def show_report(report: Report, console: Console) -> None:
     console.print(f"[bold]{escape(report.path)}[/]: {report.task}, format {report.format}", highlight=False)
     if report.splits:
         console.print(_splits_table(report))
+    if any(split.facts for split in report.splits.values()):
+        console.print(_facts_table(report))
+    if any(split.classes for split in report.splits.values()):
         console.print(_classes_table(report))
     for level, colour in (("warning", "yellow"), ("error", "red")):
         _show_findings([finding for finding in report.findings if finding.level == level], level, colour, console)
@@ -46,36 +49,56 @@ def describe_sizes(split: SplitReport) -> str:
     )
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+
+
 def _splits_table(report: Report) -> Table:
-    table = Table(title="splits", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    splits = report.splits.values()
+    per_pixel = any(split.ignored_share is not None for split in splits)
+    table = _table("splits")
     table.add_column("split")
     table.add_column("images", justify="right")
     table.add_column("sizes (width x height)")
     table.add_column("converted on reading")
-    table.add_column("pixels ignored", justify="right")
+    if per_pixel:
+        table.add_column("pixels ignored", justify="right")
     for name, split in report.splits.items():
         converted = ", ".join(f"{count} {kind}" for kind, count in split.converted.items()) or "none"
-        table.add_row(name, str(split.images), describe_sizes(split), converted, f"{split.ignored_share:.1%}")
+        ignored = [f"{split.ignored_share or 0.0:.1%}"] if per_pixel else []
+        table.add_row(name, str(split.images), describe_sizes(split), converted, *ignored)
+    return table
+
+
+def _facts_table(report: Report) -> Table:
+    """One row per figure, in the order of the check."""
+    table = _table("figures")
+    table.add_column("")
+    for name in report.splits:
+        table.add_column(name, justify="right")
+    names = dict.fromkeys(name for split in report.splits.values() for name in split.facts)
+    for name in names:
+        table.add_row(escape(name), *(_figure(split.facts.get(name, "none")) for split in report.splits.values()))
     return table
 
 
 def _classes_table(report: Report) -> Table:
-    """One row per class: its share of the labelled pixels, and the images that have it, in every split."""
-    table = Table(
-        title="classes, as share of the labelled pixels", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-    )
+    """One row per class: its share of the labelled pixels, or its objects, and the images that have it."""
+    pixels = report.counted == "pixels"
+    table = _table("classes, as share of the labelled pixels" if pixels else "classes")
     table.add_column("id", justify="right")
     table.add_column("class")
     for name in report.splits:
-        table.add_column(f"{name} pixels", justify="right")
+        table.add_column(f"{name} {report.counted}", justify="right")
         table.add_column(f"{name} images", justify="right")
     first = next(iter(report.splits.values()))
-    for k, count in enumerate(first.classes):
+    for k, entry in enumerate(first.classes):
         cells = []
         for split in report.splits.values():
             here = split.classes[k]
-            cells += [_percent(here.share), str(here.images)] if here.pixels else ["[yellow]never[/]", "0"]
-        table.add_row(str(k), escape(count.name), *cells)
+            amount = _percent(here.share) if pixels else str(here.count)
+            cells += [amount, str(here.images)] if here.count else ["[yellow]never[/]", "0"]
+        table.add_row(str(k), escape(entry.name), *cells)
     return table
 
 
@@ -89,6 +112,12 @@ def _show_findings(findings: list[Finding], level: str, colour: str, console: Co
             console.print(f"  {escape(finding.message)}", highlight=False, soft_wrap=True)
         if len(group) > SHOWN:
             console.print(f"  and {len(group) - SHOWN} more (--json lists all)", highlight=False)
+
+
+def _figure(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return escape(str(value))
 
 
 def _percent(share: float) -> str:

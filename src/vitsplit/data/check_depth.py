@@ -1,0 +1,125 @@
+"""The check of depth data.
+
+Shapes: H W pixels, P the pixels of a map that have a depth. Depths are metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from torch import Tensor
+
+from vitsplit.data.check import (
+    Finding,
+    ImageFacts,
+    Progress,
+    Report,
+    SplitReport,
+    find_duplicates,
+    inspect_image,
+    open_splits,
+    read_splits,
+    summarise_images,
+)
+from vitsplit.errors import DataError
+from vitsplit.tasks.depth.data import MissingScaleError, load_depth, require_same_size, unit_warning
+from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognise
+
+
+@dataclass
+class PairFacts:
+    """What reading one image and its depth map showed.
+
+    Attributes:
+        image: What the image is.
+        pixels: Number of pixels of the map, 0 where it cannot be read.
+        valid: Number of them that have a depth.
+        range: Least, median and largest depth; None where no pixel has one.
+        findings: What is wrong.
+    """
+
+    image: ImageFacts
+    pixels: int = 0
+    valid: int = 0
+    range: tuple[float, float, float] | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+def check_depth(
+    root: Path, format: str, workers: int, progress: Progress, *, depth_scale: float | None = None
+) -> Report:
+    """Reads every image and depth map; see ``vitsplit.data.check.check_data``."""
+    report = Report(str(root), "depth", recognise(root, format)[1])
+    splits = list_depth_splits(root, format)
+    sets = open_splits(report, splits, lambda split: open_depth_set(root, split, format, depth_scale))
+    work = {split: (partial(inspect_pair, scale=data.scale), data.items) for split, data in sets.items()}
+    images: dict[str, list[ImageFacts]] = {}
+    for split, facts in read_splits(work, workers, progress):
+        report.splits[split] = _summarise(facts, sets[split].scale)
+        report.findings += [finding for pair in facts for finding in pair.findings]
+        images[split] = [pair.image for pair in facts]
+    report.findings += find_duplicates(images)
+    return report
+
+
+def inspect_pair(item: tuple[Path, Path], scale: float | None) -> PairFacts:
+    """Reads one image and its depth map; what is wrong becomes findings, never an exception."""
+    image_path, depth_path = item
+    facts, image_CHW, problem = inspect_image(image_path)
+    pair = PairFacts(facts, findings=[problem] if problem else [])
+    depth_HW = _try_depth(depth_path, scale, pair)
+    if depth_HW is None:
+        return pair
+    if image_CHW is not None:
+        try:
+            require_same_size(image_CHW, depth_HW, image_path, depth_path)
+        except DataError as error:
+            pair.findings.append(Finding("error", "size mismatch", str(depth_path), str(error)))
+    _measure(depth_HW, depth_path, pair)
+    return pair
+
+
+def _try_depth(depth_path: Path, scale: float | None, pair: PairFacts) -> Tensor | None:
+    try:
+        return load_depth(depth_path, scale)
+    except MissingScaleError as error:
+        pair.findings.append(Finding("error", "unit not known", str(depth_path), str(error)))
+    except DataError as error:
+        pair.findings.append(Finding("error", "unreadable depth map", str(depth_path), str(error)))
+    return None
+
+
+def _measure(depth_HW: Tensor, path: Path, pair: PairFacts) -> None:
+    """Adds the range of a map, and what is suspicious in it."""
+    valid_P = depth_HW[depth_HW > 0]
+    pair.pixels, pair.valid = depth_HW.numel(), valid_P.numel()
+    if not pair.valid:
+        said = f"{path}: no pixel has a depth (all are 0, negative or not finite). Export the map again, or remove it."
+        pair.findings.append(Finding("error", "no valid depth", str(path), said))
+        return
+    pair.range = float(valid_P.min()), float(valid_P.median()), float(valid_P.max())
+    if pair.range[0] == pair.range[2] and pair.valid > 1:
+        said = f"{path}: every depth is {pair.range[0]:.4g} m. Look whether the map was exported right."
+        pair.findings.append(Finding("warning", "constant depth", str(path), said))
+    unit = unit_warning(depth_HW, path)
+    if unit:
+        pair.findings.append(Finding("warning", "unlikely unit", str(path), unit))
+
+
+def _summarise(facts: list[PairFacts], scale: float | None) -> SplitReport:
+    report = summarise_images(pair.image for pair in facts)
+    ranges = [pair.range for pair in facts if pair.range is not None]
+    if ranges:
+        lows, medians, highs = zip(*ranges, strict=True)
+        report.facts = {
+            "least depth, m": min(lows),
+            "median of the maps' medians, m": median(medians),
+            "largest depth, m": max(highs),
+        }
+    pixels = sum(pair.pixels for pair in facts)
+    report.facts["pixels with a depth, %"] = 100 * sum(pair.valid for pair in facts) / max(pixels, 1)
+    report.facts["metres of one unit of the files"] = 1.0 if scale is None else scale
+    return report
