@@ -1,0 +1,209 @@
+"""The published files of NYUv2: the labelled images (HDF5), the classes and the split (MATLAB).
+
+Shapes: N images, H W pixels, C channels, S the 894 names of the raw labels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitsplit.data.classes import IGNORE
+from vitsplit.errors import DataError
+
+NOT_A_CLASS = "otherprop"
+"""The one of the 40 classes that is no class here: any small object."""
+CACHE_BYTES = 64 * 1024**2
+"""Of decompressed HDF5 per array: a chunk may span several images, and is then not decompressed for each."""
+_PUBLISHED = "Take the one that is published with NYU Depth V2"
+
+
+@dataclass(frozen=True)
+class RawClasses:
+    """How raw labels become classes.
+
+    Attributes:
+        names: The classes, in the order of their ids.
+        ids_S: uint8: raw label to class id, 255 where it is none; one longer than the names of the raw labels, as 0 is
+            unlabelled.
+    """
+
+    names: tuple[str, ...]
+    ids_S: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One labelled image.
+
+    Attributes:
+        where: The file, and the number of the image in it from 1, for errors.
+        image_HWC: uint8, RGB.
+        depth_HW: float32, metres.
+        label_HW: uint16, raw labels; 0 is unlabelled.
+    """
+
+    where: str
+    image_HWC: NDArray[np.uint8]
+    depth_HW: NDArray[np.float32]
+    label_HW: NDArray[np.uint16]
+
+
+class LabelledFile:
+    """``nyu_depth_v2_labeled.mat``, of which images are read one at a time.
+
+    MATLAB stores columns first, so that every array is turned here.
+    """
+
+    def __init__(self, path: Path, arrays: Any, depth: str) -> None:
+        self.path = path
+        self.images_NCWH, self.depths_NWH, self.labels_NWH = arrays["images"], arrays[depth], arrays["labels"]
+        self.raw_names = int(arrays["names"].size)
+        self._require_shapes()
+
+    def __len__(self) -> int:
+        return int(self.images_NCWH.shape[0])
+
+    def read(self, index: int) -> Labelled:
+        """Reads one image, counted from 0.
+
+        Raises:
+            DataError: The file is damaged there, or has a label without a name.
+        """
+        where = f"{self.path}, image {index + 1}"
+        try:
+            image_CWH, depth_WH = self.images_NCWH[index], self.depths_NWH[index]
+            label_WH = self.labels_NWH[index]
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{where}: cannot be read, the file is damaged ({error}). Download it again.") from error
+        if label_WH.max() > self.raw_names:
+            raise DataError(
+                f"{where}: has label {label_WH.max()}, but the file names {self.raw_names} labels. Download it again."
+            )
+        return Labelled(where, image_CWH.transpose(2, 1, 0), depth_WH.T, label_WH.T)
+
+    def _require_shapes(self) -> None:
+        images, depths, labels = self.images_NCWH.shape, self.depths_NWH.shape, self.labels_NWH.shape
+        if len(images) != 4 or images[1] != 3 or not depths == labels == (images[0], *images[2:]):
+            raise DataError(
+                f"{self.path}: images {images}, depths {depths} and labels {labels} do not have the shapes "
+                f"(N, 3, W, H), (N, W, H) and (N, W, H). {_PUBLISHED}: nyu_depth_v2_labeled.mat."
+            )
+
+
+@contextmanager
+def open_labelled(path: Path, depth: str) -> Iterator[LabelledFile]:
+    """Opens the file of labelled images.
+
+    Args:
+        path: ``nyu_depth_v2_labeled.mat``.
+        depth: The array of depths: ``depths`` (holes filled) or ``rawDepths``.
+
+    Raises:
+        DataError: h5py is not installed, or the file is missing, truncated or another one.
+    """
+    h5py = _import("h5py", path)
+    _require_file(path)
+    try:
+        file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+    except OSError as error:
+        if "truncated" in str(error):
+            raise DataError(f"{path}: the file is truncated ({error}). Download it again.") from error
+        raise DataError(
+            f"{path}: not the HDF5 file of NYUv2 ({error}). {_PUBLISHED}: nyu_depth_v2_labeled.mat (2.8 GB)."
+        ) from error
+    with file:
+        absent = [name for name in ("images", depth, "labels", "names") if not isinstance(file.get(name), h5py.Dataset)]
+        if absent:
+            raise DataError(
+                f"{path}: there is no array {' or '.join(absent)} in it, so it is another file. "
+                f"{_PUBLISHED}: nyu_depth_v2_labeled.mat."
+            )
+        yield LabelledFile(path, file, depth)
+
+
+def read_mapping(path: Path, raw_names: int) -> RawClasses:
+    """Reads ``classMapping40.mat``: the classes are its 40 without ``otherprop``, in order.
+
+    Args:
+        path: The file.
+        raw_names: Number of raw labels that the file of images names.
+
+    Raises:
+        DataError: scipy is not installed, or the file is missing, another one, or maps another number of labels.
+    """
+    classes_S, class_names = _load_arrays(path, "mapClass", "className")
+    names = [str(np.ravel(name)[0]) for name in class_names.ravel()]
+    classes_S = classes_S.ravel().astype(np.int64)
+    if len(classes_S) != raw_names:
+        raise DataError(
+            f"{path}: maps {len(classes_S)} raw labels, but the file of images names {raw_names}. "
+            f"{_PUBLISHED}: classMapping40.mat."
+        )
+    if NOT_A_CLASS not in names or classes_S.min() < 1 or classes_S.max() > len(names):
+        raise DataError(
+            f"{path}: maps to classes {classes_S.min()} to {classes_S.max()} of {len(names)} names, which must be 1 to "
+            f"{len(names)} and include {NOT_A_CLASS}. {_PUBLISHED}: classMapping40.mat."
+        )
+    kept = [name for name in names if name != NOT_A_CLASS]
+    ids = [kept.index(name) if name in kept else IGNORE for name in names]
+    return RawClasses(tuple(kept), np.array([IGNORE, *(ids[k - 1] for k in classes_S)], dtype=np.uint8))
+
+
+def read_split(path: Path, images: int) -> tuple[list[int], list[int]]:
+    """Reads ``splits.mat``.
+
+    Args:
+        path: The file.
+        images: Number of images that it must divide.
+
+    Returns:
+        Indices of the training and of the test images, from 0, in order.
+
+    Raises:
+        DataError: scipy is not installed, or the file is missing, another one, or divides another number of images.
+    """
+    train, test = (sorted(int(k) - 1 for k in array.ravel()) for array in _load_arrays(path, "trainNdxs", "testNdxs"))
+    if sorted(train + test) != list(range(images)):
+        raise DataError(
+            f"{path}: its {len(train)} training and {len(test)} test images are not the {images} images of the file, "
+            f"each once. {_PUBLISHED}: splits.mat."
+        )
+    return train, test
+
+
+def _load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    loadmat = _import("scipy.io", path).loadmat
+    _require_file(path)
+    try:
+        content = loadmat(path)
+    except Exception as error:  # the reader raises whatever the broken bytes lead it to
+        raise DataError(
+            f"{path}: not a MATLAB file that SciPy can read, or truncated ({error}). {_PUBLISHED}."
+        ) from error
+    absent = [name for name in names if name not in content]
+    if absent:
+        raise DataError(f"{path}: there is no array {' or '.join(absent)} in it, so it is another file. {_PUBLISHED}.")
+    return [content[name] for name in names]
+
+
+def _import(module: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading it needs {module.partition('.')[0]}, which is not installed. "
+            "Run: pip install 'vitsplit[nyuv2]'"
+        ) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file. Check the path.")

@@ -1,0 +1,40 @@
+"""``vitsplit data`` as it is typed."""
+
+import pytest
+
+from vitsplit.cli.main import main
+
+FORMATS = {
+    "segmentation": "cityscapes",
+    "depth": "kitti",
+    "detection": "yolo",
+}
+"""Of each task one format that no other task has."""
+
+
+@pytest.mark.parametrize(("task", "format"), [(t, f) for t in FORMATS for own, f in FORMATS.items() if own != t])
+def test_a_format_of_another_task_is_one_clear_error(task, format, scenes, capsys):
+    assert main(["data", "check", str(scenes), "--task", task, "--format", format]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"'{format}'" in said and "auto, " in said and FORMATS[task] in said
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_depth_scale_is_for_depth(task, scenes, capsys):
+    assert main(["data", "check", str(scenes), "--task", task, "--depth-scale", "0.001"]) == 2
+    assert f"a depth scale is for the task depth, not for {task}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_generated_scenes_are_ready_for_every_task(task, scenes, capsys):
+    assert main(["data", "check", str(scenes), "--task", task]) == 0
+    said = capsys.readouterr().out
+    assert f": {task}, format " in said and "all 64x48" in said and "\nready: 0 errors" in said
+
+
+def test_prepare_asks_for_what_it_needs(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["data", "prepare", "nyuv2", "file.mat"])
+    assert leaving.value.code == 2
+    said = capsys.readouterr().err
+    assert "--mapping" in said and "--splits" in said and "--out" in said
