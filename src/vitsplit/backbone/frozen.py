@@ -5,7 +5,6 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.families import Family, family_of
 from vitsplit.errors import ConfigError
+from vitsplit.training.precision import autocast
 from vitsplit.types import LayerTaps, Padding, TapRequest
 
 
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         raw_maps: dict[int, Tensor] = {}
         rope: Tensor | None = None
         if request.tokens or request.num_blocks:
-            with self._autocast(pixels_BCHW.device.type):
+            with autocast(pixels_BCHW.device.type, self.precision):
                 x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
                 x_BTD = x_BTD.float()
                 if 0 in request.tokens:
@@ -195,12 +195,6 @@ class Backbone(nn.Module):
             rope=rope,
             pixels_BCHW=pixels_BCHW if request.pixels else None,
         )
-
-    def _autocast(self, device_type: str) -> AbstractContextManager[object]:
-        """The backbone's own precision, also inside somebody else's autocast."""
-        if not torch.amp.is_autocast_available(device_type):
-            return nullcontext()
-        return torch.autocast(device_type, self.precision, enabled=self.precision != torch.float32)
 
     def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         # A view: channels stay innermost, which is also how convolutions on a processor read fastest.

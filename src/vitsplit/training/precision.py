@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -17,6 +18,16 @@ DTYPES: dict[Resolved, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bflo
 
 # Below this, casts and the kernels that bf16 lacks eat what the matrix products gain.
 WORTHWHILE_SPEEDUP = 1.5
+
+
+def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Computes in ``dtype`` within the block (float32: without autocast), also inside somebody else's autocast.
+
+    Nothing happens on devices that have no autocast, such as the meta device, on which only shapes are known.
+    """
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, dtype, enabled=dtype != torch.float32)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Resolved:

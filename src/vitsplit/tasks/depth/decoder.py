@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.training.precision import autocast
 
 GROUPS = 32
 CHANNELS = 64
@@ -49,7 +50,7 @@ class DepthDecoder(nn.Module):
         x = F.gelu(self.norm1(self.up1(fused_BDhw)))
         x = F.gelu(self.norm2(self.up2(x)))
         # Metres in bf16 would have steps of 3 cm from 4 m on.
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device.type, torch.float32):
             return self.metres(self.regress(self.last_norm(x.float())))
 
 
@@ -64,7 +65,7 @@ class LinearDepthDecoder(nn.Module):
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """``map_BDhw`` to metres."""
-        with torch.autocast(map_BDhw.device.type, enabled=False):
+        with autocast(map_BDhw.device.type, torch.float32):
             return self.metres(self.linear(map_BDhw.float()))
 
 
