@@ -1,0 +1,156 @@
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from depth_files import RNG, millimetres, write_map, write_set
+from PIL import Image
+
+from vitsplit.errors import DataError
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.data import TrainDepth, collate, keep_range, load_depth, unit_warning
+from vitsplit.tasks.depth.layouts import open_depth_set
+
+METRES = RNG.uniform(0.5, 9.0, (6, 8)).astype(np.float32)
+
+
+def save_exr(path, channels):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, channels) as file:
+        file.write(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "scale", "metres"),
+    [
+        ("mm.png", np.array([[1500, 65535]], np.uint16), 0.001, [[1.5, 65.535]]),
+        ("kitti.png", np.array([[256, 20481]], np.uint16), 1 / 256, [[1.0, 80.00390625]]),
+        ("bytes.png", np.array([[255, 51]], np.uint8), 1 / 25.5, [[10.0, 2.0]]),
+        ("mm.tif", np.array([[1500, 40000]], np.uint16), 0.001, [[1.5, 40.0]]),
+        ("long.tif", np.array([[1_500_000, 40]], np.int32), 1e-6, [[1.5, 4e-5]]),
+        ("metres.tif", np.array([[1.5, 0.25]], np.float32), None, [[1.5, 0.25]]),
+        ("millimetres.tif", np.array([[1500, 250]], np.float32), 0.001, [[1.5, 0.25]]),
+        ("metres.npy", np.array([[1.5, 0.25]], np.float64), None, [[1.5, 0.25]]),
+        ("half.npy", np.array([[[1.5, 0.25]]], np.float16), None, [[1.5, 0.25]]),
+        ("big_endian.npy", np.array([[1500, 250]], ">u2"), 0.001, [[1.5, 0.25]]),
+    ],
+)
+def test_formats(tmp_path, name, values, scale, metres):
+    write_map(tmp_path / name, values)
+    depth = load_depth(tmp_path / name, scale)
+    assert depth.dtype == torch.float32
+    assert depth.numpy() == pytest.approx(np.array(metres), rel=1e-6)
+
+
+def test_exr(tmp_path):
+    for name, channels in {
+        "one.exr": {"V": METRES},
+        "blender.exr": {"ViewLayer.Combined.A": METRES + 1, "ViewLayer.Depth.Z": METRES},
+        "rgb.exr": {"R": METRES, "G": METRES + 1, "B": METRES + 2},
+    }.items():
+        save_exr(tmp_path / name, channels)
+        assert np.array_equal(load_depth(tmp_path / name, None).numpy(), METRES)
+    save_exr(tmp_path / "normals.exr", {"nx": METRES, "ny": METRES})
+    with pytest.raises(DataError, match=r"normals\.exr: none of its channels \(nx, ny\)"):
+        load_depth(tmp_path / "normals.exr", None)
+    (tmp_path / "broken.exr").write_bytes(b"no exr")
+    with pytest.raises(DataError, match=r"broken\.exr: not an EXR file"):
+        load_depth(tmp_path / "broken.exr", None)
+
+
+def test_exr_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(DataError, match=r"pip install 'vitsplit\[exr\]'"):
+        load_depth(tmp_path / "a.exr", None)
+
+
+def test_values_that_are_no_depth_are_invalid(tmp_path):
+    write_map(tmp_path / "a.npy", np.array([[0.0, -1.0, np.nan, np.inf, -np.inf, 1e300, 2.0]]))
+    assert load_depth(tmp_path / "a.npy", None).tolist() == [[0, 0, 0, 0, 0, 0, 2]]
+
+
+def test_keep_range_is_open_at_both_ends():
+    depth = torch.tensor([0.0, 0.001, 0.0011, 9.99, 10.0, 11.0])
+    assert keep_range(depth, 0.001, 10.0).tolist() == pytest.approx([0, 0, 0.0011, 9.99, 0, 0])
+    assert keep_range(depth, 0.001, None).tolist() == pytest.approx([0, 0, 0.0011, 9.99, 10, 11])
+
+
+def test_what_is_no_depth_map_is_named(tmp_path):
+    write_map(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
+    with pytest.raises(DataError, match=r"a\.npy: the depth map holds integers.*--depth-scale"):
+        load_depth(tmp_path / "a.npy", None)
+    Image.fromarray(RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: an image of mode RGB is a picture, not a depth map"):
+        load_depth(tmp_path / "b.png", 0.001)
+    write_map(tmp_path / "c.npy", np.ones((3, 4, 5), np.float32))
+    with pytest.raises(DataError, match=r"c\.npy: an array of shape \(3, 4, 5\)"):
+        load_depth(tmp_path / "c.npy", None)
+    (tmp_path / "d.npy").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"d\.npy: not an array"):
+        load_depth(tmp_path / "d.npy", None)
+    np.save(tmp_path / "e.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"e\.npy: not an array"):
+        load_depth(tmp_path / "e.npy", None)
+
+
+def test_another_size_is_one_error(tmp_path):
+    write_set(tmp_path, [millimetres(size=(12, 16))])
+    write_map(tmp_path / "depth/train/0.png", millimetres(size=(6, 8)))
+    with pytest.raises(DataError, match=r"the depth map is 8x6 .*images/train/0\.png is 16x12"):
+        open_depth_set(tmp_path, "train").load(0)
+
+
+@pytest.mark.parametrize(
+    ("values", "config", "reason"),
+    [
+        (np.zeros((12, 16), np.uint16), DepthConfig(), "every value is 0, negative or not finite"),
+        (
+            millimetres(20_000, 30_000),
+            DepthConfig(max_depth=10.0),
+            r"below --max-depth 10 m\): its depths reach from 2",
+        ),
+    ],
+)
+def test_training_names_a_map_without_a_valid_pixel(tmp_path, values, config, reason):
+    data = open_depth_set(write_set(tmp_path, [millimetres(), values]), "train")
+    with pytest.raises(DataError, match=rf"depth/train/1\.png: no pixel has a valid depth.*{reason}"):
+        TrainDepth(data, config)[1, 0]
+
+
+def test_a_training_sample_is_a_function_of_index_and_seed(tmp_path):
+    data = open_depth_set(write_set(tmp_path, [millimetres(size=(40, 50)) for _ in range(2)]), "train")
+    samples = TrainDepth(data, DepthConfig(crop_size=(16, 20)))
+    again = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(samples[0, 7].image_CHW, again[0, 7].image_CHW)
+    assert torch.equal(samples[0, 7].depth_HW, again[0, 7].depth_HW)
+    assert not torch.equal(samples[0, 7].depth_HW, samples[0, 8].depth_HW)
+    batch = collate([samples[0, 7], samples[1, 9]])
+    assert batch.image_BCHW.shape == (2, 3, 16, 20) and batch.depth_BHW.shape == (2, 16, 20)
+    assert batch.names == [str(pair[0]) for pair in data.items]
+
+
+@pytest.mark.parametrize(("median", "warns"), [(0.0099, True), (0.011, False), (990.0, False), (1010.0, True)])
+def test_a_median_that_is_no_depth_in_metres(median, warns):
+    depth = torch.tensor([[median, median, 0.0, 0.0, 0.0, 0.0, 5 * median]])
+    said = unit_warning(depth, Path("a.png"))
+    assert (said is not None) == warns
+    if said:
+        assert "--depth-scale" in said and "a.png" in said and f"{median:g} m" in said
+
+
+def test_an_invalid_map_says_nothing_of_its_unit():
+    assert unit_warning(torch.zeros(2, 3), Path("a.png")) is None
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif("VITSPLIT_DATA" not in os.environ, reason="VITSPLIT_DATA does not point to the labelled sets")
+def test_nyuv2():
+    data = open_depth_set(Path(os.environ["VITSPLIT_DATA"]) / "nyuv2", "val", depth_scale=1 / 25.5)
+    assert len(data) == 159
+    for index in range(0, 159, 40):
+        depth = data.load(index).depth_HW
+        assert depth.shape == (240, 320) and depth.min() > 0.7 and depth.max() <= 10.0001

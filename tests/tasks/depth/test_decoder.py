@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder, Metres
+
+CONFIG = DepthConfig()
+
+
+# Table 12 in millions, and by hand: ConvT + GN + ConvT + GN + BN + Conv3x3.
+@pytest.mark.parametrize(("width", "millions"), [(384, 0.34), (768, 1.28), (1024, 2.23)])
+def test_parameters(width, millions):
+    count = sum(parameter.numel() for parameter in DepthDecoder(width, CONFIG).parameters())
+    half = width // 2
+    assert count == (width * half * 4 + half) + 2 * half + (half * 64 * 4 + 64) + 128 + 128 + (64 * 9 + 1)
+    assert count == pytest.approx(millions * 1e6, abs=0.006e6)
+
+
+def test_the_decoder_is_the_releases_layers_in_order():
+    torch.manual_seed(0)
+    decoder = DepthDecoder(64, CONFIG).eval()
+    x = torch.randn(2, 64, 3, 5)
+    layers = nn.Sequential(
+        decoder.up1, nn.GroupNorm(32, 32), nn.GELU(), decoder.up2, nn.GroupNorm(32, 64), nn.GELU(), decoder.last_norm
+    )
+    expected = torch.relu(decoder.regress(layers(x))) + 1e-3
+    assert decoder(x).shape == (2, 1, 12, 20)
+    assert torch.allclose(decoder(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
+def test_the_start_is_at_the_start_depth_with_gradient_almost_everywhere(decoder):
+    torch.manual_seed(0)
+    model = decoder(64, dataclasses.replace(CONFIG, start_depth=4.0))
+    depth = model(torch.randn(4, 64, 8, 8)).detach()
+    assert float(depth.mean()) == pytest.approx(4.0, abs=0.3)
+    assert float((depth > 1e-3).float().mean()) > 0.99, "pixels at the ReLU's zero do not learn"
+
+
+@pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
+def test_metres_are_float32_whatever_the_rest_computes_in(decoder):
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        depth = decoder(64, CONFIG)(torch.randn(1, 64, 4, 4).bfloat16())
+    assert depth.dtype == torch.float32
+    assert not torch.equal(depth, depth.bfloat16().float())
+
+
+def test_group_norm_needs_no_batch():
+    decoder = DepthDecoder(64, dataclasses.replace(CONFIG, decoder_norm="group"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in decoder.modules())
+
+
+def test_the_range():
+    bounded = Metres(dataclasses.replace(CONFIG, min_depth=0.5, max_depth=10.0))
+    x = torch.tensor([-3.0, 0.0, 2.0, 9.5, 40.0], requires_grad=True)
+    assert bounded.eval()(x).tolist() == [0.5, 0.5, 2.5, 10.0, 10.0]
+    assert float(Metres(CONFIG).eval()(x.detach())[-1]) == pytest.approx(40.001)
+    # In training what overshoots can still be pulled back.
+    bounded.train()(x)[-1].backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 0, 0, 0, 1]
