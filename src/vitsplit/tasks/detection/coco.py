@@ -79,7 +79,7 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     present = {image_id for image_id, name in names.items() if (images_at / name).is_file()}
     for image_id, name in names.items():
         if image_id not in present:
-            ledger.report(MISSING_IMAGE, file, str(images_at / name))
+            ledger.report(MISSING_IMAGE, file, f"{images_at.name}/{name}")
     _report_twice(content["annotations"], DUPLICATE_OBJECT, file, ledger)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     objects: dict[int, list[Annotation]] = defaultdict(list)

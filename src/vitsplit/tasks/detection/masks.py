@@ -15,11 +15,7 @@ from vitsplit.tasks.detection.annotations import Box, Segmentation
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Makes a compressed run-length encoding: ``size`` [H, W] and ``counts`` as bytes. Polygons are united.
-
-    Raises:
-        ValueError: The runs do not add up to ``height * width``.
-    """
+    """Makes a compressed run-length encoding: ``size`` [H, W] and ``counts``. Polygons are united."""
     if isinstance(segmentation, tuple):
         return mask_api.merge(mask_api.frPyObjects([part.tolist() for part in segmentation], height, width))
     if isinstance(segmentation["counts"], list):
@@ -37,7 +33,13 @@ def rasterise(segmentation: Segmentation, height: int, width: int) -> NDArray[np
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> float:
-    """Pixels of a mask."""
+    """Pixels of a mask.
+
+    Raises:
+        ValueError: The runs do not add up to ``height * width``.
+    """
+    if isinstance(segmentation, dict):  # only decoding tells whether a compressed one is whole
+        return float(rasterise(segmentation, height, width).sum())
     return float(mask_api.area(to_rle(segmentation, height, width)))
 
 

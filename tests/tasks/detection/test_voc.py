@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pytest
+from label_files import HEIGHT, WIDTH, voc_object, write_voc
+
+from vitsplit.errors import DataError
+from vitsplit.tasks.detection.layouts import list_detection_splits, open_detection_set, recognise
+
+
+def message(root):
+    with pytest.raises(DataError) as caught:
+        open_detection_set(root, "train")
+    return str(caught.value)
+
+
+def test_corners_count_pixels_from_one_and_are_included(tmp_path):
+    """As in VOC's MATLAB, where ``mask(ymin:ymax, xmin:xmax) = 1`` paints the box."""
+    corners = [(1, 1, WIDTH, HEIGHT), (15, 10, 44, 19), (60, 40, 60, 40)]
+    write_voc(tmp_path, {"a": [voc_object("dog", each) for each in corners]})
+    data = open_detection_set(tmp_path, "train")
+    sample = data.load(0)
+    for (xmin, ymin, xmax, ymax), box in zip(corners, sample.boxes_N4.int().tolist(), strict=True):
+        painted_HW = np.zeros((HEIGHT + 1, WIDTH + 1), bool)  # row and column 0 are never used
+        painted_HW[ymin : ymax + 1, xmin : xmax + 1] = True
+        ours_HW = np.zeros((HEIGHT, WIDTH), bool)
+        ours_HW[box[1] : box[3], box[0] : box[2]] = True
+        assert (ours_HW == painted_HW[1:, 1:]).all()
+    assert recognise(tmp_path) == (tmp_path, "voc")
+    assert len(data.classes) == 20 and data.classes.names[sample.labels_N[0]] == "dog"
+    assert data.category_ids == tuple(range(1, 21)) and sample.masks_NHW is None
+
+
+def test_difficult_objects_are_crowds(tmp_path):
+    objects = [voc_object("cat", (2, 2, 20, 20), difficult) for difficult in (None, 0, 1)]
+    write_voc(tmp_path, {"a": objects, "b": []})
+    data = open_detection_set(tmp_path, "train")
+    assert data.load(0).crowd_N.tolist() == [False, False, True] and len(data.load(1).boxes_N4) == 0
+    truth = data.coco_truth()["annotations"]
+    assert [entry["iscrowd"] for entry in truth] == [0, 0, 1] and [entry["id"] for entry in truth] == [1, 2, 3]
+
+
+def test_lists_say_what_is_in_a_split(tmp_path):
+    for split, names in (("train", "ab"), ("val", "c"), ("test", "d"), ("trainval", "abc")):
+        write_voc(tmp_path, {name: [voc_object("cat", (2, 2, 20, 20))] for name in names}, split)
+    assert list_detection_splits(tmp_path) == ("train", "val", "test")
+    assert [len(open_detection_set(tmp_path, split)) for split in ("train", "val", "test", "trainval")] == [2, 1, 1, 3]
+
+
+def test_own_classes(tmp_path):
+    write_voc(tmp_path, {"a": [voc_object("vest", (2, 2, 20, 20))], "b": [voc_object("helmet", (2, 2, 20, 20))]})
+    said = message(tmp_path)
+    assert f"{tmp_path / 'classes.json'}: there is no such file, and helmet, vest" in said
+    (tmp_path / "classes.json").write_text(said.split("\n")[-1])
+    data = open_detection_set(tmp_path, "train")
+    assert data.classes.names == ("helmet", "vest") and data.load(0).labels_N.tolist() == [1]
+    (tmp_path / "classes.json").write_text(json.dumps(["vest"]))
+    assert "classes out of range: 1 (object 1 (helmet): not among vest)" in message(tmp_path)
+
+
+def test_size_is_read_from_the_image_where_the_file_has_none(tmp_path):
+    write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, WIDTH, 20))]}, size=(0, 0))
+    item = open_detection_set(tmp_path, "train").items[0]
+    assert (item.width, item.height) == (WIDTH, HEIGHT)
+
+
+def test_size_that_is_not_the_image(tmp_path):
+    write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, 30, 20))]}, size=(80, 50))
+    with pytest.raises(DataError, match=r"a\.jpg: the image is 60x40 .* says 80x50"):
+        open_detection_set(tmp_path, "train").load(0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (voc_object("cat", (2, 2, 62, 20)), ["boxes outside their image", "x 1 to 62"]),
+        (voc_object("cat", (30, 2, 20, 20)), ["broken boxes", "object 2 (cat): width -9"]),
+        (voc_object("cat", ("x", 2, 20, 20)), ["broken entries", "object 2 (cat): no bndbox with the numbers xmin"]),
+        ("<object><name>cat</name></object>", ["no bndbox"]),
+        ("\n<object>", ["not valid XML", "line 2"]),
+    ],
+)
+def test_bad_objects_are_named(tmp_path, entry, words):
+    write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, 20, 20)), entry]})
+    said = message(tmp_path)
+    assert str(tmp_path / "Annotations" / "a.xml") in said
+    for word in words:
+        assert word in said
+
+
+def test_zero_based_corners_pass_as_rounding(tmp_path):
+    write_voc(tmp_path, {"a": [voc_object("cat", (0, 0, 20, 20))]})
+    assert open_detection_set(tmp_path, "train").load(0).boxes_N4.tolist() == [[0, 0, 20, 20]]
+
+
+def test_missing_files(tmp_path):
+    write_voc(tmp_path, {name: [voc_object("cat", (2, 2, 20, 20))] for name in "abc"})
+    (tmp_path / "Annotations" / "b.xml").unlink()
+    assert "missing annotation files: 1 (Annotations/b.xml)" in message(tmp_path)
+    (tmp_path / "JPEGImages" / "a.jpg").unlink()
+    said = message(tmp_path)
+    assert f"{tmp_path / 'ImageSets/Main/train.txt'}: missing images: 1 (JPEGImages/a.jpg)" in said
+    assert "Also: missing annotation files (1)" in said
