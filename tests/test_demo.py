@@ -17,15 +17,19 @@ QUICK = ["--random-weights", "--backbone", "vit_tiny_patch16_224", "--train-scen
 def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a folder with a name that is long enough to be wrapped by a terminal of eighty columns" / "demo"
     assert main(["demo", *QUICK, "--out", str(out)]) == 0
-    last_line = capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr().out
+    last_line = said.splitlines()[-1]
     assert last_line == str(out / "index.html")
     text = Path(last_line).read_text(encoding="utf-8")
     # Nothing is fetched: every picture is inside, and nothing else is referred to.
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
-    assert text.count('alt="prediction"') == 2 and "<svg" in text and "mIoU" in text
+    assert all(text.count(f'alt="{task}, prediction"') == 2 for task in ("classes", "depth"))
+    assert "<svg" in text and "mIoU" in text and "RMSE" in text
     with Image.open(out / "picture.jpg") as picture:
-        assert picture.size == (4 * 64 + 3 * 6, 2 * (48 + 6) - 6)
+        assert picture.size == (5 * 64 + 4 * 6, 2 * (48 + 6) - 6)
+    # Two scenes in the picture and two in the page: one pass of the backbone each, for both tasks.
+    assert "4 passes at 48x64 for segmentation and depth" in said
     assert main(["demo", *QUICK, "--out", str(out)]) == 2
     assert "already holds a demo" in capsys.readouterr().err
 

@@ -192,7 +192,7 @@ class DemoConfig:
     size: tuple[int, int] = (196, 252)
     """Height and width of a scene."""
     steps: int = 100
-    """Training steps."""
+    """Training steps of each task."""
     batch_size: int = 8
     """Scenes per step."""
     seed: int = 0

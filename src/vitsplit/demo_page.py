@@ -1,0 +1,149 @@
+"""What the demo shows: a sheet of pictures and a page.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vitsplit.bundle import WEIGHTS, find_bundle
+from vitsplit.inference.multitask import MultiPredictor
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, Task
+from vitsplit.tasks.depth.paint import colour, colour_range
+from vitsplit.tasks.segmentation.report import add_class_table, paint
+from vitsplit.training.config import DemoConfig
+
+PICTURE_ROWS, PAGE_ROWS, GAP = 3, 10, 6
+INK = "#3e63dd"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes:
+        config: Its settings.
+        scenes: Folder of the data.
+        runs: Task to run folder.
+        model: Both bundles on one backbone.
+        evaluations: Task to its evaluation, and the task opened on the validation scenes.
+        minutes: Task to its minutes of training.
+    """
+
+    config: DemoConfig
+    scenes: Path
+    runs: dict[str, Path]
+    model: MultiPredictor
+    evaluations: dict[str, tuple[Evaluation, Task]]
+    minutes: dict[str, float]
+
+    def cells(self, count: int) -> list[list[tuple[Image.Image, str]]]:
+        """Rows of image, truth and answer of both tasks with captions; ``count`` scenes, spread over the set."""
+        segmentation: Any = self.evaluations["segmentation"][1]
+        depth: Any = self.evaluations["depth"][1]
+        images, depths = segmentation.val_images(), depth.val_images()
+        rows = []
+        for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+            sample, depth_HW = images.load(index), depths.load(index).depth_HW.numpy()
+            answers = self.model.predict(sample.image_CHW)
+            mask_HW, metres_HW = answers["segmentation"].mask, answers["depth"].depth
+            range_m = colour_range(depth_HW)
+            rows.append(
+                [
+                    (Image.fromarray(answers["depth"].image), Path(sample.name).name),
+                    (paint(sample.mask_HW.numpy(), segmentation.classes.colours), "classes, truth"),
+                    (paint(mask_HW, segmentation.classes.colours), "classes, prediction"),
+                    (colour(depth_HW, depth_HW > 0, range_m), f"depth, truth ({range_m[0]:.1f} to {range_m[1]:.1f} m)"),
+                    (colour(metres_HW, metres_HW > 0, range_m), "depth, prediction"),
+                ]
+            )
+        return rows
+
+
+def write_picture(result: DemoResult, path: Path) -> Path:
+    """A sheet of validation scenes, as ``DemoResult.cells`` has them."""
+    rows = [[picture.convert("RGB") for picture, _ in row] for row in result.cells(PICTURE_ROWS)]
+    width, height = rows[0][0].size
+    columns = len(rows[0])
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for row, cells in enumerate(rows):
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (column * (width + GAP), row * (height + GAP)))
+    sheet.save(path, quality=90)
+    return path
+
+
+def write_page(result: DemoResult, path: Path) -> Path:
+    """The page: figures, what is shared, pictures, curves, classes, how to go on."""
+    model, config = result.model, result.config
+    info = model.backbone.info
+    segmentation, depth = (result.evaluations[task][0] for task in ("segmentation", "depth"))
+    page = Page(
+        "vitsplit demo",
+        f"Two bundles for generated scenes, segmentation and depth, trained on the one frozen backbone {info.name}.",
+    )
+    page.figures(
+        [
+            (f"{100 * segmentation.metrics['miou']:.1f} %", "mIoU of the classes"),
+            (f"{depth.metrics['rmse']:.2f} m", "RMSE of the depth"),
+            (f"{100 * depth.metrics['delta1']:.1f} %", "of depths within 1.25 times"),
+            (f"{sum(result.minutes.values()):.1f} min", f"training, 2 x {config.steps} steps of {config.batch_size}"),
+        ]
+    )
+    _add_sharing(page, result)
+    page.text(f"Weights of the backbone: {info.source}, licence {info.licence}.", soft=True)
+    page.heading("Scenes that they have not seen, both tasks from one pass")
+    task: Any = result.evaluations["segmentation"][1]
+    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    for row in result.cells(PAGE_ROWS):
+        page.pictures(row)
+    page.heading("Training")
+    page.plot(_curves(result))
+    page.heading("Classes")
+    add_class_table(page, segmentation)
+    page.heading("Use it")
+    runs = " ".join(str(run) for run in result.runs.values())
+    page.code(
+        f"vitsplit predict {runs} IMAGE.jpg --out predictions\n"
+        f"vitsplit evaluate {result.runs['depth']} --data {result.scenes}\nvitsplit info {runs}"
+    )
+    return page.write(path)
+
+
+def _add_sharing(page: Page, result: DemoResult) -> None:
+    model = result.model
+    frozen = sum(parameter.numel() for parameter in model.backbone.parameters())
+    rows = [["backbone, frozen, in memory once", f"{frozen / 1e6:.2f} M", "-"]]
+    for name, bundle in model.items():
+        trained = sum(p.numel() for p in bundle.model.parameters() if p.requires_grad)
+        size = (find_bundle(result.runs[name]) / WEIGHTS).stat().st_size
+        rows.append([f"{name} bundle", f"{trained / 1e6:.2f} M", f"{size / 1e6:.0f} MB"])
+    page.table(["part", "parameters", "on disk"], rows)
+
+
+def _curves(result: DemoResult) -> Figure:
+    """Loss and score over steps of both tasks."""
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots(2, 2)
+    scores = {"segmentation": ("miou", 100.0, "mIoU (%)"), "depth": ("rmse", 1.0, "RMSE (m)")}
+    for row, (task, run) in zip(axes, result.runs.items(), strict=True):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        key, factor, name = scores[task]
+        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        reached = [(line["step"], factor * line["eval"][key]) for line in lines if "eval" in line]
+        for axis, points, title in zip(row, (losses, reached), ("loss", name), strict=True):
+            axis.plot(*zip(*points, strict=True), color=INK, marker="o", markersize=3)
+            axis.set_xlabel("step")
+            axis.set_title(f"{task}: {title}", loc="left", fontsize=10)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="y", alpha=0.3)
+    return figure
