@@ -30,6 +30,8 @@ Arrays, since lists of the millions of numbers of a large set take four times th
 """
 OUTSIDE = 1.0
 """Pixels by which a box may leave its image: as far as rounding can bring it. What is outside is cut off."""
+MIN_COORDINATES = 6
+"""Of a polygon: x and y of three points, since fewer enclose nothing."""
 EXIF_ORIENTATION = 0x0112
 EXIF_TURNED = (5, 6, 7, 8)
 """Orientations in which height and width change places."""

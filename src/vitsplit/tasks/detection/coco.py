@@ -6,6 +6,7 @@ that hold their images and ``_annotations.coco.json``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from vitsplit.tasks.detection.annotations import (
     DEGENERATE_PART,
     DUPLICATE_IMAGE,
     DUPLICATE_OBJECT,
+    MIN_COORDINATES,
     MISSING_IMAGE,
     ORPHAN,
     UNKNOWN_CLASS,
     AnnotatedImage,
     Annotation,
+    Kind,
     Ledger,
     Segmentation,
 )
@@ -37,8 +40,6 @@ from vitsplit.tasks.detection.data import DetectionSet
 YEARS = ("", "2017", "2014")
 IMAGE_FIELDS = {"id": int, "file_name": str, "width": int, "height": int}
 OBJECT_FIELDS = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-MIN_COORDINATES = 6
-"""Of a polygon: three points, since fewer enclose nothing."""
 
 
 def find_splits(root: Path) -> dict[str, tuple[Path, list[Path]]]:
@@ -73,28 +74,28 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     classes, category_ids = read_categories(content["categories"], file, root / "classes.json")
     entries = [entry for entry in content["images"] if _is_whole(entry, IMAGE_FIELDS, "image", file, ledger)]
     images_at = _find_folder(entries, folders)
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in entries}
-    names = {entry["id"]: entry["file_name"] for entry in entries}
     _report_twice(content["images"], DUPLICATE_IMAGE, file, ledger)
-    present = {image_id for image_id, name in names.items() if (images_at / name).is_file()}
-    for image_id, name in names.items():
-        if image_id not in present:
-            ledger.report(MISSING_IMAGE, file, f"{images_at.name}/{name}")
+    images: dict[int, AnnotatedImage] = {}
+    missing: set[int] = set()
+    for entry in entries:
+        path = images_at / entry["file_name"]
+        images[entry["id"]] = AnnotatedImage(path, entry["id"], entry["width"], entry["height"])
+        if not path.is_file():
+            missing.add(entry["id"])
+            ledger.report(MISSING_IMAGE, file, f"{images_at.name}/{entry['file_name']}")
     _report_twice(content["annotations"], DUPLICATE_OBJECT, file, ledger)
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     objects: dict[int, list[Annotation]] = defaultdict(list)
     for entry in content["annotations"]:
-        if not _is_whole(entry, OBJECT_FIELDS, "annotation", file, ledger):
-            continue
-        image_id = entry["image_id"]
-        if image_id not in sizes:
-            ledger.report(ORPHAN, file, f"annotation {entry['id']} of image {image_id}")
-            continue
-        place = f"annotation {entry['id']} ({names[image_id]})"
-        annotation = _read_object(entry, labels, sizes[image_id], file, place, ledger)
-        if annotation is not None:
-            objects[image_id].append(annotation)
-    items = tuple(AnnotatedImage(images_at / names[i], i, *sizes[i], tuple(objects[i])) for i in names if i in present)
+        if _is_whole(entry, OBJECT_FIELDS, "annotation", file, ledger):
+            annotation = _read_object(entry, labels, images.get(entry["image_id"]), file, ledger)
+            if annotation is not None:
+                objects[entry["image_id"]].append(annotation)
+    items = tuple(
+        dataclasses.replace(image, annotations=tuple(objects[number]))
+        for number, image in images.items()
+        if number not in missing
+    )
     return DetectionSet(root, split, file, classes, category_ids, items)
 
 
@@ -171,7 +172,7 @@ def _is_whole(entry: Any, fields: Mapping[str, type], what: str, file: Path, led
     return not lacking
 
 
-def _report_twice(entries: list[Any], kind: Any, file: Path, ledger: Ledger) -> None:
+def _report_twice(entries: list[Any], kind: Kind, file: Path, ledger: Ledger) -> None:
     counts = Counter(entry["id"] for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int)
     for number, count in counts.items():
         if count > 1:
@@ -179,8 +180,13 @@ def _report_twice(entries: list[Any], kind: Any, file: Path, ledger: Ledger) -> 
 
 
 def _read_object(
-    entry: dict[str, Any], labels: Mapping[int, int], size: tuple[int, int], file: Path, place: str, ledger: Ledger
+    entry: dict[str, Any], labels: Mapping[int, int], image: AnnotatedImage | None, file: Path, ledger: Ledger
 ) -> Annotation | None:
+    """One object; None where something is wrong, or it is left out, which is then noted."""
+    if image is None:
+        ledger.report(ORPHAN, file, f"annotation {entry['id']} of image {entry['image_id']}")
+        return None
+    place, size = f"annotation {entry['id']} ({image.path.name})", (image.width, image.height)
     if entry["category_id"] not in labels:
         ledger.report(UNKNOWN_CLASS, file, f"{place}: category {entry['category_id']}")
         return None
@@ -191,8 +197,7 @@ def _read_object(
     if fault:
         ledger.report(BROKEN_MASK, file, f"{place}: {fault}")
         return None
-    parts = entry["segmentation"] if isinstance(segmentation, tuple) else []
-    if isinstance(segmentation, tuple) and len(segmentation) < len(parts):
+    if isinstance(segmentation, tuple) and len(segmentation) < len(entry["segmentation"]):
         ledger.changed[DEGENERATE_PART].append(place)
         if not segmentation:
             ledger.changed[DEGENERATE].append(place)

@@ -20,6 +20,7 @@ from vitsplit.data.images import IMAGE_SUFFIXES
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import (
     BROKEN_ENTRY,
+    MIN_COORDINATES,
     MISSING_IMAGE,
     UNKNOWN_CLASS,
     UNREADABLE_IMAGE,
@@ -36,8 +37,6 @@ NAME_FILES = ("classes.json", "data.yaml", "data.yml", "dataset.yaml", "classes.
 """Where the names of the classes may be, the first that is there."""
 NO_LABELS = "classes.txt"
 """Some tools write the names beside the labels."""
-MIN_COORDINATES = 6
-"""Of a polygon."""
 
 
 def find_splits(root: Path) -> dict[str, tuple[Path, Path]]:
