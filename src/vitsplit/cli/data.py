@@ -63,7 +63,7 @@ def prepare(
     mapping: Path,
     splits: Path,
     out: Path,
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None,
+    size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (480, 640),
     split: Literal["official", "train-80-20"] = "official",
     depth: Literal["filled", "raw"] = "filled",
 ) -> int:
@@ -78,11 +78,11 @@ def prepare(
         mapping: classMapping40.mat, the 40 classes of the 894 raw labels.
         splits: splits.mat, the official training and test images.
         out: Folder to make.
-        size: Height and width to resize to; None: as published, 480 640.
+        size: Height and width of what is written; the published one is 480 640.
         split: official: train is the training half, val the test half. train-80-20: train is the first 80 % of the
             training half, val its rest, test the test half.
-        depth: filled: holes of the sensor are filled in; raw: they are invalid, as most published figures on the test
-            half count them.
+        depth: filled: holes of the sensor are filled in; raw: they are invalid, as in the test maps that BTS
+            and its successors measure on.
     """
     from vitsplit.data.prepare.nyuv2 import prepare_nyuv2
 
