@@ -154,7 +154,10 @@ def _decode(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image that Pillow can read. Replace or remove the file.") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large to be decoded safely ({error}). Cut it into tiles.") from error
+        raise DataError(
+            f"{path}: too large to be decoded safely ({error}). Cut it into tiles: `vitsplit predict` does so by "
+            "itself, in Python vitsplit.inference.large.predict_large."
+        ) from error
     except Exception as error:  # decoders raise whatever the broken bytes lead them to
         raise DataError(
             f"{path}: the image is truncated or corrupt ({error}). Copy it again from its source, or remove it."

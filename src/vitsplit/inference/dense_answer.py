@@ -16,12 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from vitsplit.inference.tiling import Blender, Grid
-from vitsplit.inference.writers import PngWriter, Thumbnail, TiffWriter
+from vitsplit.inference.writers import OVERLAY_SIDE, PngWriter, Thumbnail, TiffWriter
 from vitsplit.tasks.base import DenseTask, Forward
+from vitsplit.tasks.depth.predict import DepthPrediction
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction
-
-OVERLAY_SIDE = 4000
-"""The longest side of the picture to look at."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,46 @@ class DenseFile:
 
     Attributes:
         writer: Takes the answer's rows.
-        encode: Rows of the answer to what the writer takes.
-        draw: A small answer and its image to the overlay.
+        picture_path: File of the picture to look at.
+        draw: A small answer and its image to that picture.
     """
 
     writer: PngWriter | TiffWriter
-    encode: Callable[[NDArray[Any]], NDArray[Any]]
+    picture_path: Path
     draw: Callable[[NDArray[Any], NDArray[np.uint8]], Image.Image]
 
 
 def segmentation_file(task: Any, stem: Path, size: tuple[int, int], *, tiff: bool) -> DenseFile:
     """``STEM_mask.png`` or ``.tif``: class ids with a palette."""
     classes = task.classes
-    path = stem.with_name(f"{stem.name}_mask.{'tif' if tiff else 'png'}")
+    path = _beside(stem, f"_mask.{'tif' if tiff else 'png'}")
+    writer: PngWriter | TiffWriter
     if tiff:
-        writer: PngWriter | TiffWriter = TiffWriter(path, size, dtype=np.uint8, palette=classes.colours)
+        writer = TiffWriter(path, size, dtype=np.uint8, palette=classes.colours)
     else:
         writer = PngWriter(path, size, palette=classes.colours)
     return DenseFile(
-        writer, lambda rows: rows, lambda mask, image: SegmentationPrediction(mask, classes, image).overlay()
+        writer,
+        _beside(stem, "_overlay.jpg"),
+        lambda mask_HW, image_HWC: SegmentationPrediction(mask_HW, classes, image_HWC).overlay(),
     )
 
 
-DENSE_FILES = {"segmentation": segmentation_file}
+def depth_file(task: Any, stem: Path, size: tuple[int, int], *, tiff: bool) -> DenseFile:
+    """``STEM_depth.tif``: metres in float32, whatever the image's own format: a PNG's scale needs the largest depth."""
+    writer = TiffWriter(_beside(stem, "_depth.tif"), size, dtype=np.float32, description="depth in metres")
+    return DenseFile(
+        writer,
+        _beside(stem, "_depth.jpg"),
+        lambda depth_HW, image_HWC: DepthPrediction(depth_HW, image_HWC).picture(),
+    )
+
+
+def _beside(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+DENSE_FILES = {"segmentation": segmentation_file, "depth": depth_file}
 """How each dense task's answer is kept."""
 
 
@@ -74,7 +89,6 @@ class DenseAnswer:
         self.task, self.forward, self.grid = task, forward, grid
         self.blender = Blender(grid)
         size = (grid.rows.length, grid.columns.length)
-        self._overlay_path = stem.with_name(f"{stem.name}_overlay.jpg")
         self._file = DENSE_FILES[task.name](task, stem, own_size, tiff=tiff)
         self._small_image = Thumbnail(size, OVERLAY_SIDE, average=True)
         self._small_answer = Thumbnail(size, OVERLAY_SIDE, average=False)
@@ -99,7 +113,7 @@ class DenseAnswer:
         first, last = np.searchsorted(self._sources[0], [top, top + count])
         for start in range(first, last, self.grid.rows.tile):
             of_rows = self._sources[0][start : min(start + self.grid.rows.tile, last)] - top
-            self._file.writer.write(self._file.encode(rows_hW[np.ix_(of_rows, self._sources[1])]))
+            self._file.writer.write(rows_hW[np.ix_(of_rows, self._sources[1])])
         self._small_answer.write(rows_hW)
         self._small_image.write(image_CHW.permute(1, 2, 0).numpy())
 
@@ -107,8 +121,8 @@ class DenseAnswer:
         """Completes the files and returns their paths."""
         path = self._file.writer.close()
         picture = self._file.draw(self._small_answer.array(), self._small_image.array())
-        picture.convert("RGB").save(self._overlay_path, quality=92)
-        return path, self._overlay_path
+        picture.convert("RGB").save(self._file.picture_path, quality=92)
+        return path, self._file.picture_path
 
     def discard(self) -> None:
         """Removes files that are not complete."""

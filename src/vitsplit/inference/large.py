@@ -9,25 +9,37 @@ Shapes: B batch, C channels, H W pixels of a tile.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitsplit.inference.dense_answer import DenseAnswer
+from vitsplit.inference.dense_answer import DENSE_FILES, DenseAnswer
+from vitsplit.inference.detection_answer import DetectionAnswer
+from vitsplit.inference.predictor import Predictor, make_forward
+from vitsplit.inference.shared_pass import SharedPass
 from vitsplit.inference.strips import ImageStrips, is_large
 from vitsplit.inference.tiling import Grid, plan_grid
 from vitsplit.tasks import bare_task
+from vitsplit.tasks.base import Forward
+from vitsplit.tasks.detection.config import DetectionConfig
 
 __all__ = ["default_tile", "is_large", "predict_large"]
 
-TILES_PER_PASS = 4
+logger = logging.getLogger(__name__)
+
+PIXELS_PER_PASS = 360_000
+"""Tiles go through the network together up to this many pixels: four of 252 x 336, one of 512 x 512."""
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+
+Answer = DenseAnswer | DetectionAnswer
 
 
 def predict_large(
-    predictor: Any,
+    predictor: Predictor | Mapping[str, Predictor],
     path: str | Path,
     out_folder: str | Path,
     name: str,
@@ -41,63 +53,103 @@ def predict_large(
 
     Tiles are cut from the image at ``scale`` and go into the network as they are: the bundle's ``image_scale``, which
     would shrink a whole image, is left out. Where tiles overlap, class probabilities (or metres) are averaged, with
-    weights that fall to zero towards the cut borders. The answer has the image's own size.
+    weights that fall to zero towards the cut borders; objects are merged by the rule in ``across_tiles``. The answer
+    has the image's own size.
 
     Args:
-        predictor: What ``vitsplit.load`` returns.
+        predictor: What ``vitsplit.load`` returns: one bundle, or several by name, which share one pass per tile.
         path: The image: PNG, TIFF, JPEG or WebP.
         out_folder: Where to write.
         name: What the files' names begin with; may hold folders.
-        tile: Height and width of a tile in pixels at ``scale``; None: the bundle's ``crop_size``.
+        tile: Height and width of a tile in pixels at ``scale``; None: ``default_tile``.
         overlap: The least number of pixels that neighbours share; None: a quarter of the tile's shorter side.
         scale: Factor on the image before it is cut, such as 0.5.
         on_tile: Called with the number of tiles done, and of all tiles.
 
     Returns:
-        The files: the answer (tiled TIFF for a TIFF, else PNG), and an overlay of at most 4000 pixels.
+        The files. Segmentation: class ids with a palette (``NAME_mask.tif``, tiled, for a TIFF, else ``.png``) and an
+        overlay. Depth: metres as a tiled TIFF of float32, and a picture with a scale bar. Detection: COCO results, and
+        an overlay. Pictures have at most 4000 pixels a side. Of several bundles, names continue with the bundle's.
 
     Raises:
         ConfigError: pyvips is missing, or tile, overlap or scale cannot work.
         DataError: The image cannot be read; nothing is left of what was written.
     """
-    tile = tile or default_tile(predictor)
+    several = isinstance(predictor, Mapping)
+    predictors = dict(predictor) if isinstance(predictor, Mapping) else {"": predictor}
+    tile = tile or default_tile(predictors.values())
     strips = ImageStrips(path, scale)
     grid = plan_grid(strips.size, tile, min(tile) // 4 if overlap is None else overlap)
-    stem = Path(out_folder) / name
-    answer = DenseAnswer(
-        _task_for_tiles(predictor, grid),
-        predictor.forward,
-        grid,
-        strips.own_size,
-        stem,
-        tiff=Path(path).suffix.lower() in _TIFF_SUFFIXES,
-    )
+    _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictors.values()])
+    forwards, one_pass = _forwards(predictors)
+    tiff = Path(path).suffix.lower() in _TIFF_SUFFIXES
+    answers: list[Answer] = []
     try:
-        _run(strips, grid, [answer], on_tile)
-        return answer.close()
+        for bundle, each in predictors.items():
+            stem = Path(out_folder) / (f"{name}_{bundle}" if several else name)
+            task = _task_for_tiles(each, grid)
+            if task.name in DENSE_FILES:
+                answers.append(DenseAnswer(task, forwards[bundle], grid, strips.own_size, stem, tiff=tiff))
+            else:
+                answers.append(DetectionAnswer(task, forwards[bundle], grid, strips.own_size, stem))
+        _run(strips, grid, answers, one_pass, on_tile)
+        return tuple(file for answer in answers for file in answer.close())
     except BaseException:
-        answer.discard()
+        for answer in answers:
+            answer.discard()
         raise
 
 
-def default_tile(predictor: Any) -> tuple[int, int]:
-    """Height and width of the tiles that a bundle was trained on."""
-    height, width = predictor.task.config.crop_size
+def default_tile(predictors: Iterable[Predictor]) -> tuple[int, int]:
+    """Height and width of tiles: what a bundle was trained on, of several bundles the largest.
+
+    The ``crop_size`` of dense tasks; of detection the ``image_scale``, lying, which all its images are brought to.
+    """
+    sizes = [_trained_size(each.card.config.task) for each in predictors]
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _trained_size(config: Any) -> tuple[int, int]:
+    if isinstance(config, DetectionConfig):
+        return min(config.image_scale), max(config.image_scale)
+    height, width = config.crop_size
     return height, width
 
 
+def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Sequence[Any]) -> None:
+    """How the image is cut, and what the scale should have been told."""
+    height, width = strips.own_size
+    logger.info(
+        "%s: %dx%d pixels (height x width) in %d tiles of %dx%d, at scale %g",
+        path.name, height, width, len(grid), *grid.tile, scale,
+    )  # fmt: skip
+    sides = {min(config.image_scale) for config in configs if config.image_scale is not None}
+    if scale == 1.0 and sides:
+        logger.info(
+            "The bundle was trained on images whose shorter side was brought to %s pixels. If things in %s are as "
+            "large as in those images before that, give --scale: %s divided by their shorter side.",
+            min(sides), path.name, min(sides),
+        )  # fmt: skip
+
+
 def _run(
-    strips: ImageStrips, grid: Grid, answers: list[DenseAnswer], on_tile: Callable[[int, int], None] | None
+    strips: ImageStrips,
+    grid: Grid,
+    answers: Sequence[Answer],
+    one_pass: Callable[[], AbstractContextManager[None]],
+    on_tile: Callable[[int, int], None] | None,
 ) -> None:
     height, width = grid.tile
+    per_pass = max(1, PIXELS_PER_PASS // (height * width))
     done = 0
     for row, top in enumerate(grid.rows.starts):
         image_CHW = strips.rows(top, top + height)
-        for first in range(0, len(grid.columns.starts), TILES_PER_PASS):
-            lefts = grid.columns.starts[first : first + TILES_PER_PASS]
+        for first in range(0, len(grid.columns.starts), per_pass):
+            lefts = grid.columns.starts[first : first + per_pass]
             tiles_BCHW = torch.stack([image_CHW[..., left : left + width] for left in lefts])
-            for answer in answers:
-                answer.add(row, range(first, first + len(lefts)), tiles_BCHW)
+            with one_pass():
+                for answer in answers:
+                    answer.add(row, range(first, first + len(lefts)), tiles_BCHW)
             done += len(lefts)
             if on_tile is not None:
                 on_tile(done, len(grid))
@@ -105,7 +157,22 @@ def _run(
             answer.finish_row(row, image_CHW[:, : grid.rows.finished(row)])
 
 
-def _task_for_tiles(predictor: Any, grid: Grid) -> Any:
+def _forwards(
+    predictors: Mapping[str, Predictor],
+) -> tuple[dict[str, Forward], Callable[[], AbstractContextManager[None]]]:
+    """The bundles' forward passes, and the time in which they share one."""
+    if len(predictors) == 1:
+        return {name: each.forward for name, each in predictors.items()}, nullcontext
+    backbone = next(iter(predictors.values())).backbone
+    shared = SharedPass(backbone)
+    forwards = {
+        name: make_forward(backbone, each.model, shared.attach(name, each.model.head.request))
+        for name, each in predictors.items()
+    }
+    return forwards, shared.image
+
+
+def _task_for_tiles(predictor: Predictor, grid: Grid) -> Any:
     """The bundle's task with settings under which a tile is neither resized nor cut again."""
     config = predictor.card.config
     sides = {"crop_size": grid.tile, "image_scale": (max(grid.tile), min(grid.tile))}

@@ -110,7 +110,8 @@ class ImageStrips:
         array_HWC = np.frombuffer(data, _NUMPY_TYPES[self._image.format])
         array_HWC = array_HWC.reshape(bottom - top, self.size[1], self._image.bands)
         if self._cmyk:
-            array_HWC = np.asarray(Image.fromarray(array_HWC, "CMYK").convert("RGB"))
+            picture = Image.frombytes("CMYK", (self.size[1], bottom - top), array_HWC.tobytes())
+            array_HWC = np.asarray(picture.convert("RGB"))
         elif array_HWC.dtype == np.uint16 and array_HWC.shape[2] > 1:
             array_HWC = (array_HWC >> 8).astype(np.uint8)  # as Pillow reads 16-bit colours
         return to_image_tensor(array_HWC, str(self.path)).contiguous()

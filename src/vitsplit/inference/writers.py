@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from vitsplit.data.images import RGB
 
+OVERLAY_SIDE = 4000
+"""The longest side of pictures to look at."""
 TIFF_TILE = 256
 _CLASSIC_TIFF_BYTES = 1 << 32
 _SHORT, _LONG, _ASCII, _LONG8 = 3, 4, 2, 16  # field types of TIFF
@@ -32,6 +34,10 @@ class RowFile:
         self.path = path
         self._part = path.with_name(f".{path.name}.part")
         self._file: BinaryIO = self._part.open("wb")
+
+    def write_bytes(self, content: bytes) -> None:
+        """Appends bytes as they are."""
+        self._file.write(content)
 
     def finish(self) -> Path:
         """Puts the file in place."""

@@ -1,0 +1,192 @@
+"""One list of objects from those that were found in overlapping tiles.
+
+The rule, for objects of one class:
+
+1. *Halves are joined.* Two objects of neighbouring tiles that both end at the tiles' facing cuts are one object if they
+   agree in the strip that both tiles see: their parts there have an IoU of at least ``JOIN_IOU``. Its box is the box
+   around both, its score the higher one. More than two parts join in a chain.
+2. *Repeats are dropped.* Objects that are whole (no cut, or every cut joined) are taken first, by score; then those
+   that are cut, the largest first, since a part's score says little of the object. One is dropped if an object from
+   another tile that was taken before overlaps it with an IoU above the detector's own threshold, or, where it is cut,
+   covers ``COVERED`` of its area. So an object that one tile sees whole stands for its parts in others.
+
+Objects of the same tile are never compared: there the detector has done so.
+
+Shapes: N objects. Boxes are (x1, y1, x2, y2) in pixels of the whole image.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+JOIN_IOU = 0.5
+COVERED = 0.5
+CUT_MARGIN = 0.02
+"""An object ends at a cut if it comes this close to it, as a share of the tile's side: boxes are not exact."""
+
+Boxes = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TileObjects:
+    """Objects and where they were found.
+
+    Attributes:
+        boxes_N4: float64.
+        labels_N: int64.
+        scores_N: float64.
+        tiles_N2: int64, row and column of the tile.
+        seen_N4: float64, the tile's own rectangle.
+        cut_N4: bool, whether the object ends at the tile's left, upper, right, lower border inside the image.
+    """
+
+    boxes_N4: Boxes
+    labels_N: NDArray[np.int64]
+    scores_N: Boxes
+    tiles_N2: NDArray[np.int64]
+    seen_N4: Boxes
+    cut_N4: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class MergedObject:
+    """An object of the whole image.
+
+    Attributes:
+        parts: Which of the tiles' objects it is made of; one, unless halves were joined.
+        box_4: float64.
+        label: Class index.
+        score: Of its surest part.
+    """
+
+    parts: tuple[int, ...]
+    box_4: Boxes
+    label: int
+    score: float
+
+
+def cut_sides(boxes_N4: Boxes, seen_4: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which sides of boxes end at a border of their tile that is not one of the image (height and width)."""
+    margin_4 = CUT_MARGIN * np.tile(seen_4[2:] - seen_4[:2], 2)
+    inside_4 = seen_4 != np.array([0, 0, size[1], size[0]])
+    return (np.abs(boxes_N4 - seen_4) <= margin_4) & inside_4
+
+
+def merge_tiles(found: TileObjects, iou_threshold: float) -> list[MergedObject]:
+    """The objects of the whole image, the surest first; the rule stands at the top of this file.
+
+    Args:
+        found: Objects of all tiles.
+        iou_threshold: The detector's own threshold for two detections of one object.
+    """
+    groups, open_N = _join(found)
+    boxes_M4 = np.array(
+        [[*found.boxes_N4[group, :2].min(0), *found.boxes_N4[group, 2:].max(0)] for group in groups]
+    ).reshape(-1, 4)
+    scores_M = np.array([found.scores_N[group].max() for group in groups])
+    cut_M = np.array([open_N[group].any() for group in groups], dtype=bool)
+    order = np.lexsort((np.where(cut_M, -_area(boxes_M4), -scores_M), cut_M))
+    kept: list[MergedObject] = []
+    taken: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    cell_2 = (found.seen_N4[:, 2:] - found.seen_N4[:, :2]).max(0) if len(found.seen_N4) else np.ones(2)
+    for index in order.tolist():
+        group, box_4, label = groups[index], boxes_M4[index], int(found.labels_N[groups[index][0]])
+        cells = _cells(box_4, cell_2, label)
+        near = sorted({other for cell in cells for other in taken[cell]})
+        others = [other for other in near if _from_other_tiles(found, group, groups[other])]
+        if not _repeats(box_4, bool(cut_M[index]), boxes_M4[others], iou_threshold):
+            kept.append(MergedObject(tuple(group), box_4, label, float(scores_M[index])))
+            for cell in cells:
+                taken[cell].append(index)
+    return sorted(kept, key=lambda each: -each.score)
+
+
+def _join(found: TileObjects) -> tuple[list[list[int]], NDArray[np.bool_]]:
+    """Objects by the chains that halves form (most are alone), and whether each (N,) has a cut that nothing joined."""
+    open_N4 = found.cut_N4.copy()
+    by_tile: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (row, column) in enumerate(found.tiles_N2.tolist()):
+        by_tile[row, column].append(index)
+    leader = list(range(len(found.labels_N)))
+
+    def lead(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    for (row, column), here in by_tile.items():
+        for there, end, start in ((by_tile.get((row, column + 1)), 2, 0), (by_tile.get((row + 1, column)), 3, 1)):
+            for first, second in _halves(found, here, there or [], end, start):
+                leader[lead(second)] = lead(first)
+                open_N4[first, end] = open_N4[second, start] = False
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(leader)):
+        groups[lead(index)].append(index)
+    return list(groups.values()), open_N4.any(1)
+
+
+def _halves(
+    found: TileObjects, here: Sequence[int], there: Sequence[int], end: int, start: int
+) -> list[tuple[int, int]]:
+    """Pairs, each object at most once, of one class that end at facing cuts and agree in the strip between them."""
+    first = [index for index in here if found.cut_N4[index, end]]
+    second = [index for index in there if found.cut_N4[index, start]]
+    if not first or not second:
+        return []
+    a_4, b_4 = found.seen_N4[first[0]], found.seen_N4[second[0]]
+    low_2, high_2 = np.maximum(a_4[:2], b_4[:2]), np.minimum(a_4[2:], b_4[2:])
+    iou_NM = box_iou(_clip(found.boxes_N4[first], low_2, high_2), _clip(found.boxes_N4[second], low_2, high_2))
+    iou_NM[found.labels_N[first][:, None] != found.labels_N[second]] = 0
+    pairs = []
+    while iou_NM.max() >= JOIN_IOU:
+        i, j = np.unravel_index(int(iou_NM.argmax()), iou_NM.shape)
+        pairs.append((first[i], second[j]))
+        iou_NM[i], iou_NM[:, j] = 0, 0
+    return pairs
+
+
+def _repeats(box_4: Boxes, cut: bool, others_N4: Boxes, iou_threshold: float) -> bool:
+    if not len(others_N4):
+        return False
+    if (box_iou(box_4[None], others_N4) > iou_threshold).any():
+        return True
+    return cut and bool((_intersection(box_4[None], others_N4) >= COVERED * _area(box_4[None])).any())
+
+
+def _from_other_tiles(found: TileObjects, group: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two groups are not both of one and the same tile."""
+    tiles = {tuple(tile) for tile in found.tiles_N2[[*group, *other]].tolist()}
+    return len(tiles) > 1
+
+
+def _cells(box_4: Boxes, cell_2: Boxes, label: int) -> list[tuple[int, int, int]]:
+    """Squares of a coarse grid that a box touches: only objects that share one can overlap."""
+    left, top = (box_4[:2] // cell_2).astype(int).tolist()
+    right, bottom = (box_4[2:] // cell_2).astype(int).tolist()
+    return [(label, x, y) for y in range(top, bottom + 1) for x in range(left, right + 1)]
+
+
+def box_iou(first_N4: Boxes, second_M4: Boxes) -> Boxes:
+    """Intersection over union of every pair, (N, M); 0 where both are empty."""
+    shared_NM = _intersection(first_N4, second_M4)
+    union_NM = _area(first_N4)[:, None] + _area(second_M4) - shared_NM
+    return np.divide(shared_NM, union_NM, out=np.zeros_like(shared_NM), where=union_NM > 0)
+
+
+def _intersection(first_N4: Boxes, second_M4: Boxes) -> Boxes:
+    low_NM2 = np.maximum(first_N4[:, None, :2], second_M4[:, :2])
+    high_NM2 = np.minimum(first_N4[:, None, 2:], second_M4[:, 2:])
+    return (high_NM2 - low_NM2).clip(0).prod(-1)
+
+
+def _area(boxes_N4: Boxes) -> Boxes:
+    return (boxes_N4[:, 2:] - boxes_N4[:, :2]).clip(0).prod(-1)
+
+
+def _clip(boxes_N4: Boxes, low_2: Boxes, high_2: Boxes) -> Boxes:
+    return np.concatenate([boxes_N4[:, :2].clip(low_2, high_2), boxes_N4[:, 2:].clip(low_2, high_2)], 1)
