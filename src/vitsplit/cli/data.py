@@ -81,8 +81,7 @@ def prepare(
         size: Height and width of what is written; the published one is 480 640.
         split: official: train is the training half, val the test half. train-80-20: train is the first 80 % of the
             training half, val its rest, test the test half.
-        depth: filled: holes of the sensor are filled in; raw: they are invalid, as in the test maps that BTS
-            and its successors measure on.
+        depth: filled: holes of the sensor are filled in; raw: they are invalid, as in BTS's test maps.
     """
     from vitsplit.data.prepare.nyuv2 import prepare_nyuv2
 
