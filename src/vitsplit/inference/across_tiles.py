@@ -127,7 +127,7 @@ def _join(found: TileObjects) -> tuple[list[list[int]], NDArray[np.bool_]]:
     groups: dict[int, list[int]] = defaultdict(list)
     for index in range(len(leader)):
         groups[lead(index)].append(index)
-    return list(groups.values()), open_N4.any(1)
+    return list(groups.values()), np.asarray(open_N4.any(1))
 
 
 def _halves(
