@@ -29,6 +29,8 @@ PARAMETERS = {
     "cityscapes-large-gate": (159.9, 164_092_983 - 4 * 1024**2 + 96),
     "ade20k-small-gate": (10.23, 10_230_330 + 48),
     "ade20k-base-gate": (40.51, 40_514_490 + 48),
+    # The release's 45,266,196, and the background's boxes and masks that torchvision predicts.
+    "coco-small": (45.3, 45_266_196 + 4 * 1025 + 257),
 }
 
 # Figures of Table 6: switches -> millions as its own model has them, S and B.
@@ -132,6 +134,52 @@ def _products_by_hand(
 )
 def test_the_total_is_every_product_written_out(name, size, grid, dimensions):
     assert gmacs(recipe(name), size)["total"] * 1e9 == pytest.approx(_products_by_hand(*dimensions, grid), rel=1e-12)
+
+
+def _detector_by_hand(patches: float, width: int, num_classes: int) -> float:
+    """Every product of the pyramid and Mask R-CNN at full load, for 1000 proposals and 100 masks."""
+    pooled = 16 + 4 + 1 + 1 / 4
+    pyramid = patches * (4 + 16 + 4) * width**2 + pooled * patches * (width * 256 + 9 * 256**2)
+    proposals = (pooled + 1 / 16) * patches * (9 * 256**2 + 256 * 3 * 5)
+    boxes = 1000 * (49 * 256 * 1024 + 1024**2 + 1024 * (num_classes + 1) * 5)
+    masks = 100 * 14**2 * (4 * 9 * 256**2 + 4 * 256**2 + 4 * 256 * (num_classes + 1))
+    return pyramid + proposals + boxes + masks
+
+
+def test_a_detector_is_counted_at_its_full_load():
+    cost = gmacs(recipe("coco-small"), (1024, 1024))
+    patches, tokens, width = 64**2, 64**2 + 1, 384
+    block = tokens * 12 * width**2 + 2 * tokens**2 * width
+    head = patches * (6 * width**2 + 2 * (9 * width * 18 + 9 * width**2))
+    expected = patches * width * 3 * 16**2 + (12 + 11) * block + head + _detector_by_hand(patches, width, 80)
+    assert cost["total"] * 1e9 == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_bundles_own_description_is_counted():
+    config = recipe("laptop-detection")
+    described = {"classes": ["a", "b"], "colours": [[0, 0, 0]] * 2, "category_ids": [1, 2], "masks": False}
+    counts = [count_parameters(*reversed(shape_model(config, 2, details))) for details in (None, described)]
+    mask_branch = 4 * (9 * 256**2 + 256) + 4 * 256**2 + 256 + 257 * 3
+    assert counts[0]["trainable"] - counts[1]["trainable"] == mask_branch
+    boxes_only = gmacs(config, (336, 448), description=described)["total"]
+    masks = 100 * 14**2 * (4 * 9 * 256**2 + 4 * 256**2 + 4 * 256 * 3)
+    assert (gmacs(config, (336, 448), num_classes=2)["total"] - boxes_only) * 1e9 == pytest.approx(masks)
+
+
+def test_depth_is_its_parts_written_out():
+    patches, width = 18 * 24, 384
+    config = recipe("laptop-depth")
+    without_decoder = _products_by_hand(width, 12, 3, 4, 0, (18, 24)) - patches * (1 + 4) * 4 * width**2
+    decoder = patches * 4 * (width * width / 2) + 4 * patches * 4 * (width / 2 * 64) + 16 * patches * 9 * 64
+    assert gmacs(config, (252, 336))["total"] * 1e9 == pytest.approx(without_decoder + decoder, rel=1e-12)
+
+
+def test_windows_save_what_their_attention_saves():
+    config = recipe("coco-small")
+    windowed = dataclasses.replace(config, split=dataclasses.replace(config.split, task_head_window=16))
+    saved = gmacs(config, (1024, 1024))["total"] - gmacs(windowed, (1024, 1024))["total"]
+    per_block = 2 * 384 * (4097**2 - 16 * 257**2) - 15 * 12 * 384**2  # and fifteen more class tokens
+    assert saved * 1e9 == pytest.approx(10 * per_block, rel=1e-9)
 
 
 def test_only_the_blocks_that_must_run_are_counted():

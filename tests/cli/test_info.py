@@ -9,7 +9,8 @@ from safetensors import safe_open
 from vitsplit.backbone import meta_backbone
 from vitsplit.cli.main import main
 from vitsplit.cli.recipes import main as recipes_main
-from vitsplit.recipes import RECIPES
+from vitsplit.recipes import RECIPES, recipe
+from vitsplit.training.serialise import to_dict
 
 PARTS = ["task_head", "prior_head", "fusion", "decoder", "trainable", "frozen"]
 
@@ -56,6 +57,62 @@ def test_the_table_says_the_same(capsys):
         assert figure in text
     assert main(["info", "ade20k-small-gate"]) == 0
     assert "the gate keeps some" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_detector_and_its_resampled_backbone(capsys):
+    facts = _info(capsys, "coco-small")
+    assert (facts["backbone"], facts["prior_layers"]) == ("dinov2-small (patch 16)", [2, 5, 8, 11])
+    assert facts["parameters"]["trainable"] / 1e6 == pytest.approx(45.3, rel=0.005)
+    # The kernel of 16 x 16 pixels instead of 14 x 14.
+    assert facts["parameters"]["frozen"] == 22_056_192 + 3 * 384 * (16**2 - 14**2)
+    fewer = _info(capsys, "coco-small", "--num-classes", "20")
+    per_class = (4 + 1) * (1024 + 1) + 256 + 1
+    assert facts["parameters"]["decoder"] - fewer["parameters"]["decoder"] == 60 * per_class
+    at_14 = _info(capsys, "coco-small", "--patch-size", "14", "--size", "512", "512")
+    assert (at_14["backbone"], at_14["parameters"]["frozen"]) == ("dinov2-small", 22_056_192)
+
+
+def test_depth_has_no_classes(capsys):
+    facts = _info(capsys, "laptop-depth")
+    assert facts["parameters"]["decoder"] == 2 * 384**2 + 129.5 * 384 + 897
+    assert main(["info", "laptop-depth"]) == 0
+    assert "classes" not in capsys.readouterr().out
+    assert main(["info", "laptop-depth", "--num-classes", "4"]) == 2
+    assert "laptop-depth has no classes: leave --num-classes away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "description", "trainable"),
+    [
+        ("laptop-depth", {"unit": "metres", "min_depth": 1e-3, "max_depth": None}, 9_335_397),
+        # Boxes alone, of two classes: pyramid, proposals, two layers of 1024, and what predicts three classes.
+        (
+            "laptop-detection",
+            {"classes": ["a", "b"], "colours": [[0, 0, 0], [1, 1, 1]], "category_ids": [1, 7], "masks": False},
+            (5_325_696 + 1_979_538 + 1_684_626)
+            + (12 * 384**2 + 17 * 384)
+            + (4 * (384 * 256 + 256) + 4 * (9 * 256**2 + 256))
+            + (9 * 256**2 + 256 + 257 * 3 * 5)
+            + (49 * 256 * 1024 + 1024 + 1024**2 + 1024 + 1025 * 15),
+        ),
+    ],
+)
+def test_a_bundle_of_any_task_is_described_by_its_card(recipe_name, description, trainable, capsys, tmp_path):
+    config = recipe(recipe_name)
+    card = {
+        "format": 1,
+        "vitsplit": "0",
+        "task": recipe_name.removeprefix("laptop-"),
+        "backbone": {"name": "dinov2-small", "licence": "apache-2.0", "weights_hash": "0" * 64},
+        "prior_layers": [2, 5, 8, 11],
+        "description": description,
+        "metrics": {"score": 0.5},
+        "config": to_dict(config),
+    }
+    (tmp_path / "head.json").write_text(json.dumps(card))
+    assert _info(capsys, str(tmp_path))["parameters"]["trainable"] == trainable
+    assert main(["info", str(tmp_path)]) == 0
+    assert "score 0.5" in capsys.readouterr().out
 
 
 def test_a_run_is_described_by_its_bundle(run: Path, capsys):

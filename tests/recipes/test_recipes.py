@@ -104,9 +104,11 @@ def test_the_laptop_recipe():
 
 
 def test_class_counts():
-    assert DATASET_CLASSES == {"ade20k": 150, "cityscapes": 19, "pascal-context": 59}
+    assert DATASET_CLASSES == {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco": 80}
     assert count_classes(recipe("cityscapes-large-gate")) == 19
     assert count_classes(recipe("laptop-segmentation")) == 150
+    assert count_classes(recipe("coco-base")) == count_classes(recipe("laptop-detection")) == 80
+    assert count_classes(recipe("laptop-depth")) == count_classes(recipe("nyuv2-large")) == 0
 
 
 def test_an_unknown_name_is_an_error_with_close_ones():

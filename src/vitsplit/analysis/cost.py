@@ -52,6 +52,7 @@ def gmacs(
     size: tuple[int, int],
     *,
     num_classes: int | None = None,
+    description: Mapping[str, Any] | None = None,
     used_layers: tuple[int, ...] | None = None,
 ) -> dict[str, float]:
     """Multiply-adds, in 10^9, of one prediction on one image: the backbone as far as it must run, head and decoder.
@@ -60,6 +61,7 @@ def gmacs(
         config: The configuration.
         size: Height and width of the image; it is padded to the patch size first.
         num_classes: K; None: that of the configuration's data set.
+        description: What a bundle says of its task, see ``shape_model``.
         used_layers: The layers that a trained gate keeps; None: a gate that keeps the last layer, which costs most.
 
     Returns:
@@ -67,11 +69,14 @@ def gmacs(
         norms, activations, additions, a gate's weighted sums, and bilinear sampling (four products per sampled value).
         ``mmcv_rules``: convolutions (with bias), transposed convolutions (with bias), linear layers (without), and
         twice the elements of layer and group norms; neither attention nor the deformable product.
+
+    A detector's cost depends on what it finds. It is counted at its full load, 1000 proposals and ``max_detections``
+    masks; its proposals' selection and the pooling of boxes, which have no products of matrices, are left out.
     """
     config = replace(config, split=_ungated(config.split, used_layers))
     rules = _MmcvRules()
     with rules:
-        frozen, trained = _forward_gmacs(config, size, num_classes)
+        frozen, trained = _forward_gmacs(config, size, num_classes, description)
     return {"total": frozen + trained, "mmcv_rules": rules.macs / 1e9}
 
 
@@ -82,13 +87,15 @@ def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: 
         ``frozen``: the backbone's forward pass; ``trained``: the forward pass of head and decoder; ``step``: the frozen
         part once and the trained part three times, since its backward pass has two products for each of the forward's.
     """
-    frozen, trained = _forward_gmacs(config, size, num_classes)
+    frozen, trained = _forward_gmacs(config, size, num_classes, None)
     return {"frozen": frozen, "trained": trained, "step": frozen + 3 * trained}
 
 
-def _forward_gmacs(config: TrainConfig[Any], size: tuple[int, int], num_classes: int | None) -> tuple[float, float]:
+def _forward_gmacs(
+    config: TrainConfig[Any], size: tuple[int, int], num_classes: int | None, description: Mapping[str, Any] | None
+) -> tuple[float, float]:
     """Products of the backbone and of the model on one image."""
-    backbone, model = shape_model(config, num_classes)
+    backbone, model = shape_model(config, num_classes, description)
     image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
     frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
     with torch.no_grad():
@@ -99,11 +106,20 @@ def _forward_gmacs(config: TrainConfig[Any], size: tuple[int, int], num_classes:
     return frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9
 
 
-def shape_model(config: TrainConfig[Any], num_classes: int | None = None) -> tuple[Backbone, TaskModel]:
-    """Backbone and model of a configuration in eval mode, without memory for their weights."""
+def shape_model(
+    config: TrainConfig[Any], num_classes: int | None = None, description: Mapping[str, Any] | None = None
+) -> tuple[Backbone, TaskModel]:
+    """Backbone and model of a configuration in eval mode, without memory for their weights.
+
+    Args:
+        config: The configuration.
+        num_classes: K; None: that of the configuration's data set. Depth has none.
+        description: What a bundle says of its task (``Card.description``), in place of K classes.
+    """
     backbone = open_backbone(config.backbone, only_shapes=True)
-    classes = range(count_classes(config) if num_classes is None else num_classes)
-    description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
+    if description is None:
+        classes = range(count_classes(config) if num_classes is None else num_classes)
+        description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
     with torch.device("meta"):
         model = build_model(config, backbone, bare_task(config, description))
     return backbone, model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ and multiply-adds of one prediction. Shapes are enough for that: neither weights
 Multiply-adds are those of all convolutions and products of matrices; the paper's figure, made with the counter of
 mmcv, leaves out attention and the product of the deformable convolutions, and is given beside it.
 
+A detector is counted at its full load, 1000 proposals and as many detections as it may give; an image with fewer
+objects costs less.
+
 Every setting is a flag here too, to see what it would change:
 
   vitsplit info ade20k-small
   vitsplit info ade20k-base --size 896 896 --json
   vitsplit info ade20k-small --no-task-head --num-prior-layers 6
   vitsplit info laptop-segmentation --method linear-probe --num-classes 39
+  vitsplit info coco-small --size 800 1216 --task-head-window 16
   vitsplit info runs/first
 """
 
@@ -38,7 +42,8 @@ class Subject:
     Attributes:
         title: Its name.
         config: Its configuration.
-        num_classes: Classes of its data.
+        num_classes: Classes of its data; 0 for a task without.
+        description: What the bundle says of its task; None for a recipe.
         used_layers: Layers that a trained gate keeps, if it has one.
         notes: Further rows of the table, by their label.
     """
@@ -46,6 +51,7 @@ class Subject:
     title: str
     config: TrainConfig[Any]
     num_classes: int
+    description: Mapping[str, Any] | None
     used_layers: tuple[int, ...] | None
     notes: Mapping[str, str]
 
@@ -61,13 +67,28 @@ def main(argv: list[str]) -> int:
         parser.print_help()
         print(f"\nsettings of {options.target}:\n")
     subject = find_subject(options.target, rest + ["--help"] * options.help)
+    if options.num_classes is not None:
+        subject = with_classes(subject, options.num_classes)
     size = tuple(options.size or subject.config.task.crop_size)
-    facts = describe(subject, size, options.num_classes or subject.num_classes)
+    facts = describe(subject, size)
     if options.json:
         print(json.dumps(facts))
     else:
-        _print_table(subject, facts, size, options.num_classes or subject.num_classes)
+        _print_table(subject, facts, size)
     return 0
+
+
+def with_classes(subject: Subject, num_classes: int) -> Subject:
+    """The same, for data with another number of classes.
+
+    Raises:
+        ConfigError: The task has no classes.
+    """
+    if subject.num_classes == 0:
+        raise ConfigError(f"{subject.title} has no classes: leave --num-classes away.")
+    if num_classes < 1:
+        raise ConfigError(f"--num-classes must be at least 1, not {num_classes}.")
+    return replace(subject, num_classes=num_classes, description=None)
 
 
 def find_subject(target: str, flags: list[str]) -> Subject:
@@ -81,7 +102,7 @@ def find_subject(target: str, flags: list[str]) -> Subject:
     if target in RECIPES:
         config = config_from_cli(recipe(target), flags, prog=prog)
         summary = (RECIPES[target].__doc__ or "").partition("\n")[0]
-        return Subject(target, config, count_classes(config), None, {"recipe": summary})
+        return Subject(target, config, count_classes(config), None, None, {"recipe": summary})
     if not Path(target).exists():
         try:
             recipe(target)
@@ -99,26 +120,33 @@ def find_subject(target: str, flags: list[str]) -> Subject:
         "weights": card.backbone["weights_hash"],
         "reached": ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
     }
-    num_classes = len(card.description.get("classes", ())) or count_classes(config)
-    return Subject(target, config, num_classes, card.prior_layers if is_gated else None, notes)
+    num_classes = len(card.description.get("classes", ()))
+    used_layers = card.prior_layers if is_gated else None
+    return Subject(target, config, num_classes, card.description, used_layers, notes)
 
 
-def describe(subject: Subject, size: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
     """The facts, JSON-ready: backbone, layers, ``parameters`` by part, and ``gmacs`` for an image of ``size``."""
     from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
     from vitsplit.split.layers import select_layers
 
     config = subject.config
-    backbone, model = shape_model(config, num_classes)
+    backbone, model = shape_model(config, subject.num_classes, subject.description)
     has_split = config.method == "vitsplit"
     layers = subject.used_layers or select_layers(config.split, backbone.num_layers)
     height, width = size
     return {
-        "backbone": config.backbone.backbone,
+        "backbone": backbone.name,
         "num_tuned_layers": config.split.num_tuned_layers if has_split and config.split.task_head else 0,
         "prior_layers": list(layers) if has_split else [],
         "parameters": count_parameters(model, backbone),
-        "gmacs": gmacs(config, (height, width), num_classes=num_classes, used_layers=subject.used_layers),
+        "gmacs": gmacs(
+            config,
+            (height, width),
+            num_classes=subject.num_classes,
+            description=subject.description,
+            used_layers=subject.used_layers,
+        ),
     }
 
 
@@ -141,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ...], num_classes: int) -> None:
+def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -157,7 +185,7 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
     is_open = subject.config.split.selection == "gate" and subject.used_layers is None
     table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
     for part in ("task_head", "prior_head", "fusion", "decoder", "trainable"):
-        note = f"   for {num_classes} classes" if part == "decoder" else ""
+        note = f"   for {subject.num_classes} classes" if part == "decoder" and subject.num_classes else ""
         table.add_row(part.replace("_", " "), f"{parameters[part] / 1e6:8.2f} M{note}")
     table.add_row("one prediction", f"{cost['total']:8.1f} G multiply-adds at {size[0]} x {size[1]}")
     table.add_row("", f"{cost['mmcv_rules']:8.1f} G by the paper's counting rules")

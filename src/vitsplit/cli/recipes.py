@@ -65,7 +65,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 def _line(*columns: str) -> str:
     """The columns at widths that fit the longest of the recipes' values, 80 characters in all."""
-    return "{:21} {:12} {:>3} {:25} {:7} {:>5}".format(*columns)
+    return "{:21} {:12} {:>3} {:25} {:9} {:>5}".format(*columns)
 
 
 def _spell(layers: list[int]) -> str:

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.recipes import ade20k, cityscapes, laptop, nyuv2, pascal_context
+from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context
+from vitsplit.tasks import task_name
 from vitsplit.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
     "laptop-depth": laptop.laptop_depth,
+    "laptop-detection": laptop.laptop_detection,
     "ade20k-small": ade20k.ade20k_small,
     "ade20k-base": ade20k.ade20k_base,
     "ade20k-large": ade20k.ade20k_large,
@@ -34,13 +36,17 @@ RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "nyuv2-small": nyuv2.nyuv2_small,
     "nyuv2-base": nyuv2.nyuv2_base,
     "nyuv2-large": nyuv2.nyuv2_large,
+    "coco-small": coco.coco_small,
+    "coco-base": coco.coco_base,
+    "coco-large": coco.coco_large,
 }
 """Name to function. The first line of a function's docstring is what ``vitsplit recipes`` shows."""
 
-DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59}
+DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco": 80}
 """Data format to its number of classes: enough to count a decoder without the data."""
-DEFAULT_CLASSES = 150
-"""The number of classes to count with where a recipe is for no data set of its own; ADE20K's."""
+DEFAULT_CLASSES = {"segmentation": 150, "detection": 80}
+"""The number of classes to count with where a recipe is for no data set of its own, ADE20K's and COCO's. Depth has no
+classes."""
 
 
 def recipe(name: str) -> TrainConfig[Any]:
@@ -57,5 +63,6 @@ def recipe(name: str) -> TrainConfig[Any]:
 
 
 def count_classes(config: TrainConfig[Any]) -> int:
-    """The number of classes of the data that a configuration is for, as far as it is known without them."""
-    return DATASET_CLASSES.get(getattr(config.task, "format", ""), DEFAULT_CLASSES)
+    """The number of classes of the data that a configuration is for, as far as it is known; 0 for depth."""
+    default = DEFAULT_CLASSES.get(task_name(config), 0)
+    return DATASET_CLASSES.get(config.task.format, default)
