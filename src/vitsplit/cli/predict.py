@@ -1,76 +1,154 @@
-"""``vitsplit predict RUN IMAGES``: run a bundle on images."""
+"""``vitsplit predict RUN... IMAGES``: run bundles on images, folders of images and videos."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitsplit.cli.loading import add_loading_flags, loading_options
+
+if TYPE_CHECKING:
+    from vitsplit.inference.folder import Summary
 
 DESCRIPTION = """\
-Runs a bundle on images or folders of images. For segmentation it writes, per image, NAME_mask.png (class ids, with a
-palette) and NAME_overlay.jpg. Images that cannot be read are listed at the end, and the exit status is then 1.
+Runs one or several bundles on images, folders of them and videos. Several bundles that were trained on one backbone
+have it in memory once, and one pass of it per image serves them all.
+
+Segmentation writes, per image, NAME_mask.png (class ids, with a palette) and NAME_overlay.jpg; depth NAME_depth.npy
+(metres), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg. Where two bundles have a
+file of the same name, the bundle's name is put into it. A video becomes NAME_overlay.mp4, without sound; with several
+bundles their pictures stand side by side.
+
+A command that was stopped goes on where it was. Files that cannot be read are listed at the end, and the exit status
+is then 1.
 
   vitsplit predict runs/first photo.jpg more_photos/ --out predictions
+  vitsplit predict runs/rooms runs/depth photos/ --out predictions
+  vitsplit predict runs/rooms runs/depth clip.mp4 --out predictions
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
+    options = _parser().parse_intermixed_args(argv)
+
+    from vitsplit.inference.folder import FolderWriter, Summary, Tiling
+    from vitsplit.inference.inputs import find_inputs, split_runs
+    from vitsplit.inference.multitask import load_several, read_bundles
+    from vitsplit.inference.prediction_log import PredictionLog, bundle_ids
+    from vitsplit.inference.video import require_av
+
+    runs, words = split_runs(options.words)
+    inputs = find_inputs(words, Path(options.out))
+    for item in inputs:
+        if item.is_video:
+            require_av(item.path)
+    bundles = read_bundles(runs)
+    settings = {name: getattr(options, name) for name in ("precision", "tile", "overlap", "scale")}
+    made_by = {
+        "bundles": bundle_ids({name: folder for name, (folder, _) in bundles.items()}),
+        **{name: value for name, value in settings.items() if value is not None},
+    }
+    log = PredictionLog(Path(options.out), made_by, overwrite=options.overwrite)
+    todo = [item for item in inputs if not log.is_done(item)]
+    summary = Summary()
+    if todo:
+        model = load_several(runs, **loading_options(options))
+        with _Bars(len(todo)) as bars:
+            tiling = Tiling(options.tile and tuple(options.tile), options.overlap, options.scale or 1.0)
+            writer = FolderWriter(
+                model,
+                log,
+                batch_size=options.batch_size,
+                tiling=tiling,
+                on_done=bars.done,
+                on_part=lambda item, done, total: bars.part(item.path.name, done, total),
+            )
+            summary = writer.run(todo)
+        if len(model) > 1 and model.passes:
+            print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
+    _report(summary, len(inputs), len(inputs) - len(todo), options.out)
+    return 1 if summary.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vitsplit predict", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="vitsplit predict",
+        usage="vitsplit predict RUN [RUN ...] IMAGE|FOLDER|VIDEO [...] --out FOLDER [options]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to write")
-    parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they cannot be fetched")
-    parser.add_argument("--device", help="where to compute; default: the first GPU, else the processor")
     parser.add_argument(
-        "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        help="default: fp32 if the run computed in it, else auto",
+        "words",
+        metavar="RUN ... IMAGE ...",
+        nargs="+",
+        help="first run folders (their best bundles) or bundle folders; then images, folders of them, and videos",
     )
-    options = parser.parse_args(argv)
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to write")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="predict anew what is there; results of other bundles are removed"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=_positive,
+        metavar="N",
+        help="images of equal size that go through the network together; default: 1 on a processor, and up to 8 on a "
+        "GPU, fewer where they are large",
+    )
+    parser.add_argument(
+        "--tile",
+        type=_positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="cut every image into tiles of this size; default: only images of more than 50 million pixels",
+    )
+    parser.add_argument("--overlap", type=int, metavar="PIXELS", help="of tiles; default: a quarter of their side")
+    parser.add_argument("--scale", type=float, help="factor on images that are cut into tiles (default: 1)")
+    add_loading_flags(parser)
+    return parser
 
-    from vitsplit import api
-    from vitsplit.errors import DataError
 
-    files = _image_files(options.images)
-    predictor = api.load(options.run, weights=options.weights, device=options.device, precision=options.precision)
-    failed: list[str] = []
-    for file, name in track(files, "predicting", console=Console(stderr=True), transient=True):
-        try:
-            prediction = predictor.predict(file)
-        except DataError as error:
-            failed.append(str(error))
-            continue
-        prediction.save(options.out, name)
-    print(f"{len(files) - len(failed)} of {len(files)} images: {options.out}")
-    for message in failed:
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def _report(summary: Summary, inputs: int, skipped: int, out: str) -> None:
+    kind = f"files ({summary.frames} frames of video, written without sound)" if summary.frames else "images"
+    before = f", {skipped} of them predicted before" if skipped else ""
+    print(f"{summary.done + skipped} of {inputs} {kind}{before}: {out}")
+    for message in summary.failed:
         print(f"skipped: {message}", file=sys.stderr)
-    return 1 if failed else 0
 
 
-def _image_files(paths: list[str]) -> list[tuple[Path, str]]:
-    """Files with the name that their results get; folders are searched, and names stay unique."""
-    from vitsplit.data.images import IMAGE_SUFFIXES
-    from vitsplit.errors import DataError
+class _Bars:
+    """One bar for the inputs, and one for the tiles or frames of the present one."""
 
-    found: list[tuple[Path, str]] = []
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"{path}: no images in this folder. Name image files, or a folder that holds some.")
-            found += [(file, str(file.relative_to(path).with_suffix(""))) for file in inside]
-        else:
-            found.append((path, path.stem))
-    taken: dict[str, Path] = {}
-    for file, name in found:
-        if name in taken:
-            raise DataError(f"{file} and {taken[name]} would both be written as '{name}'. Use two output folders.")
-        taken[name] = file
-    return found
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._files = self._progress.add_task("predicting", total=total)
+        self._parts = self._progress.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def done(self) -> None:
+        """One more input is done."""
+        self._progress.advance(self._files)
+        self._progress.update(self._parts, visible=False)
+
+    def part(self, name: str, done: int, total: int | None) -> None:
+        """So many tiles or frames of an input are done."""
+        self._progress.update(self._parts, description=name, completed=done, total=total, visible=True)

@@ -1,0 +1,152 @@
+"""What a folder of predictions holds, and which bundles made it: ``predictions.jsonl``.
+
+The first line says what made the predictions; every further line is one finished input with its files. A line is
+written when its files are in place, so that a stopped command goes on where it was, and an image is never half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vitsplit.bundle import CARD, WEIGHTS
+from vitsplit.errors import RunError
+from vitsplit.inference.inputs import Input
+from vitsplit.training.atomic import write_text
+
+LOG = "predictions.jsonl"
+
+
+class PredictionLog:
+    """The predictions in a folder.
+
+    Args:
+        folder: The folder.
+        made_by: What the predictions depend on besides the images, JSON-ready (see ``bundle_ids``).
+        overwrite: Do everything anew. What other bundles left in the folder is then removed.
+
+    Raises:
+        RunError: The folder holds predictions of other bundles or settings.
+    """
+
+    def __init__(self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.folder = folder
+        self.overwrite = overwrite
+        self._file = folder / LOG
+        self._staging = folder / ".partial"
+        self._done: dict[str, dict[str, Any]] = {}
+        self._made_by = dict(made_by)
+        rows = self._read()
+        self._others = rows if rows and rows[0] != self._made_by else []
+        if self._others and not overwrite:
+            raise RunError(
+                f"{folder} holds predictions of {_says(rows[0])}, and these would be of {_says(made_by)}. "
+                "Give another folder with --out, or --overwrite to remove them and begin anew."
+            )
+        if not self._others:
+            self._done = {row["name"]: row for row in rows[1:]}
+
+    def begin(self) -> None:
+        """Makes the folder ready to be written to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._staging, ignore_errors=True)
+        for row in self._others[1:]:
+            for file in row["files"]:
+                (self.folder / file).unlink(missing_ok=True)
+        # Written anew, since a kill may have left half a line at the end.
+        rows = (self._made_by, *self._done.values())
+        write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def is_done(self, item: Input) -> bool:
+        """Whether the item's results are here, made from the file as it is now."""
+        row = self._done.get(item.name)
+        return (
+            not self.overwrite
+            and row is not None
+            and (row["bytes"], row["modified_ns"]) == _state(item.path)
+            and all((self.folder / file).is_file() for file in row["files"])
+        )
+
+    def stage(self, item: Input, bundle: str = "") -> Path:
+        """A folder for an item's files, all or a bundle's, while they are not complete."""
+        digest = hashlib.sha256(item.name.encode()).hexdigest()[:16]
+        return self._staging / digest / bundle
+
+    def place(self, item: Input, files: Iterable[tuple[str, str, Path]]) -> list[Path]:
+        """Moves an item's files from where they were staged to where they belong.
+
+        Args:
+            item: The input.
+            files: A bundle's name, what follows the item's name in the name of the file (``_mask.png``), and the file.
+                Where bundles have a file of the same name, the bundle's is put into it: ``NAME_depth_overlay.jpg``.
+
+        Returns:
+            Their new paths.
+        """
+        files = list(files)
+        stem = Path(item.name).name
+        target = self.folder / Path(item.name).parent
+        target.mkdir(parents=True, exist_ok=True)
+        count = Counter(ending for _, ending, _ in files)
+        placed = [
+            file.replace(target / (f"{stem}{ending}" if count[ending] == 1 else f"{stem}_{bundle}{ending}"))
+            for bundle, ending, file in files
+        ]
+        shutil.rmtree(self.stage(item), ignore_errors=True)
+        return placed
+
+    def add(self, item: Input, files: list[Path]) -> None:
+        """Notes that an item's files are in place."""
+        num_bytes, modified_ns = _state(item.path)
+        row = {
+            "name": item.name,
+            "input": str(item.path),
+            "bytes": num_bytes,
+            "modified_ns": modified_ns,
+            "files": [file.relative_to(self.folder).as_posix() for file in files],
+        }
+        with self._file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Removes what was staged and never placed."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._file.is_file():
+            return []
+        rows = []
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # the end of a command that was killed
+                break
+        return rows
+
+
+def bundle_ids(folders: Mapping[str, Path]) -> dict[str, str]:
+    """What tells bundles apart: by name, the SHA-256 over a bundle's card and weights."""
+    ids = {}
+    for name, folder in folders.items():
+        digest = hashlib.sha256()
+        for file in (CARD, WEIGHTS):
+            with (folder / file).open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        ids[name] = digest.hexdigest()
+    return ids
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _says(made_by: Mapping[str, Any]) -> str:
+    bundles = ", ".join(f"{name} ({digest[:8]})" for name, digest in made_by["bundles"].items())
+    others = [f"{name} {value}" for name, value in made_by.items() if name != "bundles"]
+    return ", ".join([bundles, *others])
