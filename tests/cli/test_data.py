@@ -25,7 +25,7 @@ def test_a_depth_scale_is_for_depth(task, scenes, capsys):
     assert f"a depth scale is for the task depth, not for {task}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["segmentation", "depth"])
+@pytest.mark.parametrize("task", ["segmentation", "depth", "detection"])
 def test_generated_scenes_are_ready_for_every_task(task, scenes, capsys):
     assert main(["data", "check", str(scenes), "--task", task]) == 0
     said = capsys.readouterr().out

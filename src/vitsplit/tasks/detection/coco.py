@@ -64,7 +64,7 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     """Reads one split.
 
     Classes are the categories in the order of their ids, gaps closed; where there is a ``classes.json``, its names (of
-    categories) in its order.
+    categories) in its order. Beside a folder ``masks`` that file speaks of segmentation, and is not read.
 
     Raises:
         DataError: The file is not COCO's JSON. What is wrong with its entries is noted in the ledger.
@@ -141,7 +141,8 @@ def read_categories(categories: list[Any], file: Path, classes_file: Path) -> tu
         classes = ClassList(tuple(names[category_id] for category_id in ids))
     except DataError as error:
         raise DataError(f"{file}: categories: {error}") from error
-    if not classes_file.exists():
+    # Beside masks, the file names the classes of segmentation.
+    if not classes_file.exists() or (classes_file.parent / "masks").is_dir():
         return classes, tuple(ids)
     chosen = read_classes(classes_file).classes
     by_name = {name: category_id for category_id, name in names.items()}
