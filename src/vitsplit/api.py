@@ -11,20 +11,21 @@ from typing import Any, overload
 
 from rich.console import Console
 
-from vitsplit.backbone import open_backbone
-from vitsplit.bundle import find_bundles, save_bundle
+from vitsplit.assemble import assemble
+from vitsplit.bundle import find_bundles
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.multitask import MultiPredictor, load_several
 from vitsplit.inference.predictor import Predictor, load_predictor
-from vitsplit.methods import build_model
 from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import Evaluation, Task
+from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.tasks.multi.task import MultiTask
 from vitsplit.training.config import Precision, TrainConfig
 from vitsplit.training.loop import fit
 from vitsplit.training.override import override
 from vitsplit.training.processes import process_state
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.starting_point import starting_config
+from vitsplit.training.starting_point import starting_config, starting_multi_config
 from vitsplit.training.tracking import log_to
 
 
@@ -33,8 +34,8 @@ class TrainResult:
     """What ``train`` returns.
 
     Attributes:
-        run: The run folder; ``run / "best"`` is the best bundle.
-        metrics: Of the best evaluation.
+        run: The run folder; ``run / "best"`` is the best bundle, or holds one per task of a joint run.
+        metrics: Of the best evaluation; by task in a joint run, where every task has its own best.
         stopped_by: Name of the signal that stopped the run early, or None.
     """
 
@@ -44,49 +45,51 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig[Any] | None = None,
+    config: TrainConfig[Any] | MultiConfig | None = None,
     *,
-    data: str | Path,
+    data: str | Path | Mapping[str, str | Path],
     task: str = "segmentation",
     recipe: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     **settings: Any,
 ) -> TrainResult:
-    """Trains a head bundle.
+    """Trains a head bundle, or with several data sets one for each task, together: one pass of the backbone per batch.
 
     Args:
         config: A complete configuration; otherwise the recipe's, or that of the run that goes on.
-        data: The data set's folder.
-        task: The task.
-        recipe: Name of the recipe to start from; None: the task's own for a laptop.
+        data: The data set's folder; for a joint run one per task, by the tasks' names.
+        task: The task, where ``data`` is one folder.
+        recipe: Name of the recipe to start from; None: the task's own for a laptop, as always in a joint run.
         out: The run folder; None: a new one under ``runs/``.
         resume: Go on with the run in ``out``, exactly as if it had never stopped.
-        settings: Any field of the configuration by its name, such as ``steps=1000`` or ``crop_size=(448, 448)``.
+        settings: Any field of the configuration by its name, such as ``steps=1000`` or ``crop_size=(448, 448)``. In a
+            joint run they are those of all heads, and those of one stand under its task: ``depth={"lr": 3e-4}``.
 
     Raises:
         VitsplitError: Settings, data, weights or the run folder cannot be used; the message says what to do.
 
     Example:
         >>> result = vitsplit.train(data="my_data", out="runs/first", steps=500)  # doctest: +SKIP
+        >>> folders = {"segmentation": "my_data", "depth": "my_depth"}
+        >>> result = vitsplit.train(data=folders, out="runs/both", depth={"lr": 3e-4})  # doctest: +SKIP
     """
     if resume and out is None:
         raise ConfigError("Which run should go on? Give its folder with --out.")
-    if config is None:
-        config = starting_config(task, recipe=recipe, resumed=out if resume else None)
-    elif recipe is not None:
+    if config is not None and recipe is not None:
         raise ConfigError("A configuration and a recipe were both given: choose one to start from.")
+    resumed = out if resume else None
+    if isinstance(data, Mapping):
+        if recipe is not None:
+            raise ConfigError("A joint run starts from each task's own recipe for a laptop. Change settings by name.")
+        config = config or starting_multi_config(data, resumed=resumed)
+    else:
+        config = config or starting_config(task, recipe=recipe, resumed=resumed)
     config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
-        opened = open_task(config, Path(data))
-        backbone = open_backbone(config.backbone)
-        model = build_model(config, backbone, opened)
-
-        def save(folder: Path, config: TrainConfig[Any], metrics: Mapping[str, Any], head: str) -> None:
-            save_bundle(folder, config=config, task=opened, backbone=backbone, model=model, metrics=metrics)
-
+        backbone, opened, model, save = assemble(config, data)
         result = fit(
             config,
             task=opened,
@@ -238,9 +241,14 @@ def _class_mismatch(predictor: Predictor, task: Task, data: str | Path) -> str:
     )
 
 
-def _resume_command(task: str, data: str | Path, run: Path) -> str:
-    return f"vitsplit train {task} --data {shlex.quote(str(data))} --out {shlex.quote(str(run))} --resume"
+def _resume_command(task: str, data: str | Path | Mapping[str, str | Path], run: Path) -> str:
+    if isinstance(data, Mapping):
+        folders = " ".join(f"--task {shlex.quote(f'{name}={folder}')}" for name, folder in data.items())
+    else:
+        folders = f"--data {shlex.quote(str(data))}"
+    return f"vitsplit train {task} {folders} --out {shlex.quote(str(run))} --resume"
 
 
-def _new_run_path(config: TrainConfig[Any]) -> Path:
-    return Path("runs") / f"{task_name(config)}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _new_run_path(config: TrainConfig[Any] | MultiConfig) -> Path:
+    name = MultiTask.name if isinstance(config, MultiConfig) else task_name(config)
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from vitsplit.baselines.linear_probe import LastLayer
 from vitsplit.split.head import SplitHead
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.tasks.multi.model import MultiModel
 from vitsplit.training.config import TrainConfig
 
 
@@ -26,3 +29,8 @@ def build_model(config: TrainConfig[Any], backbone: Backbone, task: Task) -> Tas
                 return TaskModel(
                     LastLayer(backbone), task.build_decoder(backbone.width, backbone.patch_size, linear=True)
                 )
+
+
+def build_multi_model(config: MultiConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> MultiModel:
+    """The untrained models of a joint run: each starts with the weights that it would start with alone."""
+    return MultiModel({name: build_model(config.own(name), backbone, task) for name, task in tasks.items()})

@@ -63,6 +63,10 @@ class Page:
         marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
         self._parts.append(f'<p class="soft">{marked}</p>' if soft else f"<p>{marked}</p>")
 
+    def link(self, text: str, address: str) -> None:
+        """A paragraph that leads to another page, whose address is relative to this one."""
+        self._parts.append(f'<p><a href="{html.escape(address)}">{html.escape(text)}</a></p>')
+
     def code(self, text: str) -> None:
         """Preformatted text."""
         self._parts.append(f"<pre>{html.escape(text)}</pre>")

@@ -10,16 +10,13 @@ from typing import Any, TypeVar
 import tyro
 
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import TrainConfig
 
-TaskConfigT = TypeVar("TaskConfigT")
+ConfigT = TypeVar("ConfigT")
 
 _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 
 
-def config_from_cli(
-    base: TrainConfig[TaskConfigT], argv: Sequence[str], *, prog: str = "vitsplit"
-) -> TrainConfig[TaskConfigT]:
+def config_from_cli(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit", prefix: str = "") -> ConfigT:
     """The configuration with some settings changed by flags: ``--lr 1e-4 --crop-size 448 448 --no-task-head``.
 
     Every field is one flag in kebab case, whatever dataclass it is in; help texts are the fields' docstrings. With
@@ -27,30 +24,37 @@ def config_from_cli(
     type ends it with status 2.
 
     Args:
-        base: Where the settings that are not named come from.
+        base: Where the settings that are not named come from: of a run of one task, or of one head of a joint run.
         argv: Flags and their values.
         prog: The command as it was called, for help and errors.
+        prefix: What stood before the flags' names and was taken off, such as ``depth.``, for errors.
 
     Raises:
         ConfigError: There is no such flag (close ones are given), or a value stands without a flag.
     """
-    kind: Any = TrainConfig[type(base.task)]  # type: ignore[misc]
+    kind: Any = type(base)[type(base.task)]  # type: ignore[index,attr-defined]
     config, unknown = tyro.cli(
         kind, default=base, args=list(argv), return_unknown_args=True, config=_STYLE, prog=prog, description=""
     )
     if unknown:
-        raise ConfigError(_unknown(unknown, base))
-    return config
+        raise ConfigError(_unknown(unknown, base, prefix))
+    settings: ConfigT = config
+    return settings
 
 
-def _unknown(arguments: Sequence[str], base: TrainConfig[Any]) -> str:
+def _unknown(arguments: Sequence[str], base: Any, prefix: str) -> str:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if not flags:
         return f"'{' '.join(arguments)}' stands without a flag. Settings are given as --name value."
     flag = flags[0].partition("=")[0]
     close = difflib.get_close_matches(flag.replace("_", "-"), list(flag_names(base)), n=3)
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"There is no flag {flag}. {hint}--help lists all flags."
+    hint = f"Did you mean {' or '.join(_prefixed(name, prefix) for name in close)}? " if close else ""
+    return f"There is no flag {_prefixed(flag, prefix)}. {hint}--help lists all flags."
+
+
+def _prefixed(flag: str, prefix: str) -> str:
+    name = flag.lstrip("-")
+    return flag[: len(flag) - len(name)] + prefix + name
 
 
 def flag_names(config: Any) -> Iterator[str]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
+from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
-from vitsplit.training.starting_point import starting_config
+from vitsplit.training.starting_point import starting_config, starting_multi_config
+
+MULTI = "multi"
+"""What stands in place of a task's name where several heads are trained together."""
 
 DESCRIPTION = """\
 Trains a head bundle for one task on a frozen backbone.
@@ -19,6 +25,13 @@ recipe the task's own for a laptop is taken. Every setting of the recipe can be 
   vitsplit train segmentation --data my_data
   vitsplit train segmentation --data ADEChallengeData2016 --recipe ade20k-small --out runs/ade --batch-size 8
   vitsplit train segmentation --data my_data --out runs/first --resume
+
+Several heads are trained together on the same images, with one pass of the backbone for all of them, by
+
+  vitsplit train multi --task segmentation=my_data --task depth=my_depth --out runs/both
+
+A setting is then that of all heads (--lr 1e-4), or with a task's name before it that of one (--depth.lr 3e-4). Every
+head becomes a bundle of its own: runs/both/best/segmentation and runs/both/best/depth.
 """
 
 
@@ -31,37 +44,94 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("task", nargs="?", choices=list(TASKS), help="what to learn")
+    parser.add_argument(
+        "learn", metavar="TASK", nargs="?", choices=[*TASKS, MULTI], help=f"{', '.join(TASKS)} or {MULTI}"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="the data set (required)")
+    parser.add_argument(
+        "--task",
+        metavar="TASK=FOLDER",
+        action="append",
+        default=[],
+        help=f"with {MULTI}, once for every task: what to learn from which data set",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="the run folder; default: a new one under runs/")
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of another run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly where it stopped")
     parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting with its default")
     options, rest = parser.parse_known_args(argv)
-    if options.task is None:
+    if options.learn is None:
         parser.print_help()
         return 0 if options.help else 2
-    base = starting_config(
-        options.task,
-        recipe=options.recipe,
-        config_file=options.config,
-        resumed=options.out if options.resume else None,
-    )
     if options.help:
         parser.print_help()
-        print("\nsettings of this recipe:\n")
-        config_from_cli(base, ["--help"], prog=f"vitsplit train {options.task}")
+    prog = f"vitsplit train {options.learn}"
+    configure = _several if options.learn == MULTI else _one
+    chosen = configure(options, rest, prog)
+    if chosen is None:
         return 0
-    if options.data is None:
-        raise ConfigError("Which images? Give their folder with --data FOLDER.")
-    config = config_from_cli(base, rest, prog=f"vitsplit train {options.task}")
+    config, data = chosen
     from vitsplit import api
 
-    result = api.train(config, data=options.data, out=options.out, resume=options.resume)
+    result = api.train(config, data=data, out=options.out, resume=options.resume)
     if result.stopped_by is not None:
         import signal
 
         return 128 + int(getattr(signal, result.stopped_by))
     print(f"Try it:  vitsplit predict {result.run} IMAGE --out predictions", file=sys.stderr)
     return 0
+
+
+def _one(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any, Any] | None:
+    """Settings and data of a run of one task; None where only help was asked for."""
+    if options.task:
+        raise ConfigError(f"--task {options.task[0]} goes with `vitsplit train {MULTI}`, for several heads at once.")
+    resumed = options.out if options.resume else None
+    base = starting_config(options.learn, recipe=options.recipe, config_file=options.config, resumed=resumed)
+    if options.help:
+        print("\nsettings of this recipe:\n")
+        config_from_cli(base, ["--help"], prog=prog)
+    if options.data is None:
+        raise ConfigError("Which images? Give their folder with --data FOLDER.")
+    return config_from_cli(base, flags, prog=prog), options.data
+
+
+def _several(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any, Any] | None:
+    """Settings and data of a joint run; None where only help was asked for."""
+    if options.data or options.recipe:
+        given = f"--data {options.data}" if options.data else f"--recipe {options.recipe}"
+        raise ConfigError(
+            f"{given}: every head of a joint run has its own data and starts from its task's recipe for a laptop. Give "
+            "--task TASK=FOLDER for each, and change settings by flags, or give --config of another joint run."
+        )
+    folders = task_folders(options.task)
+    resumed = options.out if options.resume else None
+    base = starting_multi_config(folders or list(TASKS), config_file=options.config, resumed=resumed)
+    if options.help:
+        print_settings(base, prog=prog)
+        return None
+    if not folders:
+        raise ConfigError(
+            "Which tasks, and which images? Give --task TASK=FOLDER for each, such as --task depth=my_data."
+        )
+    return multi_config_from_cli(base, flags, prog=prog), folders
+
+
+def task_folders(given: list[str]) -> dict[str, Path]:
+    """``["depth=a", ...]`` as a mapping.
+
+    Raises:
+        ConfigError: A part is missing, a task does not exist or comes twice.
+    """
+    folders: dict[str, Path] = {}
+    for each in given:
+        task, _, folder = each.partition("=")
+        if not folder:
+            raise ConfigError(f"--task {each}: give a task and its data as TASK=FOLDER, such as depth=my_data.")
+        if task not in TASKS:
+            raise ConfigError(f"--task {each}: there is no task '{task}'. Tasks: {', '.join(TASKS)}.")
+        if task in folders:
+            raise ConfigError(f"--task {each}: {task} has {folders[task]} already. A joint run has one head per task.")
+        folders[task] = Path(folder)
+    return folders

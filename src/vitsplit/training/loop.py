@@ -18,7 +18,7 @@ from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from vitsplit.training.config import LoopConfig, RunConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
-from vitsplit.training.optim import current_lr
+from vitsplit.training.optim import current_lr, named
 from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.setup import (
@@ -209,7 +209,9 @@ class _Loop:
         state = self.state
         values = {"loss": result.loss, "grad_norm": result.grad_norm}
         if len(result.terms) > 1:
-            values |= {f"loss_{name}": value for name, value in result.terms.items()}
+            for name, value in result.terms.items():
+                head, _, term = name.rpartition("/")
+                values[named(head, f"loss_{term}")] = value
         for name, value in values.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1

@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import TrainConfig
+from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 from vitsplit.training.serialise import from_dict, to_dict
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfig[Any])
+ConfigT = TypeVar("ConfigT")
 
 
 def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
     """The configuration with some fields changed, such as ``{"steps": 100, "crop_size": (448, 448)}``.
+
+    Args:
+        config: Of a run of one task, of a joint run, or of one of its heads.
+        settings: Name to value. In a joint run they are those of all heads; those of one stand under its name, as in
+            ``{"lr": 1e-4, "depth": {"lr": 3e-4}}``.
 
     Raises:
         ConfigError: There is no such field (close names are given), or the value has the wrong type.
     """
     if not settings:
         return config
+    if isinstance(config, MultiConfig):
+        return _override_multi(config, settings)  # type: ignore[return-value]  # the same type as it was given
     values = to_dict(config)
     places = {name: place for place, name in _places(config)}
     for name, value in settings.items():
@@ -34,7 +41,19 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         for step in places[name]:
             inner = inner[step]
         inner[name] = str(value) if isinstance(value, Path) else value
-    return from_dict(TrainConfig[type(config.task)], values, "settings")  # type: ignore[misc]
+    changed: ConfigT = from_dict(type(config)[type(config.task)], values, "settings")  # type: ignore[index,attr-defined]
+    return changed
+
+
+def _override_multi(config: MultiConfig, settings: Mapping[str, Any]) -> MultiConfig:
+    own = {name: value for name, value in settings.items() if name in HEAD_NAMES}
+    shared = {name: value for name, value in settings.items() if name not in HEAD_NAMES}
+    for name in own.keys() - config.heads().keys():
+        raise ConfigError(f"{name}={own[name]}: this run has no {name} head, only {', '.join(config.heads())}.")
+    return config.changed(
+        lambda view: override(view, shared),
+        lambda name, head: override(head, own.get(name, {})),
+    )
 
 
 def _places(config: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

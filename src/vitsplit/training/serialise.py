@@ -109,7 +109,7 @@ def _read_union(kind: Any, value: Any, source: str, where: str) -> Any:
         try:
             return _read(member, value, source, where)
         except ConfigError:
-            if dataclasses.is_dataclass(member) and isinstance(value, dict):
+            if dataclasses.is_dataclass(typing.get_origin(member) or member) and isinstance(value, dict):
                 raise  # the message about the setting inside says more
     raise ConfigError(f"{source}: '{where}' must be {_name(kind)}, not {value!r}.")
 

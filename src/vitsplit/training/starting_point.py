@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import config_type, task_entry
-from vitsplit.training.config import TrainConfig
+from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
+
+LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
+"""Length of a joint run and its images per step, unless told otherwise."""
 
 
 def starting_config(
@@ -34,14 +39,45 @@ def starting_config(
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
     if recipe is None and config_file is None and resumed is not None:
-        config_file = Path(resumed) / "config.json"
-        if not config_file.is_file():
-            raise ConfigError(f"{resumed} holds no run to resume (no config.json). Check --out.")
+        config_file = _config_of_run(resumed)
     if config_file is None:
         return named_recipe(recipe or task_entry(task).default_recipe)
+    config: TrainConfig[Any] = _read(config_type(task), config_file)
+    return config
+
+
+def starting_multi_config(
+    tasks: Collection[str], *, config_file: str | Path | None = None, resumed: str | Path | None = None
+) -> MultiConfig:
+    """A joint run's settings: those of a file, of the run that goes on, or each task's own for a laptop.
+
+    Args:
+        tasks: Names of the tasks. Other heads of a file are left out.
+        config_file: A ``config.json`` of a joint run.
+        resumed: The run that goes on; its settings are taken unless a file is named.
+
+    Raises:
+        ConfigError: There is no such task, or the file cannot be read or has no head for a task.
+    """
+    recipes = {name: named_recipe(task_entry(name).default_recipe) for name in tasks}
+    if config_file is None and resumed is not None:
+        config_file = _config_of_run(resumed)
+    if config_file is None:
+        return MultiConfig.of(recipes, loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
+    config: MultiConfig = _read(MultiConfig, config_file)
+    return config.only(tasks)
+
+
+def _config_of_run(run: str | Path) -> Path:
+    config_file = Path(run) / "config.json"
+    if not config_file.is_file():
+        raise ConfigError(f"{run} holds no run to resume (no config.json). Check --out.")
+    return config_file
+
+
+def _read(kind: Any, config_file: str | Path) -> Any:
     try:
         values = json.loads(Path(config_file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{config_file}: cannot be read as a configuration ({error}).") from error
-    config: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
-    return config
+    return from_dict(kind, values, str(config_file))

@@ -1,0 +1,139 @@
+"""Training images that several tasks have labels for: which they are, a sample, and a batch.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitsplit.data.folders import first
+from vitsplit.data.images import read_image
+from vitsplit.errors import DataError
+from vitsplit.tasks.multi.config import GeometryConfig
+from vitsplit.tasks.multi.labels import Labels
+
+
+@dataclass(frozen=True)
+class MultiBatch:
+    """Samples of one size with the labels of several tasks.
+
+    Attributes:
+        image_BCHW: uint8.
+        names: The images' files.
+        parts: Every task's own batch, by its name. Their images are ``image_BCHW`` itself.
+    """
+
+    image_BCHW: Tensor
+    names: list[str]
+    parts: Mapping[str, Any]
+
+    def to(self, device: Any) -> MultiBatch:
+        """The batch on a device, with one copy of the images."""
+        return self._change(self.image_BCHW.to(device, non_blocking=True), lambda part: part.to(device))
+
+    def pin_memory(self) -> MultiBatch:
+        """The batch in page-locked memory; called by the data loader."""
+        return self._change(self.image_BCHW.pin_memory(), lambda part: part.pin_memory())
+
+    def _change(self, image_BCHW: Tensor, change: Callable[[Any], Any]) -> MultiBatch:
+        parts = {name: change(dataclasses.replace(part, image_BCHW=image_BCHW)) for name, part in self.parts.items()}
+        return MultiBatch(image_BCHW, self.names, parts)
+
+
+def collate(samples: Mapping[str, Sequence[Any]], collates: Mapping[str, Callable[[Sequence[Any]], Any]]) -> MultiBatch:
+    """Makes a batch of every task's samples of the same crops, with the task's own ``collate``."""
+    parts = {name: collates[name](samples[name]) for name in samples}
+    any_part = next(iter(parts.values()))
+    image_BCHW: Tensor = any_part.image_BCHW
+    shared = {name: dataclasses.replace(part, image_BCHW=image_BCHW) for name, part in parts.items()}
+    return MultiBatch(image_BCHW, any_part.names, shared)
+
+
+@dataclass(frozen=True)
+class MultiData:
+    """Training samples: ``data[index, seed]`` is image ``index``, augmented with the random stream ``seed``.
+
+    A sample holds every task's own sample of the same crop, by the task's name.
+
+    Attributes:
+        geometry: The augmentation.
+        labels: Every task's labels.
+        matches: For every image, its index in each task's labels.
+        image_paths: The images.
+    """
+
+    geometry: GeometryConfig
+    labels: Mapping[str, Labels]
+    matches: Sequence[Mapping[str, int]]
+    image_paths: Sequence[Path]
+
+    @classmethod
+    def match(cls, geometry: GeometryConfig, labels: Mapping[str, Labels]) -> MultiData:
+        """The images that all tasks have labels for, which must be all of them; see ``match_images``."""
+        paths = {name: each.paths() for name, each in labels.items()}
+        matches = match_images(paths)
+        owner = next(iter(labels))
+        return cls(geometry, labels, matches, [paths[owner][match[owner]] for match in matches])
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        # torchvision takes seconds to import, and whoever only reads data needs none of it.
+        from vitsplit.tasks.multi.augment import random_crop
+
+        index, seed = key
+        image_CHW = read_image(self.image_paths[index])
+        crop, crop_CHW = random_crop(image_CHW, self.geometry, torch.Generator().manual_seed(seed))
+        return {
+            name: self.labels[name].sample(place, image_CHW, crop_CHW, crop)
+            for name, place in self.matches[index].items()
+        }
+
+
+def match_images(paths: Mapping[str, Sequence[Path]]) -> list[dict[str, int]]:
+    """Matches the tasks' images by their paths below the folder that holds all of a task's, without suffix.
+
+    Args:
+        paths: The training images of every task, by its name.
+
+    Returns:
+        For every image its index in each task's list, in the order of the names.
+
+    Raises:
+        DataError: A task lacks images that another has (counted, the first five named), or two images of one task
+            differ in nothing but the suffix.
+    """
+    places = {name: _by_name(task_paths) for name, task_paths in paths.items()}
+    everything = set().union(*places.values())
+    said = [
+        f"{name} has none for {len(missing)} of {len(everything)} images ({first(missing)})"
+        for name, place in places.items()
+        if (missing := sorted(everything - place.keys()))
+    ]
+    if said:
+        raise DataError(
+            f"A joint run trains on images that all of its tasks have labels for, but {'; '.join(said)}. Give all "
+            "tasks the same training images under the same names."
+        )
+    return [{name: place[key] for name, place in places.items()} for key in sorted(everything)]
+
+
+def _by_name(paths: Sequence[Path]) -> dict[str, int]:
+    folder = os.path.commonpath([path.parent for path in paths])
+    places: dict[str, int] = {}
+    for index, path in enumerate(paths):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in places:
+            raise DataError(f"{path} and {paths[places[name]]} differ in nothing but the suffix. Keep one of them.")
+        places[name] = index
+    return places
