@@ -14,13 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitsplit.data.images import _decode as decode_image
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.files import read_values
 
-DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy", ".exr"})
-"""Files that are taken for depth maps."""
 PLAUSIBLE_METRES = (0.01, 1000.0)
 """A median depth outside is most likely in another unit."""
 
@@ -140,7 +138,7 @@ def load_depth(path: Path, scale: float | None) -> Tensor:
         MissingScaleError: The file holds integers and ``scale`` is None.
         DataError: The file cannot be read or is no depth map.
     """
-    values_HW = _READERS.get(path.suffix.lower(), _read_picture)(path)
+    values_HW = read_values(path)
     if scale is None and values_HW.dtype.kind != "f":
         raise MissingScaleError(missing_scale(path))
     with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, hence invalid
@@ -215,60 +213,3 @@ def _nothing_valid(path: Path, depth_HW: Tensor, config: DepthConfig) -> str:
         f"{path}: no pixel has a valid depth (above --min-depth {config.min_depth:g} m{above}): {said}. "
         "Remove the pair, or correct the map or the option."
     )
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """PNG or TIFF: uint8, uint16, int32 or float32 (H, W)."""
-    image = decode_image(path)
-    if image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
-        raise DataError(
-            f"{path}: an image of mode {image.mode} is a picture, not a depth map. Save depth as one channel: a 16-bit "
-            "PNG of millimetres, or a TIFF or NPY of float metres."
-        )
-    return np.asarray(image)
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file. Check the path.") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: not an array that numpy can read ({error}). Save it with numpy.save, as an array of numbers."
-        ) from error
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim != 2 or values.dtype.kind not in "uif" or values.size == 0:
-        raise DataError(
-            f"{path}: an array of shape {values.shape} and type {values.dtype} is no depth map. "
-            "Save one (H, W) array of float metres, or of integers with their scale."
-        )
-    return values
-
-
-def _read_exr(path: Path) -> np.ndarray:
-    """The only channel, or the one named Z, Y or depth (Blender's ``ViewLayer.Depth.Z``), or R."""
-    try:
-        import OpenEXR  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading EXR needs the package OpenEXR. Install it: pip install 'vitsplit[exr]'."
-        ) from error
-    try:
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path}: not an EXR file that can be read ({error}). Export it again.") from error
-    if len(channels) == 1:
-        return next(iter(channels.values()))
-    for wanted in ("z", "depth", "y", "r"):
-        found = [name for name in channels if name.lower().rpartition(".")[2] == wanted]
-        if len(found) == 1:
-            return channels[found[0]]
-    raise DataError(
-        f"{path}: none of its channels ({', '.join(channels)}) is known to be depth. Export one channel, or name it Z."
-    )
-
-
-_READERS = {".npy": _read_npy, ".exr": _read_exr}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vitsplit.data.folders import Pair, first, list_splits, require_folder, split_pairs
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.depth.data import DEPTH_SUFFIXES, DepthSet, MissingScaleError, missing_scale
+from vitsplit.tasks.depth.data import DepthSet, MissingScaleError, missing_scale
+from vitsplit.tasks.depth.files import DEPTH_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

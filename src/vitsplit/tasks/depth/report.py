@@ -47,7 +47,8 @@ def write_report(
     metrics = evaluation.metrics
     (folder / "metrics.json").write_text(json_text(metrics, indent=2) + "\n", encoding="utf-8")
     page = Page(title, subtitle=f"{metrics['images']} validation images; {describe_protocol(metrics)}")
-    page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), *_delta1(metrics)])
+    delta1 = (f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within a factor of 1.25")
+    page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), delta1])
     page.heading("Pictures")
     add_gallery(page, task, forward, count)
     page.heading("Figures")
@@ -94,7 +95,8 @@ def describe_protocol(metrics: dict[str, Any]) -> str:
     """How the figures were measured, in words."""
     protocol = metrics["protocol"]
     high = "" if protocol["max_depth"] is None else f" to {protocol['max_depth']:g} m"
-    said = [f"depths from {protocol['min_depth']:g} m{high}", f"crop {protocol['eval_crop']}"]
+    crop = "all pixels" if protocol["eval_crop"] == "none" else f"crop {protocol['eval_crop']}"
+    said = [f"depths from {protocol['min_depth']:g} m{high}", crop]
     said.append("averaged with the mirrored image" if protocol["test_flip"] else "without the mirrored image")
     if protocol["median_scaling"]:
         said.append("every prediction scaled to the median of the truth")
@@ -107,13 +109,11 @@ def metrics_table(evaluation: Evaluation) -> Table:
     """The table for the screen."""
     metrics = evaluation.metrics
     title = f"RMSE {metrics['rmse']:.3f} m   AbsRel {metrics['abs_rel']:.3f}   delta1 {metrics['delta1']:.3f}"
-    table = Table(title=title, caption=f"{metrics['images']} images; {describe_protocol(metrics)}")
+    table = Table(
+        title=title, min_width=len(title) + 4, caption=f"{metrics['images']} images; {describe_protocol(metrics)}"
+    )
     table.add_column("metric")
     table.add_column("mean over images", justify="right")
     for name in METRICS:
         table.add_row(LABELS[name], f"{metrics[name]:.4f}")
     return table
-
-
-def _delta1(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within 1.25 times")]
