@@ -159,10 +159,11 @@ def test_a_bundles_own_description_is_counted():
     config = recipe("laptop-detection")
     described = {"classes": ["a", "b"], "colours": [[0, 0, 0]] * 2, "category_ids": [1, 2], "masks": False}
     counts = [count_parameters(*reversed(shape_model(config, 2, details))) for details in (None, described)]
-    mask_branch = 4 * (9 * 256**2 + 256) + 4 * 256**2 + 256 + 257 * 3
+    channels = config.task.pyramid_width
+    mask_branch = 4 * (9 * channels**2 + channels) + 4 * channels**2 + channels + (channels + 1) * 3
     assert counts[0]["trainable"] - counts[1]["trainable"] == mask_branch
     boxes_only = gmacs(config, (336, 448), description=described)["total"]
-    masks = 100 * 14**2 * (4 * 9 * 256**2 + 4 * 256**2 + 4 * 256 * 3)
+    masks = 100 * 14**2 * (4 * 9 * channels**2 + 4 * channels**2 + 4 * channels * 3)
     assert (gmacs(config, (336, 448), num_classes=2)["total"] - boxes_only) * 1e9 == pytest.approx(masks)
 
 
