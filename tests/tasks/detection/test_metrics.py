@@ -1,9 +1,8 @@
 import json
-import threading
 
 import numpy as np
 import pytest
-import torch
+from all_reduce import run_processes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -104,24 +103,8 @@ def test_boxes_alone_write_one_file(tmp_path):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_every_process_gets_the_results_of_all(world):
-    """Processes as threads; ``gather`` adds up what they bring, as an all-reduce does."""
     _, results = scene()
-    shards = [results[rank::world] for rank in range(world - 1)] + [[]] if world > 1 else [results]
-    barrier, brought, received = threading.Barrier(world), [None] * world, [None] * world
-
-    def work(rank):
-        def gather(tensor):
-            brought[rank] = tensor
-            barrier.wait()
-            total = torch.stack(brought).sum(0, dtype=tensor.dtype)
-            barrier.wait()
-            return total
-
-        received[rank] = gather_results(shards[rank], (rank, world), gather)
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    shards = [results[rank::world] for rank in range(world)]
+    shards[-1] = shards[-1] if world == 1 else []
+    received = run_processes(world, lambda rank, gather: gather_results(shards[rank], (rank, world), gather))
     assert received == [[entry for shard in shards for entry in shard]] * world
