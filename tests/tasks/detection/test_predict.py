@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
@@ -54,14 +54,12 @@ def prediction(boxes, height=90, width=120, masks=None, scores=None):
 
 
 def test_boxes_come_back_to_the_pixels_of_the_image():
-    """400 x 300 becomes 133 x 100; a box of the image, put where the padded small image has it, comes back."""
-    wanted = torch.tensor([[30.0, 60, 210, 399], [0, 0, 300, 400]])
-    scale = torch.tensor([75 / 300, 100 / 400] * 2)
-    forward = Fixed(found((wanted * torch.tensor([75 / 300, 100 / 400] * 2) + torch.tensor([3.0, 5, 3, 5])).tolist()))
-    del scale
+    """300 x 400 becomes 75 x 100; boxes put where the padded small image has them come back."""
+    wanted_N4 = torch.tensor([[30.0, 60, 210, 399], [0, 0, 300, 400]])
+    forward = Fixed(found((wanted_N4 / 4 + torch.tensor([3.0, 5, 3, 5])).tolist()))
     (mine,) = detect(forward, image(400, 300), dataclasses.replace(CONFIG, image_scale=(100, 100)))
     assert forward.sizes == [(100, 75)]
-    torch.testing.assert_close(mine.boxes_N4, wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(mine.boxes_N4, wanted_N4, rtol=0, atol=1e-3)
 
 
 def test_boxes_are_cut_at_the_image_and_dropped_in_the_padding():
@@ -99,6 +97,17 @@ def test_a_mask_survives_the_way_into_bins_and_back():
     masks = prediction(box.tolist(), masks=bins.numpy()).masks
     assert masks.shape == (1, 90, 120) and masks.dtype == bool
     assert (masks[0] & shape_HW).sum() / (masks[0] | shape_HW).sum() > 0.93
+
+
+def test_masks_are_torchvisions():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, [100, 70], (60, 2))
+    boxes = np.concatenate([corners, np.minimum(corners + rng.uniform(0.3, 90, (60, 2)), [120, 90])], 1)
+    boxes[:8] = [[0, 0, 120, 90], [0, 20.7, 3.2, 30], [110.4, 80, 120, 90], [0, 0, 0.4, 0.4]] * 2
+    bins = rng.random((60, 28, 28), dtype=np.float32)
+    mine = prediction(boxes.tolist(), masks=bins)
+    theirs = paste_masks_in_image(torch.from_numpy(bins)[:, None], torch.from_numpy(mine.boxes), (90, 120))
+    assert np.array_equal(mine.masks, (theirs[:, 0] > 0.5).numpy())
 
 
 def test_masks_without_objects_and_without_masks():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,12 @@ class DetectionPrediction:
     def strongest(self, min_score: float) -> DetectionPrediction:
         """The prediction with the objects that reach a score."""
         count = int((self.scores >= min_score).sum())
-        bins = None if self.mask_bins is None else self.mask_bins[:count]
-        return DetectionPrediction(
-            self.boxes[:count],
-            self.labels[:count],
-            self.scores[:count],
-            bins,
-            self.classes,
-            self.category_ids,
-            self.image,
+        return replace(
+            self,
+            boxes=self.boxes[:count],
+            labels=self.labels[:count],
+            scores=self.scores[:count],
+            mask_bins=None if self.mask_bins is None else self.mask_bins[:count],
         )
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
@@ -158,14 +155,17 @@ def _restrict(detections: Detections, config: DetectionConfig) -> Detections:
         if wider:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {getattr(asked, name)}: the bundle was built with {getattr(built, name)} "
-                "and has dropped the others already. Change it in the bundle's head.json."
+                f"and the others are gone. Change it in the bundle's head.json (config, task, {name})."
             )
     keep = (detections.scores_N > asked.score_threshold).nonzero()[: asked.max_detections, 0]
     return _select(detections, detections.boxes_N4, keep)
 
 
 def _on_image(detections: Detections, taps: LayerTaps, size: tuple[int, int]) -> Detections:
-    """Undoes padding and resizing; what lies in the padding alone is dropped."""
+    """Undoes padding and resizing; what lies in the padding alone is dropped.
+
+    A mask's bins are then those of the cut box, which differs by a part of the padding where it touches the edge.
+    """
     height, width = size
     offset_4 = torch.tensor([taps.padding.left, taps.padding.top] * 2)
     scale_4 = torch.tensor([width / taps.image_size[1], height / taps.image_size[0]] * 2)
@@ -187,9 +187,19 @@ def _select(detections: Detections, boxes_N4: Tensor, keep: Tensor) -> Detection
 
 
 def paste(bins_mm: NDArray[np.float32], box_4: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """An object's mask, (H, W) bool, from its probabilities in the bins of its box."""
-    pasted_11HW = paste_masks_in_image(torch.from_numpy(bins_mm)[None, None], torch.from_numpy(box_4)[None], size)
-    return (pasted_11HW[0, 0] > 0.5).numpy()
+    """An object's mask, (H, W) bool, from its probabilities in the bins of its box.
+
+    As torchvision's pasting, but of the box's surroundings alone: a large image would take hundreds of megabytes.
+    """
+    # torchvision adds one bin on either side.
+    border_2 = 2 + (box_4[2:] - box_4[:2]) / len(bins_mm)
+    left, top = np.floor(np.maximum(box_4[:2] - border_2, 0)).astype(int).tolist()
+    right, bottom = np.ceil(np.minimum(box_4[2:] + border_2, (size[1], size[0]))).astype(int).tolist()
+    local_14 = torch.from_numpy(box_4 - np.array([left, top, left, top], dtype=np.float32))[None]
+    pasted_11hw = paste_masks_in_image(torch.from_numpy(bins_mm)[None, None], local_14, (bottom - top, right - left))
+    mask_HW = np.zeros(size, dtype=bool)
+    mask_HW[top:bottom, left:right] = (pasted_11hw[0, 0] > 0.5).numpy()
+    return mask_HW
 
 
 def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
