@@ -1,0 +1,121 @@
+"""One crop for all labels, against segmentation's own augmentation and against what can be seen in the image."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.task import DepthTask
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.detection.task import DetectionTask
+from vitsplit.tasks.multi.augment import random_crop
+from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
+from vitsplit.tasks.multi.data import MultiData
+from vitsplit.tasks.multi.labels import open_labels
+from vitsplit.tasks.segmentation.augment import augment
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.task import SegmentationTask
+
+GEOMETRY = GeometryConfig(crop_size=(40, 56), image_scale=(64, 48), scale_range=(0.6, 1.6))
+HEIGHT, WIDTH = 72, 96
+TOP, LEFT, BOTTOM, RIGHT = 24, 20, 60, 70  # an object, at 2 m; behind it, 5 m
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, dataclasses.replace(GEOMETRY, image_scale=None, photometric=False)])
+def test_the_crops_are_those_of_segmentations_own_augmentation(geometry):
+    image_CHW = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=generator(0))
+    mask_HW = torch.randint(0, 9, (50, 70), dtype=torch.uint8, generator=generator(1))
+    own = with_geometry(SegmentationConfig(), geometry)
+    assert own.max_class_ratio == 1.0
+    for seed in range(20):
+        expected_CHW, expected_HW = augment(image_CHW, mask_HW, own, generator(seed))
+        crop, crop_CHW = random_crop(image_CHW, geometry, generator(seed))
+        assert crop_CHW.equal(expected_CHW)
+        assert crop.cut_label(mask_HW, 255).equal(expected_HW)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> MultiData:
+    """One image: a white object on black, with all labels."""
+    root = tmp_path_factory.mktemp("square") / "data"
+    object_HW = np.zeros((HEIGHT, WIDTH), bool)
+    object_HW[TOP:BOTTOM, LEFT:RIGHT] = True
+    box = [LEFT, TOP, RIGHT - LEFT, BOTTOM - TOP]
+    for split in ("train", "val"):
+        for kind in ("images", "masks", "depth", "annotations"):
+            (root / kind / ("" if kind == "annotations" else split)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(255 * object_HW)).convert("RGB").save(root / "images" / split / "a.png")
+        Image.fromarray(np.uint8(object_HW)).save(root / "masks" / split / "a.png")
+        np.save(root / "depth" / split / "a.npy", np.where(object_HW, np.float32(2.0), np.float32(5.0)))
+        x1, y1, x2, y2 = LEFT, TOP, RIGHT, BOTTOM
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        annotation["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+        annotations = {
+            "images": [{"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": [annotation],
+        }
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(annotations))
+    (root / "classes.json").write_text('["nothing", "object"]')
+    geometry = dataclasses.replace(GEOMETRY, photometric=False)
+    splits = ("train", "val")
+    tasks = {
+        "segmentation": SegmentationTask.open(with_geometry(SegmentationConfig(), geometry), root, splits),
+        "depth": DepthTask.open(with_geometry(DepthConfig(), geometry), root, splits),
+        "detection": DetectionTask.open(with_geometry(DetectionConfig(), geometry), root, splits),
+    }
+    return MultiData.match(geometry, open_labels(tasks))
+
+
+def seen(image_CHW):
+    """The columns and rows where the object is, from the pixels."""
+    white_HW = image_CHW[0] > 127
+    rows, columns = torch.where(white_HW.any(1))[0], torch.where(white_HW.any(0))[0]
+    return columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1
+
+
+def test_every_label_lies_where_the_image_shows_the_object(data):
+    zooms = set()
+    for seed in range(30):
+        sample = data[0, seed]
+        image_CHW = sample["segmentation"].image_CHW
+        assert sample["depth"].image_CHW is image_CHW and sample["detection"].image_CHW is image_CHW
+        assert image_CHW.shape == (3, 40, 56)
+        white_HW = image_CHW[0] > 127
+        mask_HW, depth_HW = sample["segmentation"].mask_HW, sample["depth"].depth_HW
+        # Resized edges are grey: they may fall to either side.
+        grey_HW = (image_CHW[0] > 0) & (image_CHW[0] < 255)
+        assert ((mask_HW == 1) == white_HW)[~grey_HW & (mask_HW != 255)].all()
+        depths = depth_HW[depth_HW > 0].unique()
+        assert ((depth_HW == depths.min()) == white_HW)[~grey_HW & (depth_HW > 0)].all()
+        assert ((depth_HW == 0) == (mask_HW == 255)).all(), "no depth where there is no image"
+        assert depths.max() / depths.min() == pytest.approx(2.5)
+        boxes_N4, objects_NHW = sample["detection"].boxes_N4, sample["detection"].masks_NHW
+        assert boxes_N4[0].tolist() == pytest.approx(seen(image_CHW), abs=1.01)
+        assert (objects_NHW[0].bool() == (mask_HW == 1))[~grey_HW].all()
+        zooms.add(round(2.0 / depths.min().item(), 3))
+    assert min(zooms) < 0.8 and max(zooms) > 1.4
+
+
+def test_twice_as_large_is_half_as_far(data):
+    """For a pinhole camera, size in pixels times depth is size in metres times the focal length: a constant."""
+    found = []
+    for seed in range(60):
+        crop, _ = random_crop(torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), data.geometry, generator(seed))
+        sample = data[0, seed]
+        x1, y1, x2, y2 = sample["detection"].boxes_N4[0].tolist()
+        whole = x1 > 0 and y1 > 0 and x2 < crop.window.out_width and y2 < crop.window.out_height
+        if whole:
+            depth = sample["depth"].depth_HW[sample["depth"].depth_HW > 0].min().item()
+            found.append((x2 - x1) * depth)
+    assert len(found) > 5
+    # At test time the image is 64 x 48: the object is (70 - 20) * 2 / 3 pixels wide, at 2 m.
+    assert found == pytest.approx([50 * 2 / 3 * 2.0] * len(found), rel=0.04)

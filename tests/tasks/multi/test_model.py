@@ -1,0 +1,55 @@
+"""Several heads on the taps of one pass. Shapes: B batch, D width, h w grid."""
+
+import torch
+from torch import nn
+
+from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.multi.model import MultiModel
+from vitsplit.types import LayerTaps, Padding, TapRequest
+
+
+class Draws(nn.Module):
+    """A head that does nothing but draw: its output shows which part of the random stream it had."""
+
+    width = 4
+
+    def __init__(self, layer: int, draws: int) -> None:
+        super().__init__()
+        self.layer, self.draws = layer, draws
+
+    @property
+    def request(self) -> TapRequest:
+        return TapRequest(tokens=frozenset({self.layer}), maps=frozenset({0, self.layer}))
+
+    def forward(self, taps: LayerTaps) -> torch.Tensor:
+        return torch.rand(self.draws)
+
+
+TAPS = LayerTaps((14, 14), Padding(), (1, 1), 1)
+
+
+def alone(draws: int) -> torch.Tensor:
+    torch.manual_seed(5)
+    return TaskModel(Draws(1, draws), nn.Identity())(TAPS)
+
+
+def test_every_head_draws_what_it_would_draw_alone():
+    model = MultiModel({"a": TaskModel(Draws(1, 3), nn.Identity()), "b": TaskModel(Draws(2, 7), nn.Identity())})
+    torch.manual_seed(5)
+    output = model(TAPS)
+    assert output["a"].equal(alone(3)) and output["b"].equal(alone(7))
+
+
+def test_a_pass_serves_what_any_head_asks_for():
+    model = MultiModel({"a": TaskModel(Draws(1, 3), nn.Identity()), "b": TaskModel(Draws(2, 3), nn.Identity())})
+    assert model.request == TapRequest(tokens=frozenset({1, 2}), maps=frozenset({0, 1, 2}))
+
+
+def test_targets_reach_their_own_decoder():
+    class Decoder(nn.Module):
+        def forward(self, fused_BDhw, targets="none"):
+            return targets
+
+    model = MultiModel({name: TaskModel(Draws(1, 3), Decoder()) for name in ("a", "b")})
+    assert model(TAPS, {"a": "boxes", "b": None}) == {"a": "boxes", "b": "none"}
+    assert model(TAPS) == {"a": "none", "b": "none"}
