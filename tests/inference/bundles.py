@@ -13,6 +13,8 @@ from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.methods import build_model
 from vitsplit.tasks import bare_task
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 
@@ -30,17 +32,25 @@ def write_segmentation_bundle(
     **split: Any,
 ) -> Path:
     """A segmentation bundle in ``folder``, with statistics of its batch norms that are not the initial ones."""
-    config = TrainConfig(
-        task=SegmentationConfig(
-            **{"crop_size": (48, 64), "image_scale": (64, 48), "test_mode": "whole"} | (task or {})
-        ),
-        backbone=BackboneConfig(backbone=backbone, random_weights=True),
-        split=SplitConfig(**({"num_tuned_layers": 2} | split)),
-        loop=LoopConfig(precision=precision, seed=seed),
-    )
+    settings = {"crop_size": (48, 64), "image_scale": (64, 48), "test_mode": "whole"} | (task or {})
+    config = _config(SegmentationConfig(**settings), precision, seed, backbone, split)
     description = {"classes": [f"class {k}" for k in range(num_classes)],
                    "colours": [[40 * k, 255 - 40 * k, 90] for k in range(num_classes)]}  # fmt: skip
     return write_bundle(folder, config, description)
+
+
+def write_depth_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] | None = None, **split: Any) -> Path:
+    """A depth bundle in ``folder``."""
+    settings = {"crop_size": (48, 64), "image_scale": (64, 48), "test_flip": False} | (task or {})
+    return write_bundle(folder, _config(DepthConfig(**settings), "fp32", seed, BACKBONE, split), {})
+
+
+def write_detection_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] | None = None, **split: Any) -> Path:
+    """A detection bundle in ``folder``, with masks, that finds something in everything."""
+    settings = {"crop_size": (48, 64), "image_scale": (64, 48), "pyramid_width": 16, "score_threshold": 0.0,
+                "max_detections": 10, "anchor_sizes": (8, 16, 24, 32, 48)} | (task or {})  # fmt: skip
+    description = {"classes": ["ball", "box"], "colours": [[200, 30, 30], [30, 30, 200]], "masks": True}
+    return write_bundle(folder, _config(DetectionConfig(**settings), "fp32", seed, BACKBONE, split), description)
 
 
 def write_bundle(folder: Path, config: TrainConfig[Any], description: dict[str, Any]) -> Path:
@@ -54,6 +64,15 @@ def write_bundle(folder: Path, config: TrainConfig[Any], description: dict[str, 
             tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.02 + 0.001)
     save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics={})
     return folder
+
+
+def _config(task: Any, precision: Any, seed: int, backbone: str, split: dict[str, Any]) -> TrainConfig[Any]:
+    return TrainConfig(
+        task=task,
+        backbone=BackboneConfig(backbone=backbone, random_weights=True),
+        split=SplitConfig(**({"num_tuned_layers": 2} | split)),
+        loop=LoopConfig(precision=precision, seed=seed),
+    )
 
 
 @functools.cache

@@ -3,58 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.errors import ConfigError
 
 DESCRIPTION = """\
 Measures a bundle on labelled images: a table on the screen, and metrics.json and a page of pictures (input, truth,
 prediction, error) in the output folder.
 
+Every setting of the bundle's task is a flag here too, such as the layout of the data (--format), where it is not that
+of the training data; `vitsplit info RUN --help` lists them.
+
   vitsplit evaluate runs/first --data my_data
-  vitsplit evaluate runs/first --data my_data --test-scales 0.75 1 1.25 --test-flip
+  vitsplit evaluate runs/first --data my_data --test-scales 0.75 1 1.25 --test-flip --test-mode slide
+  vitsplit evaluate runs/depth --data my_depths --median-scaling --eval-crop nyu-eigen
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    parser = argparse.ArgumentParser(
-        prog="vitsplit evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
-    parser.add_argument("--data", metavar="FOLDER", required=True, help="the data set")
-    parser.add_argument("--split", default="val", help="which of its splits (default: val)")
-    parser.add_argument("--format", help="layout of the data, where it is not that of the training data; or auto")
-    parser.add_argument("--out", metavar="FOLDER", help="where to write; default: a new evaluation-SPLIT in the run")
-    parser.add_argument("--test-mode", choices=["whole", "slide"], help="whole images, or windows of the crop size")
-    parser.add_argument("--test-scales", type=float, nargs="+", metavar="SCALE", help="average over these scales")
-    parser.add_argument("--test-stride", type=int, nargs=2, metavar=("H", "W"), help="step of the windows, in pixels")
-    parser.add_argument("--test-flip", action="store_true", default=None, help="average with the mirrored image")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (default: 12)")
-    parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they cannot be fetched")
-    parser.add_argument("--device", help="where to compute; default: the first GPU, else the processor")
-    parser.add_argument(
-        "--precision",
-        choices=["auto", "fp32", "bf16", "fp16"],
-        help="default: fp32 if the run computed in it, else auto",
-    )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
-    options = parser.parse_args(argv)
+    options, flags = _parser().parse_known_args(argv)
 
     from vitsplit import api
     from vitsplit.data.folders import free_folder
+    from vitsplit.inference.predictor import load_predictor
 
-    predictor = api.load(options.run, weights=options.weights, device=options.device, precision=options.precision)
-    asked = {
-        "test_mode": options.test_mode,
-        "test_scales": options.test_scales,
-        "test_flip": options.test_flip,
-        "test_stride": options.test_stride,
-        "format": options.format,
-    }
-    settings = {name: value for name, value in asked.items() if value is not None}
+    settings = task_settings(options.run, flags)
+    predictor = load_predictor(options.run, **loading_options(options))
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("images", total=None)
@@ -70,3 +53,43 @@ def main(argv: list[str]) -> int:
         Console().print(task.table(evaluation))
         print(f"pictures: {page}")
     return 0
+
+
+def task_settings(run: str, flags: Sequence[str]) -> dict[str, Any]:
+    """What the flags change of the settings of a bundle's task, by name.
+
+    Raises:
+        BundleError: There is no readable bundle.
+        ConfigError: There is no such flag, or it is a setting of training.
+    """
+    from vitsplit.bundle import read_card
+    from vitsplit.cli.options import config_from_cli
+
+    trained = read_card(run).config
+    changed = config_from_cli(trained, flags, prog=f"vitsplit evaluate {run}")
+    if dataclasses.replace(changed, task=trained.task) != trained:
+        raise ConfigError(
+            f"{' '.join(flags)}: only settings of the task can be changed when a trained bundle is evaluated; "
+            "what it computes with is fixed."
+        )
+    names = [field.name for field in dataclasses.fields(trained.task)]
+    new = {name: getattr(changed.task, name) for name in names}
+    return {name: value for name, value in new.items() if value != getattr(trained.task, name)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitsplit evaluate",
+        usage="vitsplit evaluate RUN --data FOLDER [options] [--SETTING VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="the data set")
+    parser.add_argument("--split", default="val", help="which of its splits (default: val)")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write; default: a new evaluation-SPLIT in the run")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (default: 12)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
+    add_loading_flags(parser)
+    return parser

@@ -32,6 +32,10 @@ Every setting is a flag here too, to see what it would change:
   vitsplit info laptop-segmentation --method linear-probe --num-classes 39
   vitsplit info coco-small --size 800 1216 --task-head-window 16
   vitsplit info runs/first
+
+Several recipes or runs are compared on one backbone with as many separate models:
+
+  vitsplit info runs/first runs/depth
 """
 
 
@@ -58,6 +62,10 @@ class Subject:
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
+    if len(argv) > 1 and not argv[0].startswith("-") and not argv[1].startswith("-"):
+        from vitsplit.cli import info_shared
+
+        return info_shared.main(argv)
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if options.target is None:
@@ -153,7 +161,7 @@ def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vitsplit info",
-        usage="vitsplit info RECIPE|RUN [--json] [--size H W] [--num-classes K] [--SETTING VALUE ...]",
+        usage="vitsplit info RECIPE|RUN [RECIPE|RUN ...] [--json] [--size H W] [--num-classes K] [--SETTING VALUE ...]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

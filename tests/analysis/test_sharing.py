@@ -1,0 +1,108 @@
+"""Shared against separate: the oracle is arithmetic with the paper's counts and with the bundles' own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitsplit.cli.main import main
+
+# DINOv2-S, patch 14, without its mask token (the release counts one vector of 384 more).
+BACKBONE = 22_056_192
+# A block multiplies 12 D^2 weights per token, and attention 2 D per pair of tokens.
+D = 384
+
+
+def info(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert main(["info", *map(str, words), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def backbone_gmacs(height: int, width: int) -> float:
+    patches = (height // 14) * (width // 14)
+    tokens = patches + 1
+    return (12 * (12 * D * D * tokens + 2 * D * tokens**2) + patches * 3 * 14 * 14 * D) / 1e9
+
+
+def test_two_recipes_of_one_size_share_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, "ade20k-small", "cityscapes-small", "--size", 518, 518)
+    alone = {name: info(capsys, name, "--size", 518, 518) for name in ("ade20k-small", "cityscapes-small")}
+    heads = sum(each["parameters"]["trainable"] for each in alone.values())
+    norms = 2 * 2 * D  # each task head holds a copy of the final norm
+    assert facts["parameters"] == {"shared": BACKBONE + heads + norms, "separate": 2 * BACKBONE + heads + norms}
+    assert facts["bytes"]["fp32"]["separate"] - facts["bytes"]["fp32"]["shared"] == 4 * BACKBONE
+    frozen = backbone_gmacs(518, 518)
+    assert facts["passes"] == [
+        {"size": [518, 518], "bundles": ["ade20k-small", "cityscapes-small"], "gmacs": pytest.approx(frozen, rel=1e-3)}
+    ]
+    separate = sum(each["gmacs"]["total"] for each in alone.values())
+    assert facts["gmacs"]["separate"] == pytest.approx(separate)
+    assert facts["gmacs"]["shared"] == pytest.approx(separate - frozen, rel=1e-3)
+    assert facts["time_bound"] == pytest.approx(separate / (separate - frozen), rel=1e-3)
+
+
+def test_bf16_halves_the_matrices_of_the_backbone_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, "ade20k-small", "cityscapes-small")
+    # Per block: qkv, projection and both layers of the MLP with their biases; and the patch embedding.
+    matrices = 12 * (12 * D * D + (3 + 1 + 4 + 1) * D) + 3 * 14 * 14 * D + D
+    for way, copies in (("shared", 1), ("separate", 2)):
+        assert facts["bytes"]["fp32"][way] - facts["bytes"]["bf16"][way] == 2 * matrices * copies
+
+
+def test_other_sizes_are_passes_of_their_own_and_save_memory_only(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, "ade20k-small", "cityscapes-small")  # crops of 512 and of 896
+    assert [each["size"] for each in facts["passes"]] == [[512, 512], [896, 896]]
+    assert facts["gmacs"]["shared"] == pytest.approx(facts["gmacs"]["separate"]) and facts["time_bound"] == 1
+    assert facts["parameters"]["shared"] < facts["parameters"]["separate"]
+
+
+def test_a_pass_runs_as_far_as_the_one_that_asks_for_most(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from bundles import write_segmentation_bundle
+
+    shallow = write_segmentation_bundle(
+        tmp_path / "shallow", task_head=False, selection="explicit", prior_layers=(1, 3), num_prior_layers=2
+    )
+    deep = write_segmentation_bundle(tmp_path / "deep")
+    facts = info(capsys, shallow, deep)
+    costs = {name: bundle["gmacs"]["backbone"] for name, bundle in facts["bundles"].items()}
+    assert list(costs) == ["shallow", "deep"]
+    assert facts["passes"][0]["gmacs"] == costs["deep"]
+    # 4 of 12 blocks, and the embedding of 12 patches of 16 x 16.
+    embedding = 12 * 3 * 16 * 16 * 192 / 1e9
+    assert costs["shallow"] - embedding == pytest.approx((costs["deep"] - embedding) / 3)
+
+
+def test_a_gate_counts_as_the_layers_that_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, "ade20k-small-gate", "ade20k-small")
+    alone = info(capsys, "ade20k-small-gate")
+    bundle = facts["bundles"]["ade20k-small-gate"]
+    assert sum(bundle["gmacs"].values()) == pytest.approx(alone["gmacs"]["total"])
+
+
+def test_three_tasks_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("laptop-segmentation", "laptop-depth", "laptop-detection")
+    facts = info(capsys, *names, "--size", 252, 336)
+    assert facts["passes"][0]["bundles"] == list(names)
+    assert main(["info", *names, "--size", "252", "336"]) == 0
+    text = capsys.readouterr().out
+    assert f"at most {facts['time_bound']:.2f} times as fast" in text
+    assert f"{facts['gmacs']['shared']:.1f} G" in text and "one pass at 252 x 336" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ade20k-small", "ade20k-base"], "ade20k-small is on dinov2-small, and ade20k-base on dinov2-base"),
+        (["ade20k-small", "ade20k-small"], "named twice"),
+        (["ade20k-small", "nowhere"], "nowhere"),
+        (["ade20k-small", "coco-small"], "patch 16"),
+    ],
+)
+def test_mistakes_end_in_one_message(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", *words]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown

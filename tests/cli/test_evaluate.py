@@ -1,0 +1,58 @@
+"""Evaluation from the command line: every setting of the task is a flag, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import vitsplit
+from vitsplit.cli.evaluate import task_settings
+from vitsplit.cli.main import main
+
+
+def test_flags_are_the_settings_of_the_task_that_differ(run: Path) -> None:
+    assert task_settings(str(run), []) == {}
+    flags = ["--test-scales", "0.75", "1", "--test-flip", "--test-stride", "16", "24", "--format", "folder"]
+    assert task_settings(str(run), flags) == {
+        "test_scales": (0.75, 1.0), "test_flip": True, "test_stride": (16, 24), "format": "folder",
+    }  # fmt: skip
+    assert task_settings(str(run), ["--test-mode", "whole"]) == {}  # as it was trained
+
+
+def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
+                                       capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    words = ["evaluate", str(run), "--data", str(scenes), "--json", "--out", str(tmp_path / "e"), "--pictures", "1"]
+    assert main([*words, "--test-flip", "--test-scales", "0.5", "1"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    expected, _ = vitsplit.evaluate(run, data=scenes, test_flip=True, test_scales=(0.5, 1.0))
+    plain, _ = vitsplit.evaluate(run, data=scenes)
+    assert shown["miou"] == pytest.approx(expected.score) != pytest.approx(plain.score)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", "1e-3"], "only settings of the task"),
+        (["--num-tuned-layers", "1"], "only settings of the task"),
+        (["--test-flop"], "--test-flip"),
+        (["--median-scaling"], "no flag --median-scaling"),
+    ],
+)
+def test_other_flags_are_refused(run: Path, scenes: Path, flags: list[str], said: str,
+                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    assert main(["evaluate", str(run), "--data", str(scenes), *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(run.glob("evaluation-*"))
+
+
+def test_a_joint_run_is_measured_bundle_by_bundle(run: Path, scenes: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    import shutil
+
+    for task in ("segmentation", "depth"):
+        shutil.copytree(run / "best", tmp_path / "joint" / "best" / task)
+    assert main(["evaluate", str(tmp_path / "joint"), "--data", str(scenes)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "joint" / "best" / "depth") in said and "Name one of them" in said
