@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,6 +138,30 @@ def test_an_odd_size_at_a_scale_keeps_every_row(tmp_path):
         array = np.full((height, width, 3), COLOURS[2], np.uint8)
         mask, _ = predict_large(segmenter(), save(tmp_path / "a.png", array), tmp_path, "a", scale=scale)
         assert np.array_equal(np.asarray(Image.open(mask)), np.full((height, width), 2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (10, 30_000)])
+def test_extreme_shapes_through_a_real_backbone(tmp_path, height, width):
+    path = save(tmp_path / "a.png", patches(height, width))
+    model = vitsplit.load(write_segmentation_bundle(tmp_path / "bundle"))
+    assert model.predict(path).mask.shape == (height, width)
+    mask, _ = predict_large(model, path, tmp_path / "out", "a")
+    assert Image.open(mask).size == (width, height)
+
+
+def test_an_image_that_nobody_asked_to_cut_is_announced_with_what_to_know_of_the_scale(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="vitsplit")
+    path = save(tmp_path / "wide.png", patches(100, 130))
+    predict_large(segmenter(), path, tmp_path, "a", tile=(48, 64))
+    assert caplog.messages == []
+    predict_large(segmenter(), path, tmp_path, "a", overlap=10)
+    # The bundle's images were brought to a shorter side of 30.
+    assert caplog.messages[0] == "wide.png: 100x130 pixels (height x width) in 9 tiles of 48x64, at scale 1"
+    assert "--scale: 30 divided by their shorter side" in caplog.messages[1]
+    caplog.clear()
+    predict_large(segmenter(), path, tmp_path, "a", scale=0.5)
+    predict_large(segmenter(image_scale=None), path, tmp_path, "a")
+    assert len(caplog.messages) == 2
 
 
 def test_the_overlay_of_a_large_image_is_small(tmp_path):

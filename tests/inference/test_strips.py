@@ -181,8 +181,10 @@ def test_numbers_that_are_no_colours_are_refused(tmp_path):
 def test_a_scale_that_leaves_nothing_is_refused(tmp_path):
     path = tmp_path / "rgb.png"
     EXACT["rgb.png"](path)
-    for scale in (0.001, 0.0, -1.0):
-        with pytest.raises(ConfigError, match=f"scale {scale:g} leaves nothing of an image of {WIDTH}x{HEIGHT}"):
+    with pytest.raises(DataError, match=f"at scale 0.001 nothing is left of {WIDTH}x{HEIGHT} pixels"):
+        ImageStrips(path, 0.001)
+    for scale in (0.0, -1.0):
+        with pytest.raises(ConfigError, match=f"--scale {scale:g}: must be above 0"):
             ImageStrips(path, scale)
 
 

@@ -77,10 +77,11 @@ def predict_large(
     """
     several = isinstance(predictor, Mapping)
     predictors = dict(predictor) if isinstance(predictor, Mapping) else {"": predictor}
-    tile = tile or default_tile(predictors.values())
+    chosen = tile or default_tile(predictors.values())
     strips = ImageStrips(path, scale)
-    grid = plan_grid(strips.size, tile, min(tile) // 4 if overlap is None else overlap)
-    _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictors.values()])
+    grid = plan_grid(strips.size, chosen, min(chosen) // 4 if overlap is None else overlap)
+    if tile is None:
+        _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictors.values()])
     forwards, one_pass = _forwards(predictors)
     tiff = Path(path).suffix.lower() in _TIFF_SUFFIXES
     answers: list[Answer] = []
@@ -117,7 +118,7 @@ def _trained_size(config: Any) -> tuple[int, int]:
 
 
 def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Sequence[Any]) -> None:
-    """How the image is cut, and what the scale should have been told."""
+    """How an image is cut for which nobody said how, and what the scale should have been told."""
     height, width = strips.own_size
     logger.info(
         "%s: %dx%d pixels (height x width) in %d tiles of %dx%d, at scale %g",

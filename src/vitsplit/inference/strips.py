@@ -55,8 +55,8 @@ class ImageStrips:
         own_size: Height and width in the file, turned upright.
 
     Raises:
-        ConfigError: pyvips is not installed, or the scale leaves no pixel.
-        DataError: The file is missing, empty or of no format that can be read so.
+        ConfigError: pyvips is not installed, or the scale is not above 0.
+        DataError: The file is missing, empty, of no format that can be read so, or too small for the scale.
     """
 
     def __init__(self, path: str | Path, scale: float = 1.0) -> None:
@@ -73,12 +73,7 @@ class ImageStrips:
         if not self._cmyk and image.bands != 1:
             image = image[0] if image.bands == 2 else image[:3]
         if scale != 1.0:
-            if not scale > 0 or min(round(side * scale) for side in self.own_size) < 1:
-                raise ConfigError(
-                    f"{path}: scale {scale:g} leaves nothing of an image of {image.width}x{image.height} pixels. "
-                    "Choose a larger one."
-                )
-            image = image.resize(scale, kernel="linear", gap=0)
+            image = self._resized(image, scale)
         self.size = (image.height, image.width)
         self._image = image
         self._region = self._vips.Region.new(image)
@@ -115,6 +110,16 @@ class ImageStrips:
         elif array_HWC.dtype == np.uint16 and array_HWC.shape[2] > 1:
             array_HWC = (array_HWC >> 8).astype(np.uint8)  # as Pillow reads 16-bit colours
         return to_image_tensor(array_HWC, str(self.path)).contiguous()
+
+    def _resized(self, image: Any, scale: float) -> Any:
+        if not scale > 0:
+            raise ConfigError(f"--scale {scale:g}: must be above 0.")
+        if min(self.own_size) * scale < 0.5:
+            raise DataError(
+                f"{self.path}: at scale {scale:g} nothing is left of {self.own_size[1]}x{self.own_size[0]} pixels. "
+                "Choose a larger one, with --scale."
+            )
+        return image.resize(scale, kernel="linear", gap=0)
 
     def _open(self) -> Any:
         if not self.path.is_file():
