@@ -29,8 +29,8 @@ from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.tasks.segmentation.augment import fit_size
 from vitsplit.types import LayerTaps
 
-DRAWN_SCORE = 0.3
-"""Weaker objects are not drawn, as in mmdetection's pictures."""
+DRAWN_SCORE = 0.5
+"""Weaker objects are not drawn."""
 
 
 @dataclass(frozen=True)
