@@ -55,7 +55,7 @@ def test_tiled_tiff(tmp_path, monkeypatch, size, big, kind):
 
 
 def test_a_file_appears_when_it_is_complete_or_not_at_all(tmp_path):
-    writer = PngWriter(tmp_path / "mask.png", (4, 4))
+    writer = PngWriter(tmp_path / "mask.png", (4, 4), palette=PALETTE)
     writer.write(np.zeros((2, 4), np.uint8))
     assert not (tmp_path / "mask.png").exists()
     writer.discard()
@@ -67,7 +67,8 @@ def test_writing_holds_a_strip_and_not_the_picture(tmp_path, kind):
     size = (8192, 2048)
     rows = np.zeros((64, size[1]), np.uint8)
     tracemalloc.start()
-    writer = PngWriter(tmp_path / "a", size) if kind == "png" else TiffWriter(tmp_path / "a", size, dtype=np.uint8)
+    path = tmp_path / "a"
+    writer = PngWriter(path, size, palette=PALETTE) if kind == "png" else TiffWriter(path, size, dtype=np.uint8)
     for _ in range(size[0] // len(rows)):
         writer.write(rows)
     writer.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,10 +24,11 @@ OVERLAY_SIDE = 4000
 TIFF_TILE = 256
 _CLASSIC_TIFF_BYTES = 1 << 32
 _SHORT, _LONG, _ASCII, _LONG8 = 3, 4, 2, 16  # field types of TIFF
+_LETTERS = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}
 
 
 class RowFile:
-    """A file that is written under another name until ``close``; ``discard`` leaves nothing behind."""
+    """A file that is written under another name until ``finish``; ``discard`` leaves nothing behind."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,45 +52,26 @@ class RowFile:
 
 
 class PngWriter(RowFile):
-    """A PNG of one channel: 8 bits, with a palette, or 16 bits.
+    """A PNG of class ids with a palette.
 
     Args:
         path: The file.
         size: Height and width.
-        bits: 8 or 16.
-        palette: Colours of the values; None: grey.
-        text: Entries of text (Latin-1), such as the unit of the values.
+        palette: Colours of the values.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        size: tuple[int, int],
-        *,
-        bits: int = 8,
-        palette: Sequence[RGB] | None = None,
-        text: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], *, palette: Sequence[RGB]) -> None:
         super().__init__(path)
-        self._bits = bits
-        self._deflate = zlib.compressobj(6)
-        self._above = np.zeros(size[1] * bits // 8, dtype=np.uint8)
+        self._deflate = zlib.compressobj()
         self._file.write(b"\x89PNG\r\n\x1a\n")
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], bits, 0 if palette is None else 3, 0, 0, 0))
-        if palette is not None:
-            self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
-        for key, value in (text or {}).items():
-            self._chunk(b"tEXt", f"{key}\0{value}".encode("latin-1"))
+        # 8 bits per pixel, a palette; the zeros are the only kinds of compression and filters, and not interlaced.
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 3, 0, 0, 0))
+        self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
 
-    def write(self, rows_HW: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    def write(self, rows_HW: NDArray[np.uint8]) -> None:
         """Appends rows."""
-        lines = rows_HW.astype(">u2" if self._bits == 16 else np.uint8).view(np.uint8)
-        kind = 0
-        if self._bits == 16:
-            # The difference to the row above ("Up") compresses what changes little; class ids are best as they are.
-            above = np.concatenate([self._above[None], lines[:-1]])
-            self._above, lines, kind = lines[-1], lines - above, 2
-        lines = np.pad(lines, ((0, 0), (1, 0)), constant_values=kind)
+        # Each line begins with its filter: 0, none, which is best for class ids.
+        lines = np.pad(rows_HW, ((0, 0), (1, 0)))
         self._chunk(b"IDAT", self._deflate.compress(lines.tobytes()))
 
     def close(self) -> Path:
@@ -202,9 +184,6 @@ class TiffWriter(RowFile):
         self._file.write(struct.pack(count_format, len(fields)) + entries + b"\0" * room)
         self._file.seek(8 if self._big else 4)
         self._file.write(struct.pack(f"<{word}", offset))
-
-
-_LETTERS = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}
 
 
 class Thumbnail:
