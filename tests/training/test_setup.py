@@ -146,6 +146,8 @@ def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
         *[({"ema": decay}, "--ema") for decay in (-0.1, 0.0, 1.0, 1.1, float("nan"))],
         *[({"eval_every": -1}, "--eval-every"), ({"checkpoint_every": -1}, "--checkpoint-every")],
         *[({"weight_decay": -0.1}, "--weight-decay"), ({"warmup_steps": -1}, "--warmup-steps")],
+        *[({"layer_decay": rate}, "--layer-decay") for rate in (0.0, -0.5, float("nan"))],
+        *[({"step_milestones": shares}, "--step-milestones") for shares in ((8, 11), (0.0, 0.5), (float("nan"),))],
         *[({"workers": -2}, "--workers"), ({"task_head_lr_scale": -1.0}, "--task-head-lr-scale")],
     ],
 )
