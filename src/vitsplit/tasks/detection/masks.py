@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api  # type: ignore[import-untyped]
+from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 
 from vitsplit.tasks.detection.annotations import Box, Segmentation
