@@ -2,9 +2,9 @@
 
     python benchmarks/shared_pass.py RUN_A RUN_B RUN_C --images FOLDER
 
-Time: shared and separate take turns in one process, image by image, after a warm-up; medians. Memory: each way in a
-fresh process that loads the models and predicts one image. The bound is what multiply-adds allow: the backbone once
-instead of once per bundle.
+Time: shared and separate take turns in one process, image by image, after a warm-up; medians. Memory: peak of a fresh
+process that loads the models in one way and predicts one image. The bound is what multiply-adds allow: one pass of the backbone
+instead of one per bundle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import time
 from pathlib import Path
 
 import vitsplit
-from vitsplit.data.images import read_image
+from vitsplit.analysis.sharing import Sharer, compare_sharing
+from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+
+WAYS = ("shared", "separate")
+WARM_UP = 2
 
 
 def main() -> None:
@@ -28,42 +32,58 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--memory-of", choices=["shared", "separate"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    files = sorted(path for path in options.images.iterdir() if path.suffix in (".jpg", ".png"))[: options.count]
+    files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[: options.count]
     if options.memory_of:
-        print(json.dumps(peak_memory_mb(options.memory_of, options.runs, files[0], options.precision)))
+        models = load(options.memory_of, options.runs, options.precision)
+        for model in models:
+            model.predict(files[0])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
-    print(json.dumps(measure(options.runs, files, options.precision), indent=1))
+    facts = {
+        "images": len(files),
+        "precision": options.precision,
+        **measure_seconds(options.runs, files, options.precision),
+    }
+    facts["peak_memory_mb"] = {way: peak_memory_mb(way) for way in WAYS}
+    print(json.dumps(facts, indent=1))
 
 
-def measure(runs: list[str], files: list[Path], precision: str) -> dict[str, float]:
-    shared = vitsplit.load(*runs, precision=precision)
-    separate = [vitsplit.load(run, precision=precision) for run in runs]
-    seconds: dict[str, list[float]] = {"shared": [], "separate": [], "backbone": []}
-    for index, file in enumerate([files[0], files[0], *files]):
+def load(way: str, runs: list[str], precision: str) -> list[vitsplit.MultiPredictor | vitsplit.Predictor]:
+    if way == "shared":
+        return [vitsplit.load(*runs, precision=precision)]
+    return [vitsplit.load(run, precision=precision) for run in runs]
+
+
+def measure_seconds(runs: list[str], files: list[Path], precision: str) -> dict[str, object]:
+    models = {way: load(way, runs, precision) for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for index, file in enumerate([*files[:1] * WARM_UP, *files]):
         image_CHW = read_image(file)
-        ways = {
-            "shared": lambda image=image_CHW: shared.predict(image),
-            "separate": lambda image=image_CHW: [model.predict(image) for model in separate],
-        }
-        for way in sorted(ways, reverse=bool(index % 2)):
+        for way in WAYS if index % 2 else WAYS[::-1]:
             started = time.perf_counter()
-            ways[way]()
-            if index >= 2:
+            for model in models[way]:
+                model.predict(image_CHW)
+            if index >= WARM_UP:
                 seconds[way].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items() if values}
+    shared = models["shared"][0]
+    sharers = {name: Sharer(bundle.card.config, bundle.card.description) for name, bundle in shared.items()}
+    arithmetic = compare_sharing(sharers, (image_CHW.shape[-2], image_CHW.shape[-1]))
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    return {
+        "passes": shared.describe_passes(),
+        "seconds": medians,
+        "spread": {way: [min(values), max(values)] for way, values in seconds.items()},
+        "speed_up": medians["separate"] / medians["shared"],
+        "bound": arithmetic["time_bound"],
+        "gmacs": arithmetic["gmacs"],
+    }
 
 
-def peak_memory_mb(way: str, runs: list[str], file: Path, precision: str) -> float:
-    models = (
-        [vitsplit.load(*runs, precision=precision)]
-        if way == "shared"
-        else [vitsplit.load(run, precision=precision) for run in runs]
-    )
-    for model in models:
-        model.predict(file)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_memory_mb(way: str) -> float:
+    command = [sys.executable, *sys.argv, "--memory-of", way]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 if __name__ == "__main__":
