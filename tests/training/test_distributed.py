@@ -21,6 +21,7 @@ from vitsplit.tasks import task_entry
 from vitsplit.training.override import override
 from vitsplit.training.sampling import SampleStream
 from vitsplit.training.serialise import to_dict
+from vitsplit.training.starting_point import starting_multi_config
 
 SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
 
@@ -152,3 +153,20 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled
         assert [row[name] for row in rows[:5]] == pytest.approx([row[name] for row in expected[:5]], rel=1e-4)
     assert len(json.loads((two / "environment.json").read_text())) == 1
     assert (two / "log.txt").read_text().count("precision:") == 1
+
+
+def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
+    settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
+    heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
+    config = override(starting_multi_config(heads), settings | heads)
+    file, two = tmp_path / "config.json", tmp_path / "two"
+    file.write_text(json.dumps(to_dict(config)))
+    tasks = [argument for head in heads for argument in ("--task", f"{head}={half_labelled}")]
+    launch("-m", "vitsplit.cli.main", "train", "multi", *tasks, "--out", str(two), "--config", str(file))
+    one = vitsplit.train(config, data=dict.fromkeys(heads, half_labelled), out=tmp_path / "one")
+    # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
+    alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert load_file(two / "last" / "depth" / "head.safetensors").keys()
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.run.iterdir()}
