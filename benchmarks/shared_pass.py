@@ -3,8 +3,8 @@
     python benchmarks/shared_pass.py RUN_A RUN_B RUN_C --images FOLDER
 
 Time: shared and separate take turns in one process, image by image, after a warm-up; medians. Memory: peak of a fresh
-process that loads the models in one way and predicts one image. The bound is what multiply-adds allow: one pass of the backbone
-instead of one per bundle.
+process that loads the models in one way and predicts one image. The bound is what multiply-adds allow: one pass
+of the backbone instead of one per bundle.
 """
 
 from __future__ import annotations
