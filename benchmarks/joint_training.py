@@ -1,0 +1,122 @@
+"""Seconds of a joint training step against those of the steps that train the same heads one after the other.
+
+    python benchmarks/joint_training.py --tasks segmentation depth
+    python benchmarks/joint_training.py --tasks segmentation depth detection --data segmentation=A depth=B detection=C
+
+Joint and separate steps take turns in one process, after a warm-up; medians. A step is that of the training engine,
+reading and augmenting images included. Without --data the images are generated scenes, and the weights are random
+unless --backbone has cached ones: speed does not depend on what they hold. The bound is what multiply-adds allow: the
+frozen pass once instead of once per head. What both do alike (reading labels, losses, the optimiser) is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from vitsplit.analysis.cost import step_gmacs
+from vitsplit.assemble import assemble
+from vitsplit.sample import write_segmentation_set
+from vitsplit.tasks import TASKS
+from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.training.override import override
+from vitsplit.training.progress import ProgressView
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.setup import Session, make_accelerator, open_batches, set_up_model
+from vitsplit.training.signals import StopRequest
+from vitsplit.training.starting_point import starting_multi_config
+from vitsplit.training.step import TrainStep
+
+WARM_UP = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["segmentation", "depth"])
+    parser.add_argument("--data", nargs="+", metavar="TASK=FOLDER", default=[])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--backbone", default="dinov2-small")
+    parser.add_argument("--cached-weights", action="store_true", help="the backbone's own weights, not random ones")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    options = parser.parse_args()
+    settings = {
+        "backbone": options.backbone,
+        "random_weights": not options.cached_weights,
+        "batch_size": options.batch_size,
+        "steps": WARM_UP + options.steps,
+        "workers": 0,
+        "precision": options.precision,
+    }
+    config = override(starting_multi_config(options.tasks), settings)
+    with tempfile.TemporaryDirectory() as folder:
+        given = dict(each.split("=", 1) for each in options.data)
+        data = {name: Path(given[name]) for name in options.tasks} if given else generate(options.tasks, Path(folder))
+        print(json.dumps(measure(config, data), indent=1))
+
+
+def generate(tasks: list[str], folder: Path) -> dict[str, Path]:
+    """One set of scenes with labels for all tasks."""
+    scenes = write_segmentation_set(folder / "scenes", 32, 2)
+    return dict.fromkeys(tasks, scenes)
+
+
+def measure(config: MultiConfig, data: Mapping[str, Path]) -> dict[str, object]:
+    """Medians and ranges of seconds per step, their ratio, and the ratio that multiply-adds give."""
+    accelerator = make_accelerator()
+    ways = {"joint": config} | {name: config.only([name]) for name in config.heads()}
+    steps, trained_gmacs, frozen_gmacs = {}, [], []
+    for way, each in ways.items():
+        steps[way], num_classes = prepare(each, {name: data[name] for name in each.heads()}, accelerator)
+        for name, classes in num_classes.items() if way != "joint" else ():
+            gmacs = step_gmacs(config.own(name), config.geometry.crop_size, num_classes=classes)
+            trained_gmacs.append(3 * gmacs["trained"])
+            frozen_gmacs.append(gmacs["frozen"])
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for index in range(config.loop.steps):
+        for way in ways if index % 2 else reversed(ways):
+            started = time.perf_counter()
+            steps[way](index)
+            if index >= WARM_UP:
+                seconds[way].append(time.perf_counter() - started)
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    separate = sum(medians[name] for name in config.heads())
+    return {
+        "threads": torch.get_num_threads(),
+        "precision": config.loop.precision,
+        "batch_size": config.loop.batch_size,
+        "crop_size": config.geometry.crop_size,
+        "seconds_per_step": medians,
+        "spread": {way: [min(values), max(values)] for way, values in seconds.items()},
+        "separate_seconds": separate,
+        "joint_share_of_separate": medians["joint"] / separate,
+        "bound_from_multiply_adds": (max(frozen_gmacs) + sum(trained_gmacs)) / (sum(frozen_gmacs) + sum(trained_gmacs)),
+    }
+
+
+def prepare(
+    config: MultiConfig, data: Mapping[str, Path], accelerator: Accelerator
+) -> tuple[Callable[[int], object], dict[str, int]]:
+    """A function that takes a step of a run, and the number of classes of its tasks."""
+    backbone, task, model, _ = assemble(config, data)
+    run_backbone, wrapped, trained = set_up_model(accelerator, config, backbone, model)
+    view = ProgressView(None, steps=config.loop.steps, start=0)
+    run = RunFolder("unused")
+    stop = StopRequest()
+    session = Session(accelerator, config, task, backbone, run_backbone, wrapped, trained, run, view, stop)
+    batches: Iterator[object] = open_batches(config.loop, task, task.train_data(), accelerator, start=0)
+    step = TrainStep(session)
+    num_classes = {name: len(each.get("classes", ())) for name, each in task.describe().items()}
+    return lambda index: step(index, batches), num_classes
+
+
+if __name__ == "__main__":
+    main()
