@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import write_depth_bundle, write_segmentation_bundle
 
 from vitsplit.cli.main import main
 
@@ -28,21 +29,35 @@ def backbone_gmacs(height: int, width: int) -> float:
     return (12 * (12 * D * D * tokens + 2 * D * tokens**2) + patches * 3 * 14 * 14 * D) / 1e9
 
 
-def test_two_recipes_of_one_size_share_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = info(capsys, "ade20k-small", "cityscapes-small", "--size", 518, 518)
-    alone = {name: info(capsys, name, "--size", 518, 518) for name in ("ade20k-small", "cityscapes-small")}
+def test_recipes_that_see_the_same_pixels_share_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("laptop-segmentation", "laptop-detection")
+    facts = info(capsys, *names, "--size", 252, 336)
+    alone = {name: info(capsys, name, "--size", 252, 336) for name in names}
     heads = sum(each["parameters"]["trainable"] for each in alone.values())
     norms = 2 * 2 * D  # each task head holds a copy of the final norm
     assert facts["parameters"] == {"shared": BACKBONE + heads + norms, "separate": 2 * BACKBONE + heads + norms}
     assert facts["bytes"]["fp32"]["separate"] - facts["bytes"]["fp32"]["shared"] == 4 * BACKBONE
-    frozen = backbone_gmacs(518, 518)
-    assert facts["passes"] == [
-        {"size": [518, 518], "bundles": ["ade20k-small", "cityscapes-small"], "gmacs": pytest.approx(frozen, rel=1e-3)}
-    ]
+    frozen = backbone_gmacs(252, 336)
+    assert facts["passes"] == [{"size": [252, 336], "bundles": list(names), "gmacs": pytest.approx(frozen, rel=1e-3)}]
     separate = sum(each["gmacs"]["total"] for each in alone.values())
     assert facts["gmacs"]["separate"] == pytest.approx(separate)
     assert facts["gmacs"]["shared"] == pytest.approx(separate - frozen, rel=1e-3)
     assert facts["time_bound"] == pytest.approx(separate / (separate - frozen), rel=1e-3)
+
+
+def test_a_mirrored_view_is_a_pass_of_the_one_that_asks_for_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rooms = write_segmentation_bundle(tmp_path / "rooms")
+    flipped, plain = (write_depth_bundle(tmp_path / str(flip), task={"test_flip": flip}) for flip in (True, False))
+    facts = info(capsys, rooms, flipped)
+    assert [each["bundles"] for each in facts["passes"]] == [["segmentation", "depth"], ["depth"]]
+    # All run the 12 blocks, and one of the depth's two passes is segmentation's too.
+    one_pass = facts["bundles"]["segmentation"]["gmacs"]["backbone"]
+    assert facts["bundles"]["depth"]["gmacs"]["backbone"] == pytest.approx(2 * one_pass)
+    assert facts["gmacs"]["separate"] - facts["gmacs"]["shared"] == pytest.approx(one_pass)
+    without = info(capsys, rooms, plain)["bundles"]["depth"]["gmacs"]
+    assert facts["bundles"]["depth"]["gmacs"]["head"] == pytest.approx(2 * without["head"])
 
 
 def test_bf16_halves_the_matrices_of_the_backbone_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,15 +69,15 @@ def test_bf16_halves_the_matrices_of_the_backbone_alone(capsys: pytest.CaptureFi
 
 
 def test_other_sizes_are_passes_of_their_own_and_save_memory_only(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = info(capsys, "ade20k-small", "cityscapes-small")  # crops of 512 and of 896
+    facts = info(capsys, "ade20k-small", "cityscapes-small", "--size", 512, 512)
+    # ADE20K: shorter side 512, in one window. Cityscapes: 1024 x 1024, in windows of 896 every 597, four in a pass.
     assert [each["size"] for each in facts["passes"]] == [[512, 512], [896, 896]]
+    assert facts["passes"][1]["gmacs"] == pytest.approx(4 * backbone_gmacs(896, 896), rel=1e-3)
     assert facts["gmacs"]["shared"] == pytest.approx(facts["gmacs"]["separate"]) and facts["time_bound"] == 1
     assert facts["parameters"]["shared"] < facts["parameters"]["separate"]
 
 
 def test_a_pass_runs_as_far_as_the_one_that_asks_for_most(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from bundles import write_segmentation_bundle
-
     shallow = write_segmentation_bundle(
         tmp_path / "shallow", task_head=False, selection="explicit", prior_layers=(1, 3), num_prior_layers=2
     )
@@ -77,20 +92,21 @@ def test_a_pass_runs_as_far_as_the_one_that_asks_for_most(capsys: pytest.Capture
 
 
 def test_a_gate_counts_as_the_layers_that_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = info(capsys, "ade20k-small-gate", "ade20k-small")
-    alone = info(capsys, "ade20k-small-gate")
+    facts = info(capsys, "ade20k-small-gate", "ade20k-small", "--size", 512, 512)
+    alone = info(capsys, "ade20k-small-gate", "--size", 512, 512)
     bundle = facts["bundles"]["ade20k-small-gate"]
     assert sum(bundle["gmacs"].values()) == pytest.approx(alone["gmacs"]["total"])
 
 
-def test_three_tasks_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("laptop-segmentation", "laptop-depth", "laptop-detection")
-    facts = info(capsys, *names, "--size", 252, 336)
-    assert facts["passes"][0]["bundles"] == list(names)
-    assert main(["info", *names, "--size", "252", "336"]) == 0
+    facts = info(capsys, *names)
+    assert main(["info", *names]) == 0
     text = capsys.readouterr().out
     assert f"at most {facts['time_bound']:.2f} times as fast" in text
-    assert f"{facts['gmacs']['shared']:.1f} G" in text and "one pass at 252 x 336" in text
+    for way in ("shared", "separate"):
+        assert f"{facts['gmacs'][way]:.1f} G" in text and f"{facts['parameters'][way] / 1e6:.1f} M" in text
+    assert "one image of 480 x 640" in text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,20 @@ def test_large_images_are_cut_and_keep_the_names(runs: dict[str, Path], photos: 
     assert predict(runs["rooms"], *words[2:], "--out", tmp_path / "one") == 0
     assert sorted(masks(tmp_path / "one")) == ["1_mask.png"]
     assert read_mask(tmp_path / "one" / "1_mask.png").shape == (60, 80)
+
+
+def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
+    runs: dict[str, Path], photos: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("vitsplit.inference.strips.LARGE_PIXELS", 80 * 60)
+    Image.new("RGB", (81, 60)).save(photos / "huge.png")
+    monkeypatch.setitem(sys.modules, "pyvips", None)
+    assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "8 of 9 images" in said.out and "huge.png" in said.err and "vitsplit[large]" in said.err
+    # Asked for by name, it is a mistake.
+    assert predict(runs["rooms"], photos, "--out", tmp_path / "tiles", "--tile", 32, 48) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,28 @@
-"""What several bundles cost on one backbone, against as many separate models: arithmetic on shapes alone."""
+"""What several bundles cost on one backbone, against as many separate models: arithmetic on shapes alone.
+
+Shapes: B batch, C channels, H W pixels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsplit.analysis.cost import gmacs, shape_model
+from vitsplit.analysis.cost import shape_model
 from vitsplit.backbone import Backbone
 from vitsplit.errors import ConfigError
+from vitsplit.tasks import bare_task
+from vitsplit.tasks.base import Task
+from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
+from vitsplit.types import LayerTaps
 
 
 @dataclass(frozen=True)
@@ -23,86 +31,121 @@ class Sharer:
 
     Attributes:
         config: Its configuration.
-        size: Height and width that its images have when they enter the backbone.
-        num_classes: Classes of its data; 0 for a task without.
-        description: What a bundle says of its task; None for a recipe.
+        description: What it says of its task (``Card.description``).
         used_layers: Layers that a trained gate keeps, if it has one.
     """
 
     config: TrainConfig[Any]
-    size: tuple[int, int]
-    num_classes: int
-    description: Mapping[str, Any] | None = None
+    description: Mapping[str, Any]
     used_layers: tuple[int, ...] | None = None
 
 
-def compare_sharing(sharers: Mapping[str, Sharer]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _View:
+    """Images that a bundle sends through the network: all of an image, mirrored or not, or windows of it."""
+
+    size: tuple[int, int]
+    pixels: bytes
+    backbone_gmacs: float
+    head_gmacs: float
+
+
+def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dict[str, Any]:
     """Parameters, memory of the weights and multiply-adds of bundles that share a backbone, and of separate models.
 
-    A pass of the backbone serves every bundle whose images have its size, and runs as many blocks as the one that asks
-    for most. Heads cost the same either way.
+    The views are those that prediction makes: the tasks' own code resizes, mirrors and cuts an image of noise. A view
+    that several bundles have in common is one pass, which runs as many blocks as the bundle that asks for most; heads
+    cost the same either way. A detector is counted at its full load.
+
+    Args:
+        sharers: The bundles, by name.
+        size: Height and width of the image.
 
     Returns:
-        JSON-ready. ``backbone``: its name. ``bundles``: per name ``size``, ``parameters`` (all that it holds besides
-        the backbone), and ``gmacs`` of ``backbone`` and ``head`` when it is used alone. ``passes``: per input size
-        ``size``, ``bundles`` and ``gmacs``. ``parameters``, ``gmacs`` (of one prediction with every bundle), and
-        ``bytes`` of the weights with the backbone in ``fp32`` and in ``bf16`` (norms and heads stay float32): each
-        ``shared`` and ``separate``. ``time_bound``: how many times as fast sharing can be where time goes by
-        multiply-adds.
+        JSON-ready. ``backbone``: its name. ``bundles``: by name ``parameters`` (besides the backbone), and ``gmacs`` of
+        ``backbone`` and ``head`` in one prediction alone. ``passes``: ``size``, ``bundles`` and ``gmacs`` of each.
+        ``parameters``, ``gmacs`` of one prediction, and ``bytes`` of the weights with the backbone in ``fp32`` and in
+        ``bf16`` (norms and heads stay float32): each ``shared`` and ``separate``. ``time_bound``: how many times as
+        fast sharing can be where time goes by multiply-adds.
 
     Raises:
         ConfigError: The backbones are not the same.
     """
-    models = {
-        name: shape_model(_ungated(sharer), sharer.num_classes, sharer.description) for name, sharer in sharers.items()
-    }
+    configs = {name: _ungated(sharer) for name, sharer in sharers.items()}
+    models = {name: shape_model(configs[name], description=sharer.description) for name, sharer in sharers.items()}
     backbone = _same_backbone({name: backbone for name, (backbone, _) in models.items()})
-    bundles = {name: _alone(sharers[name], *models[name]) for name in sharers}
-    of_size: dict[tuple[int, int], list[str]] = {}
-    for name, sharer in sharers.items():
-        of_size.setdefault(sharer.size, []).append(name)
-    passes = [
-        {"size": list(size), "bundles": names, "gmacs": max(bundles[name]["gmacs"]["backbone"] for name in names)}
-        for size, names in of_size.items()
-    ]
-    heads = sum(bundle["gmacs"]["head"] for bundle in bundles.values())
+    views = {
+        name: _views(bare_task(configs[name], sharer.description), *models[name], size)
+        for name, sharer in sharers.items()
+    }
+    alone = {
+        name: {
+            "backbone": sum(view.backbone_gmacs for view in several),
+            "head": sum(view.head_gmacs for view in several),
+        }
+        for name, several in views.items()
+    }
+    passes = _passes(views)
+    heads = sum(cost["head"] for cost in alone.values())
     cost = {
         "shared": sum(each["gmacs"] for each in passes) + heads,
-        "separate": sum(bundle["gmacs"]["backbone"] for bundle in bundles.values()) + heads,
+        "separate": sum(cost["backbone"] for cost in alone.values()) + heads,
     }
-    head_models = [model for _, model in models.values()]
-    fp32 = _shared_and_separate(_num_bytes(backbone), [_num_bytes(model) for model in head_models])
-    parameters = _shared_and_separate(_count(backbone), [_count(model) for model in head_models])
+    sizes = {name: _count(model) for name, (_, model) in models.items()}
+    head_bytes = [_num_bytes(model) for _, model in models.values()]
+    fp32_bytes = _num_bytes(backbone)
     backbone.set_precision(torch.bfloat16)
-    bf16 = _shared_and_separate(_num_bytes(backbone), [_num_bytes(model) for model in head_models])
     return {
         "backbone": backbone.name,
-        "bundles": bundles,
+        "bundles": {name: {"parameters": sizes[name], "gmacs": alone[name]} for name in sharers},
         "passes": passes,
-        "parameters": parameters,
-        "bytes": {"fp32": fp32, "bf16": bf16},
+        "parameters": _shared_and_separate(_count(backbone), [*sizes.values()]),
+        "bytes": {
+            "fp32": _shared_and_separate(fp32_bytes, head_bytes),
+            "bf16": _shared_and_separate(_num_bytes(backbone), head_bytes),
+        },
         "gmacs": cost,
         "time_bound": cost["separate"] / cost["shared"],
     }
 
 
-def _alone(sharer: Sharer, backbone: Backbone, model: TaskModel) -> dict[str, Any]:
-    image_BCHW = torch.empty(1, 3, *sharer.size, dtype=torch.uint8, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(image_BCHW, model.request)
-    frozen = counter.get_total_flops() / 2e9
-    total = gmacs(
-        sharer.config,
-        sharer.size,
-        num_classes=sharer.num_classes,
-        description=sharer.description,
-        used_layers=sharer.used_layers,
-    )["total"]
-    return {
-        "size": list(sharer.size),
-        "parameters": _count(model),
-        "gmacs": {"backbone": frozen, "head": total - frozen},
-    }
+def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, int]) -> list[_View]:
+    """What one prediction of a bundle sends through the network, with its products of matrices and convolutions."""
+    views: list[_View] = []
+
+    @torch.no_grad()
+    def forward(image_BCHW: Tensor) -> tuple[Tensor, LayerTaps]:
+        frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        with frozen:
+            taps = backbone(image_BCHW.to("meta"), model.request)
+        with trained:
+            output = model(taps)
+        view_size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+        pixels = image_BCHW.contiguous().numpy().tobytes()
+        views.append(_View(view_size, pixels, frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9))
+        if isinstance(task, DetectionTask):
+            raise _SeenError
+        return torch.zeros(output.shape), taps
+
+    noise_BCHW = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with suppress(_SeenError):
+        task.predict(forward, noise_BCHW)
+    return views
+
+
+class _SeenError(Exception):
+    """A detector has seen its one view; there are no detections to go on with."""
+
+
+def _passes(views: Mapping[str, Sequence[_View]]) -> list[dict[str, Any]]:
+    """The passes in the order in which they come up; equal pixels are one."""
+    passes: dict[tuple[tuple[int, int], bytes], dict[str, Any]] = {}
+    for name, several in views.items():
+        for view in several:
+            one = passes.setdefault((view.size, view.pixels), {"size": [*view.size], "bundles": [], "gmacs": 0.0})
+            one["bundles"].append(name)
+            one["gmacs"] = max(one["gmacs"], view.backbone_gmacs)
+    return list(passes.values())
 
 
 def _ungated(sharer: Sharer) -> TrainConfig[Any]:

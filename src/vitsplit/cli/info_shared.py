@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ DESCRIPTION = """\
 Says what several bundles or recipes cost on one backbone, which is in memory once and runs once per image and input
 size, against as many separate models. Shapes are enough for that: neither weights nor data are read.
 
+Each bundle resizes, mirrors and cuts the image as it does in prediction. Views that bundles have in common are one
+pass.
+
   vitsplit info runs/rooms runs/depth
-  vitsplit info laptop-segmentation laptop-depth --size 252 336
+  vitsplit info laptop-segmentation laptop-depth --size 720 1280
 """
 
 
@@ -33,23 +37,24 @@ def main(argv: list[str]) -> int:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="the size at which images enter the backbone, of all bundles (default: of each one its crop)",
+        default=(480, 640),
+        help="height and width of the image (default: 480 640)",
     )
     options = parser.parse_intermixed_args(argv)
 
     from vitsplit.analysis.sharing import Sharer, compare_sharing
 
-    sharers = {}
-    for name, subject in _subjects(options.targets).items():
-        height, width = options.size or subject.config.task.crop_size
-        sharers[name] = Sharer(
-            subject.config, (height, width), subject.num_classes, subject.description, subject.used_layers
-        )
-    facts = compare_sharing(sharers)
+    if min(options.size) < 1:
+        raise ConfigError(f"--size {options.size[0]} {options.size[1]}: both must be at least 1 pixel.")
+    sharers = {
+        name: Sharer(subject.config, subject.description or _classes(subject.num_classes), subject.used_layers)
+        for name, subject in _subjects(options.targets).items()
+    }
+    facts = compare_sharing(sharers, tuple(options.size))
     if options.json:
         print(json.dumps(facts))
     else:
-        _print_table(facts)
+        _print_table(facts, options.size)
     return 0
 
 
@@ -69,10 +74,17 @@ def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
     return subjects
 
 
-def _print_table(facts: Mapping[str, Any]) -> None:
+def _classes(count: int) -> dict[str, Any]:
+    """What a bundle would say of so many classes."""
+    return {"classes": [f"class {k}" for k in range(count)], "colours": [[0, 0, 0]] * count}
+
+
+def _print_table(facts: Mapping[str, Any], size: Sequence[int]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from vitsplit.inference.shared_pass import listed
 
     names = list(facts["bundles"])
     table = Table(title=f"{', '.join(names)} on {facts['backbone']}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -88,13 +100,13 @@ def _print_table(facts: Mapping[str, Any]) -> None:
     ):
         shared, separate = figures["shared"] / scale, figures["separate"] / scale
         table.add_row(label, f"{shared:.1f} {unit}", f"{separate:.1f} {unit}", f"{1 - shared / separate:.0%}")
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    for each in facts["passes"]:
-        size = " x ".join(map(str, each["size"]))
-        users = ", ".join(f"{name} (head {facts['bundles'][name]['gmacs']['head']:.1f} G)" for name in each["bundles"])
-        console.print(f"one pass at {size}, {each['gmacs']:.1f} G, for {users}", highlight=False, soft_wrap=True)
-    console.print(
-        f"at most {facts['time_bound']:.2f} times as fast as separate models, where time goes by multiply-adds",
-        highlight=False,
-    )
+    console.print(f"one image of {size[0]} x {size[1]} (height x width) takes")
+    counted = Counter((*each["size"], each["gmacs"], *each["bundles"]) for each in facts["passes"])
+    for (height, width, gmacs, *users), count in counted.items():
+        noun = "pass" if count == 1 else "passes"
+        console.print(f"  {count} {noun} at {height} x {width}, {gmacs:.1f} G, for {listed(users)}")
+    for name, bundle in facts["bundles"].items():
+        console.print(f"  the head of {name}, {bundle['gmacs']['head']:.1f} G")
+    console.print(f"at most {facts['time_bound']:.2f} times as fast as separate models, if time goes by multiply-adds")

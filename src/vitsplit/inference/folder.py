@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.images import read_image
-from vitsplit.errors import DataError
+from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.inference.batches import batches, in_background
 from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
@@ -185,9 +185,11 @@ class FolderWriter:
         return self.log.place(item, [("", "_overlay.mp4", target)])
 
     def _guarded(self, item: Input, predict: Callable[[Input], list[Path]]) -> None:
+        # One huge image among many must not end the command for want of libvips, unless tiles were asked for.
+        expected = (DataError, ConfigError) if self.tiling.tile is None else (DataError,)
         try:
             self._finish(item, predict(item))
-        except DataError as error:
+        except expected as error:
             self._fail(error)
 
     def _finish(self, item: Input, files: list[Path]) -> None:
@@ -195,7 +197,7 @@ class FolderWriter:
         self.summary.done += 1
         self.on_done()
 
-    def _fail(self, error: DataError) -> None:
+    def _fail(self, error: VitsplitError) -> None:
         self.summary.failed.append(str(error))
         self.on_done()
 

@@ -48,7 +48,7 @@ class MultiPredictor(Mapping[str, Predictor]):
     Example:
         >>> model = vitsplit.load("runs/rooms", "runs/depth")  # doctest: +SKIP
         >>> answers = model.predict("image.jpg")  # doctest: +SKIP
-        >>> answers["segmentation"].mask, answers["depth"].metres  # doctest: +SKIP
+        >>> answers["segmentation"].mask, answers["depth"].depth  # doctest: +SKIP
         >>> model.describe_passes()  # doctest: +SKIP
         '1 pass at 252x336 for segmentation and depth'
     """

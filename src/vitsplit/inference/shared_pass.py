@@ -13,7 +13,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -140,11 +140,12 @@ def describe_passes(passes: Mapping[tuple[tuple[int, int], tuple[str, ...]], int
     for users, sizes in of_users.items():
         count = sum(sizes.values())
         where = "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        parts.append(f"{count} {'pass' if count == 1 else 'passes'} at {where} for {_and(users)}")
+        parts.append(f"{count} {'pass' if count == 1 else 'passes'} at {where} for {listed(users)}")
     return "; ".join(parts)
 
 
-def _and(names: tuple[str, ...]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
