@@ -154,7 +154,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_never_stopped(joint, scenes, tm
     (tmp_path / "run" / "best" / ".depth.new").mkdir()
     if (tmp_path / "run" / "best" / "depth").exists():
         shutil.move(tmp_path / "run" / "best" / "depth", tmp_path / "run" / "best" / ".depth.old")
-    vitsplit.train(data=dict.fromkeys(TASKS, scenes), out=tmp_path / "run", resume=True)
+    vitsplit.train(data=dict.fromkeys(TASKS, scenes), out=tmp_path / "run", resume=True, workers=after // 6)
     for task in TASKS:
         for which in ("last", "best"):
             assert_equal(weights(tmp_path / "run", task, which), weights(joint, task, which))
@@ -166,9 +166,11 @@ def test_other_settings_of_one_head_are_refused_on_resume(joint, scenes):
         vitsplit.train(data=dict.fromkeys(TASKS, scenes), out=joint, resume=True, depth={"lr": 0.1})
 
 
-def test_data_and_settings_must_be_for_the_same_tasks(joint, scenes, tmp_path):
+def test_what_cannot_be_trained_is_refused(joint, scenes, tmp_path):
     with pytest.raises(ConfigError, match="no task 'vqa'"):
         vitsplit.train(data={"vqa": scenes}, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="--scale-range"):
+        vitsplit.train(data={"depth": scenes}, out=tmp_path / "run", scale_range=(2.0, 1.0), random_weights=True)
     with pytest.raises(ConfigError, match="own recipe"):
         vitsplit.train(data={"depth": scenes}, recipe="ade20k-small", out=tmp_path / "run")
 

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Task
-from vitsplit.tasks.multi.config import GeometryConfig
+from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
 from vitsplit.tasks.multi.data import MultiBatch, MultiData, collate
 from vitsplit.tasks.multi.labels import open_labels
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.task import check_settings
 from vitsplit.training.optim import named
 from vitsplit.types import LayerTaps
 
@@ -27,11 +29,16 @@ class MultiTask:
     Args:
         geometry: The augmentation that they share.
         tasks: The tasks by name, opened on their data.
+
+    Raises:
+        ConfigError: The augmentation cannot work.
     """
 
     name: ClassVar[str] = "multi"
 
     def __init__(self, geometry: GeometryConfig, tasks: Mapping[str, Task]) -> None:
+        # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.
+        check_settings(with_geometry(SegmentationConfig(), geometry))
         self.geometry = geometry
         self.tasks = tasks
 
@@ -98,17 +105,15 @@ class MultiTask:
     ) -> Path:
         """Each task's page in a folder of its name, and a page that leads to them."""
         page = Page(title, "One backbone, one pass per batch, several heads.")
-        page.figures(
-            [
-                (f"{found.score:.4g}", named(name, found.score_name.replace("_", " ")))
-                for name, found in evaluation.by_head.items()
-            ]
-        )
         for name, task in self.tasks.items():
             found = evaluation.by_head[name]
+            # Scores grow with quality, so what is better when small is a score with its sign changed.
+            figure = found.score_name.removeprefix("neg_")
+            page.heading(name.capitalize())
+            page.figures([(f"{found.metrics[figure]:.3g}", figure.replace("_", " "))])
             own_forward = functools.partial(forward, head=name)
             task.write_report(own_forward, found, folder / name, title=f"{title}: {name}", count=count)
-            page.link(f"{name}: figures and pictures", f"{name}/index.html")
+            page.link("All figures, and pictures", f"{name}/index.html")
         return page.write(folder / "index.html")
 
     def describe(self) -> dict[str, Any]:
