@@ -55,7 +55,7 @@ def read_image(path: str | Path) -> Tensor:
 def read_image_with_kind(path: str | Path) -> tuple[Tensor, str]:
     """As ``read_image``, and says what the file held: ``"RGB"`` if nothing was converted, else such as ``"CMYK"``."""
     path = Path(path)
-    return _pil_to_tensor(_decode(path), str(path))
+    return _pil_to_tensor(decode_image(path), str(path))
 
 
 def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name: str = "image") -> Tensor:
@@ -100,7 +100,7 @@ def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Ten
         DataError: The file cannot be read, holds colours without ``colours`` being given, or holds a colour not in it.
     """
     path = Path(path)
-    image = _decode(path)
+    image = decode_image(path)
     if colours is not None:
         return torch.from_numpy(_match_colours(np.asarray(image.convert("RGB")), colours, path))
     if image.mode in ("L", "P"):
@@ -128,7 +128,7 @@ def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Ten
 
 def read_colours(path: str | Path) -> list[RGB]:
     """The colours that a mask holds, the most common first."""
-    values, counts = np.unique(_pack(np.asarray(_decode(Path(path)).convert("RGB"))), return_counts=True)
+    values, counts = np.unique(_pack(np.asarray(decode_image(Path(path)).convert("RGB"))), return_counts=True)
     return [_unpack(int(values[place])) for place in np.argsort(-counts, kind="stable")]
 
 
@@ -137,8 +137,12 @@ def hex_colour(colour: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _decode(path: Path) -> Image.Image:
-    """Opens and decodes a whole file; whatever goes wrong becomes one DataError."""
+def decode_image(path: Path) -> Image.Image:
+    """Opens and decodes a whole file, in whatever mode it holds.
+
+    Raises:
+        DataError: Whatever goes wrong: the file is missing, empty, truncated, no image, or larger than Pillow's limit.
+    """
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")

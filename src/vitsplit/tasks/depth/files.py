@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitsplit.data.images import _decode as decode_image
+from vitsplit.data.images import decode_image
 from vitsplit.errors import DataError
 
 DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy", ".exr"})
