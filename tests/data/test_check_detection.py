@@ -152,7 +152,7 @@ def test_yolo(tmp_path):
 
 def test_voc(tmp_path):
     write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, 20, 20)), voc_object("cat", (2, 2, 90, 20))], "b": []})
-    write_voc(tmp_path, {"c": [voc_object("cat", (2, 2, 20, 20), 1)]}, "val")
+    write_voc(tmp_path, {"c": [voc_object("cat", (2, 2, 20, 20), 1), voc_object("dog", (5, 5, 9, 9))]}, "val")
     (tmp_path / "Annotations" / "b.xml").write_text("<annotation>")
     report = check_data(tmp_path, "detection", workers=1)
     assert report.format == "voc" and report.splits["val"].facts["crowds"] == 1

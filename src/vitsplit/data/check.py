@@ -242,6 +242,22 @@ def find_duplicates(facts: dict[str, list[ImageFacts]]) -> list[Finding]:
     return findings
 
 
+def find_unseen_classes(report: Report, score: str) -> list[Finding]:
+    """Classes of which a split has no pixel or object; ``score`` is what such do not count in, except in training."""
+    findings = []
+    for split, data in report.splits.items():
+        unseen = [entry.name for entry in data.classes if entry.count == 0]
+        if unseen:
+            said = f"{split}: no {report.counted.rstrip('s')} of {len(unseen)} of {len(data.classes)} classes: "
+            said += f"{', '.join(unseen)}. " + (
+                "They cannot be learned: remove them from the list of classes, or add images."
+                if split == "train"
+                else f"They do not count in this split's {score}."
+            )
+            findings.append(Finding("warning", "classes never seen", report.path, said))
+    return findings
+
+
 def _one_thread() -> None:
     import torch
 

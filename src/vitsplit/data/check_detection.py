@@ -19,6 +19,7 @@ from vitsplit.data.check import (
     Report,
     SplitReport,
     find_duplicates,
+    find_unseen_classes,
     inspect_image,
     open_splits,
     read_splits,
@@ -67,7 +68,7 @@ def check_detection(root: Path, format: str, workers: int, progress: Progress) -
         report.findings += [finding for each in facts for finding in each.findings]
         images[split] = [each.image for each in facts]
     report.findings += find_duplicates(images)
-    report.findings += _unused_classes(report)
+    report.findings += find_unseen_classes(report, "AP")
     return report
 
 
@@ -138,17 +139,3 @@ def _summarise(facts: list[ItemFacts], data: DetectionSet) -> SplitReport:
         "large objects (above 96x96 pixels)": sum(area > LARGE for area in areas),
     }
     return report
-
-
-def _unused_classes(report: Report) -> list[Finding]:
-    findings = []
-    for split, data in report.splits.items():
-        unused = [entry.name for entry in data.classes if entry.count == 0]
-        if unused:
-            said = f"{split}: no object of {len(unused)} of {len(data.classes)} classes: {', '.join(unused)}. " + (
-                "They cannot be learned: remove them from the list of classes, or add images."
-                if split == "train"
-                else "They do not count in this split's AP."
-            )
-            findings.append(Finding("warning", "classes never seen", report.path, said))
-    return findings

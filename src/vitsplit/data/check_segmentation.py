@@ -20,6 +20,7 @@ from vitsplit.data.check import (
     Report,
     SplitReport,
     find_duplicates,
+    find_unseen_classes,
     inspect_image,
     open_splits,
     read_splits,
@@ -52,7 +53,7 @@ def check_segmentation(root: Path, format: str, workers: int, progress: Progress
         report.findings += [finding for pair in facts for finding in pair.findings]
         images[split] = [pair.image for pair in facts]
     report.findings += find_duplicates(images)
-    report.findings += _unseen_classes(report)
+    report.findings += find_unseen_classes(report, "mean IoU")
     return report
 
 
@@ -102,17 +103,3 @@ def _summarise(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
     ]
     report.ignored_share = int(pixels_K[IGNORE]) / max(labelled + int(pixels_K[IGNORE]), 1)
     return report
-
-
-def _unseen_classes(report: Report) -> list[Finding]:
-    findings = []
-    for split, data in report.splits.items():
-        unseen = [entry.name for entry in data.classes if entry.count == 0]
-        if unseen:
-            said = f"{split}: no pixel of {len(unseen)} of {len(data.classes)} classes: {', '.join(unseen)}. " + (
-                "They cannot be learned: remove them from classes.json, or add images."
-                if split == "train"
-                else "They do not count in this split's mean IoU."
-            )
-            findings.append(Finding("warning", "classes never seen", report.path, said))
-    return findings

@@ -77,12 +77,15 @@ def test_a_split_that_is_not_there(tmp_path):
         open_detection_set(tmp_path, "val")
 
 
-def test_validation_may_be_without_objects_but_not_without_images(tmp_path):
-    write_coco(tmp_path, coco_content([coco_image(1)], []), "val")
-    assert len(open_detection_set(tmp_path, "val")) == 1
-    write_coco(tmp_path, coco_content([], []), "val")
-    with pytest.raises(DataError, match=r"val\.json: it lists no image"):
+def test_a_test_split_alone_may_be_without_objects_and_none_without_images(tmp_path):
+    for split in ("val", "test"):
+        write_coco(tmp_path, coco_content([coco_image(1)], []), split)
+    assert len(open_detection_set(tmp_path, "test")) == 1
+    with pytest.raises(DataError, match=r"val\.json: no object in any of the 1 images of the split val"):
         open_detection_set(tmp_path, "val")
+    write_coco(tmp_path, coco_content([], []), "test")
+    with pytest.raises(DataError, match=r"test\.json: it lists no image"):
+        open_detection_set(tmp_path, "test")
 
 
 def test_crowds_alone_are_nothing_to_train_on(tmp_path):

@@ -61,7 +61,7 @@ def open_detection_set(root: str | Path, split: str, config: DetectionConfig | N
     Raises:
         ConfigError: The format is not known.
         DataError: The folder is missing or laid out otherwise, a label is wrong, an image is missing, the split is
-            empty (no image; in ``train`` no object), or objects lack the masks that are asked for.
+            empty (no image; except in ``test`` no object), or objects lack the masks that are asked for.
     """
     config = config or DetectionConfig()
     ledger = Ledger(config.bad_boxes)
@@ -117,13 +117,14 @@ def recognise(root: str | Path, format: str = "auto") -> tuple[Path, str]:
 
 
 def require_objects(data: DetectionSet) -> None:
-    """Raises a DataError if a split has no image, or ``train`` no object to learn."""
+    """Raises a DataError if a split has no image or no object; those of a test set may be unpublished."""
     if not data.items:
         raise DataError(f"{data.source}: it lists no image. Add images, or remove the split.")
-    if data.split in ("train", "trainval") and not any(
-        not each.crowd for item in data.items for each in item.annotations
-    ):
-        raise DataError(f"{data.source}: no object in any of the {len(data)} images to train on. Add labels.")
+    if data.split != "test" and all(each.crowd for item in data.items for each in item.annotations):
+        raise DataError(
+            f"{data.source}: no object in any of the {len(data)} images of the split {data.split}, so there is nothing "
+            "to learn or to find. Add labels."
+        )
 
 
 def require_same_classes(sets: Mapping[str, DetectionSet]) -> None:
