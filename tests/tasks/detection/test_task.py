@@ -165,19 +165,25 @@ def test_boxes_alone_are_compared_where_data_or_bundle_have_no_masks(objects, tm
     evaluation = task.evaluate(TruthTeller(task, masks=False))
     assert evaluation.score_name == "box_ap" and "mask_ap" not in evaluation.metrics
     assert "the detections have no masks" in caplog.text
-    bare = DetectionTask.open(CONFIG, without_masks(objects, tmp_path / "bare", ("val",)), ("val",))
-    assert "mask_ap" not in bare.evaluate(TruthTeller(bare)).metrics
+    caplog.clear()
+    bare = DetectionTask.open(CONFIG, without_masks(objects, tmp_path / "bare", ("val",)), ("train", "val"))
+    assert "val.json: not every object has a mask: boxes alone are evaluated" in caplog.text
+    assert bare.masks and "mask_ap" not in bare.evaluate(TruthTeller(bare)).metrics
 
 
-def test_a_validation_split_without_objects_is_refused(objects, tmp_path):
+def test_without_objects_a_validation_split_is_refused_before_training_and_a_test_split_before_predicting(
+    objects, tmp_path
+):
     empty = shutil.copytree(objects, tmp_path / "empty")
     content = json.loads((empty / "annotations" / "val.json").read_text())
-    (empty / "annotations" / "val.json").write_text(json.dumps(content | {"annotations": []}))
-    task = DetectionTask.open(CONFIG, empty, ("val",))
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), None, Limits.of(CONFIG))
-    forward = lambda image: ([nothing], LayerTaps(tuple(image.shape[-2:]), Padding(), (1, 1), 1))
-    with pytest.raises(DataError, match=r"val.json: no object in the val split"):
-        task.evaluate(forward)
+    for split in ("val", "test"):
+        (empty / "annotations" / f"{split}.json").write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(DataError, match=r"val.json: no object in any of the 3 images of the split val"):
+        DetectionTask.open(CONFIG, empty, ("train", "val"))
+    shutil.copytree(empty / "images" / "val", empty / "images" / "test")
+    task = DetectionTask.open(CONFIG, empty, ("test",))
+    with pytest.raises(DataError, match=r"test.json: no object in the test split"):
+        task.evaluate(lambda image: pytest.fail("predicted for nothing"))
 
 
 @pytest.mark.parametrize("method", ["vitsplit", "linear-probe"])

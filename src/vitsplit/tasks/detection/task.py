@@ -21,7 +21,7 @@ from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.detection.config import DetectionConfig, check_settings
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
-from vitsplit.tasks.detection.layouts import open_detection_set
+from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
 from vitsplit.tasks.detection.metrics import Kind, Results, average_precision, gather_results
 from vitsplit.tasks.detection.predict import DetectionPrediction, detect
 from vitsplit.tasks.detection.report import metrics_table, write_report
@@ -76,11 +76,8 @@ class DetectionTask:
         """
         check_settings(config)
         sets = [open_detection_set(data, split, config) for split in splits]
+        require_same_classes(dict(zip(splits, sets, strict=True)))
         first, last = sets[0], sets[-1]
-        if last.category_ids != first.category_ids or last.classes.names != first.classes.names:
-            raise DataError(
-                f"{last.source}: its classes are not those of {first.source}. Give both the same list of categories."
-            )
         if len(sets) > 1:
             reason = {
                 "on": "masks on",
@@ -90,6 +87,8 @@ class DetectionTask:
                 else "not every object of the training images has a mask",
             }
             logger.info("%s R-CNN: %s", "Mask" if first.has_masks else "Faster", reason[config.masks])
+            if first.has_masks and not last.has_masks:
+                logger.warning("%s: not every object has a mask: boxes alone are evaluated", last.source)
         return cls(
             config,
             first.classes,
@@ -172,6 +171,10 @@ class DetectionTask:
     ) -> Evaluation:
         """COCO's AP of boxes, and of masks where data and decoder have them; see ``Task.evaluate``."""
         images = self.val_images()
+        truth = images.coco_truth()
+        objects = [each["category_id"] for each in truth["annotations"] if not each["iscrowd"]]
+        if not objects:
+            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
         results: Results = []
         for index in range(shard[0], len(images), shard[1]):
             prediction = self.predict(forward, images.load_image(index)[None])[0]
@@ -179,10 +182,6 @@ class DetectionTask:
             if on_image is not None:
                 on_image()
         self.results = gather_results(results, shard, gather)
-        truth = images.coco_truth()
-        objects = [each["category_id"] for each in truth["annotations"] if not each["iscrowd"]]
-        if not objects:
-            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
         classes = {
             name: {"objects": objects.count(category_id)}
             for name, category_id in zip(self.classes.names, self.category_ids, strict=True)
