@@ -9,8 +9,9 @@ from PIL import Image
 
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
+from vitsplit.tasks.segmentation import predict as predict_module
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, windows
+from vitsplit.tasks.segmentation.predict import SegmentationPrediction, resize_rows, windows
 from vitsplit.tasks.segmentation.predict import segment as segment_batch
 from vitsplit.types import LayerTaps, Padding
 
@@ -214,3 +215,32 @@ def test_shares_are_sorted_and_leave_out_what_is_absent():
     assert "ship" not in shares
     for k, name in enumerate(prediction.classes.names[:3]):
         assert shares[name] == pytest.approx(float((prediction.mask == k).mean()))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(7, 5, (23, 40)), (9, 9, (4, 3)), (1, 1, (1, 1)), (3, 2, (3, 50))]
+)
+def test_rows_are_resized_as_the_whole_map_is(height, width, size):
+    map_BKhw = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(map_BKhw, size=size, mode="bilinear", align_corners=False)
+    for start in range(0, size[0], 5):
+        rows = range(start, min(start + 5, size[0]))
+        part = resize_rows(map_BKhw, size, rows)
+        torch.testing.assert_close(part, whole[:, :, rows.start : rows.stop], rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_image_is_segmented_some_rows_at_a_time(monkeypatch):
+    image_CHW, _ = _blocks(60, 80)
+    whole_HW = segment(ColourModel(), image_CHW, dataclasses.replace(WHOLE, test_flip=True, test_scales=(0.5, 1.0)))
+    held = []
+    resize = predict_module.resize_rows
+
+    def watched(map_BKhw, size, rows):
+        held.append(len(rows) * size[1] * map_BKhw.shape[1])
+        return resize(map_BKhw, size, rows)
+
+    monkeypatch.setattr(predict_module, "resize_rows", watched)
+    monkeypatch.setattr(predict_module, "SCORES_AT_ONCE", 80 * 3 * 7)
+    config = dataclasses.replace(WHOLE, test_flip=True, test_scales=(0.5, 1.0))
+    assert torch.equal(segment(ColourModel(), image_CHW, config), whole_HW)
+    assert len(held) == 4 * 9 and max(held) <= 80 * 3 * 7

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, K classes, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 WINDOWS_PER_PASS = 4
+SCORES_AT_ONCE = 1 << 26
+"""Scores (pixels times classes) at the image's own size that are held at once: 256 MB."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +81,61 @@ def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) ->
     Returns:
         ``mask_BHW`` uint8, at the images' own size.
     """
-    return class_scores(forward, image_BCHW, config).argmax(1).to(torch.uint8)
-
-
-def class_scores(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
-    """``(B, K, H, W)`` float32 whose softmax is the probability of the classes; arguments as of ``segment``."""
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-    base_size = fit_size(size, config.image_scale)
-    views = [
-        (scale, mirrored)
-        for scale in config.test_scales
-        for mirrored in ((False, True) if config.test_flip else (False,))
-    ]
-    total_BKHW: Tensor | None = None
-    for scale, mirrored in views:
+    views = list(_views(forward, image_BCHW, config))
+    masks = []
+    for rows in _row_ranges(size, views[0].shape[1]):
+        # A single view needs no softmax for its largest class.
+        scores_BKRW = resize_rows(views[0], size, rows) if len(views) == 1 else _mean_shares(views, size, rows)
+        masks.append(scores_BKRW.argmax(1).to(torch.uint8))
+    return torch.cat(masks, dim=1)
+
+
+def class_shares(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
+    """Probabilities of the classes, ``(B, K, H, W)`` float32; arguments as of ``segment``."""
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    return _mean_shares(list(_views(forward, image_BCHW, config)), size, range(size[0]))
+
+
+def _views(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Iterator[Tensor]:
+    """Logits of every scale, mirrored or not, at that view's own size."""
+    base_size = fit_size((image_BCHW.shape[-2], image_BCHW.shape[-1]), config.image_scale)
+    for scale in config.test_scales:
         view_size = [max(1, round(side * scale)) for side in base_size]
         view_BCHW = TF.resize(image_BCHW, view_size, antialias=True)
-        logits_BKHW = _view_logits(forward, view_BCHW.flip(-1) if mirrored else view_BCHW, config)
-        logits_BKHW = F.interpolate(
-            logits_BKHW.flip(-1) if mirrored else logits_BKHW, size=size, mode="bilinear", align_corners=False
-        )
-        if len(views) == 1:
-            return logits_BKHW
-        share_BKHW = logits_BKHW.softmax(1)
-        total_BKHW = share_BKHW if total_BKHW is None else total_BKHW + share_BKHW
-    assert total_BKHW is not None
-    # Views are averaged as probabilities, whose logarithms have them as their softmax.
-    return (total_BKHW / len(views)).clamp_min(torch.finfo(torch.float32).tiny).log()
+        yield _view_logits(forward, view_BCHW, config)
+        if config.test_flip:
+            yield _view_logits(forward, view_BCHW.flip(-1), config).flip(-1)
+
+
+def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) -> Tensor:
+    """Views as probabilities on some rows of the image, averaged: ``(B, K, len(rows), W)``."""
+    total_BKRW = resize_rows(views[0], size, rows).softmax(1)
+    for logits_BKhw in views[1:]:
+        total_BKRW += resize_rows(logits_BKhw, size, rows).softmax(1)
+    return total_BKRW / len(views)
+
+
+def _row_ranges(size: tuple[int, int], num_classes: int) -> Iterator[range]:
+    """Rows of an image in turns, so that the scores of all classes need ``SCORES_AT_ONCE`` numbers at most."""
+    step = max(1, SCORES_AT_ONCE // (num_classes * size[1]))
+    for start in range(0, size[0], step):
+        yield range(start, min(start + step, size[0]))
+
+
+def resize_rows(map_BKhw: Tensor, size: tuple[int, int], rows: range) -> Tensor:
+    """Some rows of a map that is resized bilinearly to ``size``: ``(B, K, len(rows), W)``.
+
+    As ``F.interpolate(map_BKhw, size)[:, :, rows]``, without the other rows.
+    """
+    height = map_BKhw.shape[-2]
+    y_R = torch.arange(rows.start, rows.stop, device=map_BKhw.device)
+    y_R = ((y_R + 0.5) * (height / size[0]) - 0.5).clamp_min(0)
+    above_R = y_R.long().clamp_max(height - 1)
+    below_R = (above_R + 1).clamp_max(height - 1)
+    part_R1 = (y_R - above_R).to(map_BKhw.dtype)[:, None]
+    strip_BKRw = torch.lerp(map_BKhw[:, :, above_R], map_BKhw[:, :, below_R], part_R1)
+    return F.interpolate(strip_BKRw, size=(len(rows), size[1]), mode="bilinear", align_corners=False)
 
 
 def _view_logits(forward: Forward, view_BCHW: Tensor, config: SegmentationConfig) -> Tensor:

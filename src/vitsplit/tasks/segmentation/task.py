@@ -33,7 +33,7 @@ from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
 from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_scores, segment
+from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_shares, segment
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
 from vitsplit.types import LayerTaps
 
@@ -162,7 +162,7 @@ class SegmentationTask:
 
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
         """Class probabilities, ``(B, K, H, W)``."""
-        return class_scores(forward, image_BCHW, self.config).softmax(1)
+        return class_shares(forward, image_BCHW, self.config)
 
     def settle(self, values_BKHW: Tensor) -> Tensor:
         """The likeliest class of every pixel."""
