@@ -63,12 +63,12 @@ def test_outputs_are_those_of_each_bundle_alone_bit_for_bit(
     runs: dict[str, Path], image: np.ndarray, precision: Any
 ) -> None:
     together = vitsplit.load(runs, precision=precision)
+    each_alone = {name: vitsplit.load(run, precision=precision) for name, run in runs.items()}
     # The second image meets what was learned from the first: which sizes are whose.
     for picture in (image, image[::-1].copy()):
         answers = together.predict(picture)
         assert list(answers) == list(runs)
-        for name, run in runs.items():
-            alone = vitsplit.load(run, precision=precision)
+        for name, alone in each_alone.items():
             expected = alone.predict(picture)
             assert len(np.unique(expected.mask)) > 1, "an empty comparison"
             assert np.array_equal(answers[name].mask, expected.mask)
