@@ -220,7 +220,11 @@ def test_smaller_training_sides_see_the_same_parts():
 
 def test_long_images_keep_within_the_longest_side():
     config = DetectionConfig(crop_size=(2000, 2000))
-    assert max(max(view.height, view.width) for view in detr_views((100, 900), config, 50)) == 1333
+    views = detr_views((100, 900), config, 50)
+    assert max(max(view.height, view.width) for view in views) == 1333
+    # The first size too, 148 x 1333 whichever side was drawn: a crop of 384 to 600 is never less of the width.
+    shares = [(view.right - view.left) / 900 for view in views]
+    assert 384 / 1333 - 1e-3 < min(shares) < 0.33 and max(share for share in shares if share < 0.99) < 600 / 1333 + 1e-3
 
 
 def test_large_scale_jitter_fills_a_fixed_canvas():

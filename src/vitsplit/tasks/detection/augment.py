@@ -99,16 +99,15 @@ def random_detr_view(view: View, config: DetectionConfig, generator: Generator) 
 
     The image is resized to a shortest side out of ``train_sides``, the longest at most that of ``image_scale``. With
     probability one half that is done to a part of it, which DETR finds by resizing to a shortest side of 400, 500 or
-    600 and cropping to sides of 384 to 600. These numbers are for ``train_sides`` up to 800; for others they are
-    multiplied by ``max(train_sides) / 800``, so that small configurations see the same shares of their images. At last
-    the image is cropped to at most ``crop_size``.
+    600, the longest at most as before, and cropping to sides of 384 to 600. These numbers are for ``train_sides`` up to
+    800; for others they are multiplied by ``max(train_sides) / 800``, so that small configurations see the same shares
+    of their images. At last the image is cropped to at most ``crop_size``.
     """
     longest = max(config.image_scale)
     if _integer(generator, 0, 1):
         factor = max(config.train_sides) / RELEASE_LARGEST_SIDE
         side, low, high = (round(number * factor) for number in (_choice(generator, FIRST_SIDES), *FIRST_CROP))
-        height, width = view.height, view.width
-        view = view.resize(fit_size((height, width), (max(height, width) * side, side)))
+        view = view.resize(fit_size((view.height, view.width), (longest, side)))
         height = _integer(generator, min(view.height, low), min(view.height, high))
         width = _integer(generator, min(view.width, low), min(view.width, high))
         view = _random_crop(view, height, width, generator)
