@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe as named_recipe
-from vitsplit.tasks import config_type, task_entry
+from vitsplit.tasks import TASKS, config_type, task_entry
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
@@ -34,7 +35,8 @@ def starting_config(
         resumed: The run that goes on; its settings are taken unless a recipe or a file is named.
 
     Raises:
-        ConfigError: A recipe and a file are both named, there is no such recipe, or the file cannot be read.
+        ConfigError: A recipe and a file are both named, there is no such recipe, or the file cannot be read or is for
+            another task.
     """
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
@@ -42,7 +44,9 @@ def starting_config(
         config_file = _config_of_run(resumed)
     if config_file is None:
         return named_recipe(recipe or task_entry(task).default_recipe)
-    config: TrainConfig[Any] = _read(config_type(task), config_file)
+    values = _read(config_file)
+    _require_task(task, values, str(config_file))
+    config: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
     return config
 
 
@@ -64,7 +68,7 @@ def starting_multi_config(
         config_file = _config_of_run(resumed)
     if config_file is None:
         return MultiConfig.of(recipes, loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
-    config: MultiConfig = _read(MultiConfig, config_file)
+    config: MultiConfig = from_dict(MultiConfig, _read(config_file), str(config_file))
     return config.only(tasks)
 
 
@@ -75,9 +79,29 @@ def _config_of_run(run: str | Path) -> Path:
     return config_file
 
 
-def _read(kind: Any, config_file: str | Path) -> Any:
+def _read(config_file: str | Path) -> Any:
     try:
-        values = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        return json.loads(Path(config_file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{config_file}: cannot be read as a configuration ({error}).") from error
-    return from_dict(kind, values, str(config_file))
+
+
+def _require_task(task: str, values: Any, source: str) -> None:
+    """Refuses the settings of a joint run or of another task as such, and not for the first setting that is unknown."""
+    if not isinstance(values, dict):
+        return  # said when it is read
+    if TASKS.keys() & values.keys():
+        raise ConfigError(
+            f"{source} is of a joint run, not of a run for {task} alone. Use `vitsplit train multi`, or another file."
+        )
+    given = values.get("task")
+    fitting = [
+        name
+        for name, entry in TASKS.items()
+        if isinstance(given, dict) and given.keys() <= {field.name for field in dataclasses.fields(entry.config)}
+    ]
+    if fitting and task not in fitting:
+        raise ConfigError(
+            f"{source} is of a run for {' or '.join(fitting)}, not for {task}. Use `vitsplit train {fitting[0]}`, or "
+            "another file."
+        )

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from vitsplit.cli.train import main
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import recipe
+from vitsplit.tasks import TASKS
+from vitsplit.training.serialise import to_dict
+from vitsplit.training.starting_point import starting_config, starting_multi_config
+
+
+def write(path, values):
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
+    config = recipe(f"laptop-{task}")
+    write(tmp_path / "config.json", to_dict(config))
+    assert starting_config(task, resumed=tmp_path) == config
+    for other in TASKS.keys() - {task}:
+        with pytest.raises(ConfigError, match=rf"config\.json is of a run for {task}, not for {other}.*train {task}`"):
+            starting_config(other, resumed=tmp_path)
+
+
+def test_a_joint_run_is_no_run_of_one_task(tmp_path):
+    file = write(tmp_path / "config.json", to_dict(starting_multi_config(["segmentation", "depth"])))
+    with pytest.raises(ConfigError, match="is of a joint run, not of a run for depth alone"):
+        starting_config("depth", config_file=file)
+
+
+def test_a_few_settings_fit_every_task_that_has_them(tmp_path):
+    file = write(tmp_path / "few.json", {"task": {"crop_size": [70, 98]}})
+    for task in TASKS:
+        assert starting_config(task, config_file=file).task.crop_size == (70, 98)
+    with pytest.raises(ConfigError, match=r"no setting 'task\.crop_sise'\. Did you mean crop_size"):
+        starting_config("depth", config_file=write(file, {"task": {"crop_sise": [70, 98]}}))
+    with pytest.raises(ConfigError, match="must be an object"):
+        starting_config("depth", config_file=write(file, [1]))
+
+
+def test_a_recipe_of_another_task_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for segmentation"):
+        main(["segmentation", "--recipe", "nyuv2-small", "--data", str(tmp_path)])
