@@ -4,7 +4,8 @@ Paper: AdamW at 3e-4 (a tenth of it for the task head), weight decay 1e-2, one-c
 It prints 384K iterations; the release's 38,400 are 24 epochs of its 1,600 iterations, which is what is taken here.
 Release: the augmentation, gradients clipped at 35, the mirrored image in evaluation, which counts Eigen's pixels
 between 1 mm and 10 m. It trains the small model at 5e-4 with a polynomial decay:
-``--lr 5e-4 --schedule poly --warmup-steps 3200``.
+``--lr 5e-4 --schedule poly --warmup-steps 3200``. In the others its one-cycle hook (mmcv's) sets one peak for all
+groups, so that the tenth for the task head is in the file but never in force: ``--task-head-lr-scale 1``.
 
 The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` beside the images that they name, as for BTS.
 """
