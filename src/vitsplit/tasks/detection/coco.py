@@ -225,6 +225,8 @@ def read_segmentation(value: Any, size: tuple[int, int]) -> tuple[Segmentation |
         if value.get("size") != [height, width]:
             return None, f"size {value.get('size')} (height, width) in an image of {width}x{height}"
         counts = value.get("counts")
+        if isinstance(counts, list) and not all(type(count) is int and count >= 0 for count in counts):
+            return None, "its runs must be whole numbers from 0"
         if isinstance(counts, list) and sum(counts) != height * width:
             return None, f"its runs cover {sum(counts)} pixels of {height * width}"
         return (value, "") if isinstance(counts, list | str) else (None, 'no "counts"')
@@ -234,4 +236,6 @@ def read_segmentation(value: Any, size: tuple[int, int]) -> tuple[Segmentation |
         return None, "neither polygons nor a run-length encoding"
     if any(part.ndim != 1 or len(part) % 2 or not np.isfinite(part).all() for part in parts):
         return None, "a polygon must be a list of finite numbers: x and y of every point"
+    if len(parts) * 2 >= MIN_COORDINATES and all(len(part) == 2 for part in parts):
+        return None, "a list of points: a polygon must be one list of numbers, x1 y1 x2 y2 and so on"
     return tuple(part for part in parts if len(part) >= MIN_COORDINATES), ""
