@@ -15,6 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 # What makes a command quick. Every other word of it is the README's.
 QUICK = ["--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "42", "56", "--workers", "0"]
+QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
 QUICK_PYTHON = ("steps=300", "steps=2, random_weights=True, batch_size=2, crop_size=(42, 56), workers=0")
 
 
@@ -40,13 +41,16 @@ def test_commands_and_python(home: Path) -> None:
     verbs = [command[0] for command in commands()]
     assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)
     for command in commands():
-        assert main(command + (QUICK if command[0] == "train" else [])) == 0, " ".join(command)
+        quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
+        assert main(command + quick) == 0, " ".join(command)
     assert (home / "predictions" / "photo_mask.png").is_file()
-    assert (home / "runs" / "first" / "evaluation-val" / "index.html").is_file()
+    answers = {path.name for path in (home / "answers").iterdir()}
+    assert {"photo_mask.png", "photo_depth.png", "photo_detections.json"} <= answers
+    assert (home / "runs" / "rooms" / "evaluation-val" / "index.html").is_file()
+    assert (home / "runs" / "both" / "best" / "depth" / "head.json").is_file()
     (snippet,) = blocks("python")
     assert QUICK_PYTHON[0] in snippet
     exec(snippet.replace(*QUICK_PYTHON), {})
-    assert (home / "predictions" / "prediction_mask.png").is_file()
 
 
 def test_set_up_commands_are_the_two_of_the_makefile() -> None:

@@ -16,6 +16,7 @@ from vitsplit.bundle import find_bundles
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.multitask import MultiPredictor, load_several
 from vitsplit.inference.predictor import Predictor, load_predictor
+from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.multi.config import MultiConfig
@@ -48,7 +49,7 @@ def train(
     config: TrainConfig[Any] | MultiConfig | None = None,
     *,
     data: str | Path | Mapping[str, str | Path],
-    task: str = "segmentation",
+    task: str | None = None,
     recipe: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -59,7 +60,7 @@ def train(
     Args:
         config: A complete configuration; otherwise the recipe's, or that of the run that goes on.
         data: The data set's folder; for a joint run one per task, by the tasks' names.
-        task: The task, where ``data`` is one folder.
+        task: The task, where ``data`` is one folder; None: the recipe's, or segmentation.
         recipe: Name of the recipe to start from; None: the task's own for a laptop, as always in a joint run.
         out: The run folder; None: a new one under ``runs/``.
         resume: Go on with the run in ``out``, exactly as if it had never stopped.
@@ -84,6 +85,8 @@ def train(
             raise ConfigError("A joint run starts from each task's own recipe for a laptop. Change settings by name.")
         config = config or starting_multi_config(data, resumed=resumed)
     else:
+        if task is None:
+            task = "segmentation" if recipe is None else task_name(named_recipe(recipe))
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
     config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+import vitsplit
 from vitsplit.cli.train import main
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, DataError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS
 from vitsplit.training.serialise import to_dict
@@ -44,3 +45,10 @@ def test_a_few_settings_fit_every_task_that_has_them(tmp_path):
 def test_a_recipe_of_another_task_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for segmentation"):
         main(["segmentation", "--recipe", "nyuv2-small", "--data", str(tmp_path)])
+    with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for detection"):
+        vitsplit.train(task="detection", recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
+
+
+def test_a_recipe_alone_says_the_task(tmp_path):
+    with pytest.raises(DataError, match="depth"):
+        vitsplit.train(recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")

@@ -60,7 +60,9 @@ def main(argv: list[str]) -> int:
     if todo:
         model = load_several(runs, **loading_options(options))
         with _Bars(len(todo)) as bars:
-            tiling = Tiling(options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale)
+            tiling = Tiling(
+                options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale
+            )
             writer = FolderWriter(
                 model,
                 log,

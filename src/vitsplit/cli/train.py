@@ -10,7 +10,7 @@ from typing import Any
 from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import TASKS, task_name
+from vitsplit.tasks import TASKS
 from vitsplit.training.starting_point import starting_config, starting_multi_config
 
 MULTI = "multi"
@@ -89,11 +89,6 @@ def _one(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any,
         raise ConfigError(f"--task {options.task[0]} goes with `vitsplit train {MULTI}`, for several heads at once.")
     resumed = options.out if options.resume else None
     base = starting_config(options.learn, recipe=options.recipe, config_file=options.config, resumed=resumed)
-    if task_name(base) != options.learn:
-        raise ConfigError(
-            f"--recipe {options.recipe} is for {task_name(base)}, not for {options.learn}. Use `vitsplit train "
-            f"{task_name(base)}`, or another recipe (`vitsplit recipes` lists them)."
-        )
     if options.help:
         print("\nsettings of this recipe:\n")
         config_from_cli(base, ["--help"], prog=prog)

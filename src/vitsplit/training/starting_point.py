@@ -10,7 +10,7 @@ from typing import Any
 
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe as named_recipe
-from vitsplit.tasks import TASKS, config_type, task_entry
+from vitsplit.tasks import TASKS, config_type, task_entry, task_name
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
@@ -35,19 +35,25 @@ def starting_config(
         resumed: The run that goes on; its settings are taken unless a recipe or a file is named.
 
     Raises:
-        ConfigError: A recipe and a file are both named, there is no such recipe, or the file cannot be read or is for
-            another task.
+        ConfigError: A recipe and a file are both named, there is no such recipe, the file cannot be read, or either is
+            for another task.
     """
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
     if recipe is None and config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
     if config_file is None:
-        return named_recipe(recipe or task_entry(task).default_recipe)
+        config = named_recipe(recipe or task_entry(task).default_recipe)
+        if task_name(config) != task:
+            raise ConfigError(
+                f"--recipe {recipe} is for {task_name(config)}, not for {task}. Use `vitsplit train "
+                f"{task_name(config)}`, or another recipe (`vitsplit recipes` lists them)."
+            )
+        return config
     values = _read(config_file)
     _require_task(task, values, str(config_file))
-    config: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
-    return config
+    read: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
+    return read
 
 
 def starting_multi_config(

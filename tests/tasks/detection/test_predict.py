@@ -127,6 +127,8 @@ def test_saved_results_are_read_by_the_official_tool(tmp_path):
     entries = json.loads(json_path.read_text())
     assert [entry["category"] for entry in entries] == ["cup", "plate"]
     assert [entry["image_id"] for entry in entries] == ["photo", "photo"]
+    coco_path, _ = mine.save(tmp_path, "000000397133")
+    assert {entry["image_id"] for entry in json.loads(coco_path.read_text())} == {397133}
     truth = {"images": [{"id": "photo", "height": 90, "width": 120}], "annotations": []}
     (tmp_path / "truth.json").write_text(json.dumps(truth | {"categories": [{"id": 4}, {"id": 11}], "info": {}}))
     read = COCO(str(tmp_path / "truth.json")).loadRes(str(json_path))

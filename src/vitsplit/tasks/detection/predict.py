@@ -113,10 +113,14 @@ class DetectionPrediction:
         return entries
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
-        """Writes ``NAME_detections.json`` (COCO results, with the classes' names) and ``NAME_overlay.jpg``."""
+        """Writes ``NAME_detections.json`` (COCO results, with the classes' names) and ``NAME_overlay.jpg``.
+
+        The image's id is NAME, as a number where it is one: so are COCO's own files named.
+        """
         json_path, overlay_path = Path(folder) / f"{name}_detections.json", Path(folder) / f"{name}_overlay.jpg"
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        entries = self.coco_results(Path(name).name)
+        stem = Path(name).name
+        entries = self.coco_results(int(stem) if stem.isdecimal() else stem)
         for entry, label in zip(entries, self.labels, strict=True):
             entry["category"] = self.classes.names[label]
         json_path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
