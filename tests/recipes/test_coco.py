@@ -8,6 +8,7 @@ from vitsplit.analysis.cost import count_parameters, shape_model
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.recipes import RECIPES, recipe
 from vitsplit.split.layers import select_layers
+from vitsplit.tasks.segmentation.augment import fit_size
 from vitsplit.training.schedule import lr_factor
 
 # Table 10 with Eq. 2's layers, and the release's layer decay: K_t, K_p, b, layers, decay.
@@ -71,5 +72,9 @@ def test_the_recipes_for_a_laptop_share_one_pass():
     assert detection.backbone.patch_size is None
     task = detection.task
     assert len(task.anchor_sizes) == 5
-    assert max(task.train_sides) <= max(task.crop_size) == max(task.image_scale)
-    assert all(side % 14 == 0 for side in (*task.train_sides, *task.crop_size, *task.image_scale))
+    # A photograph goes into the backbone at one size for all three, once: no mirrored or scaled views.
+    sizes = {fit_size((480, 640), each.task.image_scale) for each in (detection, segmentation, depth)}
+    assert sizes == {(252, 336)}
+    assert segmentation.task.test_scales == (1.0,) and not segmentation.task.test_flip and not depth.task.test_flip
+    assert max(task.train_sides) * 4 / 3 <= max(task.crop_size)
+    assert all(side % 14 == 0 for side in (*task.train_sides, *task.crop_size))
