@@ -14,9 +14,13 @@ from vitsplit.cli.main import main
 README = Path(__file__).parents[1] / "README.md"
 
 # What makes a command quick. Every other word of it is the README's.
-QUICK = ["--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "42", "56", "--workers", "0"]
+QUICK = ["--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "42", "56", "--workers", "0",
+         "--precision", "fp32"]  # fmt: skip
 QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
-QUICK_PYTHON = ("steps=300", "steps=2, random_weights=True, batch_size=2, crop_size=(42, 56), workers=0")
+QUICK_PYTHON = (
+    "steps=300",
+    "steps=2, random_weights=True, batch_size=2, crop_size=(42, 56), workers=0, precision='fp32'",
+)
 
 
 def blocks(language: str) -> list[str]:
