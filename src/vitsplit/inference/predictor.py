@@ -23,7 +23,7 @@ from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import Precision
-from vitsplit.training.precision import DTYPES, resolve_precision
+from vitsplit.training.precision import DTYPES, autocast, resolve_precision
 from vitsplit.types import LayerTaps
 
 
@@ -40,7 +40,7 @@ def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None 
     def forward(image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
         device, request = backbone.mean_C11.device, model.head.request
         taps = backbone(image_BCHW.to(device), request) if source is None else source(image_BCHW, request)
-        with torch.autocast(device.type, backbone.precision, enabled=backbone.precision != torch.float32):
+        with autocast(device.type, backbone.precision):
             return model(taps), taps
 
     return forward

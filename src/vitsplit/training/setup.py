@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from vitsplit.training.checkpoint import Trained, TrainState, read_state
 from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
 from vitsplit.training.ema import WeightAverage
 from vitsplit.training.optim import build_joint_optimizer, named
-from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
+from vitsplit.training.precision import DTYPES, Resolved, autocast, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
 from vitsplit.training.resume import check_same_config, check_same_world
@@ -232,10 +233,9 @@ class Session:
     view: ProgressView
     stop: StopRequest
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """The precision of a forward pass; what is computed outside keeps the dtype of its inputs."""
-        dtype = compute_dtype(self.config)
-        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype != torch.float32)
+        return autocast(self.accelerator.device.type, compute_dtype(self.config))
 
 
 @dataclasses.dataclass(frozen=True)

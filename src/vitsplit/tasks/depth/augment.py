@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.segmentation.augment import Window, cut, fit_size
+from vitsplit.tasks.segmentation.augment import Window, cut, fit_size, uniform
 
 GAMMA = (0.9, 1.1)
 BRIGHTNESS = (0.75, 1.25)
@@ -39,14 +39,14 @@ def augment(image_CHW: Tensor, depth_HW: Tensor, config: DepthConfig, generator:
         ConfigError: The border leaves nothing of the image.
     """
     image_CHW, depth_HW = cut(image_CHW, depth_HW, inside_border(depth_HW.shape, config))
-    if _uniform(generator) < config.rotate_share:
-        angle = _uniform(generator, -config.rotate, config.rotate)
+    if uniform(generator) < config.rotate_share:
+        angle = uniform(generator, -config.rotate, config.rotate)
         image_CHW = F.rotate(image_CHW, angle, interpolation=InterpolationMode.BILINEAR)
         depth_HW = F.rotate(depth_HW[None], angle, interpolation=InterpolationMode.NEAREST)[0]
-    if _uniform(generator) < config.flip:
+    if uniform(generator) < config.flip:
         image_CHW, depth_HW = F.horizontal_flip(image_CHW), F.horizontal_flip(depth_HW)
     image_CHW, depth_HW = random_crop(image_CHW, depth_HW, config.crop_size, generator)
-    if _uniform(generator) < config.colour_share:
+    if uniform(generator) < config.colour_share:
         image_CHW = change_colours(image_CHW, generator)
     padding = [0, 0, config.crop_size[1] - depth_HW.shape[1], config.crop_size[0] - depth_HW.shape[0]]
     return F.pad(image_CHW, padding).contiguous(), F.pad(depth_HW[None], padding)[0].contiguous()
@@ -81,13 +81,9 @@ def random_crop(
 
 def change_colours(image_CHW: Tensor, generator: Generator) -> Tensor:
     """``x^gamma * brightness * colour`` on values in 0..1, with one factor of colour per channel; uint8 in and out."""
-    gamma, brightness = _uniform(generator, *GAMMA), _uniform(generator, *BRIGHTNESS)
+    gamma, brightness = uniform(generator, *GAMMA), uniform(generator, *BRIGHTNESS)
     colour_C11 = torch.empty(3, 1, 1).uniform_(*COLOUR, generator=generator)
     # The result depends on the old value alone, of which there are 256.
     curve_256 = torch.linspace(0.0, 1.0, 256).pow(gamma) * brightness
     table_C256 = (curve_256 * colour_C11[..., 0]).mul(255.0).round().clamp(0.0, 255.0).to(torch.uint8)
     return torch.stack([row_256[pixels_HW.int()] for row_256, pixels_HW in zip(table_C256, image_CHW, strict=True)])
-
-
-def _uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))

@@ -57,7 +57,7 @@ def augment(
     size = random_size(mask_HW.shape, config, generator)
     window = random_window(mask_HW, size, config, generator)
     image_CHW, mask_HW = cut(image_CHW, mask_HW, window)
-    if _uniform(generator) < config.flip:
+    if uniform(generator) < config.flip:
         image_CHW, mask_HW = F.horizontal_flip(image_CHW), F.horizontal_flip(mask_HW)
     if config.photometric:
         image_CHW = distort(image_CHW, generator)
@@ -88,7 +88,7 @@ def fit_size(size: tuple[int, ...], image_scale: tuple[int, int] | None) -> tupl
 
 def random_size(size: tuple[int, ...], config: SegmentationConfig, generator: Generator) -> tuple[int, int]:
     """Draws the size to which the whole image would be resized: ``image_scale`` times a factor in ``scale_range``."""
-    factor = _uniform(generator, *config.scale_range)
+    factor = uniform(generator, *config.scale_range)
     base = config.image_scale or (max(size), min(size))
     return fit_size(size, (max(1, int(base[0] * factor)), max(1, int(base[1] * factor))))
 
@@ -154,18 +154,18 @@ def distort(image_CHW: Tensor, generator: Generator) -> Tensor:
     Returns:
         uint8, of the same shape.
     """
-    brightness, contrast, contrast_first, saturation, hue = (_uniform(generator) < 0.5 for _ in range(5))
+    brightness, contrast, contrast_first, saturation, hue = (uniform(generator) < 0.5 for _ in range(5))
     if not (brightness or contrast or saturation or hue):
         return image_CHW
     pixels_CHW = image_CHW.to(torch.float32, memory_format=torch.contiguous_format)
-    contrast_factor = _uniform(generator, *CONTRAST) if contrast else 1.0
+    contrast_factor = uniform(generator, *CONTRAST) if contrast else 1.0
     if brightness:
-        pixels_CHW = pixels_CHW.add_(_uniform(generator, -BRIGHTNESS, BRIGHTNESS)).clamp_(0.0, 255.0)
+        pixels_CHW = pixels_CHW.add_(uniform(generator, -BRIGHTNESS, BRIGHTNESS)).clamp_(0.0, 255.0)
     if contrast and contrast_first:
         pixels_CHW = pixels_CHW.mul_(contrast_factor).clamp_(0.0, 255.0)
     if saturation or hue:
-        factor = _uniform(generator, *SATURATION) if saturation else 1.0
-        turn = _uniform(generator, -HUE_TURN, HUE_TURN) if hue else 0.0
+        factor = uniform(generator, *SATURATION) if saturation else 1.0
+        turn = uniform(generator, -HUE_TURN, HUE_TURN) if hue else 0.0
         pixels_CHW = adjust_hue_saturation(pixels_CHW, turn, factor)
     if contrast and not contrast_first:
         pixels_CHW = pixels_CHW.mul_(contrast_factor).clamp_(0.0, 255.0)
@@ -224,7 +224,8 @@ def _is_varied(mask_HW: Tensor, window: Window, max_class_ratio: float) -> bool:
     return float(counts_K.max()) < max_class_ratio * float(counts_K.sum())
 
 
-def _uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+def uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """Draws a number from ``low`` to ``high``."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
