@@ -25,11 +25,20 @@ of the training data; `vitsplit info RUN --help` lists them.
   vitsplit evaluate runs/first --data my_data
   vitsplit evaluate runs/first --data my_data --test-scales 0.75 1 1.25 --test-flip --test-mode slide
   vitsplit evaluate runs/depth --data my_depths --median-scaling --eval-crop nyu-eigen
+
+With --benchmark NAME a bundle of visual question answering is asked the questions of a public benchmark;
+`vitsplit evaluate --benchmark NAME --help` says more.
+
+  vitsplit evaluate runs/vqa --benchmark pope --data pope
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
+    if any(word == "--benchmark" or word.startswith("--benchmark=") for word in argv):
+        from vitsplit.cli import evaluate_benchmark
+
+        return evaluate_benchmark.main(argv)
     options, flags = _parser().parse_known_args(argv)
 
     from vitsplit import api

@@ -1,0 +1,169 @@
+"""MMBench's files: the table of questions that comes, and the Excel sheet that goes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.vqa.benchmarks.files import require_unique
+
+LETTERS = "ABCD"
+COPIES = 1_000_000
+"""Indices from here on are those of rotations; modulo it they are the question's."""
+NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
+"""Columns that LLaVA-1.5 leaves out of the sheet."""
+PREDICTION_AT = 6
+"""Where it puts the column of predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MmBenchRow:
+    """A question with its options in one order.
+
+    Attributes:
+        index: Of the row.
+        question: The question.
+        hint: What stands before it, or empty.
+        options: Two to four.
+        answer: The right letter; None where it is not public.
+        category: Fine category.
+        l2_category: Coarse category, empty where the file has none.
+        image: Encoded image.
+        cells: The row's cells that go into the sheet, by column; empty for rows that are not in the file.
+    """
+
+    index: int
+    question: str
+    hint: str
+    options: tuple[str, ...]
+    answer: str | None
+    category: str
+    l2_category: str
+    image: bytes
+    cells: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def question_index(self) -> int:
+        """The index of the question that the row is a rotation of."""
+        return self.index % COPIES
+
+
+def read_rows(file: Path) -> list[MmBenchRow]:
+    """The rows of MMBench's table.
+
+    Raises:
+        DataError: A column, an image or an option is missing, or an index occurs twice.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="") as content, _long_cells():
+            table = list(csv.DictReader(content, delimiter="\t"))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read as a table ({error}). Fetch the file again.") from error
+    needed = {"index", "question", "A", "B", "image"}
+    if not table or not needed <= set(table[0]):
+        raise DataError(f"{file}: no rows, or not the columns {', '.join(sorted(needed))}. Give the official file.")
+    require_unique((cells["index"] for cells in table), file)
+    encoded = {cells["index"]: cells["image"] or "" for cells in table}
+    rows = [_row(cells, encoded, file) for cells in table]
+    without = sum(row.answer is None for row in rows)
+    if without not in (0, len(rows)):
+        raise DataError(f"{file}: {without} of {len(rows)} rows have no answer. Fetch the file again.")
+    return rows
+
+
+def _row(cells: dict[str, str], encoded: Mapping[str, str], file: Path) -> MmBenchRow:
+    index = cells["index"]
+    if not index.isdecimal():
+        raise DataError(f"{file}: '{index}' is no index. Fetch the file again.")
+    options = []
+    for letter in LETTERS:
+        option = _cell(cells, letter)
+        if not option:
+            break
+        options.append(option)
+    answer = _cell(cells, "answer")
+    if len(options) < 2 or (answer and answer not in LETTERS[: len(options)]):
+        raise DataError(f"{file}: row {index} has {len(options)} options and the answer '{answer}'. Fetch it again.")
+    return MmBenchRow(
+        index=int(index),
+        question=cells["question"],
+        hint=_cell(cells, "hint"),
+        options=tuple(options),
+        answer=answer or None,
+        category=_cell(cells, "category"),
+        l2_category=_cell(cells, "l2-category"),
+        image=_image(index, encoded, file),
+        cells={name: value or "" for name, value in cells.items() if name is not None and name not in NOT_SENT},
+    )
+
+
+def _cell(cells: Mapping[str, str], name: str) -> str:
+    """A cell, empty if the table says that there is nothing (``nan`` and ``None`` are words of what wrote it)."""
+    value = (cells.get(name) or "").strip()
+    return "" if value.lower() in ("nan", "none") else value
+
+
+def _image(index: str, encoded: Mapping[str, str], file: Path) -> bytes:
+    """The image of a row; where the cell is a number, it is that of the row with this index."""
+    cell = encoded[index]
+    if cell.isdecimal():
+        cell = encoded.get(cell, "")
+    try:
+        image = base64.b64decode(cell, validate=True)
+    except binascii.Error as error:
+        raise DataError(f"{file}: the image of row {index} is no base64 ({error}). Fetch the file again.") from error
+    if not image:
+        raise DataError(f"{file}: row {index} has no image. Fetch the file again.")
+    return image
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Lets the csv module read cells as long as an image."""
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def require_openpyxl() -> None:
+    """Raises ConfigError if the package that writes Excel sheets is missing."""
+    if importlib.util.find_spec("openpyxl") is None:
+        raise ConfigError("MMBench's submission is an Excel sheet: pip install 'vitsplit[mmbench]' (openpyxl).")
+
+
+def write_sheet(path: Path, rows: Sequence[tuple[Mapping[str, str], str]]) -> None:
+    """Writes cells and predictions as an Excel sheet with a first row of names.
+
+    Args:
+        path: The file.
+        rows: Cells by column, and the prediction.
+    """
+    from openpyxl import Workbook
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    names = list(rows[0][0])
+    columns = [*names[:PREDICTION_AT], "prediction", *names[PREDICTION_AT:]]
+    book = Workbook()
+    sheet = book.active
+    for number, name in enumerate(columns, 1):
+        sheet.cell(1, number, name)
+    for line, (cells, prediction) in enumerate(rows, 2):
+        for number, name in enumerate(columns, 1):
+            text = prediction if name == "prediction" else cells[name]
+            if name == "index":
+                sheet.cell(line, number, int(text))
+                continue
+            # Excel knows no control characters, and must not take an answer that begins with = for a formula.
+            cell = sheet.cell(line, number, ILLEGAL_CHARACTERS_RE.sub("", text))
+            cell.data_type = "s"
+    book.save(path)

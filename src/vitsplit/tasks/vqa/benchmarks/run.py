@@ -1,0 +1,139 @@
+"""Asking a bundle the questions of a benchmark: images once each, and answers kept as they come."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from vitsplit.errors import DataError, RunError
+from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
+from vitsplit.training.atomic import write_text
+
+if TYPE_CHECKING:
+    from vitsplit.inference.predictor import Predictor
+
+ANSWERS = "answers.jsonl"
+WITHOUT_IMAGE = 8
+"""Questions without an image that are asked together."""
+
+
+def run_benchmark(
+    predictor: Predictor,
+    benchmark: Benchmark,
+    folder: Path,
+    *,
+    made_by: Mapping[str, Any] | None = None,
+    max_new_tokens: int | None = None,
+    on_question: Callable[[], None] | None = None,
+) -> dict[str, str]:
+    """The bundle's answers, by id of the question.
+
+    Questions on one image are asked together, so that its visual tokens are computed once. Answers are appended to
+    ``answers.jsonl`` in ``folder`` as they come; its first line says what made them. A second start goes on.
+
+    Args:
+        predictor: A bundle of visual question answering.
+        benchmark: What to ask.
+        folder: Where the answers are kept; made if it is not there.
+        made_by: What tells the bundle from others, JSON-ready.
+        max_new_tokens: The most tokens of an answer; None: the benchmark's figure.
+        on_question: Called for every question that has its answer, also those of an earlier start.
+
+    Raises:
+        RunError: The folder holds answers of another bundle, to another benchmark or with other settings.
+        DataError: An image cannot be read.
+    """
+    tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
+    head = {"benchmark": benchmark.name, "max_new_tokens": tokens, **(made_by or {})}
+    questions = {question.id: question for question in benchmark.questions()}
+    known = _open_answers(folder / ANSWERS, head, questions)
+    for _ in known:
+        if on_question is not None:
+            on_question()
+    todo = [question for name, question in questions.items() if name not in known]
+    with (folder / ANSWERS).open("a", encoding="utf-8") as file:
+        for group in _groups(todo):
+            answers = _ask(predictor, group, tokens)
+            for question, answer in zip(group, answers, strict=True):
+                file.write(json.dumps({"id": question.id, "prompt": question.prompt, "text": answer}) + "\n")
+                known[question.id] = answer
+                if on_question is not None:
+                    on_question()
+            file.flush()
+    return {name: known[name] for name in questions}
+
+
+def _open_answers(file: Path, head: Mapping[str, Any], questions: Mapping[str, BenchmarkQuestion]) -> dict[str, str]:
+    """The answers of an earlier start to these questions. The file then ends with a whole line."""
+    rows = _whole_lines(file)
+    if rows and rows[0] != head:
+        was = ", ".join(f"{name} {value}" for name, value in rows[0].items() if head.get(name) != value)
+        raise RunError(
+            f"{file}: holds answers that were made otherwise ({was or 'with less said'}). "
+            "Give another folder with --out, or remove the file."
+        )
+    for row in rows[1:]:
+        question = questions.get(row["id"])
+        if question is not None and row["prompt"] != question.prompt:
+            raise RunError(
+                f"{file}: the question {row['id']} was asked otherwise before, so the benchmark's files have changed. "
+                "Give another folder with --out, or remove the file."
+            )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Written anew, since a kill may have left half a line at the end.
+    write_text(file, "".join(json.dumps(row) + "\n" for row in (head, *rows[1:])))
+    return {row["id"]: row["text"] for row in rows[1:] if row["id"] in questions}
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is half a line, or nothing
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunError(
+                f"{file}: line {number} is damaged. Remove the line; its question is asked again."
+            ) from error
+        if number > 1 and not {"id", "prompt", "text"} <= set(row):
+            raise RunError(f"{file}: line {number} is no answer. Remove the line, or give another folder with --out.")
+        rows.append(row)
+    return rows
+
+
+def _groups(questions: Sequence[BenchmarkQuestion]) -> Iterator[list[BenchmarkQuestion]]:
+    """Questions on one image, in the order in which images first occur; those without in groups of a fixed size."""
+    by_image: dict[Path | bytes | None, list[BenchmarkQuestion]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    for image, group in by_image.items():
+        size = WITHOUT_IMAGE if image is None else len(group)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _ask(predictor: Predictor, group: Sequence[BenchmarkQuestion], tokens: int) -> list[str]:
+    prompts = [question.prompt for question in group]
+    image = group[0].image
+    if image is None:
+        from vitsplit.tasks.vqa.predict import ask_without_image
+
+        return list(ask_without_image(predictor, prompts, max_new_tokens=tokens))
+    picture = _decode(image, group[0].id) if isinstance(image, bytes) else image
+    return list(predictor.predict(picture).ask_many(prompts, max_new_tokens=tokens))
+
+
+def _decode(content: bytes, name: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"question {name}: its image cannot be read ({error}). Fetch the file again.") from error
+    return picture

@@ -1,0 +1,77 @@
+"""The cleaning of answers and the accuracy against ten people, on cases worked out by hand from the official rules."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from vitsplit.tasks.vqa.benchmarks.consensus import CONTRACTIONS, clean, clean_as_server, consensus
+
+
+@pytest.mark.parametrize(
+    ("answer", "cleaned"),
+    [
+        ("The Dog", "dog"),
+        ("a cat and an owl", "cat and owl"),
+        ("Two", "2"),
+        ("none", "0"),
+        ("ten dollars", "10 dollars"),
+        ("eleven", "eleven"),  # numbers end at ten
+        ("dont", "don't"),
+        ("couldntve", "couldntve"),  # only one apostrophe may be missing
+        ("couldnt've", "couldn't've"),
+        ("somebody'd", "somebodyd"),  # sic
+        ("3.5", "3.5"),
+        ("it is 3.", "it is 3"),
+        ("U.S.", "us"),
+        (".5 miles", ".5 miles"),
+        ("black-white", "black white"),  # a mark becomes a space
+        ("black - white", "black white"),  # and is removed beside one
+        ("yes, sir", "yes sir"),
+        ("yes,sir", "yes sir"),
+        ("100,978", "100978"),
+        ("1,000/day", "1000day"),  # a comma between digits removes all marks
+        ("2:50 pm", "2:50 pm"),
+        ("girl's", "girl's"),
+        ("on\nthe\ttable ", "on table"),
+        ("really?!", "really"),
+        ("", ""),
+    ],
+)
+def test_answers_are_cleaned_by_the_official_rules(answer: str, cleaned: str) -> None:
+    assert clean(answer) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("answer", "cleaned"),
+    [
+        ("Yes, sir?", "yes sir"),
+        ("men's room", "men 's room"),
+        ("yes,sir", "yessir"),  # commas go first, and leave no space
+        ("1,000/day", "1000 day"),  # so no comma is left between digits
+        ("The Two", "2"),
+        ("It's", "it 's"),
+    ],
+)
+def test_the_servers_way_differs_in_commas_question_marks_and_possessives(answer: str, cleaned: str) -> None:
+    assert clean_as_server(answer) == cleaned
+
+
+def test_contractions_lack_one_apostrophe() -> None:
+    assert CONTRACTIONS["yall'd've"] == CONTRACTIONS["y'all'dve"] == CONTRACTIONS["y'alld've"] == "y'all'd've"
+    assert CONTRACTIONS["ow's'at"] == CONTRACTIONS["'ows'at"] == "'ow's'at"
+    assert not {"shed", "well", "were", "ill", "lets", "its", "wed", "shell"} & set(CONTRACTIONS)  # words themselves
+
+
+@pytest.mark.parametrize(("same", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_agreement_with_ten_people(same: int, accuracy: float) -> None:
+    # e.g. 3 of 10: the three who agree see 2 others (2/3), the seven see 3 (1): (3 * 2/3 + 7) / 10 = 0.9
+    assert consensus("dog", ["dog"] * same + ["cat"] * (10 - same)) == pytest.approx(accuracy)
+
+
+def test_agreement_is_the_mean_over_all_sets_of_nine() -> None:
+    truths = ["dog", "dog", "cat", "dog", "bird", "cat", "cow", "cat", "bat", "cat"]
+    for answer in ("dog", "cat", "bird", "fish"):
+        nines = [min(1, nine.count(answer) / 3) for nine in itertools.combinations(truths, 9)]
+        assert consensus(answer, truths) == pytest.approx(sum(nines) / 10)
