@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bundles import write_segmentation_bundle
 from PIL import Image
 
-from bundles import write_segmentation_bundle
 from vitsplit.cli.main import main
 from vitsplit.errors import DataError, RunError
 from vitsplit.tasks.vqa.benchmarks import BenchmarkQuestion, run_benchmark
