@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
         "data": str(options.data),
         "questions": count,
         "limit": options.limit,
+        "max_new_tokens": options.max_new_tokens or benchmark.max_new_tokens,
         "metrics": benchmark.measure(answers),
         **made_by,
     }

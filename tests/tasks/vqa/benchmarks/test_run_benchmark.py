@@ -154,7 +154,12 @@ def test_the_command_writes_figures_and_files(command: list[str], tmp_path: Path
     shown = json.loads(capsys.readouterr().out)
     folder = tmp_path / "first" / "benchmark-daquar"
     assert shown == json.loads((folder / "metrics.json").read_text())
-    assert (shown["metrics"]["exact_match"], shown["questions"], shown["limit"]) == (0.5, 2, None)
+    assert (shown["metrics"]["exact_match"], shown["questions"], shown["limit"], shown["max_new_tokens"]) == (
+        0.5,
+        2,
+        None,
+        32,
+    )
     assert {file.name for file in folder.iterdir()} == {"answers.jsonl", "daquar-answers.jsonl", "metrics.json"}
     assert main(command) == 0
     assert "50.00%" in capsys.readouterr().out
