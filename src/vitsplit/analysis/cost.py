@@ -24,6 +24,7 @@ from vitsplit.recipes import count_classes
 from vitsplit.split.head import SplitHead
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.training.config import SplitConfig, TrainConfig
 
 
@@ -32,13 +33,16 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
 
     Returns:
         ``task_head``, ``prior_head`` (with the gate's scores), ``fusion`` and ``decoder``: what trains in each;
-        ``trainable``: all that trains; ``frozen``: the backbone.
+        ``trainable``: all that trains; ``frozen``: the backbone. Of visual question answering also ``connector``: all
+        that trains but the language model, which is not read for this.
     """
     head = model.head
     parts: dict[str, list[nn.Module | None]] = {"task_head": [], "prior_head": [], "fusion": []}
     if isinstance(head, SplitHead):
         parts = {"task_head": [head.task_head], "prior_head": [head.prior_head, head.gate], "fusion": [head.fusion]}
     counts = {name: sum(_trainable(module) for module in modules) for name, modules in parts.items()}
+    if isinstance(model.decoder, VqaDecoder):
+        counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
     return {
         **counts,
         "decoder": _trainable(model.decoder),

@@ -8,8 +8,7 @@ from typing import Any
 
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import TASKS
-from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 
 
 def multi_config_from_cli(base: MultiConfig, argv: Sequence[str], *, prog: str = "vitsplit") -> MultiConfig:
@@ -45,7 +44,7 @@ def split_by_head(argv: Sequence[str]) -> dict[str, list[str]]:
         if argument.startswith("--"):
             name, dot, setting = argument.removeprefix("--").partition(".")
             # A dot may also stand in a value: --weights=file.pth
-            head = name if dot and name in TASKS else ""
+            head = name if dot and name in HEAD_NAMES else ""
             argument = f"--{setting}" if head else argument
         found.setdefault(head, []).append(argument)
     return found

@@ -11,6 +11,7 @@ from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
+from vitsplit.tasks.multi.config import HEAD_NAMES
 from vitsplit.training.starting_point import starting_config, starting_multi_config
 
 MULTI = "multi"
@@ -107,7 +108,7 @@ def _several(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[
         )
     folders = task_folders(options.task)
     resumed = options.out if options.resume else None
-    base = starting_multi_config(folders or list(TASKS), config_file=options.config, resumed=resumed)
+    base = starting_multi_config(folders or HEAD_NAMES, config_file=options.config, resumed=resumed)
     if options.help:
         print_settings(base, prog=prog)
         return None
@@ -129,8 +130,10 @@ def task_folders(given: list[str]) -> dict[str, Path]:
         task, _, folder = each.partition("=")
         if not folder:
             raise ConfigError(f"--task {each}: give a task and its data as TASK=FOLDER, such as depth=my_data.")
-        if task not in TASKS:
-            raise ConfigError(f"--task {each}: there is no task '{task}'. Tasks: {', '.join(TASKS)}.")
+        if task not in HEAD_NAMES:
+            raise ConfigError(
+                f"--task {each}: '{task}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}."
+            )
         if task in folders:
             raise ConfigError(f"--task {each}: {task} has {folders[task]} already. A joint run has one head per task.")
         folders[task] = Path(folder)

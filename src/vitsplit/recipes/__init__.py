@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context
+from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context, vqa
 from vitsplit.tasks import task_name
 from vitsplit.training.config import TrainConfig
 
@@ -19,6 +19,8 @@ RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
     "laptop-depth": laptop.laptop_depth,
     "laptop-detection": laptop.laptop_detection,
+    "laptop-vqa": vqa.laptop_vqa,
+    "laptop-vqa-align": vqa.laptop_vqa_align,
     "ade20k-small": ade20k.ade20k_small,
     "ade20k-base": ade20k.ade20k_base,
     "ade20k-large": ade20k.ade20k_large,
@@ -39,6 +41,10 @@ RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "coco-small": coco.coco_small,
     "coco-base": coco.coco_base,
     "coco-large": coco.coco_large,
+    "llava15-7b-align": vqa.llava15_7b_align,
+    "llava15-7b-instruct": vqa.llava15_7b_instruct,
+    "llava15-7b-align-release": vqa.llava15_7b_align_release,
+    "llava15-7b-instruct-release": vqa.llava15_7b_instruct_release,
 }
 """Name to function. The first line of a function's docstring is what ``vitsplit recipes`` shows."""
 

@@ -12,6 +12,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ TASKS = {
     ),
     "depth": TaskEntry(DepthConfig, "vitsplit.tasks.depth.task:DepthTask", "laptop-depth"),
     "detection": TaskEntry(DetectionConfig, "vitsplit.tasks.detection.task:DetectionTask", "laptop-detection"),
+    "vqa": TaskEntry(VqaConfig, "vitsplit.tasks.vqa.task:VqaTask", "laptop-vqa"),
 }
 
 

@@ -45,8 +45,10 @@ class Trainee(nn.Module):
 
     def trainable_state(self) -> dict[str, Tensor]:
         """What a bundle or a checkpoint holds: trainable parameters and the buffers of norms, by name."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        # A parameter of two names (a language model's first and last layer may be one) stands here under its first.
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        kept = trained | {name for name, _ in self.named_buffers()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Loads what ``trainable_state`` gave.

@@ -14,6 +14,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 MethodName = Literal["vitsplit", "linear-probe"]
 
 
@@ -79,6 +80,8 @@ class OptimConfig:
     """Peak learning rate."""
     task_head_lr_scale: float = 0.1
     """The task head learns at this multiple of `lr`."""
+    language_model_lr_scale: float = 1.0
+    """A language model, or its adapters, learns at this multiple of `lr`."""
     layer_decay: float | None = None
     """On top of that per copied block: the last learns at its square, the one before at its cube; None: all alike."""
     weight_decay: float = 1e-2
@@ -87,7 +90,7 @@ class OptimConfig:
     """Decay norms and biases too, as the release does for segmentation."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
-    schedule: Literal["poly", "one-cycle", "step", "constant"] = "poly"
+    schedule: Literal["poly", "one-cycle", "cosine", "step", "constant"] = "poly"
     """Shape of the learning rate after the warm-up."""
     warmup_steps: int = 1500
     """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
@@ -117,6 +120,8 @@ class LoopConfig:
     """auto: bf16 on GPUs that have it and processors that are measured faster in it; fp16 on other GPUs; else fp32."""
     bundle_precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the matrices in saved bundles; bf16 halves their size."""
+    sharding: Sharding = "none"
+    """Spread what trains (and a language model) over GPUs: PyTorch's FSDP2, or DeepSpeed's ZeRO stage 2 or 3."""
     compile: bool = False
     """Compile backbone and head with torch.compile."""
     ema: float | None = None

@@ -15,6 +15,7 @@ from vitsplit.training.config import OptimConfig
 
 # Among the names of parameters: the copies of a ``TaskHead``, counted from the first.
 _COPIED_BLOCK = re.compile(r"\btask_head\.blocks\.(\d+)\.")
+_LANGUAGE_MODEL = "decoder.language_model."
 
 
 def build_optimizer(model: TaskModel, config: OptimConfig) -> torch.optim.AdamW:
@@ -25,8 +26,8 @@ def build_optimizer(model: TaskModel, config: OptimConfig) -> torch.optim.AdamW:
 def build_joint_optimizer(members: Mapping[str, TaskModel], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
     """Fused AdamW over the groups of all heads, see ``parameter_groups``.
 
-    Each group carries ``head`` (the key of its model), ``name`` (``task_head`` or ``base``) and ``peak_lr``, which the
-    schedule is multiplied with.
+    Each group carries ``head`` (the key of its model), ``name`` (``task_head``, ``language_model`` or ``base``) and
+    ``peak_lr``, which the schedule is multiplied with.
 
     Raises:
         ConfigError: Nothing trains in a head.
@@ -47,11 +48,18 @@ def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, An
     in_task_head = {id(parameter) for parameter in model.head.param_groups().get("task_head", [])}
     by_name = trainable(model)
     copies = {name: int(match[1]) for name in by_name if (match := _COPIED_BLOCK.search(name))}
+    scales = {
+        "base": 1.0,
+        "task_head": config.task_head_lr_scale,
+        "language_model": config.language_model_lr_scale,
+    }
     num_copies = max(copies.values(), default=-1) + 1
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in by_name.items():
         role = "task_head" if id(parameter) in in_task_head else "base"
-        peak_lr = config.lr * (config.task_head_lr_scale if role == "task_head" else 1.0)
+        if name.startswith(_LANGUAGE_MODEL):
+            role = "language_model"
+        peak_lr = config.lr * scales[role]
         if config.layer_decay is not None and name in copies:
             peak_lr *= config.layer_decay ** (num_copies + 1 - copies[name])
         # Norms and biases are the parameters with one axis.
@@ -118,7 +126,7 @@ def current_lr(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     for group in optimizer.param_groups:
         key = (group["head"], group["name"])
         by_role[key] = max(group["lr"], by_role.get(key, 0.0))
-    names = {"base": "lr", "task_head": "lr_task_head"}
+    names = {"base": "lr", "task_head": "lr_task_head", "language_model": "lr_language_model"}
     return {
         named(head, names[role]): by_role[head, role]
         for head in dict.fromkeys(head for head, _ in by_role)

@@ -15,8 +15,8 @@ ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """The multiple of the peak learning rate that an optimiser step uses.
 
-    ``poly``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in the release: ``warmup_start`` at step
-    0, one from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
+    ``poly``, ``cosine``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in the release:
+    ``warmup_start`` at step 0, one from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
 
     Args:
         step: Optimiser steps that are done, 0 .. ``steps - 1``.
@@ -39,6 +39,8 @@ def _decay(step: int, steps: int, config: OptimConfig) -> float:
             # Rounded, so that a share such as 8/12 is the step that is meant, whichever way it is rounded as a float.
             passed = sum(step >= round(share * steps) for share in config.step_milestones)
             return config.step_gamma**passed
+        case "cosine":
+            return _cosine(1.0, 0.0, step / steps)
         case _:
             return 1.0
 

@@ -171,7 +171,7 @@ class MultiConfig:
 
 
 HEAD_NAMES = ("segmentation", "depth", "detection")
-"""The fields of ``MultiConfig`` that are heads: the keys of ``tasks.TASKS``."""
+"""The fields of ``MultiConfig`` that are heads: the tasks that learn from the same crops."""
 
 
 def with_geometry(task: TaskConfigT, geometry: GeometryConfig) -> TaskConfigT:

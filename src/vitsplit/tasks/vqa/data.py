@@ -1,0 +1,147 @@
+"""What is trained on: images of one size, and tokens.
+
+Shapes: I images, H W pixels, B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitsplit.data.images import read_image
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.prompts import Prompter, Tokens
+from vitsplit.tasks.vqa.samples import SampleSet
+from vitsplit.tasks.vqa.sequence import TokenBatch, stack
+
+BORDER = (122, 116, 104)
+"""Colour of the borders of ``--fit pad``: the mean of CLIP's pixels, as LLaVA-1.5 pads."""
+
+
+@dataclass(frozen=True)
+class VqaSample:
+    """A sample, ready to be put into a batch.
+
+    Attributes:
+        image_CHW: uint8, of the configured size; None for text alone.
+        conversations: Its conversations in tokens.
+        name: What to call it in an error.
+    """
+
+    image_CHW: Tensor | None
+    conversations: tuple[Tokens, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class VqaBatch:
+    """A batch.
+
+    Attributes:
+        image_BCHW: uint8; a black one that no sequence refers to where there is no image at all.
+        tokens: The sequences.
+        names: What each sample is called in an error.
+    """
+
+    image_BCHW: Tensor
+    tokens: TokenBatch
+    names: list[str]
+
+    def to(self, device: Any) -> VqaBatch:
+        """The batch on a device."""
+        return VqaBatch(self.image_BCHW.to(device, non_blocking=True), self.tokens.to(device), self.names)
+
+    def pin_memory(self) -> VqaBatch:
+        """The batch in page-locked memory; called by the data loader."""
+        return VqaBatch(self.image_BCHW.pin_memory(), self.tokens.pin_memory(), self.names)
+
+
+def collate(samples: Sequence[VqaSample], config: VqaConfig) -> VqaBatch:
+    """Samples with and without images to a batch."""
+    images = [sample.image_CHW for sample in samples if sample.image_CHW is not None]
+    rows, count = [], 0
+    for sample in samples:
+        rows.append(-1 if sample.image_CHW is None else count)
+        count += sample.image_CHW is not None
+    tokens = stack([sample.conversations for sample in samples], rows, max_length=config.max_length)
+    black_CHW = torch.zeros(3, *config.crop_size, dtype=torch.uint8)
+    return VqaBatch(torch.stack(images or [black_CHW]), tokens, [sample.name for sample in samples])
+
+
+@dataclass(frozen=True)
+class TrainVqa:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, with questions drawn by ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: SampleSet
+    config: VqaConfig
+    prompter: Prompter
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> list[int] | None:
+        """About how long each sample is, negative for text alone; None where batches need not be of one length."""
+        if not self.config.group_by_length:
+            return None
+        return [sample.length if sample.image is not None else -sample.length for sample in self.data.samples]
+
+    def __getitem__(self, key: tuple[int, int]) -> VqaSample:
+        index, seed = key
+        sample = self.data.samples[index]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(sample.conversations), generator=generator)[: self.config.questions_per_image]
+        conversations = [sample.conversations[i] for i in drawn.tolist()]
+        image_path = sample.image
+        if image_path is not None and self.config.shuffle_images:
+            image_path = self._other_image(index)
+        image_CHW = None if image_path is None else fit_image(read_image(image_path), self.config)
+        return VqaSample(
+            image_CHW,
+            tuple(self.prompter.conversation_tokens(each, has_image=image_CHW is not None) for each in conversations),
+            sample.name,
+        )
+
+    def _other_image(self, index: int) -> Any:
+        """The image of another sample, always the same one for a sample: as far away in the file as can be."""
+        samples = self.data.samples
+        away = [samples[(index + len(samples) // 2 + i) % len(samples)].image for i in range(len(samples))]
+        return next((image for image in away if image not in (None, samples[index].image)), samples[index].image)
+
+
+def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:
+    """An image of any size, uint8, at ``config.crop_size``: see ``VqaConfig.fit``."""
+    # torchvision takes seconds to import, and whoever only reads data needs none of it.
+    from torchvision.transforms.v2 import functional as TF
+
+    height, width = config.crop_size
+    if config.fit == "pad":
+        image_CHW = _pad(image_CHW, width / height)
+    elif config.fit == "crop":
+        image_CHW = _cut(image_CHW, width / height)
+    return TF.resize(image_CHW, [height, width], interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+
+
+def _pad(image_CHW: Tensor, aspect: float) -> Tensor:
+    """Borders on both sides until width / height is ``aspect``."""
+    height, width = image_CHW.shape[-2:]
+    more_height, more_width = max(0, round(width / aspect) - height), max(0, round(height * aspect) - width)
+    sides = (more_width // 2, more_width - more_width // 2, more_height // 2, more_height - more_height // 2)
+    return torch.stack(
+        [F.pad(channel_HW, sides, value=value) for channel_HW, value in zip(image_CHW, BORDER, strict=True)]
+    )
+
+
+def _cut(image_CHW: Tensor, aspect: float) -> Tensor:
+    """The middle, as large as can be with width / height of ``aspect``."""
+    height, width = image_CHW.shape[-2:]
+    new_height, new_width = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    return image_CHW[:, top : top + new_height, left : left + new_width]

@@ -1,0 +1,124 @@
+"""From the connector's map to visual tokens, and through the language model to a loss.
+
+Shapes: B sequences, S tokens of a sequence, I images, N visual tokens, D width of the map, h w its grid, W width of the
+language model, A answers' tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitsplit.tasks.vqa.connectors import pool
+from vitsplit.tasks.vqa.sequence import TokenBatch, expand
+
+
+class VisualTokens(NamedTuple):
+    """What the language model sees of images.
+
+    Attributes:
+        tokens_INW: The visual tokens.
+        decoder: What made them, and answers questions on them.
+    """
+
+    tokens_INW: Tensor
+    decoder: VqaDecoder
+
+
+class VqaDecoder(nn.Module):
+    """Pools and projects the map, and in training asks the language model how likely the true answers are.
+
+    A language model that does not train is kept in the precision that it is first computed in.
+
+    Args:
+        projection: From D to W, for every token.
+        visual_grid: Rows and columns of the visual tokens; None: one for every patch.
+        language_model: A causal language model of transformers, with adapters or without; None: only to count.
+    """
+
+    def __init__(
+        self, projection: nn.Module, visual_grid: tuple[int, int] | None, language_model: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.projection = projection
+        self.visual_grid = visual_grid
+        self.language_model: Any = language_model
+
+    def forward(self, map_BDhw: Tensor, targets: TokenBatch | None = None) -> VisualTokens | Tensor:
+        """The visual tokens of the maps; with targets the sum of their answers' negative log-likelihoods instead.
+
+        Returns:
+            ``VisualTokens``, or a scalar float32.
+        """
+        visual = VisualTokens(self.projection(pool(map_BDhw, self.visual_grid)), self)
+        return visual if targets is None else self.answer_loss(visual.tokens_INW, targets)
+
+    def answer_loss(self, tokens_INW: Tensor, batch: TokenBatch) -> Tensor:
+        """The sum over all answers' tokens of ``-log p(token | image, question, tokens before it)``, float32 scalar.
+
+        Only where a token is to be learnt is the vocabulary's distribution computed at all.
+        """
+        sequences = expand(batch, tokens_INW.shape[1])
+        embedded_BSW = self.embed(sequences.ids_BS, sequences.visual_BS, sequences.image_B, tokens_INW)
+        hidden_BSW = self.base_model(
+            inputs_embeds=embedded_BSW,
+            attention_mask=sequences.mask,
+            position_ids=sequences.position_BS,
+            use_cache=False,
+        ).last_hidden_state
+        # The token at a place is foretold at the place before it in its conversation: for the first token of an answer
+        # that is the last of its question, which always stands directly before it.
+        learnt_BS = sequences.is_answer_BS[:, 1:]
+        logits_AV = self.to_logits(hidden_BSW[:, :-1][learnt_BS])
+        loss = F.cross_entropy(logits_AV.float(), sequences.ids_BS[:, 1:][learnt_BS], reduction="sum")
+        # Every parameter is part of every step, also where no sequence has an image.
+        return loss + 0.0 * tokens_INW.float().sum()
+
+    def embed(self, ids_BS: Tensor, visual_BS: Tensor, image_B: Tensor, tokens_INW: Tensor) -> Tensor:
+        """Words and visual tokens as the language model takes them, ``(B, S, W)``."""
+        self._round_frozen()
+        words_BSW = self.language_model.get_input_embeddings()(ids_BS)
+        seen_BSW = tokens_INW.to(words_BSW.dtype)[image_B.clamp(min=0)[:, None], visual_BS.clamp(min=0)]
+        return torch.where(visual_BS[..., None] >= 0, seen_BSW, words_BSW)
+
+    @property
+    def causal_model(self) -> Any:
+        """The causal language model itself, with its adapters in its layers but without what wraps them."""
+        model = self.language_model
+        return model.get_base_model() if isinstance(model, _adapted()) else model
+
+    @property
+    def base_model(self) -> Any:
+        """The language model without its last layer: embeddings to hidden states."""
+        return self.causal_model.base_model
+
+    def to_logits(self, hidden_AW: Tensor) -> Tensor:
+        """Hidden states to logits over the vocabulary, as the language model's own forward pass scales them."""
+        logits_AV = self.causal_model.get_output_embeddings()(hidden_AW)
+        settings = self.causal_model.config.get_text_config().to_dict()
+        if settings.get("logit_scale"):  # Cohere
+            logits_AV = logits_AV * settings["logit_scale"]
+        if settings.get("logits_scaling"):  # Granite
+            logits_AV = logits_AV / settings["logits_scaling"]
+        if cap := settings.get("final_logit_softcapping"):  # Gemma 2
+            logits_AV = cap * torch.tanh(logits_AV / cap)
+        return logits_AV
+
+    def _round_frozen(self) -> None:
+        """Frozen weights go to the precision that is computed in, once: autocast would round them at every use."""
+        device = next(self.language_model.parameters()).device.type
+        if not torch.is_autocast_enabled(device):
+            return
+        dtype = torch.get_autocast_dtype(device)
+        for parameter in self.language_model.parameters():
+            if not parameter.requires_grad and parameter.dtype == torch.float32:
+                parameter.data = parameter.data.to(dtype)
+
+
+def _adapted() -> type:
+    from peft import PeftModel
+
+    return PeftModel

@@ -1,0 +1,164 @@
+"""Answers: the language model writes on, from what an image and a question begin.
+
+The visual tokens of an image, and what the language model made of them, are computed once for all questions on it.
+
+Shapes: N visual tokens, W width of the language model, B questions, S tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitsplit.tasks.vqa.decoder import VqaDecoder
+from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
+from vitsplit.training.precision import autocast
+
+BATCH = 16
+"""Questions that are answered together."""
+
+
+class Answerer:
+    """Answers questions on one image, or on none.
+
+    Args:
+        decoder: The language model, and the way into it.
+        prompter: Writes prompts.
+        tokens_NW: The image's visual tokens; None: questions are on no image.
+        max_new_tokens: The most tokens of an answer, unless told otherwise.
+
+    Attributes:
+        prefills: How often the part of the prompt that holds the image was read: once, whatever is asked.
+    """
+
+    def __init__(
+        self, decoder: VqaDecoder, prompter: Prompter, tokens_NW: Tensor | None, *, max_new_tokens: int
+    ) -> None:
+        self.decoder = decoder
+        self.prompter = prompter
+        self.tokens_NW = tokens_NW
+        self.max_new_tokens = max_new_tokens
+        self.prefills = 0
+        self._begun: dict[tuple[int, ...], Any] = {}
+
+    def answer(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
+        """The answers, each as if it were asked alone, without sampling."""
+        prompts = [self._prompt(question) for question in questions]
+        # Those of about one length together, so that little is padded.
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        answers = [""] * len(prompts)
+        for begin in range(0, len(order), BATCH):
+            chosen = order[begin : begin + BATCH]
+            ids_BS = self._generate([prompts[index] for index in chosen], max_new_tokens)
+            for index, ids in zip(chosen, ids_BS, strict=True):
+                answers[index] = self._text(ids)
+        return answers
+
+    def continue_conversation(
+        self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
+    ) -> str:
+        """The answer to the last question of a conversation."""
+        (ids,) = self._generate([self._prompt(question, history)], max_new_tokens)
+        return self._text(ids)
+
+    def stream(
+        self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
+    ) -> Iterator[str]:
+        """The same in pieces, as they are written."""
+        from transformers import TextIteratorStreamer
+
+        streamer = TextIteratorStreamer(self.prompter.tokenizer, skip_prompt=False, skip_special_tokens=True)
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._generate([self._prompt(question, history)], max_new_tokens, streamer=streamer)
+            except BaseException as error:  # raised again where the pieces are read
+                failures.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        yield from streamer
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    def _prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
+        return self.prompter.question_ids(question, history, has_image=self.tokens_NW is not None)
+
+    def _text(self, ids_S: Tensor) -> str:
+        return str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int | None, streamer: Any = None) -> Tensor:
+        """What follows the prompts, ``(B, new tokens)``: greedy, padded after its end."""
+        device = next(self.decoder.parameters()).device
+        model, tokenizer = self.decoder.causal_model, self.prompter.tokenizer
+        common = 0 if self.tokens_NW is None else prompts[0].index(IMAGE) + 1
+        dtype = torch.float32 if self.tokens_NW is None else self.tokens_NW.dtype
+        with autocast(device.type, dtype):
+            begun = self._begin(tuple(prompts[0][:common])) if common else None
+            rest = [self._embed(prompt[common:]) for prompt in prompts]
+            longest = max(len(each) for each in rest)
+            shared_SW = begun[0] if begun else rest[0][:0]
+            embedded_BSW = torch.stack(
+                [torch.cat([shared_SW, each.new_zeros(longest - len(each), each.shape[1]), each]) for each in rest]
+            )
+            mask_BS = torch.ones(embedded_BSW.shape[:2], dtype=torch.int64, device=device)
+            for row, each in enumerate(rest):
+                mask_BS[row, len(shared_SW) : len(shared_SW) + longest - len(each)] = 0
+            options = {}
+            if begun:
+                options["past_key_values"] = copy.deepcopy(begun[1])
+                options["past_key_values"].batch_repeat_interleave(len(prompts))
+            stops = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
+            ids_BS: Tensor = model.generate(
+                inputs_embeds=embedded_BSW,
+                attention_mask=mask_BS,
+                max_new_tokens=max_new_tokens or self.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=sorted(stops) or None,
+                pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+                streamer=streamer,
+                **options,
+            )
+        return ids_BS
+
+    def _begin(self, ids: tuple[int, ...]) -> tuple[Tensor, Any]:
+        """The common part of all prompts: its embeddings ``(S, W)``, and the language model's keys and values of it."""
+        if ids not in self._begun:
+            embedded_SW = self._embed(list(ids))
+            read = self.decoder.base_model(inputs_embeds=embedded_SW[None], use_cache=True)
+            self._begun[ids] = (embedded_SW, read.past_key_values)
+            self.prefills += 1
+        return self._begun[ids]
+
+    def _embed(self, ids: Sequence[int]) -> Tensor:
+        """Tokens, of which one may be the image, to ``(S, W)``."""
+        device = next(self.decoder.parameters()).device
+        num_visual = 0 if self.tokens_NW is None else len(self.tokens_NW)
+        words: list[int] = []
+        visual: list[int] = []
+        for token in ids:
+            words += [0] * num_visual if token == IMAGE else [token]
+            visual += range(num_visual) if token == IMAGE else [-1]
+        words_1S = torch.tensor([words], dtype=torch.int64, device=device)
+        visual_1S = torch.tensor([visual], dtype=torch.int64, device=device)
+        row_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        tokens_INW = self._no_image(device) if self.tokens_NW is None else self.tokens_NW[None]
+        return self.decoder.embed(words_1S, visual_1S, row_1, tokens_INW)[0]
+
+    def _no_image(self, device: torch.device) -> Tensor:
+        width = self.decoder.language_model.get_input_embeddings().embedding_dim
+        return torch.zeros(1, 1, width, device=device)
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -1,0 +1,76 @@
+"""What an evaluation leaves on disk: figures as JSON, and a page of images with questions and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.table import Table
+
+from vitsplit.data.images import read_image
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.vqa.metrics import set_match
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.vqa.task import VqaTask
+
+LABELS = {
+    "exact_match": "exact match: the answer, word for word",
+    "set_match": "set match: the same things, in any order",
+    "answer_loss": "negative log-likelihood per token of the true answers",
+    "likelihood": "likelihood per token of the true answers",
+}
+QUESTIONS = 6
+"""Questions of an image that are shown."""
+
+
+def write_report(
+    task: VqaTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+) -> Path:
+    """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = evaluation.metrics
+    (folder / "metrics.json").write_text(json_text(metrics, indent=2) + "\n", encoding="utf-8")
+    page = Page(title, subtitle=f"{metrics['questions']} questions on {metrics['images']} validation samples")
+    page.figures(
+        [
+            (f"{100 * metrics['exact_match']:.1f} %", "exact match"),
+            (f"{100 * metrics['set_match']:.1f} %", "set match"),
+            (f"{metrics['answer_loss']:.3f}", "negative log-likelihood per token"),
+        ]
+    )
+    page.heading("Questions and answers")
+    samples = task.val_samples().samples
+    shown = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
+    for sample in (samples[index] for index in shown):
+        _, answerer = task.look(forward, sample)
+        turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
+        answers = answerer.answer([turn.question for turn in turns])
+        if sample.image is not None:
+            image_HWC = read_image(sample.image).permute(1, 2, 0).numpy()
+            page.pictures([(Image.fromarray(image_HWC), sample.image.name)])
+        rows = [
+            [turn.question, answer, turn.answer, "right" if set_match(answer, turn.answer) else "wrong"]
+            for turn, answer in zip(turns, answers, strict=True)
+        ]
+        page.table(["question", "answer", "truth", ""], rows)
+    page.heading("Figures")
+    page.table(["metric", "value"], [[label, f"{metrics[name]:.4f}"] for name, label in LABELS.items()])
+    return page.write(folder / "index.html")
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """The table for the screen."""
+    metrics = evaluation.metrics
+    table = Table(
+        title=f"exact match {100 * metrics['exact_match']:.1f} %", caption=f"{metrics['questions']} questions"
+    )
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, label in LABELS.items():
+        table.add_row(label, f"{metrics[name]:.4f}")
+    return table

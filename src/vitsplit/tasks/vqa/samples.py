@@ -1,0 +1,256 @@
+"""Questions, answers and conversations on images: the files, read so that every bad sample is counted and named.
+
+Two layouts. JSON lines, one question each::
+
+    {"image": "0003.jpg", "question": "what is on the desk?", "answer": "book"}
+
+and LLaVA's JSON, a list of conversations, with or without an image::
+
+    {"id": "7", "image": "coco/train2017/7.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is on the desk?"}, {"from": "gpt", "value": "A book."}]}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitsplit.data.folders import first
+from vitsplit.errors import DataError
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.prompts import PLACE, Turn
+
+logger = logging.getLogger(__name__)
+
+Conversation = tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image, or none, and what is said on it: one conversation, or several that know nothing of each other.
+
+    Attributes:
+        image: The file; None for text alone.
+        conversations: Questions and answers.
+        name: What to call it in an error.
+    """
+
+    image: Path | None
+    conversations: tuple[Conversation, ...]
+    name: str
+
+    @property
+    def length(self) -> int:
+        """About how long its sequence is, in words: what batches of about one length are made by."""
+        words = sum(len(f"{turn.question} {turn.answer}".split()) for each in self.conversations for turn in each)
+        return words + 128 * (self.image is not None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A sample that cannot be used: what is the matter, and where."""
+
+    kind: str
+    where: str
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """One split of a data set.
+
+    Attributes:
+        file: The file that it was read from.
+        split: Its name.
+        samples: What can be used of it.
+        problems: What cannot.
+    """
+
+    file: Path
+    split: str
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def num_questions(self) -> int:
+        """Questions, over all samples."""
+        return sum(len(conversation) for sample in self.samples for conversation in sample.conversations)
+
+
+def open_samples(data: Path, split: str, config: VqaConfig) -> SampleSet:
+    """Reads one split.
+
+    Where there is no file for validation, every ``val_every``-th sample of the training file is kept for it.
+
+    Raises:
+        DataError: There is no such file, it cannot be read, it holds samples that cannot be used (unless these are to
+            be skipped), or nothing that can.
+    """
+    file, is_own = _find(data, split, config)
+    found = read_samples(file, split, config, data if data.is_dir() else data.parent)
+    if found.problems:
+        message = describe_problems(found)
+        if config.bad_samples == "error":
+            raise DataError(f"{message} Put them right, or leave them out with --bad-samples skip.")
+        logger.warning("%s They are left out.", message)
+    samples = found.samples
+    if not is_own:
+        every = config.val_every
+        kept = split == "train"
+        samples = tuple(sample for index, sample in enumerate(samples) if (index % every != every - 1) == kept)
+    if not samples:
+        raise DataError(f"{file}: there is no sample for {split}. Check the file, or lower --val-every.")
+    return SampleSet(file, split, samples, found.problems)
+
+
+def describe_problems(found: SampleSet) -> str:
+    """What is wrong with a file, counted and named: one sentence."""
+    by_kind: dict[str, list[str]] = {}
+    for problem in found.problems:
+        by_kind.setdefault(problem.kind, []).append(problem.where)
+    listed = "; ".join(f"{len(where)} with {kind} ({first(where)})" for kind, where in by_kind.items())
+    return f"{found.file}: {len(found.problems)} samples cannot be used: {listed}."
+
+
+def read_samples(file: Path, split: str, config: VqaConfig, root: Path) -> SampleSet:
+    """Reads a whole file, good samples and bad."""
+    is_llava = config.format == "llava" or (config.format == "auto" and file.suffix == ".json")
+    read = _llava(file, split, config, root) if is_llava else _questions(file, split, config, root)
+    samples: list[Sample] = []
+    problems: list[Problem] = []
+    for item in read:
+        (problems if isinstance(item, Problem) else samples).append(item)  # type: ignore[arg-type]
+    # Without a question between image and answer, only the first answer would stand behind the image.
+    if config.share_image and config.conversation != "plain" and not is_llava:
+        samples = _by_image(samples)
+    return SampleSet(file, split, tuple(samples), tuple(problems))
+
+
+def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
+    """The file of a split, and whether it is the split's own; else it is the training file, to be divided."""
+    named = {"train": config.train_file, "val": config.val_file}.get(split)
+    if data.is_file():
+        if named is not None:
+            return data.parent / named, True
+        return data, config.val_file is not None and split == "train"
+    if not data.is_dir():
+        raise DataError(f"{data}: there is no such folder or file. Check the path.")
+    if named is not None:
+        if not (data / named).is_file():
+            raise DataError(f"{data / named}: there is no such file. Check --{split}-file.")
+        return data / named, True
+    files = sorted(path for path in data.iterdir() if path.suffix in (".json", ".jsonl"))
+    own = [path for path in files if path.stem.endswith(split)]
+    if len(own) == 1:
+        return own[0], True
+    if split == "val" and not own:
+        return _find(data, "train", config)[0], False
+    names = ", ".join(path.name for path in own or files) or "none"
+    what = f"several files of {split} samples" if own else f"no file of {split} samples (*{split}.jsonl, *{split}.json)"
+    raise DataError(f"{data}: there are {what}: {names}. Name the one with --{split}-file.")
+
+
+def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
+    """JSON lines of image, question, answer."""
+    folders = _image_folders(root, split, config)
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        where = f"{file.name}:{number}"
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            question, answer = str(entry["question"]), str(entry["answer"])
+            name = entry.get("image")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield Problem("broken lines", f"{where}: {type(error).__name__} {error}")
+            continue
+        image = None if name is None else _image(folders, str(name))
+        if name is not None and image is None:
+            yield Problem("no such image", f"{where}: {name}")
+        elif not answer.strip():
+            yield Problem("no answer", where)
+        else:
+            yield Sample(image, ((Turn(_hinted(question, config), answer.strip()),),), where)
+
+
+def _hinted(question: str, config: VqaConfig) -> str:
+    text = question.replace(PLACE, "").strip()
+    return f"{text} {config.answer_hint}".strip() if config.answer_hint else text
+
+
+def _by_image(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples of one image as one; those without an image stay by themselves."""
+    groups: dict[Path, list[Sample]] = {}
+    alone = []
+    for sample in samples:
+        if sample.image is None:
+            alone.append(sample)
+        else:
+            groups.setdefault(sample.image, []).append(sample)
+    shared = [
+        Sample(image, tuple(each for sample in group for each in sample.conversations), str(image))
+        for image, group in groups.items()
+    ]
+    return [*shared, *alone]
+
+
+def _llava(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
+    """LLaVA's JSON."""
+    try:
+        entries = json.loads(_text(file))
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error}). Copy the file again, or use --format questions.") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: not a list of conversations. For JSON lines use --format questions.")
+    folders = _image_folders(root, split, config)
+    for index, entry in enumerate(entries):
+        yield _llava_sample(entry, f"{file.name}[{index}]", folders)
+
+
+def _llava_sample(entry: Any, where: str, folders: Sequence[Path]) -> Sample | Problem:
+    try:
+        said = [(str(each["from"]), str(each["value"])) for each in entry["conversations"]]
+        name = entry.get("image")
+        where = f"{where} (id {entry['id']})" if "id" in entry else where
+    except (KeyError, TypeError, AttributeError) as error:
+        return Problem("broken conversations", f"{where}: {type(error).__name__} {error}")
+    if said and said[0][0] != "human":
+        said = said[1:]  # as LLaVA: a conversation begins with a question
+    if len(said) < 2 or len(said) % 2 or any(who != ("human", "gpt")[i % 2] for i, (who, _) in enumerate(said)):
+        return Problem("conversations that do not go question, answer", where)
+    places = sum(text.count(PLACE) for who, text in said if who == "human")
+    if name is not None and places != 1:
+        return Problem("an image and not one <image> in the conversation", f"{where}: {places}")
+    if name is None and places:
+        return Problem("<image> in the conversation and no image", where)
+    image = None if name is None else _image(folders, str(name))
+    if name is not None and image is None:
+        return Problem("no such image", f"{where}: {name}")
+    # The image goes first, wherever the question had it, as LLaVA moves it.
+    texts = [text.replace(PLACE, "").strip() for _, text in said]
+    turns = tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True))
+    return Sample(image, (turns,), where)
+
+
+def _image_folders(root: Path, split: str, config: VqaConfig) -> list[Path]:
+    if config.image_folder is not None:
+        return [root / config.image_folder]
+    # A training file that is divided has the validation images among its own.
+    return [root / "images" / split, root / "images" / "train", root / "images", root]
+
+
+def _image(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}). It must be UTF-8 text.") from error

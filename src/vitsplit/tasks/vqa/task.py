@@ -1,0 +1,237 @@
+"""Visual question answering as the training engine and the predictor see it.
+
+Shapes: B images, D width of the map, H W pixels, W width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from vitsplit.data.images import read_image
+from vitsplit.errors import BundleError, ConfigError
+from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.connectors import build_projection
+from vitsplit.tasks.vqa.data import TrainVqa, VqaBatch, VqaSample, collate, fit_image
+from vitsplit.tasks.vqa.decoder import VisualTokens, VqaDecoder
+from vitsplit.tasks.vqa.generate import Answerer
+from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
+from vitsplit.tasks.vqa.metrics import exact_match, set_match
+from vitsplit.tasks.vqa.predict import VqaPrediction
+from vitsplit.tasks.vqa.prompts import Prompter
+from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
+from vitsplit.tasks.vqa.sequence import stack
+from vitsplit.training.precision import autocast
+from vitsplit.types import LayerTaps
+
+
+class VqaTask:
+    """Questions on images, answered by a language model that sees through the connector.
+
+    Args:
+        config: Settings.
+        language: The language model; None where only the connector's shapes are wanted.
+        train: Training samples, where the task is trained.
+        val: Validation samples, where it is evaluated.
+    """
+
+    name: ClassVar[str] = "vqa"
+
+    def __init__(
+        self,
+        config: VqaConfig,
+        language: LanguageSource | None,
+        *,
+        train: SampleSet | None = None,
+        val: SampleSet | None = None,
+    ) -> None:
+        check_settings(config)
+        self.config = config
+        self.language = language
+        self.train_set = train
+        self.val_set = val
+
+    @classmethod
+    def open(cls, config: VqaConfig, data: Path, splits: tuple[str, ...]) -> VqaTask:
+        """The task on a data set: trained on the first of two splits and evaluated on the last.
+
+        Raises:
+            DataError: The data cannot be used.
+            WeightsError: The language model cannot be had.
+        """
+        check_settings(config)
+        sets = [open_samples(data, split, config) for split in splits]
+        return cls(config, find_language_model(config), train=sets[0] if len(sets) > 1 else None, val=sets[-1])
+
+    @classmethod
+    def from_description(cls, config: VqaConfig, description: Mapping[str, Any]) -> VqaTask:
+        """The task of a bundle. A description that names no language model is that of a connector to be counted.
+
+        Raises:
+            BundleError: The language model is not the one that the bundle was trained with.
+        """
+        said = description.get("language_model")
+        if said is None:
+            return cls(config, None)
+        language = find_language_model(config)
+        found = language.weights_hash()
+        if found != said["weights_hash"]:
+            raise BundleError(
+                f"The bundle was trained with {said['name']} of weights {said['weights_hash'][:16]}, but "
+                f"{language.folder} has weights {found[:16]}. Give it the language model that it was trained with."
+            )
+        return cls(config, language)
+
+    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+        """Projection and language model."""
+        config = self.config
+        model = None if self.language is None else open_language_model(self.language, config)
+        return VqaDecoder(build_projection(config.connector, width, config.language_width), config.visual_grid, model)
+
+    def prompter(self) -> Prompter:
+        """Writes prompts for the language model."""
+        assert self.language is not None, "the task was opened without a language model"
+        return Prompter(self.language.tokenizer, self.config.conversation, self.config.system_prompt)
+
+    def train_data(self) -> TrainVqa:
+        """The training samples."""
+        assert self.train_set is not None, "the task was opened without training samples"
+        return TrainVqa(self.train_set, self.config, self.prompter())
+
+    def val_samples(self) -> SampleSet:
+        """The validation samples."""
+        assert self.val_set is not None, "the task was opened without validation samples"
+        return self.val_set
+
+    def collate(self, samples: Sequence[VqaSample]) -> VqaBatch:
+        """Samples to a batch."""
+        return collate(samples, self.config)
+
+    def normalisers(self, batch: VqaBatch) -> dict[str, Tensor]:
+        """The count of answers' tokens."""
+        # The first token of a sequence is foretold from nothing.
+        return {"answer": batch.tokens.is_answer_BT[:, 1:].sum().double()}
+
+    def targets(self, batch: VqaBatch, taps: LayerTaps) -> Any:
+        """The sequences: the language model reads the true answers as it goes."""
+        return batch.tokens
+
+    def loss_sums(self, output: Tensor, batch: VqaBatch, taps: LayerTaps) -> dict[str, Tensor]:
+        """The sum of the negative log-likelihoods, which the decoder computed."""
+        return {"answer": output}
+
+    def evaluate(
+        self,
+        forward: Forward,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_image: Callable[[], None] | None = None,
+    ) -> Evaluation:
+        """Asks the first question of every validation conversation, and measures the true answers' likelihood.
+
+        ``exact_match`` and ``set_match`` are shares of the questions. ``answer_loss`` is the mean negative
+        log-likelihood per token of all true answers, and ``likelihood``, the score where conversations have several
+        turns, ``exp(-answer_loss)``; the score of single questions is ``exact_match``.
+        """
+        samples = self.val_samples().samples
+        total = torch.zeros(6, dtype=torch.float64)
+        for index in range(shard[0], len(samples), shard[1]):
+            total += self._measure(forward, samples[index])
+            if on_image is not None:
+                on_image()
+        exact, sets, questions, loss, tokens, turns = gather(total).tolist()
+        answer_loss = loss / max(tokens, 1)
+        metrics = {
+            "exact_match": exact / questions,
+            "set_match": sets / questions,
+            "answer_loss": answer_loss,
+            "likelihood": float(torch.tensor(-answer_loss).exp()),
+            "questions": int(questions),
+            "images": len(samples),
+        }
+        score_name = "exact_match" if turns == questions else "likelihood"
+        return Evaluation(metrics=metrics, score=metrics[score_name], score_name=score_name)
+
+    def _measure(self, forward: Forward, sample: Sample) -> Tensor:
+        """Of one sample: exact matches, set matches, questions, loss, tokens, turns."""
+        prompter, visual, answerer = self.prompter(), *self.look(forward, sample)
+        answers = answerer.answer([conversation[0].question for conversation in sample.conversations])
+        truths = [conversation[0].answer for conversation in sample.conversations]
+        pairs = list(zip(answers, truths, strict=True))
+        has_image = sample.image is not None
+        conversations = [prompter.conversation_tokens(each, has_image=has_image) for each in sample.conversations]
+        device = visual.tokens_INW.device
+        # A sample with several conversations has an image that they share.
+        tokens = stack([conversations], [0 if has_image else -1], max_length=self.config.max_length).to(device)
+        with torch.no_grad(), autocast(device.type, visual.tokens_INW.dtype):
+            loss = float(visual.decoder.answer_loss(visual.tokens_INW, tokens))
+        return torch.tensor(
+            [
+                sum(exact_match(*pair) for pair in pairs),
+                sum(set_match(*pair) for pair in pairs),
+                len(pairs),
+                loss,
+                int(tokens.is_answer_BT[:, 1:].sum()),
+                sum(len(each) for each in sample.conversations),
+            ],
+            dtype=torch.float64,
+        )
+
+    def look(self, forward: Forward, sample: Sample) -> tuple[VisualTokens, Answerer]:
+        """The visual tokens of a sample (of a black image where it has none), and what answers questions on it."""
+        black_CHW = torch.zeros(3, *self.config.crop_size, dtype=torch.uint8)
+        image_CHW = black_CHW if sample.image is None else fit_image(read_image(sample.image), self.config)
+        visual, _ = forward(image_CHW[None])
+        return visual, self._answerer(visual, 0 if sample.image is not None else None)
+
+    def _answerer(self, visual: VisualTokens, row: int | None) -> Answerer:
+        tokens_NW = None if row is None else visual.tokens_INW[row]
+        return Answerer(visual.decoder, self.prompter(), tokens_NW, max_new_tokens=self.config.max_new_tokens)
+
+    def predict(self, forward: Forward, image_BCHW: Tensor) -> list[VqaPrediction]:
+        """Images (uint8) of one size that can be asked about."""
+        fitted_BCHW = torch.stack([fit_image(image_CHW, self.config) for image_CHW in image_BCHW])
+        visual, _ = forward(fitted_BCHW)
+        images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        return [VqaPrediction(image, self._answerer(visual, row)) for row, image in enumerate(images_BHWC)]
+
+    def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
+        """The figures, and images with questions, answers and truths."""
+        from vitsplit.tasks.vqa.report import write_report
+
+        return write_report(self, forward, evaluation, folder, title=title, count=count)
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """The figures."""
+        from vitsplit.tasks.vqa.report import metrics_table
+
+        return metrics_table(evaluation)
+
+    def describe(self) -> dict[str, Any]:
+        """The language model: its name and the hash of its weights."""
+        assert self.language is not None, "the task was opened without a language model"
+        return {"language_model": {"name": self.language.name, "weights_hash": self.language.weights_hash()}}
+
+
+def check_settings(config: VqaConfig) -> None:
+    """Refuses settings that cannot work.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    pairs = {"crop_size": config.crop_size, "visual_grid": config.visual_grid}
+    for name, pair in pairs.items():
+        if pair is not None and min(pair) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {pair[0]} {pair[1]}: both must be at least 1.")
+    for name in ("max_length", "max_new_tokens", "questions_per_image", "lora_rank", "language_width"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}.")
+    if config.val_every < 2:
+        raise ConfigError(f"--val-every {config.val_every}: at 1 nothing would be left to train on.")
