@@ -106,6 +106,40 @@ def train(
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 
 
+def train_stages(
+    align: TrainConfig[Any],
+    instruct: TrainConfig[Any],
+    *,
+    data: str | Path,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Trains a connector and then the language model with it: both stages of visual question answering.
+
+    Args:
+        align: Settings of the first stage, whose run is ``out / "align"``.
+        instruct: Settings of the second, whose run is ``out / "instruct"``; it starts with the first one's connector.
+        data: The data set of both.
+        out: Folder of the two runs; None: a new one under ``runs/``.
+        resume: Go on where the stages in ``out`` stopped.
+
+    Returns:
+        Of the second stage; of the first where a signal stopped it.
+
+    Raises:
+        VitsplitError: As ``train``.
+    """
+    if resume and out is None:
+        raise ConfigError("Which run should go on? Give its folder with --out.")
+    root = Path(out) if out is not None else _new_run_path(instruct)
+    first, second = root / "align", root / "instruct"
+    result = train(align, data=data, out=first, resume=resume and first.exists())
+    if result.stopped_by is not None:
+        return result
+    instruct = override(instruct, {"start_from": str(first)})
+    return train(instruct, data=data, out=second, resume=resume and second.exists())
+
+
 @overload
 def load(
     run: str | Path,

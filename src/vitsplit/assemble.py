@@ -16,6 +16,8 @@ from vitsplit.tasks.base import Task, TrainableTask
 from vitsplit.tasks.model import Trainee
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.start import start_from
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.evaluation import SaveBundle
 
@@ -57,6 +59,8 @@ def _one(config: TrainConfig[Any], data: Path) -> Assembly:
     task = open_task(config, data)
     backbone = open_backbone(config.backbone)
     model = build_model(config, backbone, task)
+    if isinstance(config.task, VqaConfig) and config.task.start_from is not None:
+        start_from(config.task.start_from, model, backbone, config.task)
 
     def save(folder: Path, config: Any, metrics: dict[str, Any], head: str) -> None:
         save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics=metrics)

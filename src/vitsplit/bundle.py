@@ -203,15 +203,24 @@ def load_weights(path: str | Path, model: TaskModel) -> None:
     Raises:
         BundleError: The file is missing, damaged, or of another model.
     """
+    state = read_weights(path)
+    try:
+        model.load_trainable_state(state)
+    except (KeyError, RuntimeError) as error:
+        raise BundleError(f"{find_bundle(path) / WEIGHTS}: does not fit its card. {error}") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """A bundle's weights by name, float32.
+
+    Raises:
+        BundleError: The file is missing or damaged.
+    """
     file = find_bundle(path) / WEIGHTS
     try:
-        state = {
-            name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
-        }
-        model.load_trainable_state(state)
+        state = load_file(file)
     except (SafetensorError, OSError) as error:
         raise BundleError(
             f"{file}: cannot be read ({error}). Copy the bundle again from where it was trained."
         ) from error
-    except (KeyError, RuntimeError) as error:
-        raise BundleError(f"{file}: does not fit its card. {error}") from error
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

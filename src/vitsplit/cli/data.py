@@ -13,7 +13,7 @@ import tyro
 def check(
     path: tyro.conf.Positional[Path],
     /,
-    task: Literal["segmentation", "depth", "detection"] = "segmentation",
+    task: Literal["segmentation", "depth", "detection", "vqa"] = "segmentation",
     format: Annotated[str, tyro.conf.arg(aliases=["-f"], metavar="FORMAT")] = "auto",
     depth_scale: Annotated[float | None, tyro.conf.arg(metavar="METRES")] = None,
     workers: int = 0,
@@ -22,12 +22,13 @@ def check(
     """Read every file of a data set and say what it holds and what is wrong.
 
     Reports splits, image sizes, converted images, and of segmentation the pixels and images per class, of depth the
-    range and the share of valid pixels, of detection the objects and images per class; and as errors what training
-    would trip over: files that cannot be read, labels of another size or out of range, images that are in two splits.
+    range and the share of valid pixels, of detection the objects and images per class, of questions how many there are
+    and how they are answered; and as errors what training would trip over: files that cannot be read, labels of another
+    size or out of range, images that are in two splits.
 
     Folder layout: images/train and images/val, and with the same file names masks/train, masks/val and classes.json
-    (segmentation), or depth/train and depth/val (depth). Detection takes COCO, YOLO and Pascal VOC. Published sets are
-    recognised as they unpack, see docs/data.md.
+    (segmentation), or depth/train and depth/val (depth). Detection takes COCO, YOLO and Pascal VOC; vqa takes
+    train.jsonl and val.jsonl, or LLaVA's JSON. Published sets are recognised as they unpack, see docs/data.md.
 
     Exit status: 0 ready for training, 1 errors were found, 2 the folder cannot be used at all.
 
@@ -35,7 +36,7 @@ def check(
         path: Folder of the data set.
         task: What the data are for.
         format: Layout of the folder; auto recognises it. Segmentation: folder, ade20k, cityscapes, pascal-context;
-            depth: folder, nyuv2, kitti; detection: coco, yolo, voc.
+            depth: folder, nyuv2, kitti; detection: coco, yolo, voc; vqa: questions, llava.
         depth_scale: Metres of one unit of integer depth maps (0.001: millimetres); None: what depth.json says.
         workers: Processes that read files; 0: one per core.
         json: Print the report as JSON, with every finding, instead of tables.

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.vqa_stages import NAMES, TASK, add_stage_flags, check_stage_flags, stage_config
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
 from vitsplit.tasks.multi.config import HEAD_NAMES
@@ -33,6 +34,12 @@ Several heads are trained together on the same images, with one pass of the back
 
 A setting is then that of all heads (--lr 1e-4), or with a task's name before it that of one (--depth.lr 3e-4). Every
 head becomes a bundle of its own: runs/both/best/segmentation and runs/both/best/depth.
+
+Visual question answering is trained in one stage or in two:
+
+  vitsplit train vqa --data my_questions
+  vitsplit train vqa --data my_questions --stage both --out runs/ask
+  vitsplit train vqa --data my_questions --stage instruct --from runs/ask/align --out runs/again
 """
 
 
@@ -60,6 +67,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of another run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly where it stopped")
+    add_stage_flags(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting with its default")
     options, rest = parser.parse_known_args(argv)
     if options.learn is None:
@@ -67,7 +75,10 @@ def main(argv: list[str]) -> int:
         return 0 if options.help else 2
     if options.help:
         parser.print_help()
+    check_stage_flags(options)
     prog = f"vitsplit train {options.learn}"
+    if options.stage == "both" and not options.help:
+        return _both(options, rest, prog)
     configure = _several if options.learn == MULTI else _one
     chosen = configure(options, rest, prog)
     if chosen is None:
@@ -75,12 +86,17 @@ def main(argv: list[str]) -> int:
     config, data = chosen
     from vitsplit import api
 
-    result = api.train(config, data=data, out=options.out, resume=options.resume)
+    return _ended(options.learn, api.train(config, data=data, out=options.out, resume=options.resume))
+
+
+def _ended(task: str, result: Any) -> int:
+    """Says how to use what was trained; returns the exit status."""
     if result.stopped_by is not None:
         import signal
 
         return 128 + int(getattr(signal, result.stopped_by))
-    print(f"Try it:  vitsplit predict {result.run} IMAGE --out predictions", file=sys.stderr)
+    use = '--ask "What is this?"' if task == TASK else "--out predictions"
+    print(f"Try it:  vitsplit predict {result.run} IMAGE {use}", file=sys.stderr)
     return 0
 
 
@@ -88,14 +104,31 @@ def _one(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any,
     """Settings and data of a run of one task; None where only help was asked for."""
     if options.task:
         raise ConfigError(f"--task {options.task[0]} goes with `vitsplit train {MULTI}`, for several heads at once.")
+    if options.learn == TASK and not options.help:
+        _require_data(options)
+        return stage_config(options, flags, options.stage, prog), options.data
     resumed = options.out if options.resume else None
     base = starting_config(options.learn, recipe=options.recipe, config_file=options.config, resumed=resumed)
     if options.help:
         print("\nsettings of this recipe:\n")
         config_from_cli(base, ["--help"], prog=prog)
+    _require_data(options)
+    return config_from_cli(base, flags, prog=prog), options.data
+
+
+def _both(options: argparse.Namespace, flags: list[str], prog: str) -> int:
+    """Both stages of a run for vqa, one after the other."""
+    _require_data(options)
+    configs = [stage_config(options, flags, stage, prog) for stage in NAMES]
+    from vitsplit import api
+
+    result = api.train_stages(*configs, data=options.data, out=options.out, resume=options.resume)
+    return _ended(options.learn, result)
+
+
+def _require_data(options: argparse.Namespace) -> None:
     if options.data is None:
         raise ConfigError("Which images? Give their folder with --data FOLDER.")
-    return config_from_cli(base, flags, prog=prog), options.data
 
 
 def _several(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any, Any] | None:

@@ -33,6 +33,7 @@ CHECKS = {
     "segmentation": "vitsplit.data.check_segmentation:check_segmentation",
     "depth": "vitsplit.data.check_depth:check_depth",
     "detection": "vitsplit.data.check_detection:check_detection",
+    "vqa": "vitsplit.data.check_vqa:check_vqa",
 }
 """Task to the function that checks data for it, imported when it is called."""
 

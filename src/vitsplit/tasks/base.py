@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,15 @@ class TrainData(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+
+@runtime_checkable
+class LengthGroups(Protocol):
+    """Training samples that differ in length, or in kind, so that a batch should be of samples that are alike."""
+
+    def lengths(self) -> Sequence[int] | None:
+        """Of every sample about how long it is, negative for samples of the second kind; None: any batch will do."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ from torch.utils.data import DataLoader
 from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.tasks.base import Batch, TrainableTask, TrainData
 
+LENGTH_POOL = 50
+"""Batches that are sorted by length together: more would make the order of an epoch less random."""
+
 
 def derive_seed(*parts: int | str) -> int:
     """A seed below 2**63 from a few words and numbers; different parts give unrelated seeds."""
@@ -33,16 +36,22 @@ class SampleStream:
     Args:
         num_samples: Samples of the training set.
         seed: Seed of the run.
+        lengths: Of every sample about how long it is, see ``LengthGroups``; None: an order without regard to that.
+        batch_size: Samples that should be alike, with ``lengths``.
 
     Raises:
         DataError: There are no samples.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
+    def __init__(
+        self, num_samples: int, seed: int, *, lengths: Sequence[int] | None = None, batch_size: int = 1
+    ) -> None:
         if num_samples < 1:
             raise DataError("The training set is empty: give --data a folder with training images.")
         self.num_samples = num_samples
         self.seed = seed
+        self.lengths = lengths
+        self.batch_size = batch_size
         self._epoch = -1
         self._order: list[int] = []
 
@@ -52,8 +61,37 @@ class SampleStream:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
             self._order = torch.randperm(self.num_samples, generator=generator).tolist()
+            if self.lengths is not None:
+                self._order = group_by_length(self._order, self.lengths, self.batch_size, generator)
             self._epoch = epoch
         return self._order[offset], derive_seed(self.seed, "sample", position)
+
+
+def group_by_length(
+    order: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
+) -> list[int]:
+    """Puts an order so that batches are of samples of one kind and about one length, as LLaVA-1.5's second stage does.
+
+    Args:
+        order: Samples in random order.
+        lengths: Of every sample about how long it is; those of the second kind have negative lengths.
+        batch_size: Samples of a batch. What is left over of each kind comes last, in mixed batches.
+        generator: Draws the order of the batches.
+    """
+    batches: list[list[int]] = []
+    left_over: list[int] = []
+    for kind in (
+        [index for index in order if lengths[index] >= 0],
+        [index for index in order if lengths[index] < 0],
+    ):
+        whole = len(kind) // batch_size * batch_size
+        left_over += kind[whole:]
+        pool = LENGTH_POOL * batch_size
+        for begin in range(0, whole, pool):
+            alike = sorted(kind[begin : min(begin + pool, whole)], key=lambda index: abs(lengths[index]))
+            batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [index for batch in shuffled for index in batches[batch]] + left_over
 
 
 class MicroBatches:

@@ -1,7 +1,7 @@
 """From taps to the map that becomes visual tokens: the connectors, by name.
 
-Shapes: B batch, T tokens (class and register tokens first), N patches, D width, W width of the language model, h w patch
-grid.
+Shapes: B batch, T tokens (class and register tokens first), N patches, D width, W width of the language model,
+h w patch grid.
 """
 
 from __future__ import annotations

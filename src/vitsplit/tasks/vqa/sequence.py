@@ -1,15 +1,15 @@
 """Sequences of tokens in which an image's visual tokens stand, as the language model takes them.
 
 Several conversations on one image can share a sequence. They stand behind each other after what they have in common:
-the prompt up to the image, and the image itself. Each sees the common part and itself, and counts its positions from the
-common part on: the language model computes for each what it would compute for it alone.
+the prompt up to the image, and the image itself. Each sees the common part and itself, and counts its positions from
+the common part on: the language model computes for each what it would compute for it alone.
 
 Shapes: B sequences, T tokens with one for the image, S tokens with all visual ones, N visual tokens, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +44,16 @@ class TokenBatch:
 
     def to(self, device: Any) -> TokenBatch:
         """On a device."""
-        return TokenBatch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()), self.several)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> TokenBatch:
         """In page-locked memory."""
-        return TokenBatch(*(tensor.pin_memory() for tensor in self._tensors()), self.several)
+        return self._map(Tensor.pin_memory)
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.ids_BT, self.is_answer_BT, self.segment_BT, self.position_BT, self.image_B)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        tensors = (self.ids_BT, self.is_answer_BT, self.segment_BT, self.position_BT, self.image_B)
+        ids_BT, is_answer_BT, segment_BT, position_BT, image_B = map(change, tensors)
+        return TokenBatch(ids_BT, is_answer_BT, segment_BT, position_BT, image_B, self.several)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class VqaTask:
         if said is None:
             return cls(config, None)
         language = find_language_model(config)
-        found = language.weights_hash()
+        found = language.weights_hash
         if found != said["weights_hash"]:
             raise BundleError(
                 f"The bundle was trained with {said['name']} of weights {said['weights_hash'][:16]}, but "
@@ -217,7 +217,7 @@ class VqaTask:
     def describe(self) -> dict[str, Any]:
         """The language model: its name and the hash of its weights."""
         assert self.language is not None, "the task was opened without a language model"
-        return {"language_model": {"name": self.language.name, "weights_hash": self.language.weights_hash()}}
+        return {"language_model": {"name": self.language.name, "weights_hash": self.language.weights_hash}}
 
 
 def check_settings(config: VqaConfig) -> None:

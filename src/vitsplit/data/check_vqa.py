@@ -1,0 +1,75 @@
+"""The check of questions and answers on images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from vitsplit.data.check import (
+    Finding,
+    ImageFacts,
+    Progress,
+    Report,
+    SplitReport,
+    find_duplicates,
+    inspect_image,
+    open_splits,
+    read_splits,
+    summarise_images,
+)
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.metrics import normalised
+from vitsplit.tasks.vqa.samples import SampleSet, open_samples
+
+SPLITS = ("train", "val")
+
+
+def check_vqa(root: Path, format: str, workers: int, progress: Progress) -> Report:
+    """Reads every sample and every image; see ``vitsplit.data.check.check_data``."""
+    # Bad samples are to be counted here, not refused; and each question is to be counted by itself.
+    config = replace(VqaConfig(bad_samples="skip", share_image=False), format=format)  # type: ignore[arg-type]
+    report = Report(str(root), "vqa", format)
+    sets = open_splits(report, SPLITS, lambda split: open_samples(root, split, config))
+    if sets:
+        is_llava = next(iter(sets.values())).file.suffix == ".json"
+        report.format = ("llava" if is_llava else "questions") if format == "auto" else format
+    work = {split: (inspect_file, _images(data)) for split, data in sets.items()}
+    facts: dict[str, list[ImageFacts]] = {}
+    for split, read in read_splits(work, workers, progress):
+        facts[split] = [image for image, _ in read]
+        report.splits[split] = _summarise(sets[split], facts[split])
+        report.findings += [problem for _, problem in read if problem is not None]
+    for file, problems in {data.file: data.problems for data in sets.values()}.items():
+        report.findings += [
+            Finding("error", problem.kind, str(file), f"{problem.where}: {problem.kind}") for problem in problems
+        ]
+    report.findings += find_duplicates(facts)
+    return report
+
+
+def inspect_file(path: Path) -> tuple[ImageFacts, Finding | None]:
+    """Reads one image; what is wrong becomes a finding, never an exception."""
+    facts, _, problem = inspect_image(path)
+    return facts, problem
+
+
+def _images(data: SampleSet) -> list[Path]:
+    """The images of a split, each once."""
+    return list(dict.fromkeys(sample.image for sample in data.samples if sample.image is not None))
+
+
+def _summarise(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
+    report = summarise_images(images)
+    turns = [turn for sample in data.samples for conversation in sample.conversations for turn in conversation]
+    answers = Counter(normalised(turn.answer) for turn in turns)
+    (common, count), *_ = answers.most_common(1)
+    report.facts = {
+        "questions": len(turns),
+        "samples without an image": sum(sample.image is None for sample in data.samples),
+        "different answers": len(answers),
+        "most common answer": common if len(common) <= 40 else common[:39] + "…",
+        "its share, %": 100 * count / len(turns),
+        "words of an answer, mean": sum(len(turn.answer.split()) for turn in turns) / len(turns),
+    }
+    return report
