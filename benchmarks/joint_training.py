@@ -107,11 +107,11 @@ def prepare(
 ) -> tuple[Callable[[int], object], dict[str, int]]:
     """A function that takes a step of a run, and the number of classes of its tasks."""
     backbone, task, model, _ = assemble(config, data)
-    run_backbone, wrapped, trained = set_up_model(accelerator, config, backbone, model)
+    run_backbone, engine = set_up_model(accelerator, config, backbone, model)
     view = ProgressView(None, steps=config.loop.steps, start=0)
     run = RunFolder("unused")
     stop = StopRequest()
-    session = Session(accelerator, config, task, backbone, run_backbone, wrapped, trained, run, view, stop)
+    session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop)
     batches: Iterator[object] = open_batches(config.loop, task, task.train_data(), accelerator, start=0)
     step = TrainStep(session)
     num_classes = {name: len(each.get("classes", ())) for name, each in task.describe().items()}

@@ -2,20 +2,19 @@ import json
 import resource
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny import TinyTask, tiny_model, tiny_run
 
 from vitsplit.errors import RunError
-from vitsplit.training.checkpoint import Trained, TrainState, latest_checkpoint, save_checkpoint
+from vitsplit.training.checkpoint import RunTensors, TrainState, latest_checkpoint, save_checkpoint
 from vitsplit.training.config import OptimConfig
-from vitsplit.training.optim import build_optimizer
+from vitsplit.training.optim import build_optimizer, moments
 
 
-def trained_model():
+def run_tensors():
     model = tiny_model(TinyTask(), batch_norm=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Trained(model, build_optimizer(model, OptimConfig()), scaler, average=None)
+    moment = moments(model, build_optimizer(model, OptimConfig()))
+    return RunTensors(weights=model.trainable_state(), moments=moment, average=None, loss_scale={})
 
 
 def test_a_checkpoint_holds_what_trains_and_no_pickle(tmp_path):
@@ -37,9 +36,9 @@ def test_a_checkpoint_holds_what_trains_and_no_pickle(tmp_path):
 
 
 def test_the_last_two_are_kept(tmp_path):
-    trained = trained_model()
+    tensors = run_tensors()
     for step in (0, 5, 10, 1000):
-        save_checkpoint(tmp_path, trained, TrainState(step=step))
+        save_checkpoint(tmp_path, tensors, TrainState(step=step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00001000"]
     assert latest_checkpoint(tmp_path).name == "step-00001000"
     assert latest_checkpoint(tmp_path / "nowhere") is None
@@ -58,16 +57,16 @@ def disk_with_room_for(monkeypatch):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, disk_with_room_for):
-    trained = trained_model()
-    good = save_checkpoint(tmp_path, trained, TrainState(step=3))
+    tensors = run_tensors()
+    good = save_checkpoint(tmp_path, tensors, TrainState(step=3))
     before = {path.name: path.read_bytes() for path in good.iterdir()}
     disk_with_room_for(4096)
     with pytest.raises(
         RunError, match=r"step-00000006 could not be written.*last good checkpoint is .*step-00000003.*--resume"
     ):
-        save_checkpoint(tmp_path, trained, TrainState(step=6))
+        save_checkpoint(tmp_path, tensors, TrainState(step=6))
     with pytest.raises(RunError, match="step-00000003"):
-        save_checkpoint(tmp_path, trained, TrainState(step=3))
+        save_checkpoint(tmp_path, tensors, TrainState(step=3))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before
 

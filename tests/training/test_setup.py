@@ -28,10 +28,10 @@ def stub_accelerator(kind):
 def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
     model = tiny_model(TinyTask(), batch_norm=True)
     names = list(model.trainable_state())
-    _, _, trained = setup.set_up_model(stub_accelerator(kind), tiny_config(), tiny_backbone(), model)
+    _, engine = setup.set_up_model(stub_accelerator(kind), tiny_config(), tiny_backbone(), model)
     assert type(model.head.norm) is expected
     assert list(model.trainable_state()) == names
-    assert any(p is model.head.norm.weight for group in trained.optimizer.param_groups for p in group["params"])
+    assert any(p is model.head.norm.weight for group in engine.optimizer.param_groups for p in group["params"])
 
 
 @pytest.fixture

@@ -16,21 +16,18 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitsplit.errors import RunError
 from vitsplit.tasks.base import Evaluation
-from vitsplit.tasks.model import Trainee
 from vitsplit.training.atomic import replace_folder, write_json
-from vitsplit.training.ema import WeightAverage
-from vitsplit.training.optim import load_moments, moments
 
 KEPT = 2
 
@@ -115,31 +112,38 @@ class TrainState:
     description: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The tensors of a run: where a checkpoint is taken from, and put back into."""
+@dataclass(frozen=True, kw_only=True)
+class RunTensors:
+    """What a checkpoint holds besides ``TrainState``, every tensor whole.
 
-    model: Trainee
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: WeightAverage | None
+    Attributes:
+        weights: What ``Trainee.trainable_state`` gives.
+        moments: What ``optim.moments`` gives.
+        average: The averaged weights, where the run keeps an average.
+        loss_scale: State of the gradient scaler (fp16).
+    """
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    loss_scale: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, trained: Trained, state: TrainState) -> Path:
+def save_checkpoint(folder: Path, tensors: RunTensors, state: TrainState) -> Path:
     """Writes ``folder/step-...`` atomically and removes all but the last two.
 
     Raises:
         RunError: It could not be written; the message names the last good checkpoint, which survives.
     """
-    state.loss_scale = trained.scaler.state_dict()
+    state.loss_scale = tensors.loss_scale
     path = folder / f"step-{state.step:08d}"
     survivor = last_good(folder)
     try:
         with replace_folder(path) as new:
-            _save_tensors(trained.model.trainable_state(), new / "weights.safetensors")
-            _save_tensors(moments(trained.model, trained.optimizer), new / "optimizer.safetensors")
-            if trained.average is not None:
-                _save_tensors(trained.average.state, new / "ema.safetensors")
+            _save_tensors(tensors.weights, new / "weights.safetensors")
+            _save_tensors(tensors.moments, new / "optimizer.safetensors")
+            if tensors.average is not None:
+                _save_tensors(tensors.average, new / "ema.safetensors")
             write_json(new / "state.json", dataclasses.asdict(state))
     except RunError as error:
         raise RunError(f"{error} {survivor}") from error
@@ -182,26 +186,28 @@ def read_state(checkpoint: Path) -> TrainState:
     return state
 
 
-def load_checkpoint(checkpoint: Path, trained: Trained, state: TrainState) -> None:
-    """Puts a checkpoint's tensors back in place, and the gradient scaler's state of ``state``.
+def load_checkpoint(checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, averaged: bool) -> None:
+    """Hands a checkpoint's tensors, and the gradient scaler's state of ``state``, to what puts them back in place.
 
     Raises:
         RunError: A file is missing or damaged, or it holds other tensors than the model.
     """
     try:
-        trained.model.load_trainable_state(load_file(checkpoint / "weights.safetensors"))
-        load_moments(trained.model, trained.optimizer, load_file(checkpoint / "optimizer.safetensors"))
-        if trained.average is not None:
-            trained.average.load(load_file(checkpoint / "ema.safetensors"))
+        tensors = RunTensors(
+            weights=load_file(checkpoint / "weights.safetensors"),
+            moments=load_file(checkpoint / "optimizer.safetensors"),
+            average=load_file(checkpoint / "ema.safetensors") if averaged else None,
+            loss_scale=state.loss_scale,
+        )
     except (OSError, SafetensorError) as error:
         raise RunError(_unreadable(checkpoint, error)) from error
+    try:
+        load(tensors)
     except (KeyError, RuntimeError) as error:
         raise RunError(
             f"The checkpoint {checkpoint} does not fit the model: {error}. It is left as it is: go on with the data, "
             "the settings and the version of vitsplit that it was written with, or start a new run with another --out."
         ) from error
-    if state.loss_scale:
-        trained.scaler.load_state_dict(state.loss_scale)
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vitsplit.tasks.model import Trainee
@@ -32,7 +32,7 @@ class WeightAverage:
         """Moves the average towards the model's present state."""
         live = _live(self.model)
         floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
-        self._average([self.state[name] for name in floats], [live[name] for name in floats], 0)
+        self._average([_local(self.state[name]) for name in floats], [_local(live[name]) for name in floats], 0)
         for name in live.keys() - set(floats):
             self.state[name].copy_(live[name])
 
@@ -50,6 +50,15 @@ class WeightAverage:
             yield
         finally:
             self.model.load_trainable_state(own)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's piece of a sharded tensor, and any other tensor itself: averaging goes number by number."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _live(model: Trainee) -> dict[str, Tensor]:

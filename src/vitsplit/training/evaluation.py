@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ class Evaluator:
     def __init__(self, session: Session, save_bundle: SaveBundle) -> None:
         self.session = session
         self.accelerator = session.accelerator
-        self.trained = session.trained
+        self.engine = session.engine
+        self.model = session.engine.model
         self.save_bundle = save_bundle
 
     def __call__(self, state: TrainState) -> bool:
@@ -57,7 +58,7 @@ class Evaluator:
         Returns:
             False if a signal came in between: nothing is noted or saved then, and the evaluation is still due.
         """
-        with self._evaluated_weights():
+        with self.engine.evaluated():
             try:
                 evaluation = self._evaluate()
             except _StoppedError:
@@ -70,7 +71,7 @@ class Evaluator:
 
     def save_last(self, state: TrainState) -> None:
         """Saves the present weights as ``last``."""
-        with self._evaluated_weights():
+        with self.engine.evaluated():
             self._save_last(state)
 
     def write_pictures(self, state: TrainState) -> None:
@@ -79,20 +80,12 @@ class Evaluator:
         Raises:
             RunError: They could not be written.
         """
-        if not self.accelerator.is_main_process:
-            return
         title = f"{self.session.run.path.resolve().name}, step {state.step}"
-        with self._evaluated_weights(), self._replace(self.session.run.pictures) as folder:
-            self.session.task.write_report(self._forward, _last(state), folder, title=title, count=PICTURES)
-
-    @contextmanager
-    def _evaluated_weights(self) -> Iterator[None]:
-        with self.trained.average.applied() if self.trained.average else nullcontext():
-            self.trained.model.eval()
-            try:
-                yield
-            finally:
-                self.trained.model.train()
+        # All processes have a part in making a sharded model whole.
+        with self.engine.evaluated():
+            if self.accelerator.is_main_process:
+                with self._replace(self.session.run.pictures) as folder:
+                    self.session.task.write_report(self._forward, _last(state), folder, title=title, count=PICTURES)
 
     def _evaluate(self) -> Evaluation:
         self._share_statistics()
@@ -121,12 +114,12 @@ class Evaluator:
         On processors, where batch norm is not synchronised, each process has statistics of its own images.
         """
         if self.accelerator.num_processes > 1:
-            for buffer in self.trained.model.buffers():
+            for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     @torch.no_grad()
     def _forward(self, image_BCHW: Tensor, head: str = "") -> tuple[Any, LayerTaps]:
-        model = self.trained.model.members()[head]
+        model = self.model.members()[head]
         taps = self.session.backbone(image_BCHW.to(self.accelerator.device, non_blocking=True), model.request)
         with self.session.autocast():
             return model(taps), taps
@@ -154,7 +147,7 @@ class Evaluator:
             return
         evaluated = state.evaluated == state.step
         with self._replace(self.session.run.last) as folder:
-            for head in self.trained.model.members():
+            for head in self.model.members():
                 metrics = state.standings[head].last_metrics if evaluated else {}
                 self.save_bundle(folder / head, self.session.config, metrics, head)
 

@@ -97,7 +97,7 @@ def fit(
         RunError: The run cannot be resumed with these settings, or cannot be written.
         TrainingError: The loss or the gradient is not finite.
     """
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(config)
     console = console or Console()
     with log_to(run, console, main=accelerator.is_main_process), StopRequest() as stop:
         config = resolve_config(config, accelerator, run, resume=resume)
@@ -105,11 +105,11 @@ def fit(
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         state = first_state(task, len(data), accelerator, backbone, run, checkpoint)
         batches = open_batches(config.loop, task, data, accelerator, start=state.step)
-        run_backbone, wrapped, trained = set_up_model(accelerator, config, backbone, model)
+        run_backbone, engine = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
-            load_checkpoint(checkpoint, trained, state)
+            load_checkpoint(checkpoint, engine.load, state, averaged=engine.average is not None)
         view = ProgressView(console if accelerator.is_main_process else None, steps=config.loop.steps, start=state.step)
-        session = Session(accelerator, config, task, backbone, run_backbone, wrapped, trained, run, view, stop)
+        session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop)
         stopped_by = _train(session, state, batches, save_bundle, saved=checkpoint is not None)
         if stopped_by is not None:
             command = resume_command or f"vitsplit train {task.name} ... --out {shlex.quote(str(run.path))} --resume"
@@ -215,7 +215,7 @@ class _Loop:
         for name, value in values.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
-        lr = current_lr(self.session.trained.optimizer)
+        lr = current_lr(self.session.engine.optimizer)
         memory_gb = peak_memory_gb(self.session.accelerator.device)
         images_per_second = self.config.batch_size / self.pace.seconds_per_step
         if state.step % self.config.log_every == 0 or state.step == self.config.steps:
@@ -234,8 +234,10 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         now = (self.state.step, self.state.evaluated)
-        if self.saved != now and self.session.accelerator.is_main_process:
-            save_checkpoint(self.session.run.checkpoints, self.session.trained, self.state)
+        if self.saved != now:
+            tensors = self.session.engine.tensors()
+            if self.session.accelerator.is_main_process:
+                save_checkpoint(self.session.run.checkpoints, tensors, self.state)
         self.saved = now
 
     def _stopped(self, signal: StopSignal | None) -> StopSignal | None:

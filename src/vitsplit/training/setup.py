@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.base import Batch, TrainableTask, TrainData
+from vitsplit.tasks.base import Batch, LengthGroups, TrainableTask, TrainData
 from vitsplit.tasks.model import Trainee
-from vitsplit.training.checkpoint import Trained, TrainState, read_state
+from vitsplit.training.checkpoint import TrainState, read_state
 from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
-from vitsplit.training.ema import WeightAverage
-from vitsplit.training.optim import build_joint_optimizer, named
+from vitsplit.training.engine import Engine, build_engine
+from vitsplit.training.optim import named
 from vitsplit.training.precision import DTYPES, Resolved, autocast, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
@@ -30,6 +30,7 @@ from vitsplit.training.resume import check_same_config, check_same_world
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.sampling import MicroBatches, SampleStream, read_batches, resolve_workers
 from vitsplit.training.serialise import to_dict
+from vitsplit.training.sharding import check_sharding
 from vitsplit.training.signals import StopRequest
 from vitsplit.training.tracking import Metrics, check_trackers
 from vitsplit.types import LayerTaps, TapRequest
@@ -55,9 +56,15 @@ RunBackbone = Callable[[Tensor, TapRequest], LayerTaps]
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
-def make_accelerator() -> Accelerator:
-    """Joins the processes of the launch."""
-    process_state()
+def make_accelerator(config: RunConfig | None = None) -> Accelerator:
+    """Joins the processes of the launch; with a configuration, refuses sharding that cannot work in them.
+
+    Raises:
+        ConfigError: The run cannot be sharded so.
+    """
+    processes = process_state().num_processes
+    if config is not None:
+        check_sharding(config, processes)
     # Precision is handled by hand: accelerate's own would copy every output to float32.
     return Accelerator(mixed_precision="no")
 
@@ -78,7 +85,9 @@ def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder,
     broadcast_object_list(choice)
     logger.info("precision: %s%s", choice[0], " (auto)" if config.loop.precision == "auto" else "")
     loop = dataclasses.replace(config.loop, precision=choice[0])
-    return dataclasses.replace(config, loop=loop)  # type: ignore[type-var]  # all configurations are dataclasses
+    resolved = dataclasses.replace(config, loop=loop)  # type: ignore[type-var]  # all configurations are dataclasses
+    check_sharding(resolved, accelerator.num_processes)
+    return resolved
 
 
 def check_settings(config: RunConfig) -> None:
@@ -114,12 +123,15 @@ def _check_numbers(loop: LoopConfig, optim: OptimConfig) -> None:
 
 def set_up_model(
     accelerator: Accelerator, config: RunConfig, backbone: Backbone, model: Trainee
-) -> tuple[RunBackbone, nn.Module, Trained]:
+) -> tuple[RunBackbone, Engine]:
     """Moves backbone and model to the device.
 
     Returns:
-        The backbone as steps run it, the model as data-parallel training wraps it (both compiled where that was asked
-        for), and what trains. Backbone and model themselves stay as they are, for evaluations.
+        The backbone as steps run it (compiled where that was asked for), and what trains the model. The backbone itself
+        stays as it is, for evaluations.
+
+    Raises:
+        ConfigError: The model cannot be sharded.
     """
     dtype = compute_dtype(config)
     backbone.to(accelerator.device)
@@ -129,14 +141,7 @@ def set_up_model(
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.train()
     run_backbone: RunBackbone = torch.compile(backbone) if config.loop.compile else backbone
-    wrapped = accelerator.prepare_model(torch.compile(model) if config.loop.compile else model)
-    trained = Trained(
-        model=model,
-        optimizer=build_joint_optimizer(model.members(), config.optims()),
-        scaler=torch.amp.GradScaler(accelerator.device.type, enabled=dtype == torch.float16),
-        average=None if config.loop.ema is None else WeightAverage(model, config.loop.ema),
-    )
-    return run_backbone, wrapped, trained
+    return run_backbone, build_engine(accelerator, config, model, dtype)
 
 
 def compute_dtype(config: RunConfig) -> torch.dtype:
@@ -180,8 +185,9 @@ def open_batches(
     loop: LoopConfig, task: TrainableTask, data: TrainData, accelerator: Accelerator, *, start: int
 ) -> Iterator[Batch]:
     """This process's micro-batches from a step to the end of the run."""
+    lengths = data.lengths() if isinstance(data, LengthGroups) else None
     keys = MicroBatches(
-        SampleStream(len(data), loop.seed),
+        SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size),
         start=start,
         stop=loop.steps,
         batch_size=loop.batch_size,
@@ -215,8 +221,7 @@ class Session:
         backbone: The frozen model; it runs outside the data-parallel wrapping.
         run_backbone: The same as steps run it: compiled where that was asked for. Evaluations never run compiled code,
             which would be compiled anew for every size of image.
-        wrapped: Heads and decoders as data-parallel training wraps them.
-        trained: The same themselves, with optimiser, scaler and average.
+        engine: Heads and decoders, and what trains them.
         run: The run's folder.
         view: Shows progress.
         stop: Signals that this process received.
@@ -227,8 +232,7 @@ class Session:
     task: TrainableTask
     backbone: Backbone
     run_backbone: RunBackbone
-    wrapped: nn.Module
-    trained: Trained
+    engine: Engine
     run: RunFolder
     view: ProgressView
     stop: StopRequest

@@ -9,8 +9,7 @@ Shapes: B batch, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ from vitsplit.errors import TrainingError
 from vitsplit.tasks.base import Batch
 from vitsplit.training.compilation import compiler_errors
 from vitsplit.training.config import LoopConfig
-from vitsplit.training.optim import set_lr, trainable
+from vitsplit.training.optim import set_lr
 from vitsplit.training.sampling import derive_seed
 from vitsplit.training.schedule import lr_factor
 from vitsplit.training.setup import Session
@@ -46,7 +45,7 @@ class StepResult:
 
 
 class NotFiniteError(TrainingError):
-    """The loss or the gradient of a step is not finite. Nothing was changed by the step."""
+    """The loss or the gradient of a step is not finite. Nothing on disk was changed by the step."""
 
 
 class TrainStep:
@@ -60,12 +59,9 @@ class TrainStep:
         self.session = session
         self.accelerator = session.accelerator
         self.task = session.task
-        self.trained = session.trained
+        self.engine = session.engine
         self.loop: LoopConfig = session.config.loop
         self.optims = session.config.optims()
-        self.parameters = {
-            head: list(trainable(model).values()) for head, model in session.trained.model.members().items()
-        }
 
     def __call__(self, step: int, batches: Iterator[Batch]) -> StepResult:
         """Takes the step that follows ``step`` finished ones.
@@ -76,19 +72,19 @@ class TrainStep:
         """
         micro_batches = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
         scales = self._scales(micro_batches)
-        self.trained.optimizer.zero_grad(set_to_none=True)
+        self.engine.zero_grad()
         with compiler_errors(self.loop.compile):
             terms = [self._forward_backward(step, index, batch, scales) for index, batch in enumerate(micro_batches)]
-        self.trained.scaler.unscale_(self.trained.optimizer)
-        # Each head's by itself: what clips one must not depend on which others are trained beside it.
-        grad_norms = {
-            head: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            for head, parameters in self.parameters.items()
-        }
-        result = self._on_host(list(scales), terms, list(grad_norms.values()))
-        self._check_finite(step, result, micro_batches, terms)
-        self._update(step, grad_norms)
-        return result
+        for head, optim in self.optims.items():
+            set_lr(self.engine.optimizer, lr_factor(step, self.loop.steps, optim), head)
+        results = []
+
+        def admit(grad_norms: Sequence[Tensor]) -> None:
+            results.append(self._on_host(list(scales), terms, grad_norms))
+            self._check_finite(step, results[0], micro_batches, terms)
+
+        self.engine.update(admit)
+        return results[0]
 
     def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One over each term's normaliser over the whole batch; zero where there is nothing to normalise."""
@@ -104,24 +100,23 @@ class TrainStep:
         # Dropout and every other draw of the forward pass depend on this alone, so there is no state of it to save.
         torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index, index))
         last = index == self.loop.accumulate - 1
-        with nullcontext() if last else self.accelerator.no_sync(self.session.wrapped):
-            taps = self.session.run_backbone(batch.image_BCHW, self.trained.model.request)
+        with self.engine.micro_batch(last=last):
+            taps = self.session.run_backbone(batch.image_BCHW, self.engine.trained.request)
             with self.session.autocast():
-                output = self.session.wrapped(taps, self.task.targets(batch, taps))
+                output = self.engine.wrapped(taps, self.task.targets(batch, taps))
             sums = self.task.loss_sums(output, batch, taps)
             terms = torch.stack([sums[name].float() * scale for name, scale in scales.items()])
-            # Data-parallel training averages gradients over processes; the loss is a sum over them.
-            self.trained.scaler.scale(terms.sum() * self.accelerator.num_processes).backward()
+            self.engine.backward(terms.sum(), last=last)
         return terms.detach()
 
-    def _on_host(self, names: list[str], terms: list[Tensor], grad_norms: list[Tensor]) -> StepResult:
+    def _on_host(self, names: list[str], terms: list[Tensor], grad_norms: Sequence[Tensor]) -> StepResult:
         """The step's one wait for the device: losses over all processes, gradient norm and stop signals together."""
         flags = [float(self.session.stop.received == name) for name in STOP_SIGNALS]
         local = torch.cat(
             [torch.stack(terms).sum(0).double(), torch.tensor(flags, dtype=torch.float64).to(terms[0].device)]
         )
         together = self.accelerator.reduce(local, "sum")
-        values = torch.cat([together, torch.stack(grad_norms).double()]).tolist()
+        values = torch.cat([together, torch.stack(list(grad_norms)).double()]).tolist()
         losses, (interrupted, terminated), norms = (
             values[: len(names)],
             values[len(names) : len(together)],
@@ -132,7 +127,7 @@ class TrainStep:
 
     def _check_finite(self, step: int, result: StepResult, batches: Sequence[Batch], terms: Sequence[Tensor]) -> None:
         finite_loss = result.loss - result.loss == 0
-        finite_gradient = result.grad_norm - result.grad_norm == 0 or self._scaler_may_help()
+        finite_gradient = result.grad_norm - result.grad_norm == 0 or self.engine.may_overflow()
         if finite_loss and finite_gradient:
             return
         bad_terms = ", ".join(name for name, value in result.terms.items() if value - value != 0)
@@ -149,20 +144,3 @@ class TrainStep:
         ]
         names = gather_object(suspects)
         raise NotFiniteError(f"Step {step + 1}: {what}. Files of the batch: {', '.join(names)}.")
-
-    def _scaler_may_help(self) -> bool:
-        """Whether an overflowing gradient in fp16 is the scaler's business: it skips the step and halves its scale.
-
-        Below 1, which is 17 skipped steps in a row from the start, the loss's scale is not what makes it overflow.
-        """
-        return self.trained.scaler.is_enabled() and self.trained.scaler.get_scale() >= 1
-
-    def _update(self, step: int, grad_norms: Mapping[str, Tensor]) -> None:
-        for head, optim in self.optims.items():
-            if optim.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters[head], optim.clip_norm, grad_norms[head])
-            set_lr(self.trained.optimizer, lr_factor(step, self.loop.steps, optim), head)
-        self.trained.scaler.step(self.trained.optimizer)
-        self.trained.scaler.update()
-        if self.trained.average is not None:
-            self.trained.average.update()
