@@ -63,3 +63,14 @@ def test_step_warms_up_and_takes_milestones_and_factor_from_the_settings():
     )
     factors = [lr_factor(step, 10_000, config) for step in (0, 250, 500, 4999, 5000, 8999, 9000, 9999)]
     assert factors == pytest.approx([1e-3, 0.5005, 1, 1, 0.5, 0.5, 0.125, 0.125])
+
+
+@pytest.mark.parametrize("steps", [8, 101])
+def test_cosine_is_torchs(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    config = OptimConfig(schedule="cosine", warmup_steps=0)
+    for step in range(steps):
+        assert lr_factor(step, steps, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6)
+        optimizer.step()
+        scheduler.step()

@@ -1,0 +1,90 @@
+"""``vitsplit train vqa --stage``: which settings each stage starts with."""
+
+import argparse
+import json
+
+import pytest
+
+from vitsplit.cli.main import main
+from vitsplit.cli.vqa_stages import stage_config, stage_recipe
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import recipe
+from vitsplit.recipes.vqa import STAGES
+
+
+def options(**given):
+    defaults = {"recipe": None, "config": None, "out": None, "resume": False, "stage": None, "start": None}
+    return argparse.Namespace(learn="vqa", **(defaults | given))
+
+
+def test_a_family_has_a_recipe_for_each_stage():
+    for pair in STAGES.values():
+        assert [recipe(name).task.stage for name in pair] == ["align", "instruct"]
+
+
+@pytest.mark.parametrize(
+    ("named", "align", "instruct"),
+    [
+        (None, "laptop-vqa-align", "laptop-vqa"),
+        ("llava15-7b", "llava15-7b-align", "llava15-7b-instruct"),
+        ("llava15-7b-align", "llava15-7b-align", "llava15-7b-instruct"),
+        ("llava15-7b-instruct-release", "llava15-7b-align-release", "llava15-7b-instruct-release"),
+    ],
+)
+def test_either_stages_recipe_names_both(named, align, instruct):
+    assert stage_recipe(named, "align") == align
+    assert stage_recipe(named, "instruct") == instruct
+
+
+def test_flags_change_the_settings_of_a_stage():
+    config = stage_config(options(start="runs/a"), ["--lr", "3e-4", "--connector", "mlp2x"], "instruct", "vitsplit")
+    assert (config.name, config.task.stage, config.task.start_from) == ("laptop-vqa", "instruct", "runs/a")
+    assert (config.optim.lr, config.task.connector) == (3e-4, "mlp2x")
+
+
+def test_without_a_stage_the_recipe_decides():
+    assert stage_config(options(recipe="laptop-vqa-align"), [], None, "vitsplit").task.stage == "align"
+    assert stage_config(options(), [], None, "vitsplit").task.stage == "instruct"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["segmentation", "--stage", "both"], "--stage goes with `vitsplit train vqa`"),
+        (["depth", "--from", "runs/a"], "--from goes with `vitsplit train vqa`"),
+        (["vqa", "--stage", "both", "--config", "c.json", "--data", "d"], "give --recipe with --stage both"),
+        (["vqa", "--stage", "both"], "Give their folder with --data"),
+    ],
+)
+def test_what_does_not_go_together(words, said, capsys):
+    assert main(["train", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_paper_s_settings():
+    align, instruct = recipe("llava15-7b-align"), recipe("llava15-7b-instruct")
+    # LLaVA-1.5: one epoch of 558 K at 256, one of 665 K at 128, 1e-3 and 2e-5, cosine after 3 % of warm-up.
+    assert (align.loop.batch_size, align.loop.steps, align.optim.lr) == (256, 2180, 1e-3)
+    assert (instruct.loop.batch_size, instruct.loop.steps, instruct.optim.lr) == (128, 5197, 2e-5)
+    assert {each.optim.schedule for each in (align, instruct)} == {"cosine"}
+    assert (align.optim.warmup_steps, instruct.optim.warmup_steps) == (65, 156)
+    # The release: 5e-4 in the first stage, 16 x 8 x 2 = 256 in the second.
+    release = recipe("llava15-7b-align-release"), recipe("llava15-7b-instruct-release")
+    assert (release[0].optim.lr, release[1].loop.batch_size, release[1].loop.steps) == (5e-4, 256, 2598)
+
+
+@pytest.mark.parametrize(
+    ("name", "connector", "millions"),
+    [("llava15-7b-align-release", "vitsplit-release", 182.5), ("llava15-7b-align", "mlp2x", 21.0)],
+)
+def test_connectors_are_counted_without_weights(name, connector, millions, capsys):
+    assert main(["info", name, "--connector", connector, "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)["parameters"]["connector"]
+    assert counted == pytest.approx(millions * 1e6, rel=5e-3)
+
+
+def test_a_joint_run_has_no_questions():
+    with pytest.raises(ConfigError, match="'vqa' is no task that others are trained with"):
+        from vitsplit.cli.train import task_folders
+
+        task_folders(["vqa=somewhere"])

@@ -1,0 +1,51 @@
+"""``vitsplit data check --task vqa``."""
+
+import json
+import shutil
+
+import pytest
+
+from vitsplit.data.check import check_data
+
+
+@pytest.fixture
+def questions(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_what_a_set_holds(questions):
+    report = check_data(questions, "vqa")
+    assert not report.findings and report.format == "questions"
+    lines = [json.loads(line) for line in (questions / "questions_val.jsonl").read_text().splitlines()]
+    facts = report.splits["val"].facts
+    assert facts["questions"] == len(lines)
+    assert facts["different answers"] == len({line["answer"] for line in lines})
+    assert report.splits["val"].images == len({line["image"] for line in lines})
+
+
+def test_bad_samples_are_named_with_their_lines(questions):
+    file = questions / "questions_train.jsonl"
+    good = file.read_text().splitlines()
+    entry = json.loads(good[0])
+    bad = [json.dumps(entry | {"image": "gone.jpg"}), "{broken", json.dumps(entry | {"answer": " "})]
+    file.write_text("\n".join([*good, *bad]) + "\n")
+    report = check_data(questions, "vqa")
+    found = {finding.kind: finding.message for finding in report.errors}
+    assert found.keys() == {"no such image", "broken lines", "no answer"}
+    assert f"questions_train.jsonl:{len(good) + 1}: gone.jpg" in found["no such image"]
+    assert f"questions_train.jsonl:{len(good) + 2}" in found["broken lines"]
+
+
+def test_an_unreadable_image(questions):
+    image = next((questions / "images" / "val").iterdir())
+    image.write_bytes(b"no image")
+    (finding,) = check_data(questions, "vqa").errors
+    assert finding.kind == "unreadable image" and finding.file == str(image)
+
+
+def test_one_image_in_two_splits(questions):
+    train, val = (next((questions / "images" / split).iterdir()) for split in ("train", "val"))
+    shutil.copy(train, val)
+    (finding,) = check_data(questions, "vqa").errors
+    assert finding.kind == "image in two splits"
