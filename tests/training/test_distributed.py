@@ -1,15 +1,13 @@
 """Two processes on processors (gloo) train as one does with the same global batch."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import launch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import IGNORE, TinyTask, tiny_run
@@ -41,19 +39,6 @@ def launched(tmp_path_factory) -> Path:
     }
     launch(str(Path(__file__).with_name("launch_tiny.py")), str(out), json.dumps(runs))
     return out
-
-
-def launch(*program: str) -> None:
-    """Runs a program in two processes on processors."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, *program],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
