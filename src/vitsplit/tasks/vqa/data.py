@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitsplit.data.images import read_image
+from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.prompts import Prompter, Tokens
 from vitsplit.tasks.vqa.samples import SampleSet
@@ -112,8 +113,11 @@ class TrainVqa:
     def _other_image(self, index: int) -> Any:
         """The image of another sample, always the same one for a sample: as far away in the file as can be."""
         samples = self.data.samples
-        away = [samples[(index + len(samples) // 2 + i) % len(samples)].image for i in range(len(samples))]
-        return next((image for image in away if image not in (None, samples[index].image)), samples[index].image)
+        away = (samples[(index + len(samples) // 2 + i) % len(samples)].image for i in range(len(samples)))
+        other = next((image for image in away if image not in (None, samples[index].image)), None)
+        if other is None:
+            raise DataError(f"{self.data.file}: all samples have one image, so --shuffle-images has no other to give.")
+        return other
 
 
 def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:

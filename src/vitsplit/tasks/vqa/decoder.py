@@ -65,7 +65,7 @@ class VqaDecoder(nn.Module):
         embedded_BSW = self.embed(sequences.ids_BS, sequences.visual_BS, sequences.image_B, tokens_INW)
         hidden_BSW = self.base_model(
             inputs_embeds=embedded_BSW,
-            attention_mask=sequences.mask,
+            attention_mask=self._mask(sequences.mask, embedded_BSW.dtype),
             position_ids=sequences.position_BS,
             use_cache=False,
         ).last_hidden_state
@@ -76,6 +76,15 @@ class VqaDecoder(nn.Module):
         loss = F.cross_entropy(logits_AV.float(), sequences.ids_BS[:, 1:][learnt_BS], reduction="sum")
         # Every parameter is part of every step, also where no sequence has an image.
         return loss + 0.0 * tokens_INW.float().sum()
+
+    def _mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mask as the language model's attention takes it.
+
+        A mask from row to column reaches the attention as it is, and the eager one adds it to its scores.
+        """
+        if mask.dim() < 4 or self.causal_model.config.get_text_config()._attn_implementation != "eager":
+            return mask
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def embed(self, ids_BS: Tensor, visual_BS: Tensor, image_B: Tensor, tokens_INW: Tensor) -> Tensor:
         """Words and visual tokens as the language model takes them, ``(B, S, W)``."""

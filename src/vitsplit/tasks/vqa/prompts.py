@@ -77,12 +77,12 @@ class Prompter:
 
     def conversation_tokens(self, turns: Sequence[Turn], *, has_image: bool) -> Tokens:
         """A whole conversation, for training."""
-        return self._tokens(self._pieces(turns, has_image=has_image))
+        return self._tokens(self._pieces(turns, has_image=has_image), has_image=has_image)
 
     def question_ids(self, question: str, history: Sequence[Turn] = (), *, has_image: bool) -> list[int]:
         """A conversation up to where the answer to its last question begins, for prediction."""
         pieces = self._pieces([*history, Turn(question, "")], has_image=has_image)[:-1]
-        return self._tokens(pieces).ids
+        return self._tokens(pieces, has_image=has_image).ids
 
     def _pieces(self, turns: Sequence[Turn], *, has_image: bool) -> list[tuple[str, bool]]:
         """The text in pieces that are answers and pieces that are not, by turns; the last one is an answer."""
@@ -125,7 +125,7 @@ class Prompter:
             done = answered
         return pieces
 
-    def _tokens(self, pieces: Sequence[tuple[str, bool]]) -> Tokens:
+    def _tokens(self, pieces: Sequence[tuple[str, bool]], *, has_image: bool) -> Tokens:
         """Breaks the whole text into tokens at once: a piece by itself could break otherwise than in its place.
 
         The image is the one place that separates tokens for certain. A token counts as an answer's if it begins in it.
@@ -134,7 +134,8 @@ class Prompter:
         text = "".join(piece for piece, _ in pieces)
         is_answer_char = [answer for piece, answer in pieces for _ in piece]
         ids, is_answer, begin = list(self.start), [False] * len(self.start), 0
-        place = text.find(PLACE)
+        # Without an image, and anywhere but in the first place, the word is a word.
+        place = text.find(PLACE) if has_image else -1
         chunks = [(0, len(text))] if place < 0 else [(0, place), (place + len(PLACE), len(text))]
         for begin, end in chunks:
             if begin:

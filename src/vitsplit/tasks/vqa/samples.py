@@ -93,6 +93,8 @@ def open_samples(data: Path, split: str, config: VqaConfig) -> SampleSet:
             be skipped), or nothing that can.
     """
     file, is_own = _find(data, split, config)
+    if split == "train":
+        is_own = _find(data, "val", config)[1]  # where validation has no file of its own, its samples are here
     found = read_samples(file, split, config, data if data.is_dir() else data.parent)
     if found.problems:
         message = describe_problems(found)
@@ -138,7 +140,7 @@ def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
     if data.is_file():
         if named is not None:
             return data.parent / named, True
-        return data, config.val_file is not None and split == "train"
+        return (data if split == "train" else _find(data, "train", config)[0]), False
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder or file. Check the path.")
     if named is not None:
@@ -159,13 +161,14 @@ def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
 def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
     """JSON lines of image, question, answer."""
     folders = _image_folders(root, split, config)
-    for number, line in enumerate(_text(file).splitlines(), start=1):
+    # Not splitlines: it also breaks at characters that JSON allows inside a text.
+    for number, line in enumerate(_text(file).split("\n"), start=1):
         where = f"{file.name}:{number}"
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            question, answer = str(entry["question"]), str(entry["answer"])
+            question, answer = _said(entry["question"]), "" if entry["answer"] is None else _said(entry["answer"])
             name = entry.get("image")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield Problem("broken lines", f"{where}: {type(error).__name__} {error}")
@@ -177,6 +180,13 @@ def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterato
             yield Problem("no answer", where)
         else:
             yield Sample(image, ((Turn(_hinted(question, config), answer.strip()),),), where)
+
+
+def _said(value: Any) -> str:
+    """A text, or a number as one."""
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"{json.dumps(value)} where a text should be")
+    return str(value)
 
 
 def _hinted(question: str, config: VqaConfig) -> str:
@@ -215,7 +225,7 @@ def _llava(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sa
 
 def _llava_sample(entry: Any, where: str, folders: Sequence[Path]) -> Sample | Problem:
     try:
-        said = [(str(each["from"]), str(each["value"])) for each in entry["conversations"]]
+        said = [(str(each["from"]), _said(each["value"])) for each in entry["conversations"]]
         name = entry.get("image")
         where = f"{where} (id {entry['id']})" if "id" in entry else where
     except (KeyError, TypeError, AttributeError) as error:
@@ -224,6 +234,8 @@ def _llava_sample(entry: Any, where: str, folders: Sequence[Path]) -> Sample | P
         said = said[1:]  # as LLaVA: a conversation begins with a question
     if len(said) < 2 or len(said) % 2 or any(who != ("human", "gpt")[i % 2] for i, (who, _) in enumerate(said)):
         return Problem("conversations that do not go question, answer", where)
+    if not all(text.strip() for _, text in said[1::2]):
+        return Problem("no answer", where)
     places = sum(text.count(PLACE) for who, text in said if who == "human")
     if name is not None and places != 1:
         return Problem("an image and not one <image> in the conversation", f"{where}: {places}")
