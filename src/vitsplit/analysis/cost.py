@@ -118,15 +118,21 @@ def shape_model(
     Args:
         config: The configuration.
         num_classes: K; None: that of the configuration's data set. Depth has none.
-        description: What a bundle says of its task (``Card.description``), in place of K classes.
+        description: What a bundle says of its task (``Card.description``), in place of K classes. A language model in
+            it is left away: only what is in front of it is counted.
     """
     backbone = open_backbone(config.backbone, only_shapes=True)
     if description is None:
         classes = range(count_classes(config) if num_classes is None else num_classes)
         description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
     with torch.device("meta"):
-        model = build_model(config, backbone, bare_task(config, description))
+        model = build_model(config, backbone, bare_task(config, without_language_model(description)))
     return backbone, model.eval()
+
+
+def without_language_model(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle says of its task, as far as it is counted here."""
+    return {name: said for name, said in description.items() if name != "language_model"}
 
 
 def _ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitConfig:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsplit.analysis.cost import shape_model
+from vitsplit.analysis.cost import shape_model, without_language_model
 from vitsplit.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.vqa.task import VqaTask
 from vitsplit.training.config import TrainConfig
 from vitsplit.types import LayerTaps
 
@@ -55,7 +56,7 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
 
     The views are those that prediction makes: the tasks' own code resizes, mirrors and cuts an image of noise. A view
     that several bundles have in common is one pass, which runs as many blocks as the bundle that asks for most; heads
-    cost the same either way. A detector is counted at its full load.
+    cost the same either way. A detector is counted at its full load, and of a language model nothing.
 
     Args:
         sharers: The bundles, by name.
@@ -75,7 +76,7 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
     models = {name: shape_model(configs[name], description=sharer.description) for name, sharer in sharers.items()}
     backbone = _same_backbone({name: backbone for name, (backbone, _) in models.items()})
     views = {
-        name: _views(bare_task(configs[name], sharer.description), *models[name], size)
+        name: _views(bare_task(configs[name], without_language_model(sharer.description)), *models[name], size)
         for name, sharer in sharers.items()
     }
     alone = {
@@ -123,7 +124,7 @@ def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, in
         view_size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
         pixels = image_BCHW.contiguous().numpy().tobytes()
         views.append(_View(view_size, pixels, frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9))
-        if isinstance(task, DetectionTask):
+        if isinstance(task, DetectionTask | VqaTask):
             raise _SeenError
         return torch.zeros(output.shape), taps
 
@@ -134,7 +135,7 @@ def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, in
 
 
 class _SeenError(Exception):
-    """A detector has seen its one view; there are no detections to go on with."""
+    """A detector or a language model has seen its one view; there is nothing to go on with."""
 
 
 def _passes(views: Mapping[str, Sequence[_View]]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ Multiply-adds are those of all convolutions and products of matrices; the paper'
 mmcv, leaves out attention and the product of the deformable convolutions, and is given beside it.
 
 A detector is counted at its full load, 1000 proposals and as many detections as it may give; an image with fewer
-objects costs less.
+objects costs less. Of visual question answering the connector is counted, and nothing of the language model.
 
 Every setting is a flag here too, to see what it would change:
 
@@ -31,6 +31,7 @@ Every setting is a flag here too, to see what it would change:
   vitsplit info ade20k-small --no-task-head --num-prior-layers 6
   vitsplit info laptop-segmentation --method linear-probe --num-classes 39
   vitsplit info coco-small --size 800 1216 --task-head-window 16
+  vitsplit info llava15-7b-align --connector mlp2x
   vitsplit info runs/first
 
 Several recipes or runs are compared on one backbone with as many separate models:
@@ -192,7 +193,9 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
     layers = " ".join(map(str, facts["prior_layers"])) or "none"
     is_open = subject.config.split.selection == "gate" and subject.used_layers is None
     table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
-    for part in ("task_head", "prior_head", "fusion", "decoder", "trainable"):
+    for part in ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable"):
+        if part not in parameters:
+            continue
         note = f"   for {subject.num_classes} classes" if part == "decoder" and subject.num_classes else ""
         table.add_row(part.replace("_", " "), f"{parameters[part] / 1e6:8.2f} M{note}")
     table.add_row("one prediction", f"{cost['total']:8.1f} G multiply-adds at {size[0]} x {size[1]}")

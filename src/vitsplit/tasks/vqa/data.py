@@ -130,7 +130,10 @@ def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:
         image_CHW = _pad(image_CHW, width / height)
     elif config.fit == "crop":
         image_CHW = _cut(image_CHW, width / height)
-    return TF.resize(image_CHW, [height, width], interpolation=TF.InterpolationMode.BICUBIC, antialias=True)
+    # Stretched as the other tasks resize, so that their pass of the backbone is this one's too; else as CLIP does.
+    bilinear, bicubic = TF.InterpolationMode.BILINEAR, TF.InterpolationMode.BICUBIC
+    interpolation = bilinear if config.fit == "stretch" else bicubic
+    return TF.resize(image_CHW, [height, width], interpolation=interpolation, antialias=True)
 
 
 def _pad(image_CHW: Tensor, aspect: float) -> Tensor:
