@@ -14,7 +14,7 @@ from vitsplit.errors import VitsplitError
 from vitsplit.training import loop
 from vitsplit.training.optim import moments
 
-TASK = ("tied", "frozen", "checkpointed", "interrupt_at", "terminate_at", "nan_for")
+TASK = ("tied", "frozen", "checkpointed", "adapted", "interrupt_at", "terminate_at", "nan_for")
 RANK = os.environ["RANK"]
 
 

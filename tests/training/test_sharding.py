@@ -38,6 +38,7 @@ LANGUAGE_MODELS = {
     "tuned": {},
     "tied": {"tied": True, "checkpointed": True},
     "frozen": {"frozen": True},
+    "adapted": {"adapted": True, "checkpointed": True},
 }
 CULPRIT = f"image-{SampleStream(23, 0)[13][0]:02d}.png"  # in the second step, in the second process's part
 LAST = "checkpoints/step-00000006"

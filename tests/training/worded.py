@@ -5,6 +5,7 @@ import signal
 from dataclasses import dataclass
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny import CLASSES, TinyTask
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,7 +19,7 @@ class WordedDecoder(nn.Module):
     As decoders of real language models do, it calls their parts one by one: embeddings, layers, logits.
     """
 
-    def __init__(self, width: int, *, tied: bool, frozen: bool, checkpointed: bool) -> None:
+    def __init__(self, width: int, *, tied: bool, frozen: bool, checkpointed: bool, adapted: bool) -> None:
         super().__init__()
         config = LlamaConfig(
             vocab_size=19,
@@ -29,14 +30,17 @@ class WordedDecoder(nn.Module):
             num_key_value_heads=1,
             tie_word_embeddings=tied,
         )
-        self.language_model = LlamaForCausalLM(config).requires_grad_(not frozen)
+        model = LlamaForCausalLM(config).requires_grad_(not frozen)
         self.scale_1 = nn.Parameter(torch.ones(1))  # fewer rows than there are processes
         if checkpointed:
-            self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.language_model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        adapters = LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False)
+        self.language_model = get_peft_model(model, adapters) if adapted else model
+        self.adapted = adapted
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
-        model = self.language_model
+        model = self.language_model.get_base_model() if self.adapted else self.language_model
         ids_BS = torch.tensor(PROMPT, device=map_BDhw.device).expand(len(map_BDhw), -1)
         words_BSD = model.get_input_embeddings()(ids_BS)
         patches_BSD = (map_BDhw * self.scale_1).flatten(2).transpose(1, 2).to(words_BSD.dtype)
@@ -53,12 +57,15 @@ class WordedTask(TinyTask):
     tied: bool = False
     frozen: bool = False
     checkpointed: bool = False
+    adapted: bool = False
     interrupt_at: int | None = None
     terminate_at: int | None = None
     fetched: int = 0
 
     def build_decoder(self, width: int, patch_size: int) -> nn.Module:
-        return WordedDecoder(width, tied=self.tied, frozen=self.frozen, checkpointed=self.checkpointed)
+        return WordedDecoder(
+            width, tied=self.tied, frozen=self.frozen, checkpointed=self.checkpointed, adapted=self.adapted
+        )
 
     def collate(self, samples):
         self.fetched += 1
