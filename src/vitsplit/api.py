@@ -26,6 +26,7 @@ from vitsplit.training.loop import fit
 from vitsplit.training.override import override
 from vitsplit.training.processes import process_state
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.sharding import check_sharding
 from vitsplit.training.starting_point import starting_config, starting_multi_config
 from vitsplit.training.tracking import log_to
 
@@ -89,6 +90,7 @@ def train(
             task = "segmentation" if recipe is None else task_name(named_recipe(recipe))
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
     config = override(config, settings)
+    check_sharding(config, process_state().num_processes)
     run_path = Path(out) if out is not None else _new_run_path(config)
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
