@@ -147,6 +147,7 @@ def load(
     run: str | Path,
     *,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Any: ...  # Predictor; MultiPredictor for the folder of a joint run
@@ -159,6 +160,7 @@ def load(
     /,
     *more: str | Path,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor: ...
@@ -169,6 +171,7 @@ def load(
     run: Mapping[str, str | Path],
     *,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor: ...
@@ -178,6 +181,7 @@ def load(
     run: str | Path | Mapping[str, str | Path],
     *more: str | Path,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Predictor | MultiPredictor:
@@ -191,13 +195,15 @@ def load(
         more: Further run or bundle folders. A bundle is then called by its task, and bundles of the same task by their
             run folders.
         weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
+        language_weights: Folder of the language model of a bundle that answers questions, where it is not where it was
+            in training.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
     Raises:
         BundleError: A bundle is broken, or several were trained on different backbones or for different precisions.
-        ConfigError: Two bundles would have the same name.
-        WeightsError: The backbone's weights cannot be had.
+        ConfigError: Two bundles would have the same name, or none has the language model that ``language_weights`` is.
+        WeightsError: The weights of the backbone or of a language model cannot be had.
 
     Example:
         >>> model = vitsplit.load("runs/first")  # doctest: +SKIP
@@ -205,14 +211,21 @@ def load(
         >>> both = vitsplit.load("runs/first", "runs/depth")  # doctest: +SKIP
         >>> both.predict("image.jpg")["depth"].overlay().show()  # doctest: +SKIP
         >>> vitsplit.load({"rooms": "runs/first", "streets": "runs/second"})  # doctest: +SKIP
+        >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
     """
+    options: dict[str, Any] = {
+        "weights": weights,
+        "language_weights": language_weights,
+        "device": device,
+        "precision": precision,
+    }
     if isinstance(run, Mapping):
         if more:
             raise ConfigError("Give either a mapping of names to runs, or runs one after the other, not both.")
-        return load_several(run, weights=weights, device=device, precision=precision)
+        return load_several(run, **options)
     if more or len(find_bundles(run)) > 1:
-        return load_several([run, *more], weights=weights, device=device, precision=precision)
-    return load_predictor(run, weights=weights, device=device, precision=precision)
+        return load_several([run, *more], **options)
+    return load_predictor(run, **options)
 
 
 def predict(

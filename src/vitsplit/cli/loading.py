@@ -1,4 +1,4 @@
-"""The flags that say how bundles are loaded; `predict` and `evaluate` have them in common."""
+"""The flags that say how bundles are loaded; `predict`, `evaluate` and `chat` have them in common."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 
 
 def add_loading_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--weights``, ``--device`` and ``--precision``."""
+    """Adds ``--weights``, ``--language-weights``, ``--device`` and ``--precision``."""
     parser.add_argument("--weights", metavar="PATH", help="weights of the backbone, where they cannot be fetched")
+    parser.add_argument(
+        "--language-weights",
+        metavar="PATH",
+        help="folder of the language model, where it is not where it was in training",
+    )
     parser.add_argument("--device", help="where to compute; default: the first GPU, else the processor")
     parser.add_argument(
         "--precision",
@@ -19,4 +24,5 @@ def add_loading_flags(parser: argparse.ArgumentParser) -> None:
 
 def loading_options(options: argparse.Namespace) -> dict[str, Any]:
     """The same as arguments of ``vitsplit.load``."""
-    return {"weights": options.weights, "device": options.device, "precision": options.precision}
+    names = ("weights", "language_weights", "device", "precision")
+    return {name: getattr(options, name) for name in names}

@@ -13,6 +13,7 @@ VERBS = {
     "train": ("vitsplit.cli.train", "train a head bundle on your images"),
     "evaluate": ("vitsplit.cli.evaluate", "measure a bundle on labelled images, with a page of pictures"),
     "predict": ("vitsplit.cli.predict", "run bundles on images, folders and videos"),
+    "chat": ("vitsplit.cli.chat", "talk with a bundle about an image, in the terminal"),
     "info": ("vitsplit.cli.info", "parameters, layers and multiply-adds of a recipe or a bundle, without weights"),
     "recipes": ("vitsplit.cli.recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
     "backbones": ("vitsplit.cli.backbones", "list the frozen models, with sizes and licences"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from vitsplit.bundle import Card
     from vitsplit.inference.folder import Summary
+    from vitsplit.inference.inputs import Input
 
 DESCRIPTION = """\
 Runs one or several bundles on images, folders of them and videos. Several bundles that were trained on one backbone
 have it in memory once, and one pass of it per image serves them all.
 
 Segmentation writes, per image, NAME_mask.png (class ids, with a palette) and NAME_overlay.jpg; depth NAME_depth.npy
-(metres), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg. Where two bundles have a
-file of the same name, the bundle's name is put into it. A video becomes NAME_overlay.mp4, without sound; with several
-bundles their pictures stand side by side.
+(metres), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg; visual question answering
+NAME_answers.json and .jpg. Where two bundles have a file of the same name, the bundle's name is put into it. A video
+becomes NAME_overlay.mp4, without sound; with several bundles their pictures stand side by side.
+
+Questions (--ask) are about a whole image, also where others are cut into tiles, and are not asked about videos. Without
+--out the answers are printed.
 
 A command that was stopped goes on where it was. Files that cannot be read are listed at the end, and the exit status
 is then 1.
@@ -30,6 +37,8 @@ is then 1.
   vitsplit predict runs/first photo.jpg more_photos/ --out predictions
   vitsplit predict runs/rooms runs/depth photos/ --out predictions
   vitsplit predict runs/rooms runs/depth clip.mp4 --out predictions
+  vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What colour is it?"
+  vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
 """
 
 
@@ -44,12 +53,16 @@ def main(argv: list[str]) -> int:
     from vitsplit.inference.video import require_av
 
     runs, words = split_runs(options.words)
-    inputs = find_inputs(words, Path(options.out))
+    bundles = read_bundles(runs)
+    _check_questions({name: card for name, (_, card) in bundles.items()}, options)
+    inputs = find_inputs(words, options.out and Path(options.out))
+    if options.out is None:
+        return _print_answers(runs, inputs, options)
     for item in inputs:
         if item.is_video:
             require_av(item.path)
-    bundles = read_bundles(runs)
-    settings = {name: getattr(options, name) for name in ("precision", "tile", "overlap", "scale")}
+    names = ("precision", "tile", "overlap", "scale", "ask", "max_new_tokens")
+    settings = {name: getattr(options, name) for name in names}
     made_by = {
         "bundles": bundle_ids({name: folder for name, (folder, _) in bundles.items()}),
         **{name: value for name, value in settings.items() if value is not None},
@@ -68,6 +81,8 @@ def main(argv: list[str]) -> int:
                 log,
                 batch_size=options.batch_size,
                 tiling=tiling,
+                questions=options.ask or (),
+                max_new_tokens=options.max_new_tokens,
                 on_done=bars.done,
                 on_part=lambda item, done, total: bars.part(item.path.name, done, total),
             )
@@ -78,10 +93,59 @@ def main(argv: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
+def _check_questions(cards: Mapping[str, Card], options: argparse.Namespace) -> None:
+    """Questions and bundles that answer them must come together, and what is drawn must go somewhere."""
+    from vitsplit.inference.asking import check_questions, names_to_ask
+
+    asked = names_to_ask(cards)
+    others = [name for name in cards if name not in asked]
+    if asked and not options.ask:
+        raise ConfigError(f'{asked[0]} answers questions, and there is none. Add --ask "What is on the desk?"')
+    if options.ask and not asked:
+        raise ConfigError(f"--ask: none of the bundles answers questions ({', '.join(others)}). Name one of vqa too.")
+    if options.max_new_tokens is not None and not asked:
+        raise ConfigError("--max-new-tokens is of answers to --ask, and none of the bundles answers questions.")
+    check_questions(options.ask or ())
+    if options.out is None and others:
+        raise ConfigError(
+            f"Where should the results of {', '.join(others)} go? Give a folder with --out. "
+            "Only answers to --ask are printed without it."
+        )
+    for name in asked:
+        if cards[name].config.task.conversation == "plain":
+            print(f"{name} was trained on captions alone (plain): it reads no question", file=sys.stderr)
+
+
+def _print_answers(runs: Sequence[str], inputs: Sequence[Input], options: argparse.Namespace) -> int:
+    """Asks about one image after the other, and prints every answer under its question."""
+    from vitsplit.inference.asking import read_whole
+    from vitsplit.inference.multitask import load_several
+
+    model = load_several(runs, **loading_options(options))
+    failed = 0
+    for item in inputs:
+        try:
+            if item.is_video:
+                raise DataError(f"{item.path}: questions are not asked about videos. Ask about an image out of it.")
+            image_CHW = read_whole(item.path)
+        except (DataError, ConfigError) as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        for name, prediction in model.predict(image_CHW).items():
+            heading = [str(item.path)] * (len(inputs) > 1) + [name] * (len(model) > 1)
+            if heading:
+                print(": ".join(heading))
+            answers = prediction.ask_many(options.ask, max_new_tokens=options.max_new_tokens)
+            for question, answer in zip(options.ask, answers, strict=True):
+                print(f"{question}\n  {answer}", flush=True)
+    return 1 if failed else 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vitsplit predict",
-        usage="vitsplit predict RUN [RUN ...] IMAGE|FOLDER|VIDEO [...] --out FOLDER [options]",
+        usage="vitsplit predict RUN [RUN ...] IMAGE|FOLDER|VIDEO [...] [--out FOLDER] [options]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -91,7 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="first run folders (their best bundles) or bundle folders; then images, folders of them, and videos",
     )
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="where to write")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write; answers to --ask are printed without it")
+    parser.add_argument(
+        "--ask", action="append", metavar="QUESTION", help="of bundles of visual question answering; may be repeated"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="predict anew what is there; results of other bundles are removed"
     )

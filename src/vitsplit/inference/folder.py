@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,16 @@ from torch import Tensor
 
 from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, DataError, VitsplitError
+from vitsplit.inference.asking import names_to_ask, read_whole
 from vitsplit.inference.batches import batches, in_background
 from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import PredictionLog
 from vitsplit.inference.video import predict_video
+from vitsplit.tasks.vqa.predict import VqaPrediction
+
+logger = logging.getLogger(__name__)
 
 GPU_BATCH = 8
 GPU_BATCH_PIXELS = 8 << 20
@@ -64,12 +69,17 @@ class Summary:
 class FolderWriter:
     """Predicts files with one or several bundles, and writes each one's results in one go.
 
+    Questions are about a whole image: one that is cut into tiles for other bundles is shrunk for a bundle that is
+    asked. They are not asked about videos.
+
     Args:
         model: The bundles.
         log: What is in the folder.
         batch_size: Images of equal size that go through the network together; None: 1 on a processor; on a GPU 8, and
             fewer large ones.
         tiling: How images are cut.
+        questions: What bundles of visual question answering are asked about every image.
+        max_new_tokens: The most tokens of an answer; None: as the bundle says.
         on_done: Called after every input.
         on_part: Called within long inputs.
     """
@@ -81,6 +91,8 @@ class FolderWriter:
         *,
         batch_size: int | None = None,
         tiling: Tiling | None = None,
+        questions: Sequence[str] = (),
+        max_new_tokens: int | None = None,
         on_done: Callable[[], None] = lambda: None,
         on_part: OnPart = lambda *_: None,
     ) -> None:
@@ -88,10 +100,15 @@ class FolderWriter:
         self.log = log
         self.batch_size = batch_size
         self.tiling = tiling or Tiling()
+        self.questions = questions
+        self.max_new_tokens = max_new_tokens
         self.on_done = on_done
         self.on_part = on_part
         self.summary = Summary()
         self._in_tiles: list[Input] = []
+        asked = names_to_ask({name: bundle.card for name, bundle in model.items()})
+        self._asked = model.only(asked)
+        self._drawn = model.only(name for name in model if name not in asked)
 
     def run(self, inputs: Sequence[Input]) -> Summary:
         """Predicts the inputs: images first, then those that are cut into tiles, then videos.
@@ -140,7 +157,13 @@ class FolderWriter:
         for group in groups:
             answers = self.model.predict_batch(torch.stack([image_CHW for _, image_CHW in group]))
             for (item, _), answer in zip(group, answers, strict=True):
+                self._ask(answer)
                 yield item, answer
+
+    def _ask(self, answer: dict[str, Any]) -> None:
+        for prediction in answer.values():
+            if isinstance(prediction, VqaPrediction):
+                prediction.ask_many(self.questions, max_new_tokens=self.max_new_tokens)
 
     def _save(self, answer: tuple[Input, dict[str, Any]]) -> tuple[Input, list[Path]]:
         item, predictions = answer
@@ -154,16 +177,23 @@ class FolderWriter:
 
     def _large(self, item: Input) -> list[Path]:
         stem, placed = Path(item.name).name, []
-        files = predict_large(
-            self.model,
-            item.path,
-            self.log.stage(item),
-            stem,
-            tile=self.tiling.tile,
-            overlap=self.tiling.overlap,
-            scale=self.tiling.scale,
-            on_tile=lambda done, total: self.on_part(item, done, total),
-        )
+        files: tuple[Path, ...] = ()
+        if self._drawn:
+            files += predict_large(
+                self._drawn,
+                item.path,
+                self.log.stage(item),
+                stem,
+                tile=self.tiling.tile,
+                overlap=self.tiling.overlap,
+                scale=self.tiling.scale,
+                on_tile=lambda done, total: self.on_part(item, done, total),
+            )
+        if self._asked:
+            answer = self._asked.predict(read_whole(item.path))
+            self._ask(answer)
+            for bundle, prediction in answer.items():
+                files += tuple(prediction.save(self.log.stage(item), f"{stem}_{bundle}"))
         # Of several bundles, names go on with the bundle's. The longest first: one may be the beginning of another.
         for bundle in sorted(self.model, key=len, reverse=True):
             beginning = f"{stem}_{bundle}"
@@ -174,9 +204,13 @@ class FolderWriter:
         return self.log.place(item, placed)
 
     def _video(self, item: Input) -> list[Path]:
+        if not self._drawn:
+            raise DataError(f"{item.path}: questions are not asked about videos. Ask about an image out of it.")
+        if self._asked:
+            logger.info("%s: questions are not asked about videos; the other bundles draw it", item.path)
         target = self.log.stage(item) / f"{Path(item.name).name}_overlay.mp4"
         self.summary.frames += predict_video(
-            self.model,
+            self._drawn,
             item.path,
             target,
             batch_limit=self._batch_limit,

@@ -62,17 +62,17 @@ def _is_run(word: str) -> bool:
     return True
 
 
-def find_inputs(words: Sequence[str | Path], out: Path) -> list[Input]:
+def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
     """Files, and the images and videos in folders, each with a name of its own.
 
-    What lies in ``out`` is left out, so that results are not predicted the next time; so is what is hidden (names that
-    begin with a dot).
+    What lies in ``out`` (None: nothing is written) is left out, so that results are not predicted the next time; so is
+    what is hidden (names that begin with a dot).
 
     Raises:
         DataError: A file or folder is not there, a folder holds nothing, ``out`` is one of the folders, or two files
             would have the same name.
     """
-    found = [item for word in words for item in _of_word(Path(word), out.resolve())]
+    found = [item for word in words for item in _of_word(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
         if item.name in taken:
@@ -84,7 +84,7 @@ def find_inputs(words: Sequence[str | Path], out: Path) -> list[Input]:
     return found
 
 
-def _of_word(path: Path, out: Path) -> Iterator[Input]:
+def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder, nor a run of that name. Check the path.")
     if not path.is_dir():
@@ -105,5 +105,5 @@ def _of_word(path: Path, out: Path) -> Iterator[Input]:
         yield Input(file, str(file.relative_to(path).with_suffix("")))
 
 
-def _is_below(file: Path, out: Path) -> bool:
-    return file.resolve().is_relative_to(out)
+def _is_below(file: Path, out: Path | None) -> bool:
+    return out is not None and file.resolve().is_relative_to(out)

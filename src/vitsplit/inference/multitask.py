@@ -6,9 +6,9 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import Card, find_bundle, find_bundles, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.predictor import (
     Predictor,
     backbone_of,
@@ -90,16 +91,45 @@ class MultiPredictor(Mapping[str, Predictor]):
         self.passes += self._shared.passes
         return [{name: several[index] for name, several in answers.items()} for index in range(len(image_BCHW))]
 
+    @overload
+    def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> str: ...
+
+    @overload
+    def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
+
+    def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
+        """Asks the one bundle of visual question answering, and runs no other: see ``Predictor.ask``.
+
+        To have all bundles' predictions of the image too, from one pass: ``answers = model.predict(image)``, and
+        then ``answers["vqa"].ask(question)``.
+
+        Raises:
+            ConfigError: No bundle answers questions, or several do: ask one of them, ``model[name].ask(...)``.
+            DataError: The image cannot be read or has an unknown form.
+        """
+        return self[name_to_ask({name: bundle.card for name, bundle in self.items()})].ask(
+            image, question, max_new_tokens=max_new_tokens
+        )
+
+    def only(self, names: Iterable[str]) -> MultiPredictor:
+        """Some of the bundles, in the same memory. Their passes count here too."""
+        some = MultiPredictor(self.backbone, self.precision)
+        some.passes = self.passes
+        for name in names:
+            some._take(name, self[name])
+        return some
+
     def describe_passes(self) -> str:
         """The passes so far in words: ``1 pass at 252x336 for segmentation and depth; ...``."""
         return describe_passes(self.passes)
 
-    def add(self, run: str | Path, name: str | None = None) -> str:
+    def add(self, run: str | Path, name: str | None = None, *, language_weights: str | Path | None = None) -> str:
         """Adds a bundle to the backbone in memory.
 
         Args:
             run: Run or bundle folder.
             name: What to call it; None: its task's name, or the run folder's where that name is taken.
+            language_weights: See ``load_several``.
 
         Returns:
             Its name.
@@ -121,7 +151,7 @@ class MultiPredictor(Mapping[str, Predictor]):
             )
         if self.precision is None:
             _same_precision({**{each: bundle.card for each, bundle in self.items()}, name: card}, self._device)
-        self.attach(name, folder, card)
+        self.attach(name, *with_language_model({name: (folder, card)}, language_weights)[name])
         return name
 
     def drop(self, name: str) -> None:
@@ -138,7 +168,9 @@ class MultiPredictor(Mapping[str, Predictor]):
     def attach(self, name: str, folder: Path, card: Card) -> None:
         """Reads the weights of a bundle whose card was checked, and takes it in under a free name."""
         task, model = open_model(card, folder, self.backbone)
-        bundle = Predictor(card, task, self.backbone, model.to(self._device))
+        self._take(name, Predictor(card, task, self.backbone, model.to(self._device)))
+
+    def _take(self, name: str, bundle: Predictor) -> None:
         source = self._shared.attach(name, bundle.model.head.request)
         self._bundles[name] = bundle
         self._forwards[name] = make_forward(self.backbone, bundle.model, source)
@@ -152,6 +184,7 @@ def load_several(
     runs: Sequence[str | Path] | Mapping[str, str | Path],
     *,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor:
@@ -161,15 +194,17 @@ def load_several(
         runs: Run or bundle folders (a joint run means all of its bundles), or a mapping of your own names to them.
             Without names of your own a bundle is called by its task, and bundles of the same task by their run folders.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
+        language_weights: Folder of the language model of the bundles that have one, where it is not where it was in
+            training.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: what the bundles agree on, see ``load_predictor``.
 
     Raises:
         BundleError: A bundle is broken, or they were trained on different backbones or for different precisions.
-        ConfigError: Two would have the same name.
-        WeightsError: The backbone's weights cannot be had.
+        ConfigError: Two would have the same name, or ``language_weights`` of bundles without a language model.
+        WeightsError: The weights of the backbone or of a language model cannot be had.
     """
-    bundles = read_bundles(runs)
+    bundles = with_language_model(read_bundles(runs), language_weights)
     device = choose_device(device)
     if precision is None:
         resolved = _same_precision({name: card for name, (_, card) in bundles.items()}, device)

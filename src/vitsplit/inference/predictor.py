@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import WeightsError
+from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.shared_pass import TapSource
 from vitsplit.methods import build_model
 from vitsplit.tasks import bare_task
@@ -76,11 +77,42 @@ class Predictor:
         """The typed predictions for images (uint8, RGB) of one size."""
         return self.task.predict(self.forward, image_BCHW)
 
+    @overload
+    def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> str: ...
+
+    @overload
+    def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
+
+    def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
+        """The answer to a question on an image, or those to several; of bundles of visual question answering.
+
+        To ask more later without looking at the image again, keep its prediction: ``model.predict(image).ask(...)``.
+
+        Args:
+            image: What ``predict`` takes.
+            question: A question, or several; each is answered as if it were asked alone.
+            max_new_tokens: The most tokens of an answer; None: as the bundle says.
+
+        Raises:
+            ConfigError: The bundle is of another task.
+            DataError: The image cannot be read or has an unknown form.
+
+        Example:
+            >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
+            'a lamp'
+        """
+        name_to_ask({self.task.name: self.card})
+        prediction = self.predict(image)
+        if isinstance(question, str):
+            return str(prediction.ask(question, max_new_tokens=max_new_tokens))
+        return list(prediction.ask_many(question, max_new_tokens=max_new_tokens))
+
 
 def load_predictor(
     run: str | Path,
     *,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> Predictor:
@@ -89,15 +121,19 @@ def load_predictor(
     Args:
         run: A run folder (its best bundle) or a bundle folder.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
+        language_weights: Folder of the language model of a bundle that has one, where it is not where it was in
+            training.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
     Raises:
-        BundleError: The bundle is broken or the backbone is another one.
-        WeightsError: The backbone's weights cannot be had.
+        BundleError: The bundle is broken, or the backbone or the language model is another one.
+        ConfigError: ``language_weights`` of a bundle without a language model.
+        WeightsError: The weights of the backbone or the language model cannot be had.
     """
     folder = find_bundle(run)
     card = read_card(folder)
+    ((_, card),) = with_language_model({card.task: (folder, card)}, language_weights).values()
     device = choose_device(device)
     backbone = backbone_of(card, folder, weights)
     task, model = open_model(card, folder, backbone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -31,19 +31,30 @@ class Answerer:
         prompter: Writes prompts.
         tokens_NW: The image's visual tokens; None: questions are on no image.
         max_new_tokens: The most tokens of an answer, unless told otherwise.
+        precision: What to compute in; None: what the visual tokens were computed in, or float32 without any.
+
+    Several threads may ask at once: what was made of the image is only read, and every answer works on a copy.
 
     Attributes:
         prefills: How often the part of the prompt that holds the image was read: once, whatever is asked.
     """
 
     def __init__(
-        self, decoder: VqaDecoder, prompter: Prompter, tokens_NW: Tensor | None, *, max_new_tokens: int
+        self,
+        decoder: VqaDecoder,
+        prompter: Prompter,
+        tokens_NW: Tensor | None,
+        *,
+        max_new_tokens: int,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.decoder = decoder
         self.prompter = prompter
         self.tokens_NW = tokens_NW
         self.max_new_tokens = max_new_tokens
+        self.precision = precision or (torch.float32 if tokens_NW is None else tokens_NW.dtype)
         self.prefills = 0
+        self._lock = threading.Lock()
         self._begun: dict[tuple[int, ...], Any] = {}
 
     def answer(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
@@ -68,24 +79,31 @@ class Answerer:
 
     def stream(
         self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
-    ) -> Iterator[str]:
-        """The same in pieces, as they are written."""
+    ) -> Generator[str, None, None]:
+        """The same in pieces, as they are written. Closing the iterator stops the language model."""
         from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.prompter.tokenizer, skip_prompt=False, skip_special_tokens=True)
         failures: list[BaseException] = []
+        stopped = threading.Event()
 
         def work() -> None:
             try:
-                self._generate([self._prompt(question, history)], max_new_tokens, streamer=streamer)
+                prompts = [self._prompt(question, history)]
+                self._generate(prompts, max_new_tokens, streamer=streamer, is_stopped=stopped.is_set)
             except BaseException as error:  # raised again where the pieces are read
                 failures.append(error)
                 streamer.end()
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            for piece in streamer:
+                if piece:
+                    yield piece
+        finally:
+            stopped.set()
+            thread.join()
         if failures:
             raise failures[0]
 
@@ -96,13 +114,18 @@ class Answerer:
         return str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int | None, streamer: Any = None) -> Tensor:
+    def _generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int | None,
+        streamer: Any = None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
         """What follows the prompts, ``(B, new tokens)``: greedy, padded after its end."""
         device = next(self.decoder.parameters()).device
         model, tokenizer = self.decoder.causal_model, self.prompter.tokenizer
         common = 0 if self.tokens_NW is None else prompts[0].index(IMAGE) + 1
-        dtype = torch.float32 if self.tokens_NW is None else self.tokens_NW.dtype
-        with autocast(device.type, dtype):
+        with autocast(device.type, self.precision):
             begun = self._begin(tuple(prompts[0][:common])) if common else None
             rest = [self._embed(prompt[common:]) for prompt in prompts]
             longest = max(len(each) for each in rest)
@@ -113,7 +136,7 @@ class Answerer:
             mask_BS = torch.ones(embedded_BSW.shape[:2], dtype=torch.int64, device=device)
             for row, each in enumerate(rest):
                 mask_BS[row, len(shared_SW) : len(shared_SW) + longest - len(each)] = 0
-            options = {}
+            options: dict[str, Any] = {}
             if begun:
                 options["past_key_values"] = copy.deepcopy(begun[1])
                 options["past_key_values"].batch_repeat_interleave(len(prompts))
@@ -127,18 +150,20 @@ class Answerer:
                 eos_token_id=sorted(stops) or None,
                 pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
                 streamer=streamer,
+                stopping_criteria=[lambda ids_BS, _: torch.full((len(ids_BS),), is_stopped(), device=ids_BS.device)],
                 **options,
             )
         return ids_BS
 
     def _begin(self, ids: tuple[int, ...]) -> tuple[Tensor, Any]:
         """The common part of all prompts: its embeddings ``(S, W)``, and the language model's keys and values of it."""
-        if ids not in self._begun:
-            embedded_SW = self._embed(list(ids))
-            read = self.decoder.base_model(inputs_embeds=embedded_SW[None], use_cache=True)
-            self._begun[ids] = (embedded_SW, read.past_key_values)
-            self.prefills += 1
-        return self._begun[ids]
+        with self._lock:  # two threads with the first questions: one reads the image, the other waits
+            if ids not in self._begun:
+                embedded_SW = self._embed(list(ids))
+                read = self.decoder.base_model(inputs_embeds=embedded_SW[None], use_cache=True)
+                self._begun[ids] = (embedded_SW, read.past_key_values)
+                self.prefills += 1
+            return self._begun[ids]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
         """Tokens, of which one may be the image, to ``(S, W)``."""

@@ -5,8 +5,9 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,13 @@ class VqaPrediction:
 
     def stream(
         self, question: str, *, history: Sequence[Turn] = (), max_new_tokens: int | None = None
-    ) -> Iterator[str]:
-        """The answer in pieces, as they are written."""
+    ) -> Generator[str, None, None]:
+        """The answer in pieces, as they are written. Closing the iterator stops it, and it then counts as not asked."""
         pieces = []
-        for piece in self.answerer.stream(question, history, max_new_tokens=max_new_tokens):
-            pieces.append(piece)
-            yield piece
+        with contextlib.closing(self.answerer.stream(question, history, max_new_tokens=max_new_tokens)) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                yield piece
         self.asked.append(Turn(question, "".join(pieces).strip()))
 
     def overlay(self) -> Image.Image:
@@ -94,9 +96,22 @@ def ask_without_image(predictor: Any, questions: Sequence[str], *, max_new_token
         questions: The questions.
         max_new_tokens: The most tokens of an answer; None: as the bundle says.
     """
-    task = predictor.task
-    answerer = Answerer(predictor.model.decoder, task.prompter(), None, max_new_tokens=task.config.max_new_tokens)
-    return answerer.answer(questions, max_new_tokens=max_new_tokens)
+    return answerer_without_image(predictor).answer(questions, max_new_tokens=max_new_tokens)
+
+
+def answerer_without_image(predictor: Any) -> Answerer:
+    """What answers a bundle's questions on no image: the language model as the bundle tuned it.
+
+    Args:
+        predictor: A loaded bundle of this task.
+    """
+    return Answerer(
+        predictor.model.decoder,
+        predictor.task.prompter(),
+        None,
+        max_new_tokens=predictor.task.config.max_new_tokens,
+        precision=predictor.backbone.precision,
+    )
 
 
 def _shortened(text: str, font: Any, width: float) -> str:

@@ -197,7 +197,11 @@ class VqaTask:
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[VqaPrediction]:
         """Images (uint8) of one size that can be asked about."""
-        fitted_BCHW = torch.stack([fit_image(image_CHW, self.config) for image_CHW in image_BCHW])
+        if self.config.fit == "stretch":
+            # All at once, as the other tasks resize: the pixels then lie in memory as theirs do, and share their pass.
+            fitted_BCHW = fit_image(image_BCHW, self.config)
+        else:
+            fitted_BCHW = torch.stack([fit_image(image_CHW, self.config) for image_CHW in image_BCHW])
         visual, _ = forward(fitted_BCHW)
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [VqaPrediction(image, self._answerer(visual, row)) for row, image in enumerate(images_BHWC)]
