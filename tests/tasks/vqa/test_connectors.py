@@ -1,0 +1,118 @@
+"""Connectors, against the facts of the authors' release stated anew, and against timm."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_backbones import image, tiny_backbone
+
+from vitsplit.cli.main import main
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.connectors import PenultimateLayer, ReleaseConnector, build_head, build_projection, pool
+from vitsplit.training.config import SplitConfig
+
+WIDTH = 20
+SPLIT = SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="last")
+CLIP, VICUNA = 1024, 4096
+BLOCK = 12 * CLIP * CLIP + 13 * CLIP  # qkv, projection and the two layers of width 4096, with biases and norms
+MLP2X = CLIP * VICUNA + VICUNA + VICUNA * VICUNA + VICUNA
+
+
+def information(capsys, *flags):
+    assert main(["info", "llava15-7b-align-release", "--json", *flags]) == 0
+    return json.loads(capsys.readouterr().out)["parameters"]
+
+
+def test_parameters_of_the_release(capsys):
+    counted = information(capsys)
+    prior = CLIP * CLIP + CLIP + 9 * CLIP * CLIP
+    fusion = 2 * CLIP * VICUNA + VICUNA + 9 * VICUNA * VICUNA
+    assert counted["trainable"] == BLOCK + prior + fusion
+    assert counted["trainable"] == pytest.approx(182.5e6, rel=0.005), "the authors' figure"
+    assert fusion == pytest.approx(159.4e6, rel=0.001)
+
+
+def test_parameters_of_llava_and_of_one_layer(capsys):
+    assert information(capsys, "--connector", "mlp2x")["trainable"] == MLP2X == pytest.approx(21.0e6, rel=0.005)
+    assert information(capsys, "--connector", "linear")["trainable"] == CLIP * VICUNA + VICUNA
+
+
+def restated(connector, backbone, image_BCHW):
+    """Facts of the release, in plain torch: what enters the block is hidden state -3, the prior is hidden state -2."""
+    model = backbone.model
+    with torch.no_grad():
+        x_BTD = model.norm_pre(model._pos_embed(model.patch_embed(backbone.normalise(image_BCHW))))
+        hidden = [x_BTD]
+        for block in model.blocks:
+            hidden.append(block(hidden[-1]))
+    grid = (image_BCHW.shape[2] // backbone.patch_size, image_BCHW.shape[3] // backbone.patch_size)
+
+    def as_map(x_BND):
+        batch, _, width = x_BND.shape
+        return x_BND.transpose(1, 2).reshape(batch, width, *grid)
+
+    def block_of_convolutions(part, map_BDhw):
+        state = dict(part.named_parameters())
+        map_BDhw = F.gelu(F.conv2d(map_BDhw, state["reduce.weight"], state["reduce.bias"]))
+        return F.gelu(F.conv2d(map_BDhw, state["mix.weight"], state.get("mix.bias"), padding=1))
+
+    task = as_map(connector.block(hidden[-3][:, backbone.num_prefix_tokens :]))
+    prior = block_of_convolutions(connector.prior, as_map(hidden[-2][:, backbone.num_prefix_tokens :]))
+    return block_of_convolutions(connector.fusion, torch.cat([prior, task], 1))
+
+
+@pytest.mark.parametrize("kind", ["clip-large-336", "dinov2-small-reg", "siglip-base"])
+def test_the_release_s_connector_is_as_stated(kind):
+    backbone = tiny_backbone(kind)
+    torch.manual_seed(0)
+    connector = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), SPLIT, backbone)
+    assert isinstance(connector, ReleaseConnector)
+    for name, copied in connector.block.named_parameters():
+        assert torch.equal(copied, backbone.blocks[-2].get_parameter(name)) and copied.requires_grad
+    with torch.no_grad():
+        for parameter in connector.block.parameters():  # as if it had been trained: it is not the frozen block
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
+    map_BDhw = connector(backbone(pixels_BCHW, connector.request))
+    assert map_BDhw.shape == (2, WIDTH, 4, 5)
+    assert torch.allclose(map_BDhw, restated(connector, backbone, pixels_BCHW), atol=1e-5)
+    grouped = [p for group in connector.param_groups().values() for p in group]
+    assert {id(p) for p in grouped} == {id(p) for p in connector.parameters() if p.requires_grad}
+    assert isinstance(build_projection("vitsplit-release", WIDTH, WIDTH), torch.nn.Identity)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", ["dinov3-small", "eva02-large"])
+def test_the_release_s_connector_refuses_rotary_positions(kind):
+    with pytest.raises(ConfigError, match=r"vitsplit-release.*Use --connector vitsplit"):
+        build_head(VqaConfig(connector="vitsplit-release"), SPLIT, tiny_backbone(kind))
+
+
+@pytest.mark.parametrize("connector", ["mlp2x", "linear"])
+@pytest.mark.parametrize("kind", ["clip-large-336", "dinov2-small-reg", "siglip-base", "dinov3-small"])
+def test_the_penultimate_layer_is_timm_s(connector, kind):
+    backbone = tiny_backbone(kind)
+    head = build_head(VqaConfig(connector=connector), SPLIT, backbone)
+    assert isinstance(head, PenultimateLayer) and not list(head.parameters())
+    pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
+    with torch.no_grad():
+        features = backbone.model.forward_intermediates(
+            backbone.normalise(pixels_BCHW), indices=[backbone.num_layers - 2], norm=False, intermediates_only=True
+        )
+    map_BDhw = head(backbone(pixels_BCHW, head.request))
+    assert torch.allclose(map_BDhw, features[0], atol=1e-5)
+
+
+def test_the_projection_of_llava_is_two_layers_on_every_token():
+    torch.manual_seed(0)
+    projection = build_projection("mlp2x", 6, WIDTH)
+    map_BDhw = torch.randn(2, 6, 3, 4)
+    first, second = (projection.get_parameter(f"{n}.weight") for n in (0, 2))
+    first_bias, second_bias = (projection.get_parameter(f"{n}.bias") for n in (0, 2))
+    tokens_BNW = projection(pool(map_BDhw, None))
+    for row in range(3):
+        for column in range(4):
+            expected_BW = F.gelu(map_BDhw[:, :, row, column] @ first.T + first_bias) @ second.T + second_bias
+            assert torch.allclose(tokens_BNW[:, 4 * row + column], expected_BW, atol=1e-6)

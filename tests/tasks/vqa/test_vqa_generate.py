@@ -1,0 +1,169 @@
+"""Answers, against transformers writing on from the whole prompt without any of it kept."""
+
+import threading
+
+import pytest
+import torch
+from tiny_language import WIDTH, tiny_decoder, tiny_model, tiny_tokenizer
+
+from vitsplit.tasks.vqa.generate import BATCH, Answerer
+from vitsplit.tasks.vqa.predict import VqaPrediction
+from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
+
+N, NEW = 6, 12
+PROMPTER = Prompter(tiny_tokenizer(), "template")
+QUESTIONS = ["what is on the desk?", "why?", "how many chairs are there in the room, do you think?", "left or right?"]
+HISTORY = (Turn("what is on the desk?", "a book"), Turn("whose?", "mine"))
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return tiny_decoder(tiny_model())
+
+
+def visual(seed=0):
+    return torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def answerer(decoder, tokens_NW, **options):
+    return Answerer(decoder, PROMPTER, tokens_NW, max_new_tokens=NEW, **options)
+
+
+def ids_of_transformers(decoder, tokens_NW, question, history=(), max_new_tokens=NEW):
+    """The whole prompt as embeddings, put together by hand, and nothing kept from one token to the next."""
+    model = decoder.language_model
+    ids = PROMPTER.question_ids(question, history, has_image=tokens_NW is not None)
+    words = model.get_input_embeddings().weight
+    rows = [row for token in ids for row in (tokens_NW if token == IMAGE else [words[token]])]
+    with torch.no_grad():
+        written = model.generate(
+            inputs_embeds=torch.stack(list(rows))[None],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=False,
+            pad_token_id=PROMPTER.tokenizer.pad_token_id,
+        )
+    return written[0].tolist()
+
+
+def by_transformers(*args, **options):
+    return PROMPTER.tokenizer.decode(ids_of_transformers(*args, **options), skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("tokens_NW", [visual(), visual(1), None], ids=["image", "another", "none"])
+def test_answers_are_those_of_transformers_however_they_are_asked(decoder, tokens_NW):
+    expected = [by_transformers(decoder, tokens_NW, question) for question in QUESTIONS]
+    assert len(set(expected)) > 1, "what is asked matters"
+    one = answerer(decoder, tokens_NW)
+    assert one.answer(QUESTIONS) == expected
+    assert [one.answer([question])[0] for question in QUESTIONS] == expected
+    assert [one.continue_conversation(question) for question in QUESTIONS] == expected
+    assert one.answer(QUESTIONS[::-1]) == expected[::-1]
+    assert one.prefills == (0 if tokens_NW is None else 1)
+
+
+def test_what_is_seen_matters(decoder):
+    assert answerer(decoder, visual()).answer(QUESTIONS) != answerer(decoder, visual(1)).answer(QUESTIONS)
+
+
+def test_more_questions_than_are_answered_together(decoder):
+    many = [f"question {'?' * (n % 5)} number {n}" for n in range(BATCH + 3)]
+    one = answerer(decoder, visual())
+    assert one.answer(many) == [by_transformers(decoder, visual(), question) for question in many]
+    assert one.prefills == 1
+    assert one.answer([]) == []
+
+
+def test_a_conversation_goes_on_from_its_history(decoder):
+    one = answerer(decoder, visual())
+    answers = [one.continue_conversation("why?", HISTORY[:length]) for length in range(3)]
+    assert answers == [by_transformers(decoder, visual(), "why?", HISTORY[:length]) for length in range(3)]
+    assert len(set(answers)) == 3
+    assert one.prefills == 1
+
+
+@pytest.mark.parametrize("tokens_NW", [visual(), None], ids=["image", "none"])
+def test_a_stream_is_the_same_text_in_pieces(decoder, tokens_NW):
+    one = answerer(decoder, tokens_NW)
+    for question in QUESTIONS:
+        pieces = list(one.stream(question, HISTORY))
+        assert "".join(pieces).strip() == by_transformers(decoder, tokens_NW, question, HISTORY)
+    assert len(pieces) > 1
+
+
+def test_a_stream_that_fails_says_so(decoder):
+    with pytest.raises(RuntimeError, match=r"shape|size|match"):
+        list(answerer(decoder, torch.randn(N, WIDTH + 1)).stream("why?"))
+
+
+def test_a_stream_that_is_closed_stops_the_language_model(decoder):
+    threads = threading.active_count()
+    stream = answerer(decoder, visual()).stream("why?", max_new_tokens=2000)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == threads
+
+
+def test_the_number_of_tokens_can_be_said(decoder):
+    one = answerer(decoder, visual())
+    for number in (1, 5):
+        assert one.answer(QUESTIONS, max_new_tokens=number) == [
+            by_transformers(decoder, visual(), question, max_new_tokens=number) for question in QUESTIONS
+        ]
+
+
+def test_an_answer_ends_where_the_language_model_ends_it():
+    """What it writes third to one question is made the end of every answer."""
+    ends = tiny_decoder(tiny_model())
+    free = {question: ids_of_transformers(ends, visual(), question) for question in QUESTIONS}
+    stop = free["why?"][2]
+    assert stop not in free["why?"][:2] and len(free["why?"]) == NEW
+    ends.language_model.generation_config.eos_token_id = [PROMPTER.tokenizer.eos_token_id, stop]
+    expected = []
+    for ids in free.values():
+        ids = ids[: ids.index(stop) + 1] if stop in ids else ids
+        expected.append(PROMPTER.tokenizer.decode(ids, skip_special_tokens=True).strip())
+    assert answerer(ends, visual()).answer(QUESTIONS) == expected, "one ends, and the others go on"
+
+
+def test_several_threads_read_the_image_once(decoder):
+    one = answerer(decoder, visual())
+    answers = {}
+    threads = [
+        threading.Thread(target=lambda q=question: answers.update({q: one.answer([q])[0]})) for question in QUESTIONS
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {question: by_transformers(decoder, visual(), question) for question in QUESTIONS}
+    assert one.prefills == 1
+
+
+def test_with_adapters_the_adapted_model_answers():
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    decoder = tiny_decoder(adapted)
+    expected = [by_transformers(decoder, visual(), question) for question in QUESTIONS]
+    assert answerer(decoder, visual()).answer(QUESTIONS) == expected
+    with adapted.disable_adapter():
+        assert answerer(decoder, visual()).answer(QUESTIONS) != expected
+
+
+def test_a_prediction_remembers_what_was_asked(decoder, tmp_path):
+    import json
+
+    import numpy as np
+
+    prediction = VqaPrediction(np.full((48, 64, 3), 200, np.uint8), answerer(decoder, visual()))
+    expected = [by_transformers(decoder, visual(), question) for question in QUESTIONS]
+    assert prediction.ask(QUESTIONS[0]) == expected[0]
+    assert prediction.ask_many(QUESTIONS[1:3]) == expected[1:3]
+    assert "".join(prediction.stream(QUESTIONS[3])).strip() == expected[3]
+    assert prediction.asked == [Turn(*pair) for pair in zip(QUESTIONS, expected, strict=True)]
+    json_path, jpg_path = prediction.save(tmp_path / "new", "x")
+    said = json.loads(json_path.read_text(encoding="utf-8"))
+    assert [(each["question"], each["answer"]) for each in said] == list(zip(QUESTIONS, expected, strict=True))
+    assert jpg_path.stat().st_size > 0 and prediction.overlay().size == (64, 48)
