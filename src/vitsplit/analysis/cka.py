@@ -1,0 +1,225 @@
+"""How alike the layers of frozen models are: linear CKA, estimated from small batches (Figures 3, 12 and 15).
+
+Centred kernel alignment (Kornblith et al. 2019) of two layers compares their n x n similarities of the same n images.
+Of a batch it is built from the unbiased estimate of HSIC (Song et al. 2012), and batches are averaged before the
+quotient is taken (Nguyen et al. 2021), so that neither the size of a batch nor the number of images biases it, and
+memory does not grow with the number of images.
+
+Shapes: B images of a batch, M layers (of all models, one after the other), F features of an image in a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.types import TapRequest
+
+LEAST_BATCH = 4
+"""Images that the unbiased estimate needs at least."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The CKA of all pairs of layers.
+
+    Attributes:
+        layers: Number of layers of every model, by its name, in the order of rows and columns.
+        cka_MM: (M, M) float64, symmetric, ones on the diagonal. The estimate is unbiased, so it can lie a little
+            outside 0..1.
+        images: Images that it was estimated from.
+    """
+
+    layers: Mapping[str, int]
+    cka_MM: NDArray[np.float64]
+    images: int
+
+    def between(self, first: str, second: str) -> NDArray[np.float64]:
+        """The part of one model's layers (rows) against another's, or its own."""
+        return self.cka_MM[self._rows(first), self._rows(second)]
+
+    def split_point(self, name: str) -> SplitPoint:
+        """Where one model's layers are best divided in two."""
+        return split_point(self.between(name, name))
+
+    def _rows(self, name: str) -> slice:
+        names = list(self.layers)
+        begin = sum(self.layers[each] for each in names[: names.index(name)])
+        return slice(begin, begin + self.layers[name])
+
+
+@dataclass(frozen=True)
+class SplitPoint:
+    """The division of a model's layers into an early and a late block that are each most alike inside.
+
+    Attributes:
+        first_late_layer: The first layer (0-based) of the late block.
+        within: Mean CKA of two different layers of the same block.
+        across: Mean CKA of a layer of each.
+        beyond_distance: How much of their difference is not explained by layers of different blocks being farther
+            apart: the same difference of what is left of CKA when the mean of all pairs as far apart is taken off. Zero
+            where layers change evenly from first to last.
+    """
+
+    first_late_layer: int
+    within: float
+    across: float
+    beyond_distance: float
+
+    @property
+    def contrast(self) -> float:
+        """How much more alike layers of one block are than layers of different ones."""
+        return self.within - self.across
+
+
+class CkaEstimator:
+    """Adds up batches. Memory is that of one M x M matrix.
+
+    Example:
+        >>> estimator = CkaEstimator()
+        >>> features = torch.randn(8, 5)
+        >>> estimator.add([features, 3 * features])
+        >>> bool(abs(estimator.result()[0, 1] - 1) < 1e-6)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._hsic_MM: Tensor | None = None
+        self.images = 0
+
+    def add(self, features: Sequence[Tensor]) -> None:
+        """Takes in a batch.
+
+        Args:
+            features: For every layer the features ``(B, F)`` of the same images; F may differ.
+
+        Raises:
+            ConfigError: There are fewer than four images.
+        """
+        count = len(features[0])
+        if count < LEAST_BATCH:
+            raise ConfigError(f"CKA compares images with each other: a batch of {count} is too small, give at least 4.")
+        similarities_MBB = torch.stack([_similarities(features_BF) for features_BF in features])
+        hsic_MM = _unbiased_hsic(similarities_MBB)
+        self._hsic_MM = hsic_MM if self._hsic_MM is None else self._hsic_MM + hsic_MM
+        self.images += count
+
+    def result(self) -> NDArray[np.float64]:
+        """``cka_MM``.
+
+        Raises:
+            DataError: There was no batch, or a layer that is the same for all images.
+        """
+        if self._hsic_MM is None:
+            raise DataError("There were no images to compare layers on.")
+        own_M = self._hsic_MM.diagonal()
+        if not bool((own_M > 0).all()):
+            raise DataError(
+                "A layer cannot tell the images apart (its similarities have no variance): give more, different images."
+            )
+        cka_MM: NDArray[np.float64] = (self._hsic_MM / (own_M[:, None] * own_M[None, :]).sqrt()).cpu().numpy()
+        return cka_MM
+
+
+def compare_layers(
+    backbones: Mapping[str, Backbone],
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    normed: bool = False,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Similarity:
+    """The CKA of all layers of models that see the same images.
+
+    The features of an image in a layer are the values of all its patches there, class and register tokens left out.
+
+    Args:
+        backbones: The models by name.
+        batches: Of each batch the images ``(B, 3, H, W)`` for every model, in the order of ``backbones`` (models may
+            want different sizes).
+        normed: Compare what the final norm makes of a layer, as the heads read it, in place of the layer itself.
+        on_batch: Called with the number of images after each batch.
+
+    Raises:
+        ConfigError: A batch has fewer than four images.
+        DataError: There are no images, or all are the same.
+    """
+    estimator = CkaEstimator()
+    for images in batches:
+        features: list[Tensor] = []
+        for backbone, image_BCHW in zip(backbones.values(), images, strict=True):
+            every = frozenset(range(backbone.num_layers))
+            request = TapRequest(maps=every) if normed else TapRequest(raw_maps=every)
+            taps = backbone(image_BCHW.to(backbone.mean_C11.device), request)
+            maps = taps.maps if normed else taps.raw_maps
+            features += [maps[layer].flatten(1) for layer in range(backbone.num_layers)]
+        estimator.add(features)
+        on_batch(len(images[0]))
+    layers = {name: backbone.num_layers for name, backbone in backbones.items()}
+    return Similarity(layers, estimator.result(), estimator.images)
+
+
+def split_point(cka_LL: NDArray[np.float64]) -> SplitPoint:
+    """The division into two blocks of neighbouring layers with the greatest contrast; each has at least two layers.
+
+    Raises:
+        ConfigError: There are fewer than four layers.
+    """
+    num_layers = len(cka_LL)
+    if num_layers < 4:
+        raise ConfigError(f"A model of {num_layers} layers cannot be divided into two blocks of at least two.")
+    candidates = [_divide(cka_LL, layer) for layer in range(2, num_layers - 1)]
+    return max(candidates, key=lambda candidate: candidate.contrast)
+
+
+def _divide(cka_LL: NDArray[np.float64], layer: int) -> SplitPoint:
+    is_late_L = np.arange(len(cka_LL)) >= layer
+    same_LL = is_late_L[:, None] == is_late_L[None, :]
+    within_LL = same_LL & ~np.eye(len(cka_LL), dtype=bool)
+    left_LL = cka_LL - _mean_at_distance(cka_LL)
+    return SplitPoint(
+        first_late_layer=layer,
+        within=float(cka_LL[within_LL].mean()),
+        across=float(cka_LL[~same_LL].mean()),
+        beyond_distance=float(left_LL[within_LL].mean() - left_LL[~same_LL].mean()),
+    )
+
+
+def _mean_at_distance(cka_LL: NDArray[np.float64]) -> NDArray[np.float64]:
+    """For every pair of layers the mean CKA of all pairs that are as far apart."""
+    layers_L = np.arange(len(cka_LL))
+    distance_LL = np.abs(layers_L[:, None] - layers_L[None, :])
+    means_L = np.array([cka_LL[distance_LL == distance].mean() for distance in layers_L])
+    means_LL: NDArray[np.float64] = means_L[distance_LL]
+    return means_LL
+
+
+def _similarities(features_BF: Tensor) -> Tensor:
+    """Linear similarities of all pairs of images, float64, zero on the diagonal.
+
+    The mean is taken off first: the estimate does not depend on it, and differences of large numbers would.
+    """
+    centred_BF = features_BF.float() - features_BF.float().mean(0, keepdim=True)
+    similarities_BB = (centred_BF @ centred_BF.T).double()
+    return similarities_BB.fill_diagonal_(0.0)
+
+
+def _unbiased_hsic(similarities_MBB: Tensor) -> Tensor:
+    """HSIC_1 of Song et al. (2012), Eq. 5, of all pairs of layers, ``(M, M)``; diagonals are zero already.
+
+    ``(tr(K L) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K L1) / (n (n - 3))``
+    """
+    count = similarities_MBB.shape[1]
+    flat_MN = similarities_MBB.flatten(1)
+    rows_MB = similarities_MBB.sum(2)
+    sums_M = rows_MB.sum(1)
+    trace_MM = flat_MN @ flat_MN.T
+    total_MM = sums_M[:, None] * sums_M[None, :] / ((count - 1) * (count - 2))
+    cross_MM = rows_MB @ rows_MB.T * 2 / (count - 2)
+    return (trace_MM + total_MM - cross_MM) / (count * (count - 3))
