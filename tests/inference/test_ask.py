@@ -202,10 +202,10 @@ def test_threads_share_an_image_and_nothing_that_changes(model: Any, image: np.n
 
 def test_closing_a_stream_stops_the_language_model(model: Any, image: np.ndarray, counts: Counts) -> None:
     prediction = model.predict(image)
-    stream = prediction.stream("What?", max_new_tokens=400)
+    stream = prediction.stream("Is it a lamp?", max_new_tokens=400)
     next(stream)
     stream.close()
-    # Prefix, question, and then a token a step: whole it would be 401. Nothing goes on behind one's back.
+    # Prefix, question, and then a token a step; the whole answer would be 401. Nothing goes on behind one's back.
     seen = len(counts.read)
     assert 2 <= seen < 395
     assert prediction.asked == []
