@@ -69,7 +69,7 @@ def describe_split(found: Similarity, name: str) -> str:
     first = point.first_late_layer
     said = (
         f"{name}: layers 0 to {first - 1} and {first} to {num_layers - 1}. CKA is {point.within:.2f} within a block "
-        f"and {point.across:.2f} across, of which {point.beyond_distance:.2f} is more than the distance of layers explains."
+        f"and {point.across:.2f} across; {point.beyond_distance:.2f} of that is more than layers' distance explains."
     )
     if point.beyond_distance < CONTRAST:
         return f"{said} That is little: layers change evenly, and two blocks are not there."

@@ -137,16 +137,22 @@ def find_subject(target: str, flags: list[str]) -> Subject:
 def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
     """The facts, JSON-ready: backbone, layers, ``parameters`` by part, and ``gmacs`` for an image of ``size``."""
     from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
+    from vitsplit.split.head import SplitHead
     from vitsplit.split.layers import select_layers
 
     config = subject.config
     backbone, model = shape_model(config, subject.num_classes, subject.description)
     has_split = config.method == "vitsplit"
     layers = subject.used_layers or select_layers(config.split, backbone.num_layers)
+    copied = config.split.num_tuned_layers if config.split.task_head else 0
+    if not isinstance(model.head, SplitHead):
+        # Connectors of other kinds read what they read, whatever the settings of the method say.
+        layers = tuple(sorted(model.head.request.maps | model.head.request.raw_maps))
+        copied = int(bool(model.head.param_groups()["task_head"]))
     height, width = size
     return {
         "backbone": backbone.name,
-        "num_tuned_layers": config.split.num_tuned_layers if has_split and config.split.task_head else 0,
+        "num_tuned_layers": copied if has_split else 0,
         "prior_layers": list(layers) if has_split else [],
         "parameters": count_parameters(model, backbone),
         "gmacs": gmacs(

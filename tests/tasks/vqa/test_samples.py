@@ -175,6 +175,15 @@ def test_without_a_validation_file_every_nth_sample_is_kept_from_training(data, 
     assert names == {"train": LEFT, "val": KEPT}
 
 
+@pytest.mark.parametrize("share_image", [True, False])
+def test_all_questions_on_an_image_are_on_one_side(data, share_image):
+    lines(data, [ROWS[index] | {"question": question} for question in ("what?", "who?") for index in (2, 0, 1, 3)])
+    config = VqaConfig(val_every=2, share_image=share_image)
+    images = {split: {s.image.name for s in open_samples(data, split, config).samples} for split in ("train", "val")}
+    assert images == {"train": {"c.png", "b.png"}, "val": {"a.png", "d.png"}}
+    assert sum(open_samples(data, split, config).num_questions for split in ("train", "val")) == 8
+
+
 @pytest.mark.parametrize("how", ["found", "named", "beside"])
 def test_with_a_validation_file_everything_is_trained_on(data, how):
     file = lines(data, ROWS[:4])

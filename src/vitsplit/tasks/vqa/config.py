@@ -63,7 +63,7 @@ class VqaConfig:
     bad_samples: Literal["error", "skip"] = "error"
     """Samples that cannot be used (no such image, no answer, broken): refuse the data, or leave them out."""
     val_every: int = 500
-    """Without a validation file every sample of this number is kept from training, to measure on."""
+    """Without a validation file one image in so many, with all that is said on it, is kept to measure on."""
     share_image: bool = True
     """All questions on an image in one sequence behind its tokens; each sees the image and itself, as if alone."""
     questions_per_image: int = 16

@@ -111,7 +111,9 @@ class Answerer:
         return self.prompter.question_ids(question, history, has_image=self.tokens_NW is not None)
 
     def _text(self, ids_S: Tensor) -> str:
-        return str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()
+        text = str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()
+        # A caption ends with its line: there is no token for it.
+        return text.partition("\n")[0].rstrip() if self.prompter.conversation == "plain" else text
 
     @torch.inference_mode()
     def _generate(

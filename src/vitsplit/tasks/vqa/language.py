@@ -207,6 +207,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig) -> nn.Module:
     width = model.get_input_embeddings().embedding_dim
     if width != config.language_width:
         raise ConfigError(f"{source.name} is {width} wide: give --language-width {width}.")
+    _check_window(model.config.get_text_config(), config)
     model.config.use_cache = False
     model.requires_grad_(config.stage == "instruct" and config.tune == "full")
     if config.gradient_checkpointing:
@@ -229,6 +230,16 @@ def _with_adapters(model: Any, config: VqaConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapters)
+
+
+def _check_window(settings: Any, config: VqaConfig) -> None:
+    """Conversations that share an image are kept apart by a mask of their own, which knows of no sliding window."""
+    window = getattr(settings, "sliding_window", None)
+    if config.share_image and window is not None and window < config.max_length:
+        raise ConfigError(
+            f"{config.language_model} looks back {window} tokens at most, and sequences may have {config.max_length}: "
+            f"questions cannot share an image in it. Give --no-share-image, or --max-length {window}."
+        )
 
 
 def _four_bits(config: VqaConfig) -> dict[str, Any]:

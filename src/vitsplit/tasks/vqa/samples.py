@@ -86,7 +86,8 @@ class SampleSet:
 def open_samples(data: Path, split: str, config: VqaConfig) -> SampleSet:
     """Reads one split.
 
-    Where there is no file for validation, every ``val_every``-th sample of the training file is kept for it.
+    Where there is no file for validation, every ``val_every``-th image of the training file is kept for it, with all
+    that is said on it (a sample without an image counts as one).
 
     Raises:
         DataError: There is no such file, it cannot be read, it holds samples that cannot be used (unless these are to
@@ -103,9 +104,12 @@ def open_samples(data: Path, split: str, config: VqaConfig) -> SampleSet:
         logger.warning("%s They are left out.", message)
     samples = found.samples
     if not is_own:
-        every = config.val_every
-        kept = split == "train"
-        samples = tuple(sample for index, sample in enumerate(samples) if (index % every != every - 1) == kept)
+        keys = [sample.image or sample.name for sample in samples]
+        place = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+        every, kept = config.val_every, split == "train"
+        samples = tuple(
+            sample for sample, key in zip(samples, keys, strict=True) if (place[key] % every != every - 1) == kept
+        )
     if not samples:
         raise DataError(f"{file}: there is no sample for {split}. Check the file, or lower --val-every.")
     return SampleSet(file, split, samples, found.problems)

@@ -24,7 +24,7 @@ from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
 from vitsplit.tasks.vqa.metrics import exact_match, set_match
 from vitsplit.tasks.vqa.predict import VqaPrediction
-from vitsplit.tasks.vqa.prompts import Prompter
+from vitsplit.tasks.vqa.prompts import PLACE, Prompter
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
 from vitsplit.tasks.vqa.sequence import stack
 from vitsplit.training.precision import autocast
@@ -237,5 +237,7 @@ def check_settings(config: VqaConfig) -> None:
     for name in ("max_length", "max_new_tokens", "questions_per_image", "lora_rank", "language_width"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}.")
+    if PLACE in (config.system_prompt or ""):
+        raise ConfigError(f"--system-prompt holds {PLACE}, which is where an image goes: say it in other words.")
     if config.val_every < 2:
         raise ConfigError(f"--val-every {config.val_every}: at 1 nothing would be left to train on.")
