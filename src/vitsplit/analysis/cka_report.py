@@ -102,7 +102,7 @@ def plot_cka(found: Similarity) -> Figure:
     count = len(names)
     figure = Figure(figsize=(4.2 * count + 0.8, 4.2 * count), layout="constrained")
     axes = figure.subplots(count, count, squeeze=False)
-    shown = None
+    shown: Any = None
     for row, first in enumerate(names):
         for column, second in enumerate(names):
             ax = axes[row, column]

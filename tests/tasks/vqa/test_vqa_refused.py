@@ -35,7 +35,7 @@ def opened(folder, **settings):
 
 
 def test_a_sliding_window_that_is_shorter_than_a_sequence(short_sighted):
-    with pytest.raises(ConfigError, match="looks back 8 tokens at most.*--no-share-image"):
+    with pytest.raises(ConfigError, match=r"looks back 8 tokens at most.*--no-share-image"):
         opened(short_sighted)
     assert opened(short_sighted, share_image=False).config.sliding_window == 8
     assert opened(short_sighted, max_length=8).config.sliding_window == 8
