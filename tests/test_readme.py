@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from tiny_language import WIDTH, tiny_folder
 
 from vitsplit.cli.main import main
 
@@ -41,20 +44,27 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_commands_and_python(home: Path) -> None:
+def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language = tiny_folder(tmp_path / "language")
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is nearest to the camera?\n"))
     verbs = [command[0] for command in commands()]
     assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)
     for command in commands():
         quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
+        if command[:2] == ["train", "vqa"]:
+            quick = [*quick, "--language-model", str(language), "--language-width", str(WIDTH), "--max-new-tokens", "2"]
         assert main(command + quick) == 0, " ".join(command)
     assert (home / "predictions" / "photo_mask.png").is_file()
     answers = {path.name for path in (home / "answers").iterdir()}
     assert {"photo_mask.png", "photo_depth.png", "photo_detections.json"} <= answers
     assert (home / "runs" / "rooms" / "evaluation-val" / "index.html").is_file()
     assert (home / "runs" / "both" / "best" / "depth" / "head.json").is_file()
-    (snippet,) = blocks("python")
-    assert QUICK_PYTHON[0] in snippet
-    exec(snippet.replace(*QUICK_PYTHON), {})
+    assert [
+        entry["question"] for entry in json.loads((home / "asked" / "photo_answers.json").read_text(encoding="utf-8"))
+    ] == ["is there a cone?"]
+    snippets = "".join(blocks("python"))
+    assert QUICK_PYTHON[0] in snippets
+    exec(snippets.replace(*QUICK_PYTHON), {})
 
 
 def test_set_up_commands_are_the_two_of_the_makefile() -> None:

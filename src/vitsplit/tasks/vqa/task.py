@@ -193,7 +193,13 @@ class VqaTask:
 
     def _answerer(self, visual: VisualTokens, row: int | None) -> Answerer:
         tokens_NW = None if row is None else visual.tokens_INW[row]
-        return Answerer(visual.decoder, self.prompter(), tokens_NW, max_new_tokens=self.config.max_new_tokens)
+        return Answerer(
+            visual.decoder,
+            self.prompter(),
+            tokens_NW,
+            max_new_tokens=self.config.max_new_tokens,
+            precision=visual.tokens_INW.dtype,
+        )
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[VqaPrediction]:
         """Images (uint8) of one size that can be asked about."""
