@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.cli.values import positive
 from vitsplit.errors import VitsplitError
 
 if TYPE_CHECKING:
@@ -170,14 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="the image to talk about")
     parser.add_argument(
-        "--max-new-tokens", type=_positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
+        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
     )
     add_loading_flags(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number

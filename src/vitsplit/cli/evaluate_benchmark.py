@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.cli.values import positive
 from vitsplit.errors import ConfigError
 
 DESCRIPTION = """\
@@ -123,18 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", metavar="FOLDER", help="where to write; default: benchmark-NAME in the run")
     parser.add_argument(
-        "--max-new-tokens", type=_positive, metavar="N", help="the most tokens of an answer; default: LLaVA-1.5's"
+        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: LLaVA-1.5's"
     )
     parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="ask only the first questions (of pope, of every category)"
+        "--limit", type=positive, metavar="N", help="ask only the first questions (of pope, of every category)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     add_loading_flags(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.cli.values import positive
 from vitsplit.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -160,21 +161,21 @@ def _parser() -> argparse.ArgumentParser:
         "--ask", action="append", metavar="QUESTION", help="of bundles of visual question answering; may be repeated"
     )
     parser.add_argument(
-        "--max-new-tokens", type=_positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
+        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="predict anew what is there; results of other bundles are removed"
     )
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="images of equal size that go through the network together; default: 1 on a processor, and up to 8 on a "
         "GPU, fewer where they are large",
     )
     parser.add_argument(
         "--tile",
-        type=_positive,
+        type=positive,
         nargs=2,
         metavar=("H", "W"),
         help="cut every image into tiles of this size; default: only images of more than 50 million pixels",
@@ -183,13 +184,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, help="factor on images that are cut into tiles (default: 1)")
     add_loading_flags(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 def _report(summary: Summary, inputs: int, skipped: int, out: str) -> None:
