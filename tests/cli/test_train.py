@@ -13,7 +13,7 @@ from vitsplit.cli.main import main
         ("multi", "Give --task TASK=FOLDER for each"),
         ("multi --task depth=DATA --data DATA", r"--data DATA: every head of a joint run has its own data"),
         ("multi --task depth=DATA --recipe ade20k-small", r"--recipe ade20k-small: every head of a joint run"),
-        ("multi --task vqa=DATA", "there is no task 'vqa'"),
+        ("multi --task vqa=DATA", "'vqa' is no task that others are trained with"),
         ("multi --task depth=DATA --segmentation.lr 1", "this run has no segmentation head"),
         ("multi --task depth=DATA --depth.flip 0.1", "Give it to all: --flip"),
         ("depth --task depth=DATA", "--task depth=DATA goes with `vitsplit train multi`"),

@@ -30,7 +30,7 @@ SETTINGS = {
     "accumulate": 2,
     "eval_every": 3,
     "checkpoint_every": 2,
-    "clip_norm": 0.5,
+    "clip_norm": 0.25,
     "lr": 1e-3,
     "log_every": 1,
 }
@@ -88,7 +88,7 @@ def test_a_sharded_run_is_an_unsharded_one(sharded, name, tmp_path):
             torch.testing.assert_close(found[key], tensor, rtol=0, atol=2e-6, msg=f"{file} {key}")
     for key in ("loss", "grad_norm", "lr"):
         assert [row[key] for row in rows(together)] == pytest.approx([row[key] for row in rows(one.folder.path)], 1e-5)
-    assert min(row["grad_norm"] for row in rows(together)) > 0.5, "every step must be clipped, or nothing is shown"
+    assert min(row["grad_norm"] for row in rows(together)) > 0.25, "every step must be clipped, or nothing is shown"
     for rank in (0, 1):
         assert json.loads((out / name / f"score-{rank}.json").read_text()) == one.result.best_metrics
     pages = [json.loads((run / "pictures" / "index.html").read_text()) for run in (one.folder.path, together)]

@@ -11,7 +11,7 @@ from typing import Any
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import TASKS, config_type, task_entry, task_name
-from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
 
@@ -67,8 +67,11 @@ def starting_multi_config(
         resumed: The run that goes on; its settings are taken unless a file is named.
 
     Raises:
-        ConfigError: There is no such task, or the file cannot be read or has no head for a task.
+        ConfigError: There is no such task in a joint run, or the file cannot be read or has no head for a task.
     """
+    for name in tasks:
+        if name not in HEAD_NAMES:
+            raise ConfigError(f"'{name}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}.")
     recipes = {name: named_recipe(task_entry(name).default_recipe) for name in tasks}
     if config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
