@@ -161,12 +161,14 @@ class VqaTask:
 
     def _measure(self, forward: Forward, sample: Sample) -> Tensor:
         """Of one sample: exact matches, set matches, questions, loss, tokens, turns."""
-        prompter, visual, answerer = self.prompter(), *self.look(forward, sample)
+        visual, answerer = self.look(forward, sample)
         answers = answerer.answer([conversation[0].question for conversation in sample.conversations])
         truths = [conversation[0].answer for conversation in sample.conversations]
         pairs = list(zip(answers, truths, strict=True))
         has_image = sample.image is not None
-        conversations = [prompter.conversation_tokens(each, has_image=has_image) for each in sample.conversations]
+        conversations = [
+            answerer.prompter.conversation_tokens(each, has_image=has_image) for each in sample.conversations
+        ]
         device = visual.tokens_INW.device
         # A sample with several conversations has an image that they share.
         tokens = stack([conversations], [0 if has_image else -1], max_length=self.config.max_length).to(device)
