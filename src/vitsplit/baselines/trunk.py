@@ -1,0 +1,76 @@
+"""A backbone of a baseline's own: pixels in, tokens of every layer out, with gradient.
+
+ViT-Split's heads read what the frozen backbone computes. The methods that it is compared with change the backbone
+itself, so each holds one of its own, which starts with the frozen one's weights.
+
+Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitsplit.backbone.frozen import Backbone
+
+
+class Trunk(nn.Module):
+    """A copy of a backbone's model that can train.
+
+    Args:
+        backbone: What is copied.
+        trained: Whether the copy trains. A copy that does not shares its weights with the backbone: it costs no memory,
+            and parts that do train can be put into it without touching the backbone.
+
+    Attributes:
+        width: D.
+        num_layers: L.
+        patch_size: Pixels per side of a patch.
+        num_prefix_tokens: Class and register tokens at the head of every sequence.
+    """
+
+    def __init__(self, backbone: Backbone, *, trained: bool) -> None:
+        super().__init__()
+        shared = {} if trained else {id(tensor): tensor for tensor in _tensors(backbone.model)}
+        self.model: Any = copy.deepcopy(backbone.model, shared)
+        if trained:
+            self.model.float().requires_grad_(True)
+        self.family = backbone.family
+        self.width = backbone.width
+        self.num_layers = backbone.num_layers
+        self.patch_size = backbone.patch_size
+        self.num_prefix_tokens = backbone.num_prefix_tokens
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The L blocks, in order."""
+        return list(self.model.blocks)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm over tokens after the last block; identity where the model has none."""
+        return self.family.final_norm(self.model)
+
+    def grid(self, pixels_BCHW: Tensor) -> tuple[int, int]:
+        """``(h, w)`` of pixels whose sides the patch size divides."""
+        return pixels_BCHW.shape[-2] // self.patch_size, pixels_BCHW.shape[-1] // self.patch_size
+
+    def embed(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised, padded pixels to ``x_BTD`` and the rotary position data of the grid (or None)."""
+        return self.family.embed(self.model, pixels_BCHW)
+
+    def run_block(self, index: int, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
+        """Block ``index`` on a sequence with its prefix tokens."""
+        return self.family.run_block(self.blocks[index], x_BTD, grid, rope)
+
+    def as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A sequence without its prefix tokens as ``(B, D, h, w)``."""
+        return x_BTD[:, self.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
