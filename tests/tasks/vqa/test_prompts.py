@@ -9,9 +9,9 @@ from vitsplit.tasks.vqa.prompts import IMAGE, PLACE, V1_SYSTEM, Prompter, Turn
 TURNS = (Turn("what is on the desk?", "a book"), Turn("how many?", "two, grün ☂ and red"))
 CHATML = [
     ("<|im_start|>user\n<image>\nwhat is on the desk?<|im_end|>\n<|im_start|>assistant\n", False),
-    ("a book<|im_end|>\n", True),
-    ("<|im_start|>user\nhow many?<|im_end|>\n<|im_start|>assistant\n", False),
-    ("two, grün ☂ and red<|im_end|>\n", True),
+    ("a book<|im_end|>", True),
+    ("\n<|im_start|>user\nhow many?<|im_end|>\n<|im_start|>assistant\n", False),
+    ("two, grün ☂ and red<|im_end|>", True),
 ]
 V1 = [
     (
@@ -87,10 +87,11 @@ def test_template_is_that_of_transformers(system):
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
     at = next(i for i in range(len(expected)) if expected[i : i + len(place)] == place)
     expected[at : at + len(place)] = [IMAGE, *line]
-    assert prompter.conversation_tokens(TURNS, has_image=True).ids == expected
+    # The template writes a line break after the last answer, of which nothing can be learnt.
+    assert prompter.conversation_tokens(TURNS, has_image=True).ids + line == expected
     messages[0 if system is None else 1]["content"] = TURNS[0].question
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
-    assert prompter.conversation_tokens(TURNS, has_image=False).ids == expected
+    assert prompter.conversation_tokens(TURNS, has_image=False).ids + line == expected
 
 
 @pytest.mark.parametrize("has_image", [True, False])

@@ -121,6 +121,11 @@ class Prompter:
                     "The language model's chat template writes a conversation anew when it goes on, so that answers "
                     "cannot be told from the rest. Give --conversation v1, or another language model."
                 )
+            # An answer ends with the token that ends it. A line break that a template writes after it belongs to what
+            # follows, so that where nothing follows it is not there.
+            end = answered.rfind(self.end, len(asked)) + len(self.end) if self.end else -1
+            if end > len(asked):
+                answered = answered[:end]
             pieces += [(asked[len(done) :], False), (answered[len(asked) :], True)]
             done = answered
         return pieces
@@ -129,7 +134,6 @@ class Prompter:
         """Breaks the whole text into tokens at once: a piece by itself could break otherwise than in its place.
 
         The image is the one place that separates tokens for certain. A token counts as an answer's if it begins in it.
-        What a template writes after an answer's end, such as a line break, is learnt with it.
         """
         text = "".join(piece for piece, _ in pieces)
         is_answer_char = [answer for piece, answer in pieces for _ in piece]
