@@ -303,3 +303,12 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
     resumed = tiny_run(tmp_path / "again", eval_every=2, resume=True, task=Task(scores=scores[2:]))
     standing = resumed.result.state.standings[""]
     assert (standing.best_step, standing.without_gain) == (6, 3)
+
+
+def test_the_time_for_the_steps_ends_a_run_with_an_evaluation(tmp_path, monkeypatch):
+    seconds = iter(range(1000))
+    monkeypatch.setattr("vitsplit.training.loop.time.perf_counter", lambda: float(next(seconds)))
+    run = tiny_run(tmp_path / "run", max_seconds=4.5)  # every step takes one second of this clock
+    assert run.result.state.step == 5 and run.result.state.finished
+    assert [row["step"] for row in run.rows("eval")] == [5]
+    assert "stopped early, after 5 s: the time is over" in run.printed

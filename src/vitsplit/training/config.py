@@ -15,7 +15,18 @@ from typing import Generic, Literal, Protocol, TypeVar
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
-MethodName = Literal["vitsplit", "linear-probe"]
+MethodName = Literal[
+    "vitsplit",
+    "linear-probe",
+    "frozen-head",
+    "full-finetune",
+    "upernet",
+    "lora",
+    "vpt",
+    "adaptformer",
+    "vit-adapter",
+    "vit-comer",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +84,41 @@ class SplitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """The methods that ViT-Split is compared with (`method`)."""
+
+    decoder: Literal["auto", "linear", "upernet"] = "auto"
+    """auto: UperNet for `upernet`, `vit-adapter` and `vit-comer`, else the task's own, as ViT-Split's (linear)."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
+    trunk_lora_rank: int = 16
+    """`lora`: rank of what is added to the attention's matrices."""
+    trunk_lora_alpha: float = 16.0
+    """`lora`: it is scaled by this over the rank."""
+    trunk_lora_dropout: float = 0.0
+    """`lora`: dropout of what is added."""
+    num_prompts: int = 50
+    """`vpt`: tokens that are learnt in front of every block."""
+    prompt_dropout: float = 0.0
+    """`vpt`: dropout of the prompts."""
+    bottleneck: int = 64
+    """`adaptformer`: width of the layer beside every MLP."""
+    bottleneck_scale: float = 0.1
+    """`adaptformer`: what its output is scaled by."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule."""
 
     lr: float = 2e-4
     """Peak learning rate."""
     task_head_lr_scale: float = 0.1
-    """The task head learns at this multiple of `lr`."""
+    """The task head, or whatever of the pretrained model a baseline tunes, learns at this multiple of `lr`."""
     language_model_lr_scale: float = 1.0
     """A language model, or its adapters, learns at this multiple of `lr`."""
     layer_decay: float | None = None
-    """On top of that per copied block: the last learns at its square, the one before at its cube; None: all alike."""
+    """On top of that per tuned block: the last learns at its square, the one before at its cube; None: all alike."""
     weight_decay: float = 1e-2
     """AdamW's weight decay."""
     decay_norms: bool = True
@@ -138,6 +173,8 @@ class LoopConfig:
     """Steps between checkpoints for `--resume`; 0: every tenth of the run, at most 1000 steps apart."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better result."""
+    max_seconds: float | None = None
+    """Stop, and evaluate, when the steps have taken so many seconds (evaluations not counted); None: no limit."""
     track: tuple[Tracker, ...] = ("tensorboard",)
     """Trackers that follow the run beside `metrics.jsonl`."""
 
@@ -165,13 +202,15 @@ class TrainConfig(Generic[TaskConfigT]):
     name: str = "custom"
     """Name of the recipe that this configuration started from."""
     method: MethodName = "vitsplit"
-    """How the frozen model's features become a map: the paper's, or the yardstick."""
+    """How images become maps: the paper's way, or one that it is compared with."""
     task: TaskConfigT
     """Settings of the task."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """Settings of the frozen model."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Settings of the method."""
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    """Settings of the other methods."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Settings of the optimiser."""
     loop: LoopConfig = field(default_factory=LoopConfig)

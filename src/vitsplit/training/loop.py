@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast
 from rich.console import Console
 
 from vitsplit.backbone.frozen import Backbone
@@ -174,17 +176,26 @@ class _Loop:
 
     def _evaluation_due(self) -> bool:
         step = self.state.step
-        on_time = step % self.cadence.evaluate == 0 or step == self.config.steps
+        on_time = step % self.cadence.evaluate == 0 or self._at_end()
         return step > 0 and on_time and self.state.evaluated != step
+
+    def _at_end(self) -> bool:
+        """Whether all steps are done, or the time for them is over."""
+        limit = self.config.max_seconds
+        return self.state.step == self.config.steps or (limit is not None and self.state.seconds >= limit)
 
     def _after_evaluation(self) -> None:
         state, patience = self.state, self.config.patience
         self.metrics.evaluation(state.step, {head: found.last_metrics for head, found in state.standings.items()})
         without_gain = min(standing.without_gain for standing in state.standings.values())
         out_of_patience = patience is not None and without_gain >= patience
-        state.finished = out_of_patience or state.step == self.config.steps
-        if out_of_patience and state.step < self.config.steps:
-            logger.info("stopped early: no better result in %d evaluations", without_gain)
+        state.finished = out_of_patience or self._at_end()
+        if state.finished and state.step < self.config.steps:
+            logger.info(
+                "stopped early, after %.0f s: %s",
+                state.seconds,
+                f"no better result in {without_gain} evaluations" if out_of_patience else "the time is over",
+            )
 
     def _take_step(self, batches: Iterator[Batch]) -> StepResult:
         state = self.state
@@ -200,6 +211,10 @@ class _Loop:
         state.step += 1
         seconds = time.perf_counter() - began
         state.seconds += seconds
+        if self.config.max_seconds is not None:
+            # All processes go by the main one's clock: they must stop after the same step.
+            clock = torch.tensor(state.seconds, dtype=torch.float64, device=self.session.accelerator.device)
+            state.seconds = float(broadcast(clock))
         self.pace.add(seconds)
         self._record(result)
         return result

@@ -107,7 +107,7 @@ def _check_numbers(loop: LoopConfig, optim: OptimConfig) -> None:
     for name, least in AT_LEAST.items():
         if values[name] is not None and not values[name] >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {values[name]}.")
-    for name in ("lr", "clip_norm", "layer_decay"):
+    for name in ("lr", "clip_norm", "layer_decay", "max_seconds"):
         if values[name] is not None and not 0 < values[name] < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {values[name]}.")
     if not all(0 <= beta < 1 for beta in optim.betas):
