@@ -268,3 +268,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, st
 def test_every_row_is_json_on_its_own(straight):
     for line in straight.folder.metrics_file.read_text().splitlines():
         assert "step" in json.loads(line)
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
+    settings = {"steps": 4, "eval_every": 4}
+    config_file = tiny_run(tmp_path / "run", **settings).folder.config_file
+
+    def forget(*names):
+        config = json.loads(config_file.read_text())
+        for group, name in names:
+            config[group].pop(name)
+        config_file.write_text(json.dumps(config))
+
+    forget(("loop", "sharding"), ("loop", "max_seconds"), ("optim", "language_model_lr_scale"))
+    tiny_run(tmp_path / "run", resume=True, **settings)
+    forget(("loop", "accumulate"))
+    with pytest.raises(RunError, match=r"loop\.accumulate: 1 in the run, 2 now"):
+        tiny_run(tmp_path / "run", resume=True, accumulate=2, **settings)

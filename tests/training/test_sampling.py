@@ -69,7 +69,7 @@ def test_workers_change_nothing():
     def images(workers):
         batches = MicroBatches(SampleStream(23, 0), start=2, stop=8, batch_size=4, accumulate=1, rank=0, world=1)
         read = read_batches(task, task.train_data(), batches, workers=workers, pin=False)
-        return [(batch.names, batch.image_BCHW) for batch in read]
+        return [(each.batch.names, each.batch.image_BCHW) for each in read]
 
     alone, helped = images(0), images(2)
     assert len(alone) == 6

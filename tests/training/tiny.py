@@ -99,6 +99,7 @@ class TinyTask:
     """Patch classification and regression of the image's mean; ``fail_at`` makes a loss NaN for an image name."""
 
     name = "tiny"
+    same_size = True
     config: Any = None
     nan_for: str | None = None
     scores: list[float] | None = None
@@ -211,7 +212,13 @@ class TinyRun:
 
 
 def tiny_run(
-    out: Path, *, resume: bool = False, task: TinyTask | None = None, head: dict | None = None, **changes
+    out: Path,
+    *,
+    resume: bool = False,
+    task: TinyTask | None = None,
+    head: dict | None = None,
+    backbone: Backbone | None = None,
+    **changes,
 ) -> TinyRun:
     """One run in this process; ``changes`` are settings of the loop and the optimiser."""
     task = task or TinyTask()
@@ -221,7 +228,7 @@ def tiny_run(
     result = fit(
         tiny_config(**changes),
         task=task,
-        backbone=tiny_backbone(),
+        backbone=backbone or tiny_backbone(),
         model=model,
         run=folder,
         save_bundle=save_tiny_bundle(model),

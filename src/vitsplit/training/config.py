@@ -175,6 +175,12 @@ class LoopConfig:
     """Stop after this many evaluations in a row without a better result."""
     max_seconds: float | None = None
     """Stop, and evaluate, when the steps have taken so many seconds (evaluations not counted); None: no limit."""
+    cache_features: int = 0
+    """Views of every training image whose frozen features are computed once and kept on disk, in bf16; 0: none."""
+    cache_folder: str | None = None
+    """Folder of the kept features, of any number of runs; None: `features` in vitsplit's cache folder."""
+    cache_limit_gb: float = 20.0
+    """The most that the features of a run may take on disk, in 10^9 bytes."""
     track: tuple[Tracker, ...] = ("tensorboard",)
     """Trackers that follow the run beside `metrics.jsonl`."""
 

@@ -15,21 +15,25 @@ from rich.console import Console
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import TrainingError
-from vitsplit.tasks.base import Batch, TrainableTask
+from vitsplit.tasks.base import TrainableTask
 from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from vitsplit.training.config import LoopConfig, RunConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
+from vitsplit.training.feature_cache import FeatureCache
 from vitsplit.training.optim import current_lr, named
 from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.sampling import ReadBatch
 from vitsplit.training.setup import (
     Cadence,
     Session,
     begin_records,
+    compute_dtype,
     first_state,
     make_accelerator,
     open_batches,
+    open_features,
     resolve_config,
     set_up_model,
 )
@@ -106,23 +110,27 @@ def fit(
         data = task.train_data()
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         state = first_state(task, len(data), accelerator, backbone, run, checkpoint)
-        batches = open_batches(config.loop, task, data, accelerator, start=state.step)
+        look_up = open_features(config.loop, task, data, backbone, model.train().request, compute_dtype(config))
+        batches = open_batches(config.loop, task, data, accelerator, start=state.step, look_up=look_up)
         run_backbone, engine = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
             load_checkpoint(checkpoint, engine.load, state, averaged=engine.average is not None)
         view = ProgressView(console if accelerator.is_main_process else None, steps=config.loop.steps, start=state.step)
-        session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop)
+        features = None if look_up is None else FeatureCache(look_up.store, backbone, run_backbone)
+        session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop, features)
         stopped_by = _train(session, state, batches, save_bundle, saved=checkpoint is not None)
         if stopped_by is not None:
             command = resume_command or f"vitsplit train {task.name} ... --out {shlex.quote(str(run.path))} --resume"
             logger.info(
                 "stopped by %s after step %d of %d. To go on: %s", stopped_by, state.step, config.loop.steps, command
             )
+        if features is not None and (gain := features.times.describe()):
+            logger.info("%s", gain)
         return FitResult(state, stopped_by)
 
 
 def _train(
-    session: Session, state: TrainState, batches: Iterator[Batch], save_bundle: SaveBundle, *, saved: bool
+    session: Session, state: TrainState, batches: Iterator[ReadBatch], save_bundle: SaveBundle, *, saved: bool
 ) -> StopSignal | None:
     """Trains to the end, whose pictures it leaves, or to a signal, which it returns.
 
@@ -158,7 +166,7 @@ class _Loop:
         # What is on disk; a checkpoint of step 0 makes every run one that can be resumed.
         self.saved = (state.step, state.evaluated) if saved else None
 
-    def run(self, batches: Iterator[Batch]) -> StopSignal | None:
+    def run(self, batches: Iterator[ReadBatch]) -> StopSignal | None:
         """Runs to the end, or to a signal, which it returns."""
         state = self.state
         while not state.finished:
@@ -197,7 +205,7 @@ class _Loop:
                 f"no better result in {without_gain} evaluations" if out_of_patience else "the time is over",
             )
 
-    def _take_step(self, batches: Iterator[Batch]) -> StepResult:
+    def _take_step(self, batches: Iterator[ReadBatch]) -> StepResult:
         state = self.state
         began = time.perf_counter()
         try:
@@ -211,6 +219,8 @@ class _Loop:
         state.step += 1
         seconds = time.perf_counter() - began
         state.seconds += seconds
+        if self.session.features is not None:
+            self.session.features.step_took(seconds, self.config.accumulate)
         if self.config.max_seconds is not None:
             # All processes go by the main one's clock: they must stop after the same step.
             clock = torch.tensor(state.seconds, dtype=torch.float64, device=self.session.accelerator.device)

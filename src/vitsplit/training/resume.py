@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import Any
@@ -10,13 +11,24 @@ from vitsplit.errors import RunError
 from vitsplit.training.checkpoint import TrainState
 from vitsplit.training.config import RunConfig
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import to_dict
+from vitsplit.training.serialise import json_text, to_dict
 
 logger = logging.getLogger(__name__)
 
 # What changes no weight: names, how data are read, what is written how often. Weights may move; their hash may not.
 SHOWN = 5
-FREE = frozenset({"name", "backbone.weights", "loop.workers", "loop.log_every", "loop.checkpoint_every", "loop.track"})
+FREE = frozenset(
+    {
+        "name",
+        "backbone.weights",
+        "loop.workers",
+        "loop.log_every",
+        "loop.checkpoint_every",
+        "loop.track",
+        "loop.cache_folder",
+        "loop.cache_limit_gb",
+    }
+)
 
 
 def check_same_config(config: RunConfig, run: RunFolder) -> None:
@@ -25,7 +37,7 @@ def check_same_config(config: RunConfig, run: RunFolder) -> None:
     Raises:
         RunError: Settings differ; the message names each with both values.
     """
-    saved, given = _flat(run.read_config()), _flat(to_dict(config))
+    saved, given = _flat(_with_new_settings(run.read_config(), config)), _flat(to_dict(config))
     # The precision that `auto` came to is the run's from then on.
     free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE
     differing = _differences(_without(saved, free), _without(given, free))
@@ -37,6 +49,21 @@ def check_same_config(config: RunConfig, run: RunFolder) -> None:
         f"{run.path} cannot go on with other settings ({'; '.join(differing)}).{longer} Give the run's own settings "
         f"(--config {run.config_file}), or start a new run with another --out."
     )
+
+
+def _with_new_settings(saved: dict[str, Any], config: Any) -> dict[str, Any]:
+    """What an older version wrote, with the settings that it did not know: their defaults are what it did."""
+    filled = dict(saved)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in saved:
+            if dataclasses.is_dataclass(value) and isinstance(saved[field.name], dict):
+                filled[field.name] = _with_new_settings(saved[field.name], value)
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = json.loads(json_text(field.default))
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_dict(field.default_factory())
+    return filled
 
 
 def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> None:

@@ -11,14 +11,17 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.tasks.base import Batch, TrainableTask, TrainData
+from vitsplit.training.feature_store import Kept
 
 LENGTH_POOL = 50
 """Batches that are sorted by length together: more would make the order of an epoch less random."""
@@ -38,13 +41,21 @@ class SampleStream:
         seed: Seed of the run.
         lengths: Of every sample about how long it is, see ``LengthGroups``; None: an order without regard to that.
         batch_size: Samples that should be alike, with ``lengths``.
+        views: In how many ways a sample is augmented: its epochs take them in turn, and they are the same for every
+            seed. 0: every time anew.
 
     Raises:
         DataError: There are no samples.
     """
 
     def __init__(
-        self, num_samples: int, seed: int, *, lengths: Sequence[int] | None = None, batch_size: int = 1
+        self,
+        num_samples: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        batch_size: int = 1,
+        views: int = 0,
     ) -> None:
         if num_samples < 1:
             raise DataError("The training set is empty: give --data a folder with training images.")
@@ -52,6 +63,7 @@ class SampleStream:
         self.seed = seed
         self.lengths = lengths
         self.batch_size = batch_size
+        self.views = views
         self._epoch = -1
         self._order: list[int] = []
 
@@ -64,7 +76,10 @@ class SampleStream:
             if self.lengths is not None:
                 self._order = group_by_length(self._order, self.lengths, self.batch_size, generator)
             self._epoch = epoch
-        return self._order[offset], derive_seed(self.seed, "sample", position)
+        index = self._order[offset]
+        if self.views:
+            return index, derive_seed("view", index, epoch % self.views)
+        return index, derive_seed(self.seed, "sample", position)
 
 
 def group_by_length(
@@ -135,16 +150,40 @@ class MicroBatches:
                 yield [self.stream[position] for position in range(begin, begin + self.size)]
 
 
+@dataclass(frozen=True)
+class ReadBatch:
+    """A batch, and where features are kept what is kept of its images."""
+
+    batch: Batch
+    kept: Kept | None = None
+
+    def to(self, device: Any) -> ReadBatch:
+        """The batch on a device. Features follow when they are used."""
+        return ReadBatch(self.batch.to(device), self.kept)
+
+    def pin_memory(self) -> ReadBatch:
+        """The batch in page-locked memory."""
+        return ReadBatch(self.batch.pin_memory(), self.kept)
+
+
 def read_batches(
-    task: TrainableTask, data: TrainData, batches: MicroBatches, *, workers: int, pin: bool
-) -> Iterator[Batch]:
+    task: TrainableTask,
+    data: TrainData,
+    batches: MicroBatches,
+    *,
+    workers: int,
+    pin: bool,
+    look_up: Callable[[Tensor], Kept] | None = None,
+) -> Iterator[ReadBatch]:
     """One process's micro-batches, in order. Workers, where there are some, start at once and live as long as the run.
+
+    ``look_up`` finds what is kept of a batch's images.
 
     Raises:
         VitsplitError: On reaching it, what a sample could not be read for: the same with workers as without.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Reader(task, data),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
+        _Reader(task, data, look_up),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
         sampler=batches,
         batch_size=None,
         collate_fn=_as_it_is,
@@ -162,18 +201,20 @@ class _Reader:
     The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
     """
 
-    def __init__(self, task: TrainableTask, data: TrainData) -> None:
+    def __init__(self, task: TrainableTask, data: TrainData, look_up: Callable[[Tensor], Kept] | None = None) -> None:
         self.task = task
         self.data = data
+        self.look_up = look_up
 
-    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch | VitsplitError:
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> ReadBatch | VitsplitError:
         try:
-            return self.task.collate([self.data[key] for key in keys])
+            batch = self.task.collate([self.data[key] for key in keys])
         except VitsplitError as error:
             return error
+        return ReadBatch(batch, None if self.look_up is None else self.look_up(batch.image_BCHW))
 
 
-def _batch_or_raise(item: Batch | VitsplitError) -> Batch:
+def _batch_or_raise(item: ReadBatch | VitsplitError) -> ReadBatch:
     if isinstance(item, VitsplitError):
         raise item
     return item

@@ -17,18 +17,21 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.base import Batch, LengthGroups, TrainableTask, TrainData
+from vitsplit.registry_package import cache_folder
+from vitsplit.tasks.base import LengthGroups, TrainableTask, TrainData
 from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, read_state
 from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
 from vitsplit.training.engine import Engine, build_engine
+from vitsplit.training.feature_cache import FeatureCache, LookUp, bytes_per_image, check_size
+from vitsplit.training.feature_store import FeatureStore
 from vitsplit.training.optim import named
 from vitsplit.training.precision import DTYPES, Resolved, autocast, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
 from vitsplit.training.resume import check_same_config, check_same_world
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.sampling import MicroBatches, SampleStream, read_batches, resolve_workers
+from vitsplit.training.sampling import MicroBatches, ReadBatch, SampleStream, read_batches, resolve_workers
 from vitsplit.training.serialise import to_dict
 from vitsplit.training.sharding import check_sharding
 from vitsplit.training.signals import StopRequest
@@ -49,6 +52,8 @@ AT_LEAST: dict[str, int] = {
     "weight_decay": 0,
     "task_head_lr_scale": 0,
     "workers": -1,
+    "cache_features": 0,
+    "cache_limit_gb": 0,
 }
 
 
@@ -181,13 +186,50 @@ def first_state(
     return saved
 
 
+def open_features(
+    loop: LoopConfig, task: TrainableTask, data: TrainData, backbone: Backbone, request: TapRequest, dtype: torch.dtype
+) -> LookUp | None:
+    """Where the backbone's features are kept, if they are, after a check that there is room for them.
+
+    Raises:
+        ConfigError: The task's images or the method's request cannot be kept, or they would be too large.
+    """
+    if not loop.cache_features:
+        return None
+    if not task.same_size:
+        raise ConfigError(
+            f"--cache-features keeps features of single images, and {task.name} pads an image to the largest of its "
+            "batch: leave it away."
+        )
+    if request.pixels:
+        raise ConfigError(
+            "--cache-features keeps what a frozen backbone computes, and this method trains a backbone of its own: "
+            "leave it away, or choose --method vitsplit, frozen-head or linear-probe."
+        )
+    folder = cache_folder() / "features" if loop.cache_folder is None else Path(loop.cache_folder)
+    store = FeatureStore(folder, backbone.info.weights_hash, str(dtype).removeprefix("torch."))
+    height, width = task.collate([data[0, 0]]).image_BCHW.shape[-2:]
+    each = bytes_per_image(backbone, request, (height, width))
+    taken = check_size(
+        len(data), loop.cache_features, each, limit_gb=loop.cache_limit_gb, present=store.size(), free=store.room()
+    )
+    logger.info("features are kept in %s: at most %s", store.folder, taken)
+    return LookUp(store, request)
+
+
 def open_batches(
-    loop: LoopConfig, task: TrainableTask, data: TrainData, accelerator: Accelerator, *, start: int
-) -> Iterator[Batch]:
-    """This process's micro-batches from a step to the end of the run."""
+    loop: LoopConfig,
+    task: TrainableTask,
+    data: TrainData,
+    accelerator: Accelerator,
+    *,
+    start: int,
+    look_up: LookUp | None = None,
+) -> Iterator[ReadBatch]:
+    """This process's micro-batches from a step to the end of the run, with what is kept of their images."""
     lengths = data.lengths() if isinstance(data, LengthGroups) else None
     keys = MicroBatches(
-        SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size),
+        SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size, views=loop.cache_features),
         start=start,
         stop=loop.steps,
         batch_size=loop.batch_size,
@@ -196,7 +238,8 @@ def open_batches(
         world=accelerator.num_processes,
     )
     workers = resolve_workers(loop.workers)
-    return read_batches(task, data, keys, workers=workers, pin=accelerator.device.type == "cuda")
+    pin = accelerator.device.type == "cuda"
+    return read_batches(task, data, keys, workers=workers, pin=pin, look_up=look_up)
 
 
 def begin_records(config: RunConfig, run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
@@ -221,6 +264,7 @@ class Session:
         backbone: The frozen model; it runs outside the data-parallel wrapping.
         run_backbone: The same as steps run it: compiled where that was asked for. Evaluations never run compiled code,
             which would be compiled anew for every size of image.
+        features: Keeps what the backbone computes, where that was asked for.
         engine: Heads and decoders, and what trains them.
         run: The run's folder.
         view: Shows progress.
@@ -236,6 +280,13 @@ class Session:
     run: RunFolder
     view: ProgressView
     stop: StopRequest
+    features: FeatureCache | None = None
+
+    def taps(self, read: ReadBatch, request: TapRequest) -> LayerTaps:
+        """What the backbone computes of a batch: now, or once for all."""
+        if self.features is None or read.kept is None:
+            return self.run_backbone(read.batch.image_BCHW, request)
+        return self.features.taps(read.batch.image_BCHW, read.kept, request)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of a forward pass; what is computed outside keeps the dtype of its inputs."""

@@ -21,7 +21,7 @@ from vitsplit.tasks.base import Batch
 from vitsplit.training.compilation import compiler_errors
 from vitsplit.training.config import LoopConfig
 from vitsplit.training.optim import set_lr
-from vitsplit.training.sampling import derive_seed
+from vitsplit.training.sampling import ReadBatch, derive_seed
 from vitsplit.training.schedule import lr_factor
 from vitsplit.training.setup import Session
 from vitsplit.training.signals import STOP_SIGNALS, StopSignal
@@ -63,18 +63,19 @@ class TrainStep:
         self.loop: LoopConfig = session.config.loop
         self.optims = session.config.optims()
 
-    def __call__(self, step: int, batches: Iterator[Batch]) -> StepResult:
+    def __call__(self, step: int, batches: Iterator[ReadBatch]) -> StepResult:
         """Takes the step that follows ``step`` finished ones.
 
         Raises:
             NotFiniteError: The loss or the gradient is not finite; the message names the files.
             ConfigError: Compiling was asked for and failed.
         """
-        micro_batches = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
+        read = [next(batches).to(self.accelerator.device) for _ in range(self.loop.accumulate)]
+        micro_batches = [each.batch for each in read]
         scales = self._scales(micro_batches)
         self.engine.zero_grad()
         with compiler_errors(self.loop.compile):
-            terms = [self._forward_backward(step, index, batch, scales) for index, batch in enumerate(micro_batches)]
+            terms = [self._forward_backward(step, index, each, scales) for index, each in enumerate(read)]
         for head, optim in self.optims.items():
             set_lr(self.engine.optimizer, lr_factor(step, self.loop.steps, optim), head)
         results = []
@@ -95,13 +96,13 @@ class TrainStep:
         scales = torch.where(totals > 0, 1 / totals, torch.zeros_like(totals)).float()
         return dict(zip(names, scales.unbind(), strict=True))
 
-    def _forward_backward(self, step: int, index: int, batch: Batch, scales: dict[str, Tensor]) -> Tensor:
+    def _forward_backward(self, step: int, index: int, read: ReadBatch, scales: dict[str, Tensor]) -> Tensor:
         """Adds a micro-batch's gradient; returns its share of each term, detached."""
         # Dropout and every other draw of the forward pass depend on this alone, so there is no state of it to save.
         torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index, index))
         last = index == self.loop.accumulate - 1
         with self.engine.micro_batch(last=last):
-            taps = self.session.run_backbone(batch.image_BCHW, self.engine.trained.request)
+            batch, taps = read.batch, self.session.taps(read, self.engine.trained.request)
             with self.session.autocast():
                 output = self.engine.wrapped(taps, self.task.targets(batch, taps))
             sums = self.task.loss_sums(output, batch, taps)
