@@ -108,6 +108,35 @@ def ade20k_large_gate() -> Recipe:
     return with_gate(ade20k_large())
 
 
+def ade20k_mae_base() -> Recipe:
+    """ViT-Split on MAE-B, ADE20K at 512 px, K_t = 8, K_p = 4: 75.9 M trainable (Figure 9)."""
+    return _figure_9("mae-base")
+
+
+def ade20k_sam_base() -> Recipe:
+    """ViT-Split on SAM-B, ADE20K at 512 px, K_t = 8, K_p = 4: 76.0 M trainable (Figure 9).
+
+    SAM has no class token and no final norm: maps are read as they leave their blocks. Copied blocks keep their
+    windows and relative positions.
+    """
+    return _figure_9("sam-base")
+
+
+def ade20k_siglip_base() -> Recipe:
+    """ViT-Split on SigLIP-B, ADE20K at 512 px, K_t = 8, K_p = 4: 75.9 M trainable (Figure 9)."""
+    return _figure_9("siglip-base")
+
+
+def _figure_9(backbone: str) -> Recipe:
+    """Figure 9 gives K_t and K_p; the rest is that of ``ade20k-base``. All three have patches of 16 pixels."""
+    return replace(
+        ade20k_base(),
+        name=f"ade20k-{backbone}",
+        backbone=BackboneConfig(backbone=backbone),
+        split=SplitConfig(num_tuned_layers=8, num_prior_layers=4, first_prior_layer=2),
+    )
+
+
 def _at_896(config: Recipe) -> Recipe:
     task = replace(config.task, crop_size=(896, 896), image_scale=(3584, 896), test_stride=(341, 341))
     return replace(config, name=f"{config.name}-896", task=task)
