@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from rich.console import Console
 
+from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
 from vitsplit.assemble import assemble
 from vitsplit.bundle import find_bundles
 from vitsplit.errors import BundleError, ConfigError
@@ -57,6 +58,7 @@ def train(
     recipe: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    layers: Literal["recipe", "auto"] = "recipe",
     **settings: Any,
 ) -> TrainResult:
     """Trains a head bundle, or with several data sets one for each task, together: one pass of the backbone per batch.
@@ -68,6 +70,8 @@ def train(
         recipe: Name of the recipe to start from; None: the task's own for a laptop, as always in a joint run.
         out: The run folder; None: a new one under ``runs/``.
         resume: Go on with the run in ``out``, exactly as if it had never stopped.
+        layers: Whose K_t and prior layers: the settings' own, or ``auto``, those that `vitsplit analyze layers` would
+            propose from up to 64 training images. A run that goes on keeps those that it began with.
         settings: Any field of the configuration by its name, such as ``steps=1000`` or ``crop_size=(448, 448)``. In a
             joint run they are those of all heads, and those of one stand under its task: ``depth={"lr": 3e-4}``.
 
@@ -97,6 +101,8 @@ def train(
     run_path = Path(out) if out is not None else _new_run_path(config)
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
+        if layers == "auto":
+            config = with_layers_of(run, config) if resume else with_advised_layers(config, data)
         backbone, opened, model, save = assemble(config, data)
         if config.loop.cache_features and isinstance(config, TrainConfig):
             logger.info("%s", _gain_of_keeping(config, opened.describe()))

@@ -18,7 +18,7 @@ VERBS = {
     "recipes": ("vitsplit.cli.recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
     "backbones": ("vitsplit.cli.backbones", "list the frozen models, with sizes and licences"),
     "data": ("vitsplit.cli.data", "check a data set before training on it"),
-    "analyze": ("vitsplit.cli.analyze", "how alike the layers of frozen models are"),
+    "analyze": ("vitsplit.cli.analyze", "look into layers, choose them, and compare variants of the method"),
     "demo": ("vitsplit.cli.demo", "train on generated scenes and show the result in a page, in minutes"),
 }
 

@@ -67,6 +67,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of another run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly where it stopped")
+    parser.add_argument(
+        "--layers",
+        choices=["recipe", "auto"],
+        default="recipe",
+        help="K_t and prior layers: the recipe's, or (auto) chosen from up to 64 training images before the run, as "
+        "`vitsplit analyze layers` does; the choice is told and stands in config.json",
+    )
     add_stage_flags(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting with its default")
     options, rest = parser.parse_known_args(argv)
@@ -86,7 +93,8 @@ def main(argv: list[str]) -> int:
     config, data = chosen
     from vitsplit import api
 
-    return _ended(options.learn, api.train(config, data=data, out=options.out, resume=options.resume))
+    result = api.train(config, data=data, out=options.out, resume=options.resume, layers=options.layers)
+    return _ended(options.learn, result)
 
 
 def _ended(task: str, result: Any) -> int:
@@ -119,6 +127,11 @@ def _one(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any,
 def _both(options: argparse.Namespace, flags: list[str], prog: str) -> int:
     """Both stages of a run for vqa, one after the other."""
     _require_data(options)
+    if options.layers == "auto":
+        raise ConfigError(
+            "--layers auto chooses for one run, and both stages must have the same layers: let `vitsplit analyze "
+            "layers` choose, and give the flags that it prints."
+        )
     configs = [stage_config(options, flags, stage, prog) for stage in NAMES]
     from vitsplit import api
 

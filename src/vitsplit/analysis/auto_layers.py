@@ -1,0 +1,193 @@
+"""``--layers auto``: a run whose K_t and prior layers are chosen from its own training images before it starts.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from vitsplit.analysis.advice import Advice, advise
+from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
+from vitsplit.backbone import open_backbone
+from vitsplit.errors import ConfigError, DataError, RunError
+from vitsplit.tasks import open_task, task_name
+from vitsplit.tasks.base import TrainableTask
+from vitsplit.tasks.multi.config import MultiConfig
+from vitsplit.tasks.multi.task import MultiTask
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.data import TrainVqa
+from vitsplit.training.atomic import write_json
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import override
+from vitsplit.training.processes import process_state
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.serialise import to_dict
+
+logger = logging.getLogger(__name__)
+
+MOST_IMAGES = 64
+"""Training images that the layers are chosen from."""
+BATCH_SIZE = 8
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig[Any] | MultiConfig)
+Folders = str | Path | Mapping[str, str | Path]
+"""A data set, or one per task by the tasks' names."""
+
+
+def with_advised_layers(config: ConfigT, data: Folders, *, most_images: int = MOST_IMAGES) -> ConfigT:
+    """The configuration with K_t and prior layers chosen from the training images, and why, in the log.
+
+    Args:
+        config: Of a run of one task, or of several, whose heads then each have a choice of their own.
+        data: The data set, or one per task.
+        most_images: How many images are looked at, evenly drawn and augmented as in training.
+
+    Raises:
+        ConfigError: The method has no layers to choose.
+        DataError: There are fewer than four training images.
+    """
+    heads = {"": config} if isinstance(config, TrainConfig) else {name: config.own(name) for name in config.heads()}
+    for head in heads.values():
+        _check_choice(head)
+    # Of several processes one decides: rounding elsewhere must not lead to other layers there.
+    chosen: list[dict[str, Advice]] = [{}]
+    if process_state().is_main_process:
+        chosen = [_advice(config, heads, data, most_images)]
+    broadcast_object_list(chosen)
+    for name, advice in chosen[0].items():
+        prefix = f"{name}: " if name else ""
+        if "num_tuned_layers" in advice.settings:
+            logger.info("layers auto: %sK_t = %d: %s", prefix, advice.num_tuned_layers, advice.why_tuned)
+        if "prior_layers" in advice.settings:
+            logger.info("layers auto: %s%s", prefix, advice.why_prior)
+    if isinstance(config, TrainConfig):
+        return override(config, chosen[0][""].settings)
+    return override(config, {name: advice.settings for name, advice in chosen[0].items()})
+
+
+def with_layers_of(run: RunFolder, config: ConfigT) -> ConfigT:
+    """The configuration with the choice that a run began with, so that it can go on.
+
+    Raises:
+        RunError: The run's configuration cannot be read, or is not of the same heads.
+    """
+    saved = run.read_config()
+    try:
+        if isinstance(config, TrainConfig):
+            return override(config, _choice_in(saved))
+        return override(config, {name: _choice_in(saved[name]) for name in config.heads()})
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{run.config_file} is not of the same heads ({error}). Give another --out, or leave --resume away."
+        ) from error
+
+
+def training_similarity(
+    config: TrainConfig[Any] | MultiConfig, data: Folders, *, most_images: int = MOST_IMAGES
+) -> Similarity:
+    """The CKA of a backbone's layers, as the heads read them, on training images as they are augmented.
+
+    Raises:
+        DataError: There are fewer than four training images.
+    """
+    task = _open(config, data)
+    backbone = open_backbone(config.backbone).to(process_state().device)
+    batches = list(training_images(task, most_images))
+    if not batches:
+        raise DataError(
+            f"{data}: layers are compared on at least {LEAST_BATCH} training images, and there are fewer. Give more "
+            "images, or leave the choice to the recipe (--layers recipe)."
+        )
+    return compare_layers({"backbone": backbone}, ([batch] for batch in batches), normed=_reads_normed(config))
+
+
+def training_images(task: TrainableTask, most_images: int) -> Iterator[Tensor]:
+    """Batches ``image_BCHW`` of at least four training images, evenly drawn, each image once."""
+    data = task.train_data()
+    indices = list(range(len(data)))
+    if isinstance(data, TrainVqa):
+        # Of the samples on one image the first; none of text alone.
+        first = {sample.image: index for index, sample in reversed(list(enumerate(data.data.samples)))}
+        indices = sorted(index for image, index in first.items() if image is not None)
+    if len(indices) > most_images:
+        indices = [indices[place * len(indices) // most_images] for place in range(most_images)]
+    # Neighbours, which may be frames of one film, come into different batches.
+    random.Random(0).shuffle(indices)
+    for begin in range(0, len(indices), BATCH_SIZE):
+        chunk = indices[begin : begin + BATCH_SIZE]
+        if len(chunk) >= LEAST_BATCH:
+            yield task.collate([data[index, index] for index in chunk]).image_BCHW
+
+
+def remembered_similarity(config: TrainConfig[Any], data: Path, file: Path) -> Similarity:
+    """``training_similarity``, kept in a file: a study that is called again must choose the same layers.
+
+    Raises:
+        RunError: The file cannot be read or written.
+    """
+    about = {
+        "backbone": to_dict(config.backbone),
+        "data": str(data.resolve()),
+        "crop_size": list(config.task.crop_size),
+        "normed": config.split.tap_norm,
+    }
+    if file.exists():
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            if saved["about"] == about:
+                return Similarity({"backbone": len(saved["cka"])}, np.array(saved["cka"]), saved["images"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} cannot be read: {error}. Delete it: it is then made again.") from error
+    logger.info("comparing the layers of %s on training images", config.backbone.backbone)
+    found = training_similarity(config, data)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"about": about, "images": found.images, "cka": found.cka_MM.tolist()})
+    return found
+
+
+def _advice(
+    config: TrainConfig[Any] | MultiConfig,
+    heads: Mapping[str, TrainConfig[Any]],
+    data: Folders,
+    most_images: int,
+) -> dict[str, Advice]:
+    found = training_similarity(config, data, most_images=most_images)
+    logger.info("layers auto: compared %d layers on %d training images", len(found.cka_MM), found.images)
+    return {name: advise(found.cka_MM, head.split, task_name(head)) for name, head in heads.items()}
+
+
+def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("num_tuned_layers", "selection", "prior_layers", "num_prior_layers")
+    return {name: config["split"][name] for name in names}
+
+
+def _open(config: TrainConfig[Any] | MultiConfig, data: Folders) -> Any:
+    if isinstance(config, TrainConfig) and not isinstance(data, Mapping):
+        return open_task(config, Path(data))
+    if isinstance(config, MultiConfig) and isinstance(data, Mapping):
+        tasks = {name: open_task(config.own(name), Path(data[name])) for name in config.heads()}
+        return MultiTask(config.geometry, tasks)
+    raise ConfigError("A joint run takes one folder of data per task, by its name; a run of one task takes one folder.")
+
+
+def _reads_normed(config: TrainConfig[Any] | MultiConfig) -> bool:
+    if isinstance(config, TrainConfig):
+        return config.split.tap_norm
+    return all(head.split.tap_norm for head in config.heads().values())
+
+
+def _check_choice(config: TrainConfig[Any]) -> None:
+    connector = config.task.connector if isinstance(config.task, VqaConfig) else "vitsplit"
+    if config.method != "vitsplit" or connector != "vitsplit":
+        other = f"--method {config.method}" if config.method != "vitsplit" else f"--connector {connector}"
+        raise ConfigError(f"--layers auto chooses the layers that ViT-Split reads, and {other} has none to choose.")

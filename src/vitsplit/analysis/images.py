@@ -1,0 +1,45 @@
+"""The user's images, as batches to look into models with.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vitsplit.data.folders import index_files, require_folder
+from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+
+
+def choose_files(folder: Path, limit: int) -> list[Path]:
+    """Images of a folder, evenly drawn, in an order in which neighbours (frames of a film) are far apart.
+
+    Args:
+        folder: The folder; folders inside it count too.
+        limit: The most images; 0: all.
+
+    Raises:
+        DataError: There is no image.
+    """
+    files = list(index_files(require_folder(folder), IMAGE_SUFFIXES).values())
+    if limit and len(files) > limit:
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    random.Random(0).shuffle(files)
+    return files
+
+
+def read_batch(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
+    """Images of any sizes as one batch, uint8, ``(B, 3, H, W)`` of ``size``.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    # torchvision takes seconds to import.
+    from torchvision.transforms.v2 import functional as TF
+
+    return torch.stack([TF.resize(read_image(file), list(size), antialias=True) for file in files])

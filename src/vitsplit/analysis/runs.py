@@ -1,0 +1,319 @@
+"""A study: named variants of one configuration, each trained with several seeds, as ordinary runs.
+
+::
+
+    STUDY/
+      study.json              the task and the data, so that no figure of other data is mixed in
+      configs/full-seed0.json what each run is started with
+      runs/full-seed0/        the runs; each can be evaluated, predicted with, resumed by itself
+
+A run is finished when its last checkpoint says so and its configuration is the one that is wanted; it is not trained
+again. One that was interrupted goes on where it stopped. Variants that come to the same configuration share a run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitsplit.errors import ConfigError, RunError, TrainingError
+from vitsplit.tasks import task_name
+from vitsplit.training.atomic import write_json
+from vitsplit.training.checkpoint import TrainState, latest_checkpoint, read_state
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import override
+from vitsplit.training.resume import check_same_config
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.serialise import to_dict
+from vitsplit.training.signals import StopRequest
+
+Standing = Literal["new", "interrupted", "finished"]
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One of what is compared.
+
+    Attributes:
+        name: Its name, which is also the beginning of its runs' folders: letters, digits, ``-``, ``_`` and ``.``.
+        settings: The settings in which it differs from the study's configuration, by their bare names.
+        title: What tables call it; the name where it is empty.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One variant with one seed.
+
+    Attributes:
+        variant: The variant.
+        seed: The seed.
+        config: The whole configuration.
+        folder: The run's folder.
+    """
+
+    variant: Variant
+    seed: int
+    config: TrainConfig[Any]
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run came to.
+
+    Attributes:
+        trial: What was trained.
+        score: The task's one figure at the end of the run; higher is better.
+        best_score: The best of all its evaluations.
+        score_name: Name of the figure.
+        metrics: All metrics of the last evaluation.
+        steps: Steps that were taken.
+        seconds: Wall time of the steps, without evaluations.
+        description: What the task says of its data (``Task.describe``).
+    """
+
+    trial: Trial
+    score: float
+    best_score: float
+    score_name: str
+    metrics: Mapping[str, Any]
+    steps: int
+    seconds: float
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """How far a study has come.
+
+    Attributes:
+        outcomes: Of every finished run, in the order of the trials.
+        stopped_by: The signal that stopped the study, None if it came to its end.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    stopped_by: str | None = None
+
+
+def plan(base: TrainConfig[Any], variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> list[Trial]:
+    """All variants with all seeds, seed after seed, so that a study that is cut short has all variants of some seeds.
+
+    Raises:
+        ConfigError: Two variants have one name, a name cannot be a folder's, a seed comes twice, or a setting does not
+            exist.
+    """
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Two variants are called '{name}'. Give each a name of its own.")
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ConfigError(f"A variant cannot be called '{name}': letters, digits, '-', '_' and '.' make a name.")
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: give one seed or more, each once.")
+    trials: list[Trial] = []
+    for seed in seeds:
+        for variant in variants:
+            config = override(base, {**variant.settings, "seed": seed})
+            twin = next((trial for trial in trials if trial.config == config), None)
+            folder = out / "runs" / f"{variant.name}-seed{seed}" if twin is None else twin.folder
+            trials.append(Trial(variant=variant, seed=seed, config=config, folder=folder))
+    return trials
+
+
+def standing(trial: Trial) -> Standing:
+    """Where a run stands.
+
+    Raises:
+        RunError: Its folder holds a run with other settings, or a broken one.
+    """
+    run = RunFolder(trial.folder)
+    if not run.config_file.exists():
+        return "new"
+    check_same_config(trial.config, run)
+    state = _state(trial)
+    return "finished" if state is not None and state.finished else "interrupted"
+
+
+def outcome(trial: Trial) -> Outcome:
+    """The figures of a finished run.
+
+    Raises:
+        RunError: It is not finished, or cannot be read.
+    """
+    state = _state(trial)
+    if state is None or not state.finished:
+        raise RunError(f"{trial.folder} holds no finished run. Train it, or go on with it, first.")
+    last = state.standings[""]
+    return Outcome(
+        trial=trial,
+        score=last.last_score,
+        best_score=last.last_score if last.best_score is None else last.best_score,
+        score_name=last.score_name,
+        metrics=last.last_metrics,
+        steps=state.step,
+        seconds=state.seconds,
+        description=state.description,
+    )
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    data: Path,
+    out: Path,
+    *,
+    processes: int = 1,
+    on_finished: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
+) -> StudyResult:
+    """Trains what is not finished yet.
+
+    Args:
+        trials: From ``plan``.
+        data: The data set of all runs.
+        out: The study's folder.
+        processes: Runs at once. One: in this process; several: each in one of its own, with its share of the cores,
+            and of the GPUs in turn.
+        on_finished: Called with all outcomes so far, at the start and after every run.
+
+    Returns:
+        All outcomes; after a signal those so far, with the interrupted runs' checkpoints on disk.
+
+    Raises:
+        RunError: The folder holds a study of other data, or runs with other settings.
+        VitsplitError: What a run raises; the finished ones stay.
+        TrainingError: A run in a process of its own failed; the message names its log.
+    """
+    if processes < 1:
+        raise ConfigError(f"--processes must be at least 1, not {processes}.")
+    _claim(out, trials, data)
+    once = {trial.folder: trial for trial in trials}.values()
+    due = [trial for trial in once if standing(trial) != "finished"]
+    for trial in once:
+        write_json(_config_file(out, trial), to_dict(trial.config))
+
+    def report() -> tuple[Outcome, ...]:
+        found = tuple(outcome(trial) for trial in trials if standing(trial) == "finished")
+        on_finished(found)
+        return found
+
+    report()
+    train = _one_by_one if processes == 1 else _at_once
+    stopped_by = train(due, data, out, processes, report)
+    return StudyResult(outcomes=report(), stopped_by=stopped_by)
+
+
+def _one_by_one(
+    trials: Sequence[Trial], data: Path, out: Path, processes: int, report: Callable[[], object]
+) -> str | None:
+    from vitsplit import api
+
+    for trial in trials:
+        resume = standing(trial) == "interrupted"
+        result = api.train(trial.config, data=data, out=trial.folder, resume=resume)
+        if result.stopped_by is not None:
+            return result.stopped_by
+        report()
+    return None
+
+
+def _at_once(
+    trials: Sequence[Trial], data: Path, out: Path, processes: int, report: Callable[[], object]
+) -> str | None:
+    """Keeps so many processes at work. A signal is passed on to them, and so is the failure of one of them."""
+    waiting, running = list(trials), dict[subprocess.Popen[bytes], tuple[Trial, int]]()
+    failed: list[Trial] = []
+    told = False
+    with StopRequest() as stop:
+        while running or (waiting and stop.received is None and not failed):
+            while waiting and len(running) < processes and stop.received is None and not failed:
+                place = min(set(range(processes)) - {taken for _, taken in running.values()})
+                trial = waiting.pop(0)
+                running[_start(trial, data, out, place, processes)] = (trial, place)
+            if (stop.received is not None or failed) and not told:
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+                told = True
+            time.sleep(POLL_SECONDS)
+            for process in [each for each in running if each.poll() is not None]:
+                trial, _ = running.pop(process)
+                if process.returncode == 0:
+                    report()
+                elif not told:
+                    failed.append(trial)
+    if failed:
+        raise TrainingError(
+            f"The run {failed[0].folder} failed: {_last_words(failed[0], out)} The others were stopped and can go on: "
+            "mend it, and give the same command again."
+        )
+    return stop.received
+
+
+def _start(trial: Trial, data: Path, out: Path, place: int, processes: int) -> subprocess.Popen[bytes]:
+    """Trains a run in a process of its own, which hears of signals from this one alone."""
+    command = [sys.executable, "-m", "vitsplit.cli.main", "train", task_name(trial.config), "--data", str(data)]
+    command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
+    command += ["--resume"] * (standing(trial) == "interrupted")
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    devices = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    with _errors_file(out, trial).open("wb") as errors:
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+
+
+def _last_words(trial: Trial, out: Path) -> str:
+    lines = _errors_file(out, trial).read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), f"see {trial.folder / 'log.txt'}.")
+
+
+def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
+    """Writes down what the study is of, or checks that the folder is of the same."""
+    about = {"task": task_name(trials[0].config), "data": str(data.resolve())}
+    file = out / "study.json"
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{file} cannot be read: {error}. Give another --out.") from error
+        if found != about:
+            raise RunError(
+                f"{out} holds runs for {found.get('task')} on {found.get('data')}, and these are for {about['task']} "
+                f"on {about['data']}. Give another --out; if the data have moved, say so in {file}."
+            )
+    (out / "configs").mkdir(parents=True, exist_ok=True)
+    write_json(file, about)
+
+
+def _config_file(out: Path, trial: Trial) -> Path:
+    return out / "configs" / f"{trial.folder.name}.json"
+
+
+def _errors_file(out: Path, trial: Trial) -> Path:
+    return out / "configs" / f"{trial.folder.name}.errors.txt"
+
+
+def _state(trial: Trial) -> TrainState | None:
+    checkpoint = latest_checkpoint(RunFolder(trial.folder).checkpoints)
+    return None if checkpoint is None else read_state(checkpoint)
+
+
+def without_seed(trial: Trial) -> TrainConfig[Any]:
+    """The configuration that all seeds of a variant have in common."""
+    return replace(trial.config, loop=replace(trial.config.loop, seed=0))

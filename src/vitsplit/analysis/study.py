@@ -1,0 +1,155 @@
+"""The figures of a study: every variant's quality over its seeds, beside what it costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
+from vitsplit.analysis.runs import Outcome, Trial, Variant, without_seed
+from vitsplit.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a configuration costs on shapes alone.
+
+    Attributes:
+        parameters: Trainable parameters.
+        gmacs: Multiply-adds of one prediction at the crop size, in 10^9.
+    """
+
+    parameters: int
+    gmacs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One variant.
+
+    Attributes:
+        variant: The variant.
+        config: Its configuration, without a seed of its own.
+        cost: What it costs.
+        by_seed: Seed to outcome; without the runs that are not finished.
+    """
+
+    variant: Variant
+    config: TrainConfig[Any]
+    cost: Cost
+    by_seed: Mapping[int, Outcome]
+
+    @property
+    def scores(self) -> list[float]:
+        """The score of every finished run."""
+        return [outcome.score for outcome in self.by_seed.values()]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores; NaN without any."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the scores (of a sample); None of fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+    @property
+    def seconds(self) -> float:
+        """Mean seconds of the steps of a run; NaN without any."""
+        return statistics.fmean([each.seconds for each in self.by_seed.values()]) if self.by_seed else math.nan
+
+
+class Costs:
+    """Counts a configuration once.
+
+    Args:
+        description: What the task says of its data (``Task.describe``).
+        count: How; by default on shapes, for an image of the crop's size.
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        count: Callable[[TrainConfig[Any], Mapping[str, Any]], Cost] | None = None,
+    ) -> None:
+        self._description = description
+        self._count = count or count_cost
+        self._known: list[tuple[TrainConfig[Any], Cost]] = []
+
+    def of(self, trial: Trial) -> Cost:
+        """The cost of a run, which its seed does not change."""
+        config = without_seed(trial)
+        for known, cost in self._known:
+            if known == config:
+                return cost
+        cost = self._count(config, self._description)
+        self._known.append((config, cost))
+        return cost
+
+
+def count_cost(config: TrainConfig[Any], description: Mapping[str, Any]) -> Cost:
+    """Counts on shapes, for an image of the crop's size. A gate is counted as if it kept the last layer."""
+    backbone, model = shape_model(config, description=description)
+    height, width = config.task.crop_size
+    return Cost(
+        parameters=count_parameters(model, backbone)["trainable"],
+        gmacs=gmacs(config, (height, width), description=description)["total"],
+    )
+
+
+def rows(trials: Sequence[Trial], outcomes: Sequence[Outcome], costs: Costs) -> list[Row]:
+    """One row per variant, in the order of the trials."""
+    found: dict[str, Row] = {}
+    for trial in trials:
+        name = trial.variant.name
+        if name not in found:
+            mine = {each.trial.seed: each for each in outcomes if each.trial.variant.name == name}
+            found[name] = Row(
+                variant=trial.variant,
+                config=without_seed(trial),
+                cost=costs.of(trial),
+                by_seed=dict(sorted(mine.items())),
+            )
+    return list(found.values())
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """The figures, JSON-ready: a list of variants, each with its runs."""
+    return {
+        "score": next((each.score_name for row in rows for each in row.by_seed.values()), None),
+        "variants": [
+            {
+                "name": row.variant.name,
+                "title": row.variant.title or row.variant.name,
+                "settings": {name: _plain(value) for name, value in row.variant.settings.items()},
+                "parameters": row.cost.parameters,
+                "gmacs": round(row.cost.gmacs, 3),
+                "mean": row.mean,
+                "spread": row.spread,
+                "seconds": row.seconds,
+                "runs": [
+                    {
+                        "seed": seed,
+                        "folder": str(each.trial.folder),
+                        "score": each.score,
+                        "best_score": each.best_score,
+                        "steps": each.steps,
+                        "seconds": each.seconds,
+                        "metrics": {
+                            name: value for name, value in each.metrics.items() if isinstance(value, int | float)
+                        },
+                    }
+                    for seed, each in row.by_seed.items()
+                ],
+            }
+            for row in rows
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,181 @@
+"""A study as a page, pictures and JSON: quality against cost, and quality over K_t and K_p (Fig. 11)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsplit.analysis.study import Row, to_json
+from vitsplit.report import Page
+from vitsplit.training.atomic import write_text
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8")
+
+
+def write_study(
+    rows: Sequence[Row], folder: Path, *, title: str, subtitle: str, notes: Sequence[str] = (), grid: bool = False
+) -> Path:
+    """Writes ``results.json``, ``cost.png`` (``grid.png``) and ``index.html``; returns the page.
+
+    Args:
+        rows: The variants; those without a finished run are listed as such.
+        folder: Where to.
+        title: The page's heading.
+        subtitle: What was trained on what.
+        notes: Paragraphs below the table.
+        grid: Whether quality is also to be drawn over K_t and over K_p.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "results.json", json_text(to_json(rows), indent=2) + "\n")
+    page = Page(title, subtitle=subtitle)
+    done = [row for row in rows if row.scores]
+    if done:
+        page.figures(_best(done))
+    page.table(*table(rows))
+    for note in notes:
+        page.text(note, soft=True)
+    if done:
+        figures = {"cost": plot_cost(done)} | ({"grid": plot_grid(done)} if grid else {})
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+            page.plot(figure)
+        page.text(
+            "A point is the mean over seeds, a bar one standard deviation of them; crosses are the runs. Parameters "
+            "are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the frozen "
+            "backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy machine, "
+            "they say little.",
+            soft=True,
+        )
+        page.heading("Runs")
+        page.table(*_run_table(done))
+    return page.write(folder / "index.html")
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and cells of the table of variants."""
+    head = ["", "mean", "spread", "trained, M", "GMACs", "seconds", "by seed"]
+    cells = []
+    for row in rows:
+        scale = _scale(row)
+        spread = "" if row.spread is None else f"{row.spread * scale:.2f}"
+        by_seed = " / ".join(f"{score * scale:.2f}" for score in row.scores) or "not finished"
+        mean = f"{row.mean * scale:.2f}" if row.scores else ""
+        seconds = f"{row.seconds:.0f}" if row.scores else ""
+        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}"]
+        cells.append([row.variant.title or row.variant.name, mean, spread, *cost, seconds, by_seed])
+    score = next((_score_name(row) for row in rows if row.scores), "score")
+    return [score, *head[1:]], cells
+
+
+def plot_cost(rows: Sequence[Row]) -> Figure:
+    """Quality against trained parameters, multiply-adds and seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    costs: list[tuple[str, Any]] = [
+        ("trainable parameters, M", lambda row: row.cost.parameters / 1e6),
+        ("multiply-adds of a prediction, G", lambda row: row.cost.gmacs),
+        ("seconds of training", lambda row: row.seconds),
+    ]
+    for axis, (label, cost) in zip(axes, costs, strict=True):
+        for index, row in enumerate(rows):
+            colour, scale = COLOURS[index % len(COLOURS)], _scale(row)
+            scores = [score * scale for score in row.scores]
+            axis.plot([cost(row)] * len(scores), scores, "x", color=colour, alpha=0.5, markersize=4)
+            axis.errorbar(cost(row), row.mean * scale, yerr=(row.spread or 0) * scale, fmt="o", color=colour, capsize=3)
+            text = row.variant.title or row.variant.name
+            axis.annotate(text, (cost(row), row.mean * scale), (5, 4), textcoords="offset points", fontsize=7)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.25, y=0.15)
+    axes[0].set_ylabel(_score_name(rows[0]))
+    return figure
+
+
+def plot_grid(rows: Sequence[Row]) -> Figure:
+    """Fig. 11: quality over K_t with a line per K_p, and over K_p with a line per K_t; a selection has a line style."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    for axis, (over, apart) in zip(figure.subplots(1, 2, sharey=True), (("K_t", "K_p"), ("K_p", "K_t")), strict=True):
+        lines: dict[tuple[int, str], list[Row]] = {}
+        for row in rows:
+            lines.setdefault((_symbol(row, apart), _selection(row)), []).append(row)
+        values = sorted({value for value, _ in lines})
+        selections = list(dict.fromkeys(selection for _, selection in lines))
+        for (value, selection), members in sorted(lines.items()):
+            ordered = sorted(members, key=lambda row: _symbol(row, over))
+            axis.errorbar(
+                [_symbol(row, over) for row in ordered],
+                [row.mean * _scale(row) for row in ordered],
+                yerr=[(row.spread or 0) * _scale(row) for row in ordered],
+                color=COLOURS[values.index(value) % len(COLOURS)],
+                linestyle=("-", "--", ":", "-.")[selections.index(selection) % 4],
+                marker="o",
+                capsize=3,
+                label=f"{apart} = {value}, {selection}",
+            )
+        axis.set_xticks(sorted({_symbol(row, over) for row in rows}))
+        axis.set_xlabel({"K_t": "K_t, copied blocks", "K_p": "K_p, prior layers"}[over])
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7)
+        axis.set_ylabel(_score_name(rows[0]))
+    return figure
+
+
+def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    best = max(rows, key=lambda row: -math.inf if math.isnan(row.mean) else row.mean)
+    runs = sum(len(row.scores) for row in rows)
+    return [
+        (
+            f"{best.mean * _scale(best):.2f}",
+            f"best mean {_score_name(best)}: {best.variant.title or best.variant.name}",
+        ),
+        (f"{best.cost.parameters / 1e6:.2f} M", "parameters that train in it"),
+        (str(runs), f"finished runs of {len(rows)} variants"),
+    ]
+
+
+def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    cells = [
+        [
+            f"{row.variant.title or row.variant.name}, seed {seed}",
+            f"{each.score * _scale(row):.2f}",
+            f"{each.best_score * _scale(row):.2f}",
+            str(each.steps),
+            f"{each.seconds:.0f}",
+            str(each.trial.folder),
+        ]
+        for row in rows
+        for seed, each in row.by_seed.items()
+    ]
+    return ["run", "at its end", "best evaluation", "steps", "seconds", "folder"], cells
+
+
+def _score_name(row: Row) -> str:
+    """The figure's name as it is shown: shares as per cent."""
+    name = next(iter(row.by_seed.values())).score_name
+    return f"{name}, %" if _scale(row) == 100 else name
+
+
+def _scale(row: Row) -> float:
+    """Shares (mIoU, AP, exact match) are shown in per cent; errors, which are negative scores, as they are."""
+    names = {each.score_name for each in row.by_seed.values()}
+    return 1.0 if any(name.startswith("neg_") for name in names) else 100.0
+
+
+def _symbol(row: Row, symbol: str) -> int:
+    split = row.config.split
+    return split.num_tuned_layers if symbol == "K_t" else split.num_prior_layers
+
+
+def _selection(row: Row) -> str:
+    selection = row.config.split.selection
+    return "least alike" if selection == "explicit" else selection

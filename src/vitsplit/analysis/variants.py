@@ -1,0 +1,94 @@
+"""What the paper varies: K_t, K_p, the selection of layers (Fig. 11, Tables 7 and 8), and the parts (Table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from vitsplit.analysis.runs import Variant
+from vitsplit.errors import ConfigError
+from vitsplit.split.layers import select_layers, split_depth
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import override
+
+Selection = Literal["uniform", "last", "gate", "least-alike"]
+SELECTIONS: tuple[Selection, ...] = ("uniform", "last", "gate", "least-alike")
+
+LeastAlike = Callable[[int], tuple[int, ...]]
+"""K_p to the K_p layers that are least alike on the data at hand."""
+
+
+def selection_settings(selection: Selection, num_prior_layers: int, least_alike: LeastAlike) -> dict[str, Any]:
+    """The settings that make the prior head read K_p layers chosen in one of four ways."""
+    if selection == "least-alike":
+        layers = least_alike(num_prior_layers)
+        return {"selection": "explicit", "prior_layers": layers, "num_prior_layers": num_prior_layers}
+    return {"selection": selection, "prior_layers": (), "num_prior_layers": num_prior_layers}
+
+
+def sweep_variants(
+    tuned: Sequence[int], prior: Sequence[int], selections: Sequence[Selection], least_alike: LeastAlike
+) -> list[Variant]:
+    """Every K_t with every K_p and every selection."""
+    return [
+        Variant(
+            name=f"kt{num_tuned}-kp{num_prior}-{selection}",
+            title=f"K_t = {num_tuned}, K_p = {num_prior}, {selection}",
+            settings={
+                "num_tuned_layers": num_tuned,
+                **selection_settings(selection, num_prior, least_alike),
+            },
+        )
+        for selection in selections
+        for num_prior in prior
+        for num_tuned in tuned
+    ]
+
+
+def part_variants() -> list[Variant]:
+    """Table 6's rows, in its order, without full fine-tuning, which is a method of its own."""
+    off: dict[str, Any] = {"task_head": False, "prior_head": False, "fusion": False}
+    return [
+        Variant(name="frozen", title="frozen last layer", settings=off),
+        Variant(name="prior", title="prior head", settings={**off, "prior_head": True}),
+        Variant(name="task", title="task head", settings={**off, "task_head": True}),
+        Variant(name="added", title="prior + task, added", settings={"fusion": False}),
+        Variant(name="full", title="prior + task + fusion", settings={}),
+    ]
+
+
+def selection_variants(
+    num_prior_layers: int, selections: Sequence[Selection], least_alike: LeastAlike
+) -> list[Variant]:
+    """Tables 7 and 8: how the K_p layers are chosen."""
+    return [
+        Variant(
+            name=f"layers-{selection}",
+            title=f"{selection} layers",
+            settings=selection_settings(selection, num_prior_layers, least_alike),
+        )
+        for selection in selections
+    ]
+
+
+def count_variants(prior: Sequence[int]) -> list[Variant]:
+    """How many layers the prior head reads, as the configuration chooses them."""
+    return [Variant(name=f"kp{each}", title=f"K_p = {each}", settings={"num_prior_layers": each}) for each in prior]
+
+
+def check_variants(base: TrainConfig[Any], variants: Sequence[Variant], num_layers: int) -> None:
+    """Refuses, before anything is trained, what a backbone of ``num_layers`` cannot be.
+
+    Raises:
+        ConfigError: A variant needs more layers than there are, or there is none.
+    """
+    if not variants:
+        raise ConfigError("There is nothing to compare: name at least one value of what is to be varied.")
+    for variant in variants:
+        split = override(base, variant.settings).split
+        try:
+            select_layers(split, num_layers)
+            if split.task_head:
+                split_depth(split, num_layers)
+        except ConfigError as error:
+            raise ConfigError(f"{variant.title or variant.name}: {error}") from error

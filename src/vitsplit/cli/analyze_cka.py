@@ -1,0 +1,72 @@
+"""``vitsplit analyze cka``: how alike the layers of frozen models are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def cka(
+    images: tyro.conf.Positional[Path],
+    /,
+    backbones: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("dinov2-small",),
+    out: Path = Path("analysis/cka"),
+    size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (252, 336),
+    batch_size: int = 16,
+    limit: int = 512,
+    normed: tyro.conf.FlagCreatePairsOff[bool] = False,
+    random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    device: str | None = None,
+) -> int:
+    """Compare all layers of one or several frozen models on your images (Figures 3, 12 and 15).
+
+    Linear CKA, unbiased, in memory that does not grow with the number of images. Writes a page, a picture and JSON, and
+    says where the layers of each model are best divided in two.
+
+    Args:
+        images: Folder of images; folders inside it count too.
+        backbones: Short names (`vitsplit backbones` lists them) or timm names.
+        out: Folder to write to.
+        size: Height and width that images are resized to; each model pads them to its patch size.
+        batch_size: Images that are compared at a time, at least 4.
+        limit: The most images to use, drawn evenly; 0: all.
+        normed: Compare layers after the model's final norm, as the heads read them.
+        random_weights: Use random weights: for tests of the machinery, the result means nothing.
+        device: Where to compute; the first GPU, else the processor.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from vitsplit.analysis.cka import compare_layers
+    from vitsplit.analysis.cka_report import describe_split, write_cka
+    from vitsplit.analysis.images import choose_files, read_batch
+    from vitsplit.backbone import load_backbone
+    from vitsplit.errors import ConfigError
+    from vitsplit.inference.predictor import choose_device
+
+    if batch_size < 4:
+        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
+    files = choose_files(images, limit)
+    if len(files) < batch_size:
+        raise ConfigError(f"{images}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
+    where = choose_device(device)
+    models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
+    starts = range(0, len(files) - batch_size + 1, batch_size)
+    batches = track(starts, "comparing layers", console=Console(stderr=True), transient=True)
+    found = compare_layers(
+        models,
+        ([read_batch(files[start : start + batch_size], size)] * len(models) for start in batches),
+        normed=normed,
+    )
+    page = write_cka(found, out, images=str(images), normed=normed)
+    for name in found.layers:
+        print(describe_split(found, name))
+    print(f"page: {page}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    return tyro.cli(cka, prog="vitsplit analyze cka", args=argv)

@@ -1,0 +1,110 @@
+"""``--layers auto``: what is looked at, what is chosen, and that a run which goes on keeps its choice."""
+
+import json
+
+import numpy as np
+import pytest
+
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.analysis import auto_layers
+from vitsplit.analysis.auto_layers import remembered_similarity, training_images, with_advised_layers
+from vitsplit.analysis.cka import Similarity
+from vitsplit.backbone import load_backbone
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.recipes import recipe
+from vitsplit.tasks import open_task
+from vitsplit.training.override import override
+
+
+def blocks(first_late=8):
+    is_late = np.arange(12) >= first_late
+    cka = np.where(is_late[:, None] == is_late, 0.9, 0.2)
+    np.fill_diagonal(cka, 1.0)
+    cka[3, 9] = cka[9, 3] = 0.1  # of all pairs from layer 2 on the least alike
+    return Similarity({"backbone": 12}, cka, 20)
+
+
+def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
+    out = tmp_path / "run"
+    result = vitsplit.train(data=scenes, out=out, layers="auto", **{**SMALL_RUN, "steps": 1, "num_prior_layers": 2})
+    split = json.loads((out / "config.json").read_text())["split"]
+    assert (split["num_tuned_layers"], split["selection"], split["prior_layers"]) == (4, "explicit", [3, 9])
+    card = json.loads((out / "best" / "head.json").read_text())
+    assert card["prior_layers"] == [3, 9] and card["config"]["split"] == split
+    said = " ".join(capsys.readouterr().out.split())
+    assert "layers auto: K_t = 4: the late block is layers 8 to 11" in said and "layers 3 9 are least alike" in said
+    monkeypatch.setattr(auto_layers, "training_similarity", None)  # a run that goes on asks nothing anew
+    settings = {**SMALL_RUN, "steps": 1, "num_prior_layers": 2}
+    again = vitsplit.train(data=scenes, out=out, layers="auto", resume=True, **settings)
+    assert again.metrics == result.metrics
+
+
+def test_the_training_images_are_looked_at_each_once(scenes):
+    config = override(recipe("laptop-segmentation"), SMALL_RUN)
+    task = open_task(config, scenes)
+    (batch,) = training_images(task, 64)  # six, too few for a second batch
+    assert batch.shape == (6, 3, 48, 64)
+    assert len({image.numpy().tobytes() for image in batch}) == 6
+    (four,) = training_images(task, 4)
+    assert len(four) == 4
+    assert list(training_images(task, 3)) == []
+
+
+def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, monkeypatch):
+    config = override(recipe("laptop-segmentation"), SMALL_RUN)
+    backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
+    monkeypatch.setattr(auto_layers, "open_backbone", lambda _: backbone)
+    found = remembered_similarity(config, scenes, tmp_path / "cka.json")
+    (batch,) = training_images(open_task(config, scenes), 64)
+    pixels = (batch / 255 - 0.5) / 0.5
+    assert backbone.info.mean == backbone.info.std == (0.5, 0.5, 0.5)
+    maps = backbone.model.forward_intermediates(pixels, indices=12, norm=True, intermediates_only=True)
+    x, y = (maps[layer].flatten(1).double() for layer in (2, 9))
+    k, m = x @ x.T, y @ y.T
+    assert found.cka_MM[2, 9] == pytest.approx(unbiased_cka(k.numpy(), m.numpy()), abs=1e-4)
+    monkeypatch.setattr(auto_layers, "open_backbone", None)
+    assert (remembered_similarity(config, scenes, tmp_path / "cka.json").cka_MM == found.cka_MM).all()
+
+
+def unbiased_cka(k, m):
+    """From the estimator of Song et al. (2012), Eq. 5, written out for one pair."""
+
+    def hsic(a, b):
+        n = len(a)
+        a, b = a - np.diag(np.diag(a)), b - np.diag(np.diag(b))
+        one = np.ones(n)
+        total = (one @ a @ one) * (one @ b @ one) / ((n - 1) * (n - 2))
+        return (np.trace(a @ b) + total - 2 / (n - 2) * one @ a @ b @ one) / (n * (n - 3))
+
+    return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
+    from vitsplit.training.starting_point import starting_multi_config
+
+    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
+    config = starting_multi_config(["segmentation", "detection"])
+    chosen = with_advised_layers(config, {"segmentation": "a", "detection": "b"})
+    assert chosen.heads()["segmentation"].split.num_tuned_layers == 6  # at most half of the layers
+    assert chosen.heads()["detection"].split.num_tuned_layers == 9
+    assert {head.split.selection for head in chosen.heads().values()} == {"explicit"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe has none to choose"),
+        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x has none to choose"),
+    ],
+)
+def test_methods_without_layers(name, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        with_advised_layers(override(recipe(name), settings), "data")
+
+
+def test_too_few_images(scenes):
+    config = override(recipe("laptop-segmentation"), SMALL_RUN)
+    with pytest.raises(DataError, match="at least 4 training images, and there are fewer"):
+        with_advised_layers(config, scenes, most_images=3)

@@ -1,0 +1,95 @@
+"""The least alike layers against all sets of layers, and what is made of them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from vitsplit.analysis import least_alike
+from vitsplit.analysis.advice import advise
+from vitsplit.analysis.least_alike import least_alike_layers, summed_cka
+from vitsplit.errors import ConfigError
+from vitsplit.training.config import SplitConfig
+
+
+def random_cka(layers, seed):
+    features = np.random.default_rng(seed).normal(size=(layers, 5))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return (features @ features.T) ** 2
+
+
+def two_blocks(layers, first_late, within=0.9, across=0.2):
+    is_late = np.arange(layers) >= first_late
+    cka = np.where(is_late[:, None] == is_late[None, :], within, across)
+    np.fill_diagonal(cka, 1.0)
+    return cka
+
+
+def brute_force(cka, count, first):
+    """The least sum over ordered pairs, from the quadratic form of an indicator."""
+    best = None
+    for bits in itertools.product((0.0, 1.0), repeat=len(cka) - first):
+        chosen = np.array([0.0] * first + list(bits))
+        if chosen.sum() == count:
+            value = chosen @ cka @ chosen
+            if best is None or value < best[0] - 1e-12:
+                best = value, chosen
+    return (best[0] - count) / 2  # without the ones on the diagonal, every pair once
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("count", "first"), [(2, 0), (4, 2), (6, 2), (8, 0)])
+def test_no_other_set_is_less_alike(seed, count, first):
+    cka = random_cka(12, seed)
+    layers = least_alike_layers(cka, count, first)
+    assert len(layers) == count and list(layers) == sorted(set(layers)) and layers[0] >= first
+    assert summed_cka(cka, layers) == pytest.approx(brute_force(cka, count, first))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_where_not_all_sets_can_be_looked_at_no_exchange_is_better(seed, monkeypatch):
+    monkeypatch.setattr(least_alike, "MOST_SETS", 0)
+    cka = random_cka(14, seed)
+    layers = least_alike_layers(cka, 5, 2)
+    found = summed_cka(cka, layers)
+    for gone, new in itertools.product(layers, set(range(2, 14)) - set(layers)):
+        assert summed_cka(cka, tuple(sorted({*layers, new} - {gone}))) >= found - 1e-9
+    assert found <= 1.1 * brute_force(cka, 5, 2) + 1e-9
+
+
+def test_of_layers_that_change_evenly_the_ends_are_least_alike():
+    layers = np.arange(12)
+    assert least_alike_layers(0.8 ** np.abs(layers[:, None] - layers), 2, 2) == (2, 11)
+    assert least_alike_layers(np.eye(12), 1, 2) == (11,)
+    with pytest.raises(ConfigError, match="11 layers cannot be chosen from layers 2 to 11"):
+        least_alike_layers(np.eye(12), 11, 2)
+
+
+def test_advice_follows_the_blocks_within_bounds():
+    split = SplitConfig(num_tuned_layers=3, num_prior_layers=2, first_prior_layer=2)
+    found = advise(two_blocks(12, 8), split, "segmentation")
+    assert found.num_tuned_layers == 4 and "the late block is layers 8 to 11" in found.why_tuned
+    (early, late) = found.prior_layers
+    assert 2 <= early < 8 <= late  # one of either block, which are most unlike
+    assert found.settings == {
+        "num_tuned_layers": 4,
+        "selection": "explicit",
+        "prior_layers": found.prior_layers,
+        "num_prior_layers": 2,
+    }
+    long = two_blocks(12, 3)
+    assert advise(long, split, "segmentation").num_tuned_layers == 6
+    assert "no more than 6 of 12" in advise(long, split, "segmentation").why_tuned
+    assert advise(long, split, "detection").num_tuned_layers == 9
+
+
+def test_advice_leaves_alone_what_the_images_say_nothing_about():
+    layers = np.arange(12)
+    even = 0.8 ** np.abs(layers[:, None] - layers)
+    split = SplitConfig(num_tuned_layers=5, num_prior_layers=1, first_prior_layer=2)
+    found = advise(even, split, "segmentation")
+    assert found.num_tuned_layers == 5 and "layers change evenly" in found.why_tuned
+    assert found.prior_layers == (11,)
+    off = SplitConfig(task_head=False, num_prior_layers=2)
+    assert "num_tuned_layers" not in advise(even, off, "depth").settings
+    assert advise(even, SplitConfig(prior_head=False), "depth").settings.keys() == {"num_tuned_layers"}

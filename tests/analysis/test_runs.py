@@ -1,0 +1,154 @@
+"""Studies: which runs there are, which are trained, and which are kept."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+
+from small_run import SMALL_RUN
+from vitsplit.analysis.runs import Variant, outcome, plan, run_trials, standing
+from vitsplit.analysis.study import Cost, Costs, rows
+from vitsplit.errors import ConfigError, RunError, TrainingError
+from vitsplit.recipes import recipe
+from vitsplit.training.override import override
+from vitsplit.training.run_folder import RunFolder
+
+ONE = Variant(name="one", settings={"num_tuned_layers": 1})
+TWO = Variant(name="two", settings={"num_tuned_layers": 2})
+TWIN = Variant(name="twin", settings={"prior_layers": ()})
+
+
+def small(**settings):
+    return override(recipe("laptop-segmentation"), {**SMALL_RUN, "steps": 2, **settings})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders that are trained, in order, and whether they were resumed."""
+    from vitsplit import api
+
+    calls, train = [], api.train
+    monkeypatch.setattr(
+        api,
+        "train",
+        lambda config, **options: calls.append((options["out"].name, options["resume"])) or train(config, **options),
+    )
+    return calls
+
+
+def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once(tmp_path):
+    trials = plan(small(), [ONE, TWO, TWIN], [0, 7], tmp_path)
+    assert [(trial.variant.name, trial.seed) for trial in trials] == [
+        *(("one", 0), ("two", 0), ("twin", 0)),
+        *(("one", 7), ("two", 7), ("twin", 7)),
+    ]
+    assert [trial.config.split.num_tuned_layers for trial in trials[:3]] == [1, 2, 2]
+    assert {trial.config.loop.seed for trial in trials[3:]} == {7}
+    assert trials[2].folder == trials[1].folder != trials[4].folder
+    assert trials[0].folder == tmp_path / "runs" / "one-seed0"
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds", "said"),
+    [
+        ([ONE, ONE], [0], "Two variants are called 'one'"),
+        ([Variant(name="a/b", settings={})], [0], "cannot be called 'a/b'"),
+        ([ONE], [1, 1], "--seeds 1 1: give one seed or more, each once"),
+        ([Variant(name="x", settings={"num_tuned_layer": 1})], [0], "Did you mean num_tuned_layers"),
+    ],
+)
+def test_a_plan_that_cannot_be(variants, seeds, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        plan(small(), variants, seeds, tmp_path)
+
+
+def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained):
+    first = run_trials(plan(small(), [ONE, TWIN], [0], tmp_path), scenes, tmp_path)
+    assert trained == [("one-seed0", False), ("twin-seed0", False)] and len(first.outcomes) == 2
+    found = first.outcomes[0]
+    run = json.loads((tmp_path / "runs" / "one-seed0" / "pictures" / "metrics.json").read_text())
+    assert found.metrics == run and found.score == run["miou"] and found.score_name == "miou"
+    assert found.steps == 2 and found.seconds > 0 and len(found.description["classes"]) > 1
+    trained.clear()
+    heard = []
+    trials = plan(small(), [ONE, TWIN, TWO], [0], tmp_path)
+    again = run_trials(trials, scenes, tmp_path, on_finished=lambda outcomes: heard.append(len(outcomes)))
+    assert trained == [] and heard == [3, 3]
+    assert [each.score for each in again.outcomes[:2]] == [each.score for each in first.outcomes]
+    with pytest.raises(RunError, match=r"cannot go on with other settings \(optim\.lr"):
+        run_trials(plan(small(lr=0.5), [ONE], [0], tmp_path), scenes, tmp_path)
+    with pytest.raises(RunError, match="holds runs for segmentation on"):
+        run_trials(trials, tmp_path, tmp_path)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(scenes, tmp_path, trained, monkeypatch):
+    config = small(steps=3, checkpoint_every=1)
+    whole = run_trials(plan(config, [ONE], [0], tmp_path / "whole"), scenes, tmp_path / "whole")
+    trials = plan(config, [ONE], [0], tmp_path / "cut")
+    from vitsplit.training import loop
+
+    step = loop.TrainStep.__call__
+
+    def until_the_second(self, done, batches):
+        result = step(self, done, batches)
+        return dataclasses.replace(result, stop="SIGTERM" if done == 1 else None)
+
+    monkeypatch.setattr(loop.TrainStep, "__call__", until_the_second)
+    cut = run_trials(trials, scenes, tmp_path / "cut")
+    assert cut.stopped_by == "SIGTERM" and cut.outcomes == () and standing(trials[0]) == "interrupted"
+    with pytest.raises(RunError, match="holds no finished run"):
+        outcome(trials[0])
+    monkeypatch.setattr(loop.TrainStep, "__call__", step)
+    resumed = run_trials(trials, scenes, tmp_path / "cut")
+    assert trained == [("one-seed0", False), ("one-seed0", False), ("one-seed0", True)]
+    assert resumed.outcomes[0].metrics == whole.outcomes[0].metrics and resumed.outcomes[0].steps == 3
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own(scenes, tmp_path):
+    trials = plan(small(steps=1), [ONE, TWO], [3], tmp_path)
+    result = run_trials(trials, scenes, tmp_path, processes=2)
+    assert [each.trial.variant.name for each in result.outcomes] == ["one", "two"] and result.stopped_by is None
+    assert RunFolder(trials[1].folder).read_config()["loop"]["seed"] == 3
+
+
+def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun(tmp_path, monkeypatch):
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/called"\necho "error: no such crop" >&2\nexit 2\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr("vitsplit.analysis.runs.sys.executable", str(stand_in))
+    out = tmp_path / "study"
+    with pytest.raises(TrainingError, match=r"one-seed0 failed: error: no such crop"):
+        run_trials(plan(small(), [ONE, TWO], [0, 1], out), tmp_path, out, processes=2)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert len(called) == 2  # two at once, of four
+    words = called[0].split()
+    assert words[:4] == ["-m", "vitsplit.cli.main", "train", "segmentation"]
+    assert words[words.index("--data") + 1] == str(tmp_path) and "--resume" not in words
+
+
+def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp_path):
+    from vitsplit.analysis.runs import Outcome
+
+    counted = []
+
+    def count(config, description):
+        counted.append(config.split.num_tuned_layers)
+        return Cost(parameters=config.split.num_tuned_layers, gmacs=0.0)
+
+    trials = plan(small(), [ONE, TWO, TWIN], [0, 1, 2], tmp_path)
+    scores = {("one", 0): 0.5, ("one", 1): 0.6, ("one", 2): 0.8, ("two", 1): 0.25}
+    outcomes = [
+        Outcome(
+            trial=trial, score=scores[key], best_score=1, score_name="miou", metrics={}, steps=2, seconds=key[1],
+            description={},
+        )
+        for trial in trials
+        if (key := (trial.variant.name, trial.seed)) in scores
+    ]  # fmt: skip
+    one, two, twin = rows(trials, outcomes, Costs({}, count))
+    assert counted == [1, 2]
+    assert one.mean == pytest.approx(19 / 30) and one.spread == pytest.approx(statistics.stdev([0.5, 0.6, 0.8]))
+    assert one.seconds == 1.0 and list(one.by_seed) == [0, 1, 2]
+    assert two.scores == [0.25] and two.spread is None and twin.scores == [] and twin.mean != twin.mean

@@ -1,0 +1,100 @@
+"""``vitsplit analyze sweep`` and ``ablate`` on generated scenes."""
+
+import json
+
+import pytest
+
+from vitsplit.analysis.cost import count_parameters, shape_model
+from vitsplit.analysis.variants import part_variants, sweep_variants
+from vitsplit.cli.main import main
+from vitsplit.recipes import recipe
+from vitsplit.training.override import override
+
+QUICK = [
+    *("--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "1", "--batch-size", "2"),
+    *("--crop-size", "48", "64", "--image-scale", "None", "--workers", "0", "--precision", "fp32", "--track"),
+]
+
+
+def test_a_sweep_is_every_combination():
+    found = sweep_variants([1, 3], [2, 4], ["last", "least-alike"], lambda count: tuple(range(5, 5 + count)))
+    splits = [override(recipe("ade20k-small"), variant.settings).split for variant in found]
+    assert {(s.num_tuned_layers, s.num_prior_layers, s.selection, s.prior_layers) for s in splits} == {
+        *((t, p, "last", ()) for t in (1, 3) for p in (2, 4)),
+        *((t, 2, "explicit", (5, 6)) for t in (1, 3)),
+        *((t, 4, "explicit", (5, 6, 7, 8)) for t in (1, 3)),
+    }
+    assert len({variant.name for variant in found}) == len(found) == 8
+
+
+# Table 6 as printed, S and B, in millions.
+PRINTED = {"small": (1.24, 3.22, 6.57, 8.55, 10.23), "base": (4.84, 12.63, 26.11, 33.90, 40.51)}
+
+
+@pytest.mark.parametrize("size", PRINTED)
+def test_the_parts_have_the_parameters_of_table_6(size):
+    for variant, printed in zip(part_variants(), PRINTED[size], strict=True):
+        backbone, model = shape_model(override(recipe(f"ade20k-{size}"), variant.settings))
+        assert count_parameters(model, backbone)["trainable"] / 1e6 == pytest.approx(printed, abs=0.006)
+
+
+def test_an_ablation_from_data_to_page(scenes, tmp_path, capsys):
+    out = tmp_path / "study"
+    words = ["analyze", "ablate", "segmentation", "--data", str(scenes), "--out", str(out), *QUICK]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "8 runs: 9 variants, 1 seeds" in said.err  # the uniform layers are those of the full method
+    assert "frozen last layer" in said.out and "least-alike layers" in said.out
+    found = json.loads((out / "results.json").read_text())
+    names = [each["name"] for each in found["variants"]]
+    assert names == [
+        *("frozen", "prior", "task", "added", "full"),
+        *("layers-uniform", "layers-last", "layers-gate", "layers-least-alike"),
+    ]
+    by_name = {each["name"]: each for each in found["variants"]}
+    assert by_name["full"]["runs"] == by_name["layers-uniform"]["runs"]
+    assert by_name["frozen"]["parameters"] < by_name["prior"]["parameters"] < by_name["full"]["parameters"]
+    layers = by_name["layers-least-alike"]["settings"]["prior_layers"]
+    config = json.loads((out / "runs" / "layers-least-alike-seed0" / "config.json").read_text())
+    assert config["split"]["prior_layers"] == layers and len(layers) == 4
+    page = (out / "index.html").read_text()
+    assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
+    times = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*.safetensors")}
+    assert times and main(words) == 0
+    assert {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*.safetensors")} == times
+
+
+def test_a_sweep_draws_both_directions(scenes, tmp_path):
+    out = tmp_path / "sweep"
+    words = ["analyze", "sweep", "segmentation", "--data", str(scenes), "--out", str(out), *QUICK]
+    assert main([*words, "--tuned", "1", "2", "--prior", "2", "--seeds", "0", "1"]) == 0
+    names = {path.name for path in (out / "runs").iterdir()}
+    assert names == {f"kt{tuned}-kp2-uniform-seed{seed}" for tuned in (1, 2) for seed in (0, 1)}
+    for each in json.loads((out / "results.json").read_text())["variants"]:
+        first, second = (run["score"] for run in each["runs"])
+        assert each["mean"] == pytest.approx((first + second) / 2)
+        assert each["spread"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert (out / "grid.png").is_file() and (out / "cost.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep", "segmentation", "--out", "x"], "Give --data FOLDER and --out FOLDER"),
+        (
+            ["sweep", "segmentation", "--data", "D", "--out", "OUT", "--tuned", "13"],
+            "K_t = 13, K_p = 2, uniform: num_tuned",
+        ),
+        (
+            ["ablate", "segmentation", "--data", "D", "--out", "OUT", "--method", "linear-probe"],
+            "is of --method vitsplit",
+        ),
+        (["slice"], "There is no verb 'analyze slice'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(words, said, scenes, tmp_path, capsys):
+    words = [{"D": str(scenes), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    quick = QUICK * (words[0] != "slice" and "OUT" not in words and "--data" in words)
+    assert main(["analyze", *words, *quick]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
