@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.baselines.settings import backbone_settings, check_method
 from vitsplit.bundle import save_bundle
 from vitsplit.errors import ConfigError
 from vitsplit.methods import build_model, build_multi_model
@@ -56,8 +57,9 @@ def assemble(config: TrainConfig[Any] | MultiConfig, data: str | Path | Mapping[
 
 
 def _one(config: TrainConfig[Any], data: Path) -> Assembly:
+    check_method(config)
     task = open_task(config, data)
-    backbone = open_backbone(config.backbone)
+    backbone = open_backbone(backbone_settings(config))
     model = build_model(config, backbone, task)
     if isinstance(config.task, VqaConfig) and config.task.start_from is not None:
         start_from(config.task.start_from, model, backbone, config.task)
@@ -72,6 +74,14 @@ def _several(config: MultiConfig, data: Mapping[str, str | Path]) -> Assembly:
     config.check()
     if config.heads().keys() != data.keys():
         raise ConfigError(f"The settings are for {', '.join(config.heads())}, and the data for {', '.join(data)}.")
+    for name in config.heads():
+        check_method(config.own(name))
+        wanted = backbone_settings(config.own(name)).patch_size
+        if wanted != config.backbone.patch_size:
+            raise ConfigError(
+                f"--{name}.method {config.own(name).method} wants patches of {wanted} pixels, and all heads of a joint "
+                f"run have one backbone. Give it to all: --patch-size {wanted}."
+            )
     tasks: dict[str, Task] = {name: open_task(config.own(name), Path(data[name])) for name in config.heads()}
     task: Any = MultiTask(config.geometry, tasks)
     backbone = open_backbone(config.backbone)

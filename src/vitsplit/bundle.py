@@ -116,12 +116,22 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         f"# A {card['task']} head for {backbone['title']}\n\n"
         f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
         f"frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
-        f"licence {backbone['licence']}). The task head is a trained copy of the backbone's last blocks: "
-        "the backbone's licence governs it too.\n\n"
+        f"licence {backbone['licence']}).{_origin(state)}\n\n"
         f"- method: {card['config']['method']}, recipe `{card['config']['name']}`\n"
         f"- on the validation images: {reached}\n\n"
         "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
     )
+
+
+def _origin(state: Mapping[str, Tensor]) -> str:
+    """What of a bundle's weights began as the backbone's, in words."""
+    if any(name.startswith("head.task_head.blocks.") for name in state):
+        what = "The task head is a trained copy of the backbone's last blocks"
+    elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in state):
+        what = "Most of it is a trained copy of the backbone"
+    else:
+        return ""
+    return f" {what}: the backbone's licence governs it too."
 
 
 def find_bundle(path: str | Path) -> Path:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.baselines.adapter_head import AdapterHead
+from vitsplit.baselines.adaptformer import AdaptFormer
+from vitsplit.baselines.full_finetune import FullFineTune
 from vitsplit.baselines.linear_probe import LastLayer
+from vitsplit.baselines.lora import LowRank
+from vitsplit.baselines.settings import check_method, decoder_kind
+from vitsplit.baselines.vpt import DeepPrompts
 from vitsplit.split.head import SplitHead
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
@@ -20,24 +26,42 @@ from vitsplit.training.config import TrainConfig
 
 
 def build_model(config: TrainConfig[Any], backbone: Backbone, task: Task) -> TaskModel:
-    """The untrained model of a run; its initial weights depend on ``config.loop.seed`` alone."""
+    """The untrained model of a run; its initial weights depend on ``config.loop.seed`` alone.
+
+    Raises:
+        ConfigError: The method is not for the task or the backbone, or settings contradict it.
+    """
+    check_method(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
-        match config.method:
-            case "vitsplit":
-                head = _head(config, backbone)
-                return TaskModel(head, task.build_decoder(head.width, backbone.patch_size))
-            case "linear-probe":
-                return TaskModel(
-                    LastLayer(backbone), task.build_decoder(backbone.width, backbone.patch_size, linear=True)
-                )
+        head = _head(config, backbone)
+        return TaskModel(head, task.build_decoder(head.width, backbone.patch_size, kind=decoder_kind(config)))
 
 
 def _head(config: TrainConfig[Any], backbone: Backbone) -> Any:
-    """ViT-Split's head; in front of a language model whichever connector was named."""
-    if isinstance(config.task, VqaConfig):
-        return build_head(config.task, config.split, backbone)
-    return SplitHead(backbone, config.split)
+    """The way from taps to a map, or to the four that UperNet reads."""
+    baseline = config.baseline
+    drop_path = baseline.drop_path or 0.0
+    match config.method:
+        case "vitsplit":
+            if isinstance(config.task, VqaConfig):  # whichever connector was named
+                return build_head(config.task, config.split, backbone)
+            return SplitHead(backbone, config.split)
+        case "linear-probe" | "frozen-head":
+            return LastLayer(backbone)
+        case "full-finetune":
+            return FullFineTune(backbone, drop_path=drop_path)
+        case "upernet":
+            return FullFineTune(backbone, num_maps=4, drop_path=drop_path)
+        case "lora":
+            return LowRank(backbone, baseline, drop_path=drop_path)
+        case "vpt":
+            return DeepPrompts(backbone, baseline, drop_path=drop_path)
+        case "adaptformer":
+            return AdaptFormer(backbone, baseline, drop_path=drop_path)
+        case "vit-adapter" | "vit-comer" as name:
+            pyramid = decoder_kind(config) == "upernet"
+            return AdapterHead(name, backbone, pyramid=pyramid, drop_path=baseline.drop_path)
 
 
 def build_multi_model(config: MultiConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> MultiModel:

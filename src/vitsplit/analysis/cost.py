@@ -8,9 +8,9 @@ Shapes: B batch, D width, h w patch grid, H W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import Backbone, open_backbone
+from vitsplit.baselines.settings import backbone_settings
 from vitsplit.methods import build_model
 from vitsplit.recipes import count_classes
 from vitsplit.split.head import SplitHead
@@ -34,7 +35,9 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
     Returns:
         ``task_head``, ``prior_head`` (with the gate's scores), ``fusion`` and ``decoder``: what trains in each;
         ``trainable``: all that trains; ``frozen``: the backbone. Of visual question answering also ``connector``: all
-        that trains but the language model, which is not read for this.
+        that trains but the language model, which is not read for this. Of baselines that do not read the frozen maps
+        also ``tuned``, what trains of the pretrained model, and ``added``, what trains beside it; ``frozen`` is then
+        what they compute with and do not train.
     """
     head = model.head
     parts: dict[str, list[nn.Module | None]] = {"task_head": [], "prior_head": [], "fusion": []}
@@ -43,11 +46,16 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
     counts = {name: sum(_trainable(module) for module in modules) for name, modules in parts.items()}
     if isinstance(model.decoder, VqaDecoder):
         counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
+    frozen = _count(backbone.parameters())
+    if head.request.pixels:
+        groups = head.param_groups()
+        counts |= {"tuned": _count(groups["task_head"]), "added": _count(groups["base"])}
+        frozen = _count(head.parameters()) - _trainable(head)
     return {
         **counts,
         "decoder": _trainable(model.decoder),
         "trainable": _trainable(model),
-        "frozen": sum(parameter.numel() for parameter in backbone.parameters()),
+        "frozen": frozen,
     }
 
 
@@ -80,8 +88,8 @@ def gmacs(
     config = replace(config, split=_ungated(config.split, used_layers))
     rules = _MmcvRules()
     with rules:
-        frozen, trained = _forward_gmacs(config, size, num_classes, description)
-    return {"total": frozen + trained, "mmcv_rules": rules.macs / 1e9}
+        cost = _forward_gmacs(config, size, num_classes, description)
+    return {"total": cost.frozen + cost.trained, "mmcv_rules": rules.macs / 1e9}
 
 
 def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:
@@ -89,25 +97,36 @@ def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: 
 
     Returns:
         ``frozen``: the backbone's forward pass; ``trained``: the forward pass of head and decoder; ``step``: the frozen
-        part once and the trained part three times, since its backward pass has two products for each of the forward's.
+        part once and the trained part three times, since its backward pass has two products for each of the forward's:
+        one but where the matrix itself is frozen (LoRA's and the like).
     """
-    frozen, trained = _forward_gmacs(config, size, num_classes, None)
-    return {"frozen": frozen, "trained": trained, "step": frozen + 3 * trained}
+    cost = _forward_gmacs(config, size, num_classes, None)
+    step = cost.frozen + 3 * cost.trained - cost.frozen_matrices
+    return {"frozen": cost.frozen, "trained": cost.trained, "step": step}
+
+
+class _Gmacs(NamedTuple):
+    """Products of the backbone, of the model, and among the model's those with matrices that do not train."""
+
+    frozen: float
+    trained: float
+    frozen_matrices: float
 
 
 def _forward_gmacs(
     config: TrainConfig[Any], size: tuple[int, int], num_classes: int | None, description: Mapping[str, Any] | None
-) -> tuple[float, float]:
-    """Products of the backbone and of the model on one image."""
+) -> _Gmacs:
+    """Products on one image."""
     backbone, model = shape_model(config, num_classes, description)
     image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
     frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    matrices = _FrozenMatrices()
     with torch.no_grad():
         with frozen:
             taps = backbone(image_BCHW, model.head.request)
-        with trained:
+        with trained, matrices:
             model(taps)
-    return frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9
+    return _Gmacs(frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9, matrices.macs / 1e9)
 
 
 def shape_model(
@@ -121,7 +140,7 @@ def shape_model(
         description: What a bundle says of its task (``Card.description``), in place of K classes. A language model in
             it is left away: only what is in front of it is counted.
     """
-    backbone = open_backbone(config.backbone, only_shapes=True)
+    backbone = open_backbone(backbone_settings(config), only_shapes=True)
     if description is None:
         classes = range(count_classes(config) if num_classes is None else num_classes)
         description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
@@ -146,8 +165,11 @@ def _ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitCo
 
 
 def _trainable(module: nn.Module | None) -> int:
-    parameters = [] if module is None else module.parameters()
-    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return 0 if module is None else _count(p for p in module.parameters() if p.requires_grad)
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 class _MmcvRules(TorchFunctionMode):
@@ -167,6 +189,24 @@ class _MmcvRules(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func in _RULES:
             self.macs += _RULES[func](out, *args, **(kwargs or {}))
+        return out
+
+
+class _FrozenMatrices(TorchFunctionMode):
+    """Adds up the products with weights that do not train: their backward pass has one product, not two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (F.linear, F.conv2d):
+            weight = kwargs["weight"] if kwargs and "weight" in kwargs else args[1]
+            if not weight.requires_grad:
+                self.macs += out.numel() * weight[0].numel()
         return out
 
 

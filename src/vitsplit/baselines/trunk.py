@@ -9,12 +9,14 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.errors import ConfigError
 
 
 class Trunk(nn.Module):
@@ -59,12 +61,42 @@ class Trunk(nn.Module):
         return pixels_BCHW.shape[-2] // self.patch_size, pixels_BCHW.shape[-1] // self.patch_size
 
     def embed(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalised, padded pixels to ``x_BTD`` and the rotary position data of the grid (or None)."""
-        return self.family.embed(self.model, pixels_BCHW)
+        """Normalised, padded pixels to ``x_BTD`` (float32) and the rotary position data of the grid (or None)."""
+        x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
+        return x_BTD.float(), rope
 
     def run_block(self, index: int, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
         """Block ``index`` on a sequence with its prefix tokens."""
         return self.family.run_block(self.blocks[index], x_BTD, grid, rope)
+
+    def maps(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Maps of some blocks after the final norm, ``(B, D, h, w)`` each; all blocks are run.
+
+        Args:
+            pixels_BCHW: Normalised, padded pixels.
+            layers: The blocks (0-based), in ascending order.
+        """
+        grid = self.grid(pixels_BCHW)
+        x_BTD, rope = self.embed(pixels_BCHW)
+        maps = []
+        for index in range(self.num_layers):
+            x_BTD = self.run_block(index, x_BTD, grid, rope)
+            if index in layers:
+                maps.append(self.as_map(self.final_norm(x_BTD), grid))
+        return maps
+
+    def set_drop_path(self, rate: float) -> None:
+        """Skips branches of blocks at random in training: of the last at this rate, evenly less down to the first.
+
+        Raises:
+            ConfigError: The blocks are of a kind that has no place for it.
+        """
+        for index, block in enumerate(self.blocks):
+            places = [name for name, _ in block.named_children() if name in ("drop_path1", "drop_path2")]
+            if not places:
+                raise ConfigError(f"--drop-path {rate}: a {type(block).__name__} has none. Leave the option away.")
+            for name in places:
+                setattr(block, name, DropPath(rate * index / max(self.num_layers - 1, 1)))
 
     def as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         """A sequence without its prefix tokens as ``(B, D, h, w)``."""

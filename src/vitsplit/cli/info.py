@@ -30,6 +30,7 @@ Every setting is a flag here too, to see what it would change:
   vitsplit info ade20k-base --size 896 896 --json
   vitsplit info ade20k-small --no-task-head --num-prior-layers 6
   vitsplit info laptop-segmentation --method linear-probe --num-classes 39
+  vitsplit info ade20k-small --method vit-adapter --decoder linear
   vitsplit info coco-small --size 800 1216 --task-head-window 16
   vitsplit info llava15-7b-align --connector mlp2x
   vitsplit info runs/first
@@ -194,12 +195,18 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
     table.add_column()
     for label, text in subject.notes.items():
         table.add_row(label, text)
+    method = subject.config.method
     table.add_row("backbone", f"{facts['backbone']}, {parameters['frozen'] / 1e6:.2f} M frozen")
-    table.add_row("task head", f"last {facts['num_tuned_layers']} blocks" if facts["num_tuned_layers"] else "none")
-    layers = " ".join(map(str, facts["prior_layers"])) or "none"
-    is_open = subject.config.split.selection == "gate" and subject.used_layers is None
-    table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
-    for part in ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable"):
+    if method == "vitsplit":
+        table.add_row("task head", f"last {facts['num_tuned_layers']} blocks" if facts["num_tuned_layers"] else "none")
+        layers = " ".join(map(str, facts["prior_layers"])) or "none"
+        is_open = subject.config.split.selection == "gate" and subject.used_layers is None
+        table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
+        parts: tuple[str, ...] = ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable")
+    else:
+        table.add_row("method", method)
+        parts = ("tuned", "added", "decoder", "trainable")
+    for part in parts:
         if part not in parameters:
             continue
         note = f"   for {subject.num_classes} classes" if part == "decoder" and subject.num_classes else ""

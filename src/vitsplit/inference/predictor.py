@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.baselines.settings import backbone_settings
 from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import WeightsError
@@ -153,7 +154,7 @@ def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> 
         BundleError: The weights are others than those it was trained on.
         WeightsError: The weights cannot be had.
     """
-    asked = card.config.backbone
+    asked = backbone_settings(card.config)
     if weights is None and asked.weights is not None and not Path(asked.weights).exists():
         raise WeightsError(
             f"{folder}: trained with weights read from {asked.weights}, which is not on this machine. "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,11 @@ Runs without gradient, in eval mode.
 """
 
 
+DecoderKind = Literal["own", "probe", "upernet"]
+"""``own``: the task's, as ViT-Split has it. ``probe``: the least that can be read off a map. ``upernet``: UperNet,
+which reads four maps in place of one."""
+
+
 class Batch(Protocol):
     """A collated batch."""
 
@@ -35,6 +40,10 @@ class Batch(Protocol):
 
     def to(self, device: Any) -> Batch:
         """The batch on a device."""
+        ...
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU are faster."""
         ...
 
 
@@ -90,6 +99,8 @@ class TrainableTask(Protocol):
     """What the training engine asks: of one task on its data set, or of several on the same images."""
 
     name: ClassVar[str]
+    same_size: ClassVar[bool]
+    """Whether all training images are brought to one size, so that none depends on its batch."""
 
     def train_data(self) -> TrainData:
         """The training samples."""
@@ -143,10 +154,13 @@ class Task(TrainableTask, Protocol):
 
     config: Any
 
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
-        """The decoder from ``fused_BDhw`` (D = width) to the task's output; ``linear`` for the linear probe.
+    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
+        """The decoder from ``fused_BDhw`` (D = width) to the task's output.
 
         The map's stride is ``patch_size`` pixels: h = H / patch_size of the padded image.
+
+        Raises:
+            ConfigError: The task has no decoder of this kind.
         """
         ...
 

@@ -12,7 +12,7 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class Head(Protocol):
-    """A way from taps to a map: ViT-Split's ``SplitHead``, or a baseline. Always an ``nn.Module``."""
+    """A way from taps to a map, or to several: ViT-Split's ``SplitHead``, or a baseline. Always an ``nn.Module``."""
 
     width: int
     """Channels of the map."""
@@ -23,11 +23,11 @@ class Head(Protocol):
         ...
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by role: ``task_head`` (learns at a fraction of the rate) and ``base``."""
+        """Trainable parameters by role: ``task_head`` (pretrained; a fraction of the rate) and ``base`` (new)."""
         ...
 
-    def __call__(self, taps: LayerTaps) -> Tensor:
-        """``fused_BDhw``."""
+    def __call__(self, taps: LayerTaps) -> Tensor | list[Tensor]:
+        """``fused_BDhw``; or four maps of D channels, the finest first, for decoders that read so many."""
         ...
 
 

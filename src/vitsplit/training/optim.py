@@ -13,8 +13,10 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import OptimConfig
 
-# Among the names of parameters: the copies of a ``TaskHead``, counted from the first.
-_COPIED_BLOCK = re.compile(r"\btask_head\.blocks\.(\d+)\.")
+# Among the names of parameters: the blocks of a ``TaskHead`` or of a ``Trunk``, counted from the first, and what is
+# before the first block of a trunk.
+_TUNED_BLOCK = re.compile(r"\b(?:task_head|trunk\.model)\.blocks\.(\d+)\.")
+_EMBEDDING = re.compile(r"\btrunk\.model\.(?:patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b")
 _LANGUAGE_MODEL = "decoder.language_model."
 
 
@@ -41,27 +43,30 @@ def build_joint_optimizer(members: Mapping[str, TaskModel], optims: Mapping[str,
 def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, Any]]:
     """The groups of one head, as AdamW takes them: base and task head, decayed or not.
 
-    With ``layer_decay`` each copied block has groups of its own: of n copies, copy i (from 0) learns at
-    ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``: the square for the last, and the twelfth power for the first
-    of eleven, as in the release's detection.
+    With ``layer_decay`` each tuned block has groups of its own: of n copied blocks, or n of a baseline's transformer,
+    block i (from 0) learns at ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``: the square for the last, and the
+    twelfth power for the first of eleven, as in the release's detection. A transformer's embeddings have one power more
+    than its first block. What is new inside of a block (``base``) learns at ``lr``.
     """
     in_task_head = {id(parameter) for parameter in model.head.param_groups().get("task_head", [])}
     by_name = trainable(model)
-    copies = {name: int(match[1]) for name in by_name if (match := _COPIED_BLOCK.search(name))}
+    tuned = [name for name, parameter in by_name.items() if id(parameter) in in_task_head]
+    depths = {name: int(match[1]) for name in tuned if (match := _TUNED_BLOCK.search(name))}
+    num_blocks = max(depths.values(), default=-1) + 1
+    depths |= {name: -1 for name in tuned if _EMBEDDING.search(name)}
     scales = {
         "base": 1.0,
         "task_head": config.task_head_lr_scale,
         "language_model": config.language_model_lr_scale,
     }
-    num_copies = max(copies.values(), default=-1) + 1
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in by_name.items():
         role = "task_head" if id(parameter) in in_task_head else "base"
         if name.startswith(_LANGUAGE_MODEL):
             role = "language_model"
         peak_lr = config.lr * scales[role]
-        if config.layer_decay is not None and name in copies:
-            peak_lr *= config.layer_decay ** (num_copies + 1 - copies[name])
+        if config.layer_decay is not None and name in depths:
+            peak_lr *= config.layer_decay ** (num_blocks + 1 - depths[name])
         # Norms and biases are the parameters with one axis.
         decayed = config.decay_norms or parameter.ndim > 1
         groups.setdefault((role, peak_lr, decayed), []).append(parameter)

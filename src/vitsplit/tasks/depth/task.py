@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitsplit.data.folders import first
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, TrainDepth, collate, load_depth, unit_warning
 from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
@@ -44,6 +44,7 @@ class DepthTask:
     """
 
     name: ClassVar[str] = "depth"
+    same_size: ClassVar[bool] = True
 
     def __init__(self, config: DepthConfig, *, train: DepthSet | None = None, val: DepthSet | None = None) -> None:
         check_settings(config)
@@ -68,9 +69,15 @@ class DepthTask:
         """The task of a bundle: its configuration says everything."""
         return cls(config)
 
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
         """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
-        return LinearDepthDecoder(width, self.config) if linear else DepthDecoder(width, self.config)
+        match kind:
+            case "own":
+                return DepthDecoder(width, self.config)
+            case "probe":
+                return LinearDepthDecoder(width, self.config)
+            case "upernet":
+                raise ConfigError("UperNet is a decoder of segmentation, not of depth. Leave --decoder away.")
 
     def train_data(self) -> TrainDepth:
         """Augmented training samples."""

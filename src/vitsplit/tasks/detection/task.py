@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList
-from vitsplit.errors import DataError
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.detection.config import DetectionConfig, check_settings
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
@@ -46,6 +46,7 @@ class DetectionTask:
     """
 
     name: ClassVar[str] = "detection"
+    same_size: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -109,14 +110,16 @@ class DetectionTask:
             masks=description.get("masks", config.masks != "off"),
         )
 
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> DetectionDecoder:
+    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> DetectionDecoder:
         """Pyramid and Mask R-CNN (or Faster R-CNN).
 
         No detector is linear. The linear probe's is the same detector on the frozen last layer, whose four maps are
         resized instead of learned: what it lacks is all of ViT-Split and the transposed convolutions.
         """
+        if kind == "upernet":
+            raise ConfigError("UperNet is a decoder of segmentation, not of detection. Leave --decoder away.")
         return DetectionDecoder(
-            width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=not linear
+            width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=kind == "own"
         )
 
     def train_data(self) -> TrainDetection:

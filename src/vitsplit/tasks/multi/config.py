@@ -15,7 +15,15 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, MethodName, OptimConfig, SplitConfig, TrainConfig
+from vitsplit.training.config import (
+    BackboneConfig,
+    BaselineConfig,
+    LoopConfig,
+    MethodName,
+    OptimConfig,
+    SplitConfig,
+    TrainConfig,
+)
 
 TaskConfigT = TypeVar("TaskConfigT")
 
@@ -46,11 +54,13 @@ class HeadConfig(Generic[TaskConfigT]):
     name: str = "custom"
     """Name of the recipe that these settings started from."""
     method: MethodName = "vitsplit"
-    """How the frozen model's features become a map: the paper's, or the yardstick."""
+    """How images become maps: the paper's way, or one that it is compared with."""
     task: TaskConfigT
     """Settings of the task."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Settings of the method."""
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    """Settings of the other methods."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Settings of the optimiser."""
 
@@ -82,6 +92,7 @@ class MultiConfig:
                 method=recipe.method,
                 task=with_geometry(recipe.task, config.geometry),
                 split=recipe.split,
+                baseline=recipe.baseline,
                 optim=recipe.optim,
             )
             for name, recipe in recipes.items()
@@ -136,7 +147,8 @@ class MultiConfig:
         config = self
         for name, head in self.heads().items():
             view = shared(self.view(head))
-            head = replace(head, name=view.name, method=view.method, split=view.split, optim=view.optim)
+            head = replace(head, name=view.name, method=view.method)
+            head = replace(head, split=view.split, baseline=view.baseline, optim=view.optim)
             head = replace(head, task=with_geometry(head.task, view.task))
             config = replace(
                 config, geometry=view.task, backbone=view.backbone, loop=view.loop, **{name: own(name, head)}
@@ -165,6 +177,7 @@ class MultiConfig:
             task=task,
             backbone=self.backbone,
             split=head.split,
+            baseline=head.baseline,
             optim=head.optim,
             loop=self.loop,
         )

@@ -35,6 +35,7 @@ class MultiTask:
     """
 
     name: ClassVar[str] = "multi"
+    same_size: ClassVar[bool] = True
 
     def __init__(self, geometry: GeometryConfig, tasks: Mapping[str, Task]) -> None:
         # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.

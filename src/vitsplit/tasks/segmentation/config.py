@@ -26,8 +26,9 @@ class SegmentationConfig:
     """Random brightness, contrast, saturation and hue in training."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
-    dropout: float = 0.0
-    """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere)."""
+    dropout: float | None = None
+    """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere); None: the decoder's
+    own, 0, and 0.1 of UperNet."""
     pad_logits: Literal["crop", "stretch"] = "crop"
     """The padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
     class_weights: str | dict[str, float] = "none"

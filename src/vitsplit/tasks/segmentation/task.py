@@ -16,10 +16,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
+from vitsplit.baselines.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
     SegmentationBatch,
@@ -49,6 +50,7 @@ class SegmentationTask:
     """
 
     name: ClassVar[str] = "segmentation"
+    same_size: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -81,12 +83,16 @@ class SegmentationTask:
         colours = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(config, ClassList(names=tuple(description["classes"]), colours=colours))
 
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
-        """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
-        num_classes = len(self.classes.names)
-        if linear:
-            return LinearDecoder(width, num_classes)
-        return SegmentationDecoder(width, num_classes, last_norm=self.config.decoder_norm, dropout=self.config.dropout)
+    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
+        """The paper's decoder; batch norm and a 1x1 convolution for the linear probe; or UperNet."""
+        num_classes, norm, dropout = len(self.classes.names), self.config.decoder_norm, self.config.dropout
+        match kind:
+            case "own":
+                return SegmentationDecoder(width, num_classes, last_norm=norm, dropout=dropout or 0.0)
+            case "probe":
+                return LinearDecoder(width, num_classes)
+            case "upernet":
+                return UperNet(width, num_classes, norm=norm, dropout=DROPOUT if dropout is None else dropout)
 
     def train_data(self) -> TrainSegmentation:
         """Augmented training samples."""
@@ -118,14 +124,24 @@ class SegmentationTask:
     def targets(self, batch: SegmentationBatch, taps: LayerTaps) -> None:
         """The decoder needs no labels."""
 
-    def loss_sums(self, output: Tensor, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Sums that match ``normalisers``; the Dice term carries its weight."""
-        weights_K = None if self.class_weights_K is None else self.class_weights_K.to(output.device)
-        pad = self.config.pad_logits
-        terms = {"cross_entropy": cross_entropy_sum(output, batch.mask_BHW, taps.padding, pad, weights_K)}
+    def loss_sums(self, output: Tensor | WithAuxiliary, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
+        """Sums that match ``normalisers``; the Dice term carries its weight.
+
+        The cross-entropy of UperNet's auxiliary head, with its weight, is in that of the logits.
+        """
+        if isinstance(output, WithAuxiliary):
+            terms = self.loss_sums(output.logits, batch, taps)
+            auxiliary = self._cross_entropy(output.auxiliary, batch, taps)
+            return terms | {"cross_entropy": terms["cross_entropy"] + AUXILIARY_WEIGHT * auxiliary}
+        terms = {"cross_entropy": self._cross_entropy(output, batch, taps)}
         if self.config.dice_weight:
-            terms["dice"] = self.config.dice_weight * dice_sum(output, batch.mask_BHW, taps.padding, pad)
+            dice = dice_sum(output, batch.mask_BHW, taps.padding, self.config.pad_logits)
+            terms["dice"] = self.config.dice_weight * dice
         return terms
+
+    def _cross_entropy(self, logits_BKhw: Tensor, batch: SegmentationBatch, taps: LayerTaps) -> Tensor:
+        weights_K = None if self.class_weights_K is None else self.class_weights_K.to(logits_BKhw.device)
+        return cross_entropy_sum(logits_BKhw, batch.mask_BHW, taps.padding, self.config.pad_logits, weights_K)
 
     def evaluate(
         self,
@@ -196,7 +212,7 @@ def check_settings(config: SegmentationConfig) -> None:
     if not 0 < config.scale_range[0] <= config.scale_range[1]:
         raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first, and both are above 0.")
     for name in ("flip", "dropout", "max_class_ratio"):
-        if not 0 <= getattr(config, name) <= 1:
+        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must lie in 0..1.")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitsplit.data.images import read_image
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import build_projection
 from vitsplit.tasks.vqa.data import TrainVqa, VqaBatch, VqaSample, collate, fit_image
@@ -42,6 +42,7 @@ class VqaTask:
     """
 
     name: ClassVar[str] = "vqa"
+    same_size: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -88,8 +89,10 @@ class VqaTask:
             )
         return cls(config, language)
 
-    def build_decoder(self, width: int, patch_size: int, *, linear: bool = False) -> nn.Module:
+    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
         """Projection and language model."""
+        if kind != "own":
+            raise ConfigError("Visual question answering has its own decoder alone. Leave --method and --decoder away.")
         config = self.config
         model = None if self.language is None else open_language_model(self.language, config)
         return VqaDecoder(build_projection(config.connector, width, config.language_width), config.visual_grid, model)
