@@ -91,8 +91,11 @@ class Costs:
         return cost
 
 
-def count_cost(config: TrainConfig[Any], description: Mapping[str, Any]) -> Cost:
-    """Counts on shapes, for an image of the crop's size. A gate is counted as if it kept the last layer."""
+def count_cost(config: TrainConfig[Any], description: Mapping[str, Any] | None) -> Cost:
+    """Counts on shapes, for an image of the crop's size. A gate is counted as if it kept the last layer.
+
+    Without a description the classes are those of the configuration's data set.
+    """
     backbone, model = shape_model(config, description=description)
     height, width = config.task.crop_size
     return Cost(

@@ -9,6 +9,8 @@ from vitsplit.errors import ConfigError
 # verb -> (module, one line of help); imported only when it is called.
 VERBS = {
     "cka": ("vitsplit.cli.analyze_cka", "how alike the layers of frozen models are, and where they divide in two"),
+    "features": ("vitsplit.cli.analyze_features", "the map of every layer, of frozen models and of trained ones"),
+    "layers": ("vitsplit.cli.analyze_layers", "which layers to copy and to read, for a backbone and your images"),
     "sweep": ("vitsplit.cli.analyze_sweep", "train with every K_t, K_p and selection, and compare"),
     "ablate": ("vitsplit.cli.analyze_ablate", "train without each part of the method, and compare"),
 }

@@ -1,0 +1,178 @@
+"""The map of every layer, of frozen models and of models that were trained on a task (Figures 4 and 13).
+
+Shapes: B images, T tokens, D width, h w patch grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.baselines.full_finetune import FullFineTune
+from vitsplit.baselines.linear_probe import LastLayer
+from vitsplit.errors import ConfigError
+from vitsplit.split.head import SplitHead
+from vitsplit.split.task_head import TaskHead
+from vitsplit.split.windows import Windows
+from vitsplit.tasks.model import TaskModel
+from vitsplit.types import LayerTaps, TapRequest
+
+
+@dataclass(frozen=True)
+class ModelMaps:
+    """The maps of one model, in the order in which they are computed.
+
+    Attributes:
+        name: The model's name.
+        labels: What each map is: ``layer 3`` (frozen), ``tuned 9`` (a trained block in place of layer 9), ``prior``,
+            ``fused``.
+        maps: ``map_BDhw`` of each, float32, on the processor.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    maps: tuple[Tensor, ...]
+
+
+def backbone_maps(name: str, backbone: Backbone, image_BCHW: Tensor, *, normed: bool = False) -> ModelMaps:
+    """The maps of all layers of a frozen model.
+
+    Args:
+        name: What to call it.
+        backbone: The model.
+        image_BCHW: uint8 images.
+        normed: Whether maps pass the final norm, as heads read them.
+    """
+    return _gathered(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
+
+
+@torch.no_grad()
+def trained_maps(
+    name: str, backbone: Backbone, model: TaskModel, image_BCHW: Tensor, *, normed: bool = False
+) -> ModelMaps:
+    """The maps of a trained model: frozen layers, then what was trained in place of the last ones.
+
+    Of ViT-Split the task head's blocks stand for the last K_t layers, and the prior head's map and the fused one
+    follow. Full fine-tuning has no frozen layer; the linear probe and a head without trained blocks have nothing else.
+
+    Args:
+        name: What to call it.
+        backbone: What the model was trained on.
+        model: Head and decoder, of which the decoder is not run.
+        image_BCHW: uint8 images.
+        normed: Whether layers and blocks pass the final norm.
+
+    Raises:
+        ConfigError: The model is of a method whose layers are not one after the other.
+    """
+    head = model.eval().head
+    device = backbone.mean_C11.device
+    if isinstance(head, LastLayer):
+        return _gathered(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
+    if isinstance(head, FullFineTune):
+        return _gathered(name, _finetuned(head, backbone(image_BCHW.to(device), head.request), normed))
+    if not isinstance(head, SplitHead):
+        raise ConfigError(
+            f"{name}: the layers of a {type(head).__name__} cannot be shown. Give runs of --method vitsplit, "
+            "linear-probe or full-finetune."
+        )
+    depth = backbone.num_layers if head.task_head is None else head.task_head.depth
+    found = _frozen(backbone, image_BCHW, depth, normed)
+    taps = backbone(image_BCHW.to(device), head.request)
+    if head.task_head is not None:
+        found += _task_blocks(head.task_head, taps, normed)
+    if head.prior_head is not None:
+        maps = taps.maps if head.config.tap_norm else taps.raw_maps
+        read = [maps[layer] for layer in head.prior_layers] if head.gate is None else head.gate(maps)
+        found.append(("prior", head.prior_head(read)))
+    if head.task_head is not None or head.prior_head is not None or head.fusion is not None:
+        found.append(("fused", head(taps)))
+    return _gathered(name, found)
+
+
+def first_channel(map_BDhw: Tensor) -> Tensor:
+    """The first channel, as the paper shows it, ``(B, h, w)``."""
+    return map_BDhw[:, 0]
+
+
+def principal_components(map_BDhw: Tensor, like_BhwC: Tensor | None = None) -> tuple[Tensor, tuple[float, ...]]:
+    """The first three principal components of the tokens of all images, exactly.
+
+    A component has no sign of its own. It is that in which it goes with the one to be compared with, or in which its
+    largest weight is positive.
+
+    Args:
+        map_BDhw: The map; at least three channels and two tokens.
+        like_BhwC: Components of another layer or model on the same images and grid.
+
+    Returns:
+        ``scores_BhwC``, float32, and the share of the variance that each component explains.
+    """
+    x_BhwD = map_BDhw.permute(0, 2, 3, 1).double()
+    x_ND = x_BhwD.flatten(0, 2)
+    x_ND = x_ND - x_ND.mean(0)
+    variance_D, direction_DD = torch.linalg.eigh(x_ND.T @ x_ND / max(1, len(x_ND) - 1))
+    direction_DC = direction_DD.flip(1)[:, :3]
+    largest_1C = direction_DC.abs().argmax(0, keepdim=True)
+    direction_DC = direction_DC * direction_DC.gather(0, largest_1C).sign()
+    scores_BhwC = (x_ND @ direction_DC).unflatten(0, x_BhwD.shape[:3])
+    if like_BhwC is not None and like_BhwC.shape == scores_BhwC.shape:
+        together_C = (scores_BhwC * like_BhwC).sum((0, 1, 2))
+        scores_BhwC = torch.where(together_C < 0, -scores_BhwC, scores_BhwC)
+    total = float(variance_D.clamp_min(0).sum())
+    shares = tuple(float(each) / total if total > 0 else 0.0 for each in variance_D.flip(0)[:3].clamp_min(0))
+    return scores_BhwC.float(), shares
+
+
+def stretched(values: Tensor) -> Tensor:
+    """To 0..1, from the first to the 99th percentile of all images, each channel (the last dimension) by itself."""
+    flat_NC = values.reshape(-1, values.shape[-1])
+    low_C, high_C = torch.quantile(flat_NC[:: max(1, len(flat_NC) // 100_000)], torch.tensor([0.01, 0.99]), dim=0)
+    return ((values - low_C) / (high_C - low_C).clamp_min(1e-12)).clamp(0, 1)
+
+
+def _frozen(backbone: Backbone, image_BCHW: Tensor, count: int, normed: bool) -> list[tuple[str, Tensor]]:
+    layers = frozenset(range(count))
+    request = TapRequest(maps=layers) if normed else TapRequest(raw_maps=layers)
+    taps = backbone(image_BCHW.to(backbone.mean_C11.device), request)
+    maps = taps.maps if normed else taps.raw_maps
+    return [(f"layer {layer}", maps[layer]) for layer in range(count)]
+
+
+def _task_blocks(head: TaskHead, taps: LayerTaps, normed: bool) -> list[tuple[str, Tensor]]:
+    """What leaves each copied block."""
+    x_BTD, rope = taps.tokens[head.depth], taps.rope
+    *below, last = head.blocks
+    windows = None if head.window is None else Windows(taps.grid, head.window, taps.num_prefix_tokens)
+    found = []
+    for index, block in enumerate([*below, last]):
+        if windows is None or block is last:
+            x_BTD = head.family.run_block(block, x_BTD, taps.grid, rope)
+        else:
+            cut_rope = None if rope is None else windows.cut_rope(rope, len(x_BTD))
+            mask = windows.mask(len(x_BTD), x_BTD.device)
+            grid = (windows.height, windows.width)
+            x_BTD = windows.join(head.family.run_block(block, windows.cut(x_BTD), grid, cut_rope, mask))
+        tokens_BTD = head.final_norm(x_BTD) if normed else x_BTD
+        patches_BND = tokens_BTD[:, taps.num_prefix_tokens :]
+        found.append((f"tuned {head.depth + index}", patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)))
+    return found
+
+
+def _finetuned(head: FullFineTune, taps: LayerTaps, normed: bool) -> list[tuple[str, Tensor]]:
+    assert taps.pixels_BCHW is not None, "the request asks for pixels"
+    trunk = head.trunk
+    x_BTD, rope = trunk.embed(taps.pixels_BCHW)
+    found = []
+    for index in range(trunk.num_layers):
+        x_BTD = trunk.run_block(index, x_BTD, taps.grid, rope)
+        found.append((f"tuned {index}", trunk.as_map(trunk.final_norm(x_BTD) if normed else x_BTD, taps.grid)))
+    return found
+
+
+def _gathered(name: str, found: Sequence[tuple[str, Tensor]]) -> ModelMaps:
+    return ModelMaps(name, tuple(label for label, _ in found), tuple(map_BDhw.float().cpu() for _, map_BDhw in found))

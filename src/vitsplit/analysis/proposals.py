@@ -1,0 +1,151 @@
+"""What K_t and prior layers could be, each with its reason and its cost.
+
+Shapes: L layers, J columns of a gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitsplit.analysis.advice import advise
+from vitsplit.analysis.study import Cost, count_cost
+from vitsplit.bundle import read_card, read_weights
+from vitsplit.errors import BundleError, ConfigError
+from vitsplit.split.gate import SparseGate
+from vitsplit.split.layers import select_layers
+from vitsplit.tasks import task_name
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import override
+
+GATE_SCORES = "head.gate.scores_LJ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """One choice.
+
+    Attributes:
+        name: Where it comes from.
+        why: Its reason, in a sentence.
+        num_tuned_layers: K_t.
+        prior_layers: The layers that are read.
+        settings: What makes it in a run.
+        cost: What it costs.
+    """
+
+    name: str
+    why: str
+    num_tuned_layers: int
+    prior_layers: tuple[int, ...]
+    settings: Mapping[str, Any]
+    cost: Cost
+
+    @property
+    def flags(self) -> str:
+        """The settings as flags of ``vitsplit train``."""
+        return " ".join(
+            f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in self.settings.items()
+        )
+
+
+def propose(
+    config: TrainConfig[Any],
+    cka_LL: NDArray[np.float64],
+    *,
+    description: Mapping[str, Any] | None = None,
+    gate_LJ: NDArray[np.float64] | None = None,
+) -> list[Proposal]:
+    """The choice that CKA makes, that of the configuration, the rule of thumb of Appendix A.1, and a gate's.
+
+    Args:
+        config: K_p, b, the task and its crop; its own choice is among the proposals.
+        cka_LL: The CKA of all pairs of layers.
+        description: What the task says of its data, for the cost; None: as the configuration's data set has it.
+        gate_LJ: Weights of a trained gate.
+
+    Raises:
+        ConfigError: The backbone has too few layers.
+    """
+    num_layers = len(cka_LL)
+    split = config.split
+    found = advise(cka_LL, split, task_name(config))
+    choices: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "least alike": (f"{found.why_tuned}; {found.why_prior}", found.settings)
+    }
+    if split.selection != "gate":
+        own = {
+            "num_tuned_layers": split.num_tuned_layers,
+            "selection": split.selection,
+            "num_prior_layers": split.num_prior_layers,
+        } | ({"prior_layers": split.prior_layers} if split.selection == "explicit" else {})
+        choices["the recipe's"] = (f"what {config.name} has, whatever the backbone and the images", own)
+    quarter = max(1, round(num_layers / 4))
+    uniform = {"num_tuned_layers": quarter, "selection": "uniform", "num_prior_layers": split.num_prior_layers}
+    choices["rule of thumb"] = (
+        "Appendix A.1: a sixth to a quarter of the layers for dense tasks (the quarter is taken), prior layers spread "
+        "evenly (Eq. 2)",
+        uniform,
+    )
+    if gate_LJ is not None:
+        share_L = gate_LJ.sum(1) / gate_LJ.shape[1]
+        strongest = np.argsort(-share_L, kind="stable")[: split.num_prior_layers]
+        layers = tuple(sorted(int(layer) for layer in strongest))
+        why = f"the gate gives these layers {share_L[list(layers)].sum():.0%} of its weight; it keeps " + ", ".join(
+            f"{layer} ({share_L[layer]:.0%})" for layer in np.flatnonzero(share_L)
+        )
+        gated = {"num_tuned_layers": split.num_tuned_layers, "selection": "explicit", "prior_layers": layers}
+        choices["gate's readout"] = (why, gated | {"num_prior_layers": len(layers)})
+    return [
+        _proposal(name, why, settings, config, num_layers, description) for name, (why, settings) in choices.items()
+    ]
+
+
+def gate_weights(run: Path) -> NDArray[np.float64]:
+    """What a trained gate mixes: ``(L, J)``, columns sum to one.
+
+    Raises:
+        BundleError: The run has no readable bundle.
+        ConfigError: It was trained without a gate.
+    """
+    card, state = read_card(run), read_weights(run)
+    split = card.config.split
+    if split.selection != "gate":
+        raise ConfigError(f"{run} was trained with --selection {split.selection}: only a gate can be read out.")
+    if GATE_SCORES not in state:
+        raise BundleError(f"{run} holds no scores of a gate. Copy the bundle again from where it was trained.")
+    scores_LJ = state[GATE_SCORES]
+    num_layers, num_maps = scores_LJ.shape
+    gate = SparseGate(num_layers, num_maps, split.gate_temperature)
+    gate.load_state_dict({"scores_LJ": scores_LJ})
+    with torch.no_grad():
+        weights_LJ: NDArray[np.float64] = gate.weights().double().numpy()
+    return weights_LJ
+
+
+def _proposal(
+    name: str,
+    why: str,
+    settings: Mapping[str, Any],
+    config: TrainConfig[Any],
+    num_layers: int,
+    description: Mapping[str, Any] | None,
+) -> Proposal:
+    bare = replace(config, split=replace(config.split, selection="uniform", prior_layers=()))
+    changed = override(bare, settings)
+    layers = select_layers(changed.split, num_layers)
+    return Proposal(
+        name=name,
+        why=why,
+        num_tuned_layers=changed.split.num_tuned_layers,
+        prior_layers=layers,
+        settings=settings,
+        cost=count_cost(changed, description),
+    )

@@ -1,0 +1,112 @@
+"""``vitsplit analyze layers``: which layers to copy and to read, for a backbone and your images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from vitsplit.training.config import TrainConfig
+
+
+def layers(
+    images: tyro.conf.Positional[Path],
+    /,
+    recipe: str | None = None,
+    run: Path | None = None,
+    backbone: str | None = None,
+    num_prior_layers: int | None = None,
+    first_prior_layer: int | None = None,
+    out: Path = Path("analysis/layers"),
+    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None,
+    batch_size: int = 8,
+    limit: int = 128,
+    random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    device: str | None = None,
+) -> int:
+    """Propose K_t and the prior layers for a backbone and your images, each with its cost.
+
+    K_t is what comes after the point where CKA divides the layers in two; the prior layers are those least alike. The
+    recipe's own choice, the paper's rule of thumb and, of a run with --selection gate, what its gate reads stand
+    beside. `vitsplit train --layers auto` takes the first proposal. Writes a page, a picture and JSON.
+
+    Args:
+        images: Folder of images; folders inside it count too.
+        recipe: Task, crop, K_p and b, for the choice and its cost; laptop-segmentation unless a run is given.
+        run: A run whose backbone and settings are taken, and whose gate is read out.
+        backbone: Another backbone than the recipe's or the run's.
+        num_prior_layers: K_p; the recipe's.
+        first_prior_layer: b; the recipe's.
+        out: Folder to write to.
+        size: Height and width that images are resized to; the recipe's crop.
+        batch_size: Images that are compared at a time, at least 4.
+        limit: The most images to use, drawn evenly; 0: all.
+        random_weights: Use random weights: for tests of the machinery, the result means nothing.
+        device: Where to compute; the first GPU, else the processor.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitsplit.analysis.cka import compare_layers
+    from vitsplit.analysis.images import choose_files, read_batch
+    from vitsplit.analysis.layers_report import table, write_layers
+    from vitsplit.analysis.proposals import gate_weights, propose
+    from vitsplit.backbone import open_backbone
+    from vitsplit.errors import ConfigError
+    from vitsplit.inference.predictor import choose_device
+    from vitsplit.tasks import task_name
+    from vitsplit.training.override import override
+
+    if batch_size < 4:
+        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
+    files = choose_files(images, limit)
+    if len(files) < batch_size:
+        raise ConfigError(f"{images}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
+    config, description, is_gated = _start(recipe, run)
+    asked = {
+        "backbone": backbone,
+        "num_prior_layers": num_prior_layers,
+        "first_prior_layer": first_prior_layer,
+        "random_weights": random_weights or None,
+    }
+    config = override(config, {name: value for name, value in asked.items() if value is not None})
+    height, width = size or config.task.crop_size
+    model = open_backbone(config.backbone).to(choose_device(device))
+    starts = range(0, len(files) - batch_size + 1, batch_size)
+    batches = ([read_batch(files[start : start + batch_size], (height, width))] for start in starts)
+    found = compare_layers({config.backbone.backbone: model}, batches, normed=config.split.tap_norm)
+    gate_LJ = gate_weights(run) if run is not None and is_gated else None
+    if gate_LJ is not None and len(gate_LJ) != model.num_layers:
+        raise ConfigError(f"{run}: its gate is over {len(gate_LJ)} layers, and {model.name} has {model.num_layers}.")
+    proposals = propose(config, found.cka_MM, description=description, gate_LJ=gate_LJ)
+    page = write_layers(found, proposals, out, images=str(images), task=task_name(config), gate_LJ=gate_LJ)
+    head, rows = table(proposals)
+    shown = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
+    for proposal in proposals:
+        print(f"\n{proposal.name}: {proposal.why}.\n  {proposal.flags}")
+    print(f"\npage: {page}")
+    return 0
+
+
+def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig[Any], Any, bool]:
+    """The settings to start from, what the task says of its data, and whether there is a gate to read out."""
+    from vitsplit.bundle import read_card
+    from vitsplit.errors import ConfigError
+    from vitsplit.recipes import recipe as named_recipe
+
+    if run is None:
+        return named_recipe(recipe or "laptop-segmentation"), None, False
+    if recipe is not None:
+        raise ConfigError("The settings are those of a recipe or of a run: give --recipe or --run.")
+    card = read_card(run)
+    return card.config, card.description, card.config.split.selection == "gate"
+
+
+def main(argv: list[str]) -> int:
+    """Runs the verb."""
+    return tyro.cli(layers, prog="vitsplit analyze layers", args=argv)

@@ -1,0 +1,93 @@
+"""``vitsplit analyze layers``: proposals, their costs, and what a gate says."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.analysis.proposals import propose
+from vitsplit.cli.main import main
+from vitsplit.cli.options import config_from_cli
+from vitsplit.recipes import recipe
+
+TINY = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--size", "32", "48", "--batch-size", "4"]
+SMALL_BLOCK, D = 1_775_232, 384
+
+
+def two_blocks(first_late):
+    is_late = np.arange(12) >= first_late
+    cka = np.where(is_late[:, None] == is_late, 0.9, 0.2)
+    np.fill_diagonal(cka, 1.0)
+    return cka
+
+
+def test_every_proposal_has_its_cost_and_flags_that_make_it():
+    config = recipe("ade20k-small")
+    weights = np.zeros((12, 4))
+    weights[[1, 4, 7, 9, 11], [0, 1, 2, 3, 3]] = [1.0, 1.0, 1.0, 0.3, 0.7]
+    found = {each.name: each for each in propose(config, two_blocks(7), gate_LJ=weights)}
+    assert list(found) == ["least alike", "the recipe's", "rule of thumb", "gate's readout"]
+    assert found["the recipe's"].cost.parameters == 10_230_330  # Table 1's model, K_t = 3
+    assert found["least alike"].num_tuned_layers == 5
+    assert found["least alike"].cost.parameters == 10_230_330 + 2 * SMALL_BLOCK
+    assert found["gate's readout"].prior_layers == (1, 4, 7, 11)  # the fifth has the least weight
+    assert "92%" in found["gate's readout"].why and "9 (8%)" in found["gate's readout"].why  # 3.7 and 0.3 of 4
+    for proposal in found.values():
+        split = config_from_cli(config, shlex.split(proposal.flags)).split
+        assert split.num_tuned_layers == proposal.num_tuned_layers
+    # Two more copied blocks, and three frozen ones (9 to 11) that nobody asks for: a block less, at 37 x 37 + 1 tokens.
+    block = (12 * D * D + 2 * 1370 * D) * 1370 / 1e9
+    assert max(found["least alike"].prior_layers) == 8
+    saved = found["the recipe's"].cost.gmacs - found["least alike"].cost.gmacs
+    assert saved == pytest.approx(block, rel=1e-3)
+
+
+def test_from_images_to_page(scenes, tmp_path, capsys):
+    out = tmp_path / "layers"
+    assert main(["analyze", "layers", str(scenes / "images"), *TINY, "--num-prior-layers", "3", "--out", str(out)]) == 0
+    found = json.loads((out / "layers.json").read_text())
+    assert found["images"] == 8 and found["gate"] is None and np.array(found["cka"]).shape == (12, 12)
+    first, own, _ = found["proposals"]
+    assert len(first["prior_layers"]) == 3 and min(first["prior_layers"]) >= 2
+    assert own["num_tuned_layers"] == 3 and own["prior_layers"] == [2, 6, 11]
+    said = capsys.readouterr().out
+    assert first["flags"] in said
+    page = (out / "index.html").read_text()
+    assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
+
+
+def test_a_gate_is_read_out(scenes, tmp_path):
+    run = tmp_path / "run"
+    vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "selection": "gate", "num_prior_layers": 2})
+    file = run / "best" / "head.safetensors"
+    state = load_file(file)
+    scores = torch.zeros(12, 2)
+    scores[3, 0] = scores[8, 1] = scores[10, 1] = 50.0  # the second column has two equals
+    save_file({**state, "head.gate.scores_LJ": scores}, file)
+    out = tmp_path / "layers"
+    images = str(scenes / "images")
+    words = [images, "--run", str(run), "--size", "32", "48", "--batch-size", "4", "--out", str(out)]
+    assert main(["analyze", "layers", *words]) == 0
+    found = json.loads((out / "layers.json").read_text())
+    gate = np.array(found["gate"])
+    assert gate[3, 0] == 1.0 and (gate[8, 1], gate[10, 1]) == (0.5, 0.5) and gate.sum() == pytest.approx(2.0)
+    readout = found["proposals"][-1]
+    assert readout["name"] == "gate's readout" and readout["prior_layers"] == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batch-size", "3"], "--batch-size 3: layers are compared on at least 4 images"),
+        (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
+        (["--recipe", "laptop-depth", "--run", "x"], "give --recipe or --run"),
+    ],
+)
+def test_what_cannot_be(words, said, scenes, capsys):
+    assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 2
+    assert said in capsys.readouterr().err
