@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from tiny_backbones import KINDS, tiny_backbone
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import open_backbone
 from vitsplit.baselines.pyramid import PUBLISHED, ConvFFN, PyramidOutput, PyramidSettings
@@ -258,6 +259,16 @@ def test_parameters_are_as_many_as_published(size):
     assert millions(adapter.new_parameters()) == pytest.approx(new, abs=6e-3)
     trained = millions(p for p in adapter.parameters() if p.requires_grad)
     assert trained == pytest.approx(WITH_DINOV2[size], rel=0.005)
+
+
+# 10^9 multiply-adds of the transformer, the stem and the interactions at 512 pixels, estimated from the authors' code.
+@pytest.mark.parametrize(("size", "gmacs"), [("small", 31.7 + 6.4 + 15.8), ("base", 106.9 + 7.2 + 43.4)])
+def test_multiply_adds(size, gmacs):
+    with torch.device("meta"):
+        adapter = ViTAdapter(shape_trunk(size)).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        adapter(torch.empty(1, 3, 512, 512, device="meta"))
+    assert counted.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
 def test_bfloat16():

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from tiny_backbones import tiny_backbone
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import open_backbone
 from vitsplit.baselines.deformable_attention import Geometry
@@ -159,6 +160,17 @@ def test_parameters_are_as_many_as_published(size):
     assert sum(p.numel() for p in comer.new_parameters()) / 1e6 == pytest.approx(NEW[size], abs=6e-3)
     trained = sum(p.numel() for p in comer.parameters() if p.requires_grad) / 1e6
     assert trained == pytest.approx(WITH_DINOV2[size], rel=0.005)
+
+
+# 10^9 multiply-adds of the transformer, the stem and the interactions at 512 pixels, estimated from the authors' code.
+@pytest.mark.parametrize(("size", "gmacs"), [("small", 31.7 + 6.4 + 44.4), ("base", 106.9 + 7.2 + 121.8)])
+def test_multiply_adds(size, gmacs):
+    backbone = open_backbone(BackboneConfig(backbone=f"dinov2-{size}", patch_size=16), only_shapes=True)
+    with torch.device("meta"):
+        comer = ViTCoMer(Trunk(backbone, trained=True)).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        comer(torch.empty(1, 3, 512, 512, device="meta"))
+    assert counted.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
 def test_bfloat16():

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
@@ -95,10 +94,9 @@ class BlockGroups(nn.Module):
             if name in ("cls_token", "reg_token"):
                 parameter.requires_grad_(False)
         trunk.final_norm.requires_grad_(False)
-        for index, block in enumerate(trunk.blocks):
-            rate = drop_path * index / (trunk.num_layers - 1)
-            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
-            if isinstance(trunk.family, RotaryViT):
+        trunk.set_drop_path(drop_path)
+        if isinstance(trunk.family, RotaryViT):
+            for block in trunk.blocks:
                 _without_prefix(block)
 
     def embed(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:

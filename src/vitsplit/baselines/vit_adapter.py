@@ -96,7 +96,7 @@ class ViTAdapter(nn.Module):
             )
             for group in range(NUM_GROUPS)
         )
-        self.output = PyramidOutput(self.width)
+        self.output: nn.Module = PyramidOutput(self.width)
         for part in (self.stem, self.interactions, self.output):
             initialise(part)
 
