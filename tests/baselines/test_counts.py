@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vitsplit.analysis.cost import count_parameters, gmacs, shape_model, step_gmacs
+from vitsplit.analysis.cost import count_parameters, shape_model, step_gmacs
 from vitsplit.cli.main import main
 from vitsplit.recipes import recipe
 from vitsplit.training.config import BackboneConfig, BaselineConfig
@@ -109,8 +109,8 @@ def test_multiply_adds_of_what_runs():
     }
     for method, products in by_hand.items():
         config = replace(recipe("ade20k-small"), method=method)
-        assert gmacs(config, (512, 512))["total"] * 1e9 == pytest.approx(products, rel=1e-9), method
         step = step_gmacs(config, (512, 512))
+        assert (step["frozen"] + step["trained"]) * 1e9 == pytest.approx(products, rel=1e-9), method
         assert (step["frozen"] == 0) == (method != "frozen-head")
         # A frozen matrix needs no gradient of its own, only to hand one on; attention's products need both.
         frozen_matrices = embedding + 12 * 12 * tokens * width**2 if method in ("lora", "adaptformer") else 0
@@ -124,7 +124,9 @@ def test_multiply_adds_of_what_runs():
 
 def test_the_adapters_run_at_patch_16():
     config = replace(recipe("ade20k-small"), method="vit-adapter")
-    # 806 GMAC a training step with UperNet, and 178 with ViT-Split's decoder, by an estimate that is good to 5 %.
+    # 806 GMAC a training step with UperNet, and 178 with ViT-Split's decoder, by an estimate that is good to 5 %. The
+    # estimate for the latter has the layers of the finest map, which its decoder does not read, in it.
     assert step_gmacs(config, (512, 512))["step"] == pytest.approx(806, rel=0.05)
+    finest = 64**2 * 4 * 384**2 + 128**2 * 64 * 384
     linear = replace(config, baseline=BaselineConfig(decoder="linear"))
-    assert step_gmacs(linear, (512, 512))["step"] == pytest.approx(178, rel=0.05)
+    assert step_gmacs(linear, (512, 512))["step"] == pytest.approx(178 - 3 * finest / 1e9, rel=0.05)

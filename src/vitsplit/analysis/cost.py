@@ -47,7 +47,7 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
     if isinstance(model.decoder, VqaDecoder):
         counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
     frozen = _count(backbone.parameters())
-    if head.request.pixels:
+    if not isinstance(head, SplitHead) and head.request.pixels:
         groups = head.param_groups()
         counts |= {"tuned": _count(groups["task_head"]), "added": _count(groups["base"])}
         frozen = _count(head.parameters()) - _trainable(head)
