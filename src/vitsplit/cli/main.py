@@ -19,6 +19,7 @@ VERBS = {
     "backbones": ("vitsplit.cli.backbones", "list the frozen models, with sizes and licences"),
     "data": ("vitsplit.cli.data", "check a data set before training on it"),
     "analyze": ("vitsplit.cli.analyze", "look into layers, choose them, and compare variants of the method"),
+    "bench": ("vitsplit.cli.bench", "how fast things are on this machine, measured side by side"),
     "demo": ("vitsplit.cli.demo", "train on generated scenes and show the result in a page, in minutes"),
 }
 

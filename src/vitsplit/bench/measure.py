@@ -1,0 +1,177 @@
+"""Time, memory and the machine: what every benchmark measures with.
+
+A figure of time is a median with its quartiles. Methods that are compared take turns, so that other work on the machine
+falls on all of them, and their ratio is made turn by turn.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+PRODUCT_SIDE = 2048
+"""Side of the matrices of the yardstick: large enough for a processor's full speed, and quick."""
+_WARM_UP_PRODUCTS = 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, and the quartiles around it."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Self:
+        """Of samples, at least one; quartiles are between samples where they have to be."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0])
+        q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, q1, q3)
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """How many times the one is the other, turn by turn.
+
+    Args:
+        numerators: One sample per turn.
+        denominators: As many, of the same turns.
+    """
+    return Spread.of([above / below for above, below in zip(numerators, denominators, strict=True)])
+
+
+class Stopwatch:
+    """Divides the time between ``start`` and ``stop`` among named parts.
+
+    On a GPU the marks are events in its own queue, so that a part is what the device spent on it; on a processor they
+    are readings of the clock.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._names: list[str] = []
+        self._marks: list[Any] = []
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begins anew, once the device has nothing left to do."""
+        self._wait()
+        self._names, self._marks = [], [self._now()]
+        self._began = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """All that was done since the last mark (or the start) was ``part``, which may come several times."""
+        self._names.append(part)
+        self._marks.append(self._now())
+
+    def stop(self, rest: str) -> tuple[float, dict[str, float]]:
+        """Waits for the device.
+
+        Args:
+            rest: The part that has been going on since the last mark.
+
+        Returns:
+            Seconds since the start as the clock has them, and seconds of each part.
+        """
+        self.mark(rest)
+        self._wait()
+        total = time.perf_counter() - self._began
+        parts: dict[str, float] = {}
+        for name, before, after in zip(self._names, self._marks, self._marks[1:], strict=False):
+            parts[name] = parts.get(name, 0.0) + self._between(before, after)
+        return total, parts
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _between(self, before: Any, after: Any) -> float:
+        if self.device.type != "cuda":
+            return float(after - before)
+        return float(before.elapsed_time(after)) / 1000
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def product_speed(
+    device: torch.device, dtype: torch.dtype, *, repeats: int = 4, side: int = PRODUCT_SIDE
+) -> list[float]:
+    """Speeds of a product of two square matrices, in 10^9 multiply-adds per second: the yardstick of a device.
+
+    Args:
+        device: Where.
+        dtype: Of the matrices.
+        repeats: How many are measured, after two that are not.
+        side: Rows and columns.
+    """
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    watch, speeds = Stopwatch(device), []
+    for repeat in range(_WARM_UP_PRODUCTS + repeats):
+        watch.start()
+        left @ right
+        seconds, _ = watch.stop("product")
+        if repeat >= _WARM_UP_PRODUCTS:
+            speeds.append(side**3 / seconds / 1e9)
+    return speeds
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has had in use (its resident set) since it began.
+
+    On Linux this is ``VmHWM``: unlike what ``getrusage`` says there, it does not begin with the parent's peak.
+    """
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on every system
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a figure of time must be read with: device, processor, threads, versions, and other work on the machine."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": None if sys.platform == "win32" else [round(load, 2) for load in os.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "vitsplit": version("vitsplit"),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

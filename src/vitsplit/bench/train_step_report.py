@@ -1,0 +1,223 @@
+"""A measurement of training steps as JSON, as tables on the screen, as a picture and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from vitsplit.bench.measure import Spread
+from vitsplit.bench.train_step import REFERENCE, TrainStepResult
+from vitsplit.bench.workload import PARTS
+from vitsplit.report import Page
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#8e9aaf", "#3d5a80", "#98c1d9", "#ee6c4d", "#293241", "#d9d9d9")
+"""Of the parts of a step, in the order of ``PARTS``."""
+GB = 1e9
+
+
+def to_json(result: TrainStepResult) -> dict[str, Any]:
+    """The figures, JSON-ready: seconds, bytes, and 10^9 multiply-adds per step."""
+    methods = {}
+    for label, found in result.methods.items():
+        seconds = Spread.of(found.seconds)
+        methods[label] = {
+            "method": found.method,
+            "decoder": found.decoder,
+            "seconds": asdict(seconds),
+            "images_per_second": result.batch_size / seconds.median,
+            "parts_seconds": {part: asdict(Spread.of(samples)) for part, samples in found.parts.items()},
+            "every_second": found.seconds,
+            "peak_memory_bytes": None if found.memory is None else asdict(found.memory),
+            "gmacs": found.gmacs,
+            "gmacs_per_second": result.gmacs_per_second(label),
+            "share_of_matrix_product": result.share_of_product(label),
+            "trained_parameters": found.trained_parameters,
+            "ratio": {
+                "time": asdict(result.time_ratio(label)),
+                "multiply_adds": result.gmacs_ratio(label),
+                "memory": result.memory_ratio(label),
+                "paper": None if found.paper is None else asdict(found.paper),
+            },
+        }
+    return {
+        "recipe": result.recipe,
+        "size": list(result.size),
+        "batch_size": result.batch_size,
+        "num_classes": result.num_classes,
+        "precision": result.precision,
+        "steps": len(result.methods[REFERENCE].seconds),
+        "warmup": result.warmup,
+        "machine": dict(result.machine),
+        "matrix_product_gmacs_per_second": asdict(Spread.of(result.product)) if result.product else None,
+        "methods": methods,
+    }
+
+
+def figures_table(result: TrainStepResult) -> list[list[str]]:
+    """Head and rows: what each method takes."""
+    head = ["method", "seconds", "quartiles", "images/s", "peak GB", "G multiply-adds", "G/s", "share", "trained, M"]
+    rows = [head]
+    for label, found in result.methods.items():
+        seconds, share = Spread.of(found.seconds), result.share_of_product(label)
+        rows.append(
+            [
+                label,
+                f"{seconds.median:.3f}",
+                f"{seconds.q1:.3f} to {seconds.q3:.3f}",
+                f"{result.batch_size / seconds.median:.2f}",
+                "-" if found.memory is None else f"{found.memory.step / GB:.2f}",
+                f"{found.gmacs:.1f}",
+                f"{result.gmacs_per_second(label):.1f}",
+                "-" if share is None else f"{share:.2f}",
+                f"{found.trained_parameters / 1e6:.2f}",
+            ]
+        )
+    return rows
+
+
+def ratios_table(result: TrainStepResult) -> list[list[str]]:
+    """Head and rows: how many times as much as ViT-Split each other method takes."""
+    rows = [[f"times {REFERENCE}", "time", "quartiles", "by multiply-adds", "paper", "peak memory"]]
+    for label, found in result.methods.items():
+        if label == REFERENCE:
+            continue
+        ratio, memory = result.time_ratio(label), result.memory_ratio(label)
+        rows.append(
+            [
+                label,
+                f"{ratio.median:.2f}",
+                f"{ratio.q1:.2f} to {ratio.q3:.2f}",
+                f"{result.gmacs_ratio(label):.2f}",
+                "-" if found.paper is None else str(found.paper),
+                "-" if memory is None else f"{memory:.2f}",
+            ]
+        )
+    return rows
+
+
+def parts_table(result: TrainStepResult) -> list[list[str]]:
+    """Head and rows: the median seconds of each part of a step."""
+    return [
+        ["seconds of", *PARTS],
+        *(
+            [label, *(f"{Spread.of(found.parts[part]).median:.3f}" for part in PARTS)]
+            for label, found in result.methods.items()
+        ),
+    ]
+
+
+def on_screen(rows: Sequence[Sequence[str]]) -> Table:
+    """Head and rows as a table for the terminal."""
+    table = Table()
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def describe_setting(result: TrainStepResult) -> str:
+    """What was measured, where, in words."""
+    machine = result.machine
+    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
+    turns = len(result.methods[REFERENCE].seconds)
+    return (
+        f"{result.recipe}, {result.batch_size} random images of {result.size[0]} x {result.size[1]} pixels, "
+        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} that do not count; {where}, "
+        f"{machine['threads']} threads, PyTorch {machine['torch']}"
+    )
+
+
+def plot_steps(result: TrainStepResult) -> Figure:
+    """The median step of each method by parts, with its quartiles; beside it the ratios to ViT-Split."""
+    from matplotlib.figure import Figure
+
+    labels = list(result.methods)
+    figure = Figure(figsize=(11, 1.2 + 0.55 * len(labels)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    starts = [0.0] * len(labels)
+    for part, colour in zip(PARTS, COLOURS, strict=True):
+        widths = [Spread.of(found.parts[part]).median for found in result.methods.values()]
+        left.barh(labels, widths, left=starts, color=colour, label=part, height=0.62)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    for row, found in enumerate(result.methods.values()):
+        seconds = Spread.of(found.seconds)
+        low, high = seconds.median - seconds.q1, seconds.q3 - seconds.median
+        left.errorbar(seconds.median, row, xerr=[[low], [high]], color="black", capsize=3, linewidth=1)
+    left.invert_yaxis()
+    left.set_xlabel("seconds of a training step")
+    rows = range(len(labels))
+    right.plot([result.time_ratio(label).median for label in labels], rows, "o", color="#ee6c4d", label="measured")
+    right.plot(
+        [result.gmacs_ratio(label) for label in labels], rows, "|", color="#293241", ms=14, label="multiply-adds"
+    )
+    papers = [(found.paper.value, row) for row, found in enumerate(result.methods.values()) if found.paper is not None]
+    if papers:
+        right.plot(*zip(*papers, strict=True), "x", color="#3d5a80", label="paper")
+    right.axvline(1, color="#d9d9d9", linewidth=1, zorder=0)
+    right.set_xlim(left=0)
+    right.set_xlabel(f"times {REFERENCE}'s")
+    for axes, side in ((left, "left"), (right, "right")):
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=3, frameon=False, fontsize=8
+        )
+    return figure
+
+
+def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> Path:
+    """Writes ``train-step.json``, ``train-step.png`` and ``index.html`` into a folder; returns the page.
+
+    Args:
+        result: The measurement.
+        folder: Where to; it is made.
+        command: The command that measured it, for the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train-step.json").write_text(json_text(to_json(result), indent=2) + "\n", encoding="utf-8")
+    picture = plot_steps(result)
+    picture.savefig(folder / "train-step.png", dpi=150, bbox_inches="tight")
+    page = Page("A training step, side by side", subtitle=describe_setting(result))
+    others = [label for label in result.methods if label != REFERENCE]
+    page.figures(
+        [
+            (f"{Spread.of(result.methods[REFERENCE].seconds).median:.3f} s", f"a step of {REFERENCE}"),
+            *((f"{result.time_ratio(label).median:.2f}x", f"as long: {label}") for label in others),
+        ]
+    )
+    page.plot(picture)
+    page.text(
+        "A step is divided in the frozen backbone's pass, the pass of what trains, the loss, the backward pass and the "
+        "update; lines are quartiles of the whole step. The mark of the multiply-adds is where a method would be if "
+        "time went by them alone.",
+        soft=True,
+    )
+    for heading, rows in (
+        ("Ratios", ratios_table(result)),
+        ("Figures", figures_table(result)),
+        ("Parts", parts_table(result)),
+    ):
+        if len(rows) > 1:
+            page.heading(heading)
+            page.table(rows[0], rows[1:])
+    page.text(NOTES, soft=True)
+    page.heading("Command")
+    page.code(command)
+    return page.write(folder / "index.html")
+
+
+NOTES = (
+    "A ratio is the median over turns of a method's step and ViT-Split's in the same turn. Multiply-adds are those of "
+    "the frozen pass once and of what trains three times. The share is of what a product of 2048-cubed matrices "
+    "reaches in the same process and precision. Peak memory is that of a process that trains this method alone: on a "
+    "processor how far its resident set has grown since the libraries were loaded, on a GPU what PyTorch has "
+    "allocated. The paper's ratios (Fig. 8, Table 15) are of 10,000 steps at 512 x 512 pixels on four GPUs, data "
+    "loading included."
+)

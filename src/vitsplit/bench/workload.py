@@ -1,0 +1,273 @@
+"""A training step of a method, ready to be taken: the very step that ``vitsplit train`` takes, on random images.
+
+Speed depends on shapes, and on weights and images hardly at all.
+
+Shapes: B batch, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
+
+from vitsplit.backbone import Backbone, open_backbone
+from vitsplit.baselines.settings import backbone_settings, check_method, decoder_kind
+from vitsplit.bench.measure import Stopwatch
+from vitsplit.errors import ConfigError
+from vitsplit.methods import build_model
+from vitsplit.tasks import bare_task, task_name
+from vitsplit.tasks.base import DecoderKind
+from vitsplit.tasks.depth.data import DepthBatch
+from vitsplit.tasks.segmentation.data import SegmentationBatch
+from vitsplit.training.config import BackboneConfig, MethodName, TrainConfig
+from vitsplit.training.engine import Engine
+from vitsplit.training.override import override
+from vitsplit.training.progress import ProgressView
+from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.sampling import ReadBatch
+from vitsplit.training.setup import Session, check_settings, make_accelerator, set_up_model
+from vitsplit.training.signals import StopRequest
+from vitsplit.training.step import TrainStep
+from vitsplit.types import LayerTaps, TapRequest
+
+DECODERS = ("linear", "upernet")
+PARTS = ("frozen forward", "forward", "loss", "backward", "optimiser", "other")
+"""What a step is divided in: the frozen backbone; what trains and the decoder; the loss; the backward pass; the update
+with the gradient's norm; and everything else, such as copies to the device."""
+MAX_CLASSES = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A method, and what a step of it works on. Goes to another process as it is.
+
+    Attributes:
+        label: As it was asked for: ``vit-adapter:linear``.
+        config: Its whole configuration.
+        size: Height and width of the images.
+        batch_size: Images per step.
+        num_classes: K; 0 for depth.
+        device: Where it runs: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+
+    label: str
+    config: TrainConfig[Any]
+    size: tuple[int, int]
+    batch_size: int
+    num_classes: int
+    device: str
+
+    @property
+    def decoder(self) -> DecoderKind:
+        """What decodes its maps."""
+        return decoder_kind(self.config)
+
+
+def method_config(base: TrainConfig[Any], label: str) -> TrainConfig[Any]:
+    """The configuration of a method that is named as ``NAME`` or ``NAME:DECODER``.
+
+    Raises:
+        ConfigError: There is no such method or decoder, or the method is not for the task or the decoder.
+    """
+    name, _, decoder = label.partition(":")
+    if name not in get_args(MethodName):
+        raise ConfigError(
+            f"--methods {label}: there is no method '{name}'. Methods: {', '.join(get_args(MethodName))}."
+        )
+    if ":" in label and decoder not in DECODERS:
+        raise ConfigError(f"--methods {label}: there is no decoder '{decoder}'. Decoders: {', '.join(DECODERS)}.")
+    config = override(base, {"method": name, "decoder": decoder or "auto"})
+    check_method(config)
+    return config
+
+
+def random_batch(workload: Workload, seed: int = 0) -> Any:
+    """A ``Batch`` of random images with random labels.
+
+    Raises:
+        ConfigError: The task has labels that cannot be made up so.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape, names = (workload.batch_size, *workload.size), ["random"] * workload.batch_size
+    image_BCHW = torch.randint(0, 256, (workload.batch_size, 3, *workload.size), dtype=torch.uint8, generator=generator)
+    match task_name(workload.config):
+        case "segmentation":
+            mask_BHW = torch.randint(0, workload.num_classes, shape, dtype=torch.uint8, generator=generator)
+            return SegmentationBatch(image_BCHW, mask_BHW, names)
+        case "depth":
+            return DepthBatch(image_BCHW, 1 + 9 * torch.rand(shape, generator=generator), names)
+        case name:
+            raise ConfigError(
+                f"The recipe {workload.config.name} is for {name}: training steps are measured for segmentation and "
+                "depth, such as with ade20k-small or nyuv2-small."
+            )
+
+
+class Backbones:
+    """Frozen backbones, each loaded once however many methods want it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[BackboneConfig, Backbone] = {}
+
+    def open(self, config: TrainConfig[Any]) -> Backbone:
+        """The backbone of a configuration."""
+        wanted = backbone_settings(config)
+        if wanted not in self._loaded:
+            self._loaded[wanted] = open_backbone(wanted)
+        return self._loaded[wanted]
+
+
+def open_accelerator(device: str) -> Accelerator:
+    """The one process of a benchmark on a device; a process can have only one.
+
+    Raises:
+        ConfigError: There is no such device, or the process works on another one already.
+    """
+    wanted = torch.device(device)
+    if wanted.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: choose cpu or cuda.")
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"--device {device}: PyTorch finds no such GPU here. Choose cpu.")
+        torch.cuda.set_device(wanted)
+    # accelerate takes the first device that a process names.
+    PartialState(cpu=wanted.type == "cpu")
+    accelerator = make_accelerator()
+    if accelerator.device.type != wanted.type:
+        raise ConfigError(f"--device {device}: this process works on {accelerator.device} already. Start another.")
+    if accelerator.num_processes > 1:
+        raise ConfigError("Training steps are measured in one process: start it without torchrun or accelerate launch.")
+    return accelerator
+
+
+class TimedStep:
+    """Takes training steps of a method and divides their time among ``PARTS``.
+
+    Args:
+        workload: What is run, with a precision that is not ``auto``.
+        accelerator: Of the process.
+        backbones: Where the backbone comes from.
+
+    Attributes:
+        model: What trains.
+        width: D of the backbone.
+        trained_parameters: How many numbers train.
+
+    Raises:
+        ConfigError: Settings that cannot work.
+    """
+
+    def __init__(self, workload: Workload, accelerator: Accelerator, backbones: Backbones) -> None:
+        config = workload.config
+        _check(workload)
+        backbone = backbones.open(config)
+        classes = [f"class {index}" for index in range(workload.num_classes)]
+        task: Any = bare_task(config, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
+        self.model = model = build_model(config, backbone, task)
+        self.width = backbone.width
+        self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self.watch = Stopwatch(accelerator.device)
+        run_backbone, engine = set_up_model(accelerator, config, backbone, model)
+        session = Session(
+            accelerator=accelerator,
+            config=config,
+            task=task,
+            backbone=backbone,
+            run_backbone=self._timed_backbone(run_backbone),
+            engine=_TimedEngine(engine, self.watch),  # type: ignore[arg-type]  # all of it that a step calls
+            run=RunFolder(Path("bench")),  # nothing is written
+            view=ProgressView(None, steps=config.loop.steps, start=0),
+            stop=StopRequest(),
+        )
+        share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
+        self._batches: Iterator[ReadBatch] = itertools.repeat(ReadBatch(random_batch(share)))
+        self._step, self._taken, self._limit = TrainStep(session), 0, config.loop.steps
+
+    def __call__(self) -> tuple[float, dict[str, float]]:
+        """Takes the next step; the seconds that it took, and those of each part.
+
+        Raises:
+            NotFiniteError: The loss or the gradient is not finite.
+        """
+        self.watch.start()
+        self._step(self._taken % self._limit, self._batches)
+        seconds, parts = self.watch.stop("other")
+        self._taken += 1
+        return seconds, {name: parts.get(name, 0.0) for name in PARTS}
+
+    def _timed_backbone(self, run_backbone: Callable[[Tensor, TapRequest], LayerTaps]) -> Any:
+        def run(image_BCHW: Tensor, request: TapRequest) -> LayerTaps:
+            self.watch.mark("other")
+            taps = run_backbone(image_BCHW, request)
+            self.watch.mark("frozen forward")
+            return taps
+
+        return run
+
+
+def _check(workload: Workload) -> None:
+    loop = workload.config.loop
+    check_settings(workload.config)
+    if loop.cache_features:
+        raise ConfigError("--cache-features keeps features of images on disk, and these are random. Leave it away.")
+    if loop.sharding != "none":
+        raise ConfigError(
+            f"--sharding {loop.sharding} is for several GPUs, and steps are measured on one. Leave it away."
+        )
+    if workload.batch_size % loop.accumulate:
+        raise ConfigError(
+            f"--batch-size {workload.batch_size} cannot be divided in --accumulate {loop.accumulate} equal parts."
+        )
+
+
+class _TimedModel(nn.Module):
+    """A model that marks when it begins and ends."""
+
+    def __init__(self, inner: nn.Module, watch: Stopwatch) -> None:
+        super().__init__()
+        self.inner = inner
+        self.watch = watch
+
+    def forward(self, *inputs: Any) -> Any:
+        """As the model."""
+        self.watch.mark("other")
+        output = self.inner(*inputs)
+        self.watch.mark("forward")
+        return output
+
+
+class _TimedEngine:
+    """An engine, as far as a step calls it, that marks what it does. What comes before a backward pass is the loss."""
+
+    def __init__(self, engine: Engine, watch: Stopwatch) -> None:
+        self.engine = engine
+        self.watch = watch
+        self.trained = engine.trained
+        self.optimizer = engine.optimizer
+        self.wrapped = _TimedModel(engine.wrapped, watch)
+        self.zero_grad = engine.zero_grad
+        self.may_overflow = engine.may_overflow
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """As the engine."""
+        return self.engine.micro_batch(last=last)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """As the engine."""
+        self.watch.mark("loss")
+        self.engine.backward(loss, last=last)
+        self.watch.mark("backward")
+
+    def update(self, admit: Callable[[Sequence[Tensor]], None]) -> None:
+        """As the engine."""
+        self.watch.mark("other")
+        self.engine.update(admit)
+        self.watch.mark("optimiser")
