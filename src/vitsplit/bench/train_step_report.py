@@ -165,10 +165,9 @@ def plot_steps(result: TrainStepResult) -> Figure:
     right.axvline(1, color="#d9d9d9", linewidth=1, zorder=0)
     right.set_xlim(left=0)
     right.set_xlabel(f"times {REFERENCE}'s")
-    for axes, side in ((left, "left"), (right, "right")):
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=3, frameon=False, fontsize=8
-        )
+    style: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 8}
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", **style)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", **style)
     return figure
 
 
