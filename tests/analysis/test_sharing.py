@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import write_depth_bundle, write_segmentation_bundle
+from bundles import write_bundle, write_depth_bundle, write_segmentation_bundle
 
+from vitsplit.bundle import read_card
 from vitsplit.cli.main import main
+from vitsplit.training.override import override
 
 # DINOv2-S, patch 14, without its mask token (the release counts one vector of 384 more).
 BACKBONE = 22_056_192
@@ -122,3 +124,17 @@ def test_mistakes_end_in_one_message(words: list[str], said: str, capsys: pytest
     assert main(["info", *words]) == 2
     shown = capsys.readouterr().err
     assert said in shown and "Traceback" not in shown
+
+
+def test_adapters_in_a_copy_of_the_backbone_share_its_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rooms = write_segmentation_bundle(tmp_path / "rooms")
+    card = read_card(rooms)
+    lora = write_bundle(tmp_path / "lora", override(card.config, {"method": "lora"}), card.description)
+    facts = info(capsys, rooms, lora)
+    trained = info(capsys, lora)["parameters"]
+    name = next(name for name, each in facts["bundles"].items() if each["parameters"] == trained["trainable"])
+    shared = facts["parameters"]["shared"]
+    others = sum(each["parameters"] for other, each in facts["bundles"].items() if other != name)
+    assert shared == trained["frozen"] + trained["trainable"] + others

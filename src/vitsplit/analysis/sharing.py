@@ -92,8 +92,9 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
         "shared": sum(each["gmacs"] for each in passes) + heads,
         "separate": sum(cost["backbone"] for cost in alone.values()) + heads,
     }
-    sizes = {name: _count(model) for name, (_, model) in models.items()}
-    head_bytes = [_num_bytes(model) for _, model in models.values()]
+    own = {name: _own_parameters(model, loaded) for name, (loaded, model) in models.items()}
+    sizes = {name: sum(parameter.numel() for parameter in parameters) for name, parameters in own.items()}
+    head_bytes = [sum(parameter.nbytes for parameter in parameters) for parameters in own.values()]
     fp32_bytes = _num_bytes(backbone)
     backbone.set_precision(torch.bfloat16)
     return {
@@ -175,6 +176,12 @@ def _same_backbone(backbones: Mapping[str, Backbone]) -> Backbone:
 
 def _shared_and_separate(backbone: int, heads: Sequence[int]) -> dict[str, int]:
     return {"shared": backbone + sum(heads), "separate": len(heads) * backbone + sum(heads)}
+
+
+def _own_parameters(model: nn.Module, backbone: nn.Module) -> list[nn.Parameter]:
+    """What a model has besides the backbone: a method may share the backbone's weights and put parts of its own in."""
+    shared = {id(parameter) for parameter in backbone.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in shared]
 
 
 def _count(module: nn.Module) -> int:
