@@ -1,0 +1,79 @@
+"""Equal budgets of time: how many training steps a method takes in so many seconds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from vitsplit.bench.train_step import Say
+from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.errors import ConfigError
+from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import override
+from vitsplit.training.precision import resolve_precision
+
+TURNS, WARMUP = 5, 2
+
+
+def steps_within(
+    configs: Mapping[str, TrainConfig[Any]],
+    seconds: float,
+    *,
+    num_classes: int,
+    device: torch.device,
+    say: Say = lambda text: None,
+) -> dict[str, int]:
+    """The steps of each method that fit into a time, from the median of a few steps taken in turns.
+
+    A schedule of learning rates goes by steps, so a method that is slower must know beforehand how few it will take: a
+    run that is merely cut off would end in the middle of its schedule.
+
+    Args:
+        configs: Label to configuration.
+        seconds: The time for the steps of a run; reading images is not counted.
+        num_classes: K; 0 for depth.
+        device: Where runs are trained.
+        say: Is told what goes on.
+
+    Raises:
+        ConfigError: Not even one step fits, or the task's steps cannot be measured.
+    """
+    accelerator = open_accelerator(str(device))
+    backbones, steps = Backbones(), {}
+    for label, config in configs.items():
+        say(f"building {label}")
+        precision = resolve_precision(config.loop.precision, accelerator.device)
+        workload = Workload(
+            label=label,
+            config=override(config, {"precision": precision, "cache_features": 0}),
+            size=config.task.crop_size,
+            batch_size=config.loop.batch_size,
+            num_classes=num_classes,
+            device=str(device),
+        )
+        steps[label] = TimedStep(workload, accelerator, backbones)
+    times: dict[str, list[float]] = {label: [] for label in steps}
+    for turn in range(WARMUP + TURNS):
+        say(f"timing steps, turn {turn + 1} of {WARMUP + TURNS}")
+        for label, step in steps.items():
+            took, _ = step()
+            if turn >= WARMUP:
+                times[label].append(took)
+    return steps_of(times, seconds)
+
+
+def steps_of(times: Mapping[str, list[float]], seconds: float) -> dict[str, int]:
+    """Steps that fit into a time, by the median of each method's.
+
+    Raises:
+        ConfigError: Not even one fits.
+    """
+    found = {label: int(seconds / statistics.median(samples)) for label, samples in times.items()}
+    for label, count in found.items():
+        if count < 1:
+            slowest = statistics.median(times[label])
+            raise ConfigError(f"--seconds {seconds:g}: a step of {label} takes {slowest:.1f} s here. Give more time.")
+    return found

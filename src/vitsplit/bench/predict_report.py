@@ -1,0 +1,170 @@
+"""A measurement of predictions as JSON, as tables, as a picture and as a page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsplit.bench.measure import Spread
+from vitsplit.bench.predict import PAPER, PredictResult
+from vitsplit.bench.train_step import REFERENCE
+from vitsplit.report import Page
+from vitsplit.training.serialise import json_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def to_json(result: PredictResult) -> dict[str, Any]:
+    """The figures, JSON-ready: seconds, and 10^9 multiply-adds per image."""
+    return {
+        "recipe": result.recipe,
+        "size": list(result.size),
+        "batch_size": result.batch_size,
+        "num_classes": result.num_classes,
+        "precision": result.precision,
+        "machine": dict(result.machine),
+        "methods": {
+            label: {
+                "latency_seconds": asdict(Spread.of(found.latency)),
+                "images_per_second": result.batch_size / Spread.of(found.batch).median,
+                "gmacs": found.gmacs,
+                "ratio": {
+                    "time": asdict(result.time_ratio(label)),
+                    "multiply_adds": result.gmacs_ratio(label),
+                    "paper": PAPER.get(label),
+                },
+            }
+            for label, found in result.methods.items()
+        },
+        "sharing": {
+            str(bundles): {
+                "shared_seconds": asdict(Spread.of(found.shared)),
+                "separate_seconds": asdict(Spread.of(found.separate)),
+                "ratio": asdict(found.ratio),
+                "bound": found.bound,
+            }
+            for bundles, found in result.sharing.items()
+        },
+    }
+
+
+def methods_table(result: PredictResult) -> list[list[str]]:
+    """Head and rows: how long each method takes for an image, and its ratio to ViT-Split."""
+    head = ["method", "seconds, one image", "quartiles", f"images/s, {result.batch_size} at a time", "G multiply-adds"]
+    rows = [[*head, f"times {REFERENCE}", "by multiply-adds", "paper"]]
+    for label, found in result.methods.items():
+        latency = Spread.of(found.latency)
+        rows.append(
+            [
+                label,
+                f"{latency.median:.3f}",
+                f"{latency.q1:.3f} to {latency.q3:.3f}",
+                f"{result.batch_size / Spread.of(found.batch).median:.2f}",
+                f"{found.gmacs:.1f}",
+                f"{result.time_ratio(label).median:.2f}",
+                f"{result.gmacs_ratio(label):.2f}",
+                PAPER.get(label, "-"),
+            ]
+        )
+    return rows
+
+
+def sharing_table(result: PredictResult) -> list[list[str]]:
+    """Head and rows: bundles on one backbone against as many models."""
+    rows = [["bundles", "shared, s", "separate, s", "times as fast", "quartiles", "by multiply-adds"]]
+    for bundles, found in result.sharing.items():
+        rows.append(
+            [
+                str(bundles),
+                f"{Spread.of(found.shared).median:.3f}",
+                f"{Spread.of(found.separate).median:.3f}",
+                f"{found.ratio.median:.2f}",
+                f"{found.ratio.q1:.2f} to {found.ratio.q3:.2f}",
+                f"{found.bound:.2f}",
+            ]
+        )
+    return rows
+
+
+def describe_setting(result: PredictResult) -> str:
+    """What was measured, where, in words."""
+    machine = result.machine
+    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
+    turns = len(result.methods[REFERENCE].latency)
+    return (
+        f"{result.recipe}, random images of {result.size[0]} x {result.size[1]} pixels, {result.precision}, medians of "
+        f"{turns} turns; {where}, {machine['threads']} threads, PyTorch {machine['torch']}"
+    )
+
+
+def plot_predictions(result: PredictResult) -> Figure:
+    """The seconds of each method with quartiles; beside them those of shared and separate bundles."""
+    from matplotlib.figure import Figure
+
+    labels = list(result.methods)
+    figure = Figure(figsize=(11, max(3.2, 1.2 + 0.5 * len(labels))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row, found in enumerate(result.methods.values()):
+        latency = Spread.of(found.latency)
+        colour = "#ee6c4d" if labels[row] == REFERENCE else "#98c1d9"
+        left.barh(row, latency.median, color=colour, height=0.62)
+        low, high = latency.median - latency.q1, latency.q3 - latency.median
+        left.errorbar(latency.median, row, xerr=[[low], [high]], color="black", capsize=3, linewidth=1)
+    left.set_yticks(range(len(labels)), labels)
+    left.invert_yaxis()
+    left.set_xlabel("seconds for one image")
+    bundles = list(result.sharing)
+    for name, colour in (("separate", "#98c1d9"), ("shared", "#ee6c4d")):
+        medians = [Spread.of(getattr(found, name)).median for found in result.sharing.values()]
+        right.plot(bundles, medians, "o-", color=colour, label=name)
+    right.set_xticks(bundles)
+    right.set_ylim(bottom=0)
+    right.set_xlabel("bundles")
+    right.set_ylabel("seconds for one image")
+    right.legend(frameon=False)
+    return figure
+
+
+def write_predictions(result: PredictResult, folder: Path, *, command: str) -> Path:
+    """Writes ``predict.json``, ``predict.png`` and ``index.html`` into a folder; returns the page.
+
+    Args:
+        result: The measurement.
+        folder: Where to; it is made.
+        command: The command that measured it, for the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predict.json").write_text(json_text(to_json(result), indent=2) + "\n", encoding="utf-8")
+    picture = plot_predictions(result)
+    picture.savefig(folder / "predict.png", dpi=150, bbox_inches="tight")
+    page = Page("Predictions, side by side", subtitle=describe_setting(result))
+    most = max(result.sharing, default=None)
+    page.figures(
+        [
+            (f"{Spread.of(result.methods[REFERENCE].latency).median:.3f} s", f"an image with {REFERENCE}"),
+            *(
+                (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
+                for label in result.methods
+                if label != REFERENCE
+            ),
+            *(
+                []
+                if most is None
+                else [(f"{result.sharing[most].ratio.median:.2f}x", f"as fast: {most} bundles, shared")]
+            ),
+        ]
+    )
+    page.plot(picture)
+    page.text(
+        "From pixels on the device to the decoder's output: enlarging and writing cost the same with every method. "
+        "Bundles are those of ViT-Split; separate ones have a pass of the backbone each.",
+        soft=True,
+    )
+    for heading, (head, *rows) in (("Methods", methods_table(result)), ("Sharing", sharing_table(result))):
+        page.heading(heading)
+        page.table(head, rows)
+    page.heading("Command")
+    page.code(command)
+    return page.write(folder / "index.html")

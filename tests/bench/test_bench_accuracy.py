@@ -1,0 +1,91 @@
+"""``vitsplit bench accuracy``: methods x seeds as ordinary runs, with equal steps or equal seconds."""
+
+import json
+import types
+
+import pytest
+
+from vitsplit.analysis.runs import Outcome, Trial, Variant
+from vitsplit.analysis.study_report import progress
+from vitsplit.bench.budget import steps_of
+from vitsplit.cli.bench import main
+from vitsplit.errors import ConfigError
+from vitsplit.sample.dataset import write_segmentation_set
+
+TINY = [
+    "--backbone", "vit_tiny_patch16_224", "--random-weights", "--num-tuned-layers", "2", "--batch-size", "2",
+    "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32", "--track",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_segmentation_set(tmp_path_factory.mktemp("scenes") / "data", 6, 2, size=(48, 64), workers=1)
+
+
+def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
+    out = tmp_path / "methods"
+    arguments = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(out), *TINY, "--steps", "3"]
+    arguments += ["--eval-every", "1", "--log-every", "1", "--methods", "vitsplit", "linear-probe", "--seeds", "0", "1"]
+    assert main(arguments) == 0
+    runs = {folder.name for folder in (out / "runs").iterdir()}
+    assert runs == {"vitsplit-seed0", "vitsplit-seed1", "linear-probe-seed0", "linear-probe-seed1"}
+    methods = {name: json.loads((out / "runs" / name / "config.json").read_text())["method"] for name in runs}
+    assert all(name.startswith(method) for name, method in methods.items())
+    found = json.loads((out / "results.json").read_text())["variants"]
+    assert [variant["name"] for variant in found] == ["vitsplit", "linear-probe"]
+    for variant in found:
+        scores = [run["score"] for run in variant["runs"]]
+        assert variant["mean"] == pytest.approx(sum(scores) / 2)
+    assert (out / "curves.png").stat().st_size > 1000
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
+    assert main(arguments) == 0
+    assert before == {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
+    assert "linear-probe" in capsys.readouterr().out
+
+
+def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "timed"
+    arguments = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(out), *TINY, "--seconds", "0.5"]
+    arguments += ["--methods", "vitsplit", "linear-probe"]
+    monkeypatch.setattr(
+        "vitsplit.bench.budget.steps_of",
+        lambda times, seconds: {"vitsplit": 1, "linear-probe": 2} if set(map(len, times.values())) == {5} else {},
+    )
+    assert main(arguments) == 0
+    monkeypatch.setattr("vitsplit.bench.budget.steps_within", None)
+    assert main(arguments) == 0, "the second time nothing is timed"
+    for name, steps in (("vitsplit", 1), ("linear-probe", 2)):
+        config = json.loads((out / "runs" / f"{name}-seed0" / "config.json").read_text())
+        assert config["loop"]["steps"] == steps
+
+
+def test_steps_by_the_median_of_their_times():
+    assert steps_of({"a": [0.5, 9.0, 0.4], "b": [2.0, 2.0, 2.0]}, 10.0) == {"a": 20, "b": 5}
+    with pytest.raises(ConfigError, match=r"--seconds 1: a step of b takes 2\.0 s here"):
+        steps_of({"a": [0.5], "b": [2.0]}, 1.0)
+
+
+@pytest.mark.parametrize(("score_name", "sign"), [("miou", 1), ("neg_rmse", -1)])
+def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
+    metric = score_name.removeprefix("neg_")
+    rows = [
+        {"step": 10, "loss": 1.0, "seconds": 20.0},
+        {"step": 15, "eval": {metric: 0.25, "other": 1}},
+        {"step": 20, "loss": 0.5, "seconds": 50.0},
+        {"step": 20, "eval": {metric: 0.5}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trial = Trial(variant=Variant(name="a", settings={}), seed=0, config=types.SimpleNamespace(), folder=tmp_path)
+    outcome = Outcome(
+        trial=trial, score=0, best_score=0, score_name=score_name, metrics={}, steps=20, seconds=50, description={}
+    )
+    assert progress(outcome) == [(15, 30.0, sign * 0.25), (20, 50.0, sign * 0.5)]
+
+
+def test_methods_that_cannot_be_are_refused(scenes, tmp_path):
+    common = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
+    with pytest.raises(ConfigError, match="there is no method 'magic'"):
+        main([*common, "--methods", "vitsplit", "magic"])
+    with pytest.raises(ConfigError, match="--seconds must be above 0"):
+        main([*common, "--seconds", "0"])

@@ -1,0 +1,118 @@
+"""``vitsplit bench predict``: what is timed is what predicts, and the table's arithmetic."""
+
+import json
+
+import pytest
+import torch
+
+from vitsplit.backbone import open_backbone
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.bench import predict, workload
+from vitsplit.bench.predict import PredictPlan, PredictResult, SharingTimes, measure_predictions, sharing_bound
+from vitsplit.bench.predict_report import methods_table, sharing_table
+from vitsplit.cli.bench import main
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import recipe
+from vitsplit.training.override import override
+
+TINY = ["--backbone", "vit_tiny_patch16_224", "--num-tuned-layers", "2", "--size", "32", "48", "--num-classes", "3"]
+QUICK = ["--turns", "2", "--warmup", "0", "--precision", "fp32", "--device", "cpu", "--batch-size", "2"]
+
+
+def tiny_plan(**changes):
+    config = override(
+        recipe("ade20k-small"),
+        {"backbone": "vit_tiny_patch16_224", "num_tuned_layers": 2, "random_weights": True, "precision": "fp32"},
+    )
+    plan = {"methods": ("vitsplit",), "bundles": (1, 3), "size": (32, 48), "batch_size": 2, "num_classes": 3}
+    return PredictPlan(config=config, turns=2, warmup=1, **plan | changes)
+
+
+def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
+    taken = {}
+
+    passes: list[int] = []
+
+    class CountedBackbone(Backbone):
+        def forward(self, image_BCHW, request):
+            passes.append(len(image_BCHW))
+            return super().forward(image_BCHW, request)
+
+    def take_each_once(takers, watch, **options):
+        for name, (take, seconds) in takers.items():
+            passes.clear()
+            taken[name] = (take(), list(passes))
+            seconds.append(1.0)
+
+    def counted(settings):
+        plain = open_backbone(settings)
+        return CountedBackbone(plain.model, plain.info)
+
+    monkeypatch.setattr(workload, "open_backbone", counted)
+    monkeypatch.setattr(predict, "_take_turns", take_each_once)
+    measure_predictions(tiny_plan())
+    shared, separate = taken["3 shared"], taken["3 separate"]
+    assert shared[1] == [1] and separate[1] == [1, 1, 1], "passes of the backbone, by images"
+    assert len(shared[0]) == 3
+    for one, other in zip(shared[0], separate[0], strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(shared[0][0], shared[0][1]), "the bundles are different ones"
+    assert taken["vitsplit, a batch"][1] == [2]
+    assert taken["vitsplit, a batch"][0][0].shape[:2] == (2, 3)
+
+
+def test_bound_of_sharing():
+    # Five of six parts are shared: three models cost 18 parts apart, and 5 + 3 together.
+    assert sharing_bound(5.0, 1.0, 3) == pytest.approx(18 / 8)
+    assert sharing_bound(5.0, 1.0, 1) == 1.0
+
+
+def made_up() -> PredictResult:
+    methods = {
+        "vitsplit": predict.MethodTimes(gmacs=10.0, latency=[1.0, 2.0, 4.0], batch=[4.0, 4.0, 4.0]),
+        "full-finetune": predict.MethodTimes(gmacs=5.0, latency=[0.5, 1.0, 1.0], batch=[2.0, 2.0, 2.0]),
+    }
+    sharing = {4: SharingTimes(bound=2.5, shared=[1.0, 2.0, 4.0], separate=[2.0, 4.0, 12.0])}
+    machine = {"device": "cpu", "cpu": "some", "threads": 2, "torch": "2"}
+    return PredictResult(
+        recipe="r", size=(8, 8), batch_size=4, num_classes=3, precision="fp32", machine=machine,
+        methods=methods, sharing=sharing,
+    )  # fmt: skip
+
+
+def test_ratios_are_made_turn_by_turn():
+    head, vitsplit, other = methods_table(made_up())
+    found = dict(zip(head, other, strict=True))
+    assert found["times vitsplit"] == "0.50"  # 0.5, 0.5, 0.25
+    assert found["by multiply-adds"] == "0.50"
+    assert found["paper"] == "about 0.7"
+    assert found["images/s, 4 at a time"] == "2.00"
+    assert dict(zip(head, vitsplit, strict=True))["seconds, one image"] == "2.000"
+    assert sharing_table(made_up())[1] == ["4", "2.000", "4.000", "2.00", "2.00 to 2.50", "2.50"]
+
+
+def test_page_json_and_screen(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["predict", *TINY, *QUICK, "--methods", "vitsplit", "vit-adapter:linear", "--bundles", "1", "2"]
+    assert main([*arguments, "--out", str(tmp_path / "bench")]) == 0
+    said = capsys.readouterr()
+    assert "ade20k-small, random images of 32 x 48 pixels, fp32" in said.out
+    assert "vit-adapter:linear" in said.out
+    found = json.loads((tmp_path / "bench" / "predict.json").read_text())
+    assert found["sharing"].keys() == {"1", "2"}
+    assert found["sharing"]["1"]["bound"] == 1.0
+    assert found["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "bench" / "predict.png").stat().st_size > 1000
+    assert "<svg" in (tmp_path / "bench" / "index.html").read_text()
+
+
+def test_wrong_plans_are_refused():
+    for changes, message in (
+        ({"methods": ("linear-probe",)}, "add vitsplit"),
+        ({"methods": ("vitsplit", "vitsplit")}, "each method once"),
+        ({"methods": ("vitsplit", "magic")}, "there is no method 'magic'"),
+        ({"bundles": (0,)}, "--bundles 0: each is at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            measure_predictions(tiny_plan(**changes))
