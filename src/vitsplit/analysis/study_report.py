@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
 from vitsplit.report import Page
 from vitsplit.training.atomic import write_text
+from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.serialise import json_text
 
 if TYPE_CHECKING:
@@ -19,9 +22,16 @@ COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8")
 
 
 def write_study(
-    rows: Sequence[Row], folder: Path, *, title: str, subtitle: str, notes: Sequence[str] = (), grid: bool = False
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    title: str,
+    subtitle: str,
+    notes: Sequence[str] = (),
+    grid: bool = False,
+    curves: bool = False,
 ) -> Path:
-    """Writes ``results.json``, ``cost.png`` (``grid.png``) and ``index.html``; returns the page.
+    """Writes ``results.json``, ``cost.png`` (``grid.png``, ``curves.png``) and ``index.html``; returns the page.
 
     Args:
         rows: The variants; those without a finished run are listed as such.
@@ -30,6 +40,7 @@ def write_study(
         subtitle: What was trained on what.
         notes: Paragraphs below the table.
         grid: Whether quality is also to be drawn over K_t and over K_p.
+        curves: Whether it is also to be drawn over the time of training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "results.json", json_text(to_json(rows), indent=2) + "\n")
@@ -42,6 +53,8 @@ def write_study(
         page.text(note, soft=True)
     if done:
         figures = {"cost": plot_cost(done)} | ({"grid": plot_grid(done)} if grid else {})
+        if curves:
+            figures["curves"] = plot_curves(done)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             page.plot(figure)
@@ -97,6 +110,45 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
         axis.margins(x=0.25, y=0.15)
     axes[0].set_ylabel(_score_name(rows[0]))
     return figure
+
+
+def plot_curves(rows: Sequence[Row]) -> Figure:
+    """Quality over steps and over seconds of training, a line per run, variants by colour."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
+    for number, row in enumerate(rows):
+        colour, label = COLOURS[number % len(COLOURS)], row.variant.title or row.variant.name
+        for each in row.by_seed.values():
+            steps, seconds, scores = zip(*progress(each), strict=True)
+            scaled = [score * _scale(row) for score in scores]
+            for axes, values in ((over_steps, steps), (over_seconds, seconds)):
+                axes.plot(values, scaled, ".-", color=colour, label=label, linewidth=1.2)
+            label = "_"  # one entry per variant
+    over_steps.set_xlabel("steps")
+    over_seconds.set_xlabel("seconds of training")
+    over_steps.set_ylabel(_score_name(rows[0]))
+    over_seconds.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
+    """Of every evaluation of a run: steps, seconds of training, score; from its ``metrics.jsonl``.
+
+    Seconds are those of the row of training before it, at most ``log_every`` steps earlier, scaled to its steps.
+    """
+    found: list[tuple[int, float, float]] = []
+    # Where lower is better, the score is the metric with its sign turned.
+    name, sign = outcome.score_name.removeprefix("neg_"), -1 if outcome.score_name.startswith("neg_") else 1
+    step, seconds = 1, 0.0
+    for line in RunFolder(outcome.trial.folder).metrics_file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "seconds" in row:
+            step, seconds = row["step"], row["seconds"]
+        if "eval" in row:
+            found.append((row["step"], seconds * row["step"] / step, sign * row["eval"][name]))
+    return found
 
 
 def plot_grid(rows: Sequence[Row]) -> Figure:

@@ -24,11 +24,11 @@ MakeVariants = Callable[["TrainConfig[Any]", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
 
 
-def study_parser(verb: str, description: str) -> argparse.ArgumentParser:
+def study_parser(verb: str, description: str, *, family: str = "analyze") -> argparse.ArgumentParser:
     """A parser with the words of every study."""
     parser = argparse.ArgumentParser(
-        prog=f"vitsplit analyze {verb}",
-        usage=f"vitsplit analyze {verb} TASK --data FOLDER --out FOLDER [options] [--SETTING VALUE ...]",
+        prog=f"vitsplit {family} {verb}",
+        usage=f"vitsplit {family} {verb} TASK --data FOLDER --out FOLDER [options] [--SETTING VALUE ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -55,6 +55,7 @@ def run_study(
     title: str,
     notes: Sequence[str] = (),
     grid: bool = False,
+    curves: bool = False,
 ) -> int:
     """Reads the words, trains what is missing, and shows the table; returns the exit status.
 
@@ -78,7 +79,7 @@ def run_study(
         raise ConfigError(
             f"--method {config.method}: a study of the parts and layers of ViT-Split is of --method vitsplit."
         )
-    return _run(options, config, make_variants(options), title=title, notes=notes, grid=grid)
+    return _run(options, config, make_variants(options), title=title, notes=notes, grid=grid, curves=curves)
 
 
 def _run(
@@ -89,6 +90,7 @@ def _run(
     title: str,
     notes: Sequence[str],
     grid: bool,
+    curves: bool,
 ) -> int:
     from vitsplit.analysis.auto_layers import remembered_similarity
     from vitsplit.analysis.least_alike import least_alike_layers
@@ -115,7 +117,7 @@ def _run(
 
     def report(outcomes: Sequence[Outcome]) -> None:
         found = rows(trials, outcomes, costs)
-        write_study(found, options.out, title=title, subtitle=subtitle, notes=notes, grid=grid)
+        write_study(found, options.out, title=title, subtitle=subtitle, notes=notes, grid=grid, curves=curves)
 
     result = run_trials(trials, options.data, options.out, processes=options.processes, on_finished=report)
     if result.stopped_by is not None:
