@@ -85,6 +85,8 @@ def train(
     """
     if resume and out is None:
         raise ConfigError("Which run should go on? Give its folder with --out.")
+    if layers not in ("recipe", "auto"):
+        raise ConfigError(f"layers='{layers}': the layers are the recipe's ('recipe') or chosen from images ('auto').")
     if config is not None and recipe is not None:
         raise ConfigError("A configuration and a recipe were both given: choose one to start from.")
     resumed = out if resume else None

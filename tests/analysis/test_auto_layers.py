@@ -104,6 +104,11 @@ def test_methods_without_layers(name, settings, said):
         with_advised_layers(override(recipe(name), settings), "data")
 
 
+def test_no_other_way_of_choosing(scenes):
+    with pytest.raises(ConfigError, match="layers='gate': the layers are the recipe's"):
+        vitsplit.train(data=scenes, layers="gate")
+
+
 def test_too_few_images(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     with pytest.raises(DataError, match="at least 4 training images, and there are fewer"):

@@ -117,7 +117,7 @@ def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun
     stand_in = tmp_path / "python"
     stand_in.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/called"\necho "error: no such crop" >&2\nexit 2\n')
     stand_in.chmod(0o755)
-    monkeypatch.setattr("vitsplit.analysis.runs.sys.executable", str(stand_in))
+    monkeypatch.setattr("sys.executable", str(stand_in))
     out = tmp_path / "study"
     with pytest.raises(TrainingError, match=r"one-seed0 failed: error: no such crop"):
         run_trials(plan(small(), [ONE, TWO], [0, 1], out), tmp_path, out, processes=2)

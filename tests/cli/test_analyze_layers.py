@@ -31,7 +31,7 @@ def test_every_proposal_has_its_cost_and_flags_that_make_it():
     weights = np.zeros((12, 4))
     weights[[1, 4, 7, 9, 11], [0, 1, 2, 3, 3]] = [1.0, 1.0, 1.0, 0.3, 0.7]
     found = {each.name: each for each in propose(config, two_blocks(7), gate_LJ=weights)}
-    assert list(found) == ["least alike", "the recipe's", "rule of thumb", "gate's readout"]
+    assert list(found) == ["least alike", "the recipe's", "gate's readout"]  # the rule of thumb is the recipe's
     assert found["the recipe's"].cost.parameters == 10_230_330  # Table 1's model, K_t = 3
     assert found["least alike"].num_tuned_layers == 5
     assert found["least alike"].cost.parameters == 10_230_330 + 2 * SMALL_BLOCK
@@ -47,12 +47,18 @@ def test_every_proposal_has_its_cost_and_flags_that_make_it():
     assert saved == pytest.approx(block, rel=1e-3)
 
 
+def test_the_rule_of_thumb_is_a_quarter_of_the_layers():
+    found = {each.name: each for each in propose(recipe("ade20k-mae-base"), two_blocks(7))}
+    assert found["rule of thumb"].num_tuned_layers == 3 and found["the recipe's"].num_tuned_layers == 8
+    assert found["rule of thumb"].prior_layers == (2, 5, 8, 11)
+
+
 def test_from_images_to_page(scenes, tmp_path, capsys):
     out = tmp_path / "layers"
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, "--num-prior-layers", "3", "--out", str(out)]) == 0
     found = json.loads((out / "layers.json").read_text())
     assert found["images"] == 8 and found["gate"] is None and np.array(found["cka"]).shape == (12, 12)
-    first, own, _ = found["proposals"]
+    first, own = found["proposals"]
     assert len(first["prior_layers"]) == 3 and min(first["prior_layers"]) >= 2
     assert own["num_tuned_layers"] == 3 and own["prior_layers"] == [2, 6, 11]
     said = capsys.readouterr().out

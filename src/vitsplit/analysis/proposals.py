@@ -89,11 +89,12 @@ def propose(
         choices["the recipe's"] = (f"what {config.name} has, whatever the backbone and the images", own)
     quarter = max(1, round(num_layers / 4))
     uniform = {"num_tuned_layers": quarter, "selection": "uniform", "num_prior_layers": split.num_prior_layers}
-    choices["rule of thumb"] = (
-        "Appendix A.1: a sixth to a quarter of the layers for dense tasks (the quarter is taken), prior layers spread "
-        "evenly (Eq. 2)",
-        uniform,
-    )
+    if all(uniform != settings for _, settings in choices.values()):
+        choices["rule of thumb"] = (
+            "Appendix A.1: a sixth to a quarter of the layers for dense tasks (the quarter is taken), prior layers "
+            "spread evenly (Eq. 2)",
+            uniform,
+        )
     if gate_LJ is not None:
         share_L = gate_LJ.sum(1) / gate_LJ.shape[1]
         strongest = np.argsort(-share_L, kind="stable")[: split.num_prior_layers]

@@ -14,19 +14,14 @@ again. One that was interrupted goes on where it stopped. Variants that come to 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from vitsplit.errors import ConfigError, RunError, TrainingError
+from vitsplit.analysis.processes import Job, run_at_once
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.tasks import task_name
 from vitsplit.training.atomic import write_json
 from vitsplit.training.checkpoint import TrainState, latest_checkpoint, read_state
@@ -35,10 +30,8 @@ from vitsplit.training.override import override
 from vitsplit.training.resume import check_same_config
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.serialise import to_dict
-from vitsplit.training.signals import StopRequest
 
 Standing = Literal["new", "interrupted", "finished"]
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,53 +227,19 @@ def _one_by_one(
 def _at_once(
     trials: Sequence[Trial], data: Path, out: Path, processes: int, report: Callable[[], object]
 ) -> str | None:
-    """Keeps so many processes at work. A signal is passed on to them, and so is the failure of one of them."""
-    waiting, running = list(trials), dict[subprocess.Popen[bytes], tuple[Trial, int]]()
-    failed: list[Trial] = []
-    told = False
-    with StopRequest() as stop:
-        while running or (waiting and stop.received is None and not failed):
-            while waiting and len(running) < processes and stop.received is None and not failed:
-                place = min(set(range(processes)) - {taken for _, taken in running.values()})
-                trial = waiting.pop(0)
-                running[_start(trial, data, out, place, processes)] = (trial, place)
-            if (stop.received is not None or failed) and not told:
-                for process in running:
-                    process.send_signal(signal.SIGTERM)
-                told = True
-            time.sleep(POLL_SECONDS)
-            for process in [each for each in running if each.poll() is not None]:
-                trial, _ = running.pop(process)
-                if process.returncode == 0:
-                    report()
-                elif not told:
-                    failed.append(trial)
-    if failed:
-        raise TrainingError(
-            f"The run {failed[0].folder} failed: {_last_words(failed[0], out)} The others were stopped and can go on: "
-            "mend it, and give the same command again."
+    jobs = [
+        Job(
+            name=str(trial.folder),
+            command=[
+                *(sys.executable, "-m", "vitsplit.cli.main", "train", task_name(trial.config), "--data", str(data)),
+                *("--config", str(_config_file(out, trial)), "--out", str(trial.folder)),
+                *["--resume"] * (standing(trial) == "interrupted"),
+            ],
+            errors=out / "configs" / f"{trial.folder.name}.errors.txt",
         )
-    return stop.received
-
-
-def _start(trial: Trial, data: Path, out: Path, place: int, processes: int) -> subprocess.Popen[bytes]:
-    """Trains a run in a process of its own, which hears of signals from this one alone."""
-    command = [sys.executable, "-m", "vitsplit.cli.main", "train", task_name(trial.config), "--data", str(data)]
-    command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
-    command += ["--resume"] * (standing(trial) == "interrupted")
-    environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    devices = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
-    with _errors_file(out, trial).open("wb") as errors:
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-        )
-
-
-def _last_words(trial: Trial, out: Path) -> str:
-    lines = _errors_file(out, trial).read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), f"see {trial.folder / 'log.txt'}.")
+        for trial in trials
+    ]
+    return run_at_once(jobs, processes, on_finished=report)
 
 
 def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
@@ -303,10 +262,6 @@ def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
 
 def _config_file(out: Path, trial: Trial) -> Path:
     return out / "configs" / f"{trial.folder.name}.json"
-
-
-def _errors_file(out: Path, trial: Trial) -> Path:
-    return out / "configs" / f"{trial.folder.name}.errors.txt"
 
 
 def _state(trial: Trial) -> TrainState | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
+from vitsplit.analysis.cost import gmacs, shape_model
 from vitsplit.analysis.runs import Outcome, Trial, Variant, without_seed
 from vitsplit.training.config import TrainConfig
 
@@ -96,10 +96,10 @@ def count_cost(config: TrainConfig[Any], description: Mapping[str, Any] | None) 
 
     Without a description the classes are those of the configuration's data set.
     """
-    backbone, model = shape_model(config, description=description)
+    _, model = shape_model(config, description=description)
     height, width = config.task.crop_size
     return Cost(
-        parameters=count_parameters(model, backbone)["trainable"],
+        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         gmacs=gmacs(config, (height, width), description=description)["total"],
     )
 

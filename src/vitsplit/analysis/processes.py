@@ -1,0 +1,94 @@
+"""Several commands at once, each in a process of its own, which hears of signals from this one alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vitsplit.errors import TrainingError
+from vitsplit.training.signals import StopRequest
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command.
+
+    Attributes:
+        name: What to call it in an error.
+        command: The words of the command line.
+        errors: The file that takes what it says on standard error.
+    """
+
+    name: str
+    command: Sequence[str]
+    errors: Path
+
+
+def run_at_once(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[], object]) -> str | None:
+    """Keeps so many processes at work until all jobs are done.
+
+    A signal is passed on as SIGTERM, and so is the failure of one: no other is begun then, and those at work have time
+    to end in order. Every process has its share of the cores, and one of the GPUs in turn.
+
+    Args:
+        jobs: The jobs, in the order in which they are begun.
+        processes: How many at once.
+        on_finished: Called after every job that succeeded.
+
+    Returns:
+        The signal that stopped it, None if it came to its end.
+
+    Raises:
+        TrainingError: A job failed; the message has its last words.
+    """
+    waiting, running = list(jobs), dict[subprocess.Popen[bytes], tuple[Job, int]]()
+    failed: Job | None = None
+    told = False
+    with StopRequest() as stop:
+        while running or (waiting and stop.received is None and failed is None):
+            while waiting and len(running) < processes and stop.received is None and failed is None:
+                place = min(set(range(processes)) - {taken for _, taken in running.values()})
+                job = waiting.pop(0)
+                running[_start(job, place, processes)] = (job, place)
+            if (stop.received is not None or failed is not None) and not told:
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+                told = True
+            time.sleep(POLL_SECONDS)
+            for process in [each for each in running if each.poll() is not None]:
+                job, _ = running.pop(process)
+                if process.returncode == 0:
+                    on_finished()
+                elif not told and failed is None:
+                    failed = job
+    if failed is not None:
+        raise TrainingError(
+            f"The run {failed.name} failed: {_last_words(failed)} The others were stopped and can go on: mend it, and "
+            "give the same command again."
+        )
+    return stop.received
+
+
+def _start(job: Job, place: int, processes: int) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    devices = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
+    with job.errors.open("wb") as errors:
+        return subprocess.Popen(
+            list(job.command), env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+
+
+def _last_words(job: Job) -> str:
+    lines = job.errors.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing.")
