@@ -10,6 +10,7 @@ import torch
 
 from vitsplit.bench.measure import peak_resident_bytes
 from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.types import TapRequest
 
 STEPS = 2
 """The optimiser's state is there from the first step on, so that the second one is as large as any."""
@@ -22,7 +23,7 @@ class PeakMemory:
     Attributes:
         step: Bytes of the model, its gradients, the optimiser's state and the activations together. On a GPU what
             PyTorch has allocated at most; on a processor how far the peak of the process's resident set has grown since
-            the libraries were loaded.
+            the libraries were loaded. A method that trains a trunk of its own is spared the frozen one.
         process: Bytes of the process's resident set at its peak, libraries included; on a GPU the same as ``step``.
     """
 
@@ -48,7 +49,10 @@ def _measure_here(workload: Workload, threads: int) -> PeakMemory:
     before = peak_resident_bytes()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    step = TimedStep(workload, accelerator, Backbones())
+    backbones = Backbones()
+    step = TimedStep(workload, accelerator, backbones)
+    if step.model.request == TapRequest(pixels=True):
+        backbones.drop_weights()
     for _ in range(STEPS):
         step()
     if on_gpu:

@@ -124,6 +124,11 @@ class Backbones:
             self._loaded[wanted] = open_backbone(wanted)
         return self._loaded[wanted]
 
+    def drop_weights(self) -> None:
+        """Leaves of the backbones what prepares pixels: what a method with a trunk of its own needs of them."""
+        for backbone in self._loaded.values():
+            backbone.model.to("meta")
+
 
 def open_accelerator(device: str) -> Accelerator:
     """The one process of a benchmark on a device; a process can have only one.

@@ -1,0 +1,135 @@
+"""What the careful implementation is worth: a training step in its plain form, and with one improvement after another.
+
+The plain form is how one writes the method down first, in float32: torchvision's operator for the deformable
+convolution, attention as two products around a softmax, logits enlarged to full resolution for the loss and for an
+accuracy in every step, and an optimiser that goes through tensors one by one. All forms compute the same; they take
+turns in one process.
+
+    python benchmarks/plain_form.py --steps 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor
+
+from vitsplit.backbone import load_backbone
+from vitsplit.bench.measure import describe_machine
+from vitsplit.data.classes import IGNORE, ClassList
+from vitsplit.methods import build_model
+from vitsplit.recipes import recipe
+from vitsplit.split.deform import DeformConv3x3
+from vitsplit.tasks.segmentation.data import SegmentationBatch
+from vitsplit.tasks.segmentation.loss import resize_logits
+from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.training.optim import build_optimizer
+from vitsplit.training.override import override
+from vitsplit.training.precision import bf16_speedup
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which parts are as the package has them."""
+
+    name: str
+    deformable: bool = False
+    loss: bool = False
+    attention: bool = False
+    optimiser: bool = False
+    bf16: bool = False
+
+
+FORMS = [
+    Form("plain"),
+    Form("+ deformable convolution by rows", deformable=True),
+    Form("+ loss a few rows at a time, no accuracy", deformable=True, loss=True),
+    Form("+ fused attention", deformable=True, loss=True, attention=True),
+    Form("+ fused optimiser: as the package", deformable=True, loss=True, attention=True, optimiser=True),
+]
+
+
+class Steps:
+    """Training steps of ViT-Split-S on random images, in any form."""
+
+    def __init__(self, size: tuple[int, int], batch_size: int, num_classes: int) -> None:
+        config = override(recipe("ade20k-small"), {"random_weights": True})
+        self.task = SegmentationTask(config.task, ClassList(tuple(f"class {index}" for index in range(num_classes))))
+        self.backbone = load_backbone(config.backbone.backbone, random_weights=True)
+        self.model = build_model(config, self.backbone, self.task).train()
+        self.fused = build_optimizer(self.model, config.optim)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [{"params": [parameter]} for parameter in trained]
+        self.plain = torch.optim.AdamW(groups, lr=config.optim.lr, foreach=False, fused=False)
+        image_BCHW = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8)
+        mask_BHW = torch.randint(0, num_classes, (batch_size, *size), dtype=torch.uint8)
+        self.batch = SegmentationBatch(image_BCHW, mask_BHW, ["random"] * batch_size)
+
+    def take(self, form: Form) -> tuple[float, float]:
+        """One step: its seconds and its loss."""
+        for module in [*self.backbone.modules(), *self.model.modules()]:
+            if isinstance(module, DeformConv3x3):
+                module.implementation = "rows" if form.deformable else "torchvision"
+            elif isinstance(module, Attention):
+                module.fused_attn = form.attention
+        optimizer: Any = self.fused if form.optimiser else self.plain
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=form.bf16):
+            taps = self.backbone(self.batch.image_BCHW, self.model.request)
+            logits_BKhw = self.model(taps)
+        if form.loss:
+            (count,), (total,) = (
+                self.task.normalisers(self.batch).values(),
+                self.task.loss_sums(logits_BKhw, self.batch, taps).values(),
+            )
+            loss = total / count
+        else:
+            loss = self._plain_loss(logits_BKhw, taps)
+        loss.backward()
+        optimizer.step()
+        return time.perf_counter() - began, float(loss)
+
+    def _plain_loss(self, logits_BKhw: Tensor, taps: Any) -> Tensor:
+        full_BKHW = resize_logits(logits_BKhw, taps.image_size, taps.padding)
+        label_BHW = self.batch.mask_BHW.long()
+        self.accuracy = (full_BKHW.detach().argmax(1) == label_BHW).float().mean()
+        return F.cross_entropy(full_BKHW, label_BHW, ignore_index=IGNORE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512))
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--num-classes", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=5)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    steps = Steps(tuple(options.size), options.batch_size, options.num_classes)
+    forms = list(FORMS)
+    if (speedup := bf16_speedup()) > 1.5:
+        forms.append(Form("+ bf16", True, True, True, True, True))
+    seconds: dict[str, list[float]] = {form.name: [] for form in forms}
+    for turn in range(1 + options.steps):
+        for form in forms:
+            took, _ = steps.take(form)
+            if turn:
+                seconds[form.name].append(took)
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
+    plain = medians["plain"]
+    print(f"a product of matrices is {speedup:.2f} times as fast in bf16 here")
+    for name, median in medians.items():
+        print(f"{name:<45} {median:6.3f} s   {plain / median:5.2f} times as fast as the plain form")
+    print(json.dumps({"machine": describe_machine(torch.device("cpu")), "seconds": medians}))
+
+
+if __name__ == "__main__":
+    main()
