@@ -18,6 +18,7 @@ from vitsplit.baselines.deformable_attention import DeformableAttention
 from vitsplit.baselines.pyramid_stem import Scales, as_tokens
 from vitsplit.baselines.trunk import Trunk
 from vitsplit.errors import ConfigError
+from vitsplit.tasks.doubling import Doubling
 
 NORM_EPS = 1e-6
 NUM_GROUPS = 4
@@ -148,7 +149,7 @@ class PyramidOutput(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.enlarge = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.enlarge = Doubling(width, width)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(4))
 
     def forward(self, finest_BDhw: Tensor, scales: Scales, groups: list[Tensor]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.doubling import Doubling
 from vitsplit.training.precision import autocast
 
 GROUPS = 32
@@ -35,9 +36,9 @@ class DepthDecoder(nn.Module):
 
     def __init__(self, width: int, config: DepthConfig) -> None:
         super().__init__()
-        self.up1 = nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2)
+        self.up1 = Doubling(width, width // 2)
         self.norm1 = nn.GroupNorm(GROUPS, width // 2)
-        self.up2 = nn.ConvTranspose2d(width // 2, CHANNELS, kernel_size=2, stride=2)
+        self.up2 = Doubling(width // 2, CHANNELS)
         self.norm2 = nn.GroupNorm(GROUPS, CHANNELS)
         batch = config.decoder_norm == "batch"
         self.last_norm: nn.Module = nn.BatchNorm2d(CHANNELS) if batch else nn.GroupNorm(GROUPS, CHANNELS)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from vitsplit.tasks.doubling import Doubling
+
 GROUPS = 32
 POOLED_LEVELS = ("1/4", "1/2", "1", "2")
 """The levels that objects are read from, named by their stride in patches."""
@@ -58,4 +60,4 @@ class Pyramid(nn.Module):
 
 
 def _up(width: int) -> tuple[nn.Module, ...]:
-    return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2), nn.GroupNorm(GROUPS, width), nn.GELU()
+    return Doubling(width, width), nn.GroupNorm(GROUPS, width), nn.GELU()

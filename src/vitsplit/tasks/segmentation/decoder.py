@@ -10,6 +10,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.tasks.doubling import Doubling
+
 GROUPS = 32
 
 
@@ -29,9 +31,9 @@ class SegmentationDecoder(nn.Module):
         self, width: int, num_classes: int, *, last_norm: Literal["batch", "group"] = "batch", dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.up1 = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.up1 = Doubling(width, width)
         self.norm1 = nn.GroupNorm(GROUPS, width)
-        self.up2 = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.up2 = Doubling(width, width)
         self.norm2 = nn.GroupNorm(GROUPS, width)
         self.last_norm: nn.Module = nn.BatchNorm2d(width) if last_norm == "batch" else nn.GroupNorm(GROUPS, width)
         self.dropout = nn.Dropout2d(dropout)
