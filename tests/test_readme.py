@@ -17,12 +17,15 @@ from vitsplit.cli.main import main
 README = Path(__file__).parents[1] / "README.md"
 
 # What makes a command quick. Every other word of it is the README's.
-QUICK = ["--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "42", "56", "--workers", "0",
-         "--precision", "fp32"]  # fmt: skip
+QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "48",
+         "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
+QUICK_BENCH = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "48", "--num-classes", "3", "--steps", "1",
+               "--warmup", "0", "--no-memory", "--no-product", "--precision", "fp32"]  # fmt: skip
 QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
 QUICK_PYTHON = (
     "steps=300",
-    "steps=2, random_weights=True, batch_size=2, crop_size=(42, 56), workers=0, precision='fp32'",
+    "steps=2, backbone='vit_tiny_patch16_224', random_weights=True, batch_size=2, crop_size=(48, 64), workers=0, "
+    "precision='fp32'",
 )
 
 
@@ -51,6 +54,7 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)
     for command in commands():
         quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
+        quick = QUICK_BENCH if command[0] == "bench" else quick
         if command[:2] == ["train", "vqa"]:
             quick = [*quick, "--language-model", str(language), "--language-width", str(WIDTH), "--max-new-tokens", "2"]
         assert main(command + quick) == 0, " ".join(command)

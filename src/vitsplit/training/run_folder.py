@@ -32,7 +32,7 @@ from vitsplit.training.atomic import recover_folder, write_json, write_text
 from vitsplit.training.processes import process_state
 from vitsplit.training.serialise import json_text
 
-PACKAGES = ("vitsplit", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "safetensors", "numpy")
+PACKAGES = ("vitsplit", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
 
 
 class RunFolder:

@@ -151,7 +151,7 @@ def test_the_figures_are_those_of_every_question_by_itself(scenes, result):
         right += prediction.ask(row["question"]).lower().rstrip(".") == row["answer"].lower()
         visual_NW = prediction.answerer.tokens_NW
         before = prompter.question_ids(row["question"], has_image=True)
-        answer = prompter.tokenizer(row["answer"] + "<|im_end|>\n", add_special_tokens=False).input_ids
+        answer = prompter.tokenizer(row["answer"] + "<|im_end|>", add_special_tokens=False).input_ids
         embedded = [each for token in before + answer for each in (visual_NW if token < 0 else [words[token]])]
         labels = [-100] * (len(embedded) - len(answer)) + answer
         with torch.no_grad():

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vitsplit.data.classes import IGNORE
 
 
 def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
     """Counts of pixels by truth (rows) and prediction (columns), (K, K) int64; ignored pixels are left out."""
-    return multiclass_confusion_matrix(mask_HW.long(), truth_HW.long(), num_classes, ignore_index=IGNORE)
+    valid_HW = truth_HW != IGNORE
+    pairs_P = truth_HW[valid_HW].long() * num_classes + mask_HW[valid_HW].long()
+    return torch.bincount(pairs_P, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 @dataclass(frozen=True)
