@@ -216,7 +216,7 @@ MEASURED = [
         "1.64 times as fast",
         "train_step_small",
         "{full-finetune}",
-        "",
+        "less than the multiply-adds allow: ViT-Split's backward pass runs at a lower speed than large matrix products",
     ),
     Measured(
         "Fig. 8: training step S against ViT-Adapter and ViT-CoMer with UperNet",
@@ -224,7 +224,7 @@ MEASURED = [
         "about 4 times as fast",
         "train_step_small",
         "{vit-adapter} and {vit-comer}; ViT-Adapter with the linear head {vit-adapter:linear}",
-        "",
+        "more than the paper's; most of it is UperNet",
     ),
     Measured(
         "Table 15: training step B against full fine-tuning with the linear head",
