@@ -17,8 +17,8 @@ from vitsplit.cli.main import main
 README = Path(__file__).parents[1] / "README.md"
 
 # What makes a command quick. Every other word of it is the README's.
-QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2", "--crop-size", "48",
-         "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
+QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2",
+         "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
 QUICK_BENCH = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "48", "--num-classes", "3", "--steps", "1",
                "--warmup", "0", "--no-memory", "--no-product", "--precision", "fp32"]  # fmt: skip
 QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
