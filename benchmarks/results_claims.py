@@ -216,7 +216,7 @@ MEASURED = [
         "1.64 times as fast",
         "train_step_small",
         "{full-finetune}",
-        "less than the multiply-adds allow: ViT-Split's backward pass runs at a lower speed than large matrix products",
+        "what the multiply-adds allow; the paper's GPUs gain more",
     ),
     Measured(
         "Fig. 8: training step S against ViT-Adapter and ViT-CoMer with UperNet",
