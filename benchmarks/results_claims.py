@@ -223,7 +223,7 @@ MEASURED = [
         STEP.format(size="small", methods="vit-adapter vit-comer vit-adapter:linear"),
         "about 4 times as fast",
         "train_step_small",
-        "{vit-adapter} and {vit-comer}; ViT-Adapter with the linear head {vit-adapter:linear}",
+        "{vit-adapter} and {vit-comer}; ViT-Adapter with the linear head {vit-adapter-linear}",
         "more than the paper's; most of it is UperNet",
     ),
     Measured(
