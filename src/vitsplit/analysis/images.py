@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vitsplit.data.folders import index_files, require_folder
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.errors import ConfigError
 
 
 def choose_files(folder: Path, limit: int) -> list[Path]:
@@ -30,6 +31,21 @@ def choose_files(folder: Path, limit: int) -> list[Path]:
     if limit and len(files) > limit:
         files = [files[index * len(files) // limit] for index in range(limit)]
     random.Random(0).shuffle(files)
+    return files
+
+
+def files_to_compare(folder: Path, limit: int, batch_size: int) -> list[Path]:
+    """``choose_files`` for a comparison of layers, which needs a whole batch.
+
+    Raises:
+        ConfigError: The batch is too small, or there are fewer images than that.
+        DataError: There is no image.
+    """
+    if batch_size < 4:
+        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
+    files = choose_files(folder, limit)
+    if len(files) < batch_size:
+        raise ConfigError(f"{folder}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
     return files
 
 

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.baselines.deformable_attention import DeformableAttention, Geometry, Size
-from vitsplit.baselines.pyramid import (
-    NUM_GROUPS,
-    BlockGroups,
-    ConvFFN,
-    PyramidOutput,
-    PyramidSettings,
-    initialise,
-    layer_norm,
-    published_settings,
-)
-from vitsplit.baselines.pyramid_stem import PyramidStem, Scales
+from vitsplit.baselines.pyramid import ConvFFN, PyramidSettings, layer_norm
+from vitsplit.baselines.pyramid_stem import Scales
 from vitsplit.baselines.trunk import Trunk
+from vitsplit.baselines.two_branches import TwoBranches
 
 NUM_SCALES = 3
 EXTRA_EXTRACTORS = 2
@@ -51,54 +43,15 @@ class Exchange:
         )
 
 
-class ViTAdapter(nn.Module):
+class ViTAdapter(TwoBranches):
     """Four groups of blocks; before each the patches look at the convolutional maps, after each the other way round.
 
     The injected features count nothing at first (``gamma`` starts at zero), so the transformer begins as it was
     trained. Batch norm stands where the authors have its synchronised form, which data-parallel training puts in.
-
-    Args:
-        trunk: The transformer, with patches of 16 pixels; it loses its prefix tokens and its final norm, see
-            ``BlockGroups``.
-        settings: None: those that were published for its width.
-        num_points: Points per head and level of the deformable attention.
-        ffn_ratio: Hidden channels of the feed-forward networks over scales as a multiple of D.
-        stem_channels: Channels of the stem's first maps.
-
-    Attributes:
-        width: D, of each of the four maps.
-
-    Raises:
-        ConfigError: The transformer does not fit, or no settings were published for its width.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        *,
-        settings: PyramidSettings | None = None,
-        num_points: int = 4,
-        ffn_ratio: float = 0.25,
-        stem_channels: int = 64,
-    ) -> None:
-        super().__init__()
-        settings = settings or published_settings(trunk.width)
-        self.width = trunk.width
-        self.blocks = BlockGroups(trunk, settings.drop_path)
-        self.stem = PyramidStem(self.width, stem_channels)
-        self.interactions = nn.ModuleList(
-            Interaction(
-                self.width,
-                settings,
-                num_points=num_points,
-                ffn_ratio=ffn_ratio,
-                extra_extractors=EXTRA_EXTRACTORS if group == NUM_GROUPS - 1 else 0,
-            )
-            for group in range(NUM_GROUPS)
-        )
-        self.output: nn.Module = PyramidOutput(self.width)
-        for part in (self.stem, self.interactions, self.output):
-            initialise(part)
+    def __init__(self, trunk: Trunk, **settings: Any) -> None:
+        super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Normalised pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
@@ -114,14 +67,6 @@ class ViTAdapter(nn.Module):
             x_BND, scales = interaction(x_BND, scales, exchange, lambda x, g=group: self.blocks(g, x, grid, rope))
             groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
         return self.output(finest_BDhw, scales, groups)
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """What trains of the transformer."""
-        return [parameter for parameter in self.blocks.parameters() if parameter.requires_grad]
-
-    def new_parameters(self) -> list[nn.Parameter]:
-        """What trains beside it."""
-        return [p for part in (self.stem, self.interactions, self.output) for p in part.parameters()]
 
 
 class Interaction(nn.Module):

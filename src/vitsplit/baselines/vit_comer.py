@@ -9,6 +9,7 @@ Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scal
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +17,10 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.baselines.deformable_attention import DeformableAttention, Geometry
-from vitsplit.baselines.pyramid import (
-    NUM_GROUPS,
-    BlockGroups,
-    ConvFFN,
-    PyramidOutput,
-    PyramidSettings,
-    initialise,
-    layer_norm,
-    published_settings,
-    resize,
-)
-from vitsplit.baselines.pyramid_stem import PyramidStem, Scales, as_tokens
+from vitsplit.baselines.pyramid import ConvFFN, PyramidSettings, layer_norm, resize
+from vitsplit.baselines.pyramid_stem import Scales, as_tokens
 from vitsplit.baselines.trunk import Trunk
+from vitsplit.baselines.two_branches import TwoBranches
 from vitsplit.baselines.vit_adapter import Extractor
 from vitsplit.errors import ConfigError
 
@@ -38,54 +30,15 @@ PATCH_SCALE = 1
 EXTRA_EXTRACTORS = 4
 
 
-class ViTCoMer(nn.Module):
+class ViTCoMer(TwoBranches):
     """Four groups of blocks, each between two steps of convolution-transformer interaction (CTI).
 
     The features given to the patches count nothing at first (``gamma`` starts at zero), so the transformer begins as it
     was trained. Batch norm stands where the authors have its synchronised form, which data-parallel training puts in.
-
-    Args:
-        trunk: The transformer, with patches of 16 pixels; it loses its prefix tokens and its final norm, see
-            ``BlockGroups``.
-        settings: None: those that were published for its width.
-        num_points: Points per head and level of the deformable attention.
-        ffn_ratio: Hidden channels of the feed-forward networks over scales as a multiple of D.
-        stem_channels: Channels of the stem's first maps.
-
-    Attributes:
-        width: D, of each of the four maps.
-
-    Raises:
-        ConfigError: The transformer does not fit, or no settings were published for its width.
     """
 
-    def __init__(
-        self,
-        trunk: Trunk,
-        *,
-        settings: PyramidSettings | None = None,
-        num_points: int = 4,
-        ffn_ratio: float = 0.25,
-        stem_channels: int = 64,
-    ) -> None:
-        super().__init__()
-        settings = settings or published_settings(trunk.width)
-        self.width = trunk.width
-        self.blocks = BlockGroups(trunk, settings.drop_path)
-        self.stem = PyramidStem(self.width, stem_channels)
-        self.interactions = nn.ModuleList(
-            Interaction(
-                self.width,
-                settings,
-                num_points=num_points,
-                ffn_ratio=ffn_ratio,
-                extra_extractors=EXTRA_EXTRACTORS if group == NUM_GROUPS - 1 else 0,
-            )
-            for group in range(NUM_GROUPS)
-        )
-        self.output: nn.Module = PyramidOutput(self.width)
-        for part in (self.stem, self.interactions, self.output):
-            initialise(part)
+    def __init__(self, trunk: Trunk, **settings: Any) -> None:
+        super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Normalised pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
@@ -101,14 +54,6 @@ class ViTCoMer(nn.Module):
             x_BND, scales = interaction(x_BND, scales, geometry, lambda x, g=group: self.blocks(g, x, grid, rope))
             groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
         return self.output(finest_BDhw, scales, groups)
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """What trains of the transformer."""
-        return [parameter for parameter in self.blocks.parameters() if parameter.requires_grad]
-
-    def new_parameters(self) -> list[nn.Parameter]:
-        """What trains beside it."""
-        return [p for part in (self.stem, self.interactions, self.output) for p in part.parameters()]
 
 
 class Interaction(nn.Module):

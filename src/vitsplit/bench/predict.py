@@ -18,12 +18,11 @@ from torch import Tensor
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.backbone import Backbone
 from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
-from vitsplit.bench.train_step import REFERENCE, Say
-from vitsplit.bench.workload import Backbones, Workload, method_config, random_batch
+from vitsplit.bench.train_step import REFERENCE, Say, method_workloads
+from vitsplit.bench.workload import Backbones, Workload, random_batch
 from vitsplit.errors import ConfigError
 from vitsplit.inference.predictor import choose_device
 from vitsplit.methods import build_model
-from vitsplit.recipes import count_classes
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
@@ -140,7 +139,7 @@ def check_plan(plan: PredictPlan) -> None:
     """Refuses what cannot be measured.
 
     Raises:
-        ConfigError: A number is out of range, or the methods cannot be compared.
+        ConfigError: A number is out of range.
     """
     for name, value, least in (
         ("turns", plan.turns, 1),
@@ -149,10 +148,6 @@ def check_plan(plan: PredictPlan) -> None:
     ):
         if value < least:
             raise ConfigError(f"--{name} must be at least {least}, not {value}.")
-    if REFERENCE not in plan.methods:
-        raise ConfigError(f"--methods {' '.join(plan.methods)}: add {REFERENCE}, which all others are compared with.")
-    if len(set(plan.methods)) < len(plan.methods):
-        raise ConfigError(f"--methods {' '.join(plan.methods)}: give each method once.")
     if any(bundles < 1 for bundles in plan.bundles):
         raise ConfigError(f"--bundles {' '.join(map(str, plan.bundles))}: each is at least 1.")
 
@@ -172,18 +167,15 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     device = choose_device(plan.device)
     precision = resolve_precision(plan.config.loop.precision, device)
     base = override(plan.config, {"precision": precision})
-    num_classes = count_classes(base) if plan.num_classes is None else plan.num_classes
-    workloads = [
-        Workload(
-            label=label,
-            config=method_config(base, label),
-            size=plan.size,
-            batch_size=plan.batch_size,
-            num_classes=num_classes,
-            device=plan.device,
-        )
-        for label in plan.methods
-    ]
+    workloads = method_workloads(
+        base,
+        plan.methods,
+        size=plan.size,
+        batch_size=plan.batch_size,
+        num_classes=plan.num_classes,
+        device=plan.device,
+    )
+    num_classes = workloads[0].num_classes
     backbones, takers = Backbones(), dict[str, tuple[Taker, list[float]]]()
     methods: dict[str, MethodTimes] = {}
     for workload in workloads:

@@ -171,26 +171,58 @@ def plan_workloads(plan: BenchPlan) -> list[Workload]:
     for name, least in (("steps", 1), ("warmup", 0), ("batch_size", 1)):
         if getattr(plan, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(plan, name)}.")
-    if min(plan.size) < 1:
-        raise ConfigError(f"--size {plan.size[0]} {plan.size[1]}: height and width are at least 1.")
-    if REFERENCE not in plan.methods:
-        raise ConfigError(f"--methods {' '.join(plan.methods)}: add {REFERENCE}, which all others are compared with.")
-    doubled = {label for label in plan.methods if plan.methods.count(label) > 1}
+    return method_workloads(
+        plan.config,
+        plan.methods,
+        size=plan.size,
+        batch_size=plan.batch_size,
+        num_classes=plan.num_classes,
+        device=plan.device,
+    )
+
+
+def method_workloads(
+    config: TrainConfig[Any],
+    methods: tuple[str, ...],
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    num_classes: int | None,
+    device: str,
+) -> list[Workload]:
+    """What each method of a comparison runs, checked.
+
+    Args:
+        config: The recipe, in the precision that is computed in.
+        methods: ``NAME`` or ``NAME:DECODER`` each.
+        size: Height and width of the images.
+        batch_size: Images at a time.
+        num_classes: K; None: that of the recipe's data.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        ConfigError: A number is out of range, or a method does not exist, comes twice, or cannot be run so.
+    """
+    if min(size) < 1:
+        raise ConfigError(f"--size {size[0]} {size[1]}: height and width are at least 1.")
+    if REFERENCE not in methods:
+        raise ConfigError(f"--methods {' '.join(methods)}: add {REFERENCE}, which all others are compared with.")
+    doubled = {label for label in methods if methods.count(label) > 1}
     if doubled:
-        raise ConfigError(f"--methods: {', '.join(sorted(doubled))} was given more than once.")
-    num_classes = count_classes(plan.config) if plan.num_classes is None else plan.num_classes
-    if num_classes > MAX_CLASSES or (plan.num_classes is not None and plan.num_classes < 1):
-        raise ConfigError(f"--num-classes must be from 1 to {MAX_CLASSES}, not {num_classes}.")
+        raise ConfigError(f"--methods: {', '.join(sorted(doubled))} was given more than once. Give each method once.")
+    classes = count_classes(config) if num_classes is None else num_classes
+    if classes > MAX_CLASSES or (num_classes is not None and num_classes < 1):
+        raise ConfigError(f"--num-classes must be from 1 to {MAX_CLASSES}, not {classes}.")
     return [
         Workload(
             label=label,
-            config=method_config(plan.config, label),
-            size=plan.size,
-            batch_size=plan.batch_size,
-            num_classes=num_classes,
-            device=plan.device,
+            config=method_config(config, label),
+            size=size,
+            batch_size=batch_size,
+            num_classes=classes,
+            device=device,
         )
-        for label in plan.methods
+        for label in methods
     ]
 
 

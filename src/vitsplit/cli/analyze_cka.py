@@ -41,16 +41,11 @@ def cka(
 
     from vitsplit.analysis.cka import compare_layers
     from vitsplit.analysis.cka_report import describe_split, write_cka
-    from vitsplit.analysis.images import choose_files, read_batch
+    from vitsplit.analysis.images import files_to_compare, read_batch
     from vitsplit.backbone import load_backbone
-    from vitsplit.errors import ConfigError
     from vitsplit.inference.predictor import choose_device
 
-    if batch_size < 4:
-        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
-    files = choose_files(images, limit)
-    if len(files) < batch_size:
-        raise ConfigError(f"{images}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
+    files = files_to_compare(images, limit, batch_size)
     where = choose_device(device)
     models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
     starts = range(0, len(files) - batch_size + 1, batch_size)

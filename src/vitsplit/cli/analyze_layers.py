@@ -50,7 +50,7 @@ def layers(
     from rich.table import Table
 
     from vitsplit.analysis.cka import compare_layers
-    from vitsplit.analysis.images import choose_files, read_batch
+    from vitsplit.analysis.images import files_to_compare, read_batch
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
     from vitsplit.backbone import open_backbone
@@ -59,11 +59,7 @@ def layers(
     from vitsplit.tasks import task_name
     from vitsplit.training.override import override
 
-    if batch_size < 4:
-        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
-    files = choose_files(images, limit)
-    if len(files) < batch_size:
-        raise ConfigError(f"{images}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
+    files = files_to_compare(images, limit, batch_size)
     config, description, is_gated = _start(recipe, run)
     asked = {
         "backbone": backbone,
