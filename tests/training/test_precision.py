@@ -32,10 +32,24 @@ def test_fp16_on_a_processor_is_refused():
         resolve_precision("fp16", torch.device("cpu"))
 
 
+def _clock(monkeypatch, durations):
+    """A clock by which products take these times; returns what is left of it."""
+    ends = itertools.accumulate(durations)
+    pairs = ((end - duration, end) for end, duration in zip(ends, durations, strict=True))
+    ticks = itertools.chain.from_iterable(pairs)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(ticks))
+    return ticks
+
+
 def test_the_probe_takes_the_fastest_of_each_and_leaves_the_first_out(monkeypatch):
     # float32 and bf16 in turns; the first of both sets kernels up, and other work slows single products down.
-    durations = [0.1, 0.1, 6.0, 9.0, 50.0, 2.0, 7.0, 30.0]
-    ends = itertools.accumulate(durations)
-    ticks = itertools.chain.from_iterable((end - duration, end) for end, duration in zip(ends, durations, strict=True))
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(ticks))
+    first_look = [0.1, 0.1, 4.0, 9.0, 5.0, 8.0]  # 0.5: just good enough to go on
+    left = _clock(monkeypatch, [*first_look, 0.1, 0.1, 6.0, 9.0, 50.0, 2.0, 7.0, 30.0])
     assert bf16_speedup(size=8, repeats=3) == pytest.approx(6.0 / 2.0)
+    assert not list(left)
+
+
+def test_a_processor_without_bf16_is_known_by_small_products(monkeypatch):
+    left = _clock(monkeypatch, [0.1, 0.1, 4.0, 9.0, 5.0, 20.0, 1.0, 1.0])
+    assert bf16_speedup(size=8, repeats=1) == pytest.approx(4.0 / 9.0)
+    assert len(list(left)) == 4  # two products of the large size were not made
