@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitsplit.bench.measure import Spread
 from vitsplit.bench.predict import PAPER, PredictResult
+from vitsplit.bench.report import add_tables, finish, where, write_files
 from vitsplit.bench.train_step import REFERENCE
 from vitsplit.report import Page
-from vitsplit.training.serialise import json_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,12 +90,10 @@ def sharing_table(result: PredictResult) -> list[list[str]]:
 
 def describe_setting(result: PredictResult) -> str:
     """What was measured, where, in words."""
-    machine = result.machine
-    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     turns = len(result.methods[REFERENCE].latency)
     return (
         f"{result.recipe}, random images of {result.size[0]} x {result.size[1]} pixels, {result.precision}, medians of "
-        f"{turns} turns; {where}, {machine['threads']} threads, PyTorch {machine['torch']}"
+        f"{turns} turns; {where(result.machine)}"
     )
 
 
@@ -135,10 +133,8 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "predict.json").write_text(json_text(to_json(result), indent=2) + "\n", encoding="utf-8")
     picture = plot_predictions(result)
-    picture.savefig(folder / "predict.png", dpi=150, bbox_inches="tight")
+    write_files(folder, "predict", to_json(result), picture)
     page = Page("Predictions, side by side", subtitle=describe_setting(result))
     most = max(result.sharing, default=None)
     page.figures(
@@ -162,9 +158,5 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
         "Bundles are those of ViT-Split; separate ones have a pass of the backbone each.",
         soft=True,
     )
-    for heading, (head, *rows) in (("Methods", methods_table(result)), ("Sharing", sharing_table(result))):
-        page.heading(heading)
-        page.table(head, rows)
-    page.heading("Command")
-    page.code(command)
-    return page.write(folder / "index.html")
+    add_tables(page, {"Methods": methods_table(result), "Sharing": sharing_table(result)})
+    return finish(page, folder, command)

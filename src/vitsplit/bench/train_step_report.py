@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from vitsplit.bench.measure import Spread
+from vitsplit.bench.report import add_tables, finish, where, write_files
 from vitsplit.bench.train_step import REFERENCE, TrainStepResult
 from vitsplit.bench.workload import PARTS
 from vitsplit.report import Page
-from vitsplit.training.serialise import json_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,25 +111,13 @@ def parts_table(result: TrainStepResult) -> list[list[str]]:
     ]
 
 
-def on_screen(rows: Sequence[Sequence[str]]) -> Table:
-    """Head and rows as a table for the terminal."""
-    table = Table()
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
-
-
 def describe_setting(result: TrainStepResult) -> str:
     """What was measured, where, in words."""
-    machine = result.machine
-    where = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     turns = len(result.methods[REFERENCE].seconds)
     return (
         f"{result.recipe}, {result.batch_size} random images of {result.size[0]} x {result.size[1]} pixels, "
-        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} that do not count; {where}, "
-        f"{machine['threads']} threads, PyTorch {machine['torch']}"
+        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} that do not count; "
+        f"{where(result.machine)}"
     )
 
 
@@ -179,10 +164,8 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train-step.json").write_text(json_text(to_json(result), indent=2) + "\n", encoding="utf-8")
     picture = plot_steps(result)
-    picture.savefig(folder / "train-step.png", dpi=150, bbox_inches="tight")
+    write_files(folder, "train-step", to_json(result), picture)
     page = Page("A training step, side by side", subtitle=describe_setting(result))
     others = [label for label in result.methods if label != REFERENCE]
     page.figures(
@@ -198,18 +181,10 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
         "time went by them alone.",
         soft=True,
     )
-    for heading, rows in (
-        ("Ratios", ratios_table(result)),
-        ("Figures", figures_table(result)),
-        ("Parts", parts_table(result)),
-    ):
-        if len(rows) > 1:
-            page.heading(heading)
-            page.table(rows[0], rows[1:])
+    tables = {"Ratios": ratios_table(result), "Figures": figures_table(result), "Parts": parts_table(result)}
+    add_tables(page, tables)
     page.text(NOTES, soft=True)
-    page.heading("Command")
-    page.code(command)
-    return page.write(folder / "index.html")
+    return finish(page, folder, command)
 
 
 NOTES = (
