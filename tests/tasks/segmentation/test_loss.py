@@ -72,6 +72,19 @@ def test_cross_entropy_equals_the_plain_one_with_its_gradient(pad, weighted):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("grid", "size"), [((37, 9), (148, 36)), ((33, 6), (131, 20)), ((90, 5), (140, 5))])
+def test_tall_images_are_scored_in_strips_without_a_seam(grid, size):
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, CLASSES, *grid, generator=generator)).requires_grad_()
+    mask_BHW = torch.randint(0, CLASSES, (2, *size), generator=generator)
+    ours = _value_and_gradient(lambda x: cross_entropy_sum(x, mask_BHW, Padding(), "stretch", None), logits)
+    plain = _value_and_gradient(
+        lambda x: F.cross_entropy(F.interpolate(x, size=size, mode="bilinear"), mask_BHW, reduction="sum"), logits
+    )
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_an_image_that_is_all_ignored_adds_nothing():
     mask_BHW = _mask()
     mask_BHW[1] = IGNORE

@@ -13,8 +13,7 @@ Shapes: B batch, K classes, h w grid of the logits, H W pixels, R rows of pixels
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -27,6 +26,9 @@ from vitsplit.types import Padding
 PadLogits = Literal["crop", "stretch"]
 ROWS_AT_A_TIME = 8
 """Rows of pixels whose logits stay in a processor's cache: 2.4 MB at 150 classes and 512 pixels."""
+ROWS_OF_A_STRIP = 64
+"""Rows of pixels whose logits are enlarged to the image's width together: a strip's 20 rows are 6 MB then, where all of
+an image would be 46. Neighbouring strips share a row or two, which are enlarged for both."""
 
 
 def resize_logits(
@@ -110,10 +112,14 @@ class _CrossEntropy(torch.autograd.Function):
         with torch.autocast(device.type, enabled=False):
             for index, mask_HW in enumerate(mask_BHW):
                 logits_hwK = logits_BKhw[index].permute(1, 2, 0).float()
-                wide_hWK = enlarge_Ww @ logits_hwK
-                loss, grad_hWK = _score_rows(wide_hWK, mask_HW.long(), enlarge_Hh, weights_K)
-                total += loss
-                grad_BhwK[index] = enlarge_Ww.T @ grad_hWK
+                grad_hwK = torch.zeros_like(logits_hwK)
+                for label_RW, enlarge_Rh in _strips(mask_HW.long(), enlarge_Hh, ROWS_OF_A_STRIP):
+                    used = _used(enlarge_Rh)
+                    wide_rWK = enlarge_Ww @ logits_hwK[used]
+                    loss, grad_rWK = _score_rows(wide_rWK, label_RW, enlarge_Rh[:, used], weights_K)
+                    total += loss
+                    grad_hwK[used] += enlarge_Ww.T @ grad_rWK
+                grad_BhwK[index] = grad_hwK
         ctx.save_for_backward(grad_BhwK.permute(0, 3, 1, 2))
         return total
 
@@ -129,24 +135,29 @@ def _enlarging(few: int, many: int, device: torch.device) -> Tensor:
     return F.interpolate(lines_1ff, size=many, mode="linear", align_corners=False)[0].T.contiguous()
 
 
+def _strips(label_HW: Tensor, enlarge_Hh: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many rows of pixels at a time, with what enlarges them; all at once where there is no processor's cache."""
+    rows = rows if label_HW.device.type == "cpu" else len(label_HW)
+    return zip(label_HW.split(rows), enlarge_Hh.split(rows), strict=True)
+
+
+def _used(enlarge_Rh: Tensor) -> slice:
+    """The rows of logits between which some rows of pixels lie."""
+    used = enlarge_Rh.any(0).nonzero()
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
 def _score_rows(
     wide_hWK: Tensor, label_HW: Tensor, enlarge_Hh: Tensor, weights_K: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and its gradient in ``wide_hWK``, over an image of which only the rows are still to be enlarged."""
-    rows = ROWS_AT_A_TIME if wide_hWK.device.type == "cpu" else len(label_HW)
+    """Loss, and its gradient in ``wide_hWK``, over logits of which only the rows are still to be enlarged."""
     loss = wide_hWK.new_zeros(())
     grad_hWK = torch.zeros_like(wide_hWK)
     num_classes = wide_hWK.shape[-1]
-    last = len(wide_hWK) - 1
-    scale = len(wide_hWK) / len(label_HW)
-    for begin in range(0, len(label_HW), rows):
-        end = min(begin + rows, len(label_HW))
-        # The rows of logits between which these rows of pixels lie.
-        low = max(0, math.floor((begin + 0.5) * scale - 0.5))
-        high = min(last, math.floor((end - 0.5) * scale - 0.5) + 1) + 1
-        enlarge_Rr = enlarge_Hh[begin:end, low:high]
-        logits_PK = (enlarge_Rr @ wide_hWK[low:high].flatten(1)).view(-1, num_classes)
-        label_P = label_HW[begin:end].flatten()
+    for label_RW, enlarge_Rh in _strips(label_HW, enlarge_Hh, ROWS_AT_A_TIME):
+        used = _used(enlarge_Rh)
+        logits_PK = (enlarge_Rh[:, used] @ wide_hWK[used].flatten(1)).view(-1, num_classes)
+        label_P = label_RW.flatten()
         valid_P = label_P != IGNORE
         place_P1 = label_P.where(valid_P, 0)[:, None]
         weight_P1 = valid_P[:, None].float() if weights_K is None else weights_K[place_P1] * valid_P[:, None]
@@ -155,7 +166,7 @@ def _score_rows(
         grad_PK = log_share_PK.exp_()
         grad_PK.scatter_add_(1, place_P1, torch.full_like(weight_P1, -1.0))
         grad_PK *= weight_P1
-        grad_hWK[low:high].flatten(1).addmm_(enlarge_Rr.T, grad_PK.view(end - begin, -1))
+        grad_hWK[used].flatten(1).addmm_(enlarge_Rh[:, used].T, grad_PK.view(len(label_RW), -1))
     return loss, grad_hWK
 
 
