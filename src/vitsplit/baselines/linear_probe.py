@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.products import Pointwise
 from vitsplit.types import LayerTaps, TapRequest
 
 
@@ -39,7 +40,7 @@ class LinearDecoder(nn.Module):
     def __init__(self, width: int, num_outputs: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(width)
-        self.classify = nn.Conv2d(width, num_outputs, kernel_size=1)
+        self.classify = Pointwise(width, num_outputs)
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """``map_BDhw`` to logits."""

@@ -18,7 +18,7 @@ from vitsplit.baselines.deformable_attention import DeformableAttention
 from vitsplit.baselines.pyramid_stem import Scales, as_tokens
 from vitsplit.baselines.trunk import Trunk
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.doubling import Doubling
+from vitsplit.products import Doubling
 
 NORM_EPS = 1e-6
 NUM_GROUPS = 4

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsplit.baselines.deformable_attention import Size
+from vitsplit.products import Pointwise
 
 
 class Scales(NamedTuple):
@@ -55,7 +56,7 @@ class PyramidStem(nn.Module):
         self.eighth = nn.Sequential(*_convolution(channels, wide, stride=2))
         self.sixteenth = nn.Sequential(*_convolution(wide, widest, stride=2))
         self.half_of_that = nn.Sequential(*_convolution(widest, widest, stride=2))
-        self.widen = nn.ModuleList(nn.Conv2d(count, width, 1) for count in (channels, wide, widest, widest))
+        self.widen = nn.ModuleList(Pointwise(count, width) for count in (channels, wide, widest, widest))
         self.level_3D = nn.Parameter(torch.randn(3, width))
         """What tells the tokens of the three scales apart."""
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
+from vitsplit.products import Pointwise
 
 CHANNELS = 512
 AUXILIARY_CHANNELS = 256
@@ -61,11 +62,11 @@ class UperNet(nn.Module):
         self.smooth = nn.ModuleList(ConvNorm(CHANNELS, CHANNELS, 3, norm) for _ in range(3))
         self.merge = ConvNorm(4 * CHANNELS, CHANNELS, 3, norm)
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(CHANNELS, num_classes, kernel_size=1)
+        self.classify = Pointwise(CHANNELS, num_classes)
         self.auxiliary = nn.Sequential(
             ConvNorm(width, AUXILIARY_CHANNELS, 3, norm),
             nn.Dropout2d(dropout),
-            nn.Conv2d(AUXILIARY_CHANNELS, num_classes, kernel_size=1),
+            Pointwise(AUXILIARY_CHANNELS, num_classes),
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor | WithAuxiliary:
@@ -128,7 +129,11 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, norm: NormName) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv: nn.Module = (
+            Pointwise(in_channels, channels, bias=False)
+            if kernel_size == 1
+            else nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+        )
         self.norm: nn.Module = nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(GROUPS, channels)
 
     def forward(self, map_BChw: Tensor) -> Tensor:

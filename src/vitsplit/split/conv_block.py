@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.products import Pointwise
 from vitsplit.split.deform import DeformConv3x3, OffsetInit
 
 
@@ -25,7 +26,7 @@ class ConvBlock(nn.Module):
         self, in_channels: int, width: int, *, deformable: bool = True, offset_init: OffsetInit = "default"
     ) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(in_channels, width, kernel_size=1)
+        self.reduce = Pointwise(in_channels, width)
         self.mix: nn.Module = (
             DeformConv3x3(width, offset_init)
             if deformable

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.baselines.linear_probe import LinearDecoder
+from vitsplit.products import Doubling
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.doubling import Doubling
 from vitsplit.training.precision import autocast
 
 GROUPS = 32

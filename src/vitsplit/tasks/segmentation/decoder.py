@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.tasks.doubling import Doubling
+from vitsplit.products import Doubling, Pointwise
 
 GROUPS = 32
 
@@ -37,7 +37,7 @@ class SegmentationDecoder(nn.Module):
         self.norm2 = nn.GroupNorm(GROUPS, width)
         self.last_norm: nn.Module = nn.BatchNorm2d(width) if last_norm == "batch" else nn.GroupNorm(GROUPS, width)
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
+        self.classify = Pointwise(width, num_classes)
 
     def forward(self, fused_BDhw: Tensor) -> Tensor:
         """``fused_BDhw`` to logits (B, K, 4h, 4w)."""
