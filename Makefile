@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources anew: 12 seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test check format clean
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from vitsplit.recompute import recomputed
+
 NUM_TAPS = 9
 Implementation = Literal["rows", "torchvision"]
 OffsetInit = Literal["default", "zero"]
@@ -68,10 +70,16 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
     batch, width, height, columns = map_BDhw.shape
     rows_ND = map_BDhw.permute(0, 2, 3, 1).reshape(-1, width)
     index_M4, share_M4 = _neighbours(offset_BChw, height, columns)
-    sampled_MD = F.embedding_bag(index_M4, rows_ND, per_sample_weights=share_M4.to(rows_ND.dtype), mode="sum")
     kernel_CE = weight_EDkk.permute(2, 3, 1, 0).reshape(NUM_TAPS * width, -1)
-    out_NE = sampled_MD.view(-1, NUM_TAPS * width) @ kernel_CE
+    # The sampled rows are nine times as large as the map, and quickly sampled again.
+    out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(rows_ND.dtype), kernel_CE)
     return out_NE.view(batch, height, columns, -1).permute(0, 3, 1, 2)
+
+
+def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel_CE: Tensor) -> Tensor:
+    """The nine sampled rows of every pixel, times the kernel: ``(N, E)``."""
+    sampled_MD = F.embedding_bag(index_M4, rows_ND, per_sample_weights=share_M4, mode="sum")
+    return sampled_MD.view(-1, len(kernel_CE)) @ kernel_CE
 
 
 def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:

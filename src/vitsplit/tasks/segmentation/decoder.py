@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.products import Doubling, Pointwise
+from vitsplit.recompute import recomputed
 
 GROUPS = 32
 
@@ -42,5 +43,6 @@ class SegmentationDecoder(nn.Module):
     def forward(self, fused_BDhw: Tensor) -> Tensor:
         """``fused_BDhw`` to logits (B, K, 4h, 4w)."""
         x = F.gelu(self.norm1(self.up1(fused_BDhw)))
-        x = F.gelu(self.norm2(self.up2(x)))
+        # Sixteen times the size of the map that came: too much to keep before and after a norm.
+        x = recomputed(lambda x: F.gelu(self.norm2(x)), self.up2(x))
         return self.classify(self.dropout(self.last_norm(x)))
