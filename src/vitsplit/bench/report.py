@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vitsplit.report import Page
@@ -19,12 +20,13 @@ Rows = Sequence[Sequence[str]]
 
 
 def on_screen(rows: Rows) -> Table:
-    """A table for the terminal."""
-    table = Table()
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
+    """A table for the terminal, with its rows side by side: what is compared is few, and its figures are many."""
+    first, *others = zip(*rows, strict=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for index, name in enumerate(first):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for figures in others:
+        table.add_row(*figures)
     return table
 
 
