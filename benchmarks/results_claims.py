@@ -268,7 +268,7 @@ MEASURED = [
     ),
     Measured(
         "Table 4 (here on DAQUAR): better than LLaVA-1.5's connector",
-        "vitsplit train vqa --data nyuv2 --backbone dinov2-small-focus, and --connector mlp2x",
+        "python benchmarks/vqa_connectors.py --data nyuv2 --out runs/connectors",
         "better on eight of nine benchmarks",
         "vqa",
         "{order}",

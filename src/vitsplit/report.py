@@ -8,9 +8,11 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,3 +135,10 @@ def _data_uri(picture: Image.Image) -> str:
         picture.convert("RGB").save(buffer, "JPEG", quality=85)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def write_files(folder: Path, name: str, figures: Any, picture: Figure) -> None:
+    """Writes what a page tells of beside it: ``NAME.json`` and ``NAME.png`` in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", figures)
+    picture.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitsplit.analysis.cka import Similarity
-from vitsplit.report import Page
-from vitsplit.training.serialise import json_text
+from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,10 +30,8 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
         images: What the images were, for the page.
         normed: Whether layers were compared after the final norm.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cka.json").write_text(json_text(to_json(found, normed=normed), indent=2) + "\n", encoding="utf-8")
     picture = plot_cka(found)
-    picture.savefig(folder / "cka.png", dpi=150, bbox_inches="tight")
+    write_files(folder, "cka", to_json(found, normed=normed), picture)
     layers = "after the final norm" if normed else "as they leave their blocks"
     page = Page(
         "How alike the layers are", subtitle=f"Linear CKA on {found.images} images of {images}; layers {layers}"

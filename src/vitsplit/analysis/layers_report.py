@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from vitsplit.analysis.cka import Similarity
 from vitsplit.analysis.cka_report import COLOURS, describe_split
 from vitsplit.analysis.proposals import Proposal
-from vitsplit.report import Page
-from vitsplit.training.atomic import write_json
+from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,11 +40,9 @@ def write_layers(
         task: The task that costs are for.
         gate_LJ: Weights of a trained gate.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     (name,) = found.layers
-    write_json(folder / "layers.json", to_json(found, proposals, gate_LJ))
     picture = plot_layers(found, proposals, gate_LJ)
-    picture.savefig(folder / "layers.png", dpi=150, bbox_inches="tight")
+    write_files(folder, "layers", to_json(found, proposals, gate_LJ), picture)
     first = proposals[0]
     page = Page(
         f"Which layers of {name}", subtitle=f"Linear CKA on {found.images} images of {images}; costs for {task}"

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
 from vitsplit.report import Page
-from vitsplit.training.atomic import write_text
+from vitsplit.training.atomic import write_json
 from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import json_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +42,7 @@ def write_study(
         curves: Whether it is also to be drawn over the time of training.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.json", json_text(to_json(rows), indent=2) + "\n")
+    write_json(folder / "results.json", to_json(rows))
     page = Page(title, subtitle=subtitle)
     done = [row for row in rows if row.scores]
     if done:

@@ -47,7 +47,7 @@ class ViTAdapter(TwoBranches):
     """Four groups of blocks; before each the patches look at the convolutional maps, after each the other way round.
 
     The injected features count nothing at first (``gamma`` starts at zero), so the transformer begins as it was
-    trained. Batch norm stands where the authors have its synchronised form, which data-parallel training puts in.
+    trained.
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:

@@ -34,7 +34,7 @@ class ViTCoMer(TwoBranches):
     """Four groups of blocks, each between two steps of convolution-transformer interaction (CTI).
 
     The features given to the patches count nothing at first (``gamma`` starts at zero), so the transformer begins as it
-    was trained. Batch norm stands where the authors have its synchronised form, which data-parallel training puts in.
+    was trained.
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitsplit.bench.measure import Spread
 from vitsplit.bench.predict import PAPER, PredictResult
-from vitsplit.bench.report import add_tables, finish, where, write_files
+from vitsplit.bench.report import add_tables, finish, where
 from vitsplit.bench.train_step import REFERENCE
-from vitsplit.report import Page
+from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

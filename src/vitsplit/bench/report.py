@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from vitsplit.report import Page
-from vitsplit.training.serialise import json_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Rows = Sequence[Sequence[str]]
 """A table: its head, then its rows."""
@@ -34,13 +30,6 @@ def where(machine: Mapping[str, Any]) -> str:
     """The machine in words."""
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return f"{device}, {machine['threads']} threads, PyTorch {machine['torch']}"
-
-
-def write_files(folder: Path, name: str, figures: Mapping[str, Any], picture: Figure) -> None:
-    """Writes ``NAME.json`` and ``NAME.png`` into a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json_text(figures, indent=2) + "\n", encoding="utf-8")
-    picture.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
 
 
 def add_tables(page: Page, tables: Mapping[str, Rows]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.bench.measure import Spread
-from vitsplit.bench.report import add_tables, finish, where, write_files
+from vitsplit.bench.report import add_tables, finish, where
 from vitsplit.bench.train_step import REFERENCE, TrainStepResult
 from vitsplit.bench.workload import PARTS
-from vitsplit.report import Page
+from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

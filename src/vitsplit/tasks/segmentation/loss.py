@@ -113,10 +113,9 @@ class _CrossEntropy(torch.autograd.Function):
             for index, mask_HW in enumerate(mask_BHW):
                 logits_hwK = logits_BKhw[index].permute(1, 2, 0).float()
                 grad_hwK = torch.zeros_like(logits_hwK)
-                for label_RW, enlarge_Rh in _strips(mask_HW.long(), enlarge_Hh, ROWS_OF_A_STRIP):
-                    used = _used(enlarge_Rh)
+                for label_RW, enlarge_Rr, used in _strips(mask_HW.long(), enlarge_Hh, ROWS_OF_A_STRIP):
                     wide_rWK = enlarge_Ww @ logits_hwK[used]
-                    loss, grad_rWK = _score_rows(wide_rWK, label_RW, enlarge_Rh[:, used], weights_K)
+                    loss, grad_rWK = _score_rows(wide_rWK, label_RW, enlarge_Rr, weights_K)
                     total += loss
                     grad_hwK[used] += enlarge_Ww.T @ grad_rWK
                 grad_BhwK[index] = grad_hwK
@@ -135,16 +134,17 @@ def _enlarging(few: int, many: int, device: torch.device) -> Tensor:
     return F.interpolate(lines_1ff, size=many, mode="linear", align_corners=False)[0].T.contiguous()
 
 
-def _strips(label_HW: Tensor, enlarge_Hh: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many rows of pixels at a time, with what enlarges them; all at once where there is no processor's cache."""
-    rows = rows if label_HW.device.type == "cpu" else len(label_HW)
-    return zip(label_HW.split(rows), enlarge_Hh.split(rows), strict=True)
-
-
-def _used(enlarge_Rh: Tensor) -> slice:
-    """The rows of logits between which some rows of pixels lie."""
-    used = enlarge_Rh.any(0).nonzero()
-    return slice(int(used[0]), int(used[-1]) + 1)
+def _strips(label_HW: Tensor, enlarge_Hh: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """So many rows of pixels at a time: their labels, what enlarges the rows of logits between which they lie,
+    and which these are. All at once on a GPU, which would have to be waited for to see where a strip lies.
+    """
+    if label_HW.device.type != "cpu":
+        yield label_HW, enlarge_Hh, slice(None)
+        return
+    for label_RW, enlarge_Rh in zip(label_HW.split(rows), enlarge_Hh.split(rows), strict=True):
+        touched = enlarge_Rh.any(0).nonzero()
+        used = slice(int(touched[0]), int(touched[-1]) + 1)
+        yield label_RW, enlarge_Rh[:, used], used
 
 
 def _score_rows(
@@ -154,9 +154,8 @@ def _score_rows(
     loss = wide_hWK.new_zeros(())
     grad_hWK = torch.zeros_like(wide_hWK)
     num_classes = wide_hWK.shape[-1]
-    for label_RW, enlarge_Rh in _strips(label_HW, enlarge_Hh, ROWS_AT_A_TIME):
-        used = _used(enlarge_Rh)
-        logits_PK = (enlarge_Rh[:, used] @ wide_hWK[used].flatten(1)).view(-1, num_classes)
+    for label_RW, enlarge_Rr, used in _strips(label_HW, enlarge_Hh, ROWS_AT_A_TIME):
+        logits_PK = (enlarge_Rr @ wide_hWK[used].flatten(1)).view(-1, num_classes)
         label_P = label_RW.flatten()
         valid_P = label_P != IGNORE
         place_P1 = label_P.where(valid_P, 0)[:, None]
@@ -166,7 +165,7 @@ def _score_rows(
         grad_PK = log_share_PK.exp_()
         grad_PK.scatter_add_(1, place_P1, torch.full_like(weight_P1, -1.0))
         grad_PK *= weight_P1
-        grad_hWK[used].flatten(1).addmm_(enlarge_Rh[:, used].T, grad_PK.view(len(label_RW), -1))
+        grad_hWK[used].flatten(1).addmm_(enlarge_Rr.T, grad_PK.view(len(label_RW), -1))
     return loss, grad_hWK
 
 
