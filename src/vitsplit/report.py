@@ -41,6 +41,10 @@ th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { te
 .row { display: grid; gap: 8px; margin: 4px 0 14px; } .row figure { margin: 0; }
 .row img, .plot img, .plot svg { width: 100%; height: auto; display: block; border-radius: 6px; }
 .plot { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px; max-width: 820px; }
+.beside { display: grid; grid-template-columns: minmax(160px, 320px) 1fr; gap: 8px 28px; margin: 0 0 28px; }
+.beside figure { margin: 0; } .beside img { width: 100%; height: auto; display: block; border-radius: 6px; }
+.beside th, .beside td { text-align: left; white-space: normal; }
+@media (max-width: 720px) { .beside { grid-template-columns: 1fr; } }
 figcaption { font-size: 12.5px; color: var(--soft); padding-top: 2px; overflow-wrap: anywhere; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 16px; margin: 10px 0; font-size: 13px; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
@@ -82,9 +86,7 @@ class Page:
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; the first column is left-aligned, the others hold figures."""
-        titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        self._parts.append(f'<div class="scroll"><table><tr>{titles}</tr>{body}</table></div>')
+        self._parts.append(_table(head, rows))
 
     def legend(self, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
         """Names with their colours."""
@@ -96,12 +98,12 @@ class Page:
 
     def pictures(self, pictures: Sequence[tuple[Image.Image, str]]) -> None:
         """Pictures side by side, with captions."""
-        cells = "".join(
-            f'<figure><img alt="{html.escape(caption)}" src="{_data_uri(picture)}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-            for picture, caption in pictures
-        )
+        cells = "".join(_figure(picture, caption) for picture, caption in pictures)
         self._parts.append(f'<div class="row" style="grid-template-columns:repeat({len(pictures)},1fr)">{cells}</div>')
+
+    def told(self, picture: Image.Image, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A picture, and beside it a table of what is said about it."""
+        self._parts.append(f'<div class="beside">{_figure(picture, caption)}{_table(head, rows)}</div>')
 
     def plot(self, figure: Figure) -> None:
         """A matplotlib figure, as vector graphics."""
@@ -123,6 +125,17 @@ class Page:
             encoding="utf-8",
         )
         return path
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{titles}</tr>{body}</table></div>'
+
+
+def _figure(picture: Image.Image, caption: str) -> str:
+    said = html.escape(caption)
+    return f'<figure><img alt="{said}" src="{_data_uri(picture)}"><figcaption>{said}</figcaption></figure>'
 
 
 def _data_uri(picture: Image.Image) -> str:

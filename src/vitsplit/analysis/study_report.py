@@ -17,6 +17,14 @@ from vitsplit.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCORES = {
+    "miou": "mIoU",
+    "neg_rmse": "RMSE with a minus sign, m",
+    "mask_ap": "mask AP",
+    "box_ap": "box AP",
+    "exact_match": "exact match",
+}
+"""What tasks' scores are called."""
 COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8")
 
 
@@ -190,7 +198,7 @@ def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
             f"best mean {_score_name(best)}: {best.variant.title or best.variant.name}",
         ),
         (f"{best.cost.parameters / 1e6:.2f} M", "parameters that train in it"),
-        (str(runs), f"finished runs of {len(rows)} variants"),
+        (str(runs), "finished runs"),
     ]
 
 
@@ -213,7 +221,8 @@ def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _score_name(row: Row) -> str:
     """The figure's name as it is shown: shares as per cent."""
     name = next(iter(row.by_seed.values())).score_name
-    return f"{name}, %" if _scale(row) == 100 else name
+    shown = SCORES.get(name, name)
+    return f"{shown}, %" if _scale(row) == 100 else shown
 
 
 def _scale(row: Row) -> float:

@@ -50,14 +50,16 @@ def write_report(
         _, answerer = task.look(forward, sample)
         turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
         answers = answerer.answer([turn.question for turn in turns])
-        if sample.image is not None:
-            image_HWC = read_image(sample.image).permute(1, 2, 0).numpy()
-            page.pictures([(Image.fromarray(image_HWC), sample.image.name)])
+        head = ["question", "answer", "truth", ""]
         rows = [
             [turn.question, answer, turn.answer, "right" if set_match(answer, turn.answer) else "wrong"]
             for turn, answer in zip(turns, answers, strict=True)
         ]
-        page.table(["question", "answer", "truth", ""], rows)
+        if sample.image is None:
+            page.table(head, rows)
+        else:
+            image_HWC = read_image(sample.image).permute(1, 2, 0).numpy()
+            page.told(Image.fromarray(image_HWC), sample.image.name, head, rows)
     page.heading("Figures")
     page.table(["metric", "value"], [[label, f"{metrics[name]:.4f}"] for name, label in LABELS.items()])
     return page.write(folder / "index.html")
