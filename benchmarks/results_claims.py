@@ -243,6 +243,15 @@ MEASURED = [
         "as in the paper; fine-tuned linear is 22 % faster",
     ),
     Measured(
+        "What the implementation is worth: a training step S in its plain form, and as it is",
+        "python benchmarks/plain_form.py --steps 5",
+        "not in the paper",
+        "plain_form",
+        "{all} times as fast as the plain form: {deformable} with the deformable convolution by rows, {loss} with the "
+        "loss in strips too, {attention} with fused attention, {all} with the fused optimiser",
+        "on a processor, float32",
+    ),
+    Measured(
         "Only a frozen backbone allows it: features kept on disk",
         "vitsplit train segmentation --data nyuv2 --backbone dinov2-small-focus --cache-features 2",
         "not in the paper",
