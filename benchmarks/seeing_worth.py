@@ -1,11 +1,12 @@
 """What seeing is worth at most: a small network answers from the question, and from what truly is in the image.
 
-    python benchmarks/seeing_worth.py --data nyuv2
+    python benchmarks/seeing_worth.py --data nyuv2 --backbone dinov2-small-focus
 
 The image's part is read from its label map: which classes are there, and how much of the image they cover. Nothing
-that a backbone sees can tell more about them. One network gets none of it, one that of another image, drawn once for
-every training image. Each is shown with its best epoch on the validation questions, which flatters all three alike.
-Needs scikit-learn.
+that a backbone sees can tell more about them. One network gets none of it, and one that of another image, drawn once
+for every training image. With ``--backbone`` one more gets what linear classifiers on the frozen backbone's features
+make of every image, those of training images fitted on the others. Each is shown with its best epoch on the validation
+questions, which flatters all alike. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -14,22 +15,30 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 
+from vitsplit.backbone import open_backbone
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.data.images import read_image
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.metrics import exact_match
 from vitsplit.tasks.vqa.prompts import Turn
 from vitsplit.tasks.vqa.samples import open_samples
+from vitsplit.training.config import BackboneConfig
+from vitsplit.types import TapRequest
 
-Reads = Literal["question", "question and image", "question and another image"]
-READS: tuple[Reads, ...] = ("question", "question and image", "question and another image")
+Splits = dict[str, Tensor]
+"""The training and the validation questions' part, a row each."""
 WIDTH, EPOCHS, BATCH_SIZE = 256, 12, 64
+SIZE = (252, 336)
+"""What the backbone sees, in pixels."""
+FOLDS = 5
 
 
 class Answerer(nn.Module):
@@ -48,9 +57,10 @@ class Answerer(nn.Module):
 
 
 def main() -> None:
-    """Trains all three with all seeds and prints the shares of right answers."""
+    """Trains all networks with all seeds and prints the shares of right answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of questions, images and label maps")
+    parser.add_argument("--backbone", metavar="NAME", help="a frozen backbone that looks at the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
@@ -60,8 +70,7 @@ def main() -> None:
     for split in ("train", "val"):
         samples = open_samples(options.data, split, VqaConfig(share_image=False)).samples
         turns[split] = [sample.conversations[0][0] for sample in samples]
-        names = [sample.image.stem for sample in samples if sample.image is not None]
-        images[split] = [options.data / "masks" / split / f"{name}.png" for name in names]
+        images[split] = [sample.image for sample in samples if sample.image is not None]
     vectorizer = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"[^\s?]+")
     vectorizer.fit([turn.question for turn in turns["train"]])
     words = {
@@ -69,52 +78,108 @@ def main() -> None:
         for split, each in turns.items()
     }
     num_classes = len(json.loads((options.data / "classes.json").read_text(encoding="utf-8")))
-    facts = {split: read_facts(files, num_classes) for split, files in images.items()}
-    mean, deviation = facts["train"].mean(0), facts["train"].std(0) + 1e-6
-    facts = {split: (each - mean) / deviation for split, each in facts.items()}
+    # Each image once: what is learnt of images must not weigh them by their questions.
+    files = {split: sorted(set(each)) for split, each in images.items()}
+    rows = {split: torch.tensor([files[split].index(file) for file in each]) for split, each in images.items()}
+    true = {split: read_facts([label_map(file) for file in each], num_classes) for split, each in files.items()}
+    facts = {"question": {split: torch.zeros_like(each) for split, each in true.items()}, "question and image": true}
+    if options.backbone is not None:
+        facts["question and what the backbone sees"] = see(options.backbone, files, true, num_classes)
 
     figures = {}
-    for reads in READS:
-        best = [fit(reads, words, facts, turns, seed) for seed in options.seeds]
-        figures[reads] = best
-        print(f"{reads:28} {statistics.mean(best):.4f}  {' '.join(f'{each:.4f}' for each in best)}", flush=True)
+    for reads, each in facts.items():
+        told = {split: standardised(each[split], each["train"])[rows[split]] for split in each}
+        figures[reads] = [fit(words, told, turns, seed) for seed in options.seeds]
+        if reads == "question and image":
+            figures["question and another image"] = [
+                fit(words, {**told, "train": told["train"][shuffled(len(told["train"]), seed)]}, turns, seed)
+                for seed in options.seeds
+            ]
+    for reads, best in figures.items():
+        print(f"{reads:38} {statistics.mean(best):.4f}  {' '.join(f'{each:.4f}' for each in best)}")
     print(json.dumps(figures))
 
 
+def label_map(image: Path) -> Path:
+    """The label map of an image: ``masks/SPLIT/NAME.png`` for ``images/SPLIT/NAME.jpg``."""
+    return image.parents[2] / "masks" / image.parent.name / f"{image.stem}.png"
+
+
 def read_facts(files: list[Path], num_classes: int) -> Tensor:
-    """For every file, of each class whether it is there, and the root of its share of the image: N x 2 K."""
-    shares = {}
-    for file in set(files):
+    """For every label map, of each class whether it is there, and the root of its share of the image: N x 2 K."""
+    shares = []
+    for file in files:
         labels = np.asarray(Image.open(file)).ravel()
-        shares[file] = np.bincount(labels[labels < num_classes], minlength=num_classes) / labels.size
-    share = torch.tensor(np.stack([shares[file] for file in files]), dtype=torch.float32)
+        shares.append(np.bincount(labels[labels < num_classes], minlength=num_classes) / labels.size)
+    share = torch.tensor(np.stack(shares), dtype=torch.float32)
     return torch.cat([(share > 0.001).float(), share.sqrt()], 1)
 
 
-def fit(
-    reads: Reads, words: dict[str, Tensor], facts: dict[str, Tensor], turns: dict[str, list[Turn]], seed: int
-) -> float:
+def see(name: str, files: dict[str, list[Path]], true: Splits, num_classes: int) -> Splits:
+    """Of every image and class the score that it is there, by a linear classifier on the backbone's features: N x K."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    backbone = open_backbone(BackboneConfig(backbone=name))
+    features = {split: torch.stack([pooled(backbone, file) for file in each]).numpy() for split, each in files.items()}
+    scores = {split: torch.zeros(len(each), num_classes) for split, each in files.items()}
+    for index in range(num_classes):
+        present = true["train"][:, index].numpy()
+        if min(present.sum(), (1 - present).sum()) < FOLDS:
+            continue  # too rare, or always there: nothing to tell apart
+        classifier = make_pipeline(
+            StandardScaler(), PCA(128, whiten=True, random_state=0), LogisticRegression(C=0.01, max_iter=500)
+        )
+        others = cross_val_predict(classifier, features["train"], present, cv=FOLDS, method="decision_function")
+        scores["train"][:, index] = torch.from_numpy(others)
+        classifier.fit(features["train"], present)
+        scores["val"][:, index] = torch.from_numpy(classifier.decision_function(features["val"]))
+    return scores
+
+
+@torch.inference_mode()
+def pooled(backbone: Backbone, file: Path) -> Tensor:
+    """Means over the image and over its quarters of the maps of the last layer and of one at two thirds."""
+    last = backbone.num_layers - 1
+    layers = (2 * last // 3 + 1, last)
+    image_CHW = TF.resize(read_image(file), list(SIZE), antialias=True)
+    maps = backbone(image_CHW[None], TapRequest(maps=frozenset(layers))).maps
+    means = [F.adaptive_avg_pool2d(maps[layer], cells).flatten() for layer in layers for cells in (1, 2)]
+    return torch.cat(means).cpu()
+
+
+def standardised(values: Tensor, of: Tensor) -> Tensor:
+    """Each column with the mean and the deviation of another table's taken away."""
+    return (values - of.mean(0)) / (of.std(0) + 1e-6)
+
+
+def shuffled(count: int, seed: int) -> Tensor:
+    """An order of so many rows."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def fit(words: Splits, facts: Splits, turns: dict[str, list[Turn]], seed: int) -> float:
     """The share of right answers to the validation questions after the best epoch."""
     torch.manual_seed(seed)
     answers = sorted({turn.answer for turn in turns["train"]})
     index = {answer: place for place, answer in enumerate(answers)}
     target = torch.tensor([index[turn.answer] for turn in turns["train"]])
-    shown = {split: torch.zeros_like(each) if reads == "question" else each for split, each in facts.items()}
-    if reads == "question and another image":
-        shown["train"] = shown["train"][torch.randperm(len(target))]
-    model = Answerer(words["train"].shape[1], shown["train"].shape[1], len(answers))
+    model = Answerer(words["train"].shape[1], facts["train"].shape[1], len(answers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
     best = 0.0
     for _ in range(EPOCHS):
         model.train()
         for rows in torch.randperm(len(target)).split(BATCH_SIZE):
-            loss = F.cross_entropy(model(words["train"][rows], shown["train"][rows]), target[rows])
+            loss = F.cross_entropy(model(words["train"][rows], facts["train"][rows]), target[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         model.eval()
         with torch.inference_mode():
-            given = model(words["val"], shown["val"]).argmax(1).tolist()
+            given = model(words["val"], facts["val"]).argmax(1).tolist()
         right = [exact_match(answers[place], turn.answer) for place, turn in zip(given, turns["val"], strict=True)]
         best = max(best, statistics.mean(right))
     return best
