@@ -2,10 +2,9 @@
 
     python benchmarks/vqa_connectors.py --data nyuv2 --out runs/connectors --processes 2
 
-First the language model learns how these questions are answered, without seeing: it is tuned whole, with one visual
-token, of another image. Every connector then starts with that language model, and with adapters for it. One more run
-is shown other images than the questions are on: what it reaches is reached without seeing. Runs that are there
-already are not trained again, and one that was interrupted goes on.
+Connector and language model are tuned together from the start: one that has learned to answer without seeing does not
+look any more. One more run is shown other images than the questions are on: what it reaches is reached without seeing.
+Runs that are there already are not trained again, and one that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -15,15 +14,19 @@ import json
 import statistics
 from pathlib import Path
 
-import vitsplit
 from vitsplit.analysis.runs import Outcome, Trial, Variant, plan, run_trials
 from vitsplit.training.override import override
-from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.starting_point import starting_config
 
-COMMON = {"backbone": "dinov2-small-focus", "system_prompt": "", "precision": "fp32"}
-WITHOUT_SEEING = {"connector": "linear", "visual_grid": (1, 1), "shuffle_images": True}
-LANGUAGE_FIRST = {"tune": "full", "lr": 3e-4, "batch_size": 4, "steps": 300, "eval_every": 300}
+COMMON = {
+    "backbone": "dinov2-small-focus",
+    "visual_grid": (4, 4),
+    "system_prompt": "",
+    "tune": "full",
+    "lr": 3e-4,
+    "precision": "fp32",
+    "cache_features": 1,
+}
 
 
 def main() -> None:
@@ -32,36 +35,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of questions and images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=160, help="of every connector's run (default: 160)")
-    parser.add_argument("--batch-size", type=int, default=2, help="images of a step (default: 2)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of the connector (default: 0.001)")
+    parser.add_argument("--steps", type=int, default=100, help="of every run (default: 100)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images of a step (default: 4)")
     parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     options = parser.parse_args()
 
-    settings = {
-        **COMMON,
-        "language_model": str(language_model(options.data, options.out)),
-        "language_model_lr_scale": 0.3,
-        "steps": options.steps,
-        "eval_every": options.steps,
-        "batch_size": options.batch_size,
-        "lr": options.lr,
-    }
-    trials = plan_trials(settings, options.seeds, options.out)
+    budget = {"steps": options.steps, "eval_every": options.steps, "batch_size": options.batch_size}
+    trials = plan_trials({**COMMON, **budget}, options.seeds, options.out)
     result = run_trials(trials, options.data, options.out, processes=options.processes)
     show(result.outcomes)
-
-
-def language_model(data: Path, out: Path) -> Path:
-    """The folder of the language model that knows the questions' manner and has seen nothing."""
-    folder, run = out / "language-model", out / "language-first"
-    if not folder.exists():
-        resume = RunFolder(run).config_file.exists()
-        vitsplit.train(task="vqa", data=data, out=run, resume=resume, **COMMON, **WITHOUT_SEEING, **LANGUAGE_FIRST)
-        model = vitsplit.load(run)
-        model.model.decoder.causal_model.save_pretrained(folder)
-        model.task.language.tokenizer.save_pretrained(folder)
-    return folder.resolve()
 
 
 def plan_trials(settings: dict[str, object], seeds: list[int], out: Path) -> list[Trial]:
