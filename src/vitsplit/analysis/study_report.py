@@ -25,7 +25,7 @@ SCORES = {
     "exact_match": "exact match",
 }
 """What tasks' scores are called."""
-COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8")
+COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8", "#c2569a", "#6f7780", "#7f9c3b", "#7a4b32")
 
 
 def write_study(
@@ -104,17 +104,23 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
         ("multiply-adds of a prediction, G", lambda row: row.cost.gmacs),
         ("seconds of training", lambda row: row.seconds),
     ]
+    few = len(rows) <= len(COLOURS)  # so that a colour is one variant's
     for axis, (label, cost) in zip(axes, costs, strict=True):
+        half = (min(map(cost, rows)) + max(map(cost, rows))) / 2
         for index, row in enumerate(rows):
-            colour, scale = COLOURS[index % len(COLOURS)], _scale(row)
-            scores = [score * scale for score in row.scores]
-            axis.plot([cost(row)] * len(scores), scores, "x", color=colour, alpha=0.5, markersize=4)
-            axis.errorbar(cost(row), row.mean * scale, yerr=(row.spread or 0) * scale, fmt="o", color=colour, capsize=3)
-            text = row.variant.title or row.variant.name
-            axis.annotate(text, (cost(row), row.mean * scale), (5, 4), textcoords="offset points", fontsize=7)
+            colour, scale, at = COLOURS[index % len(COLOURS)], _scale(row), cost(row)
+            scores, name = [score * scale for score in row.scores], row.variant.title or row.variant.name
+            axis.plot([at] * len(scores), scores, "x", color=colour, alpha=0.5, markersize=4)
+            bar = (row.spread or 0) * scale
+            axis.errorbar(at, row.mean * scale, yerr=bar, fmt="o", color=colour, capsize=3, label=name)
+            if not few:
+                side = {"ha": "left", "xytext": (5, 4)} if at <= half else {"ha": "right", "xytext": (-5, 4)}
+                axis.annotate(name, (at, row.mean * scale), textcoords="offset points", fontsize=7, **side)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
-        axis.margins(x=0.25, y=0.15)
+        axis.margins(x=0.1 if few else 0.25, y=0.15)
+    if few:
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     axes[0].set_ylabel(_score_name(rows[0]))
     return figure
 
