@@ -1,4 +1,4 @@
-"""docs/results.md says what the files of measured figures say. (What it counts is compared with the paper elsewhere.)"""
+"""docs/results.md says what the measured figures say. (What it counts is compared with the paper elsewhere.)"""
 
 from __future__ import annotations
 
