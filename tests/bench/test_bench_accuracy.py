@@ -70,6 +70,7 @@ def test_steps_by_the_median_of_their_times():
 def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
     metric = score_name.removeprefix("neg_")
     rows = [
+        {"step": 5, "eval": {metric: 0.125, "other": 1}},
         {"step": 10, "loss": 1.0, "seconds": 20.0},
         {"step": 15, "eval": {metric: 0.25, "other": 1}},
         {"step": 20, "loss": 0.5, "seconds": 50.0},
@@ -80,7 +81,7 @@ def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
     outcome = Outcome(
         trial=trial, score=0, best_score=0, score_name=score_name, metrics={}, steps=20, seconds=50, description={}
     )
-    assert progress(outcome) == [(15, 30.0, sign * 0.25), (20, 50.0, sign * 0.5)]
+    assert progress(outcome) == [(5, 10.0, sign * 0.125), (15, 35.0, sign * 0.25), (20, 50.0, sign * 0.5)]
 
 
 def test_methods_that_cannot_be_are_refused(scenes, tmp_path):

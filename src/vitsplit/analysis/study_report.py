@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
 from vitsplit.report import Page
@@ -149,19 +151,20 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
 def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
     """Of every evaluation of a run: steps, seconds of training, score; from its ``metrics.jsonl``.
 
-    Seconds are those of the row of training before it, at most ``log_every`` steps earlier, scaled to its steps.
+    Seconds are read off the line through the rows of training around it, the first of which stands at 0 seconds.
     """
-    found: list[tuple[int, float, float]] = []
     # Where lower is better, the score is the metric with its sign turned.
     name, sign = outcome.score_name.removeprefix("neg_"), -1 if outcome.score_name.startswith("neg_") else 1
-    step, seconds = 1, 0.0
+    scores: dict[int, float] = {}
+    seconds = {0: 0.0}
     for line in RunFolder(outcome.trial.folder).metrics_file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "seconds" in row:
-            step, seconds = row["step"], row["seconds"]
+            seconds[row["step"]] = row["seconds"]
         if "eval" in row:
-            found.append((row["step"], seconds * row["step"] / step, sign * row["eval"][name]))
-    return found
+            scores[row["step"]] = sign * row["eval"][name]
+    times = np.interp(list(scores), list(seconds), list(seconds.values())).tolist()
+    return [(step, time, score) for (step, score), time in zip(scores.items(), times, strict=True)]
 
 
 def plot_grid(rows: Sequence[Row]) -> Figure:
