@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.metrics import exact_match, set_match
-from vitsplit.tasks.vqa.samples import open_samples
+from vitsplit.tasks.vqa.samples import Sample, open_samples
 
 
 def main() -> None:
@@ -24,16 +24,14 @@ def main() -> None:
     parser.add_argument("--c", type=float, default=10.0, help="inverse strength of the regularisation (default: 10)")
     options = parser.parse_args()
 
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    config = replace(VqaConfig(), share_image=False)
-    sets = {split: open_samples(options.data, split, config).samples for split in ("train", "val")}
-    turns = {split: [sample.conversations[0][0] for sample in samples] for split, samples in sets.items()}
-    classifier = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"[^\s?]+"), LogisticRegression(C=options.c, max_iter=1000)
-    )
+    turns = {
+        split: [sample.conversations[0][0] for sample in samples]
+        for split, samples in read_questions(options.data).items()
+    }
+    classifier = make_pipeline(word_counter(), LogisticRegression(C=options.c, max_iter=1000))
     classifier.fit([turn.question for turn in turns["train"]], [turn.answer for turn in turns["train"]])
     answers = classifier.predict([turn.question for turn in turns["val"]])
     pairs = [(answer, turn.answer) for answer, turn in zip(answers, turns["val"], strict=True)]
@@ -43,6 +41,19 @@ def main() -> None:
         "questions": len(pairs),
     }
     print(json.dumps(figures))
+
+
+def read_questions(data: Path) -> dict[str, tuple[Sample, ...]]:
+    """The samples of both splits, one question each."""
+    config = VqaConfig(share_image=False)
+    return {split: open_samples(data, split, config).samples for split in ("train", "val")}
+
+
+def word_counter() -> Any:
+    """TF-IDF of 1- to 3-grams of words, to be fitted."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"[^\s?]+")
 
 
 if __name__ == "__main__":

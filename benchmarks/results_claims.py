@@ -264,8 +264,8 @@ MEASURED = [
         "mIoU 51.6 > 50.4 > 49.5 > 46.0 > 44.3 (S, ADE20K)",
         "ablation",
         "{order}",
-        "both heads help; the fusion net starts from random weights, and after 300 steps of 4 images (the paper: "
-        "40,000 of 16) is still behind the sum that it replaces",
+        "both heads help; the fusion net, after 300 steps of 4 images (the paper: 40,000 of 16), is behind the sum "
+        "that it replaces",
     ),
     Measured(
         "Table 1 (here on NYUv2): against full fine-tuning, LoRA and the linear probe",

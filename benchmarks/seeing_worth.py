@@ -23,13 +23,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
+from question_only import read_questions, word_counter
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.data.images import read_image
-from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.metrics import exact_match
 from vitsplit.tasks.vqa.prompts import Turn
-from vitsplit.tasks.vqa.samples import open_samples
 from vitsplit.training.config import BackboneConfig
 from vitsplit.types import TapRequest
 
@@ -64,14 +63,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     turns, images = {}, {}
-    for split in ("train", "val"):
-        samples = open_samples(options.data, split, VqaConfig(share_image=False)).samples
+    for split, samples in read_questions(options.data).items():
         turns[split] = [sample.conversations[0][0] for sample in samples]
         images[split] = [sample.image for sample in samples if sample.image is not None]
-    vectorizer = TfidfVectorizer(ngram_range=(1, 3), token_pattern=r"[^\s?]+")
+    vectorizer = word_counter()
     vectorizer.fit([turn.question for turn in turns["train"]])
     words = {
         split: torch.from_numpy(vectorizer.transform([turn.question for turn in each]).toarray()).float()

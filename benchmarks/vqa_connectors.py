@@ -2,9 +2,9 @@
 
     python benchmarks/vqa_connectors.py --data nyuv2 --out runs/connectors --processes 2
 
-Connector and language model are tuned together from the start: one that has learned to answer without seeing does not
-look any more. One more run is shown other images than the questions are on: what it reaches is reached without seeing.
-Runs that are there already are not trained again, and one that was interrupted goes on.
+Connector and language model are tuned together from the start: one that had first learned to answer without seeing did
+not begin to look (docs/benchmarks.md). One more run is shown other images than the questions are on: what it reaches is
+reached without seeing. Runs that are there already are not trained again, and one that was interrupted goes on.
 """
 
 from __future__ import annotations

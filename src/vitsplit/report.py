@@ -38,11 +38,10 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 5px 16px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
-.row { display: grid; gap: 8px; margin: 4px 0 14px; } .row figure { margin: 0; }
-.row img, .plot img, .plot svg { width: 100%; height: auto; display: block; border-radius: 6px; }
+.row { display: grid; gap: 8px; margin: 4px 0 14px; } figure { margin: 0; }
+figure img, .plot svg { width: 100%; height: auto; display: block; border-radius: 6px; }
 .plot { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 8px; max-width: 820px; }
 .beside { display: grid; grid-template-columns: minmax(160px, 320px) 1fr; gap: 8px 28px; margin: 0 0 28px; }
-.beside figure { margin: 0; } .beside img { width: 100%; height: auto; display: block; border-radius: 6px; }
 .beside th, .beside td { text-align: left; white-space: normal; }
 @media (max-width: 720px) { .beside { grid-template-columns: 1fr; } }
 figcaption { font-size: 12.5px; color: var(--soft); padding-top: 2px; overflow-wrap: anywhere; }

@@ -41,12 +41,17 @@ class Variant:
     Attributes:
         name: Its name, which is also the beginning of its runs' folders: letters, digits, ``-``, ``_`` and ``.``.
         settings: The settings in which it differs from the study's configuration, by their bare names.
-        title: What tables call it; the name where it is empty.
+        title: What tables call it; empty: its name.
     """
 
     name: str
     settings: Mapping[str, Any]
     title: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.title or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

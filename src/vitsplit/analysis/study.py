@@ -127,7 +127,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
         "variants": [
             {
                 "name": row.variant.name,
-                "title": row.variant.title or row.variant.name,
+                "title": row.variant.label,
                 "settings": {name: _plain(value) for name, value in row.variant.settings.items()},
                 "parameters": row.cost.parameters,
                 "gmacs": round(row.cost.gmacs, 3),

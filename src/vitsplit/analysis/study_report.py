@@ -90,7 +90,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         mean = f"{row.mean * scale:.2f}" if row.scores else ""
         seconds = f"{row.seconds:.0f}" if row.scores else ""
         cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}"]
-        cells.append([row.variant.title or row.variant.name, mean, spread, *cost, seconds, by_seed])
+        cells.append([row.variant.label, mean, spread, *cost, seconds, by_seed])
     score = next((_score_name(row) for row in rows if row.scores), "score")
     return [score, *head[1:]], cells
 
@@ -108,15 +108,15 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
     ]
     few = len(rows) <= len(COLOURS)  # so that a colour is one variant's
     for axis, (label, cost) in zip(axes, costs, strict=True):
-        half = (min(map(cost, rows)) + max(map(cost, rows))) / 2
+        middle = (min(map(cost, rows)) + max(map(cost, rows))) / 2
         for index, row in enumerate(rows):
             colour, scale, at = COLOURS[index % len(COLOURS)], _scale(row), cost(row)
-            scores, name = [score * scale for score in row.scores], row.variant.title or row.variant.name
+            scores, name = [score * scale for score in row.scores], row.variant.label
             axis.plot([at] * len(scores), scores, "x", color=colour, alpha=0.5, markersize=4)
             bar = (row.spread or 0) * scale
             axis.errorbar(at, row.mean * scale, yerr=bar, fmt="o", color=colour, capsize=3, label=name)
             if not few:
-                side = {"ha": "left", "xytext": (5, 4)} if at <= half else {"ha": "right", "xytext": (-5, 4)}
+                side = {"ha": "left", "xytext": (5, 4)} if at <= middle else {"ha": "right", "xytext": (-5, 4)}
                 axis.annotate(name, (at, row.mean * scale), textcoords="offset points", fontsize=7, **side)
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
@@ -134,7 +134,7 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for number, row in enumerate(rows):
-        colour, label = COLOURS[number % len(COLOURS)], row.variant.title or row.variant.name
+        colour, label = COLOURS[number % len(COLOURS)], row.variant.label
         for each in row.by_seed.values():
             steps, seconds, scores = zip(*progress(each), strict=True)
             scaled = [score * _scale(row) for score in scores]
@@ -151,7 +151,7 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
 def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
     """Of every evaluation of a run: steps, seconds of training, score; from its ``metrics.jsonl``.
 
-    Seconds are read off the line through the rows of training around it, the first of which stands at 0 seconds.
+    Seconds are read off the line through the start, at 0 seconds, and the rows of training.
     """
     # Where lower is better, the score is the metric with its sign turned.
     name, sign = outcome.score_name.removeprefix("neg_"), -1 if outcome.score_name.startswith("neg_") else 1
@@ -204,7 +204,7 @@ def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [
         (
             f"{best.mean * _scale(best):.2f}",
-            f"best mean {_score_name(best)}: {best.variant.title or best.variant.name}",
+            f"best mean {_score_name(best)}: {best.variant.label}",
         ),
         (f"{best.cost.parameters / 1e6:.2f} M", "parameters that train in it"),
         (str(runs), "finished runs"),
@@ -214,7 +214,7 @@ def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
 def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     cells = [
         [
-            f"{row.variant.title or row.variant.name}, seed {seed}",
+            f"{row.variant.label}, seed {seed}",
             f"{each.score * _scale(row):.2f}",
             f"{each.best_score * _scale(row):.2f}",
             str(each.steps),

@@ -91,4 +91,4 @@ def check_variants(base: TrainConfig[Any], variants: Sequence[Variant], num_laye
             if split.task_head:
                 split_depth(split, num_layers)
         except ConfigError as error:
-            raise ConfigError(f"{variant.title or variant.name}: {error}") from error
+            raise ConfigError(f"{variant.label}: {error}") from error
