@@ -24,7 +24,6 @@ COMMON = {
     "system_prompt": "",
     "tune": "full",
     "lr": 3e-4,
-    "precision": "fp32",
     "cache_features": 1,
 }
 
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of questions and images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=100, help="of every run (default: 100)")
+    parser.add_argument("--steps", type=int, default=150, help="of every run (default: 150)")
     parser.add_argument("--batch-size", type=int, default=4, help="images of a step (default: 4)")
     parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     options = parser.parse_args()

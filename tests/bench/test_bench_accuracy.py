@@ -27,11 +27,14 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     out = tmp_path / "methods"
     arguments = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(out), *TINY, "--steps", "3"]
     arguments += ["--eval-every", "1", "--log-every", "1", "--methods", "vitsplit", "linear-probe", "--seeds", "0", "1"]
+    arguments += ["--lr", "1e-3", "--linear-probe.lr", "5e-3"]
     assert main(arguments) == 0
     runs = {folder.name for folder in (out / "runs").iterdir()}
     assert runs == {"vitsplit-seed0", "vitsplit-seed1", "linear-probe-seed0", "linear-probe-seed1"}
-    methods = {name: json.loads((out / "runs" / name / "config.json").read_text())["method"] for name in runs}
-    assert all(name.startswith(method) for name, method in methods.items())
+    configs = {name: json.loads((out / "runs" / name / "config.json").read_text()) for name in runs}
+    assert all(name.startswith(config["method"]) for name, config in configs.items())
+    rates = {"vitsplit": 1e-3, "linear-probe": 5e-3}
+    assert all(config["optim"]["lr"] == rates[config["method"]] for config in configs.values())
     found = json.loads((out / "results.json").read_text())["variants"]
     assert [variant["name"] for variant in found] == ["vitsplit", "linear-probe"]
     for variant in found:
@@ -41,7 +44,7 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
     assert main(arguments) == 0
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
-    assert "linear-probe" in capsys.readouterr().out
+    assert "linear-probe, lr 0.005" in capsys.readouterr().out
 
 
 def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch):
@@ -88,5 +91,9 @@ def test_methods_that_cannot_be_are_refused(scenes, tmp_path):
     common = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
     with pytest.raises(ConfigError, match="there is no method 'magic'"):
         main([*common, "--methods", "vitsplit", "magic"])
+    with pytest.raises(ConfigError, match=r"--lora\.: this study has no variant 'lora'.*vitsplit, linear-probe"):
+        main([*common, "--methods", "vitsplit", "linear-probe", "--lora.lr", "1e-3"])
+    with pytest.raises(ConfigError, match=r"no flag --linear-probe\.lrr\. Did you mean --linear-probe\.lr"):
+        main([*common, "--methods", "vitsplit", "linear-probe", "--linear-probe.lrr", "1e-3"])
     with pytest.raises(ConfigError, match="--seconds must be above 0"):
         main([*common, "--seconds", "0"])

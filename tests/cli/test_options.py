@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
-from vitsplit.cli.options import config_from_cli, flag_names
+from vitsplit.cli.options import config_from_cli, flag_names, split_by_name
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
+from vitsplit.training.override import changed_settings, override
 
 BASE = recipe("ade20k-small")
 
@@ -32,6 +33,21 @@ def test_no_flag_changes_nothing():
 def test_flags_change_their_settings_and_no_other(flags, part, changed):
     expected = dataclasses.replace(BASE, **{part: dataclasses.replace(getattr(BASE, part), **changed)})
     assert config_from_cli(BASE, flags.split()) == expected
+
+
+def test_what_changed_is_what_override_needs():
+    changed = config_from_cli(BASE, ["--lr", "3e-4", "--crop-size", "448", "392", "--no-task-head", "--method", "lora"])
+    settings = changed_settings(BASE, changed)
+    assert settings == {"lr": 3e-4, "crop_size": (448, 392), "task_head": False, "method": "lora"}
+    assert override(BASE, settings) == changed
+    assert changed_settings(changed, changed) == {}
+
+
+def test_a_name_before_a_flag_is_told_from_a_dot_in_a_value():
+    words = ["--lr", "1e-4", "--a.no-flip", "--weights=a.pth", "--b.c", "1", "2", "--weights", "x.y"]
+    shared = ["--lr", "1e-4", "--weights=a.pth", "--weights", "x.y"]
+    assert split_by_name(words) == {"": shared, "a": ["--no-flip"], "b": ["--c", "1", "2"]}
+    assert split_by_name(["--a.b", "--c.d"], {"a"}) == {"a": ["--b"], "": ["--c.d"]}
 
 
 def test_settings_of_the_configuration_itself():

@@ -68,7 +68,7 @@ def write_study(
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             page.plot(figure)
         page.text(
-            "A point is the mean over seeds, a bar one standard deviation of them; crosses are the runs. Parameters "
+            "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. Parameters "
             "are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the frozen "
             "backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy machine, "
             "they say little.",
@@ -98,9 +98,11 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def plot_cost(rows: Sequence[Row]) -> Figure:
     """Quality against trained parameters, multiply-adds and seconds."""
     from matplotlib.figure import Figure
+    from matplotlib.transforms import ScaledTranslation
 
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
+    beside = ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # in inches: the bar would hide the runs
     costs: list[tuple[str, Any]] = [
         ("trainable parameters, M", lambda row: row.cost.parameters / 1e6),
         ("multiply-adds of a prediction, G", lambda row: row.cost.gmacs),
@@ -112,7 +114,8 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
         for index, row in enumerate(rows):
             colour, scale, at = COLOURS[index % len(COLOURS)], _scale(row), cost(row)
             scores, name = [score * scale for score in row.scores], row.variant.label
-            axis.plot([at] * len(scores), scores, "x", color=colour, alpha=0.5, markersize=4)
+            runs = axis.transData + beside
+            axis.plot([at] * len(scores), scores, "x", color=colour, alpha=0.7, markersize=4, transform=runs)
             bar = (row.spread or 0) * scale
             axis.errorbar(at, row.mean * scale, yerr=bar, fmt="o", color=colour, capsize=3, label=name)
             if not few:

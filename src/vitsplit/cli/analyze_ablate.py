@@ -20,7 +20,8 @@ Trains without each part of the method, and with layers chosen in each way, and 
   count       K_p: as many layers as --prior says
 
 Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same command
-goes on where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs.
+goes on where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs; with a
+variant's name before it, it is that of one: --added.lr 1e-4.
 
   vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation --steps 300 --seeds 0 1 2 \\
       --out runs/ablation

@@ -13,7 +13,7 @@ Trains with every K_t, K_p and selection of the prior layers, and shows quality 
 
 Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same command
 goes on where it stopped, and a wider one trains only what is new. Every setting of `vitsplit train` is a flag here too,
-and is that of all runs.
+and is that of all runs; with a variant's name before it, it is that of one: --kt3-kp4-uniform.lr 1e-4.
 
   vitsplit analyze sweep segmentation --data my_data --tuned 1 2 3 4 6 --prior 4 --out runs/sweep --steps 300
   vitsplit analyze sweep depth --data my_depth --tuned 3 --prior 2 4 --select uniform last least-alike --seeds 0 1 2 \\

@@ -17,10 +17,11 @@ and over time, and what each costs. All have the same number of steps, or with -
 same time (from a few steps that are timed first, so that every schedule comes to its end).
 
 Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same command
-goes on where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs.
+goes on where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs; with a
+method's name before it, it is that of one: a probe wants a higher learning rate than a transformer.
 
   vitsplit bench accuracy segmentation --data my_data --methods vitsplit linear-probe full-finetune lora \\
-      --seeds 0 1 2 --out runs/methods
+      --linear-probe.lr 2e-3 --seeds 0 1 2 --out runs/methods
   vitsplit bench accuracy segmentation --data my_data --seconds 600 --out runs/ten-minutes
 
 A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own.

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.options import config_from_cli, split_by_name
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 
@@ -22,32 +22,13 @@ def multi_config_from_cli(base: MultiConfig, argv: Sequence[str], *, prog: str =
     Raises:
         ConfigError: There is no such flag or head, or one head is given what all share.
     """
-    flags = split_by_head(argv)
+    flags = split_by_name(argv, HEAD_NAMES)
     for name in flags.keys() - base.heads().keys() - {""}:
         raise ConfigError(f"--{name}.: this run has no {name} head. Add one with --task {name}=FOLDER.")
     return base.changed(
         lambda view: config_from_cli(view, flags.get("", []), prog=prog),
         lambda name, head: config_from_cli(head, flags.get(name, []), prog=prog, prefix=f"{name}."),
     )
-
-
-def split_by_head(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Flags and their values by the task whose name stands before them, without it; ``""`` for those of all heads.
-
-    Example:
-        >>> split_by_head(["--lr", "1e-4", "--depth.lr", "3e-4", "--depth.no-test-flip"])
-        {'': ['--lr', '1e-4'], 'depth': ['--lr', '3e-4', '--no-test-flip']}
-    """
-    found: dict[str, list[str]] = {}
-    head = ""
-    for argument in argv:
-        if argument.startswith("--"):
-            name, dot, setting = argument.removeprefix("--").partition(".")
-            # A dot may also stand in a value: --weights=file.pth
-            head = name if dot and name in HEAD_NAMES else ""
-            argument = f"--{setting}" if head else argument
-        found.setdefault(head, []).append(argument)
-    return found
 
 
 def print_settings(base: MultiConfig, *, prog: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -40,6 +40,29 @@ def config_from_cli(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit
         raise ConfigError(_unknown(unknown, base, prefix))
     settings: ConfigT = config
     return settings
+
+
+def split_by_name(argv: Sequence[str], names: Container[str] | None = None) -> dict[str, list[str]]:
+    """Flags and their values by the name that stands before them with a dot, without it; ``""`` for those without one.
+
+    Args:
+        argv: Flags and their values.
+        names: What counts as a name; None: whatever stands there.
+
+    Example:
+        >>> split_by_name(["--lr", "1e-4", "--depth.lr", "3e-4", "--depth.no-test-flip"])
+        {'': ['--lr', '1e-4'], 'depth': ['--lr', '3e-4', '--no-test-flip']}
+    """
+    found: dict[str, list[str]] = {}
+    current = ""
+    for argument in argv:
+        if argument.startswith("--"):
+            name, dot, setting = argument.removeprefix("--").partition(".")
+            # A dot may also stand in a value: --weights=file.pth
+            is_name = bool(dot) and "=" not in name and (names is None or name in names)
+            current, argument = (name, f"--{setting}") if is_name else ("", argument)
+        found.setdefault(current, []).append(argument)
+    return found
 
 
 def _unknown(arguments: Sequence[str], base: Any, prefix: str) -> str:

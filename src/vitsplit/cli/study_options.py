@@ -1,18 +1,20 @@
-"""What ``vitsplit analyze sweep`` and ``ablate`` have in common: their words, and how a study is run and shown."""
+"""What ``vitsplit analyze sweep``, ``ablate`` and ``bench accuracy`` have in common: words, and how a study is run."""
 
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.options import config_from_cli, split_by_name
 from vitsplit.cli.values import positive
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
+from vitsplit.training.override import changed_settings, override
 from vitsplit.training.starting_point import starting_config
 
 if TYPE_CHECKING:
@@ -74,12 +76,45 @@ def run_study(
         config_from_cli(base, ["--help"], prog=parser.prog)
     if options.data is None or options.out is None:
         raise ConfigError("Which images, and where to? Give --data FOLDER and --out FOLDER.")
-    config = config_from_cli(base, rest, prog=parser.prog)
+    flags = split_by_name(rest)
+    config = config_from_cli(base, flags.pop("", []), prog=parser.prog)
     if config.method != "vitsplit":
         raise ConfigError(
             f"--method {config.method}: a study of the parts and layers of ViT-Split is of --method vitsplit."
         )
-    return _run(options, config, make_variants(options), title=title, notes=notes, grid=grid, curves=curves)
+    make = with_own_settings(make_variants(options), flags, prog=parser.prog)
+    return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)
+
+
+def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *, prog: str) -> MakeVariants:
+    """Variants of which some have settings of their own, which their titles then say.
+
+    Args:
+        make: Makes them without.
+        flags: Flags and their values by the variant's name.
+        prog: The command as it was called, for errors.
+
+    Raises:
+        ConfigError: (from what is returned) There is no such variant or flag.
+    """
+
+    def made(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+        variants = make(config, least_alike)
+        names = [variant.name for variant in variants]
+        for name in flags.keys() - set(names):
+            raise ConfigError(f"--{name}.: this study has no variant '{name}'. Its variants: {', '.join(names)}.")
+        return [_with_own_settings(each, config, flags.get(each.name, ()), prog=prog) for each in variants]
+
+    return made
+
+
+def _with_own_settings(variant: Variant, config: TrainConfig[Any], flags: Sequence[str], *, prog: str) -> Variant:
+    if not flags:
+        return variant
+    plain = override(config, variant.settings)
+    own = changed_settings(plain, config_from_cli(plain, flags, prog=prog, prefix=f"{variant.name}."))
+    said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
+    return replace(variant, settings={**variant.settings, **own}, title=f"{variant.label}, {said}")
 
 
 def _run(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
+from vitsplit.training.config import TrainConfig
 from vitsplit.training.serialise import from_dict, to_dict
 
 ConfigT = TypeVar("ConfigT")
@@ -43,6 +44,18 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
         inner[name] = str(value) if isinstance(value, Path) else value
     changed: ConfigT = from_dict(type(config)[type(config.task)], values, "settings")  # type: ignore[index,attr-defined]
     return changed
+
+
+def changed_settings(before: TrainConfig[Any], after: TrainConfig[Any]) -> dict[str, Any]:
+    """The settings that ``override`` makes the one configuration the other with, of runs of one task."""
+    values = {name: _value(after, place, name) for place, name in _places(after)}
+    return {name: values[name] for place, name in _places(before) if _value(before, place, name) != values[name]}
+
+
+def _value(config: Any, place: tuple[str, ...], name: str) -> Any:
+    for step in place:
+        config = getattr(config, step)
+    return getattr(config, name)
 
 
 def _override_multi(config: MultiConfig, settings: Mapping[str, Any]) -> MultiConfig:
