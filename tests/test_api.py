@@ -80,6 +80,12 @@ def test_gate_bundle_asks_for_the_layers_it_keeps(scenes: Path, tmp_path: Path) 
     assert predictor.card.prior_layers == tuple(sorted(kept))
 
 
+def test_a_gate_trains_on_kept_features(scenes: Path, tmp_path: Path) -> None:
+    settings = {**SMALL_RUN, "steps": 2, "cache_features": 1, "cache_folder": str(tmp_path / "kept")}
+    vitsplit.train(data=scenes, out=tmp_path / "run", selection="gate", **settings)
+    assert any((tmp_path / "kept").rglob("*.safetensors"))
+
+
 def test_a_taken_folder_is_refused_and_left_alone(run: Path, scenes: Path) -> None:
     before = (run / "best" / "head.safetensors").read_bytes()
     with pytest.raises(RunError, match="already holds a run") as error:

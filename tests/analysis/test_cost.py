@@ -256,7 +256,12 @@ def test_counting_needs_no_memory_for_weights():
 # Multiply-adds of a training step at 512 pixels by another count (S, B, L), and the frozen forward pass's share of it.
 @pytest.mark.parametrize(
     ("name", "step", "share"),
-    [("ade20k-small", 111.3, 0.42), ("ade20k-base", 376.1, 0.40), ("ade20k-large", 965.7, 0.52)],
+    [
+        ("ade20k-small", 111.3, 0.42),
+        ("ade20k-base", 376.1, 0.40),
+        ("ade20k-large", 965.7, 0.52),
+        ("ade20k-small-gate", 111.3, 0.42),  # four mixtures cost what four layers do
+    ],
 )
 def test_a_training_step_is_the_frozen_pass_and_three_times_what_trains(name, step, share):
     config = recipe(name)

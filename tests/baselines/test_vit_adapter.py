@@ -132,7 +132,7 @@ def test_stochastic_depth_grows_evenly():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert [block.drop_path2.drop_prob for block in adapter.blocks.trunk.blocks] == rates
     extractors = [[e.drop_path.drop_prob for e in interaction.extractors] for interaction in adapter.interactions]
-    assert extractors == [[0.3], [0.3], [0.3], [0.3, 0.0, 0.0]]
+    assert extractors == [[0.3], [0.3], [0.3], [0.3, 0.3, 0.3]]
     image_BCHW = pixels(batch=8)
     assert not torch.equal(adapter.train()(image_BCHW)[3], adapter(image_BCHW)[3])
     assert torch.equal(adapter.eval()(image_BCHW)[3], adapter(image_BCHW)[3])

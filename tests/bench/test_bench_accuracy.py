@@ -50,14 +50,26 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
 def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch):
     out = tmp_path / "timed"
     arguments = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(out), *TINY, "--seconds", "0.5"]
-    arguments += ["--methods", "vitsplit", "linear-probe"]
-    monkeypatch.setattr(
-        "vitsplit.bench.budget.steps_of",
-        lambda times, seconds: {"vitsplit": 1, "linear-probe": 2} if set(map(len, times.values())) == {5} else {},
-    )
+    arguments += ["--linear-probe.lr", "5e-3", "--methods", "vitsplit", "linear-probe"]
+    found = {"vitsplit": 1, "linear-probe": 2, "frozen-head": 1}
+    timed = []
+
+    def steps_of(times, seconds):
+        timed.append(set(times))
+        assert {len(samples) for samples in times.values()} == {5}
+        return {name: found[name] for name in times}
+
+    monkeypatch.setattr("vitsplit.bench.budget.steps_of", steps_of)
     assert main(arguments) == 0
-    monkeypatch.setattr("vitsplit.bench.budget.steps_within", None)
-    assert main(arguments) == 0, "the second time nothing is timed"
+    assert main(arguments) == 0
+    assert timed == [{"vitsplit", "linear-probe"}], "the second time nothing is timed"
+    found |= {"vitsplit": 99, "linear-probe": 99}
+    assert main([*arguments, "frozen-head"]) == 0, "a method more leaves the runs of the others as they were"
+    assert timed[1:] == [{"frozen-head"}]
+    with pytest.raises(ConfigError, match=r"steps.json .* the settings of linear-probe were others .* another --out"):
+        main([*arguments, "--linear-probe.batch-size", "1"])
+    with pytest.raises(ConfigError, match=r"steps.json .* it was 0\.5 s when they were timed"):
+        main([*arguments, "--seconds", "1"])
     for name, steps in (("vitsplit", 1), ("linear-probe", 2)):
         config = json.loads((out / "runs" / f"{name}-seed0" / "config.json").read_text())
         assert config["loop"]["steps"] == steps
@@ -91,6 +103,10 @@ def test_methods_that_cannot_be_are_refused(scenes, tmp_path):
     common = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
     with pytest.raises(ConfigError, match="there is no method 'magic'"):
         main([*common, "--methods", "vitsplit", "magic"])
+    with pytest.raises(ConfigError, match=r"--cache-features .* --method lora trains one of its own"):
+        main([*common, "--methods", "vitsplit:cached", "lora:cached"])
+    with pytest.raises(ConfigError, match="compared by `vitsplit bench accuracy --methods`"):
+        main([*common, "--method", "lora"])
     with pytest.raises(ConfigError, match=r"--lora\.: this study has no variant 'lora'.*vitsplit, linear-probe"):
         main([*common, "--methods", "vitsplit", "linear-probe", "--lora.lr", "1e-3"])
     with pytest.raises(ConfigError, match=r"no flag --linear-probe\.lrr\. Did you mean --linear-probe\.lr"):

@@ -195,6 +195,23 @@ def test_the_step_is_that_of_training():
     assert all(torch.equal(value, timed.model.state_dict()[name]) for name, value in after.items())
 
 
+def test_kept_features_make_the_step_of_a_run_that_finds_them():
+    """No pass of the backbone is in the figures, and its features are the ones that a pass gives, in bf16."""
+    result = measure(plan(methods=("vitsplit", "vitsplit:cached"), warmup=0))
+    kept, computed = result.methods["vitsplit:cached"], result.methods["vitsplit"]
+    assert kept.parts["frozen forward"] == [0.0, 0.0] and min(computed.parts["frozen forward"]) > 0
+    cost = step_gmacs(override(plan().config, {"method": "vitsplit"}), (32, 48), num_classes=3)
+    assert kept.gmacs == pytest.approx(2 * 3 * cost["trained"])
+    assert kept.trained_parameters == computed.trained_parameters
+
+
+def test_features_of_a_backbone_that_trains_cannot_be_kept():
+    with pytest.raises(ConfigError, match=r"--cache-features .* --method full-finetune trains one of its own"):
+        method_config(plan().config, "full-finetune:cached")
+    with pytest.raises(ConfigError, match=r"no decoder 'kept'.*cached stands for the method's own on kept features"):
+        method_config(plan().config, "vitsplit:kept")
+
+
 def test_depth_can_be_measured_too():
     config = override(recipe("laptop-depth"), {**TINY, "num_tuned_layers": 1})
     result = measure(plan(config=config, num_classes=None, steps=1, warmup=0))
@@ -229,7 +246,6 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
             {"config": override(recipe("ade20k-small"), TINY | {"accumulate": 2}), "batch_size": 3},
             "--batch-size 3 cannot",
         ),
-        ({"config": override(recipe("ade20k-small"), TINY | {"cache_features": 2})}, "--cache-features"),
         ({"config": override(recipe("ade20k-small"), TINY | {"lr": -1.0})}, "--lr must be above 0"),
         ({"config": override(recipe("laptop-detection"), TINY)}, "is for detection: training steps are measured for"),
     ],

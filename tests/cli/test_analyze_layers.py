@@ -97,3 +97,12 @@ def test_a_gate_is_read_out(scenes, tmp_path):
 def test_what_cannot_be(words, said, scenes, capsys):
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_method_without_layers_to_choose(scenes, tmp_path, capsys):
+    run = tmp_path / "probe"
+    vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "method": "linear-probe"})
+    words = ["analyze", "layers", str(scenes / "images" / "train"), "--run", str(run), "--batch-size", "4"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "analyze layers chooses the layers that ViT-Split reads, and --method linear-probe has none" in said

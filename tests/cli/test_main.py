@@ -18,7 +18,7 @@ FLAGS = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--num-tuned-
 
 
 def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vitsplit.cli.main", *words], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "vitsplit", *words], capture_output=True, text=True)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -123,7 +123,7 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled
     file, two = tmp_path / "config.json", tmp_path / "two"
     file.write_text(json.dumps(to_dict(config)))
     arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]
-    launch("-m", "vitsplit.cli.main", "train", "segmentation", *arguments)
+    launch("-m", "vitsplit", "train", "segmentation", *arguments)
     one = vitsplit.train(config, data=half_labelled, out=tmp_path / "one")
     alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
     assert alone.keys() == together.keys()
@@ -147,7 +147,7 @@ def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(half_labelled
     file, two = tmp_path / "config.json", tmp_path / "two"
     file.write_text(json.dumps(to_dict(config)))
     tasks = [argument for head in heads for argument in ("--task", f"{head}={half_labelled}")]
-    launch("-m", "vitsplit.cli.main", "train", "multi", *tasks, "--out", str(two), "--config", str(file))
+    launch("-m", "vitsplit", "train", "multi", *tasks, "--out", str(two), "--config", str(file))
     one = vitsplit.train(config, data=dict.fromkeys(heads, half_labelled), out=tmp_path / "one")
     # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
     alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))

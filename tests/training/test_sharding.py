@@ -162,7 +162,7 @@ def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(scenes, tmp
     file, two = tmp_path / "config.json", tmp_path / "two"
     file.write_text(json.dumps(to_dict(config)))
     arguments = ["--data", str(scenes), "--out", str(two), "--config", str(file), "--sharding", "fsdp2"]
-    launch("-m", "vitsplit.cli.main", "train", "segmentation", *arguments)
+    launch("-m", "vitsplit", "train", "segmentation", *arguments)
     one = vitsplit.train(config, data=scenes, out=tmp_path / "one")
     alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
     assert any("task_head.blocks.1" in name for name in alone)

@@ -58,7 +58,7 @@ def with_advised_layers(config: ConfigT, data: Folders, *, most_images: int = MO
     """
     heads = {"": config} if isinstance(config, TrainConfig) else {name: config.own(name) for name in config.heads()}
     for head in heads.values():
-        _check_choice(head)
+        check_choice(head, "--layers auto")
     # Of several processes one decides: rounding elsewhere must not lead to other layers there.
     chosen: list[dict[str, Advice]] = [{}]
     if process_state().is_main_process:
@@ -186,8 +186,13 @@ def _reads_normed(config: TrainConfig[Any] | MultiConfig) -> bool:
     return all(head.split.tap_norm for head in config.heads().values())
 
 
-def _check_choice(config: TrainConfig[Any]) -> None:
+def check_choice(config: TrainConfig[Any], said: str) -> None:
+    """Refuses a configuration whose method has no layers to choose; ``said`` is what asked for it.
+
+    Raises:
+        ConfigError: Names the method or the connector.
+    """
     connector = config.task.connector if isinstance(config.task, VqaConfig) else "vitsplit"
     if config.method != "vitsplit" or connector != "vitsplit":
         other = f"--method {config.method}" if config.method != "vitsplit" else f"--connector {connector}"
-        raise ConfigError(f"--layers auto chooses the layers that ViT-Split reads, and {other} has none to choose.")
+        raise ConfigError(f"{said} chooses the layers that ViT-Split reads, and {other} has none to choose.")

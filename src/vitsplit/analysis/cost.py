@@ -98,8 +98,10 @@ def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: 
     Returns:
         ``frozen``: the backbone's forward pass; ``trained``: the forward pass of head and decoder; ``step``: the frozen
         part once and the trained part three times, since its backward pass has two products for each of the forward's:
-        one but where the matrix itself is frozen (LoRA's and the like).
+        one but where the matrix itself is frozen (LoRA's and the like). A gate is counted as ``gmacs`` counts an
+        untrained one.
     """
+    config = replace(config, split=_ungated(config.split, None))
     cost = _forward_gmacs(config, size, num_classes, None)
     step = cost.frozen + 3 * cost.trained - cost.frozen_matrices
     return {"frozen": cost.frozen, "trained": cost.trained, "step": step}

@@ -236,7 +236,7 @@ def _at_once(
         Job(
             name=str(trial.folder),
             command=[
-                *(sys.executable, "-m", "vitsplit.cli.main", "train", task_name(trial.config), "--data", str(data)),
+                *(sys.executable, "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)),
                 *("--config", str(_config_file(out, trial)), "--out", str(trial.folder)),
                 *["--resume"] * (standing(trial) == "interrupted"),
             ],

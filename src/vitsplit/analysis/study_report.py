@@ -68,10 +68,10 @@ def write_study(
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             page.plot(figure)
         page.text(
-            "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. Parameters "
-            "are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the frozen "
-            "backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy machine, "
-            "they say little.",
+            "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. "
+            "Parameters are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the "
+            "frozen backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy "
+            "machine, they say little.",
             soft=True,
         )
         page.heading("Runs")

@@ -54,6 +54,11 @@ def check_method(config: TrainConfig[Any]) -> None:
             f"--drop-path is of methods that train through a whole transformer, and --method {config.method} does "
             "not. Leave it away."
         )
+    if config.loop.cache_features and config.method not in WITHOUT_TRUNK:
+        raise ConfigError(
+            f"--cache-features keeps what a frozen backbone computes, and --method {config.method} trains one of its "
+            "own: leave it away, or choose --method vitsplit, frozen-head or linear-probe."
+        )
     if config.method in SHARES_WEIGHTS and config.loop.sharding != "none":
         raise ConfigError(
             f"--sharding {config.loop.sharding} spreads what trains over processes, and of --method {config.method} "

@@ -70,10 +70,7 @@ class ViTAdapter(TwoBranches):
 
 
 class Interaction(nn.Module):
-    """Injector, a group of blocks, extractor; after the last group two more extractors.
-
-    Stochastic depth is on the first extractor alone, as in the authors' code.
-    """
+    """Injector, a group of blocks, extractor; after the last group two more extractors."""
 
     def __init__(
         self, width: int, settings: PyramidSettings, *, num_points: int, ffn_ratio: float, extra_extractors: int
@@ -91,8 +88,8 @@ class Interaction(nn.Module):
 
         self.injector = Injector(width, attention(NUM_SCALES))
         self.extractors = nn.ModuleList(
-            Extractor(width, attention(1), ConvFFN(width, ffn_ratio), drop_path=0.0 if index else settings.drop_path)
-            for index in range(1 + extra_extractors)
+            Extractor(width, attention(1), ConvFFN(width, ffn_ratio), drop_path=settings.drop_path)
+            for _ in range(1 + extra_extractors)
         )
 
     def forward(

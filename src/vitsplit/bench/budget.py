@@ -48,7 +48,7 @@ def steps_within(
         precision = resolve_precision(config.loop.precision, accelerator.device)
         workload = Workload(
             label=label,
-            config=override(config, {"precision": precision, "cache_features": 0}),
+            config=override(config, {"precision": precision}),
             size=config.task.crop_size,
             batch_size=config.loop.batch_size,
             num_classes=num_classes,

@@ -175,6 +175,8 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
         num_classes=plan.num_classes,
         device=plan.device,
     )
+    if any(workload.config.loop.cache_features for workload in workloads):
+        raise ConfigError("Features are kept of training images, not of those that are predicted: leave cached away.")
     num_classes = workloads[0].num_classes
     backbones, takers = Backbones(), dict[str, tuple[Taker, list[float]]]()
     methods: dict[str, MethodTimes] = {}

@@ -66,7 +66,7 @@ class BenchPlan:
 
     Attributes:
         config: The recipe, with whatever settings were changed.
-        methods: ``NAME`` or ``NAME:DECODER`` each.
+        methods: ``NAME``, ``NAME:DECODER`` or ``NAME:cached`` each.
         size: Height and width of the images.
         batch_size: Images per step.
         num_classes: K; None: that of the recipe's data.
@@ -247,10 +247,11 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
         say(f"building {workload.label}")
         step = steps[workload.label] = TimedStep(workload, accelerator, backbones)
         cost = step_gmacs(workload.config, plan.size, num_classes=workload.num_classes)
+        computed = cost["step"] - (cost["frozen"] if workload.config.loop.cache_features else 0.0)
         figures[workload.label] = MethodFigures(
             method=workload.config.method,
             decoder=workload.decoder,
-            gmacs=cost["step"] * plan.batch_size,
+            gmacs=computed * plan.batch_size,
             trained_parameters=step.trained_parameters,
             paper=PAPER.get((workload.config.method, workload.decoder), {}).get(step.width),
         )

@@ -7,7 +7,7 @@ Shapes: B batch, H W pixels, K classes.
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,6 +29,8 @@ from vitsplit.tasks.depth.data import DepthBatch
 from vitsplit.tasks.segmentation.data import SegmentationBatch
 from vitsplit.training.config import BackboneConfig, MethodName, TrainConfig
 from vitsplit.training.engine import Engine
+from vitsplit.training.feature_cache import FeatureCache, LookUp
+from vitsplit.training.feature_store import FeatureStore
 from vitsplit.training.override import override
 from vitsplit.training.progress import ProgressView
 from vitsplit.training.run_folder import RunFolder
@@ -39,6 +41,8 @@ from vitsplit.training.step import TrainStep
 from vitsplit.types import LayerTaps, TapRequest
 
 DECODERS = ("linear", "upernet")
+KEPT = "cached"
+"""In a decoder's place: the method's own decoder, on features that are kept on disk."""
 PARTS = ("frozen forward", "forward", "loss", "backward", "optimiser", "other")
 """What a step is divided in: the frozen backbone; what trains and the decoder; the loss; the backward pass; the update
 with the gradient's norm; and everything else, such as copies to the device."""
@@ -72,19 +76,26 @@ class Workload:
 
 
 def method_config(base: TrainConfig[Any], label: str) -> TrainConfig[Any]:
-    """The configuration of a method that is named as ``NAME`` or ``NAME:DECODER``.
+    """The configuration of a method that is named as ``NAME``, ``NAME:DECODER`` or ``NAME:cached``.
 
     Raises:
-        ConfigError: There is no such method or decoder, or the method is not for the task or the decoder.
+        ConfigError: There is no such method or decoder, or the method is not for the task or the decoder, or has no
+            frozen features to keep.
     """
-    name, _, decoder = label.partition(":")
+    name, _, form = label.partition(":")
     if name not in get_args(MethodName):
         raise ConfigError(
             f"--methods {label}: there is no method '{name}'. Methods: {', '.join(get_args(MethodName))}."
         )
-    if ":" in label and decoder not in DECODERS:
-        raise ConfigError(f"--methods {label}: there is no decoder '{decoder}'. Decoders: {', '.join(DECODERS)}.")
-    config = override(base, {"method": name, "decoder": decoder or "auto"})
+    if ":" in label and form not in (*DECODERS, KEPT):
+        raise ConfigError(
+            f"--methods {label}: there is no decoder '{form}'. Decoders: {', '.join(DECODERS)}; {KEPT} stands for the "
+            "method's own on kept features."
+        )
+    settings: dict[str, Any] = {"method": name, "decoder": form if form in DECODERS else "auto"}
+    if form == KEPT:
+        settings["cache_features"] = base.loop.cache_features or 1
+    config = override(base, settings)
     check_method(config)
     return config
 
@@ -181,19 +192,28 @@ class TimedStep:
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.watch = Stopwatch(accelerator.device)
         run_backbone, engine = set_up_model(accelerator, config, backbone, model)
+        timed_backbone = self._timed_backbone(run_backbone)
+        features, look_up = None, None
+        if config.loop.cache_features:
+            self._kept = tempfile.TemporaryDirectory(prefix="vitsplit-bench-")  # removed with this object
+            store = FeatureStore(Path(self._kept.name), backbone.info.weights_hash, "bench")
+            features, look_up = FeatureCache(store, backbone, timed_backbone), LookUp(store, model.request)
         session = Session(
             accelerator=accelerator,
             config=config,
             task=task,
             backbone=backbone,
-            run_backbone=self._timed_backbone(run_backbone),
+            run_backbone=timed_backbone,
             engine=_TimedEngine(engine, self.watch),  # type: ignore[arg-type]  # all of it that a step calls
             run=RunFolder(Path("bench")),  # nothing is written
             view=ProgressView(None, steps=config.loop.steps, start=0),
             stop=StopRequest(),
+            features=features,
         )
         share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
-        self._batches: Iterator[ReadBatch] = itertools.repeat(ReadBatch(random_batch(share)))
+        self._batches = _read(random_batch(share), look_up)
+        if features is not None:  # what is measured are steps that find everything
+            session.taps(next(self._batches).to(accelerator.device), model.request)
         self._step, self._taken, self._limit = TrainStep(session), 0, config.loop.steps
 
     def __call__(self) -> tuple[float, dict[str, float]]:
@@ -218,11 +238,15 @@ class TimedStep:
         return run
 
 
+def _read(batch: Any, look_up: LookUp | None) -> Iterator[ReadBatch]:
+    """The same batch for ever. What is kept of it is read anew every time, as in training without reading ahead."""
+    while True:
+        yield ReadBatch(batch, None if look_up is None else look_up(batch.image_BCHW))
+
+
 def _check(workload: Workload) -> None:
     loop = workload.config.loop
     check_settings(workload.config)
-    if loop.cache_features:
-        raise ConfigError("--cache-features keeps features of images on disk, and these are random. Leave it away.")
     if loop.sharding != "none":
         raise ConfigError(
             f"--sharding {loop.sharding} is for several GPUs, and steps are measured on one. Leave it away."

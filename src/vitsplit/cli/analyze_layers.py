@@ -49,6 +49,7 @@ def layers(
     from rich.console import Console
     from rich.table import Table
 
+    from vitsplit.analysis.auto_layers import check_choice
     from vitsplit.analysis.cka import compare_layers
     from vitsplit.analysis.images import files_to_compare, read_batch
     from vitsplit.analysis.layers_report import table, write_layers
@@ -68,6 +69,7 @@ def layers(
         "random_weights": random_weights or None,
     }
     config = override(config, {name: value for name, value in asked.items() if value is not None})
+    check_choice(config, "analyze layers")
     height, width = size or config.task.crop_size
     model = open_backbone(config.backbone).to(choose_device(device))
     starts = range(0, len(files) - batch_size + 1, batch_size)

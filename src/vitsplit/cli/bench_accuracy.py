@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
+from vitsplit.errors import ConfigError
 from vitsplit.training.config import TrainConfig
+from vitsplit.training.override import changed_settings, override
+from vitsplit.training.serialise import to_dict
 
 DESCRIPTION = """\
 Trains several methods with several seeds on a data set, and shows how good each is: mean and spread, curves over steps
@@ -24,7 +29,9 @@ method's name before it, it is that of one: a probe wants a higher learning rate
       --linear-probe.lr 2e-3 --seeds 0 1 2 --out runs/methods
   vitsplit bench accuracy segmentation --data my_data --seconds 600 --out runs/ten-minutes
 
-A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own.
+A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own, or with
+`:cached` to train on features that are kept (`--cache-features`). The settings of such a one alone are written with a
+dash: --vitsplit-cached.cache-features 4.
 """
 METHODS = ["vitsplit", "linear-probe", "full-finetune"]
 NOTES = (
@@ -38,52 +45,67 @@ def main(argv: list[str]) -> int:
     parser = study_parser("accuracy", DESCRIPTION, family="bench")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME[:DECODER]", help=" ".join(METHODS))
     parser.add_argument("--seconds", type=float, metavar="S", help="of training for every run, in place of --steps")
-    return run_study(parser, argv, _variants, title="Methods, side by side", notes=NOTES, curves=True)
+    return run_study(
+        parser, argv, _variants, finish=_equal_seconds, title="Methods, side by side", notes=NOTES, curves=True
+    )
 
 
 def _variants(options: argparse.Namespace) -> MakeVariants:
     def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
         from vitsplit.bench.workload import method_config
 
-        configs = {label: method_config(config, label) for label in dict.fromkeys(options.methods)}
-        steps = None if options.seconds is None else _steps(options, configs)
-        variants = []
-        for label, found in configs.items():
-            settings: dict[str, Any] = {"method": found.method, "decoder": found.baseline.decoder}
-            if steps is not None:
-                settings["steps"] = steps[label]
-            variants.append(Variant(name=label.replace(":", "-"), title=label, settings=settings))
-        return variants
+        return [
+            Variant(
+                name=label.replace(":", "-"),
+                title=label,
+                settings=changed_settings(config, method_config(config, label)),
+            )
+            for label in dict.fromkeys(options.methods)
+        ]
 
     return make
 
 
-def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
-    """How many steps each method takes in the time: as found the first time that this study was begun."""
-    import json
+def _equal_seconds(variants: list[Variant], config: TrainConfig[Any], options: argparse.Namespace) -> list[Variant]:
+    """With ``--seconds``: the variants with as many steps as each takes in that time."""
+    if options.seconds is None:
+        return variants
+    if not options.seconds > 0:
+        raise ConfigError(f"--seconds must be above 0, not {options.seconds:g}.")
+    steps = _steps(options, {variant.name: override(config, variant.settings) for variant in variants})
+    return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 
+
+def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
+    """How many steps each method takes in the time: as found when this study first had it."""
     from vitsplit.bench.budget import steps_within
-    from vitsplit.errors import ConfigError
     from vitsplit.inference.predictor import choose_device
     from vitsplit.tasks import open_task
     from vitsplit.training.atomic import write_json
 
-    if not options.seconds > 0:
-        raise ConfigError(f"--seconds must be above 0, not {options.seconds:g}.")
     file = options.out / "steps.json"
-    known: dict[str, int] = {}
+    timed = {name: to_dict(config) for name, config in configs.items()}
+    known: dict[str, Any] = {"seconds": options.seconds, "settings": {}, "steps": {}}
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        known = found["steps"] if found["seconds"] == options.seconds else {}
-    if not configs.keys() <= known.keys():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
+        if known["seconds"] != options.seconds or changed:
+            what = f"the settings of {', '.join(changed)} were others" if changed else f"it was {known['seconds']:g} s"
+            raise ConfigError(
+                f"{file} has the steps of this study for --seconds {options.seconds:g}, but {what} when they were "
+                "timed. Give another --out."
+            )
+    new = {name: config for name, config in configs.items() if name not in known["steps"]}
+    if new:
         classes = open_task(next(iter(configs.values())), options.data).describe().get("classes", ())
-        known = steps_within(
-            configs,
+        known["steps"] |= steps_within(
+            new,
             options.seconds,
             num_classes=len(classes),
             device=choose_device(None),
             say=lambda text: print(text, file=sys.stderr),
         )
+        known["settings"] |= {name: timed[name] for name in new}
         options.out.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"seconds": options.seconds, "steps": known})
-    return known
+        write_json(file, known)
+    return dict(known["steps"])

@@ -19,8 +19,9 @@ that of `vitsplit train`, on random images and random weights: speed does not de
   vitsplit bench train-step --methods vitsplit upernet --device cuda --batch-size 8 --compile --out bench/steps
 
 The recipe comes first; without one it is ade20k-small. A method is a name of `vitsplit train --method`,
-with `:linear` or `:upernet` for another decoder than its own. Every other setting of training is a flag here too, and
-goes for all methods.
+with `:linear` or `:upernet` for another decoder than its own; `vitsplit:cached` finds the frozen backbone's features on
+disk, as `vitsplit train --cache-features` does from the second epoch on. Every other setting of training is a flag
+here too, and goes for all methods.
 """
 
 

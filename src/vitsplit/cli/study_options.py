@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MakeVariants = Callable[["TrainConfig[Any]", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
+Finish = Callable[["list[Variant]", "TrainConfig[Any]", argparse.Namespace], "list[Variant]"]
+"""Variants with all their settings, the configuration of all runs, and the words, to what is trained."""
 
 
 def study_parser(verb: str, description: str, *, family: str = "analyze") -> argparse.ArgumentParser:
@@ -54,6 +56,7 @@ def run_study(
     argv: list[str],
     make_variants: Callable[[argparse.Namespace], MakeVariants],
     *,
+    finish: Finish = lambda variants, config, options: variants,
     title: str,
     notes: Sequence[str] = (),
     grid: bool = False,
@@ -80,9 +83,14 @@ def run_study(
     config = config_from_cli(base, flags.pop("", []), prog=parser.prog)
     if config.method != "vitsplit":
         raise ConfigError(
-            f"--method {config.method}: a study of the parts and layers of ViT-Split is of --method vitsplit."
+            f"--method {config.method}: studies of parts and layers are of --method vitsplit; methods are compared by "
+            "`vitsplit bench accuracy --methods`."
         )
-    make = with_own_settings(make_variants(options), flags, prog=parser.prog)
+    with_own = with_own_settings(make_variants(options), flags, prog=parser.prog)
+
+    def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+        return finish(with_own(config, least_alike), config, options)
+
     return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)
 
 

@@ -204,4 +204,6 @@ def check_size(images: int, views: int, each: int, *, limit_gb: float, present: 
                 f"The features to keep are more than {name}: {said}. Give {fewer}{way_out}, a smaller crop, or fewer "
                 "prior layers."
             )
+    if total > free:
+        said += f" ({free / GB:.1f} GB are free: enough if those that are there already are of these images)"
     return said

@@ -192,7 +192,7 @@ def open_features(
     """Where the backbone's features are kept, if they are, after a check that there is room for them.
 
     Raises:
-        ConfigError: The task's images or the method's request cannot be kept, or they would be too large.
+        ConfigError: The task's images cannot be kept, or their features would be too large.
     """
     if not loop.cache_features:
         return None
@@ -200,11 +200,6 @@ def open_features(
         raise ConfigError(
             f"--cache-features keeps features of single images, and {task.name} pads an image to the largest of its "
             "batch: leave it away."
-        )
-    if request.pixels:
-        raise ConfigError(
-            "--cache-features keeps what a frozen backbone computes, and this method trains a backbone of its own: "
-            "leave it away, or choose --method vitsplit, frozen-head or linear-probe."
         )
     folder = cache_folder() / "features" if loop.cache_folder is None else Path(loop.cache_folder)
     store = FeatureStore(folder, backbone.info.weights_hash, str(dtype).removeprefix("torch."))

@@ -22,7 +22,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.training.config import LoopConfig, OptimConfig
 
 TraineeT = TypeVar("TraineeT", bound=nn.Module)
-LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit.cli.main train ..."
+LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit train ..."
 
 
 class _Run(Protocol):
