@@ -23,13 +23,15 @@ from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
+from vitsplit.training.atomic import write_json
 from vitsplit.training.config import Precision, TrainConfig
 from vitsplit.training.loop import fit
 from vitsplit.training.override import override
 from vitsplit.training.processes import process_state
 from vitsplit.training.run_folder import RunFolder
+from vitsplit.training.serialise import to_dict
 from vitsplit.training.sharding import check_sharding
-from vitsplit.training.starting_point import starting_config, starting_multi_config
+from vitsplit.training.starting_point import stage_file, starting_config, starting_multi_config
 from vitsplit.training.tracking import log_to
 
 logger = logging.getLogger(__name__)
@@ -99,8 +101,22 @@ def train(
             task = "segmentation" if recipe is None else task_name(named_recipe(recipe))
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
     config = override(config, settings)
-    check_sharding(config, process_state().num_processes)
     run_path = Path(out) if out is not None else _new_run_path(config)
+    return _train(config, data, run_path, resume=resume, layers=layers)
+
+
+def _train(
+    config: TrainConfig[Any] | MultiConfig,
+    data: str | Path | Mapping[str, str | Path],
+    run_path: Path,
+    *,
+    resume: bool,
+    layers: Literal["recipe", "auto"] = "recipe",
+    resume_command: str | None = None,
+) -> TrainResult:
+    """Trains by a complete configuration. ``resume_command`` is what to tell a user whose run was stopped, if not the
+    command of this run by itself."""
+    check_sharding(config, process_state().num_processes)
     run = RunFolder.open(run_path, resume=resume)
     with log_to(run, Console(), main=process_state().is_main_process):
         if layers == "auto":
@@ -116,7 +132,7 @@ def train(
             run=run,
             save_bundle=save,
             resume=resume,
-            resume_command=_resume_command(opened.name, data, run_path),
+            resume_command=resume_command or _resume_command(opened.name, data, run_path),
         )
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
 
@@ -148,11 +164,17 @@ def train_stages(
         raise ConfigError("Which run should go on? Give its folder with --out.")
     root = Path(out) if out is not None else _new_run_path(instruct)
     first, second = root / "align", root / "instruct"
-    result = train(align, data=data, out=first, resume=resume and first.exists())
+    again = _resume_command(task_name(align), data, root, stage="both")
+    if process_state().is_main_process and not first.exists():
+        # The second stage's settings have no run to stand in yet, and a resumed first stage must find them.
+        root.mkdir(parents=True, exist_ok=True)
+        for stage, config in (("align", align), ("instruct", instruct)):
+            write_json(stage_file(root, stage), to_dict(config))
+    result = _train(align, data, first, resume=resume and first.exists(), resume_command=again)
     if result.stopped_by is not None:
         return result
     instruct = override(instruct, {"start_from": str(first)})
-    return train(instruct, data=data, out=second, resume=resume and second.exists())
+    return _train(instruct, data, second, resume=resume and second.exists(), resume_command=again)
 
 
 @overload
@@ -306,12 +328,15 @@ def _class_mismatch(predictor: Predictor, task: Task, data: str | Path) -> str:
     )
 
 
-def _resume_command(task: str, data: str | Path | Mapping[str, str | Path], run: Path) -> str:
+def _resume_command(
+    task: str, data: str | Path | Mapping[str, str | Path], run: Path, *, stage: str | None = None
+) -> str:
     if isinstance(data, Mapping):
         folders = " ".join(f"--task {shlex.quote(f'{name}={folder}')}" for name, folder in data.items())
     else:
         folders = f"--data {shlex.quote(str(data))}"
-    return f"vitsplit train {task} {folders} --out {shlex.quote(str(run))} --resume"
+    stages = f" --stage {stage}" if stage is not None else ""
+    return f"vitsplit train {task}{stages} {folders} --out {shlex.quote(str(run))} --resume"
 
 
 def _gain_of_keeping(config: TrainConfig[Any], description: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def _one(config: TrainConfig[Any], data: Path) -> Assembly:
     backbone = open_backbone(backbone_settings(config))
     model = build_model(config, backbone, task)
     if isinstance(config.task, VqaConfig) and config.task.start_from is not None:
-        start_from(config.task.start_from, model, backbone, config.task)
+        start_from(config.task.start_from, model, backbone, task)
 
     def save(folder: Path, config: Any, metrics: dict[str, Any], head: str) -> None:
         save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics=metrics)

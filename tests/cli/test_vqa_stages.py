@@ -10,6 +10,9 @@ from vitsplit.cli.vqa_stages import stage_config, stage_recipe
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.recipes.vqa import STAGES
+from vitsplit.training.atomic import write_json
+from vitsplit.training.serialise import to_dict
+from vitsplit.training.starting_point import stage_file
 
 
 def options(**given):
@@ -45,6 +48,15 @@ def test_flags_change_the_settings_of_a_stage():
 def test_without_a_stage_the_recipe_decides():
     assert stage_config(options(recipe="laptop-vqa-align"), [], None, "vitsplit").task.stage == "align"
     assert stage_config(options(), [], None, "vitsplit").task.stage == "instruct"
+
+
+def test_stages_that_go_on_have_their_own_settings(tmp_path):
+    begun = stage_config(options(), ["--lr", "3e-4", "--lora-rank", "7"], "instruct", "vitsplit")
+    write_json(stage_file(tmp_path, "instruct"), to_dict(begun))
+    again = {"resume": True, "stage": "both", "out": str(tmp_path)}
+    assert stage_config(options(**again), [], "instruct", "vitsplit") == begun
+    assert stage_config(options(**again), ["--lr", "1e-4"], "instruct", "vitsplit").optim.lr == 1e-4
+    assert stage_config(options(**again), [], "align", "vitsplit") == recipe("laptop-vqa-align")  # none was kept
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.vqa.config import Conversation, VqaConfig
 
 RED, BLUE = (Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
 
@@ -48,8 +49,8 @@ class Request:
 class Bundle:
     """Says the colour of an image's corner and the question; remembers what it looked at."""
 
-    def __init__(self, task: str = "vqa") -> None:
-        self.task = SimpleNamespace(name=task)
+    def __init__(self, task: str = "vqa", conversation: Conversation = "template") -> None:
+        self.task = SimpleNamespace(name=task, config=VqaConfig(conversation=conversation))
         self.backbone = SimpleNamespace(mean_C11=torch.zeros(3, 1, 1))
         self.looked: list[Any] = []
         self.tokens: list[int | None] = []
@@ -161,6 +162,9 @@ def test_what_a_bundle_cannot_do_is_said(model: Any, plugin: ModuleType, monkeyp
     assert [record.message for record in caplog.records] == [
         "colours asks for sampling or several beams; vitsplit answers greedily"
     ]
+    monkeypatch.setattr(plugin, "load_predictor", lambda run, **_: Bundle(conversation="plain"))
+    with pytest.raises(ConfigError, match="it reads no question"):
+        plugin.VitSplitLmms(run="runs/vqa")
     with pytest.raises(ConfigError, match="--batch_size 8"):
         plugin.VitSplitLmms(run="runs/vqa", batch_size="8")
     monkeypatch.setattr(plugin, "load_predictor", lambda run, **_: Bundle("depth"))

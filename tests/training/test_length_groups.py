@@ -37,3 +37,18 @@ def test_a_stream_visits_every_sample_once_in_every_epoch_in_another_order():
     assert epochs[0] != epochs[1]
     again = SampleStream(32, seed=1, lengths=lengths, batch_size=4)
     assert [again[32 + offset][0] for offset in range(32)] == epochs[1]
+
+
+def test_batches_stay_of_one_kind_where_they_do_not_divide_an_epoch():
+    """103 samples in batches of 8: an epoch begins in the middle of a batch, and that batch alone may be mixed."""
+    lengths = [*range(1, 61), *(-length for length in range(1, 44))]
+    stream = SampleStream(103, seed=3, lengths=lengths, batch_size=8)
+    visited = [stream[position][0] for position in range(4 * 103)]
+    for epoch in range(4):
+        assert sorted(visited[epoch * 103 : (epoch + 1) * 103]) == list(range(103))
+    for epoch in range(4):
+        first, end = -(-epoch * 103 // 8), (epoch + 1) * 103 // 8  # batches that lie in the epoch as a whole
+        kinds = [{lengths[index] > 0 for index in visited[8 * batch : 8 * batch + 8]} for batch in range(first, end)]
+        mixed = sum(len(kind) > 1 for kind in kinds)
+        assert mixed <= 2, "what is left over of two kinds fills at most two batches"
+        assert all(len(kind) == 1 for kind in kinds[:-2])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,13 @@ The data are the official files; a folder that is laid out as LLaVA-1.5's evalua
 
 def main(argv: list[str]) -> int:
     """Runs the verb with ``--benchmark``."""
-    options = _parser().parse_args(argv)
+    options = _parser(_named(argv)).parse_args(argv)
 
     from vitsplit.bundle import find_bundle, read_card
     from vitsplit.inference.prediction_log import bundle_ids
     from vitsplit.inference.predictor import load_predictor
     from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
+    from vitsplit.tasks.vqa.prompts import check_reads_questions
     from vitsplit.training.atomic import write_json
 
     bundle = find_bundle(options.run)
@@ -45,6 +48,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"{bundle}: a bundle of {card.task}; a benchmark asks one of visual question answering (vqa)."
         )
+    check_reads_questions(card.config.task, str(bundle))
     benchmark = open_benchmark(options.benchmark, options.data, limit=options.limit, hint=card.config.task.answer_hint)
     predictor = load_predictor(options.run, **loading_options(options))
     name = Path(options.run).resolve().name
@@ -107,13 +111,30 @@ def _flat(metrics: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield f"{before}{name}".replace("_", " "), value
 
 
-def _parser() -> argparse.ArgumentParser:
+def _named(argv: Sequence[str]) -> str | None:
+    """The benchmark that the words name, before they are read as a whole."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--benchmark", nargs="?")
+    return parser.parse_known_args(argv)[0].benchmark
+
+
+def _expects(name: str) -> str:
+    """What the files of a benchmark are: the words of the function that reads them."""
+    from vitsplit.tasks.vqa.benchmarks import BENCHMARKS
+
+    opens = BENCHMARKS[name]
+    words = inspect.getdoc(opens.func if isinstance(opens, partial) else opens) or ""
+    return f"{name}: {words.partition('Raises:')[0].strip()}"
+
+
+def _parser(name: str | None) -> argparse.ArgumentParser:
     from vitsplit.tasks.vqa.benchmarks import BENCHMARKS
 
     parser = argparse.ArgumentParser(
         prog="vitsplit evaluate",
         usage="vitsplit evaluate RUN --benchmark NAME --data PATH [options]",
         description=DESCRIPTION,
+        epilog=_expects(name) if name in BENCHMARKS else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

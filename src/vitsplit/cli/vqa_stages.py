@@ -8,7 +8,7 @@ from typing import Any
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
 from vitsplit.recipes.vqa import STAGES
-from vitsplit.training.starting_point import starting_config
+from vitsplit.training.starting_point import stage_file, starting_config
 
 TASK = "vqa"
 NAMES = ("align", "instruct")
@@ -43,11 +43,15 @@ def stage_config(options: argparse.Namespace, flags: list[str], stage: str | Non
 
     ``--recipe`` may name either stage's recipe, or what the two have in common (llava15-7b).
     """
-    recipe = options.recipe
-    resumed = options.out if options.resume and options.stage != "both" else None
-    if stage is not None and not (options.config or resumed):
+    recipe, config_file, resumed = options.recipe, options.config, None
+    if options.resume and recipe is None and config_file is None:
+        if options.stage != "both":
+            resumed = options.out
+        elif options.out is not None and stage is not None and stage_file(options.out, stage).is_file():
+            config_file = stage_file(options.out, stage)
+    if stage is not None and not (config_file or resumed):
         recipe = stage_recipe(recipe, stage)
-    base = starting_config(TASK, recipe=recipe, config_file=options.config, resumed=resumed)
+    base = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)
     given = ["--stage", stage] if stage is not None else []
     given += ["--start-from", options.start] if options.start is not None else []
     return config_from_cli(base, [*given, *flags], prog=prog)

@@ -174,7 +174,8 @@ def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Task
     task = bare_task(card.config, card.description)
     model = build_model(card.config, backbone, task)
     load_weights(folder, model)
-    return task, model
+    # Nothing trains any more: a language model that was tuned whole is then kept in the precision of its answers.
+    return task, model.requires_grad_(False)
 
 
 def precision_of(card: Card) -> Precision:

@@ -19,6 +19,7 @@ from PIL import Image
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.predictor import load_predictor
 from vitsplit.tasks.vqa.predict import ask_without_image
+from vitsplit.tasks.vqa.prompts import check_reads_questions
 from vitsplit.training.config import Precision
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class VitSplitLmms(lmms):
         self.predictor = load_predictor(run, weights=weights, device=device, precision=precision)
         if self.predictor.task.name != "vqa":
             raise ConfigError(f"{run}: a bundle of {self.predictor.task.name}; lmms-eval asks one of vqa.")
+        check_reads_questions(self.predictor.task.config, run)
         self.batch_size = 1
         self._last: tuple[str, Any] | None = None
         self._warned: set[str] = set()

@@ -74,7 +74,10 @@ class SampleStream:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
             self._order = torch.randperm(self.num_samples, generator=generator).tolist()
             if self.lengths is not None:
-                self._order = group_by_length(self._order, self.lengths, self.batch_size, generator)
+                # What the last epoch's last batch still has room for belongs to no batch of this one.
+                begun = -epoch * self.num_samples % self.batch_size
+                rest = group_by_length(self._order[begun:], self.lengths, self.batch_size, generator)
+                self._order = [*self._order[:begun], *rest]
             self._epoch = epoch
         index = self._order[offset]
         if self.views:

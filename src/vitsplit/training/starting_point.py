@@ -81,6 +81,11 @@ def starting_multi_config(
     return config.only(tasks)
 
 
+def stage_file(root: str | Path, stage: str) -> Path:
+    """Where both stages of visual question answering keep a stage's settings from their start on, in their folder."""
+    return Path(root) / f"{stage}.json"
+
+
 def _config_of_run(run: str | Path) -> Path:
     config_file = Path(run) / "config.json"
     if not config_file.is_file():

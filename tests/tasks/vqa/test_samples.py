@@ -39,7 +39,7 @@ def read(file, **settings):
 
 def test_questions_on_one_image_are_one_sample(data):
     rows = [GOOD, GOOD | {"image": "b.png"}, GOOD | {"question": "where?", "answer": "left"}]
-    rows.append({"question": "one and one?", "answer": 2})
+    rows.append({"image": None, "question": "one and one?", "answer": 2})
     found = read(lines(data, rows))
     assert found.problems == ()
     first, second, text = found.samples
@@ -53,6 +53,16 @@ def test_questions_on_one_image_are_one_sample(data):
 def test_questions_that_do_not_share(data, settings):
     found = read(lines(data, [GOOD, GOOD | {"question": "where?"}]), **settings)
     assert [sample.name for sample in found.samples] == ["train.jsonl:1", "train.jsonl:2"]
+
+
+def test_plain_needs_an_image(data):
+    rows = [GOOD, {"image": None, "question": "one and one?", "answer": "2"}]
+    found = read(lines(data, rows), conversation="plain")
+    assert len(found.samples) == 1
+    assert [(problem.kind, problem.where) for problem in found.problems] == [
+        ("no image, and plain shows nothing else before its answer", "train.jsonl:2")
+    ]
+    assert len(read(lines(data, rows)).samples) == 2
 
 
 def test_a_hint_is_added_to_questions(data):
@@ -73,6 +83,7 @@ def test_a_line_may_hold_what_looks_like_the_end_of_one(data):
     (GOOD | {"answer": " "}, "no answer"),
     (GOOD | {"answer": None}, "no answer"),
     ({"image": "a.png", "question": "what?"}, "broken lines"),
+    ({"img": "a.png", "question": "what?", "answer": "a"}, "broken lines"),
     ({"image": "a.png", "answer": "a"}, "broken lines"),
     (GOOD | {"question": None}, "broken lines"),
     ([1, 2], "broken lines"),

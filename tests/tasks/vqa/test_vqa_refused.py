@@ -1,5 +1,6 @@
 """Settings and language models that cannot work, and what is said of them."""
 
+import importlib.util
 import json
 
 import pytest
@@ -8,9 +9,9 @@ from tiny_language import WIDTH, tiny_folder, tiny_tokenizer
 from transformers import MistralConfig, MistralForCausalLM
 
 from vitsplit.cli.main import main
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.language import find_language_model, open_language_model
+from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
 from vitsplit.tasks.vqa.task import check_settings
 
 
@@ -31,21 +32,69 @@ def short_sighted(tmp_path_factory):
 
 def opened(folder, **settings):
     config = VqaConfig(language_model=str(folder), language_width=WIDTH, **settings)
-    return open_language_model(find_language_model(config), config)
+    return open_language_model(find_language_model(config), config, num_visual=3)
 
 
 def test_a_sliding_window_that_is_shorter_than_a_sequence(short_sighted):
     with pytest.raises(ConfigError, match=r"looks back 8 tokens at most.*--no-share-image"):
         opened(short_sighted)
     assert opened(short_sighted, share_image=False).config.sliding_window == 8
-    assert opened(short_sighted, max_length=8).config.sliding_window == 8
+    with pytest.raises(ConfigError, match=r"sequences may have 9, 3 of an image among them.*--max-length 5\."):
+        opened(short_sighted, max_length=6)
+    assert opened(short_sighted, max_length=5).config.sliding_window == 8
 
 
 def test_another_width(tmp_path):
     folder = tiny_folder(tmp_path / "tiny")
     config = VqaConfig(language_model=str(folder), language_width=WIDTH + 1)
     with pytest.raises(ConfigError, match=f"--language-width {WIDTH}"):
-        open_language_model(find_language_model(config), config)
+        open_language_model(find_language_model(config), config, num_visual=3)
+
+
+def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch):
+    folder = tiny_folder(tmp_path / "old")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name))
+    with pytest.raises(ConfigError, match=r"in SentencePiece's form.*pip install 'vitsplit\[vqa\]'"):
+        find_language_model(VqaConfig(language_model=str(folder), language_width=WIDTH))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "model-00002-of-00002.safetensors"])
+def test_half_a_language_model_in_the_hubs_cache_is_fetched_again(missing, tmp_path, monkeypatch):
+    """The hub's client takes any folder of its cache for the model; what a download left there may be no model."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    files = {"config.json", "model.safetensors"}
+    if missing.startswith("model-"):
+        shards = {f"layer{n}": f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        files = {"config.json", *shards.values()}
+    for name in files - {missing}:
+        (folder / name).write_text("{}")
+    asked = []
+
+    def snapshot_download(name, *, local_files_only=False, **options):
+        asked.append(local_files_only)
+        if not local_files_only:
+            raise OSError("no network")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    config = VqaConfig(language_model="some/model", language_width=WIDTH)
+    with pytest.raises(WeightsError, match="nor in the hub's cache"):
+        find_language_model(config)
+    assert asked == [True, False]
+    (folder / missing).write_text("{}")
+    with pytest.raises(WeightsError, match="no tokenizer that can be read"):
+        find_language_model(config)
+    assert asked[2:] == [True], "a whole one is taken as it is"
+
+
+def test_weights_that_are_not_there_have_no_hash(tmp_path):
+    with pytest.raises(WeightsError, match="no weights in it"):
+        _ = LanguageSource("tiny", tmp_path, None).weights_hash
 
 
 @pytest.mark.parametrize(

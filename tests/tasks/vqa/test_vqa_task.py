@@ -10,11 +10,16 @@ from transformers import AutoModelForCausalLM
 
 import vitsplit
 from small_run import SMALL_RUN
+from vitsplit.api import train_stages
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.recipes import recipe
 from vitsplit.tasks.model import Trainee
 from vitsplit.tasks.vqa import task as task_module
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
+from vitsplit.training.override import override
+from vitsplit.training.serialise import to_dict
+from vitsplit.training.starting_point import stage_file
 
 SETTINGS = {
     **{name: value for name, value in SMALL_RUN.items() if name != "image_scale"},
@@ -30,6 +35,8 @@ SETTINGS = {
     "num_prior_layers": 2,
 }
 
+STAGE_SETTINGS = {name: value for name, value in SETTINGS.items() if name != "recipe"}
+
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
@@ -41,8 +48,8 @@ def opened(monkeypatch):
     """The language models that were opened, in order."""
     models, original = [], task_module.open_language_model
 
-    def spy(*args):
-        models.append(original(*args))
+    def spy(*args, **options):
+        models.append(original(*args, **options))
         return models[-1]
 
     monkeypatch.setattr(task_module, "open_language_model", spy)
@@ -112,6 +119,37 @@ def test_full_tuning_changes_and_saves_the_language_model(scenes, tmp_path, lang
     loaded = weights(predictor.model.decoder.language_model)
     for name, parameter in weights(opened[0]).items():
         assert torch.equal(loaded[name].float(), parameter.float()), name
+    halved = vitsplit.load(result.run / "last", precision="bf16")
+    halved.predict(next((scenes / "images" / "val").iterdir())).ask("what is there?")
+    assert {p.dtype for p in halved.model.decoder.language_model.parameters()} == {torch.bfloat16}, "nothing trains"
+
+
+def test_the_second_stage_starts_with_the_connector_of_the_first(scenes, tmp_path, language):
+    def config(name, **settings):
+        return override(recipe(name), {**STAGE_SETTINGS, "language_model": str(language), **settings})
+
+    # So small a rate that whatever the second stage ends with is what it began with.
+    stages = config("laptop-vqa-align"), config("laptop-vqa", lr=1e-12, weight_decay=0.0)
+    result = train_stages(*stages, data=scenes, out=tmp_path / "two")
+    assert result.run == tmp_path / "two" / "instruct"
+    first = load_file(tmp_path / "two" / "align" / "last" / "head.safetensors")
+    second = saved(result)
+    assert first.keys() == {name for name in second if is_connector(name)}
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
+    fresh = saved(train(scenes, tmp_path / "fresh", language, lr=1e-12, weight_decay=0.0))
+    assert not torch.allclose(fresh["decoder.projection.weight"], first["decoder.projection.weight"], atol=1e-4)
+    # Both stages' settings are there from the start, for a first stage that is stopped and goes on.
+    for stage, settings in zip(("align", "instruct"), stages, strict=True):
+        assert json.loads(stage_file(tmp_path / "two", stage).read_text()) == json.loads(json.dumps(to_dict(settings)))
+
+
+def test_a_stage_does_not_start_for_another_language_model(scenes, tmp_path):
+    folder = tiny_folder(tmp_path / "language")
+    train(scenes, tmp_path / "first", folder, steps=1, stage="align")
+    tiny_folder(folder, seed=1)  # another one of the same name
+    with pytest.raises(BundleError, match=r"its connector was trained for .* which are now"):
+        train(scenes, tmp_path / "second", folder, start_from=str(tmp_path / "first"))
 
 
 @pytest.fixture(scope="module")

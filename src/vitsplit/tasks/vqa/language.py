@@ -56,8 +56,14 @@ class LanguageSource:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """SHA-256 over the files of weights: says whether two language models are the same."""
+        """SHA-256 over the files of weights: says whether two language models are the same.
+
+        Raises:
+            WeightsError: There is none.
+        """
         files = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
+        if not files:
+            raise WeightsError(f"{self.folder}: no weights in it (*.safetensors, pytorch_model*.bin). Copy it again.")
         digest = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
@@ -87,6 +93,7 @@ def find_language_model(config: VqaConfig) -> LanguageSource:
     from transformers import AutoTokenizer
 
     folder = _folder(config)
+    _check_tokenizer(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -97,6 +104,16 @@ def find_language_model(config: VqaConfig) -> LanguageSource:
             "Choose a language model with a tokenizer.json."
         )
     return LanguageSource(config.language_model, folder, tokenizer)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Names the package that an older tokenizer is read with: transformers itself asks for another one."""
+    old = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
+    if old and importlib.util.find_spec("sentencepiece") is None:
+        raise ConfigError(
+            f"{folder}: its tokenizer is in SentencePiece's form, which is read with a package of that name: "
+            "pip install 'vitsplit[vqa]'."
+        )
 
 
 def _folder(config: VqaConfig) -> Path:
@@ -113,7 +130,9 @@ def _folder(config: VqaConfig) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+        if _is_whole(folder):
+            return folder
     except (OSError, ValueError):
         pass  # not in the hub's cache
     try:
@@ -127,6 +146,21 @@ def _folder(config: VqaConfig) -> Path:
             f"{SMOLLM2}, which needs no hub."
         ) from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has a model, and not only the part that an interrupted download left."""
+    if not (folder / "config.json").is_file():
+        return False
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / kind).is_file():
+            return True
+        index = folder / f"{kind}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if all((folder / shard).is_file() for shard in shards):
+                return True
+    return False
 
 
 def converted(name: str) -> Path:
@@ -183,8 +217,13 @@ def language_width(folder: Path) -> int:
     return int(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().hidden_size)
 
 
-def open_language_model(source: LanguageSource, config: VqaConfig) -> nn.Module:
+def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual: int) -> nn.Module:
     """The language model as a stage of training wants it: frozen, with adapters, or free.
+
+    Args:
+        source: Where it is.
+        config: Settings.
+        num_visual: Visual tokens of an image.
 
     Raises:
         WeightsError: It cannot be read.
@@ -207,7 +246,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig) -> nn.Module:
     width = model.get_input_embeddings().embedding_dim
     if width != config.language_width:
         raise ConfigError(f"{source.name} is {width} wide: give --language-width {width}.")
-    _check_window(model.config.get_text_config(), config)
+    _check_window(model.config.get_text_config(), config, num_visual)
     model.config.use_cache = False
     model.requires_grad_(config.stage == "instruct" and config.tune == "full")
     if config.gradient_checkpointing:
@@ -232,13 +271,16 @@ def _with_adapters(model: Any, config: VqaConfig) -> Any:
     return get_peft_model(model, adapters)
 
 
-def _check_window(settings: Any, config: VqaConfig) -> None:
+def _check_window(settings: Any, config: VqaConfig, num_visual: int) -> None:
     """Conversations that share an image are kept apart by a mask of their own, which knows of no sliding window."""
     window = getattr(settings, "sliding_window", None)
-    if config.share_image and window is not None and window < config.max_length:
+    longest = config.max_length + num_visual
+    if config.share_image and window is not None and window < longest:
+        shorter = f", or --max-length {window - num_visual}" if window > num_visual else ""
         raise ConfigError(
-            f"{config.language_model} looks back {window} tokens at most, and sequences may have {config.max_length}: "
-            f"questions cannot share an image in it. Give --no-share-image, or --max-length {window}."
+            f"{config.language_model} looks back {window} tokens at most, and sequences may have {longest}, "
+            f"{num_visual} of an image among them: questions cannot share an image in it. Give "
+            f"--no-share-image{shorter}."
         )
 
 

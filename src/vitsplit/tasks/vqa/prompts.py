@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.vqa.config import Conversation
+from vitsplit.tasks.vqa.config import Conversation, VqaConfig
 
 IMAGE = -1
 """Stands among token ids where the visual tokens go."""
@@ -21,6 +21,19 @@ V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+
+
+def check_reads_questions(config: VqaConfig, run: str) -> None:
+    """Refuses to measure answers of a bundle that reads no question; ``run`` is what it is called.
+
+    Raises:
+        ConfigError: It was trained on captions alone.
+    """
+    if config.conversation == "plain":
+        raise ConfigError(
+            f"{run}: trained on captions alone (--conversation plain), so it reads no question. Train the second stage "
+            f"from it (vitsplit train vqa --stage instruct --from {run}), and measure that."
+        )
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,8 @@ def read_samples(file: Path, split: str, config: VqaConfig, root: Path) -> Sampl
     samples: list[Sample] = []
     problems: list[Problem] = []
     for item in read:
+        if isinstance(item, Sample) and item.image is None and config.conversation == "plain":
+            item = Problem("no image, and plain shows nothing else before its answer", item.name)
         (problems if isinstance(item, Problem) else samples).append(item)  # type: ignore[arg-type]
     # Without a question between image and answer, only the first answer would stand behind the image.
     if config.share_image and config.conversation != "plain" and not is_llava:
@@ -163,7 +165,7 @@ def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
 
 
 def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
-    """JSON lines of image, question, answer."""
+    """JSON lines of image (or null), question, answer."""
     folders = _image_folders(root, split, config)
     # Not splitlines: it also breaks at characters that JSON allows inside a text.
     for number, line in enumerate(_text(file).split("\n"), start=1):
@@ -173,7 +175,7 @@ def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterato
         try:
             entry = json.loads(line)
             question, answer = _said(entry["question"]), "" if entry["answer"] is None else _said(entry["answer"])
-            name = entry.get("image")
+            name = entry["image"]  # null: a question on no image
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield Problem("broken lines", f"{where}: {type(error).__name__} {error}")
             continue

@@ -9,19 +9,22 @@ from vitsplit.bundle import check_backbone, find_bundle, read_card, read_weights
 from vitsplit.errors import BundleError
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.task import VqaTask
 
 LANGUAGE_MODEL = "decoder.language_model."
 
 
-def start_from(run: str | Path, model: TaskModel, backbone: Backbone, config: VqaConfig) -> None:
+def start_from(run: str | Path, model: TaskModel, backbone: Backbone, task: VqaTask) -> None:
     """Puts the weights of a bundle into a new model.
 
     The connector must be the same. A language model that the bundle tuned is taken over if it is tuned in the same way
     here; a bundle of the first stage has none.
 
     Raises:
-        BundleError: There is no bundle, it is not one of this task, or it has another connector, backbone or tuning.
+        BundleError: There is no bundle, it is not one of this task, or it has another connector, backbone, language
+            model or tuning.
     """
+    config = task.config
     folder = find_bundle(run)
     card = read_card(folder)
     said = card.config.task
@@ -32,6 +35,13 @@ def start_from(run: str | Path, model: TaskModel, backbone: Backbone, config: Vq
         raise BundleError(
             f"{folder}: its connector was trained for {said.language_model}, and this run has {config.language_model}. "
             "Train a first stage for this language model."
+        )
+    trained_with, present = card.description["language_model"], task.describe()["language_model"]
+    if trained_with["weights_hash"] != present["weights_hash"]:
+        raise BundleError(
+            f"{folder}: its connector was trained for {trained_with['name']} of weights "
+            f"{trained_with['weights_hash'][:16]}, which are now {present['weights_hash'][:16]}. Train a first stage "
+            "for this language model, or give the one that it was trained for."
         )
     state = read_weights(folder)
     names = model.state_dict()

@@ -5,6 +5,7 @@ Shapes: B images, D width of the map, H W pixels, W width of the language model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,7 +95,10 @@ class VqaTask:
         if kind != "own":
             raise ConfigError("Visual question answering has its own decoder alone. Leave --method and --decoder away.")
         config = self.config
-        model = None if self.language is None else open_language_model(self.language, config)
+        cells = config.visual_grid or [-(-side // patch_size) for side in config.crop_size]
+        model = None
+        if self.language is not None:
+            model = open_language_model(self.language, config, num_visual=math.prod(cells))
         return VqaDecoder(build_projection(config.connector, width, config.language_width), config.visual_grid, model)
 
     def prompter(self) -> Prompter:

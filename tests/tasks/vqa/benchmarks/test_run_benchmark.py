@@ -17,6 +17,7 @@ from PIL import Image
 from vitsplit.cli.main import main
 from vitsplit.errors import DataError, RunError
 from vitsplit.tasks.vqa.benchmarks import BenchmarkQuestion, run_benchmark
+from vitsplit.tasks.vqa.config import VqaConfig
 
 Put = Callable[..., Path]
 
@@ -138,7 +139,7 @@ def command(table_bundle: Any, tmp_path: Path, put: Put, monkeypatch: pytest.Mon
         def get(self, key: str, default: Any = None) -> str:
             return "4"
 
-    card = SimpleNamespace(task="vqa", config=SimpleNamespace(task=SimpleNamespace(answer_hint="")))
+    card = SimpleNamespace(task="vqa", config=SimpleNamespace(task=VqaConfig()))
     monkeypatch.setattr("vitsplit.bundle.find_bundle", lambda run: Path(run))
     monkeypatch.setattr("vitsplit.bundle.read_card", lambda bundle: card)
     monkeypatch.setattr("vitsplit.inference.prediction_log.bundle_ids", lambda folders: {"first": "abc"})
@@ -170,6 +171,22 @@ def test_a_limit_is_said_out_loud(command: list[str], tmp_path: Path, capsys: py
     shown = " ".join(capsys.readouterr().out.split())
     assert "only the first 1 (--limit)" in shown
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["limit"] == 1
+
+
+def test_a_bundle_that_reads_no_question_is_refused(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = SimpleNamespace(task="vqa", config=SimpleNamespace(task=VqaConfig(conversation="plain")))
+    monkeypatch.setattr("vitsplit.bundle.read_card", lambda bundle: card)
+    assert main(command) == 2
+    assert "trained on captions alone (--conversation plain), so it reads no question" in capsys.readouterr().err
+
+
+def test_help_says_what_a_benchmark_expects(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, expected in (("pope", "coco_pope_{random,popular,adversarial}.json"), ("mmbench-cn", "tsv")):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--benchmark", name, "--help"])
+        assert expected in capsys.readouterr().out
 
 
 def test_bundles_of_other_tasks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
