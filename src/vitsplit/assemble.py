@@ -17,8 +17,8 @@ from vitsplit.tasks.base import Task, TrainableTask
 from vitsplit.tasks.model import Trainee
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
-from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.start import start_from
+from vitsplit.tasks.vqa.task import VqaTask
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.evaluation import SaveBundle
 
@@ -61,8 +61,8 @@ def _one(config: TrainConfig[Any], data: Path) -> Assembly:
     task = open_task(config, data)
     backbone = open_backbone(backbone_settings(config))
     model = build_model(config, backbone, task)
-    if isinstance(config.task, VqaConfig) and config.task.start_from is not None:
-        start_from(config.task.start_from, model, backbone, task)
+    if isinstance(task, VqaTask) and task.config.start_from is not None:
+        start_from(task.config.start_from, model, backbone, task)
 
     def save(folder: Path, config: Any, metrics: dict[str, Any], head: str) -> None:
         save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics=metrics)

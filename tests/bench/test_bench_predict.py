@@ -57,6 +57,7 @@ def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
     for one, other in zip(shared[0], separate[0], strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(shared[0][0], shared[0][1]), "the bundles are different ones"
+    assert taken["3 shared, a batch"][1] == [2] and taken["3 separate, a batch"][1] == [2, 2, 2]
     assert taken["vitsplit, a batch"][1] == [2]
     assert taken["vitsplit, a batch"][0][0].shape[:2] == (2, 3)
 
@@ -72,7 +73,8 @@ def made_up() -> PredictResult:
         "vitsplit": predict.MethodTimes(gmacs=10.0, latency=[1.0, 2.0, 4.0], batch=[4.0, 4.0, 4.0]),
         "full-finetune": predict.MethodTimes(gmacs=5.0, latency=[0.5, 1.0, 1.0], batch=[2.0, 2.0, 2.0]),
     }
-    sharing = {4: SharingTimes(bound=2.5, shared=[1.0, 2.0, 4.0], separate=[2.0, 4.0, 12.0])}
+    times = {"shared_batch": [2.0, 2.0, 2.0], "separate_batch": [8.0, 5.0, 1.0]}
+    sharing = {4: SharingTimes(bound=2.5, shared=[1.0, 2.0, 4.0], separate=[2.0, 4.0, 12.0], **times)}
     machine = {"device": "cpu", "cpu": "some", "threads": 2, "torch": "2"}
     return PredictResult(
         recipe="r", size=(8, 8), batch_size=4, num_classes=3, precision="fp32", machine=machine,
@@ -88,7 +90,7 @@ def test_ratios_are_made_turn_by_turn():
     assert found["paper"] == "about 0.7"
     assert found["images/s, 4 at a time"] == "2.00"
     assert dict(zip(head, vitsplit, strict=True))["seconds, one image"] == "2.000"
-    assert sharing_table(made_up())[1] == ["4", "2.000", "4.000", "2.00", "2.00 to 2.50", "2.50"]
+    assert sharing_table(made_up())[1] == ["4", "2.000", "4.000", "2.00", "2.00 to 2.50", "2.50", "2.00", "0.80"]
 
 
 def test_page_json_and_screen(tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ def test_cka_writes_a_page_a_picture_and_figures(scenes, tmp_path, capsys):
     assert main(["analyze", "cka", str(scenes / "images"), *TINY, "--out", str(tmp_path / "cka")]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "cka" / "cka.json").read_text())
-    assert found["images"] == 8  # of nine images two batches of four
+    assert found["images"] == 9  # of nine images a batch of four and one of five
     (pair,) = found["cka"].values()
     assert len(pair) == 12 and all(row[layer] == 1.0 for layer, row in enumerate(pair))
     point = found["split"]["vit_tiny_patch16_224"]

@@ -16,6 +16,9 @@ from vitsplit.data.folders import index_files, require_folder
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
 from vitsplit.errors import ConfigError
 
+LEAST = 4
+"""Images that layers can be compared on at least: fewer have no unbiased estimate."""
+
 
 def choose_files(folder: Path, limit: int) -> list[Path]:
     """Images of a folder, evenly drawn, in an order in which neighbours (frames of a film) are far apart.
@@ -34,19 +37,25 @@ def choose_files(folder: Path, limit: int) -> list[Path]:
     return files
 
 
-def files_to_compare(folder: Path, limit: int, batch_size: int) -> list[Path]:
-    """``choose_files`` for a comparison of layers, which needs a whole batch.
+def batches_to_compare(folder: Path, limit: int, batch_size: int) -> list[list[Path]]:
+    """``choose_files`` for a comparison of layers: batches of so many images, and what is left as one more.
+
+    What is left joins the last batch where it is too little to compare by itself, so no image is left out.
 
     Raises:
         ConfigError: The batch is too small, or there are fewer images than that.
         DataError: There is no image.
     """
-    if batch_size < 4:
-        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least 4 images at a time.")
+    if batch_size < LEAST:
+        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least {LEAST} images at a time.")
     files = choose_files(folder, limit)
     if len(files) < batch_size:
         raise ConfigError(f"{folder}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
-    return files
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    if len(batches[-1]) < LEAST:
+        rest = batches.pop()
+        batches[-1] = [*batches[-1], *rest]
+    return batches
 
 
 def read_batch(files: Sequence[Path], size: tuple[int, int]) -> Tensor:

@@ -84,21 +84,25 @@ class MethodTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class SharingTimes:
-    """Bundles on one backbone, and as many models with a backbone each, on one image.
+    """Bundles on one backbone, and as many models with a backbone each.
 
     Attributes:
-        shared: Seconds in every turn, with one pass for all bundles.
-        separate: Seconds in every turn, with a pass for each.
+        shared: Seconds for one image in every turn, with one pass for all bundles.
+        separate: Seconds for one image in every turn, with a pass for each.
+        shared_batch: Seconds for a batch, with one pass for all bundles.
+        separate_batch: Seconds for a batch, with a pass for each.
         bound: How many times as fast multiply-adds allow sharing to be.
     """
 
     bound: float
     shared: list[float] = field(default_factory=list)
     separate: list[float] = field(default_factory=list)
+    shared_batch: list[float] = field(default_factory=list)
+    separate_batch: list[float] = field(default_factory=list)
 
     @property
     def ratio(self) -> Spread:
-        """How many times as fast sharing is."""
+        """How many times as fast sharing is, on one image."""
         return paired_ratio(self.separate, self.shared)
 
 
@@ -194,8 +198,10 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     }
     for bundles, shared in sharing.items():
         passes = _Passes(reference, backbones, device, models=bundles)
-        takers[f"{bundles} shared"] = (passes.together(), shared.shared)
+        takers[f"{bundles} shared"] = (passes.together(1), shared.shared)
         takers[f"{bundles} separate"] = (passes.one_by_one(1), shared.separate)
+        takers[f"{bundles} shared, a batch"] = (passes.together(plan.batch_size), shared.shared_batch)
+        takers[f"{bundles} separate, a batch"] = (passes.one_by_one(plan.batch_size), shared.separate_batch)
     machine = describe_machine(device)
     _take_turns(takers, Stopwatch(device), turns=plan.turns, warmup=plan.warmup, say=say)
     return PredictResult(
@@ -241,9 +247,9 @@ class _Passes:
 
         return take
 
-    def together(self) -> Taker:
-        """One pass of the backbone for all models, on one image."""
-        image_BCHW = self._images(1)
+    def together(self, images: int) -> Taker:
+        """One pass of the backbone for all models."""
+        image_BCHW = self._images(images)
         request = TapRequest()
         for model in self.models:
             request = request | model.request

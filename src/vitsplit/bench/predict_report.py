@@ -42,6 +42,8 @@ def to_json(result: PredictResult) -> dict[str, Any]:
             str(bundles): {
                 "shared_seconds": asdict(Spread.of(found.shared)),
                 "separate_seconds": asdict(Spread.of(found.separate)),
+                "shared_images_per_second": result.batch_size / Spread.of(found.shared_batch).median,
+                "separate_images_per_second": result.batch_size / Spread.of(found.separate_batch).median,
                 "ratio": asdict(found.ratio),
                 "bound": found.bound,
             }
@@ -73,7 +75,8 @@ def methods_table(result: PredictResult) -> list[list[str]]:
 
 def sharing_table(result: PredictResult) -> list[list[str]]:
     """Head and rows: bundles on one backbone against as many models."""
-    rows = [["bundles", "shared, s", "separate, s", "times as fast", "quartiles", "by multiply-adds"]]
+    head = ["bundles", "shared, s", "separate, s", "times as fast", "quartiles", "by multiply-adds"]
+    rows = [[*head, f"images/s, shared, {result.batch_size} at a time", "separate"]]
     for bundles, found in result.sharing.items():
         rows.append(
             [
@@ -83,6 +86,8 @@ def sharing_table(result: PredictResult) -> list[list[str]]:
                 f"{found.ratio.median:.2f}",
                 f"{found.ratio.q1:.2f} to {found.ratio.q3:.2f}",
                 f"{found.bound:.2f}",
+                f"{result.batch_size / Spread.of(found.shared_batch).median:.2f}",
+                f"{result.batch_size / Spread.of(found.separate_batch).median:.2f}",
             ]
         )
     return rows

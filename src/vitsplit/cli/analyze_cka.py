@@ -41,20 +41,15 @@ def cka(
 
     from vitsplit.analysis.cka import compare_layers
     from vitsplit.analysis.cka_report import describe_split, write_cka
-    from vitsplit.analysis.images import files_to_compare, read_batch
+    from vitsplit.analysis.images import batches_to_compare, read_batch
     from vitsplit.backbone import load_backbone
     from vitsplit.inference.predictor import choose_device
 
-    files = files_to_compare(images, limit, batch_size)
+    files = batches_to_compare(images, limit, batch_size)
     where = choose_device(device)
     models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
-    starts = range(0, len(files) - batch_size + 1, batch_size)
-    batches = track(starts, "comparing layers", console=Console(stderr=True), transient=True)
-    found = compare_layers(
-        models,
-        ([read_batch(files[start : start + batch_size], size)] * len(models) for start in batches),
-        normed=normed,
-    )
+    batches = track(files, "comparing layers", console=Console(stderr=True), transient=True)
+    found = compare_layers(models, ([read_batch(each, size)] * len(models) for each in batches), normed=normed)
     page = write_cka(found, out, images=str(images), normed=normed)
     for name in found.layers:
         print(describe_split(found, name))

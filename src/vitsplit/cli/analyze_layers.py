@@ -51,7 +51,7 @@ def layers(
 
     from vitsplit.analysis.auto_layers import check_choice
     from vitsplit.analysis.cka import compare_layers
-    from vitsplit.analysis.images import files_to_compare, read_batch
+    from vitsplit.analysis.images import batches_to_compare, read_batch
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
     from vitsplit.backbone import open_backbone
@@ -60,7 +60,7 @@ def layers(
     from vitsplit.tasks import task_name
     from vitsplit.training.override import override
 
-    files = files_to_compare(images, limit, batch_size)
+    files = batches_to_compare(images, limit, batch_size)
     config, description, is_gated = _start(recipe, run)
     asked = {
         "backbone": backbone,
@@ -72,8 +72,7 @@ def layers(
     check_choice(config, "analyze layers")
     height, width = size or config.task.crop_size
     model = open_backbone(config.backbone).to(choose_device(device))
-    starts = range(0, len(files) - batch_size + 1, batch_size)
-    batches = ([read_batch(files[start : start + batch_size], (height, width))] for start in starts)
+    batches = ([read_batch(each, (height, width))] for each in files)
     found = compare_layers({config.backbone.backbone: model}, batches, normed=config.split.tap_norm)
     gate_LJ = gate_weights(run) if run is not None and is_gated else None
     if gate_LJ is not None and len(gate_LJ) != model.num_layers:
