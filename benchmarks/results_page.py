@@ -120,7 +120,7 @@ def measured() -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         machine = machines.setdefault(found["machine"], len(machines) + 1)
         rows.append(
-            Row((claim.claim, f"`{claim.command}`", claim.paper, _told(claim, found), f"{claim.note} ({machine})"))
+            Row((claim.claim, f"`{found['command']}`", claim.paper, _told(claim, found), f"{claim.note} ({machine})"))
         )
     machine_lines = "".join(f"{number}. {machine}\n" for machine, number in machines.items())
     text = _section("Measured", "", ("claim", "command", "paper", "ours", "(machine)"), rows)

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from vitsplit.cli.options import config_from_cli
+from vitsplit.recipes import recipe
+from vitsplit.tasks import TASKS, task_name
+
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("results_claims")
+
+
+def test_what_users_with_the_data_run_can_be_run(claims: ModuleType) -> None:
+    """Recipes and settings of the commands exist. Those of `analyze` and `evaluate` have settings of runs, too."""
+    for beyond in claims.BEYOND:
+        words = shlex.split(beyond.command.partition(", then ")[0])
+        verb = next(word for word in words if word in ("train", "evaluate", "analyze"))
+        rest = words[words.index(verb) + 1 :]
+        name = "ade20k-small"
+        for flag in ("--recipe", "--data", "--out", "--from"):
+            if flag in rest:
+                at = rest.index(flag)
+                name = rest[at + 1] if flag == "--recipe" else name
+                del rest[at : at + 2]
+        config = config_from_cli(
+            recipe(name), [word for word in rest if word not in ("ablate", "sweep", "RUN", *TASKS)]
+        )
+        assert verb != "train" or task_name(config) in rest, beyond.command
 
 
 @pytest.mark.parametrize("part", ["measured", "beyond", "not_covered"])
