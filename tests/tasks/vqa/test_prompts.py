@@ -2,6 +2,8 @@
 
 import pytest
 from tiny_language import tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.vqa.prompts import IMAGE, PLACE, V1_SYSTEM, Prompter, Turn
@@ -73,6 +75,35 @@ def test_ids_and_answers_are_those_of_the_text_written_out(conversation, turns, 
     assert tokens.ids.count(IMAGE) == has_image
     learnt = [token for token, answer in zip(tokens.ids, tokens.is_answer, strict=True) if answer]
     assert prompter.tokenizer.decode(learnt) == "".join(piece for piece, answer in pieces if answer)
+
+
+def metaspace_tokenizer():
+    """A tokenizer of Llama's form: a space is a character of its own, and one stands before every text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    texts = [V1_SYSTEM, "USER: ASSISTANT:\n", *(text for turn in TURNS for text in (turn.question, turn.answer))]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    tokenizer.post_processor = begin
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_llamas_spaces_are_as_llava_reads_them():
+    """LLaVA breaks the text at the image, and both halves into tokens by themselves: each begins with a space."""
+    tokenizer = metaspace_tokenizer()
+    tokens = Prompter(tokenizer, "v1").conversation_tokens(TURNS, has_image=True)
+    before, after = "".join(piece for piece, _ in V1).split("<image>")
+    halves = [tokenizer(half, add_special_tokens=False).input_ids for half in (before, after)]
+    assert tokens.ids == [tokenizer.bos_token_id, *halves[0], IMAGE, *halves[1]]
+    runs = []
+    for token, answer, learnt in zip(tokens.ids, tokens.is_answer, [False, *tokens.is_answer], strict=False):
+        if answer and not learnt:
+            runs.append([])
+        if answer:
+            runs[-1].append(token)
+    texts = ["".join(tokenizer.convert_ids_to_tokens(run)).replace("\u2581", " ") for run in runs]
+    assert [text.strip() for text in texts] == ["a book</s>", "two, grün ☂ and red</s>"]
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])

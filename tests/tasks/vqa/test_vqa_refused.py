@@ -61,6 +61,24 @@ def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch
         find_language_model(VqaConfig(language_model=str(folder), language_width=WIDTH))
 
 
+@pytest.mark.parametrize(
+    ("settings", "package", "said"),
+    [
+        ({"quantize": "4bit", "tune": "full"}, "bitsandbytes", "freezes the language model: give --tune lora with it"),
+        ({"quantize": "4bit", "tune": "lora"}, None, r"pip install 'vitsplit\[4bit\]'"),
+        ({"attention": "flash_attention_2", "share_image": False}, None, "needs the package flash-attn"),
+        ({"attention": "flash_attention_2"}, "flash_attn", "give --no-share-image with it"),
+    ],
+)
+def test_what_needs_a_package_or_another_setting(settings, package, said, tmp_path, monkeypatch):
+    """``package`` alone is there, of the two that may be missing."""
+    folder, found = tiny_folder(tmp_path / "tiny"), importlib.util.find_spec
+    there = {name: object() if name == package else None for name in ("bitsandbytes", "flash_attn")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else found(name))
+    with pytest.raises(ConfigError, match=said):
+        opened(folder, **settings)
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "model-00002-of-00002.safetensors"])
 def test_half_a_language_model_in_the_hubs_cache_is_fetched_again(missing, tmp_path, monkeypatch):
     """The hub's client takes any folder of its cache for the model; what a download left there may be no model."""
