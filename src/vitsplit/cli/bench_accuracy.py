@@ -87,7 +87,7 @@ def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) ->
     timed = {name: to_dict(config) for name, config in configs.items()}
     known: dict[str, Any] = {"seconds": options.seconds, "settings": {}, "steps": {}}
     if file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known |= json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
         if known["seconds"] != options.seconds or changed:
             what = f"the settings of {', '.join(changed)} were others" if changed else f"it was {known['seconds']:g} s"
