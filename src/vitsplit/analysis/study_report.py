@@ -49,7 +49,7 @@ def write_study(
         subtitle: What was trained on what.
         notes: Paragraphs below the table.
         grid: Whether quality is also to be drawn over K_t and over K_p.
-        curves: Whether it is also to be drawn over the time of training.
+        curves: Whether it is also to be drawn over the time of training, where runs were evaluated on their way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", to_json(rows))
@@ -62,7 +62,8 @@ def write_study(
         page.text(note, soft=True)
     if done:
         figures = {"cost": plot_cost(done)} | ({"grid": plot_grid(done)} if grid else {})
-        if curves:
+        # A run that was evaluated at its end alone has no curve.
+        if curves and any(len(progress(each)) > 1 for row in done for each in row.by_seed.values()):
             figures["curves"] = plot_curves(done)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
