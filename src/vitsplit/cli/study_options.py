@@ -83,7 +83,7 @@ def run_study(
     config = config_from_cli(base, flags.pop("", []), prog=parser.prog)
     if config.method != "vitsplit":
         raise ConfigError(
-            f"--method {config.method}: studies of parts and layers are of --method vitsplit; methods are compared by "
+            f"--method {config.method}: a study of parts or layers is of --method vitsplit; methods are compared by "
             "`vitsplit bench accuracy --methods`."
         )
     with_own = with_own_settings(make_variants(options), flags, prog=parser.prog)
