@@ -57,7 +57,7 @@ def test_from_images_to_page(scenes, tmp_path, capsys):
     out = tmp_path / "layers"
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, "--num-prior-layers", "3", "--out", str(out)]) == 0
     found = json.loads((out / "layers.json").read_text())
-    assert found["images"] == 8 and found["gate"] is None and np.array(found["cka"]).shape == (12, 12)
+    assert found["images"] == 9 and found["gate"] is None and np.array(found["cka"]).shape == (12, 12)
     first, own = found["proposals"]
     assert len(first["prior_layers"]) == 3 and min(first["prior_layers"]) >= 2
     assert own["num_tuned_layers"] == 3 and own["prior_layers"] == [2, 6, 11]

@@ -24,6 +24,7 @@ from vitsplit.methods import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.training.config import Precision
 from vitsplit.training.precision import DTYPES, autocast, resolve_precision
 from vitsplit.types import LayerTaps
@@ -174,8 +175,10 @@ def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Task
     task = bare_task(card.config, card.description)
     model = build_model(card.config, backbone, task)
     load_weights(folder, model)
-    # Nothing trains any more: a language model that was tuned whole is then kept in the precision of its answers.
-    return task, model.requires_grad_(False)
+    if isinstance(model.decoder, VqaDecoder) and model.decoder.language_model is not None:
+        # It trains no more: one that was tuned whole is then kept in the precision of its answers, like any other.
+        model.decoder.language_model.requires_grad_(False)
+    return task, model
 
 
 def precision_of(card: Card) -> Precision:
