@@ -201,10 +201,11 @@ STEP = "vitsplit bench train-step ade20k-{size} --methods vitsplit {methods} --o
 MEASURED = [
     Measured(
         "Figs. 3, 12, 15: layers fall into two blocks",
-        "vitsplit analyze cka nyuv2/images/train --backbones dinov2-small-focus --limit 32",
+        "vitsplit analyze cka nyuv2/images/train --backbones dinov2-small-focus --limit 256",
         "early layers resemble each other, and late ones do",
         "cka",
-        "divided at layer {split}: CKA {within} within the blocks, {across} across",
+        "divided at layer {split}: CKA {within} within the blocks, {across} across; {beyond_distance} of it is more than "
+        "layers' distance explains",
         "the structure is there",
     ),
     Measured(
