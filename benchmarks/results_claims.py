@@ -204,8 +204,8 @@ MEASURED = [
         "vitsplit analyze cka nyuv2/images/train --backbones dinov2-small-focus --limit 256",
         "early layers resemble each other, and late ones do",
         "cka",
-        "divided at layer {split}: CKA {within} within the blocks, {across} across; {beyond_distance} of it is more than "
-        "layers' distance explains",
+        "divided at layer {split}: CKA {within} within the blocks, {across} across; {beyond_distance} of it is more "
+        "than layers' distance explains",
         "the structure is there",
     ),
     Measured(
