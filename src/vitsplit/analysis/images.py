@@ -12,12 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitsplit.analysis.cka import LEAST_BATCH
 from vitsplit.data.folders import index_files, require_folder
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
 from vitsplit.errors import ConfigError
-
-LEAST = 4
-"""Images that layers can be compared on at least: fewer have no unbiased estimate."""
 
 
 def choose_files(folder: Path, limit: int) -> list[Path]:
@@ -46,13 +44,13 @@ def batches_to_compare(folder: Path, limit: int, batch_size: int) -> list[list[P
         ConfigError: The batch is too small, or there are fewer images than that.
         DataError: There is no image.
     """
-    if batch_size < LEAST:
-        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least {LEAST} images at a time.")
+    if batch_size < LEAST_BATCH:
+        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least {LEAST_BATCH} images at a time.")
     files = choose_files(folder, limit)
     if len(files) < batch_size:
         raise ConfigError(f"{folder}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    if len(batches[-1]) < LEAST:
+    if len(batches[-1]) < LEAST_BATCH:
         rest = batches.pop()
         batches[-1] = [*batches[-1], *rest]
     return batches

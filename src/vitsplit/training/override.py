@@ -48,8 +48,8 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
 
 def changed_settings(before: TrainConfig[Any], after: TrainConfig[Any]) -> dict[str, Any]:
     """The settings that ``override`` makes the one configuration the other with, of runs of one task."""
-    values = {name: _value(after, place, name) for place, name in _places(after)}
-    return {name: values[name] for place, name in _places(before) if _value(before, place, name) != values[name]}
+    pairs = {name: (_value(before, place, name), _value(after, place, name)) for place, name in _places(before)}
+    return {name: new for name, (old, new) in pairs.items() if old != new}
 
 
 def _value(config: Any, place: tuple[str, ...], name: str) -> Any:
