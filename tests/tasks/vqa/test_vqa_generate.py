@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from tiny_language import WIDTH, tiny_decoder, tiny_model, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitsplit.tasks.vqa.generate import BATCH, Answerer
 from vitsplit.tasks.vqa.predict import VqaPrediction
@@ -124,6 +125,28 @@ def test_an_answer_ends_where_the_language_model_ends_it():
         ids = ids[: ids.index(stop) + 1] if stop in ids else ids
         expected.append(PROMPTER.tokenizer.decode(ids, skip_special_tokens=True).strip())
     assert answerer(ends, visual()).answer(QUESTIONS) == expected, "one ends, and the others go on"
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of the weights is brought to another precision."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.count = {weight.data_ptr(): 0 for weight in weights}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.count:
+            self.count[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_that_train_are_rounded_once_and_not_for_every_token():
+    decoder = tiny_decoder(tiny_model().requires_grad_())
+    one = answerer(decoder, visual().bfloat16())
+    one.answer(["why?"])  # the image is read
+    with Casts(decoder.language_model.parameters()) as casts:
+        one.answer(QUESTIONS)
+    assert set(casts.count.values()) == {0, 1}, "norms and words stay as they are"
 
 
 def test_several_threads_read_the_image_once(decoder):

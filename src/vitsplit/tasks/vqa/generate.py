@@ -115,7 +115,7 @@ class Answerer:
         # A caption ends with its line: there is no token for it.
         return text.partition("\n")[0].rstrip() if self.prompter.conversation == "plain" else text
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast keeps no weight, and would cast all of them for every token
     def _generate(
         self,
         prompts: Sequence[list[int]],
