@@ -35,11 +35,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150, help="of every run (default: 150)")
+    parser.add_argument("--eval-every", type=int, help="steps between two evaluations (default: one at the end)")
     parser.add_argument("--batch-size", type=int, default=4, help="images of a step (default: 4)")
     parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")
     options = parser.parse_args()
 
-    budget = {"steps": options.steps, "eval_every": options.steps, "batch_size": options.batch_size}
+    eval_every = options.eval_every or options.steps
+    budget = {"steps": options.steps, "eval_every": eval_every, "batch_size": options.batch_size}
     trials = plan_trials({**COMMON, **budget}, options.seeds, options.out)
     result = run_trials(trials, options.data, options.out, processes=options.processes)
     show(result.outcomes)
