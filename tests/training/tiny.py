@@ -72,6 +72,10 @@ class TinyBatch:
     def to(self, device: Any) -> "TinyBatch":
         return TinyBatch(self.image_BCHW.to(device), self.mask_Bhw.to(device), self.mean_B.to(device), self.names)
 
+    def pin_memory(self) -> "TinyBatch":
+        pinned = (tensor.pin_memory() for tensor in (self.image_BCHW, self.mask_Bhw, self.mean_B))
+        return TinyBatch(*pinned, self.names)
+
 
 class TinyData:
     """Dark and bright patches; many images have nearly all of their patches ignored."""

@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+
+from vitsplit import __version__
 
 PRODUCT_SIDE = 2048
 """Side of the matrices of the yardstick: large enough for a processor's full speed, and quick."""
@@ -162,7 +163,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "vitsplit": version("vitsplit"),
+        "vitsplit": __version__,
     }
 
 

@@ -153,7 +153,7 @@ def open_accelerator(device: str) -> Accelerator:
     if wanted.type == "cuda":
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"--device {device}: PyTorch finds no such GPU here. Choose cpu.")
-        torch.cuda.set_device(wanted)
+        torch.cuda.set_device(wanted.index or 0)
     # accelerate takes the first device that a process names.
     PartialState(cpu=wanted.type == "cpu")
     accelerator = make_accelerator()

@@ -71,15 +71,17 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
     rows_ND = map_BDhw.permute(0, 2, 3, 1).reshape(-1, width)
     index_M4, share_M4 = _neighbours(offset_BChw, height, columns)
     kernel_CE = weight_EDkk.permute(2, 3, 1, 0).reshape(NUM_TAPS * width, -1)
+    # Where a GPU samples, it is in float32: it has no kernel for the gradient of bfloat16 shares.
+    sample_dtype = rows_ND.dtype if rows_ND.device.type == "cpu" else share_M4.dtype
     # The sampled rows are nine times as large as the map, and quickly sampled again.
-    out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(rows_ND.dtype), kernel_CE)
+    out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(sample_dtype), kernel_CE)
     return out_NE.view(batch, height, columns, -1).permute(0, 3, 1, 2)
 
 
 def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel_CE: Tensor) -> Tensor:
     """The nine sampled rows of every pixel, times the kernel: ``(N, E)``."""
-    sampled_MD = F.embedding_bag(index_M4, rows_ND, per_sample_weights=share_M4, mode="sum")
-    return sampled_MD.view(-1, len(kernel_CE)) @ kernel_CE
+    sampled_MD = F.embedding_bag(index_M4, rows_ND.to(share_M4.dtype), per_sample_weights=share_M4, mode="sum")
+    return sampled_MD.to(rows_ND.dtype).view(-1, len(kernel_CE)) @ kernel_CE
 
 
 def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
