@@ -207,7 +207,10 @@ def _convert(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(type(read.config)(**settings))
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # Not what a tokenizer of GPT-2's kind ends texts with by itself: transformers 5.17 overlooks what the file says.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(read.config.eos_token_id)
+    tokenizer.save_pretrained(folder)
 
 
 def language_width(folder: Path) -> int:
