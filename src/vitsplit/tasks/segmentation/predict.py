@@ -25,6 +25,7 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 WINDOWS_PER_PASS = 4
+OVERLAY_ROWS = 256
 SCORES_AT_ONCE = 1 << 26
 """Scores (pixels times classes) at the image's own size that are held at once: 256 MB."""
 
@@ -51,9 +52,12 @@ class SegmentationPrediction:
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The image with the classes' colours laid over it."""
-        palette = np.array(self.classes.colours, dtype=np.float32)
-        mixed = (1 - opacity) * self.image + opacity * palette[self.mask]
-        return Image.fromarray(mixed.round().astype(np.uint8))
+        palette = opacity * np.array(self.classes.colours, dtype=np.float32)
+        mixed = np.empty_like(self.image)
+        for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows: as fractions an image is four times as large
+            rows = slice(top, top + OVERLAY_ROWS)
+            mixed[rows] = (np.float32(1 - opacity) * self.image[rows] + palette[self.mask[rows]]).round()
+        return Image.fromarray(mixed)
 
     def shares(self) -> dict[str, float]:
         """Class name to its share of the pixels, largest first, of the classes that were found."""
