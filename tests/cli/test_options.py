@@ -78,6 +78,7 @@ def test_names_are_unique_over_all_dataclasses():
         (["--lrr=3"], r"no flag --lrr\."),
         (["--no-task-heads"], r"no flag --no-task-heads\. Did you mean --no-task-head "),
         (["--zzz"], r"no flag --zzz\. --help lists"),
+        (["--device", "cuda:1"], "CUDA_VISIBLE_DEVICES=1"),
         (["stray"], r"'stray' stands without a flag"),
     ],
 )

@@ -78,7 +78,7 @@ def trained_maps(
     if not isinstance(head, SplitHead):
         raise ConfigError(
             f"{name}: the layers of a {type(head).__name__} cannot be shown. Give runs of --method vitsplit, "
-            "linear-probe or full-finetune."
+            "linear-probe, frozen-head, full-finetune or upernet."
         )
     depth = backbone.num_layers if head.task_head is None else head.task_head.depth
     found = _frozen(backbone, image_BCHW, depth, normed)

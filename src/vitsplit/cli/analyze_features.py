@@ -38,7 +38,7 @@ def features(
     Args:
         images: An image, or a folder of images; folders inside it count too.
         backbones: Frozen models; those of the runs, or dinov2-small where there is neither.
-        runs: Run or bundle folders of --method vitsplit, linear-probe or full-finetune.
+        runs: Run or bundle folders of --method vitsplit, linear-probe, frozen-head, full-finetune or upernet.
         show: The first channel, as the paper does, or three principal components as colours.
         out: Folder to write to.
         size: Height and width that images are resized to.

@@ -28,7 +28,8 @@ def check(
 
     Folder layout: images/train and images/val, and with the same file names masks/train, masks/val and classes.json
     (segmentation), or depth/train and depth/val (depth). Detection takes COCO, YOLO and Pascal VOC; vqa takes
-    train.jsonl and val.jsonl, or LLaVA's JSON. Published sets are recognised as they unpack, see docs/data.md.
+    *train.jsonl and *val.jsonl, or LLaVA's JSON. Published sets are recognised as they unpack, see docs/data.md and,
+    for questions, docs/vqa.md.
 
     Exit status: 0 ready for training, 1 errors were found, 2 the folder cannot be used at all.
 

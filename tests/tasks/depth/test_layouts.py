@@ -21,7 +21,14 @@ def test_a_folder_and_its_scale(tmp_path):
     data = open_depth_set(tmp_path, "train")
     assert (len(data), data.scale, data.split) == (2, 0.001, "train")
     assert data.items[1] == (tmp_path / "images/train/1.png", tmp_path / "depth/train/1.png")
+
+
+def test_a_scale_that_is_not_the_files_is_taken_and_told(tmp_path, caplog):
+    write_set(tmp_path, [millimetres()])
+    assert open_depth_set(tmp_path, "train", depth_scale=0.001).scale == 0.001
+    assert not caplog.messages
     assert open_depth_set(tmp_path, "train", depth_scale=0.5).scale == 0.5, "the user's word counts"
+    assert "--depth-scale 0.5" in caplog.text and "depth.json says 0.001" in caplog.text
 
 
 def test_a_folder_without_splits_is_split(tmp_path):

@@ -128,7 +128,15 @@ def recognise(root: str | Path, format: str = "auto") -> tuple[Path, str]:
 def open_folder(root: Path, split: str, depth_scale: float | None) -> DepthSet:
     """``images/{train,val}`` and ``depth/{train,val}`` (or without splits), and ``depth.json`` for integer maps."""
     items = tuple(split_pairs(root, split, labels="depth", suffixes=DEPTH_SUFFIXES))
-    scale = read_scale(root / SCALE_FILE) if depth_scale is None else depth_scale
+    written = read_scale(root / SCALE_FILE)
+    scale = written if depth_scale is None else depth_scale
+    if None not in (written, depth_scale) and written != depth_scale:
+        logger.warning(
+            "--depth-scale %g is taken, and %s says %g: leave the flag away if the file is right.",
+            depth_scale,
+            root / SCALE_FILE,
+            written,
+        )
     pngs = [depth_path for _, depth_path in items if depth_path.suffix.lower() == ".png"]
     if scale is None and pngs:  # of the other types only the file itself tells whether it holds integers
         raise MissingScaleError(missing_scale(pngs[0]))
