@@ -115,12 +115,12 @@ def measured() -> str:
     for claim in MEASURED:
         file = FIGURES / f"{claim.file}.json"
         if not file.is_file():
-            missing.append(f"- {claim.claim}: `{claim.command}`")
+            missing.append(f"- {claim.claim}: {_code(claim.command)}")
             continue
         found = json.loads(file.read_text(encoding="utf-8"))
         machine = machines.setdefault(found["machine"], len(machines) + 1)
         rows.append(
-            Row((claim.claim, f"`{found['command']}`", claim.paper, _told(claim, found), f"{claim.note} ({machine})"))
+            Row((claim.claim, _code(found["command"]), claim.paper, _told(claim, found), f"{claim.note} ({machine})"))
         )
     machine_lines = "".join(f"{number}. {machine}\n" for machine, number in machines.items())
     text = _section("Measured", "", ("claim", "command", "paper", "ours", "(machine)"), rows)
@@ -136,9 +136,14 @@ def _told(claim: Measured, found: dict[str, Any]) -> str:
 
 def beyond() -> str:
     """What needs data sets and machines that a user has and we have not."""
-    rows = [Row((each.claim, each.paper, f"`{each.command}`")) for each in BEYOND]
+    rows = [Row((each.claim, each.paper, _code(each.command))) for each in BEYOND]
     text = "The exact command for those who have the data; none of these was run here.\n"
     return _section("With the data sets", text, ("claim", "paper", "command"), rows)
+
+
+def _code(commands: str) -> str:
+    """Commands of which one comes after the other."""
+    return f"`{commands.replace(', then ', '`, then `')}`"
 
 
 def not_covered() -> str:
