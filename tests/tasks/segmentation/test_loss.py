@@ -182,6 +182,21 @@ def test_dice_has_the_derivative_that_differences_give():
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=2e-2)
 
 
+def test_dices_gradient_is_not_lost_in_float16():
+    """It is a mean over many pixels, and float16 ends at 6e-8: it must wait for the scale that the loss gets."""
+    generator = torch.Generator().manual_seed(0)
+    logits_BKhw = torch.randn(1, CLASSES, 96, 96, generator=generator).half()
+    mask_BHW = torch.randint(0, CLASSES, (1, 384, 384), generator=generator, dtype=torch.uint8)
+    gradients = []
+    for dtype in (torch.float16, torch.float32):
+        leaf = logits_BKhw.to(dtype).clone().requires_grad_()
+        (65536 * dice_sum(leaf, mask_BHW, Padding(0, 0, 0, 0), "resize")).backward()
+        gradients.append(leaf.grad.float())
+    half, full = gradients
+    assert full.abs().median() / 65536 < 1e-5
+    assert (half - full).norm() < 1e-3 * full.norm()
+
+
 def test_a_perfect_prediction_costs_nothing():
     mask_BHW = torch.zeros(1, 8, 8, dtype=torch.uint8)
     mask_BHW[:, :, 4:] = 2

@@ -189,7 +189,9 @@ class _PerImage(torch.autograd.Function):
                 if wanted:
                     (grad_BKhw[index : index + 1],) = torch.autograd.grad(loss, logits_1Khw)
             total += loss.detach()
-        ctx.save_for_backward(grad_BKhw.to(logits_BKhw.dtype))
+        # In float16 the gradient of a mean over many pixels is zero until the loss is scaled, which it is not yet.
+        dtype = torch.float32 if logits_BKhw.dtype == torch.float16 else logits_BKhw.dtype
+        ctx.save_for_backward(grad_BKhw.to(dtype))
         return total
 
     @staticmethod
