@@ -123,7 +123,7 @@ class TinyTask:
     def normalisers(self, batch: TinyBatch) -> dict[str, Tensor]:
         return {
             "patches": (batch.mask_Bhw != IGNORE).sum().double(),
-            "mean": torch.tensor(float(len(batch.names)), dtype=torch.float64),
+            "mean": torch.tensor(float(len(batch.names)), dtype=torch.float64, device=batch.mask_Bhw.device),
         }
 
     def targets(self, batch: TinyBatch, taps) -> None:

@@ -133,7 +133,7 @@ class FeatureCache:
         taps: dict[str, dict[int, Tensor]] = {"tokens": {}, "maps": {}, "raw_maps": {}}
         for name in rows[0]:
             kind, _, index = name.partition(".")
-            stacked = torch.stack([features[name] for features in rows]).to(device, non_blocking=True)
+            stacked = torch.stack([features[name].to(device, non_blocking=True) for features in rows])
             if kind == "tokens":
                 taps[kind][int(index)] = stacked.float()
             else:

@@ -41,6 +41,11 @@ class Kept:
     keys: list[str]
     features: list[Features | None]
 
+    def pin_memory(self) -> Kept:
+        """In page-locked memory. What a worker sent is freed, and with it the file that it holds open here."""
+        pinned = [each and {name: tensor.pin_memory() for name, tensor in each.items()} for each in self.features]
+        return Kept(self.keys, pinned)
+
 
 class FeatureStore:
     """A folder of features of one backbone in one precision.

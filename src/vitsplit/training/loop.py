@@ -22,7 +22,7 @@ from vitsplit.training.config import LoopConfig, RunConfig
 from vitsplit.training.evaluation import Evaluator, SaveBundle
 from vitsplit.training.feature_cache import FeatureCache
 from vitsplit.training.optim import current_lr, named
-from vitsplit.training.progress import Pace, ProgressView, peak_memory_gb
+from vitsplit.training.progress import Pace, ProgressView, forget_peak_memory, peak_memory_gb
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.sampling import ReadBatch
 from vitsplit.training.setup import (
@@ -104,6 +104,7 @@ def fit(
         TrainingError: The loss or the gradient is not finite.
     """
     accelerator = make_accelerator(config)
+    forget_peak_memory(accelerator.device)
     console = console or Console()
     with log_to(run, console, main=accelerator.is_main_process), StopRequest() as stop:
         config = resolve_config(config, accelerator, run, resume=resume)

@@ -95,6 +95,12 @@ class Pace:
         self.seconds_per_step += weight * (seconds - self.seconds_per_step)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Lets ``peak_memory_gb`` of a GPU begin anew: a process can train several runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_gb(device: torch.device) -> float:
     """The most memory the run has held, in 2**30 bytes: on the GPU, or of the process where it computes on CPU."""
     if device.type == "cuda":

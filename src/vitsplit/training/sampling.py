@@ -165,8 +165,8 @@ class ReadBatch:
         return ReadBatch(self.batch.to(device), self.kept)
 
     def pin_memory(self) -> ReadBatch:
-        """The batch in page-locked memory."""
-        return ReadBatch(self.batch.pin_memory(), self.kept)
+        """The batch, and what is kept of it, in page-locked memory."""
+        return ReadBatch(self.batch.pin_memory(), self.kept and self.kept.pin_memory())
 
 
 def read_batches(
