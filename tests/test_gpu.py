@@ -22,10 +22,11 @@ GPU = {"NVIDIA_TF32_OVERRIDE": "0"}
 COMMON = {name: value for name, value in SMALL_RUN.items() if name not in ("crop_size", "image_scale")}
 TASKS = {
     "segmentation": {"crop_size": (48, 64)},
+    "segmentation on kept features": {"crop_size": (48, 64), "cache_features": 1, "workers": 2},
     "depth": {"crop_size": (48, 64)},
     "detection": {
         "image_scale": (64, 48), "jitter": "none", "anchor_sizes": (4, 8, 16, 32, 64), "pyramid_width": 16,
-        "sampled_proposals": 16,
+        "sampled_proposals": 4096,  # all that there are: a GPU would draw others
     },
     "vqa": {
         "crop_size": (48, 64), "language_width": WIDTH, "lora_rank": 2, "lora_alpha": 4, "visual_grid": (2, 2),
@@ -53,16 +54,16 @@ def test_deformable_convolution_has_torchvisions_values_and_gradients(dtype, err
         assert (a.cpu().double() - b).norm() < error * b.norm(), name
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_learns_as_on_the_processor(task, scenes, tmp_path):
-    settings = {**COMMON, **TASKS[task], "task": task, "steps": 6}
+@pytest.mark.parametrize("case", TASKS)
+def test_a_run_learns_as_on_the_processor(case, scenes, tmp_path):
+    task = case.split()[0]
+    settings = {**COMMON, **TASKS[case], "task": task, "steps": 6, "cache_folder": str(tmp_path / "kept")}
     if task == "vqa":
         settings["language_model"] = str(tiny_folder(tmp_path / "language"))
     _run(PROCESSOR, "-c", _TRAIN, json.dumps({**settings, "data": str(scenes), "out": str(tmp_path / "processor")}))
     expected = _losses(tmp_path / "processor")
-    # A detector draws the proposals that it learns from, and a GPU draws others.
-    drawn = 0.2 if task == "detection" else 0.0
-    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.05)):
+    drawn = 0.05 if task == "detection" else 0.0  # the anchors that its proposals are learnt from
+    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.1)):  # in fp16 first steps may be skipped
         out = tmp_path / precision
         _run(GPU, "-c", _TRAIN, json.dumps({**settings, "data": str(scenes), "out": str(out), "precision": precision}))
         assert _losses(out) == pytest.approx(expected, rel=max(tolerance, drawn)), precision
@@ -76,7 +77,7 @@ def test_a_bundle_answers_as_on_the_processor(scenes, tmp_path, monkeypatch):
     _run(PROCESSOR, "-c", _TRAIN, json.dumps(settings))
     image = min((scenes / "images" / "val").iterdir())
     here, there = (vitsplit.load(tmp_path / "run", device=device).predict(image) for device in ("cpu", "cuda"))
-    assert (here.labels == there.labels).mean() > 0.99
+    assert (here.mask == there.mask).mean() > 0.99
 
 
 def test_the_benchmark_of_a_step_counts_what_the_gpu_holds():

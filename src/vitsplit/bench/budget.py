@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vitsplit.bench.measure import free_memory
 from vitsplit.bench.train_step import Say
 from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
 from vitsplit.errors import ConfigError
@@ -62,6 +63,8 @@ def steps_within(
             took, _ = step()
             if turn >= WARMUP:
                 times[label].append(took)
+    del step, steps, backbones
+    free_memory(accelerator.device)
     return steps_of(times, seconds)
 
 

@@ -6,6 +6,7 @@ falls on all of them, and their ratio is made turn by turn.
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -20,8 +21,8 @@ import torch
 
 from vitsplit import __version__
 
-PRODUCT_SIDE = 2048
-"""Side of the matrices of the yardstick: large enough for a processor's full speed, and quick."""
+PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}
+"""Side of the matrices of the yardstick: large enough for a device's full speed, and quick."""
 _WARM_UP_PRODUCTS = 2
 
 
@@ -114,7 +115,7 @@ class Stopwatch:
 
 
 def product_speed(
-    device: torch.device, dtype: torch.dtype, *, repeats: int = 4, side: int = PRODUCT_SIDE
+    device: torch.device, dtype: torch.dtype, *, repeats: int = 4, side: int | None = None
 ) -> list[float]:
     """Speeds of a product of two square matrices, in 10^9 multiply-adds per second: the yardstick of a device.
 
@@ -122,8 +123,9 @@ def product_speed(
         device: Where.
         dtype: Of the matrices.
         repeats: How many are measured, after two that are not.
-        side: Rows and columns.
+        side: Rows and columns; None: of ``PRODUCT_SIDES``.
     """
+    side = side or PRODUCT_SIDES[device.type]
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     watch, speeds = Stopwatch(device), []
     for repeat in range(_WARM_UP_PRODUCTS + repeats):
@@ -133,6 +135,13 @@ def product_speed(
         if repeat >= _WARM_UP_PRODUCTS:
             speeds.append(side**3 / seconds / 1e9)
     return speeds
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives a GPU's memory that nothing refers to any more back, for another process."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def peak_resident_bytes() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vitsplit.analysis.cost import step_gmacs
-from vitsplit.bench.measure import Spread, describe_machine, paired_ratio, product_speed
+from vitsplit.bench.measure import Spread, describe_machine, free_memory, paired_ratio, product_speed
 from vitsplit.bench.memory import PeakMemory, measure_memory
 from vitsplit.bench.workload import (
     MAX_CLASSES,
@@ -258,7 +258,8 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
     product = _product(plan, accelerator.device, precision)
     take_turns(steps, figures, turns=plan.steps, warmup=plan.warmup, say=say)
     product += _product(plan, accelerator.device, precision)
-    steps.clear()
+    del step, steps, backbones
+    free_memory(accelerator.device)
     if plan.memory:
         for workload in workloads:
             say(f"memory of {workload.label}")

@@ -71,7 +71,7 @@ def _unknown(arguments: Sequence[str], base: Any, prefix: str) -> str:
         return f"'{' '.join(arguments)}' stands without a flag. Settings are given as --name value."
     flag = flags[0].partition("=")[0]
     if flag == "--device":
-        return "There is no flag --device: a run takes the first GPU. CUDA_VISIBLE_DEVICES=1 chooses another, an empty one none."
+        return f"There is no flag {flag}: a run takes the first GPU. CUDA_VISIBLE_DEVICES=1 chooses another, '' none."
     close = difflib.get_close_matches(flag.replace("_", "-"), list(flag_names(base)), n=3)
     hint = f"Did you mean {' or '.join(_prefixed(name, prefix) for name in close)}? " if close else ""
     return f"There is no flag {_prefixed(flag, prefix)}. {hint}--help lists all flags."
