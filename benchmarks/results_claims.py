@@ -314,7 +314,7 @@ MEASURED = [
         "better on eight of nine benchmarks",
         "vqa",
         "{order}",
-        "",
+        "no difference where 135 M learn from 635 images: seeing is worth 3.5 points there at most",
     ),
 ]
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of questions and images")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150, help="of every run (default: 150)")
+    parser.add_argument("--steps", type=int, default=300, help="of every run (default: 300)")
     parser.add_argument("--eval-every", type=int, help="steps between two evaluations (default: one at the end)")
     parser.add_argument("--batch-size", type=int, default=4, help="images of a step (default: 4)")
     parser.add_argument("--processes", type=int, default=1, help="runs at once (default: 1)")

@@ -3,7 +3,7 @@
 A sampled value is a weighted sum of four neighbouring pixels, and a pixel with channels innermost is one row of memory:
 so sampling is an embedding bag of four rows, and the convolution is one matrix product over the sampled rows. Equal to
 ``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but several times faster on a processor and at
-home in bfloat16, for which that operator has no kernel there.
+home in bfloat16, for which that operator has no kernel; on a GPU up to three times (``benchmarks/deformable.py``).
 
 Shapes: B batch, D channels in, E channels out, h w grid, N = B*h*w pixels; 9 taps of the 3x3 kernel in row-major order.
 """
