@@ -5,7 +5,7 @@ import torch
 
 from vitsplit.errors import ConfigError
 from vitsplit.training import precision
-from vitsplit.training.precision import bf16_speedup, resolve_precision
+from vitsplit.training.precision import bf16_speedup, resolve_precision, train_in_float32
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(0.4, "fp32"), (1.49, "fp32"), (1.5, "bf16"), (6.0, "bf16")])
@@ -53,3 +53,11 @@ def test_a_processor_without_bf16_is_known_by_small_products(monkeypatch):
     left = _clock(monkeypatch, [0.1, 0.1, 4.0, 9.0, 5.0, 20.0, 1.0, 1.0])
     assert bf16_speedup(size=8, repeats=1) == pytest.approx(4.0 / 9.0)
     assert len(list(left)) == 4  # two products of the large size were not made
+
+
+def test_what_trains_is_float32_and_what_is_frozen_stays_as_it_was_loaded():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).bfloat16()
+    model[0].requires_grad_(False)
+    train_in_float32(model)
+    assert {parameter.dtype for parameter in model[0].parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model[1].parameters()} == {torch.float32}

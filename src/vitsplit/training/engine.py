@@ -15,6 +15,7 @@ from vitsplit.training.checkpoint import RunTensors
 from vitsplit.training.config import OptimConfig, RunConfig
 from vitsplit.training.ema import WeightAverage
 from vitsplit.training.optim import build_joint_optimizer, load_moments, moments, trainable
+from vitsplit.training.precision import train_in_float32
 
 Admit = Callable[[Sequence[Tensor]], None]
 """Looks at the norms of the gradient, one or more that add up in squares, and raises if the step must not stand."""
@@ -108,6 +109,7 @@ class PlainEngine:
     def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
         self.accelerator = accelerator
         self.optims: Mapping[str, OptimConfig] = config.optims()
+        train_in_float32(model)
         self.model = self.trained = model
         self.wrapped: nn.Module = accelerator.prepare_model(torch.compile(model) if config.loop.compile else model)
         self.optimizer: torch.optim.Optimizer = build_joint_optimizer(model.members(), self.optims)

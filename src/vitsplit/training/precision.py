@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
 from vitsplit.errors import ConfigError
 from vitsplit.training.config import Precision
@@ -27,6 +28,13 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[obj
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
     return torch.autocast(device_type, dtype, enabled=dtype != torch.float32)
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Makes what trains float32, in place, whatever it was loaded in: in bfloat16 small updates round to nothing."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Resolved:

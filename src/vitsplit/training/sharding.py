@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
 from vitsplit.training.config import LoopConfig, OptimConfig
+from vitsplit.training.precision import train_in_float32
 
 TraineeT = TypeVar("TraineeT", bound=nn.Module)
 LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit train ..."
@@ -88,8 +89,7 @@ def prepare_parameters(model: nn.Module, dtype: torch.dtype, device: torch.devic
         if not parameter.is_floating_point() or parameter.ndim == 0:
             what = "a quantised tensor" if parameter.ndim else "a single number"
             raise ConfigError(f"--sharding: {name} is {what}, which cannot be sharded. Choose --sharding none.")
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    train_in_float32(model)
     for language_model in language_models(model):
         for parameter in language_model.parameters():
             if not parameter.requires_grad and parameter.dtype == torch.float32:

@@ -252,9 +252,6 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
     _check_window(model.config.get_text_config(), config, num_visual)
     model.config.use_cache = False
     model.requires_grad_(config.stage == "instruct" and config.tune == "full")
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # in bfloat16, which flash attention asks for, small updates would round to nothing
-            parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
