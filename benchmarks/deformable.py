@@ -1,19 +1,20 @@
 """The deformable convolution in its two forms, forward and backward: this package's rows, and torchvision's operator.
 
-python benchmarks/deformable.py --device cuda --batch-size 16 --width 1024
+    python benchmarks/deformable.py --device cuda --batch-size 16 --width 1024
+
+The two take turns; their ratio is the median over turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from vitsplit.bench.measure import Stopwatch, describe_machine
+from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
 from vitsplit.split.deform import deform_conv3x3
 from vitsplit.training.precision import DTYPES, autocast
 
@@ -46,8 +47,9 @@ def main() -> None:
 
     print(describe_machine(device))
     difference = max(_difference(a, b) for a, b in zip(rows(), torchvision(), strict=True))
-    seconds = _in_turns([rows, torchvision], device, options.turns)
-    print(f"rows {1e3 * seconds[0]:.2f} ms, torchvision {1e3 * seconds[1]:.2f} ms: {seconds[1] / seconds[0]:.2f} times")
+    times = _in_turns([rows, torchvision], device, options.turns)
+    ours, theirs = (1e3 * Spread.of(samples).median for samples in times)
+    print(f"rows {ours:.2f} ms, torchvision {theirs:.2f} ms: {paired_ratio(times[1], times[0]).median:.2f} times")
     print(f"largest relative difference of output and gradients: {difference:.1e}")
 
 
@@ -59,7 +61,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
-def _in_turns(forms: list[Callable[[], list[Tensor]]], device: torch.device, turns: int) -> list[float]:
+def _in_turns(forms: list[Callable[[], list[Tensor]]], device: torch.device, turns: int) -> list[list[float]]:
     watch, times = Stopwatch(device), [list[float]() for _ in forms]
     for turn in range(2 + turns):
         for form, samples in zip(forms, times, strict=True):
@@ -68,7 +70,7 @@ def _in_turns(forms: list[Callable[[], list[Tensor]]], device: torch.device, tur
             seconds, _ = watch.stop("step")
             if turn >= 2:
                 samples.append(seconds)
-    return [statistics.median(samples) for samples in times]
+    return times
 
 
 if __name__ == "__main__":

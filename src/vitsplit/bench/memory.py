@@ -10,6 +10,7 @@ import torch
 
 from vitsplit.bench.measure import peak_resident_bytes
 from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.training.progress import forget_peak_memory
 from vitsplit.types import TapRequest
 
 STEPS = 2
@@ -45,17 +46,15 @@ def measure_memory(workload: Workload, threads: int) -> PeakMemory:
 def _measure_here(workload: Workload, threads: int) -> PeakMemory:
     torch.set_num_threads(threads)
     accelerator = open_accelerator(workload.device)
-    on_gpu = accelerator.device.type == "cuda"
     before = peak_resident_bytes()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    forget_peak_memory(accelerator.device)
     backbones = Backbones()
     step = TimedStep(workload, accelerator, backbones)
     if step.model.request == TapRequest(pixels=True):
         backbones.drop_weights()
     for _ in range(STEPS):
         step()
-    if on_gpu:
+    if accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(accelerator.device)
         return PeakMemory(peak, peak)
     after = peak_resident_bytes()
