@@ -1,0 +1,262 @@
+"""Reading files that a user or a stranger wrote: one clear error for whatever is wrong with them.
+
+Every list of classes, annotation file, bundle card, configuration, state and log of the package is read here. A file is
+read only if it is a regular one (not a pipe or a device) of at most a stated size and in UTF-8; JSON in it must be what
+its standard says, with every key once. The functions below check the values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from vitsplit.errors import DataError, VitsplitError
+
+SMALL_FILE = 16 << 20
+"""Bytes: the most of a card, a configuration, a state, or a list of classes or of names."""
+LARGE_FILE = 2 << 30
+"""Bytes: the most of a file of annotations, questions or log rows (COCO's largest has 0.45e9)."""
+LONGEST_NAME = 1024
+"""Characters: the most of a name of a class, a file or a setting."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+ErrorType = type[VitsplitError]
+
+
+def read_text(
+    path: str | Path, *, limit: int = SMALL_FILE, error: ErrorType = DataError, advice: str = "Replace the file."
+) -> str:
+    """The text of a file, with ``\\n`` at the end of every line and without a byte order mark.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+        error: What to raise.
+        advice: What the user can do if the file cannot be used: the last sentence of the message.
+
+    Raises:
+        VitsplitError: Of type ``error``: there is no such file, it is not a regular file or not readable, too large, or
+            not UTF-8.
+    """
+    content = read_bytes(path, limit=limit, error=error, advice=advice)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(
+            f"{path}: not UTF-8 (byte {fault.start} is 0x{content[fault.start]:02x}). Save it as UTF-8. {advice}"
+        ) from fault
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_bytes(
+    path: str | Path, *, limit: int, error: ErrorType = DataError, advice: str = "Replace the file."
+) -> bytes:
+    """The bytes of a file. Arguments and errors are those of ``read_text``."""
+    try:
+        # A pipe without a writer would block here otherwise. Windows has no such flag.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{path}: a folder, a pipe or a device, not a regular file. {advice}")
+            content = file.read(limit + 1) if status.st_size <= limit else b""
+    except FileNotFoundError as fault:
+        raise error(f"{path}: there is no such file. Check the path.") from fault
+    except (OSError, ValueError) as fault:  # ValueError: a null character in the path
+        raise error(f"{path}: cannot be read ({fault}). {advice}") from fault
+    if status.st_size > limit or len(content) > limit:
+        raise error(f"{path}: larger than {limit / 1e6:.0f} MB, which no such file is. {advice}")
+    return content
+
+
+def read_json(
+    path: str | Path, *, limit: int = SMALL_FILE, error: ErrorType = DataError, advice: str = "Replace the file."
+) -> Any:
+    """The value in a JSON file; see ``read_text`` for the arguments and ``parse_json`` for what is refused."""
+    return parse_json(read_text(path, limit=limit, error=error, advice=advice), str(path), error=error, advice=advice)
+
+
+def parse_json(text: str, where: str, *, error: ErrorType = DataError, advice: str = "Correct it.") -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+        where: The file, and the place in it, for the message.
+        error: What to raise.
+        advice: The last sentence of the message.
+
+    Raises:
+        VitsplitError: Of type ``error``: not JSON (with line and column), NaN or an infinity, a key twice in one
+            object, nested too deeply, a number of thousands of digits, or half of a surrogate pair in a text.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as fault:
+        raise error(
+            f"{where}: not valid JSON ({fault.msg}, line {fault.lineno}, column {fault.colno}). {advice}"
+        ) from fault
+    except RecursionError as fault:
+        raise error(f"{where}: nested too deeply to be read. {advice}") from fault
+    except UnicodeEncodeError as fault:
+        raise error(f"{where}: a text in it has half of a surrogate pair (\\ud800 to \\udfff). {advice}") from fault
+    except ValueError as fault:
+        raise error(f"{where}: not valid JSON ({fault}). {advice}") from fault
+    return value
+
+
+def read_json_lines(
+    path: str | Path,
+    *,
+    limit: int = LARGE_FILE,
+    error: ErrorType = DataError,
+    advice: str = "Correct or remove the line.",
+    may_end_early: bool = False,
+) -> list[tuple[int, dict[str, Any]]]:
+    """The objects in a file of JSON lines, each with the number of its line (from 1); empty lines are passed over.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+        error: What to raise.
+        advice: The last sentence of a message.
+        may_end_early: Whether the last line may be cut short, as by a kill; it is then omitted.
+
+    Raises:
+        VitsplitError: Of type ``error``: as ``read_text`` and ``parse_json``, or a line holds no object.
+    """
+    # Not splitlines: it also breaks at characters that JSON allows inside a text.
+    lines = read_text(path, limit=limit, error=error, advice=advice).split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, f"{path}: line {number}", error=error, advice=advice)
+            if not isinstance(row, dict):
+                raise error(f"{path}: line {number} holds {shown(row)}, not an object. {advice}")
+        except error:
+            # A complete line ends with a line break, after which split gives one more, empty one.
+            if may_end_early and number == len(lines):
+                break
+            raise
+        rows.append((number, row))
+    return rows
+
+
+def whole_number(
+    value: Any, where: str, least: int, most: int, *, error: ErrorType = DataError, advice: str = "Correct it."
+) -> int:
+    """The value, if it is an ``int`` (no ``bool``, no ``float``) from ``least`` to ``most``; raises ``error`` else."""
+    if type(value) is not int or not least <= value <= most:
+        raise error(f"{where} must be a whole number from {least} to {most}, not {shown(value)}. {advice}")
+    return value
+
+
+def real_number(
+    value: Any,
+    where: str,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    error: ErrorType = DataError,
+    advice: str = "Correct it.",
+) -> float:
+    """The value as a ``float``, if it is a finite number (no ``bool``) from ``least`` to ``most``; raises else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number) and least <= number <= most:
+            return number
+    bounds = "" if (least, most) == (-math.inf, math.inf) else f" from {least:g} to {most:g}"
+    raise error(f"{where} must be a finite number{bounds}, not {shown(value)}. {advice}")
+
+
+def string(
+    value: Any, where: str, longest: int = LONGEST_NAME, *, error: ErrorType = DataError, advice: str = "Correct it."
+) -> str:
+    """The value, if it is a ``str`` of at most ``longest`` characters; raises ``error`` else."""
+    if not isinstance(value, str):
+        raise error(f"{where} must be a string, not {shown(value)}. {advice}")
+    if len(value) > longest:
+        raise error(f"{where} has {len(value)} characters, and at most {longest} are possible. {advice}")
+    return value
+
+
+def inside(
+    folder: Path,
+    name: Any,
+    where: str,
+    *,
+    follow_links: bool = True,
+    error: ErrorType = DataError,
+    advice: str = "Name a file inside that folder.",
+) -> Path:
+    """The path of a file that another file names relative to ``folder``, and that must lie in it.
+
+    Args:
+        folder: The folder.
+        name: What the other file says, of whatever type.
+        where: The other file, and the place in it, for the message.
+        follow_links: Whether links may lead out of the folder, as those that a user made to images elsewhere. Not where
+            the file is to be written or removed.
+        error: What to raise.
+        advice: The last sentence of the message.
+
+    Raises:
+        VitsplitError: Of type ``error``: ``name`` is not a string, is empty, has control characters, is absolute or
+            leads out of the folder.
+    """
+    text = string(name, where, error=error, advice=advice)
+    parts = PurePosixPath(text.replace("\\", "/") if os.name == "nt" else text).parts
+    depth = lowest = 0
+    for part in parts:
+        depth += -1 if part == ".." else 1
+        lowest = min(lowest, depth)
+    is_absolute = PurePosixPath(text).is_absolute() or bool(PureWindowsPath(text).drive)
+    if not parts or _CONTROL.search(text) or is_absolute or lowest < 0:
+        raise error(f"{where}: {shown(text)} is not the name of a file in {folder}. {advice}")
+    path = folder / text
+    if not follow_links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise error(f"{where}: {shown(text)} leads out of {folder} by a link. {advice}")
+    return path
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value as a message shows it: strings in quotes and escaped, long ones cut, lists by their first values."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= length else f"{value[:length]!r}..."
+    if isinstance(value, list | tuple):
+        items = ", ".join("..." if isinstance(item, list | tuple | dict) else shown(item, 20) for item in value[:6])
+        return f"[{items}{', ...' if len(value) > 6 else ''}]"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(shown(key, 20) for key in list(value)[:6])}" if value else "{}"
+    if type(value) is int and value.bit_length() > 256:  # printing it takes long, or Python refuses
+        return f"a number of about {int(value.bit_length() * math.log10(2))} digits"
+    return json.dumps(value) if value is None or isinstance(value, bool | float) else str(value)[:length]
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. With a key twice, the last would win unseen."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"{shown(key)} is given twice")
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")
