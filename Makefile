@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources anew: 12 seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test fuzz check format clean
 
 help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
+	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  put the formatting right"
 	@echo "make setup   only set up $(VENV)"
@@ -37,6 +38,10 @@ demo: setup
 # One thread per test process: the tests are small, and two processes of two threads would fight over two cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+MINUTES ?= 10
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/robustness/fuzz.py --minutes $(MINUTES) $(if $(CASE),--case '$(CASE)')
 
 check: setup
 	$(BIN)/ruff format --check .
