@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -11,10 +12,21 @@ from small_run import SMALL_RUN
 from vitsplit.sample import write_segmentation_set
 
 
+class _Refusing(logging.Handler):
+    """Makes an error of whatever is logged to it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(f"{record.name} warns: {record.getMessage()}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests run on the processor, where sums have one order, but for those that ``-m gpu`` asks for."""
+    """Tests run on the processor, where sums have one order, but for those that ``-m gpu`` asks for.
+
+    A warning of timm, such as one on weights that were made for another activation, is an error.
+    """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    logging.getLogger("timm").addHandler(_Refusing(logging.WARNING))
 
 
 @pytest.fixture(scope="session")

@@ -197,9 +197,16 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
     """Refuses a backbone that the bundle was not trained on.
 
     Raises:
-        BundleError: Hashes differ; both are named.
+        BundleError: Hashes differ; both are named. Or the bundle is of a version that ran the backbone with another
+            activation.
     """
     expected, found = card.backbone["weights_hash"], backbone.info.weights_hash
+    if expected and expected == backbone.info.former_hash:
+        raise BundleError(
+            f"{where}: trained by a version of vitsplit that ran {card.backbone_title} with plain GELU, which is not "
+            f'its publisher\'s activation. To run it as it was trained, write "{card.backbone["timm_name"]}" for '
+            f'"{backbone.info.name}" in config.backbone.backbone of its {CARD}; better, train it again.'
+        )
     if expected != found:
         raise BundleError(
             f"{where}: trained on {card.backbone_title} with weights {expected[:16]}, but this is {backbone.name} "

