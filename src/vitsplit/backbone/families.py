@@ -9,8 +9,10 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
+import torch
+import torch.nn.functional as F
 from timm.layers.pos_embed import resample_abs_pos_embed_nhwc
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -18,6 +20,8 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
+
+PositionResample = Literal["timm", "release"]
 
 
 class Family(Protocol):
@@ -75,6 +79,44 @@ class PlainViT:
         return model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
 
 
+class PlainViTWithReleasePositions(PlainViT):
+    """A plain ViT whose positions reach other grids as in the release, which has DINOv2's own code.
+
+    Bicubic, without antialiasing, by a factor of ``(h + 0.1) / h0`` per side from the grid ``h0`` of training: the
+    added 0.1 kept a rounding error from dropping a row, and moves where the embeddings are sampled. timm resamples to
+    the exact size, with antialiasing.
+    """
+
+    def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``Family``."""
+        x_BhwD = model.patch_embed(pixels_BCHW)
+        prefix = [
+            token_1PD.expand(len(x_BhwD), -1, -1)
+            for token_1PD in (model.cls_token, model.reg_token)
+            if token_1PD is not None
+        ]
+        position_1TD = self._positions(model, (x_BhwD.shape[1], x_BhwD.shape[2]))
+        x_BTD = x_BhwD.flatten(1, 2)
+        if model.no_embed_class:
+            x_BTD = torch.cat([*prefix, x_BTD + position_1TD], dim=1)
+        else:
+            x_BTD = torch.cat([*prefix, x_BTD], dim=1) + position_1TD
+        return model.norm_pre(x_BTD), None
+
+    def _positions(self, model: Any, grid: tuple[int, int]) -> Tensor:
+        height, width = model.patch_embed.grid_size
+        if grid == (height, width):
+            return cast(Tensor, model.pos_embed)
+        num_prefix = model.pos_embed.shape[1] - height * width
+        prefix_1PD, patches_1ND = model.pos_embed.split([num_prefix, height * width], dim=1)
+        patches_1Dhw = F.interpolate(
+            patches_1ND.unflatten(1, (height, width)).permute(0, 3, 1, 2),
+            scale_factor=((grid[0] + 0.1) / height, (grid[1] + 0.1) / width),
+            mode="bicubic",
+        )
+        return torch.cat([prefix_1PD, patches_1Dhw.flatten(2).mT], dim=1)
+
+
 class RotaryViT:
     """EVA-02 and DINOv3: rotary positions, handed to every block."""
 
@@ -127,12 +169,34 @@ class SamViT:
         return nn.Identity()
 
 
-def family_of(model: nn.Module) -> Family:
+def position_rule(model: Any, name: str, how: PositionResample) -> PositionResample:
+    """How the positions of a model are resampled to other grids: what was asked for, unless both are the same.
+
+    With registers DINOv2's code, which the release runs, resamples as timm does.
+
+    Raises:
+        ConfigError: ``release`` was asked for, and the model has no absolute positions or is not a plain ViT.
+    """
+    if how == "release" and not (isinstance(model, VisionTransformer) and model.pos_embed is not None):
+        raise ConfigError(
+            f"--position-resample release is for plain ViTs with absolute positions, such as DINOv2; {name} is none. "
+            "Use --position-resample timm."
+        )
+    return "timm" if how == "timm" or model.reg_token is not None else "release"
+
+
+def family_of(model: nn.Module, positions: PositionResample = "timm") -> Family:
     """The family of a timm model.
+
+    Args:
+        model: The model.
+        positions: How a plain ViT's positions are resampled to other grids, see ``position_rule``.
 
     Raises:
         ConfigError: The model is not a plain, rotary or SAM vision transformer.
     """
+    if positions == "release":
+        return PlainViTWithReleasePositions()
     if isinstance(model, VisionTransformer):
         return PlainViT()
     if isinstance(model, VisionTransformerSAM):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.backbone.families import Family, family_of
+from vitsplit.backbone.families import Family, PositionResample, family_of
 from vitsplit.errors import ConfigError
 from vitsplit.training.precision import autocast
 from vitsplit.types import LayerTaps, Padding, TapRequest
@@ -27,11 +27,14 @@ class BackboneInfo:
         timm_name: The timm model, with tag.
         licence: Licence of the weights.
         source: Where the weights came from, in words.
-        weights_hash: SHA-256 over the tensors (names, shapes, bytes) and what they were resampled to; says whether two
-            backbones are the same.
+        weights_hash: SHA-256 over the tensors (names, shapes, bytes) and whatever else changes what is computed with
+            them: resampling, and an activation that is not timm's. Says whether two backbones are the same.
         mean: Per-channel mean that pixels in 0..1 are normalised with.
         std: Per-channel standard deviation.
-        resampled: What the weights were resampled to, such as ``patch 16``; empty where they are as they were trained.
+        resampled: What the weights were resampled to, such as ``patch 16``, and positions by another rule than timm's;
+            empty where they are as they were trained.
+        former_hash: What ``weights_hash`` was in versions that ran this entry of the catalog with plain GELU instead of
+            its publisher's activation; empty for others.
     """
 
     name: str
@@ -42,6 +45,7 @@ class BackboneInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resampled: str = ""
+    former_hash: str = ""
 
     @property
     def title(self) -> str:
@@ -58,6 +62,7 @@ class Backbone(nn.Module):
     Args:
         model: A timm model of one of the three families.
         info: Name, licence, source, hash and pixel statistics.
+        positions: How positions are resampled to other grids than the one of training, see ``position_rule``.
 
     Attributes:
         width: D.
@@ -69,10 +74,10 @@ class Backbone(nn.Module):
     mean_C11: Tensor
     std_C11: Tensor
 
-    def __init__(self, model: Any, info: BackboneInfo) -> None:
+    def __init__(self, model: Any, info: BackboneInfo, positions: PositionResample = "timm") -> None:
         super().__init__()
         self.info = info
-        self.family: Family = family_of(model)
+        self.family: Family = family_of(model, positions)
         self.model: Any = model.requires_grad_(False).eval()
         self.width: int = int(model.embed_dim)
         self.num_layers: int = len(model.blocks)

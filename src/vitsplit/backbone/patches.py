@@ -8,7 +8,6 @@ Shapes: P patch size, h w the grid that the position embeddings were made for.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal
 
 import torch
@@ -58,7 +57,8 @@ def set_patch_size(model: Any, patch_size: int, how: Resample = "2d") -> None:
     ``release``: What the authors' detection does. The kernel is resized bilinearly, like an image. Positions are
     resized by linear interpolation along the raster order (1369 -> 1024 for DINOv2, rows running into one another), and
     are from then on those of a grid of image size / P (32 x 32). From there every pass resamples them in two
-    dimensions; the release's does so without anti-aliasing and shifted by its offset of 0.1.
+    dimensions; the release's does so without anti-aliasing and shifted by its offset of 0.1
+    (``--position-resample release``).
 
     Args:
         model: A model of ``build_model``; may be on the meta device.
@@ -75,15 +75,6 @@ def set_patch_size(model: Any, patch_size: int, how: Resample = "2d") -> None:
     if how == "release":
         embed.proj.weight.copy_(F.interpolate(kernel_D3PP, size=size, mode="bilinear", align_corners=False))
         model.pos_embed.copy_(_along_raster(positions_1ND, positions_1ND.shape[1] - h * w, embed.num_patches))
-
-
-def resampled_hash(weights_hash: str, patch_size: int, how: Resample) -> str:
-    """The hash of a backbone whose own weights hash to ``weights_hash``, at another patch size.
-
-    It is made from what was resampled and how, and not from the result: a pseudo-inverse differs in the last bit
-    between processors, which would make the same backbone another one on another machine.
-    """
-    return hashlib.sha256(f"{weights_hash} at patch size {patch_size}, {how}\n".encode()).hexdigest()
 
 
 def _along_raster(positions_1ND: Tensor, num_prefix: int, num_patches: int) -> Tensor:

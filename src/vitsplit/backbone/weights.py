@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from huggingface_hub import constants
 from timm.models import get_pretrained_cfg
 
 from vitsplit.backbone import checkpoint, focus, hub
-from vitsplit.backbone.build import build_model, licence_of, timm_name_of
+from vitsplit.backbone.build import build_model, licence_of, own_activation, timm_name_of
 from vitsplit.backbone.catalog import FOCUS
+from vitsplit.backbone.families import PositionResample, position_rule
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
 from vitsplit.backbone.naming import StateDict
-from vitsplit.backbone.patches import Resample, other_patch_size, resampled_hash, set_patch_size
+from vitsplit.backbone.patches import Resample, other_patch_size, set_patch_size
 from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.training.config import BackboneConfig
 
@@ -34,7 +37,7 @@ def open_backbone(
     """The backbone that a configuration names.
 
     Args:
-        config: Name, weights, patch size.
+        config: Name, weights, patch size, rule for positions.
         weights: File or folder of weights in place of the configuration's.
         device: Where the tensors go; the CPU by default.
         only_shapes: Without memory for weights, on the meta device (``meta_backbone``).
@@ -44,13 +47,19 @@ def open_backbone(
         WeightsError: The weights cannot be had, read or recognised.
     """
     if only_shapes:
-        return meta_backbone(config.backbone, patch_size=config.patch_size, patch_resample=config.patch_resample)
+        return meta_backbone(
+            config.backbone,
+            patch_size=config.patch_size,
+            patch_resample=config.patch_resample,
+            position_resample=config.position_resample,
+        )
     return load_backbone(
         config.backbone,
         weights=weights or config.weights,
         random_weights=config.random_weights,
         patch_size=config.patch_size,
         patch_resample=config.patch_resample,
+        position_resample=config.position_resample,
         device=device,
     )
 
@@ -62,6 +71,7 @@ def load_backbone(
     random_weights: bool = False,
     patch_size: int | None = None,
     patch_resample: Resample = "2d",
+    position_resample: PositionResample = "timm",
     device: torch.device | str | None = None,
 ) -> Backbone:
     """Loads a frozen backbone with its pretrained weights.
@@ -74,6 +84,8 @@ def load_backbone(
         random_weights: Seeded random weights instead, the same each time; good for testing the machinery only.
         patch_size: Pixels per side of a patch; None: the model's own.
         patch_resample: How the weights are resampled to another patch size, see ``set_patch_size``.
+        position_resample: How positions are resampled to other image sizes: as timm does, or as the release
+            (``PlainViTWithReleasePositions``).
         device: Where the tensors go; the CPU by default.
 
     Returns:
@@ -89,25 +101,30 @@ def load_backbone(
         raise ConfigError(f"Both a weights file ({weights}) and random weights were asked for: choose one.")
     if random_weights:
         model, source = _random_model(name), RANDOM_WEIGHTS
-        other = other_patch_size(model, name, patch_size, patch_resample)
+        changes = _changes(model, name, patch_size, patch_resample, position_resample)
         _log.warning("backbone %s: random weights, which test the machinery and nothing else", name)
     else:
         # Parameters without memory: they are replaced at once, and initialising a large model takes seconds.
         with init_empty_weights(include_buffers=False):
             model = build_model(name)
-        other = other_patch_size(model, name, patch_size, patch_resample)
+        changes = _changes(model, name, patch_size, patch_resample, position_resample)
         state, file, source = _find(name, timm_name, weights)
         checkpoint.fill(model, state, str(file))
         _log.info("backbone %s: weights from %s (%s), licence %s", name, source, file, licence_of(name))
-    weights_hash = checkpoint.weights_hash(model)
-    if other is not None:
-        set_patch_size(model, other, patch_resample)
-        weights_hash = resampled_hash(weights_hash, other, patch_resample)
-        _log.info("backbone %s: resampled to %s", name, _resampled(other, patch_resample))
-    return _wrap(name, model, source, weights_hash, _resampled(other, patch_resample)).to(device)
+    tensors_hash = checkpoint.weights_hash(model)
+    changes.apply(model)
+    if changes.title:
+        _log.info("backbone %s: resampled to %s", name, changes.title)
+    return _wrap(name, model, source, tensors_hash, changes).to(device)
 
 
-def meta_backbone(name: str, *, patch_size: int | None = None, patch_resample: Resample = "2d") -> Backbone:
+def meta_backbone(
+    name: str,
+    *,
+    patch_size: int | None = None,
+    patch_resample: Resample = "2d",
+    position_resample: PositionResample = "timm",
+) -> Backbone:
     """A backbone without memory for its weights, to count parameters and multiply-adds with; its hash is ''.
 
     Raises:
@@ -115,16 +132,52 @@ def meta_backbone(name: str, *, patch_size: int | None = None, patch_resample: R
     """
     with torch.device("meta"):
         model = build_model(name)
-        other = other_patch_size(model, name, patch_size, patch_resample)
-        if other is not None:
-            set_patch_size(model, other, patch_resample)
-        return _wrap(name, model, "no weights, only shapes", "", _resampled(other, patch_resample))
+        changes = _changes(model, name, patch_size, patch_resample, position_resample)
+        changes.apply(model)
+        return _wrap(name, model, "no weights, only shapes", "", changes)
 
 
-def _resampled(patch_size: int | None, how: Resample) -> str:
-    if patch_size is None:
-        return ""
-    return f"patch {patch_size}" if how == "2d" else f"patch {patch_size}, {how}"
+@dataclass(frozen=True)
+class _Changes:
+    """What is done to a model as it was trained: another patch size, another rule for positions."""
+
+    patch_size: int | None
+    patch_resample: Resample
+    positions: PositionResample
+
+    def apply(self, model: Any) -> None:
+        if self.patch_size is not None:
+            set_patch_size(model, self.patch_size, self.patch_resample)
+
+    @property
+    def title(self) -> str:
+        parts = [] if self.patch_size is None else [f"patch {self.patch_size}"]
+        if self.patch_size is not None and self.patch_resample != "2d":
+            parts.append(self.patch_resample)
+        if self.positions != "timm":
+            parts.append(f"positions {self.positions}")
+        return ", ".join(parts)
+
+    def hash(self, weights_hash: str) -> str:
+        """Made from what was resampled and how, and not from the result.
+
+        A pseudo-inverse differs in the last bit between CPUs, which would make the same backbone another one on another
+        machine.
+        """
+        if self.patch_size is not None:
+            weights_hash = _derived(weights_hash, f"at patch size {self.patch_size}, {self.patch_resample}")
+        return weights_hash if self.positions == "timm" else _derived(weights_hash, f"with positions {self.positions}")
+
+
+def _changes(
+    model: Any, name: str, patch_size: int | None, patch_resample: Resample, position_resample: PositionResample
+) -> _Changes:
+    other = other_patch_size(model, name, patch_size, patch_resample)
+    return _Changes(other, patch_resample, position_rule(model, name, position_resample))
+
+
+def _derived(weights_hash: str, change: str) -> str:
+    return hashlib.sha256(f"{weights_hash} {change}\n".encode()).hexdigest()
 
 
 def _random_model(name: str) -> Any:
@@ -134,8 +187,15 @@ def _random_model(name: str) -> Any:
         return build_model(name)
 
 
-def _wrap(name: str, model: Any, source: str, weights_hash: str, resampled: str) -> Backbone:
+def _wrap(name: str, model: Any, source: str, tensors_hash: str, changes: _Changes) -> Backbone:
     config = model.pretrained_cfg
+    weights_hash, former_hash = "", ""
+    if tensors_hash:
+        weights_hash = changes.hash(tensors_hash)
+        activation = own_activation(name)
+        if activation is not None:
+            # The tensors alone would not tell such a backbone from what earlier versions made of them.
+            former_hash, weights_hash = weights_hash, changes.hash(_derived(tensors_hash, f"with {activation}"))
     info = BackboneInfo(
         name=name,
         timm_name=timm_name_of(name),
@@ -144,9 +204,10 @@ def _wrap(name: str, model: Any, source: str, weights_hash: str, resampled: str)
         weights_hash=weights_hash,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        resampled=resampled,
+        resampled=changes.title,
+        former_hash=former_hash,
     )
-    return Backbone(model, info)
+    return Backbone(model, info, changes.positions)
 
 
 def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, Path, str]:

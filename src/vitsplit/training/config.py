@@ -43,6 +43,8 @@ class BackboneConfig:
     """Run the model at this patch size in pixels, with its patch embedding resampled; None: its own."""
     patch_resample: Literal["2d", "release"] = "2d"
     """How: so that an enlarged patch keeps its token (2d), or as the release does for detection."""
+    position_resample: Literal["timm", "release"] = "timm"
+    """Position embeddings at other image sizes: timm's exact size and antialiasing, or as in the release."""
 
 
 @dataclass(frozen=True, kw_only=True)
