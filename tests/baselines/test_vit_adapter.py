@@ -4,16 +4,20 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerScale
 from tiny_backbones import KINDS, tiny_backbone
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import open_backbone
+from vitsplit.baselines import adapter_head
+from vitsplit.baselines.adapter_head import AdapterHead
 from vitsplit.baselines.pyramid import PUBLISHED, ConvFFN, PyramidOutput, PyramidSettings
 from vitsplit.baselines.pyramid_stem import PyramidStem, Scales, as_tokens
 from vitsplit.baselines.trunk import Trunk
 from vitsplit.baselines.vit_adapter import Exchange, ViTAdapter
 from vitsplit.errors import ConfigError
+from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import BackboneConfig
 
 TINY = PyramidSettings(num_heads=3, deform_ratio=1.0, drop_path=0.0, dim_ratio=1.0)
@@ -56,6 +60,30 @@ def test_at_first_the_transformer_is_as_it_was(kind):
     for interaction in adapter.interactions:
         nn.init.constant_(interaction.injector.gamma, 0.5)
     assert not any(torch.allclose(a, b, atol=1e-2) for a, b in zip(adapter(image_BCHW), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"), [("mae-base", 2 * 4 * 48), ("dinov2-small", 0), ("deit3_small_patch16_224", 0)]
+)
+def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypatch):
+    monkeypatch.setattr(adapter_head, "published_settings", lambda width: TINY)
+    backbone = tiny_backbone(kind, **PATCH_16)
+    before = sum(p.numel() for p in backbone.blocks[0].parameters()) * len(backbone.blocks)
+    head = AdapterHead("vit-adapter", backbone, pyramid=True)
+    blocks = head.adapter.blocks.trunk.blocks
+    assert sum(p.numel() for block in blocks for p in block.parameters() if p.requires_grad) == before + added
+    if added:
+        assert all(torch.equal(scale.gamma, torch.ones(48)) for block in blocks for scale in (block.ls1, block.ls2))
+        assert not any(isinstance(each, LayerScale) for each in backbone.modules())  # the frozen one is not touched
+    # A bundle of before has none: as one of ones.
+    model = TaskModel(head, nn.Identity())
+    former = {name: t.clone() for name, t in model.trainable_state().items() if added == 0 or ".ls" not in name}
+    assert len(model.trainable_state()) - len(former) == (8 if added else 0)
+    with torch.no_grad():
+        for block in blocks:
+            block.ls1.gamma.fill_(3.0)
+    model.load_trainable_state(former)
+    assert added == 0 or all(torch.equal(block.ls1.gamma, torch.ones(48)) for block in blocks)
 
 
 def test_groups_of_several_blocks():
@@ -258,7 +286,7 @@ def test_parameters_are_as_many_as_published(size):
     assert [len(interaction.extractors) for interaction in adapter.interactions] == [1, 1, 1, 3]
     assert millions(adapter.new_parameters()) == pytest.approx(new, abs=6e-3)
     trained = millions(p for p in adapter.parameters() if p.requires_grad)
-    assert trained == pytest.approx(WITH_DINOV2[size], rel=0.005)
+    assert trained == pytest.approx(WITH_DINOV2[size], abs=0.007)
 
 
 # 10^9 multiply-adds of the transformer, the stem and the interactions at 512 pixels, estimated from the authors' code.

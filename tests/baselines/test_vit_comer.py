@@ -159,7 +159,7 @@ def test_parameters_are_as_many_as_published(size):
         comer = ViTCoMer(Trunk(backbone, trained=True))
     assert sum(p.numel() for p in comer.new_parameters()) / 1e6 == pytest.approx(NEW[size], abs=6e-3)
     trained = sum(p.numel() for p in comer.parameters() if p.requires_grad) / 1e6
-    assert trained == pytest.approx(WITH_DINOV2[size], rel=0.005)
+    assert trained == pytest.approx(WITH_DINOV2[size], abs=0.007)
 
 
 # 10^9 multiply-adds of the transformer, the stem and the interactions at 512 pixels, estimated from the authors' code.

@@ -5,9 +5,11 @@ Shapes: B batch, D width, h w patch grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
@@ -59,6 +61,13 @@ class AdapterHead(nn.Module):
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The transformer, which is pretrained, and what is beside it."""
         return {"task_head": self.adapter.pretrained_parameters(), "base": self.adapter.new_parameters()}
+
+    def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of this head, by name, with what earlier versions did not have: a layer scale of one is none."""
+        names = [f"adapter.blocks.trunk.model.{name}" for name in self.adapter.blocks.added_scales]
+        if any(name in state for name in names):
+            return dict(state)
+        return {**state, **{name: torch.ones(self.width) for name in names}}
 
     def forward(self, taps: LayerTaps) -> Tensor | list[Tensor]:
         """Four maps ``(B, D, ., .)``, the finest first; or ``map_BDhw``."""

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from timm.layers import LayerScale
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
@@ -67,7 +68,8 @@ def published_settings(width: int) -> PyramidSettings:
 class BlockGroups(nn.Module):
     """A trunk without class and register tokens, whose blocks run in four groups of equal length.
 
-    What such a trunk cannot learn no longer trains: the prefix tokens, and the final norm, which is not applied.
+    What such a trunk cannot learn no longer trains: the prefix tokens, and the final norm, which is not applied. Blocks
+    without a layer scale (DeiT, AugReg) get one, as in the authors' code: one at first, per channel, on both branches.
 
     Args:
         trunk: The transformer; it is changed in place.
@@ -96,6 +98,7 @@ class BlockGroups(nn.Module):
                 parameter.requires_grad_(False)
         trunk.final_norm.requires_grad_(False)
         trunk.set_drop_path(drop_path)
+        self.added_scales = _with_layer_scale(trunk)
         if isinstance(trunk.family, RotaryViT):
             for block in trunk.blocks:
                 _without_prefix(block)
@@ -110,6 +113,18 @@ class BlockGroups(nn.Module):
         for index in range(group * self.group_length, (group + 1) * self.group_length):
             x_BND = self.trunk.run_block(index, x_BND, grid, rope)
         return x_BND
+
+
+def _with_layer_scale(trunk: Trunk) -> list[str]:
+    """Gives a layer scale of one to the branches that have none; returns the names of these parameters in the model."""
+    added = []
+    for index, block in enumerate(trunk.blocks):
+        for place in ("ls1", "ls2"):
+            if isinstance(getattr(block, place, None), nn.Identity):
+                device = next(block.parameters()).device
+                setattr(block, place, LayerScale(trunk.width, init_values=1.0, device=device))
+                added.append(f"blocks.{index}.{place}.gamma")
+    return added
 
 
 def _without_prefix(block: nn.Module) -> None:

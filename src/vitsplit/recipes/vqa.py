@@ -45,7 +45,7 @@ def llava15_7b_instruct() -> Recipe:
 
 
 def llava15_7b_align_release() -> Recipe:
-    """The release's first stage: half LLaVA-1.5's rate, and the release's own head (182.5 M)."""
+    """The release's first stage: half LLaVA-1.5's rate, and the release's own head (182,475,776)."""
     align = llava15_7b_align()
     return replace(
         align,
@@ -56,7 +56,7 @@ def llava15_7b_align_release() -> Recipe:
 
 
 def llava15_7b_instruct_release() -> Recipe:
-    """The release's second stage: 256 conversations a step, and the release's own head (182.5 M)."""
+    """The release's second stage: 256 conversations a step, and the release's own head (182,475,776)."""
     instruct, steps = llava15_7b_instruct(), INSTRUCT_SAMPLES // 256
     return replace(
         instruct,

@@ -18,19 +18,27 @@ class ConvBlock(nn.Module):
     Args:
         in_channels: C.
         width: D.
-        deformable: Deformable 3x3 convolution; otherwise a plain one without bias, so that only the offsets go.
+        deformable: Deformable 3x3 convolution; otherwise a plain one.
         offset_init: See ``DeformConv3x3``.
+        plain_bias: Whether a plain 3x3 convolution has a bias. A deformable one never has, so that without it plain
+            differs from deformable by the offsets alone.
     """
 
     def __init__(
-        self, in_channels: int, width: int, *, deformable: bool = True, offset_init: OffsetInit = "default"
+        self,
+        in_channels: int,
+        width: int,
+        *,
+        deformable: bool = True,
+        offset_init: OffsetInit = "default",
+        plain_bias: bool = False,
     ) -> None:
         super().__init__()
         self.reduce = Pointwise(in_channels, width)
         self.mix: nn.Module = (
             DeformConv3x3(width, offset_init)
             if deformable
-            else nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+            else nn.Conv2d(width, width, kernel_size=3, padding=1, bias=plain_bias)
         )
 
     def forward(self, map_BChw: Tensor) -> Tensor:

@@ -81,6 +81,18 @@ class TaskModel(Trainee):
         """This model alone."""
         return {"": self}
 
+    def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state that an earlier version saved, as ``load_trainable_state`` takes it."""
+        upgrade = getattr(self.head, "upgraded", None)
+        if upgrade is None:
+            return dict(state)
+        mine = {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
+        return {**state, **{f"head.{name}": tensor for name, tensor in upgrade(mine).items()}}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what ``trainable_state`` gave, here or in an earlier version."""
+        super().load_trainable_state(self.upgraded(state))
+
     def forward(self, taps: LayerTaps, targets: Any = None) -> Any:
         """Taps to the decoder's output.
 

@@ -7,6 +7,7 @@ h w patch grid.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,10 +50,10 @@ class ReleaseConnector(nn.Module):
     """The head of the authors' release for LLaVA, which is not the paper's in five ways.
 
     The copied block is the last but one, and sees patches only: class and register tokens are dropped before it. The
-    prior is that block's frozen output. Neither passes a norm. The 3x3 convolutions are plain. The fusion net widens
-    to the language model's width by itself, and ends in GELU: nothing projects after it.
+    prior is that block's frozen output. Neither passes a norm. The 3x3 convolutions are plain, with a bias. The fusion
+    net widens to the language model's width by itself, and ends in GELU: nothing projects after it.
 
-    182.5 M parameters for CLIP-L and a width of 4096, of which the last convolution has 151 M.
+    182,475,776 parameters for CLIP-L and a width of 4096, of which the last convolution has 151 M.
 
     Args:
         backbone: What the block is copied from: a plain ViT, whose blocks do without a class token.
@@ -73,8 +74,8 @@ class ReleaseConnector(nn.Module):
         self.width = language_width
         self.family = backbone.family
         self.block = copy.deepcopy(backbone.blocks[self.layer]).float().requires_grad_(True)
-        self.prior = ConvBlock(backbone.width, backbone.width, deformable=False)
-        self.fusion = ConvBlock(2 * backbone.width, language_width, deformable=False)
+        self.prior = ConvBlock(backbone.width, backbone.width, deformable=False, plain_bias=True)
+        self.fusion = ConvBlock(2 * backbone.width, language_width, deformable=False, plain_bias=True)
 
     @property
     def request(self) -> TapRequest:
@@ -95,6 +96,15 @@ class ReleaseConnector(nn.Module):
         task_BDhw = patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)
         prior_BDhw = self.prior(taps.raw_maps[self.layer])
         return self.fusion(torch.cat([prior_BDhw, task_BDhw], dim=1))
+
+    def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state of this head, by name, with what earlier versions did not have: a bias of zero changes nothing."""
+        missing = {
+            f"{part}.mix.bias": state[f"{part}.mix.weight"].new_zeros(self.get_parameter(f"{part}.mix.bias").shape)
+            for part in ("prior", "fusion")
+            if f"{part}.mix.weight" in state and f"{part}.mix.bias" not in state
+        }
+        return {**state, **missing}
 
 
 def build_head(config: VqaConfig, split: SplitConfig, backbone: Backbone) -> Any:

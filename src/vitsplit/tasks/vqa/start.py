@@ -43,7 +43,7 @@ def start_from(run: str | Path, model: TaskModel, backbone: Backbone, task: VqaT
             f"{trained_with['weights_hash'][:16]}, which are now {present['weights_hash'][:16]}. Train a first stage "
             "for this language model, or give the one that it was trained for."
         )
-    state = read_weights(folder)
+    state = model.upgraded(read_weights(folder))
     names = model.state_dict()
     strange = sorted(name for name, tensor in state.items() if name not in names or names[name].shape != tensor.shape)
     connector = {name for name in model.trainable_state() if not name.startswith(LANGUAGE_MODEL)}
