@@ -106,3 +106,22 @@ def test_what_is_too_long_is_cut_off_at_the_end():
     whole, cut = (stack([row], [0], max_length=length) for length in (1000, 10))
     assert whole.ids_BT.shape == (1, 14) and cut.ids_BT.shape == (1, 10)
     assert torch.equal(cut.ids_BT, whole.ids_BT[:, :10]) and torch.equal(cut.segment_BT, whole.segment_BT[:, :10])
+
+
+@pytest.mark.parametrize("num_visual", [1, 4, 9])
+def test_visual_tokens_count_in_the_length_of_a_sequence(num_visual):
+    """As LLaVA: the sequence is made whole, and what is behind its ``model_max_length`` is cut off."""
+    rng = random.Random(2)
+    rows = [[conversation(rng, [3], 8)], [conversation(rng, [3], 14)], [conversation(rng, [], 14, has_image=False)]]
+    images = [0, 1, -1]
+    whole = expand(stack(rows, images, max_length=1000), num_visual)
+    cut = stack(rows, images, max_length=12, num_visual=num_visual)
+    made = expand(cut, num_visual)
+    there = [int((made.mask[row] if made.mask.dim() == 2 else made.mask[row, 0].any(0)).sum()) for row in range(3)]
+    lengths = [len(row[0].ids) + (num_visual - 1) * (image >= 0) for row, image in zip(rows, images, strict=True)]
+    assert there == [min(12, length) for length in lengths] and max(lengths) > 12
+    for row, length in enumerate(there):
+        for name in ("ids_BS", "visual_BS", "is_answer_BS", "position_BS"):
+            assert torch.equal(getattr(made, name)[row, :length], getattr(whole, name)[row, :length]), name
+    # What the loss is divided by counts what is left.
+    assert int(cut.is_answer_BT[:, 1:].sum()) == int(made.is_answer_BS[:, 1:].sum())

@@ -121,10 +121,10 @@ def test_one_image_cannot_be_shuffled(images):
 def test_a_batch_knows_which_image_is_whose(images):
     data = data_of([images[1], None, images[4]], questions_per_image=1)
     samples = [data[index, 0] for index in range(3)]
-    batch = collate(samples, data.config)
+    batch = collate(samples, data.config, 1)
     assert batch.tokens.image_B.tolist() == [0, -1, 1]
     assert [int(image[0, 0, 0]) // 50 for image in batch.image_BCHW] == [1, 4]
     assert batch.names == ["sample 0", "sample 1", "sample 2"]
-    text = collate([samples[1]], data.config)
+    text = collate([samples[1]], data.config, 1)
     assert text.image_BCHW.shape == (1, 3, 8, 8) and text.image_BCHW.sum() == 0
     assert text.tokens.image_B.tolist() == [-1]

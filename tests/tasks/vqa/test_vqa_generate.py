@@ -1,5 +1,6 @@
 """Answers, against transformers writing on from the whole prompt without any of it kept."""
 
+import re
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from tiny_language import WIDTH, tiny_decoder, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.generate import BATCH, Answerer
 from vitsplit.tasks.vqa.predict import VqaPrediction
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
@@ -49,6 +51,43 @@ def ids_of_transformers(decoder, tokens_NW, question, history=(), max_new_tokens
 
 def by_transformers(*args, **options):
     return PROMPTER.tokenizer.decode(ids_of_transformers(*args, **options), skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("tokens_NW", [visual(), None], ids=["image", "none"])
+def test_a_prompt_longer_than_the_window_is_refused_or_cut(decoder, tokens_NW, monkeypatch, caplog):
+    longest = max(QUESTIONS, key=len)
+    has_image, num_visual = tokens_NW is not None, 0 if tokens_NW is None else N
+    tokens = len(PROMPTER.question_ids(longest, has_image=has_image)) + max(num_visual - 1, 0)
+    settings = decoder.causal_model.config
+    monkeypatch.setattr(settings, "max_position_embeddings", tokens)
+    expected = by_transformers(decoder, tokens_NW, longest)
+    assert answerer(decoder, tokens_NW).answer([longest]) == [expected]  # it just fits
+    monkeypatch.setattr(settings, "max_position_embeddings", tokens - 1)
+    one = answerer(decoder, tokens_NW)
+    for ask in (lambda: one.answer(QUESTIONS), lambda: one.continue_conversation(longest)):
+        with pytest.raises(DataError, match=f"at most {tokens - 1}, {num_visual} of them the image's. Shorten it"):
+            ask()
+    with pytest.raises(DataError, match="begin a new conversation"):
+        list(one.stream("why?", (Turn(longest, longest),)))
+    cutting = answerer(decoder, tokens_NW, cut=True)
+    with caplog.at_level("WARNING", logger="vitsplit"):
+        (answer,) = cutting.answer([longest])
+    kept = int(re.search(r"cut to its first (\d+) letters", caplog.text)[1])
+    assert answer == by_transformers(decoder, tokens_NW, longest[:kept])
+    assert len(longest) / 2 < kept < len(longest)
+
+
+def test_a_question_of_200_000_words_is_refused_before_it_is_broken_into_tokens(decoder, monkeypatch):
+    long = "why? " * 200_000
+    cut = answerer(decoder, visual(), cut=True)._prompt(long)
+    assert len(cut) + N - 1 <= cut_window(decoder)
+    monkeypatch.setattr(PROMPTER, "question_ids", lambda *_, **__: pytest.fail("broken into tokens"))
+    with pytest.raises(DataError, match="has 1000000 letters"):
+        answerer(decoder, visual()).answer([long])
+
+
+def cut_window(decoder):
+    return decoder.causal_model.config.max_position_embeddings
 
 
 @pytest.mark.parametrize("tokens_NW", [visual(), visual(1), None], ids=["image", "another", "none"])

@@ -39,9 +39,9 @@ def test_a_sliding_window_that_is_shorter_than_a_sequence(short_sighted):
     with pytest.raises(ConfigError, match=r"looks back 8 tokens at most.*--no-share-image"):
         opened(short_sighted)
     assert opened(short_sighted, share_image=False).config.sliding_window == 8
-    with pytest.raises(ConfigError, match=r"sequences may have 9, 3 of an image among them.*--max-length 5\."):
-        opened(short_sighted, max_length=6)
-    assert opened(short_sighted, max_length=5).config.sliding_window == 8
+    with pytest.raises(ConfigError, match=r"sequences may have 9, 3 of an image among them.*--max-length 8\."):
+        opened(short_sighted, max_length=9)
+    assert opened(short_sighted, max_length=8).config.sliding_window == 8
 
 
 def test_another_width(tmp_path):

@@ -73,6 +73,6 @@ class VqaConfig:
     shuffle_images: bool = False
     """Give every training sample another sample's image: what can be learnt without seeing."""
     max_length: int = 2048
-    """Tokens of a training sequence, visual ones not counted; what is longer is cut off at the end."""
+    """Tokens of a training sequence, visual ones among them; what is longer is cut off at the end."""
     max_new_tokens: int = 32
     """The most tokens of an answer."""

@@ -62,14 +62,21 @@ class VqaBatch:
         return VqaBatch(self.image_BCHW.pin_memory(), self.tokens.pin_memory(), self.names)
 
 
-def collate(samples: Sequence[VqaSample], config: VqaConfig) -> VqaBatch:
-    """Samples with and without images to a batch."""
+def collate(samples: Sequence[VqaSample], config: VqaConfig, num_visual: int) -> VqaBatch:
+    """Samples with and without images to a batch.
+
+    Args:
+        samples: The samples.
+        config: Settings.
+        num_visual: Visual tokens of an image, which count in ``config.max_length``.
+    """
     images = [sample.image_CHW for sample in samples if sample.image_CHW is not None]
     rows, count = [], 0
     for sample in samples:
         rows.append(-1 if sample.image_CHW is None else count)
         count += sample.image_CHW is not None
-    tokens = stack([sample.conversations for sample in samples], rows, max_length=config.max_length)
+    conversations = [sample.conversations for sample in samples]
+    tokens = stack(conversations, rows, max_length=config.max_length, num_visual=num_visual)
     black_CHW = torch.zeros(3, *config.crop_size, dtype=torch.uint8)
     return VqaBatch(torch.stack(images or [black_CHW]), tokens, [sample.name for sample in samples])
 

@@ -8,6 +8,7 @@ Shapes: N visual tokens, W width of the language model, B questions, S tokens.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -15,12 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.errors import DataError
+from vitsplit.files import shown
 from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
 from vitsplit.training.precision import autocast
 
 BATCH = 16
 """Questions that are answered together."""
+LONGEST = 16_384
+"""The most tokens of a prompt, also where the language model would read more: attention grows as its square."""
+LETTERS = 64
+"""The most letters of a prompt per token that may be read; what is longer is not even broken into tokens."""
+
+logger = logging.getLogger("vitsplit")
 
 
 class Answerer:
@@ -32,6 +41,8 @@ class Answerer:
         tokens_NW: The image's visual tokens; None: questions are on no image.
         max_new_tokens: The most tokens of an answer, unless told otherwise.
         precision: What to compute in; None: what the visual tokens were computed in, or float32 without any.
+        cut: Cut the end of a question that makes its prompt longer than the language model reads, with a warning;
+            otherwise it is refused.
 
     Several threads may ask at once: what was made of the image is only read, and every answer works on a copy.
 
@@ -47,18 +58,24 @@ class Answerer:
         *,
         max_new_tokens: int,
         precision: torch.dtype | None = None,
+        cut: bool = False,
     ) -> None:
         self.decoder = decoder
         self.prompter = prompter
         self.tokens_NW = tokens_NW
         self.max_new_tokens = max_new_tokens
         self.precision = precision or (torch.float32 if tokens_NW is None else tokens_NW.dtype)
+        self.cut = cut
         self.prefills = 0
         self._lock = threading.Lock()
         self._begun: dict[tuple[int, ...], Any] = {}
 
     def answer(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
-        """The answers, each as if it were asked alone, without sampling."""
+        """The answers, each as if it were asked alone, without sampling.
+
+        Raises:
+            DataError: A question is longer than the language model reads.
+        """
         prompts = [self._prompt(question) for question in questions]
         # Those of about one length together, so that little is padded.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -73,7 +90,11 @@ class Answerer:
     def continue_conversation(
         self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
     ) -> str:
-        """The answer to the last question of a conversation."""
+        """The answer to the last question of a conversation.
+
+        Raises:
+            DataError: The conversation is longer than the language model reads.
+        """
         (ids,) = self._generate([self._prompt(question, history)], max_new_tokens)
         return self._text(ids)
 
@@ -108,7 +129,38 @@ class Answerer:
             raise failures[0]
 
     def _prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
+        """The prompt's tokens, with one for the image: not more than the language model reads beside the image."""
+        num_visual = 0 if self.tokens_NW is None else len(self.tokens_NW)
+        window = self.window
+        most = window - max(num_visual - 1, 0)
+        asked = question
+        while True:
+            # Long before it is broken into tokens: a token has a few letters.
+            letters = len(asked) + sum(len(turn.question) + len(turn.answer) for turn in history)
+            ids = [] if letters > LETTERS * window else self._ids(asked, history)
+            if ids and len(ids) <= most:
+                break
+            if not self.cut or not asked:
+                size = f"{len(ids)} tokens with what stands around it" if ids else f"{letters} letters"
+                raise DataError(
+                    f"The question {shown(question)} has {size}, and the language model reads at most {window}, "
+                    f"{num_visual} of them the image's. Shorten it"
+                    f"{', or begin a new conversation' if history else ''}."
+                )
+            keep = len(asked) * most // len(ids) if ids else LETTERS * window
+            asked = asked[: min(keep, len(asked) - 1)]
+        if asked != question:
+            logger.warning("the question %s is cut to its first %d letters", shown(question), len(asked))
+        return ids
+
+    def _ids(self, question: str, history: Sequence[Turn]) -> list[int]:
         return self.prompter.question_ids(question, history, has_image=self.tokens_NW is not None)
+
+    @property
+    def window(self) -> int:
+        """The most tokens of a prompt with its image."""
+        settings = self.decoder.causal_model.config.get_text_config()
+        return min(getattr(settings, "max_position_embeddings", None) or LONGEST, LONGEST)
 
     def _text(self, ids_S: Tensor) -> str:
         text = str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()

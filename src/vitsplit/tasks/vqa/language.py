@@ -277,11 +277,10 @@ def _with_adapters(model: Any, config: VqaConfig) -> Any:
 def _check_window(settings: Any, config: VqaConfig, num_visual: int) -> None:
     """Conversations that share an image are kept apart by a mask of their own, which knows of no sliding window."""
     window = getattr(settings, "sliding_window", None)
-    longest = config.max_length + num_visual
-    if config.share_image and window is not None and window < longest:
-        shorter = f", or --max-length {window - num_visual}" if window > num_visual else ""
+    if config.share_image and window is not None and window < config.max_length:
+        shorter = f", or --max-length {window}" if window > num_visual else ""
         raise ConfigError(
-            f"{config.language_model} looks back {window} tokens at most, and sequences may have {longest}, "
+            f"{config.language_model} looks back {window} tokens at most, and sequences may have {config.max_length}, "
             f"{num_visual} of an image among them: questions cannot share an image in it. Give "
             f"--no-share-image{shorter}."
         )

@@ -78,16 +78,22 @@ class Sequences:
     image_B: Tensor
 
 
-def stack(sequences: Sequence[Sequence[Tokens]], images: Sequence[int], *, max_length: int) -> TokenBatch:
+def stack(
+    sequences: Sequence[Sequence[Tokens]], images: Sequence[int], *, max_length: int, num_visual: int = 1
+) -> TokenBatch:
     """Conversations to a batch of sequences.
 
     Args:
         sequences: For every sequence its conversations. Those of one sequence are on the same image, and the same up to
             it.
         images: For every sequence the row of its image, or -1.
-        max_length: Tokens of a sequence (with one for the image); the rest is cut off.
+        max_length: Tokens of a sequence with all its visual ones, as LLaVA counts them; the rest is cut off.
+        num_visual: Visual tokens of an image.
     """
-    rows = [_row(conversations, max_length) for conversations in sequences]
+    rows = [
+        _row(conversations, max_length if image < 0 else max_length - num_visual + 1)
+        for conversations, image in zip(sequences, images, strict=True)
+    ]
     length = max(len(row) for row in rows)
     padded_BT4 = torch.tensor([row + [(0, 0, PADDING, 0)] * (length - len(row)) for row in rows])
     ids_BT, is_answer_BT, segment_BT, position_BT = padded_BT4.unbind(-1)

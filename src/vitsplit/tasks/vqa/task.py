@@ -58,6 +58,8 @@ class VqaTask:
         self.language = language
         self.train_set = train
         self.val_set = val
+        # Of an image; building the decoder sets it, and batches are made after that.
+        self.num_visual = 1
 
     @classmethod
     def open(cls, config: VqaConfig, data: Path, splits: tuple[str, ...]) -> VqaTask:
@@ -95,10 +97,15 @@ class VqaTask:
         if kind != "own":
             raise ConfigError("Visual question answering has its own decoder alone. Leave --method and --decoder away.")
         config = self.config
-        cells = config.visual_grid or [-(-side // patch_size) for side in config.crop_size]
+        self.num_visual = math.prod(config.visual_grid or [-(-side // patch_size) for side in config.crop_size])
         model = None
         if self.language is not None:
-            model = open_language_model(self.language, config, num_visual=math.prod(cells))
+            if config.max_length <= self.num_visual:
+                raise ConfigError(
+                    f"--max-length {config.max_length} counts an image's {self.num_visual} visual tokens, which leave "
+                    "no room for words. Raise it, or lower --visual-grid."
+                )
+            model = open_language_model(self.language, config, num_visual=self.num_visual)
         return VqaDecoder(build_projection(config.connector, width, config.language_width), config.visual_grid, model)
 
     def prompter(self) -> Prompter:
@@ -118,7 +125,7 @@ class VqaTask:
 
     def collate(self, samples: Sequence[VqaSample]) -> VqaBatch:
         """Samples to a batch."""
-        return collate(samples, self.config)
+        return collate(samples, self.config, self.num_visual)
 
     def normalisers(self, batch: VqaBatch) -> dict[str, Tensor]:
         """The count of answers' tokens."""
@@ -178,7 +185,9 @@ class VqaTask:
         ]
         device = visual.tokens_INW.device
         # A sample with several conversations has an image that they share.
-        tokens = stack([conversations], [0 if has_image else -1], max_length=self.config.max_length).to(device)
+        num_visual = visual.tokens_INW.shape[1]
+        rows = [0 if has_image else -1]
+        tokens = stack([conversations], rows, max_length=self.config.max_length, num_visual=num_visual).to(device)
         with torch.no_grad(), autocast(device.type, visual.tokens_INW.dtype):
             loss = float(visual.decoder.answer_loss(visual.tokens_INW, tokens))
         return torch.tensor(
@@ -198,9 +207,10 @@ class VqaTask:
         black_CHW = torch.zeros(3, *self.config.crop_size, dtype=torch.uint8)
         image_CHW = black_CHW if sample.image is None else fit_image(read_image(sample.image), self.config)
         visual, _ = forward(image_CHW[None])
-        return visual, self._answerer(visual, 0 if sample.image is not None else None)
+        # Training cuts what is too long, and an evaluation must not end at it.
+        return visual, self._answerer(visual, 0 if sample.image is not None else None, cut=True)
 
-    def _answerer(self, visual: VisualTokens, row: int | None) -> Answerer:
+    def _answerer(self, visual: VisualTokens, row: int | None, *, cut: bool = False) -> Answerer:
         tokens_NW = None if row is None else visual.tokens_INW[row]
         return Answerer(
             visual.decoder,
@@ -208,6 +218,7 @@ class VqaTask:
             tokens_NW,
             max_new_tokens=self.config.max_new_tokens,
             precision=visual.tokens_INW.dtype,
+            cut=cut,
         )
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[VqaPrediction]:
