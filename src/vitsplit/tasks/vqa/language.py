@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import json
 import logging
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.files import inside, read_json
 from vitsplit.registry_package import RegistryPackage, cache_folder
 from vitsplit.tasks.vqa.config import VqaConfig
 
@@ -34,6 +35,8 @@ PACKAGES = {
     )
 }
 """Language models that a registry package carries, by their short names."""
+LARGEST_FILE = 256 << 20
+"""Bytes: the most of a tokenizer's or a configuration's file (the largest tokenizers have 35 MB)."""
 WIDTHS = {SMOLLM2: 576, "lmsys/vicuna-7b-v1.5": 4096, "lmsys/vicuna-13b-v1.5": 5120}
 """Widths that are known without reading the model."""
 
@@ -93,17 +96,38 @@ def find_language_model(config: VqaConfig) -> LanguageSource:
     from transformers import AutoTokenizer
 
     folder = _folder(config)
+    _check_files(folder)
     _check_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder}: there is no tokenizer that can be read ({error}).") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a broken folder makes of transformers and tokenizers
+        raise WeightsError(f"{folder}: there is no tokenizer that can be read ({_reason(error)}).") from error
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{config.language_model}: its tokenizer is a slow one, which cannot say where its tokens lie in a text. "
             "Choose a language model with a tokenizer.json."
         )
     return LanguageSource(config.language_model, folder, tokenizer)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses files that transformers would read until the memory is full, or for ever."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.exists():
+            status = file.stat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+                raise WeightsError(
+                    f"{file}: not a regular file of at most {LARGEST_FILE >> 20} MB, as all but the weights of a "
+                    "language model are. Download the language model again."
+                )
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers cannot read a folder, in one line; it would run a folder's own code, if it were told to."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code from its folder, which is never run; choose a model that transformers knows"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -157,8 +181,12 @@ def _is_whole(folder: Path) -> bool:
             return True
         index = folder / f"{kind}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            if all((folder / shard).is_file() for shard in shards):
+            content = read_json(index, error=WeightsError)
+            shards = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(shards, dict):
+                raise WeightsError(f"{index}: names no shards (weight_map). Download the language model again.")
+            names = {inside(folder, shard, f"{index}: weight_map", error=WeightsError) for shard in shards.values()}
+            if all(name.is_file() for name in names):
                 return True
     return False
 
@@ -200,24 +228,35 @@ def _convert(gguf: Path, folder: Path) -> None:
     """A GGUF file to a folder of safetensors (bfloat16: more than the quantised file holds) with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)
     # Anew, because a model that was read from GGUF calls itself quantised and refuses to be saved.
-    model = AutoModelForCausalLM.from_config(type(read.config)(**settings))
+    model = AutoModelForCausalLM.from_config(type(read.config)(**settings), trust_remote_code=False)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     # Not what a tokenizer of GPT-2's kind ends texts with by itself: transformers 5.17 overlooks what the file says.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(read.config.eos_token_id)
     tokenizer.save_pretrained(folder)
 
 
 def language_width(folder: Path) -> int:
-    """The width of a language model's embeddings, from its ``config.json``."""
+    """The width of a language model's embeddings, from its ``config.json``.
+
+    Raises:
+        WeightsError: It cannot be read.
+    """
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().hidden_size)
+    _check_files(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().hidden_size)
+    except Exception as error:  # whatever a broken file makes of transformers
+        raise WeightsError(f"{folder}: its config.json cannot be read ({_reason(error)}).") from error
 
 
 def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual: int) -> nn.Module:
@@ -242,10 +281,14 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
         options["dtype"] = torch.bfloat16
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder, local_files_only=True, attn_implementation=config.attention, **options
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation=config.attention,
+            **options,
         )
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{source.folder}: the language model cannot be read ({error}).") from error
+    except Exception as error:  # whatever a broken folder makes of transformers
+        raise WeightsError(f"{source.folder}: the language model cannot be read ({_reason(error)}).") from error
     width = model.get_input_embeddings().embedding_dim
     if width != config.language_width:
         raise ConfigError(f"{source.name} is {width} wide: give --language-width {width}.")

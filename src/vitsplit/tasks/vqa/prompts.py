@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitsplit.errors import ConfigError
+from vitsplit.tasks.vqa.chat_template import ChatTemplate, Messages
 from vitsplit.tasks.vqa.config import Conversation, VqaConfig
 
 IMAGE = -1
@@ -84,6 +85,7 @@ class Prompter:
             raise ConfigError(
                 "The language model has no chat template: give --conversation v1 (Vicuna's) or a model for chats."
             )
+        self.template = ChatTemplate(tokenizer) if conversation == "template" else None
         # What the tokenizer itself begins every text with; chat templates write it out.
         self.start: list[int] = [] if conversation == "template" else list(tokenizer("").input_ids)
         self.end: str = tokenizer.eos_token or ""
@@ -121,14 +123,18 @@ class Prompter:
         return pieces
 
     def _template(self, turns: Sequence[Turn], place: str) -> list[tuple[str, bool]]:
+        assert self.template is not None
         messages = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        pieces, done = [], ""
+        chats: list[tuple[Messages, bool]] = []
         for index, turn in enumerate(turns):
             image = f"{place}\n" if place and index == 0 else ""
-            messages.append({"role": "user", "content": image + turn.question})
-            asked = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            messages.append({"role": "assistant", "content": turn.answer})
-            answered = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            messages = [*messages, {"role": "user", "content": image + turn.question}]
+            chats.append((messages, True))
+            messages = [*messages, {"role": "assistant", "content": turn.answer}]
+            chats.append((messages, False))
+        written = self.template.render(chats)
+        pieces, done = [], ""
+        for asked, answered in zip(written[::2], written[1::2], strict=True):
             if not (asked.startswith(done) and answered.startswith(asked)):
                 raise ConfigError(
                     "The language model's chat template writes a conversation anew when it goes on, so that answers "

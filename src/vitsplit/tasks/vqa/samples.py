@@ -12,7 +12,6 @@ and LLaVA's JSON, a list of conversations, with or without an image::
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,12 @@ from typing import Any
 
 from vitsplit.data.folders import first
 from vitsplit.errors import DataError
+from vitsplit.files import LARGE_FILE, inside, parse_json, read_json, read_text, shown, string
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.prompts import PLACE, Turn
+
+LONGEST_TEXT = 1 << 20
+"""Characters: the most of a question or an answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -166,33 +169,35 @@ def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
 
 def _questions(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
     """JSON lines of image (or null), question, answer."""
-    folders = _image_folders(root, split, config)
+    images = _Images(root, split, config)
     # Not splitlines: it also breaks at characters that JSON allows inside a text.
-    for number, line in enumerate(_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_text(file, limit=LARGE_FILE).split("\n"), start=1):
         where = f"{file.name}:{number}"
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            question, answer = _said(entry["question"]), "" if entry["answer"] is None else _said(entry["answer"])
-            name = entry["image"]  # null: a question on no image
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Problem("broken lines", f"{where}: {type(error).__name__} {error}")
+            entry = parse_json(line, where)
+            if not isinstance(entry, dict) or not {"question", "answer", "image"} <= entry.keys():
+                raise DataError(f"{where} holds {shown(entry)}, not a question, an answer and an image.")
+            question = _said(entry["question"], where)
+            answer = "" if entry["answer"] is None else _said(entry["answer"], where)
+        except DataError as error:
+            yield Problem("broken lines", str(error))
             continue
-        image = None if name is None else _image(folders, str(name))
-        if name is not None and image is None:
-            yield Problem("no such image", f"{where}: {name}")
+        image = images.find(entry["image"], where)  # null: a question on no image
+        if isinstance(image, Problem):
+            yield image
         elif not answer.strip():
             yield Problem("no answer", where)
         else:
             yield Sample(image, ((Turn(_hinted(question, config), answer.strip()),),), where)
 
 
-def _said(value: Any) -> str:
+def _said(value: Any, where: str) -> str:
     """A text, or a number as one."""
-    if not isinstance(value, str | int | float):
-        raise TypeError(f"{json.dumps(value)} where a text should be")
-    return str(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return shown(value)
+    return string(value, f"{where}: a question or an answer", LONGEST_TEXT, advice="")
 
 
 def _hinted(question: str, config: VqaConfig) -> str:
@@ -218,24 +223,27 @@ def _by_image(samples: Sequence[Sample]) -> list[Sample]:
 
 def _llava(file: Path, split: str, config: VqaConfig, root: Path) -> Iterator[Sample | Problem]:
     """LLaVA's JSON."""
-    try:
-        entries = json.loads(_text(file))
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON ({error}). Copy the file again, or use --format questions.") from error
+    entries = read_json(file, limit=LARGE_FILE, advice="Copy the file again, or use --format questions.")
     if not isinstance(entries, list):
         raise DataError(f"{file}: not a list of conversations. For JSON lines use --format questions.")
-    folders = _image_folders(root, split, config)
+    images = _Images(root, split, config)
     for index, entry in enumerate(entries):
-        yield _llava_sample(entry, f"{file.name}[{index}]", folders)
+        yield _llava_sample(entry, f"{file.name}[{index}]", images)
 
 
-def _llava_sample(entry: Any, where: str, folders: Sequence[Path]) -> Sample | Problem:
+def _llava_sample(entry: Any, where: str, images: _Images) -> Sample | Problem:
     try:
-        said = [(str(each["from"]), _said(each["value"])) for each in entry["conversations"]]
+        if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
+            raise DataError(f"{where} holds {shown(entry)}, not conversations.")
+        where = f"{where} (id {shown(entry['id'])})" if "id" in entry else where
+        said = []
+        for each in entry["conversations"]:
+            if not isinstance(each, dict) or not {"from", "value"} <= each.keys():
+                raise DataError(f"{where} holds {shown(each)}, which says nothing.")
+            said.append((string(each["from"], f"{where}: 'from'", advice=""), _said(each["value"], where)))
         name = entry.get("image")
-        where = f"{where} (id {entry['id']})" if "id" in entry else where
-    except (KeyError, TypeError, AttributeError) as error:
-        return Problem("broken conversations", f"{where}: {type(error).__name__} {error}")
+    except DataError as error:
+        return Problem("broken conversations", str(error))
     if said and said[0][0] != "human":
         said = said[1:]  # as LLaVA: a conversation begins with a question
     if len(said) < 2 or len(said) % 2 or any(who != ("human", "gpt")[i % 2] for i, (who, _) in enumerate(said)):
@@ -247,28 +255,37 @@ def _llava_sample(entry: Any, where: str, folders: Sequence[Path]) -> Sample | P
         return Problem("an image and not one <image> in the conversation", f"{where}: {places}")
     if name is None and places:
         return Problem("<image> in the conversation and no image", where)
-    image = None if name is None else _image(folders, str(name))
-    if name is not None and image is None:
-        return Problem("no such image", f"{where}: {name}")
+    image = images.find(name, where)
+    if isinstance(image, Problem):
+        return image
     # The image goes first, wherever the question had it, as LLaVA moves it.
     texts = [text.replace(PLACE, "").strip() for _, text in said]
     turns = tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True))
     return Sample(image, (turns,), where)
 
 
-def _image_folders(root: Path, split: str, config: VqaConfig) -> list[Path]:
-    if config.image_folder is not None:
-        return [root / config.image_folder]
-    # A training file that is divided has the validation images among its own.
-    return [root / "images" / split, root / "images" / "train", root / "images", root]
+class _Images:
+    """Where the images of a split are."""
 
+    def __init__(self, root: Path, split: str, config: VqaConfig) -> None:
+        if config.image_folder is not None:
+            self.folders = [root / config.image_folder]
+        else:
+            # A training file that is divided has the validation images among its own.
+            self.folders = [root / "images" / split, root / "images" / "train", root / "images", root]
+        self.allow_outside = config.allow_outside
 
-def _image(folders: Sequence[Path], name: str) -> Path | None:
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}). It must be UTF-8 text.") from error
+    def find(self, name: Any, where: str) -> Path | Problem | None:
+        """The file of an image; None where there is none to be."""
+        if name is None:
+            return None
+        try:
+            text = string(name, f"{where}: the image", advice="")
+            if text and not self.allow_outside:
+                inside(self.folders[0], text, where, advice="")
+            found = next((folder / text for folder in self.folders if (folder / text).is_file()), None)
+        except DataError as error:
+            return Problem("images outside the image folder (--allow-outside reads them)", str(error))
+        except (OSError, ValueError) as error:  # a name that no file can have
+            return Problem("no such image", f"{where}: {shown(text)} ({type(error).__name__})")
+        return found if found is not None else Problem("no such image", f"{where}: {shown(text)}")

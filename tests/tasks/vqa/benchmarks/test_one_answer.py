@@ -34,7 +34,7 @@ def test_gqa(put: Put, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="question 204 has no 'answer'"):
         open_benchmark("gqa", tmp_path)
     file.write_text('{"1": {}, "1": {}}')
-    with pytest.raises(DataError, match="'1' occurs twice"):
+    with pytest.raises(DataError, match="'1' is given twice"):
         open_benchmark("gqa", tmp_path)
     file.write_text("{}")
     with pytest.raises(DataError, match="no questions in it"):

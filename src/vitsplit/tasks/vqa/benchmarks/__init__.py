@@ -32,6 +32,8 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "pope": open_pope,
     "scienceqa": open_scienceqa,
     "scienceqa-img": partial(open_scienceqa, images_only=True),
+    "scienceqa-img-lenient": partial(open_scienceqa, images_only=True, lenient=True),
+    "scienceqa-lenient": partial(open_scienceqa, lenient=True),
     "textvqa": open_textvqa,
     "textvqa-ocr": partial(open_textvqa, ocr=True),
     "vizwiz": open_vizwiz,

@@ -63,8 +63,17 @@ def clean_as_server(answer: str) -> str:
     return clean(text.strip())
 
 
+def clean_truths(truths: Sequence[str]) -> list[str]:
+    """People's answers as VQAv2's evaluation compares them: cleaned if they differ, else as they are, without margins.
+
+    So an answer that all ten wrote with a mark, an article or a capital letter is matched by no cleaned one.
+    """
+    stripped = [re.sub(r"[\n\t]", " ", truth).strip() for truth in truths]
+    return [clean(truth) for truth in stripped] if len(set(stripped)) > 1 else stripped
+
+
 def consensus(answer: str, truths: Sequence[str]) -> float:
-    """The share of agreement of an answer with people's, all of them cleaned.
+    """The share of agreement of a cleaned answer with people's, see ``clean_truths``.
 
     For each of the ten people in turn: ``min(1, same / 3)``, where ``same`` of the other nine said the same. The mean
     over the ten, as in the official evaluation: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten.

@@ -107,14 +107,14 @@ def open_daquar(path: Path, *, hint: str = "") -> Daquar:
     """
     file = find_file(path, ["*val.jsonl", "*.jsonl"], what="file of questions")
     rows = {
-        where.removeprefix("line "): need(row, ("image", "question", "answer"), file, where)
+        where.removeprefix("line "): need(row, {"image": "text", "question": "id", "answer": "id"}, file, where)
         for where, row in read_lines(file)
     }
     root = root_of(file)
     names = {number: image for number, (image, *_) in rows.items()}
     images = find_images(names, root, ("images/val", "images/train", "images", "."), file)
     items = [
-        DaquarItem(id=number, image=images[number], question=str(question).strip(), truth=str(answer))
+        DaquarItem(id=number, image=images[number], question=question.strip(), truth=answer)
         for number, (_, question, answer) in rows.items()
     ]
     return Daquar(file=file, items=tuple(items), hint=hint)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitsplit.data.folders import first
 from vitsplit.errors import DataError
+from vitsplit.files import LARGE_FILE, inside, read_json, read_json_lines, shown, string, whole_number
+
+FETCH, OFFICIAL = "Fetch the file again.", "Give the official file, or mend the entry."
+LONGEST_TEXT = 1 << 20
+"""Characters: the most of a question, an answer or a prompt."""
+LARGEST_NUMBER = 2**63 - 1
 
 
 def root_of(path: Path) -> Path:
@@ -53,81 +58,99 @@ def find_optional(path: Path, patterns: Sequence[str]) -> Path | None:
     return None
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: It cannot be read, is no JSON, or an object in it has a key twice.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_twins)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error}). Fetch the file again.") from error
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    known = dict(pairs)
-    if len(known) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"'{twin}' occurs twice")
-    return known
-
-
 def read_object(file: Path, key: str | None = None) -> Any:
     """The object in a JSON file, or the list under one of its keys.
 
     Raises:
-        DataError: The file holds something else.
+        DataError: The file cannot be read, or holds something else.
     """
-    content = read_json(file)
+    content = read_json(file, limit=LARGE_FILE, advice=FETCH)
     if not isinstance(content, dict):
-        raise DataError(f"{file}: holds a {type(content).__name__}, not an object. Give the official file.")
+        raise DataError(f"{file}: holds {shown(content)}, not an object. {OFFICIAL}")
     if key is None:
         return content
     if not isinstance(content.get(key), list):
-        raise DataError(f"{file}: has no list '{key}'. Give the official file.")
+        raise DataError(f"{file}: has no list '{key}'. {OFFICIAL}")
     return content[key]
+
+
+def read_list(file: Path) -> list[Any]:
+    """The list in a JSON file, which has something in it.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    content = read_json(file, limit=LARGE_FILE, advice=FETCH)
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{file}: holds {shown(content)}, not a list of questions. {OFFICIAL}")
+    return content
 
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """The objects in a file of JSON lines, each with where it stands (``line 3``); empty lines are left out.
 
     Raises:
-        DataError: The file cannot be read, or a line is no JSON object.
+        DataError: The file cannot be read or has no lines, or a line is no JSON object.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot be read ({error}). Fetch the file again.") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}: line {number} is no JSON ({error}). Mend or remove it.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}: line {number} is no JSON object. Mend or remove it.")
-        rows.append((f"line {number}", row))
+    rows = [(f"line {number}", row) for number, row in read_json_lines(file)]
     if not rows:
-        raise DataError(f"{file}: has no lines. Fetch the file again.")
+        raise DataError(f"{file}: has no lines. {FETCH}")
     return rows
 
 
-def need(row: Mapping[str, Any], keys: Sequence[str], file: Path, where: str) -> list[Any]:
-    """The values of keys that an entry must have.
+Kind = Literal["text", "id", "number", "list", "object", "any"]
+"""What a value is: an id is a text, or a whole number that stands for one; numbers are whole and not negative."""
+
+
+def need(row: Any, keys: Mapping[str, Kind], file: Path, where: str) -> list[Any]:
+    """The values of keys that an entry must have, in their order; ids as texts.
 
     Raises:
-        DataError: The entry is no object, or one of them is missing or null; the message says where.
+        DataError: The entry is no object, or one of them is missing, null or of another kind; the message says where.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"{file}: {where} is no JSON object. Give the official file.")
+        raise DataError(f"{file}: {where} is {shown(row)}, not an object. {OFFICIAL}")
     missing = [key for key in keys if row.get(key) is None]
     if missing:
-        raise DataError(f"{file}: {where} has no '{missing[0]}'. Give the official file, or mend the entry.")
-    return [row[key] for key in keys]
+        raise DataError(f"{file}: {where} has no '{missing[0]}'. {OFFICIAL}")
+    return [_checked(row[key], kind, f"{file}: '{key}' of {where}") for key, kind in keys.items()]
+
+
+def need_texts(values: Sequence[Any], file: Path, where: str) -> tuple[str, ...]:
+    """A list's values, which are texts.
+
+    Raises:
+        DataError: One is none.
+    """
+    return tuple(string(value, f"{file}: a value of {where}", LONGEST_TEXT, advice=OFFICIAL) for value in values)
+
+
+def optional_text(row: Mapping[str, Any], key: str, file: Path, where: str) -> str:
+    """The text of a key that an entry may have; empty if it is missing or null.
+
+    Raises:
+        DataError: It is something else.
+    """
+    value = row.get(key)
+    return "" if value is None else string(value, f"{file}: '{key}' of {where}", LONGEST_TEXT, advice=OFFICIAL)
+
+
+def _checked(value: Any, kind: Kind, where: str) -> Any:
+    match kind:
+        case "text":
+            return string(value, where, LONGEST_TEXT, advice=OFFICIAL)
+        case "number":
+            return whole_number(value, where, 0, LARGEST_NUMBER, advice=OFFICIAL)
+        case "id":
+            if isinstance(value, str):
+                return string(value, where, advice=OFFICIAL)
+            return str(whole_number(value, where, 0, LARGEST_NUMBER, advice=OFFICIAL))
+        case "list" | "object":
+            if not isinstance(value, list if kind == "list" else dict):
+                raise DataError(
+                    f"{where} is {shown(value)}, not {'a list' if kind == 'list' else 'an object'}. {OFFICIAL}"
+                )
+    return value
 
 
 def require_unique(ids: Iterable[str], file: Path) -> None:
@@ -149,11 +172,14 @@ def find_images(names: Mapping[str, str], root: Path, folders: Sequence[str], fi
         file: The file of questions, for the error.
 
     Raises:
-        DataError: None of the folders exists, or images are missing: counted, the first named with its question.
+        DataError: None of the folders exists, a name leads out of them, or images are missing: counted, the first named
+            with its question.
     """
     there = [root / folder for folder in folders if (root / folder).is_dir()]
     if not there:
         raise DataError(f"{root}: no folder of images ({', '.join(folders)}). Copy the images there.")
+    for where, name in names.items():
+        inside(there[0], name, f"{file}: the image of question {where}")
     sample = next(iter(names.values()), "")
     folder = next((folder for folder in there if (folder / sample).is_file()), there[0])
     exists = {name: (folder / name).is_file() for name in set(names.values())}

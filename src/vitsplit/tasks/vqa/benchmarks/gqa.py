@@ -98,14 +98,15 @@ def open_gqa(path: Path) -> Gqa:
     folders = ("", "questions1.2/", "questions/", "data/", "data/questions1.2/")
     file = find_file(path, [f"{folder}testdev_balanced_questions.json" for folder in folders], what="file of questions")
     rows = {
-        number: (row, *need(row, ("question", "imageId", "answer"), file, f"question {number}"))
+        number: (row, *need(row, {"question": "text", "imageId": "id", "answer": "text"}, file, f"question {number}"))
         for number, row in read_object(file).items()
     }
     names = {number: f"{image}.jpg" for number, (_, _, image, _) in rows.items()}
     images = find_images(names, root_of(file), ("images", "../images", "../data/images", "../../images"), file)
     items = []
     for number, (row, question, _, answer) in rows.items():
-        structural = (row.get("types") or {}).get("structural")
+        types = row.get("types")
+        structural = types.get("structural") if isinstance(types, dict) else None
         items.append(
             GqaItem(
                 question_id=number,

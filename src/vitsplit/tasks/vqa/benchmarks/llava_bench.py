@@ -85,7 +85,10 @@ def open_llava_bench(path: Path) -> LlavaBench:
         DataError: The file or images are missing, or an id occurs twice.
     """
     file = find_file(path, ["questions.jsonl"], what="file of questions")
-    rows = [need(row, ("question_id", "image", "text"), file, where) for where, row in read_lines(file)]
+    rows = [
+        need(row, {"question_id": "number", "image": "text", "text": "text"}, file, where)
+        for where, row in read_lines(file)
+    ]
     require_unique((str(number) for number, *_ in rows), file)
     images = find_images({str(number): image for number, image, _ in rows}, root_of(file), ("images", "."), file)
     items = [BenchmarkQuestion(str(number), images[str(number)], text) for number, _, text in rows]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import importlib.util
+import io
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks.vqa.benchmarks.files import require_unique
+from vitsplit.files import LARGE_FILE, read_text, shown, string
+from vitsplit.tasks.vqa.benchmarks.files import LONGEST_TEXT, require_unique
 
 LETTERS = "ABCD"
+LARGEST_IMAGE = 64 << 20
+"""Bytes of an encoded image."""
 COPIES = 1_000_000
 """Indices from here on are those of rotations; modulo it they are the question's."""
 NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -60,18 +64,22 @@ def read_rows(file: Path) -> list[MmBenchRow]:
     """The rows of MMBench's table.
 
     Raises:
-        DataError: A column, an image or an option is missing, or an index occurs twice.
+        DataError: The file cannot be read, a column, an image or an option is missing, or an index occurs twice.
     """
+    text = read_text(file, limit=LARGE_FILE, advice="Fetch the file again.")
     try:
-        with file.open(encoding="utf-8", newline="") as content, _long_cells():
-            table = list(csv.DictReader(content, delimiter="\t"))
-    except (OSError, ValueError, csv.Error) as error:
+        with _long_cells():
+            table = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+    except csv.Error as error:
         raise DataError(f"{file}: cannot be read as a table ({error}). Fetch the file again.") from error
     needed = {"index", "question", "A", "B", "image"}
     if not table or not needed <= set(table[0]):
         raise DataError(f"{file}: no rows, or not the columns {', '.join(sorted(needed))}. Give the official file.")
+    for number, cells in enumerate(table, start=1):
+        if any(cells[name] is None for name in needed) or None in cells:
+            raise DataError(f"{file}: row {number} of the table has too few or too many cells. Fetch the file again.")
     require_unique((cells["index"] for cells in table), file)
-    encoded = {cells["index"]: cells["image"] or "" for cells in table}
+    encoded = {cells["index"]: cells["image"] for cells in table}
     rows = [_row(cells, encoded, file) for cells in table]
     without = sum(row.answer is None for row in rows)
     if without not in (0, len(rows)):
@@ -81,8 +89,8 @@ def read_rows(file: Path) -> list[MmBenchRow]:
 
 def _row(cells: dict[str, str], encoded: Mapping[str, str], file: Path) -> MmBenchRow:
     index = cells["index"]
-    if not index.isdecimal():
-        raise DataError(f"{file}: '{index}' is no index. Fetch the file again.")
+    if not re.fullmatch(r"[0-9]{1,18}", index):
+        raise DataError(f"{file}: {shown(index)} is no index. Fetch the file again.")
     options = []
     for letter in LETTERS:
         option = _cell(cells, letter)
@@ -91,10 +99,12 @@ def _row(cells: dict[str, str], encoded: Mapping[str, str], file: Path) -> MmBen
         options.append(option)
     answer = _cell(cells, "answer")
     if len(options) < 2 or (answer and answer not in LETTERS[: len(options)]):
-        raise DataError(f"{file}: row {index} has {len(options)} options and the answer '{answer}'. Fetch it again.")
+        raise DataError(
+            f"{file}: row {index} has {len(options)} options and the answer {shown(answer)}. Fetch it again."
+        )
     return MmBenchRow(
         index=int(index),
-        question=cells["question"],
+        question=string(cells["question"], f"{file}: the question of row {index}", LONGEST_TEXT),
         hint=_cell(cells, "hint"),
         options=tuple(options),
         answer=answer or None,
@@ -118,10 +128,10 @@ def _image(index: str, encoded: Mapping[str, str], file: Path) -> bytes:
         cell = encoded.get(cell, "")
     try:
         image = base64.b64decode(cell, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise DataError(f"{file}: the image of row {index} is no base64 ({error}). Fetch the file again.") from error
-    if not image:
-        raise DataError(f"{file}: row {index} has no image. Fetch the file again.")
+    if not 0 < len(image) <= LARGEST_IMAGE:
+        raise DataError(f"{file}: row {index} has no image, or one of {len(image) / 1e6:.0f} MB. Fetch the file again.")
     return image
 
 

@@ -59,7 +59,8 @@ def open_mmvet(path: Path) -> MmVet:
     """
     file = find_file(path, ["mm-vet.json", "mm-vet/mm-vet.json"], what="file of questions")
     rows = {
-        name: need(row, ("imagename", "question"), file, f"question {name}") for name, row in read_object(file).items()
+        name: need(row, {"imagename": "text", "question": "text"}, file, f"question {name}")
+        for name, row in read_object(file).items()
     }
     images = find_images({name: image for name, (image, _) in rows.items()}, root_of(file), ("images", "."), file)
     items = [BenchmarkQuestion(name, images[name], question) for name, (_, question) in rows.items()]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import DataError
+from vitsplit.files import shown
 from vitsplit.tasks.vqa.benchmarks.base import SHORT, BenchmarkQuestion
 from vitsplit.tasks.vqa.benchmarks.files import (
+    Kind,
     find_file,
     find_images,
     need,
@@ -21,6 +23,7 @@ from vitsplit.tasks.vqa.benchmarks.files import (
     root_of,
 )
 
+KEYS: dict[str, Kind] = {"question_id": "number", "image": "text", "text": "text", "label": "text"}
 CATEGORIES = ("random", "popular", "adversarial")
 
 
@@ -151,9 +154,9 @@ def open_pope(path: Path) -> Pope:
 def _read(category: str, file: Path) -> list[PopeItem]:
     rows = []
     for where, row in read_lines(file):
-        number, image, text, label = need(row, ("question_id", "image", "text", "label"), file, where)
+        number, image, text, label = need(row, KEYS, file, where)
         if label not in ("yes", "no"):
-            raise DataError(f"{file}: {where} has the label '{label}', not yes or no. Mend or remove it.")
+            raise DataError(f"{file}: {where} has the label {shown(label)}, not yes or no. Mend or remove it.")
         rows.append((number, image, text, label == "yes"))
     require_unique((str(number) for number, *_ in rows), file)
     root = root_of(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vitsplit.errors import DataError, RunError
+from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
 from vitsplit.training.atomic import write_text
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from vitsplit.inference.predictor import Predictor
 
 ANSWERS = "answers.jsonl"
+LONGEST_ANSWER = 1 << 22
+"""Characters of a prompt or an answer that is read again."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Formats of images that a benchmark carries."""
 WITHOUT_IMAGE = 8
 """Questions without an image that are asked together."""
 
@@ -70,7 +76,7 @@ def run_benchmark(
 
 def _open_answers(file: Path, head: Mapping[str, Any], questions: Mapping[str, BenchmarkQuestion]) -> dict[str, str]:
     """The answers of an earlier start to these questions. The file then ends with a whole line."""
-    rows = _whole_lines(file)
+    rows = _read_answers(file)
     if rows and rows[0] != head:
         was = ", ".join(f"{name} {value}" for name, value in rows[0].items() if head.get(name) != value)
         raise RunError(
@@ -90,22 +96,16 @@ def _open_answers(file: Path, head: Mapping[str, Any], questions: Mapping[str, B
     return {row["id"]: row["text"] for row in rows[1:] if row["id"] in questions}
 
 
-def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
+def _read_answers(file: Path) -> list[dict[str, Any]]:
+    """What is in the file, its head first. Half a line at the end, which a kill left, is passed over."""
+    if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is half a line, or nothing
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RunError(
-                f"{file}: line {number} is damaged. Remove the line; its question is asked again."
-            ) from error
-        if number > 1 and not {"id", "prompt", "text"} <= set(row):
-            raise RunError(f"{file}: line {number} is no answer. Remove the line, or give another folder with --out.")
-        rows.append(row)
-    return rows
+    advice = "Remove the line; its question is asked again."
+    rows = read_json_lines(file, error=RunError, advice=advice, may_end_early=True)
+    for number, row in rows[1:]:
+        for key in ("id", "prompt", "text"):
+            string(row.get(key), f"{file}: '{key}' of line {number}", LONGEST_ANSWER, error=RunError, advice=advice)
+    return [row for _, row in rows]
 
 
 def _groups(questions: Sequence[BenchmarkQuestion]) -> Iterator[list[BenchmarkQuestion]]:
@@ -132,8 +132,10 @@ def _ask(predictor: Predictor, group: Sequence[BenchmarkQuestion], tokens: int) 
 
 def _decode(content: bytes, name: str) -> Image.Image:
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise Image.DecompressionBombError(f"{picture.width}x{picture.height} pixels")
         picture.load()
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"question {name}: its image cannot be read ({error}). Fetch the file again.") from error
     return picture

@@ -13,9 +13,11 @@ from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.benchmarks.base import SHORT, BenchmarkQuestion
 from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean_as_server, consensus
 from vitsplit.tasks.vqa.benchmarks.files import (
+    Kind,
     find_file,
     find_images,
     need,
+    need_texts,
     read_object,
     require_answers,
     require_unique,
@@ -96,7 +98,7 @@ def open_textvqa(path: Path, *, ocr: bool = False) -> TextVqa:
         DataError: Files, images, answers or tokens are missing, or an id occurs twice.
     """
     file = find_file(path, ["TextVQA_[0-9]*_val.json"], what="file of questions")
-    keys = ("question_id", "image_id", "question", "answers")
+    keys: dict[str, Kind] = {"question_id": "number", "image_id": "id", "question": "text", "answers": "list"}
     rows = [need(row, keys, file, f"question {index}") for index, row in enumerate(read_object(file, "data"))]
     require_unique((str(number) for number, *_ in rows), file)
     root = root_of(file)
@@ -112,7 +114,7 @@ def open_textvqa(path: Path, *, ocr: bool = False) -> TextVqa:
                 question_id=number,
                 image=images[str(number)],
                 question=question,
-                truths=tuple(truths),
+                truths=need_texts(truths, file, f"the answers of question {number}"),
                 hint=hints.get(image, ""),
             )
         )
@@ -123,8 +125,9 @@ def _hints(root: Path, images: Sequence[str], file: Path) -> dict[str, str]:
     tokens_at = find_file(root, ["TextVQA_Rosetta_OCR_*_val.json"], what="file of OCR tokens")
     hints = {}
     for index, row in enumerate(read_object(tokens_at, "data")):
-        image, tokens = need(row, ("image_id", "ocr_tokens"), tokens_at, f"entry {index}")
-        hints[image] = f"Reference OCR token: {', '.join(tokens)}\n"
+        image, tokens = need(row, {"image_id": "id", "ocr_tokens": "list"}, tokens_at, f"entry {index}")
+        read = need_texts(tokens, tokens_at, f"the tokens of image {image}")
+        hints[image] = f"Reference OCR token: {', '.join(read)}\n"
     lonely = [image for image in images if image not in hints]
     if lonely:
         raise DataError(

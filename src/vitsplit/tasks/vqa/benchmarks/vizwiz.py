@@ -12,12 +12,13 @@ from typing import Any
 
 from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.benchmarks.base import SHORT, BenchmarkQuestion
-from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean, clean_as_server, consensus
+from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean, clean_as_server, clean_truths, consensus
 from vitsplit.tasks.vqa.benchmarks.files import (
     find_file,
     find_images,
     need,
-    read_json,
+    optional_text,
+    read_list,
     require_answers,
     require_unique,
     root_of,
@@ -63,7 +64,7 @@ class VizWiz:
             return {}
         by_type = defaultdict(list)
         for item in self.items:
-            truths = [clean(truth) for truth in item.truths]
+            truths = clean_truths(item.truths)
             by_type[item.answer_type].append(consensus(clean(answers[item.image.name]), truths))
         scores = [score for values in by_type.values() for score in values]
         return {
@@ -99,10 +100,8 @@ def open_vizwiz(path: Path) -> VizWiz:
     """
     names = [f"{folder}{split}.json" for split in ("val", "test") for folder in ("", "Annotations/")]
     file = find_file(path, names, what="file of questions")
-    content = read_json(file)
-    if not isinstance(content, list) or not content:
-        raise DataError(f"{file}: holds no list of questions. Give the official file.")
-    rows = [need(row, ("image", "question"), file, f"entry {index}") for index, row in enumerate(content)]
+    content = read_list(file)
+    rows = [need(row, {"image": "text", "question": "text"}, file, f"entry {i}") for i, row in enumerate(content)]
     require_unique((image for image, _ in rows), file)
     with_answers = sum("answers" in row for row in content)
     if with_answers not in (0, len(content)):
@@ -118,7 +117,8 @@ def open_vizwiz(path: Path) -> VizWiz:
 
 
 def _truths(row: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    truths = tuple(need(answer, ("answer",), file, row["image"])[0] for answer in row["answers"])
+    (answers,) = need(row, {"answers": "list"}, file, row["image"])
+    truths = tuple(need(answer, {"answer": "text"}, file, row["image"])[0] for answer in answers)
     if len(truths) != ANSWERS:
         raise DataError(f"{file}: {row['image']} has {len(truths)} answers, not {ANSWERS}. Fetch the file again.")
-    return {"truths": truths, "answer_type": row.get("answer_type", "")}
+    return {"truths": truths, "answer_type": optional_text(row, "answer_type", file, row["image"])}

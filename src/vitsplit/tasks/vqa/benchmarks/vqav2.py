@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import DataError
+from vitsplit.files import shown
 from vitsplit.tasks.vqa.benchmarks.base import SHORT, BenchmarkQuestion
-from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean, clean_as_server, consensus
+from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean, clean_as_server, clean_truths, consensus
 from vitsplit.tasks.vqa.benchmarks.files import (
     find_file,
     find_images,
     find_optional,
     need,
+    optional_text,
     read_object,
     require_answers,
     require_unique,
@@ -68,15 +71,14 @@ class VqaV2:
     def measure(self, answers: Mapping[str, str]) -> dict[str, Any]:
         """The official accuracy, over all questions and by type of answer; empty without annotations.
 
-        Answers of the model and of people are cleaned alike, as the official page says. (The official script leaves
-        people's as they are where all ten are equal; they are clean in the official files.)
+        The model's answers are cleaned, and people's where they differ, as the official script does.
         """
         self._require(answers)
         if not self.items[0].truths:
             return {}
         by_type = defaultdict(list)
         for item in self.items:
-            truths = [clean(truth) for truth in item.truths]
+            truths = clean_truths(item.truths)
             by_type[item.answer_type].append(consensus(clean(answers[str(item.question_id)]), truths))
         scores = [score for values in by_type.values() for score in values]
         return {
@@ -126,11 +128,13 @@ def open_vqav2(path: Path) -> VqaV2:
     file = find_file(path, ["v2_OpenEnded_mscoco_*_questions.json"], what="file of questions")
     content = read_object(file)
     rows = [
-        need(row, ("question_id", "image_id", "question"), file, f"question {index}")
+        need(row, {"question_id": "number", "image_id": "number", "question": "text"}, file, f"question {index}")
         for index, row in enumerate(read_object(file, "questions"))
     ]
     require_unique((str(number) for number, *_ in rows), file)
-    (subtype,) = need(content, ("data_subtype",), file, "the file")
+    (subtype,) = need(content, {"data_subtype": "text"}, file, "the file")
+    if not re.fullmatch(r"[\w-]+", subtype):
+        raise DataError(f"{file}: 'data_subtype' is {shown(subtype)}, which names no split. Give the official file.")
     split = subtype.replace("test-dev", "test")
     names = {str(number): f"COCO_{split}_{image:012d}.jpg" for number, image, _ in rows}
     root = root_of(file)
@@ -147,13 +151,14 @@ def open_vqav2(path: Path) -> VqaV2:
 def _annotations(notes: Path, asked: Sequence[int], file: Path) -> dict[int, dict[str, Any]]:
     known = {}
     for index, row in enumerate(read_object(notes, "annotations")):
-        number, answers = need(row, ("question_id", "answers"), notes, f"annotation {index}")
-        truths = tuple(need(answer, ("answer",), notes, f"question {number}")[0] for answer in answers)
+        number, answers = need(row, {"question_id": "number", "answers": "list"}, notes, f"annotation {index}")
+        where = f"question {number}"
+        truths = tuple(need(answer, {"answer": "text"}, notes, where)[0] for answer in answers)
         if len(truths) != ANSWERS:
             raise DataError(f"{notes}: question {number} has {len(truths)} answers, not {ANSWERS}. Fetch it again.")
         if number in known:
             raise DataError(f"{notes}: question {number} occurs twice. Remove one of the annotations.")
-        known[number] = {"truths": truths, "answer_type": row.get("answer_type", "")}
+        known[number] = {"truths": truths, "answer_type": optional_text(row, "answer_type", notes, where)}
     lonely = [number for number in asked if number not in known]
     if lonely:
         raise DataError(
@@ -167,4 +172,7 @@ def _whole_test(root: Path, subtype: str) -> tuple[int, ...]:
     if subtype != "test-dev2015":
         return ()
     file = find_optional(root, ["v2_OpenEnded_mscoco_test2015_questions.json"])
-    return () if file is None else tuple(row["question_id"] for row in read_object(file, "questions"))
+    if file is None:
+        return ()
+    rows = read_object(file, "questions")
+    return tuple(need(row, {"question_id": "number"}, file, f"question {i}")[0] for i, row in enumerate(rows))
