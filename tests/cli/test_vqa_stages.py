@@ -78,8 +78,8 @@ def test_the_paper_s_settings():
     # LLaVA-1.5: one epoch of 558 K at 256, one of 665 K at 128, 1e-3 and 2e-5, cosine after 3 % of warm-up.
     assert (align.loop.batch_size, align.loop.steps, align.optim.lr) == (256, 2180, 1e-3)
     assert (instruct.loop.batch_size, instruct.loop.steps, instruct.optim.lr) == (128, 5197, 2e-5)
-    assert {each.optim.schedule for each in (align, instruct)} == {"cosine"}
-    assert (align.optim.warmup_steps, instruct.optim.warmup_steps) == (65, 156)
+    assert {each.optim.schedule for each in (align, instruct)} == {"warmup-cosine"}
+    assert (align.optim.warmup_steps, instruct.optim.warmup_steps) == (66, 156)
     # The release: 5e-4 in the first stage, 16 x 8 x 2 = 256 in the second.
     release = recipe("llava15-7b-align-release"), recipe("llava15-7b-instruct-release")
     assert (release[0].optim.lr, release[1].loop.batch_size, release[1].loop.steps) == (5e-4, 256, 2598)

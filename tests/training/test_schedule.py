@@ -1,19 +1,24 @@
+import math
+
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from vitsplit.training.config import OptimConfig
 from vitsplit.training.schedule import lr_factor
 
 
+@pytest.mark.parametrize("final_div_factor", [1e4, 100.0, 1.0])
 @pytest.mark.parametrize("steps", [4, 37, 1000])
-def test_one_cycle_is_torchs(steps):
+def test_one_cycle_is_torchs(steps, final_div_factor):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
-    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=steps, cycle_momentum=False)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps, cycle_momentum=False, final_div_factor=final_div_factor
+    )
+    config = OptimConfig(schedule="one-cycle", final_div_factor=final_div_factor)
     for step in range(steps):
-        assert lr_factor(step, steps, OptimConfig(schedule="one-cycle")) == pytest.approx(
-            oracle.get_last_lr()[0], abs=1e-9
-        )
+        assert lr_factor(step, steps, config) == pytest.approx(oracle.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         if step < steps - 1:
             oracle.step()
@@ -74,3 +79,23 @@ def test_cosine_is_torchs(steps):
         assert lr_factor(step, steps, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(2180, 66), (101, 10), (9, 0)])
+def test_a_cosine_after_the_warm_up_is_transformers(steps, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+    config = OptimConfig(schedule="warmup-cosine", warmup_steps=warmup, warmup_start=0.0)
+    for step in range(steps):
+        assert lr_factor(step, steps, config) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_cosine_from_the_first_step_is_mmcvs():
+    """CosineAnnealingLrUpdaterHook times its linear warm-up: what runs of earlier versions go on with."""
+    config = OptimConfig(schedule="cosine", warmup_steps=100, warmup_start=0.01)
+    for step in (0, 50, 99, 100, 1500, 1999):
+        warmup = 1 - (1 - step / 100) * (1 - 0.01) if step < 100 else 1.0
+        expected = warmup * (1 + math.cos(math.pi * step / 2000)) / 2
+        assert lr_factor(step, 2000, config) == pytest.approx(expected, rel=1e-9)

@@ -148,6 +148,7 @@ def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
         *[({"weight_decay": -0.1}, "--weight-decay"), ({"warmup_steps": -1}, "--warmup-steps")],
         *[({"layer_decay": rate}, "--layer-decay") for rate in (0.0, -0.5, float("nan"))],
         *[({"step_milestones": shares}, "--step-milestones") for shares in ((8, 11), (0.0, 0.5), (float("nan"),))],
+        *[({"final_div_factor": factor}, "--final-div-factor") for factor in (0.5, float("nan"), float("inf"))],
         *[({"workers": -2}, "--workers"), ({"task_head_lr_scale": -1.0}, "--task-head-lr-scale")],
     ],
 )

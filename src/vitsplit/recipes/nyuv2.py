@@ -29,7 +29,7 @@ def nyuv2_small() -> Recipe:
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
         split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
-        optim=OptimConfig(lr=3e-4, weight_decay=1e-2, schedule="one-cycle", clip_norm=35.0),
+        optim=OptimConfig(lr=3e-4, weight_decay=1e-2, schedule="one-cycle", final_div_factor=100, clip_norm=35.0),
         loop=LoopConfig(steps=38_400, batch_size=16),
     )
 

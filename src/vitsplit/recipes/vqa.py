@@ -11,6 +11,7 @@ Release: 5e-4 in the first stage and 256 a step in the second; and another head,
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from vitsplit.tasks.vqa.config import VqaConfig
@@ -123,8 +124,8 @@ def _llava(*, lr: float, steps: int) -> OptimConfig:
         lr=lr,
         task_head_lr_scale=1.0,
         weight_decay=0.0,
-        schedule="cosine",
-        warmup_steps=round(0.03 * steps),
+        schedule="warmup-cosine",
+        warmup_steps=math.ceil(0.03 * steps),  # as transformers rounds it
         warmup_start=0.0,
         clip_norm=1.0,
     )

@@ -127,14 +127,17 @@ class OptimConfig:
     """Decay norms and biases too, as the release does for segmentation."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
-    schedule: Literal["poly", "one-cycle", "cosine", "step", "constant"] = "poly"
-    """Shape of the learning rate after the warm-up."""
+    schedule: Literal["poly", "one-cycle", "cosine", "warmup-cosine", "step", "constant"] = "poly"
+    """Shape of the learning rate. All but one-cycle are multiplied by the warm-up; the cosine of `cosine` begins with
+    the run, as in mmcv, that of `warmup-cosine` after the warm-up, as in transformers and LLaVA-1.5."""
     warmup_steps: int = 1500
     """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
     warmup_start: float = 1e-6
     """Multiple of the learning rate at the first step of the warm-up."""
     poly_power: float = 0.9
     """Power of the polynomial decay."""
+    final_div_factor: float = 1e4
+    """`schedule one-cycle` ends at its first learning rate divided by this: PyTorch's default; the release has 100."""
     step_milestones: tuple[float, ...] = (8 / 12, 11 / 12)
     """Shares of the run after which `schedule step` lowers the learning rate: epochs 8 and 11 of 12."""
     step_gamma: float = 0.1

@@ -9,14 +9,15 @@ from vitsplit.training.config import OptimConfig
 # torch.optim.lr_scheduler.OneCycleLR's defaults, so that the name means what everybody means by it.
 ONE_CYCLE_RISE = 0.3
 ONE_CYCLE_START = 1 / 25
-ONE_CYCLE_END = ONE_CYCLE_START / 1e4
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     """The multiple of the peak learning rate that an optimiser step uses.
 
-    ``poly``, ``cosine``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in the release:
-    ``warmup_start`` at step 0, one from ``warmup_steps`` on. ``one-cycle`` brings its own warm-up.
+    ``poly``, ``cosine``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in mmcv and so in the
+    release: ``warmup_start`` at step 0, one from ``warmup_steps`` on. ``warmup-cosine`` is the same warm-up and after
+    it a whole half cosine, as transformers' ``get_cosine_schedule_with_warmup`` and so in LLaVA-1.5. ``one-cycle``
+    brings its own warm-up and ends at ``1 / (25 final_div_factor)``, as PyTorch's.
 
     Args:
         step: Optimiser steps that are done, 0 .. ``steps - 1``.
@@ -27,7 +28,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
         The factor, 0 .. 1.
     """
     if config.schedule == "one-cycle":
-        return _one_cycle(step, steps)
+        return _one_cycle(step, steps, config.final_div_factor)
     return _decay(step, steps, config) * _warmup(step, steps, config)
 
 
@@ -41,22 +42,29 @@ def _decay(step: int, steps: int, config: OptimConfig) -> float:
             return config.step_gamma**passed
         case "cosine":
             return _cosine(1.0, 0.0, step / steps)
+        case "warmup-cosine":
+            length = _warmup_length(steps, config)
+            return _cosine(1.0, 0.0, max(0, step - length) / (steps - length))
         case _:
             return 1.0
 
 
 def _warmup(step: int, steps: int, config: OptimConfig) -> float:
-    length = min(config.warmup_steps, steps // 10)
+    length = _warmup_length(steps, config)
     if step >= length:
         return 1.0
     return config.warmup_start + (1 - config.warmup_start) * step / length
 
 
-def _one_cycle(step: int, steps: int) -> float:
+def _warmup_length(steps: int, config: OptimConfig) -> int:
+    return min(config.warmup_steps, steps // 10)
+
+
+def _one_cycle(step: int, steps: int, final_div_factor: float) -> float:
     peak = ONE_CYCLE_RISE * steps - 1
     if step <= peak:
         return _cosine(ONE_CYCLE_START, 1.0, step / peak)
-    return _cosine(1.0, ONE_CYCLE_END, (step - peak) / (steps - 1 - peak))
+    return _cosine(1.0, ONE_CYCLE_START / final_div_factor, (step - peak) / (steps - 1 - peak))
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -51,6 +51,7 @@ AT_LEAST: dict[str, int] = {
     "warmup_steps": 0,
     "weight_decay": 0,
     "task_head_lr_scale": 0,
+    "final_div_factor": 1,
     "workers": -1,
     "cache_features": 0,
     "cache_limit_gb": 0,
@@ -112,9 +113,9 @@ def _check_numbers(loop: LoopConfig, optim: OptimConfig) -> None:
     for name, least in AT_LEAST.items():
         if values[name] is not None and not values[name] >= least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {values[name]}.")
-    for name in ("lr", "clip_norm", "layer_decay", "max_seconds"):
+    for name in ("lr", "clip_norm", "layer_decay", "max_seconds", "final_div_factor"):
         if values[name] is not None and not 0 < values[name] < math.inf:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {values[name]}.")
+            raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, not {values[name]}.")
     if not all(0 <= beta < 1 for beta in optim.betas):
         raise ConfigError(f"--betas must be from 0 to below 1, not {' '.join(map(str, optim.betas))}.")
     if not all(0 < share <= 1 for share in optim.step_milestones):
