@@ -68,6 +68,7 @@ class TinyBatch:
     mask_Bhw: Tensor
     mean_B: Tensor
     names: list[str]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> "TinyBatch":
         return TinyBatch(self.image_BCHW.to(device), self.mask_Bhw.to(device), self.mean_B.to(device), self.names)

@@ -151,12 +151,14 @@ class Backbone(nn.Module):
         return (scaled_BCHW - self.mean_C11) / self.std_C11
 
     @torch.no_grad()
-    def forward(self, image_BCHW: Tensor, request: TapRequest) -> LayerTaps:
+    def forward(self, image_BCHW: Tensor, request: TapRequest, extent_B2: Tensor | None = None) -> LayerTaps:
         """Runs the blocks that the request needs, once, and hands out what it names.
 
         Args:
             image_BCHW: RGB, uint8 in 0..255 or float in 0..1, of any size.
             request: What is wanted; blocks above the highest one asked for are not run.
+            extent_B2: Height and width (int64) of what of each image is picture; pixels below and at the right of it
+                are set to zero after normalization. None: all is picture.
 
         Returns:
             Taps without gradient history. Token sequences keep the float32 residual stream; maps have the precision
@@ -169,7 +171,10 @@ class Backbone(nn.Module):
             raise ConfigError(f"{self.name} has {self.num_layers} blocks; {request.num_blocks} were asked for.")
         height, width = image_BCHW.shape[-2:]
         padding = self.padding(height, width)
-        pixels_BCHW = F.pad(self.normalise(image_BCHW), (padding.left, padding.right, padding.top, padding.bottom))
+        pixels_BCHW = self.normalise(image_BCHW)
+        if extent_B2 is not None:
+            pixels_BCHW = _zero_outside(pixels_BCHW, extent_B2)
+        pixels_BCHW = F.pad(pixels_BCHW, (padding.left, padding.right, padding.top, padding.bottom))
         grid = (pixels_BCHW.shape[-2] // self.patch_size, pixels_BCHW.shape[-1] // self.patch_size)
         tokens: dict[int, Tensor] = {}
         maps: dict[int, Tensor] = {}
@@ -204,3 +209,11 @@ class Backbone(nn.Module):
     def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         # A view: channels stay innermost, which is also how convolutions on a processor read fastest.
         return x_BTD[:, self.num_prefix_tokens :].to(self.precision).unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def _zero_outside(pixels_BCHW: Tensor, extent_B2: Tensor) -> Tensor:
+    height, width = pixels_BCHW.shape[-2:]
+    row_H = torch.arange(height, device=pixels_BCHW.device)
+    column_W = torch.arange(width, device=pixels_BCHW.device)
+    inside_BHW = (row_H[:, None] < extent_B2[:, 0, None, None]) & (column_W < extent_B2[:, 1, None, None])
+    return pixels_BCHW.masked_fill(~inside_BHW[:, None], 0.0)

@@ -35,7 +35,7 @@ from vitsplit.training.override import override
 from vitsplit.training.progress import ProgressView
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.sampling import ReadBatch
-from vitsplit.training.setup import Session, check_settings, make_accelerator, set_up_model
+from vitsplit.training.setup import RunBackbone, Session, check_settings, make_accelerator, set_up_model
 from vitsplit.training.signals import StopRequest
 from vitsplit.training.step import TrainStep
 from vitsplit.types import LayerTaps, TapRequest
@@ -228,10 +228,10 @@ class TimedStep:
         self._taken += 1
         return seconds, {name: parts.get(name, 0.0) for name in PARTS}
 
-    def _timed_backbone(self, run_backbone: Callable[[Tensor, TapRequest], LayerTaps]) -> Any:
-        def run(image_BCHW: Tensor, request: TapRequest) -> LayerTaps:
+    def _timed_backbone(self, run_backbone: RunBackbone) -> Any:
+        def run(image_BCHW: Tensor, request: TapRequest, extent_B2: Tensor | None) -> LayerTaps:
             self.watch.mark("other")
-            taps = run_backbone(image_BCHW, request)
+            taps = run_backbone(image_BCHW, request, extent_B2)
             self.watch.mark("frozen forward")
             return taps
 
@@ -241,7 +241,7 @@ class TimedStep:
 def _read(batch: Any, look_up: LookUp | None) -> Iterator[ReadBatch]:
     """The same batch for ever. What is kept of it is read anew every time, as in training without reading ahead."""
     while True:
-        yield ReadBatch(batch, None if look_up is None else look_up(batch.image_BCHW))
+        yield ReadBatch(batch, None if look_up is None else look_up(batch.image_BCHW, batch.extent_B2))
 
 
 def _check(workload: Workload) -> None:

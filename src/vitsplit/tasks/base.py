@@ -37,6 +37,9 @@ class Batch(Protocol):
     """uint8, all of one size."""
     names: list[str]
     """The file that each image came from."""
+    extent_B2: Tensor | None
+    """Height and width of what of each image is picture, int64; the backbone sets what lies below and at the right of
+    it to zero after normalization. None: what the images were padded with is taken as it is."""
 
     def to(self, device: Any) -> Batch:
         """The batch on a device."""

@@ -34,9 +34,10 @@ class LookUp:
         self.store = store
         self.names = feature_names(request)
 
-    def __call__(self, image_BCHW: Tensor) -> Kept:
-        """What is kept of the images of a batch, which is on the processor."""
-        keys = [self.store.key(image_CHW) for image_CHW in image_BCHW]
+    def __call__(self, image_BCHW: Tensor, extent_B2: Tensor | None = None) -> Kept:
+        """What is kept of the images of a batch, which is on the processor; see ``Backbone.forward``."""
+        extents = [None] * len(image_BCHW) if extent_B2 is None else [(h, w) for h, w in extent_B2.tolist()]
+        keys = [self.store.key(image_CHW, extent) for image_CHW, extent in zip(image_BCHW, extents, strict=True)]
         return Kept(keys, [self.store.read(key, self.names) for key in keys])
 
 
@@ -85,7 +86,10 @@ class FeatureCache:
     """
 
     def __init__(
-        self, store: FeatureStore, backbone: Backbone, run_backbone: Callable[[Tensor, TapRequest], LayerTaps]
+        self,
+        store: FeatureStore,
+        backbone: Backbone,
+        run_backbone: Callable[[Tensor, TapRequest, Tensor | None], LayerTaps],
     ) -> None:
         self.store = store
         self.backbone = backbone
@@ -94,15 +98,17 @@ class FeatureCache:
         self._ropes: dict[tuple[int, ...], Tensor | None] = {}
         self._share_computed = self._seconds = self._writing = 0.0
 
-    def taps(self, image_BCHW: Tensor, kept: Kept, request: TapRequest) -> LayerTaps:
-        """The taps of a batch of images, rounded to bfloat16 and back."""
+    def taps(self, image_BCHW: Tensor, kept: Kept, request: TapRequest, extent_B2: Tensor | None = None) -> LayerTaps:
+        """The taps of a batch of images, rounded to bfloat16 and back; see ``Backbone.forward``."""
         missing = [row for row, features in enumerate(kept.features) if features is None]
         rows = list(kept.features)
         if missing:
             began = time.perf_counter()
             # The whole batch as it is, where it can be.
-            images = image_BCHW if len(missing) == len(rows) else image_BCHW[missing]
-            computed = _split(self.run_backbone(images, request))
+            images, extents = image_BCHW, extent_B2
+            if len(missing) < len(rows):
+                images, extents = image_BCHW[missing], None if extent_B2 is None else extent_B2[missing]
+            computed = _split(self.run_backbone(images, request, extents))
             for row, features in zip(missing, computed, strict=True):
                 rows[row] = features
             self._seconds += time.perf_counter() - began

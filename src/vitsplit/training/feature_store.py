@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitsplit.data.extents import Extent
 from vitsplit.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -60,9 +61,15 @@ class FeatureStore:
         self.folder = folder / f"{backbone_hash.removeprefix('sha256:')[:32]}-{precision}"
 
     @staticmethod
-    def key(image_CHW: Tensor) -> str:
-        """What an image's features are found by: a hash of its shape and its pixels. The image is on the processor."""
-        digest = hashlib.blake2b(str((tuple(image_CHW.shape), image_CHW.dtype)).encode(), digest_size=16)
+    def key(image_CHW: Tensor, extent: Extent | None = None) -> str:
+        """What an image's features are found by: a hash of its shape, its pixels, and where its padding begins.
+
+        The image is on the processor. Without padding beyond ``extent`` the key is that of the image alone.
+        """
+        stated: tuple[object, ...] = (tuple(image_CHW.shape), image_CHW.dtype)
+        if extent is not None and extent != image_CHW.shape[-2:]:
+            stated = (*stated, extent)
+        digest = hashlib.blake2b(str(stated).encode(), digest_size=16)
         digest.update(image_CHW.contiguous().numpy().data)
         return digest.hexdigest()
 

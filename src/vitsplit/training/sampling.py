@@ -176,7 +176,7 @@ def read_batches(
     *,
     workers: int,
     pin: bool,
-    look_up: Callable[[Tensor], Kept] | None = None,
+    look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
 ) -> Iterator[ReadBatch]:
     """One process's micro-batches, in order. Workers, where there are some, start at once and live as long as the run.
 
@@ -204,7 +204,9 @@ class _Reader:
     The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
     """
 
-    def __init__(self, task: TrainableTask, data: TrainData, look_up: Callable[[Tensor], Kept] | None = None) -> None:
+    def __init__(
+        self, task: TrainableTask, data: TrainData, look_up: Callable[[Tensor, Tensor | None], Kept] | None = None
+    ) -> None:
         self.task = task
         self.data = data
         self.look_up = look_up
@@ -214,7 +216,7 @@ class _Reader:
             batch = self.task.collate([self.data[key] for key in keys])
         except VitsplitError as error:
             return error
-        return ReadBatch(batch, None if self.look_up is None else self.look_up(batch.image_BCHW))
+        return ReadBatch(batch, None if self.look_up is None else self.look_up(batch.image_BCHW, batch.extent_B2))
 
 
 def _batch_or_raise(item: ReadBatch | VitsplitError) -> ReadBatch:

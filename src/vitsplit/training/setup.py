@@ -58,7 +58,8 @@ AT_LEAST: dict[str, int] = {
 }
 
 
-RunBackbone = Callable[[Tensor, TapRequest], LayerTaps]
+RunBackbone = Callable[[Tensor, TapRequest, Tensor | None], LayerTaps]
+"""As ``Backbone.forward``."""
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
@@ -280,9 +281,10 @@ class Session:
 
     def taps(self, read: ReadBatch, request: TapRequest) -> LayerTaps:
         """What the backbone computes of a batch: now, or once for all."""
+        image_BCHW, extent_B2 = read.batch.image_BCHW, read.batch.extent_B2
         if self.features is None or read.kept is None:
-            return self.run_backbone(read.batch.image_BCHW, request)
-        return self.features.taps(read.batch.image_BCHW, read.kept, request)
+            return self.run_backbone(image_BCHW, request, extent_B2)
+        return self.features.taps(image_BCHW, read.kept, request, extent_B2)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of a forward pass; what is computed outside keeps the dtype of its inputs."""

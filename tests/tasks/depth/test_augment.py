@@ -44,7 +44,7 @@ def assert_aligned(image, depth, tolerance):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("settings", [{}, {"flip": 1.0}, {"rotate_share": 1.0, "rotate": 10.0}], ids=str)
 def test_image_and_depth_move_together(settings, seed):
-    image, depth = augment(*ramp(), dataclasses.replace(PLAIN, **settings), generator(seed))
+    image, depth, _ = augment(*ramp(), dataclasses.replace(PLAIN, **settings), generator(seed))
     assert image.shape == (3, 40, 60) and depth.shape == (40, 60)
     assert image.dtype == torch.uint8 and depth.dtype == torch.float32
     assert image.is_contiguous() and depth.is_contiguous()
@@ -109,14 +109,14 @@ def test_the_border_is_cut_off_first():
 
 def test_a_resized_image_keeps_its_depths():
     config = dataclasses.replace(PLAIN, image_scale=(50, 40), crop_size=(40, 50))
-    image, depth = augment(*ramp(), config, generator(0))
+    image, depth, _ = augment(*ramp(), config, generator(0))
     rows, columns = place(depth)
     assert_aligned(image, depth, tolerance=1.0)
     assert float(rows.max()) > 75 and float(columns.max()) > 95, "the whole image, at half its size"
 
 
 def test_smaller_images_are_padded_below_and_at_the_right_with_invalid_depth():
-    image, depth = augment(*ramp(), dataclasses.replace(PLAIN, crop_size=(90, 130)), generator(0))
+    image, depth, _ = augment(*ramp(), dataclasses.replace(PLAIN, crop_size=(90, 130)), generator(0))
     assert image.shape == (3, 90, 130) and depth.shape == (90, 130)
     assert torch.equal(depth[:80, :100], ramp()[1]) and torch.equal(image[:, :80, :100], ramp()[0])
     assert not depth[80:].any() and not depth[:, 100:].any()

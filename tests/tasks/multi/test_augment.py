@@ -36,7 +36,7 @@ def test_the_crops_are_those_of_segmentations_own_augmentation(geometry):
     own = with_geometry(SegmentationConfig(), geometry)
     assert own.max_class_ratio == 1.0
     for seed in range(20):
-        expected_CHW, expected_HW = augment(image_CHW, mask_HW, own, generator(seed))
+        expected_CHW, expected_HW, _ = augment(image_CHW, mask_HW, own, generator(seed))
         crop, crop_CHW = random_crop(image_CHW, geometry, generator(seed))
         assert crop_CHW.equal(expected_CHW)
         assert crop.cut_label(mask_HW, 255).equal(expected_HW)

@@ -69,7 +69,7 @@ def test_crop_is_a_part_of_the_image_and_of_its_mask():
     image_CHW, mask_HW = coordinates(100, 200)
     corners = set()
     for seed in range(50):
-        out_CHW, out_HW = augment(image_CHW, mask_HW, PLAIN, seeded(seed))
+        out_CHW, out_HW, _ = augment(image_CHW, mask_HW, PLAIN, seeded(seed))
         assert out_CHW.shape == (3, 40, 56) and out_HW.shape == (40, 56)
         left, top = int(out_CHW[0, 0, 0]), int(out_CHW[1, 0, 0])
         corners.add((top, left))
@@ -89,7 +89,7 @@ def test_image_and_mask_stay_together_through_scale_crop_and_flip():
     config = dataclasses.replace(PLAIN, scale_range=(0.5, 2.0), flip=0.5)
     image_CHW, mask_HW = coordinates(120, 240)
     for seed in range(60):
-        out_CHW, out_HW = augment(image_CHW, mask_HW, config, seeded(seed))
+        out_CHW, out_HW, _ = augment(image_CHW, mask_HW, config, seeded(seed))
         inside = out_HW != 255
         says_right = out_CHW[0].float() >= 119.5
         wrong = (says_right != (out_HW == 1)) & inside
@@ -117,7 +117,7 @@ def test_masks_made_smaller_keep_the_pixels_in_the_middle():
 
 def test_small_image_is_padded_below_and_right():
     image_CHW, mask_HW = coordinates(30, 50)
-    out_CHW, out_HW = augment(image_CHW + 1, mask_HW, PLAIN, seeded(0))
+    out_CHW, out_HW, _ = augment(image_CHW + 1, mask_HW, PLAIN, seeded(0))
     assert torch.equal(out_CHW[:, :30, :50], image_CHW + 1) and torch.equal(out_HW[:30, :50], mask_HW)
     assert out_CHW[:, 30:].max() == 0 and out_CHW[:, :, 50:].max() == 0
     assert (out_HW[30:] == 255).all() and (out_HW[:, 50:] == 255).all()
@@ -128,7 +128,7 @@ def test_flip_mirrors_half_of_the_time():
     image_CHW, mask_HW = coordinates(10, 20)
     flipped = 0
     for seed in range(1000):
-        out_CHW, out_HW = augment(image_CHW, mask_HW, config, seeded(seed))
+        out_CHW, out_HW, _ = augment(image_CHW, mask_HW, config, seeded(seed))
         mirrored = int(out_CHW[0, 0, 0]) == 19
         flipped += mirrored
         assert torch.equal(out_CHW, image_CHW.flip(-1) if mirrored else image_CHW)

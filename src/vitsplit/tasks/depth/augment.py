@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vitsplit.data.extents import Extent
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.augment import Window, cut, fit_size, uniform
@@ -20,9 +21,13 @@ from vitsplit.tasks.segmentation.augment import Window, cut, fit_size, uniform
 GAMMA = (0.9, 1.1)
 BRIGHTNESS = (0.75, 1.25)
 COLOUR = (0.9, 1.1)
+LARGEST_VALUE = {"0-1": 1.0, "0-255": 255.0}
+"""By ``DepthConfig.color_values``."""
 
 
-def augment(image_CHW: Tensor, depth_HW: Tensor, config: DepthConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    image_CHW: Tensor, depth_HW: Tensor, config: DepthConfig, generator: Generator
+) -> tuple[Tensor, Tensor, Extent]:
     """Makes one training crop.
 
     Args:
@@ -33,7 +38,7 @@ def augment(image_CHW: Tensor, depth_HW: Tensor, config: DepthConfig, generator:
 
     Returns:
         ``image_CHW`` and ``depth_HW`` of ``config.crop_size``; a smaller image is padded below and at the right, with
-        zeros, which are invalid depths. So are the corners that a turn uncovers.
+        zeros, which are invalid depths. So are the corners that a turn uncovers. The third is the size before padding.
 
     Raises:
         ConfigError: The border leaves nothing of the image.
@@ -47,9 +52,10 @@ def augment(image_CHW: Tensor, depth_HW: Tensor, config: DepthConfig, generator:
         image_CHW, depth_HW = F.horizontal_flip(image_CHW), F.horizontal_flip(depth_HW)
     image_CHW, depth_HW = random_crop(image_CHW, depth_HW, config.crop_size, generator)
     if uniform(generator) < config.colour_share:
-        image_CHW = change_colours(image_CHW, generator)
-    padding = [0, 0, config.crop_size[1] - depth_HW.shape[1], config.crop_size[0] - depth_HW.shape[0]]
-    return F.pad(image_CHW, padding).contiguous(), F.pad(depth_HW[None], padding)[0].contiguous()
+        image_CHW = change_colours(image_CHW, generator, LARGEST_VALUE[config.color_values])
+    extent = (depth_HW.shape[0], depth_HW.shape[1])
+    padding = [0, 0, config.crop_size[1] - extent[1], config.crop_size[0] - extent[0]]
+    return F.pad(image_CHW, padding).contiguous(), F.pad(depth_HW[None], padding)[0].contiguous(), extent
 
 
 def inside_border(size: tuple[int, ...], config: DepthConfig) -> Window:
@@ -79,11 +85,20 @@ def random_crop(
     return image_CHW[:, rows, columns], depth_HW[rows, columns]
 
 
-def change_colours(image_CHW: Tensor, generator: Generator) -> Tensor:
-    """``x^gamma * brightness * colour`` on values in 0..1, with one factor of colour per channel; uint8 in and out."""
+def change_colours(image_CHW: Tensor, generator: Generator, largest: float = 1.0) -> Tensor:
+    """``x^gamma * brightness * colour`` on values in 0..largest, with one factor of colour per channel.
+
+    Args:
+        image_CHW: uint8, RGB.
+        generator: Source of every random number.
+        largest: The value of white. In the authors' release it is 255, where white itself becomes ``255^gamma``.
+
+    Returns:
+        uint8, rounded and cut to its range (the release cuts likewise, and goes on with the fractions).
+    """
     gamma, brightness = uniform(generator, *GAMMA), uniform(generator, *BRIGHTNESS)
     colour_C11 = torch.empty(3, 1, 1).uniform_(*COLOUR, generator=generator)
     # The result depends on the old value alone, of which there are 256.
-    curve_256 = torch.linspace(0.0, 1.0, 256).pow(gamma) * brightness
-    table_C256 = (curve_256 * colour_C11[..., 0]).mul(255.0).round().clamp(0.0, 255.0).to(torch.uint8)
+    curve_256 = torch.linspace(0.0, largest, 256).pow(gamma) * brightness
+    table_C256 = (curve_256 * colour_C11[..., 0]).mul(255.0 / largest).round().clamp(0.0, 255.0).to(torch.uint8)
     return torch.stack([row_256[pixels_HW.int()] for row_256, pixels_HW in zip(table_C256, image_CHW, strict=True)])

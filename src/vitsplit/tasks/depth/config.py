@@ -36,6 +36,12 @@ class DepthConfig:
     """Probability of a horizontal flip in training."""
     colour_share: float = 0.5
     """Probability of changed gamma, brightness and colour in training."""
+    color_values: Literal["0-1", "0-255"] = "0-1"
+    """Range of the values that these act on: in 0-255, as in the release, a gamma of 0.9 to 1.1 also darkens or
+    brightens the image, by up to 1.7 times."""
+    pad_color: Literal["black", "mean"] = "black"
+    """Color of what a training image lacks below and at the right: black, or the mean that pixels are normalized with
+    (exactly zero after it), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
     loss_weight: float = 10.0

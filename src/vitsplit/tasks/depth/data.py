@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
@@ -35,11 +36,13 @@ class DepthSample:
         image_CHW: uint8, RGB.
         depth_HW: float32, metres; 0 where invalid.
         name: The image's file.
+        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
     """
 
     image_CHW: Tensor
     depth_HW: Tensor
     name: str
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,22 @@ class DepthBatch:
     image_BCHW: Tensor
     depth_BHW: Tensor
     names: list[str]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> DepthBatch:
         """The batch on a device."""
         return DepthBatch(
-            self.image_BCHW.to(device, non_blocking=True), self.depth_BHW.to(device, non_blocking=True), self.names
+            self.image_BCHW.to(device, non_blocking=True),
+            self.depth_BHW.to(device, non_blocking=True),
+            self.names,
+            move_extents(self.extent_B2, device),
         )
 
     def pin_memory(self) -> DepthBatch:
         """The batch in page-locked memory; called by the data loader."""
-        return DepthBatch(self.image_BCHW.pin_memory(), self.depth_BHW.pin_memory(), self.names)
+        return DepthBatch(
+            self.image_BCHW.pin_memory(), self.depth_BHW.pin_memory(), self.names, pin_extents(self.extent_B2)
+        )
 
 
 def collate(samples: Sequence[DepthSample]) -> DepthBatch:
@@ -67,6 +76,7 @@ def collate(samples: Sequence[DepthSample]) -> DepthBatch:
         torch.stack([sample.image_CHW for sample in samples]),
         torch.stack([sample.depth_HW for sample in samples]),
         [sample.name for sample in samples],
+        stack_extents([sample.extent for sample in samples]),
     )
 
 
@@ -123,8 +133,8 @@ class TrainDepth:
         sample = self.data.load(index)
         depth_HW = keep_valid(sample.depth_HW, self.config, self.data.items[index][1])
         generator = torch.Generator().manual_seed(seed)
-        image_CHW, depth_HW = augment(sample.image_CHW, depth_HW, self.config, generator)
-        return DepthSample(image_CHW, depth_HW, sample.name)
+        image_CHW, depth_HW, extent = augment(sample.image_CHW, depth_HW, self.config, generator)
+        return DepthSample(image_CHW, depth_HW, sample.name, extent if self.config.pad_color == "mean" else None)
 
 
 def load_depth(path: Path, scale: float | None) -> Tensor:

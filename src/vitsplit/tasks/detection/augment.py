@@ -79,6 +79,8 @@ def augment(sample: DetectionSample, config: DetectionConfig, generator: Generat
     sample = cut(sample, view)
     if float(torch.rand((), generator=generator)) < config.flip:
         sample = flip(sample)
+    if config.pad_color == "mean":
+        sample = dataclasses.replace(sample, extent=(view.height, view.width))
     return pad(sample, config.crop_size) if config.jitter == "large-scale" else sample
 
 

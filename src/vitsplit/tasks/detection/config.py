@@ -32,6 +32,9 @@ class DetectionConfig:
     """Factors that large-scale jitter draws from."""
     flip: float = 0.5
     """Probability of a horizontal flip in training."""
+    pad_color: Literal["black", "mean"] = "black"
+    """Color of what a training image lacks below and at the right, up to the largest of its batch: black, or the mean
+    that pixels are normalized with (exactly zero after it), as in the release."""
     pyramid_width: int = 256
     """Channels of the feature pyramid."""
     pyramid_norm: Literal["batch", "group"] = "batch"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList
+from vitsplit.data.extents import Extent, stack_extents
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import AnnotatedImage, Annotation, Box, Segmentation
@@ -34,6 +35,7 @@ class DetectionSample:
         crowd_N: bool: regions of many objects (COCO's ``iscrowd``), which are neither trained on nor counted as missed.
         name: The image's file.
         image_id: Its id in the annotations.
+        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
     """
 
     image_CHW: Tensor
@@ -43,6 +45,7 @@ class DetectionSample:
     crowd_N: Tensor
     name: str
     image_id: int
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class DetectionBatch:
         labels: (N,) int64 per image.
         masks: (N, H, W) uint8 per image, of the padded size; None where the data has boxes only.
         names: The images' files.
+        extent_B2: See ``tasks.base.Batch``.
     """
 
     image_BCHW: Tensor
@@ -64,6 +68,7 @@ class DetectionBatch:
     labels: list[Tensor]
     masks: list[Tensor] | None
     names: list[str]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> DetectionBatch:
         """The batch on a device."""
@@ -81,6 +86,7 @@ class DetectionBatch:
             [function(labels_N) for labels_N in self.labels],
             None if self.masks is None else [function(masks_NHW) for masks_NHW in self.masks],
             self.names,
+            None if self.extent_B2 is None else function(self.extent_B2),
         )
 
 
@@ -107,6 +113,7 @@ def collate(samples: Sequence[DetectionSample]) -> DetectionBatch:
         [sample.labels_N[keep_N] for sample, keep_N in zip(samples, kept, strict=True)],
         masks if len(masks) == len(samples) else None,
         [sample.name for sample in samples],
+        stack_extents([sample.extent for sample in samples]),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 
+from vitsplit.data.extents import Extent
 from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
 from vitsplit.tasks.segmentation.augment import (
     Window,
@@ -33,12 +34,14 @@ class Crop:
         mirrored: Whether left and right are swapped afterwards.
         zoom: How many times as large things are as at test time.
         size: Height and width of the finished crop; what is missing is filled below and at the right.
+        extent: Size of the picture in it where what is missing is to be the mean color; None: it is black.
     """
 
     window: Window
     mirrored: bool
     zoom: float
     size: tuple[int, int]
+    extent: Extent | None = None
 
     def cut_label(self, label_HW: Tensor, fill: float) -> Tensor:
         """The crop of a value per pixel, by nearest neighbour; ``fill`` where the image is too small."""
@@ -70,7 +73,8 @@ def random_crop(image_CHW: Tensor, geometry: GeometryConfig, generator: Generato
     window = random_window(image_CHW[0], scaled_size, config, generator)
     mirrored = float(torch.rand((), generator=generator)) < geometry.flip
     zoom = max(scaled_size) / max(fit_size(size, geometry.image_scale))
-    crop = Crop(window, mirrored, zoom, geometry.crop_size)
+    extent = (window.out_height, window.out_width) if geometry.pad_color == "mean" else None
+    crop = Crop(window, mirrored, zoom, geometry.crop_size, extent)
     part_CHW = cut_image(image_CHW, window)
     if mirrored:
         part_CHW = F.horizontal_flip(part_CHW)

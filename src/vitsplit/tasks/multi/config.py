@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
@@ -45,6 +45,9 @@ class GeometryConfig:
     """Probability of a horizontal flip in training."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue in training."""
+    pad_color: Literal["black", "mean"] = "black"
+    """Color of what a training image lacks below and at the right: black, or the mean that pixels are normalized with
+    (exactly zero after it), as in the release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +200,7 @@ def with_geometry(task: TaskConfigT, geometry: GeometryConfig) -> TaskConfigT:
         "crop_size": geometry.crop_size,
         "image_scale": geometry.image_scale,
         "flip": geometry.flip,
+        "pad_color": geometry.pad_color,
     }
     match task:
         case SegmentationConfig():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.data.extents import move_extents, pin_extents
 from vitsplit.data.folders import first
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
@@ -30,23 +31,27 @@ class MultiBatch:
         image_BCHW: uint8.
         names: The images' files.
         parts: Every task's own batch, by its name. Their images are ``image_BCHW`` itself.
+        extent_B2: See ``tasks.base.Batch``.
     """
 
     image_BCHW: Tensor
     names: list[str]
     parts: Mapping[str, Any]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> MultiBatch:
         """The batch on a device, with one copy of the images."""
-        return self._change(self.image_BCHW.to(device, non_blocking=True), lambda part: part.to(device))
+        extent_B2 = move_extents(self.extent_B2, device)
+        return self._change(self.image_BCHW.to(device, non_blocking=True), extent_B2, lambda part: part.to(device))
 
     def pin_memory(self) -> MultiBatch:
         """The batch in page-locked memory; called by the data loader."""
-        return self._change(self.image_BCHW.pin_memory(), lambda part: part.pin_memory())
+        extent_B2 = pin_extents(self.extent_B2)
+        return self._change(self.image_BCHW.pin_memory(), extent_B2, lambda part: part.pin_memory())
 
-    def _change(self, image_BCHW: Tensor, change: Callable[[Any], Any]) -> MultiBatch:
+    def _change(self, image_BCHW: Tensor, extent_B2: Tensor | None, change: Callable[[Any], Any]) -> MultiBatch:
         parts = {name: change(dataclasses.replace(part, image_BCHW=image_BCHW)) for name, part in self.parts.items()}
-        return MultiBatch(image_BCHW, self.names, parts)
+        return MultiBatch(image_BCHW, self.names, parts, extent_B2)
 
 
 def collate(samples: Mapping[str, Sequence[Any]], collates: Mapping[str, Callable[[Sequence[Any]], Any]]) -> MultiBatch:
@@ -55,7 +60,7 @@ def collate(samples: Mapping[str, Sequence[Any]], collates: Mapping[str, Callabl
     any_part = next(iter(parts.values()))
     image_BCHW: Tensor = any_part.image_BCHW
     shared = {name: dataclasses.replace(part, image_BCHW=image_BCHW) for name, part in parts.items()}
-    return MultiBatch(image_BCHW, any_part.names, shared)
+    return MultiBatch(image_BCHW, any_part.names, shared, any_part.extent_B2)
 
 
 @dataclass(frozen=True)

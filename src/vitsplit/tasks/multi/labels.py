@@ -60,7 +60,7 @@ class SegmentationLabels:
         image_path, mask_path = self.images.items[index]
         mask_HW = segmentation.load_mask(mask_path, self.images.labels)
         segmentation.require_same_size(image_CHW, mask_HW, image_path, mask_path)
-        return segmentation.SegmentationSample(crop_CHW, crop.cut_label(mask_HW, IGNORE), str(image_path))
+        return segmentation.SegmentationSample(crop_CHW, crop.cut_label(mask_HW, IGNORE), str(image_path), crop.extent)
 
 
 class DepthLabels:
@@ -82,7 +82,7 @@ class DepthLabels:
         valid_HW = depth.keep_valid(depth_HW, self.config, depth_path)
         nearer_HW = crop.cut_label(valid_HW, 0.0) / crop.zoom
         nearer_HW = depth.keep_range(nearer_HW, self.config.min_depth, self.config.max_depth)
-        return depth.DepthSample(crop_CHW, nearer_HW, str(image_path))
+        return depth.DepthSample(crop_CHW, nearer_HW, str(image_path), crop.extent)
 
 
 class DetectionLabels:
@@ -105,7 +105,7 @@ class DetectionLabels:
         # One channel is enough to say where the image lies: its pixels are those of the crop.
         sample = augment.cut(self.images.label(index, image_CHW[:1]), view)
         sample = augment.pad(augment.flip(sample) if crop.mirrored else sample, crop.size)
-        return dataclasses.replace(sample, image_CHW=crop_CHW)
+        return dataclasses.replace(sample, image_CHW=crop_CHW, extent=crop.extent)
 
 
 LABELS: Mapping[str, Callable[[Any], Labels]] = {

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitsplit.data.classes import IGNORE
+from vitsplit.data.extents import Extent
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 CROP_TRIES = 10
@@ -38,7 +39,7 @@ class Window(NamedTuple):
 
 def augment(
     image_CHW: Tensor, mask_HW: Tensor, config: SegmentationConfig, generator: Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Extent]:
     """Makes one training crop.
 
     As in mmseg: resize by a random factor, crop, flip, distort the colours, pad. Here the crop is taken before it is
@@ -52,7 +53,7 @@ def augment(
 
     Returns:
         ``image_CHW`` and ``mask_HW`` of ``config.crop_size``; a smaller image is padded below and at the right, with
-        zeros and with 255.
+        zeros and with 255. The third is the size before padding.
     """
     size = random_size(mask_HW.shape, config, generator)
     window = random_window(mask_HW, size, config, generator)
@@ -62,7 +63,8 @@ def augment(
     if config.photometric:
         image_CHW = distort(image_CHW, generator)
     padding = [0, 0, config.crop_size[1] - window.out_width, config.crop_size[0] - window.out_height]
-    return F.pad(image_CHW, padding).contiguous(), F.pad(mask_HW[None], padding, fill=IGNORE)[0].contiguous()
+    mask_HW = F.pad(mask_HW[None], padding, fill=IGNORE)[0]
+    return F.pad(image_CHW, padding).contiguous(), mask_HW.contiguous(), (window.out_height, window.out_width)
 
 
 def fit_size(size: tuple[int, ...], image_scale: tuple[int, int] | None) -> tuple[int, int]:

@@ -24,6 +24,9 @@ class SegmentationConfig:
     """Probability of a horizontal flip in training."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue in training."""
+    pad_color: Literal["black", "mean"] = "black"
+    """Color of what a training image lacks below and at the right: black, or the mean that pixels are normalized with
+    (exactly zero after it), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
     dropout: float | None = None
@@ -33,6 +36,8 @@ class SegmentationConfig:
     """The padding to the patch size: cropped from the logits, or stretched over the image as in the release."""
     class_weights: str | dict[str, float] = "none"
     """`none`, `auto` (inverse square root of the frequency), or pairs such as `car=2,person=3` (others 1)."""
+    loss_average: Literal["valid", "all"] = "valid"
+    """The cross-entropy is a mean over the (weighted) pixels that are not ignored, or over all, as in the release."""
     dice_weight: float = 0.0
     """Weight of a Dice loss beside the cross-entropy."""
     test_mode: Literal["whole", "slide"] = "slide"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList, LabelScheme
+from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
 from vitsplit.data.images import read_image, read_mask
 from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
@@ -33,11 +34,13 @@ class SegmentationSample:
         image_CHW: uint8, RGB.
         mask_HW: uint8, class indices; 255 is ignored.
         name: The image's file.
+        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
     """
 
     image_CHW: Tensor
     mask_HW: Tensor
     name: str
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,22 @@ class SegmentationBatch:
     image_BCHW: Tensor
     mask_BHW: Tensor
     names: list[str]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> SegmentationBatch:
         """The batch on a device."""
         return SegmentationBatch(
-            self.image_BCHW.to(device, non_blocking=True), self.mask_BHW.to(device, non_blocking=True), self.names
+            self.image_BCHW.to(device, non_blocking=True),
+            self.mask_BHW.to(device, non_blocking=True),
+            self.names,
+            move_extents(self.extent_B2, device),
         )
 
     def pin_memory(self) -> SegmentationBatch:
         """The batch in page-locked memory; called by the data loader."""
-        return SegmentationBatch(self.image_BCHW.pin_memory(), self.mask_BHW.pin_memory(), self.names)
+        return SegmentationBatch(
+            self.image_BCHW.pin_memory(), self.mask_BHW.pin_memory(), self.names, pin_extents(self.extent_B2)
+        )
 
 
 def collate(samples: Sequence[SegmentationSample]) -> SegmentationBatch:
@@ -65,6 +74,7 @@ def collate(samples: Sequence[SegmentationSample]) -> SegmentationBatch:
         torch.stack([sample.image_CHW for sample in samples]),
         torch.stack([sample.mask_HW for sample in samples]),
         [sample.name for sample in samples],
+        stack_extents([sample.extent for sample in samples]),
     )
 
 
@@ -125,8 +135,8 @@ class TrainSegmentation:
         index, seed = key
         sample = self.data.load(index)
         generator = torch.Generator().manual_seed(seed)
-        image_CHW, mask_HW = augment(sample.image_CHW, sample.mask_HW, self.config, generator)
-        return SegmentationSample(image_CHW, mask_HW, sample.name)
+        image_CHW, mask_HW, extent = augment(sample.image_CHW, sample.mask_HW, self.config, generator)
+        return SegmentationSample(image_CHW, mask_HW, sample.name, extent if self.config.pad_color == "mean" else None)
 
 
 def load_mask(path: Path, labels: LabelScheme) -> Tensor:

@@ -109,9 +109,11 @@ class SegmentationTask:
         return collate(samples)
 
     def normalisers(self, batch: SegmentationBatch) -> dict[str, Tensor]:
-        """Cross-entropy: (weighted) count of valid pixels; Dice: images."""
+        """Cross-entropy: (weighted) count of valid pixels, or count of all (``loss_average``); Dice: images."""
         valid = batch.mask_BHW != IGNORE
-        if self.class_weights_K is None:
+        if self.config.loss_average == "all":
+            count = torch.tensor(float(valid.numel()), dtype=torch.float64, device=valid.device)
+        elif self.class_weights_K is None:
             count = valid.sum().double()
         else:
             weights_K = self.class_weights_K.to(batch.mask_BHW.device, torch.float64)

@@ -47,11 +47,13 @@ class VqaBatch:
         image_BCHW: uint8; a black one that no sequence refers to where there is no image at all.
         tokens: The sequences.
         names: What each sample is called in an error.
+        extent_B2: See ``tasks.base.Batch``; none here, where images fill their size.
     """
 
     image_BCHW: Tensor
     tokens: TokenBatch
     names: list[str]
+    extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> VqaBatch:
         """The batch on a device."""
