@@ -78,3 +78,21 @@ def test_it_follows_its_pixels_statistics_to_another_type_of_device():
     backbone = tiny_backbone("sam-base").to("meta")
     taps = backbone(image(40, 60).to("meta"), REQUEST)
     assert {value.device.type for value in tensors(taps)} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_padding_outside_of_an_extent_is_exactly_zero_after_normalization(kind, dtype):
+    """As if the picture had been padded after it was normalized, as mmseg does, whatever color stands there."""
+    backbone, pixels = tiny_backbone(kind), TapRequest(maps=frozenset({3}), pixels=True)
+    image_BCHW = image(61, 90) if dtype == torch.uint8 else image(61, 90) / 255
+    extents = [(40, 90), (61, 33)]
+    taps = backbone(image_BCHW, pixels, torch.tensor(extents))
+    padding = backbone.padding(61, 90)
+    for index, (height, width) in enumerate(extents):
+        picture_1CHW = backbone.normalise(image_BCHW[index : index + 1, :, :height, :width])
+        around = (padding.left, 90 - width + padding.right, padding.top, 61 - height + padding.bottom)
+        assert torch.equal(taps.pixels_BCHW[index], nn.functional.pad(picture_1CHW, around)[0])
+    whole = backbone(image_BCHW, pixels, torch.tensor([[61, 90]] * 2))
+    without = backbone(image_BCHW, pixels)
+    assert torch.equal(whole.maps[3], without.maps[3]) and not torch.equal(taps.maps[3], without.maps[3])

@@ -33,6 +33,7 @@ def test_a_recipe_is_the_papers_row_and_the_releases_settings(name):
     assert (optim.layer_decay, optim.task_head_lr_scale) == (decay, 1.0)
     assert (config.loop.steps, config.loop.batch_size) == (88_716, 16)
     assert (task.format, task.jitter, task.crop_size, task.image_scale) == ("coco", "detr", (1024, 1024), (1333, 800))
+    assert (task.rcnn, task.pad_color) == ("mmdet", "mean")
 
 
 def test_the_rate_falls_after_epochs_8_and_11_of_the_training_images():

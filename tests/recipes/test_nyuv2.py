@@ -44,7 +44,7 @@ def test_a_recipe_is_the_papers_row(name):
     assert list(select_layers(split, num_layers)) == layers
     optim = config.optim
     assert (optim.lr, optim.weight_decay, optim.task_head_lr_scale, optim.clip_norm) == (3e-4, 1e-2, 0.1, 35.0)
-    assert optim.schedule == "one-cycle"
+    assert (optim.schedule, optim.final_div_factor) == ("one-cycle", 100)
     assert (config.loop.steps, config.loop.batch_size) == (38_400, 16)
 
 
@@ -55,6 +55,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
     top, left, bottom, right = task.border
     assert (top, 480 - bottom, left, 640 - right) == (45, 472, 43, 608)
     assert (task.rotate, task.rotate_share, task.flip, task.colour_share) == (2.5, 0.5, 0.5, 0.5)
+    assert task.color_values == "0-255"
     assert (task.loss_weight, task.variance_focus, task.decoder_norm) == (10.0, 0.15, "batch")
     assert (task.min_depth, task.max_depth, task.test_flip, task.median_scaling) == (1e-3, 10.0, True, False)
     assert crop_box(task.eval_crop, (480, 640)) == (45, 41, 471, 601)

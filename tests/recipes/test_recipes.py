@@ -1,13 +1,17 @@
 import dataclasses
 import itertools
+import json
+import re
 
 import pytest
 
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
 from vitsplit.split.layers import select_layers
 from vitsplit.tasks import config_type, task_name
+from vitsplit.training.resume import check_same_config
+from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.serialise import from_dict, to_dict
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
@@ -56,6 +60,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
     assert task.image_scale == scale
     assert (task.dropout or 0.0) == (0.0 if data == "ade20k" else 0.1)
     assert (task.scale_range, task.max_class_ratio, task.flip, task.photometric) == ((0.5, 2.0), 0.75, 0.5, True)
+    assert (task.pad_color, task.loss_average) == ("mean", "all")
     assert (task.test_mode, task.test_scales, task.test_flip) == ("slide", (1.0,), False)
     optim = config.optim
     assert (optim.schedule, optim.warmup_steps, optim.warmup_start, optim.poly_power) == ("poly", 1500, 1e-6, 0.9)
@@ -119,3 +124,54 @@ def test_an_unknown_name_is_an_error_with_close_ones():
         recipe("ade20k-smal")
     with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, .*ade20k-small"):
         recipe("zzz")
+
+
+# Settings that the recipes take from the release since they exist, and what runs and bundles did before.
+SINCE = {
+    "optim": {"final_div_factor": 1e4},
+    "task": {
+        "pad_color": "black",
+        "loss_average": "valid",
+        "color_values": "0-1",
+        "rcnn": "torchvision",
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_of_before_means_what_it_meant(name):
+    """config.json and head.json without the new settings: what was done then, and in a laptop's recipes still is."""
+    config = recipe(name)
+    values = to_dict(config)
+    for group, settings in SINCE.items():
+        for setting in settings:
+            values[group].pop(setting, None)
+    old = from_dict(type(config)[type(config.task)], values, "config.json")
+    for group, settings in SINCE.items():
+        for setting, before in settings.items():
+            assert getattr(getattr(old, group), setting, before) == before
+    if name.startswith("laptop"):
+        assert old == config
+
+
+def test_a_run_of_a_recipe_of_before_goes_on_as_it_began_or_is_refused(tmp_path):
+    """With its own config.json it goes on; with the recipe's name, which now says something else, it is refused."""
+    run = RunFolder(tmp_path)
+    for name, setting in (
+        ("nyuv2-small", "optim.final_div_factor: 10000.0 in the run, 100.0 now"),
+        ("ade20k-small", 'task.loss_average: "valid" in the run, "all" now'),
+        ("coco-small", 'task.rcnn: "torchvision" in the run, "mmdet" now'),
+        ("llava15-7b-align", 'optim.schedule: "cosine" in the run, "warmup-cosine" now'),
+    ):
+        config = recipe(name)
+        values = to_dict(config)
+        for group, settings in SINCE.items():
+            for each in settings:
+                values[group].pop(each, None)
+        if name.startswith("llava"):
+            values["optim"]["schedule"] = "cosine"
+        run.config_file.write_text(json.dumps(values))
+        check_same_config(from_dict(type(config)[type(config.task)], values, "config.json"), run)
+        with pytest.raises(RunError, match=re.escape(setting)) as told:
+            check_same_config(config, run)
+        assert f"--config {run.config_file}" in str(told.value)

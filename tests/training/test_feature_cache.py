@@ -25,10 +25,10 @@ class CountingBackbone(Backbone):
 
     images = 0
 
-    def forward(self, image_BCHW, request):
+    def forward(self, image_BCHW, request, extent_B2=None):
         if request.num_blocks and self.counting:
             self.images += len(image_BCHW)
-        return super().forward(image_BCHW, request)
+        return super().forward(image_BCHW, request, extent_B2)
 
     counting = True
 
@@ -78,6 +78,23 @@ def test_taps_are_the_backbone_s_own_in_bfloat16(make, tmp_path):
             assert getattr(taps, name) == getattr(own, name)
         assert (taps.rope is None) == (own.rope is None)
         assert own.rope is None or torch.equal(taps.rope, own.rope)
+
+
+def test_where_padding_begins_is_part_of_what_features_are_found_by(tmp_path):
+    backbone, store = tiny_backbone(), FeatureStore(tmp_path, "sha256:abc", "float32")
+    image_BCHW = torch.randint(0, 256, (1, 3, 28, 42), dtype=torch.uint8).expand(3, -1, -1, -1)
+    extent_B2 = torch.tensor([[28, 42], [20, 42], [28, 30]])
+    own = backbone(image_BCHW, REQUEST, extent_B2)
+    cache, look_up = FeatureCache(store, backbone, backbone), LookUp(store, REQUEST)
+    assert store.key(image_BCHW[0], (28, 42)) == store.key(image_BCHW[0])
+    cache.taps(image_BCHW[:1], look_up(image_BCHW[:1]), REQUEST)
+    for found in ([True, False, False], [True] * 3):  # one of three, whose extents must still be its own
+        kept = look_up(image_BCHW, extent_B2)
+        assert [features is not None for features in kept.features] == found
+        taps = cache.taps(image_BCHW, kept, REQUEST, extent_B2)
+        for index, tensor in own.maps.items():
+            torch.testing.assert_close(taps.maps[index], tensor.bfloat16().float(), rtol=1e-2, atol=1e-3)
+    assert len(set(kept.keys)) == 3
 
 
 def test_size_on_disk_is_what_was_said(tmp_path):

@@ -139,3 +139,33 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
     assert {tensor.dtype for tensor in run.weights.values()} == {torch.float32}
     rows = run.rows("loss")
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"cache_features": 1}])
+def test_the_backbone_is_told_where_padding_begins(tmp_path, settings):
+    """Images that are padding from their corner on are images of the mean color, which no uint8 is here (127.5)."""
+
+    class Padded(TinyTask):
+        def collate(self, samples):
+            batch = super().collate(samples)
+            batch.extent_B2 = torch.zeros(len(batch.names), 2, dtype=torch.int64)
+            return batch
+
+    class Mean(TinyTask):
+        def collate(self, samples):
+            batch = super().collate(samples)
+            batch.image_BCHW = torch.full_like(batch.image_BCHW, 0.5, dtype=torch.float32)
+            return batch
+
+    runs = {
+        kind.__name__: tiny_run(
+            tmp_path / kind.__name__,
+            steps=4,
+            task=kind(),
+            cache_folder=str(tmp_path / f"kept-{kind.__name__}"),
+            **settings,
+        )
+        for kind in (Padded, Mean, TinyTask)
+    }
+    close(runs["Padded"].weights, runs["Mean"].weights, 0)
+    assert not runs["Padded"].weights["head.task_head.weight"].equal(runs["TinyTask"].weights["head.task_head.weight"])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.data.extents import move_extents
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import LoopConfig, OptimConfig, TrainConfig
@@ -71,7 +72,13 @@ class TinyBatch:
     extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> "TinyBatch":
-        return TinyBatch(self.image_BCHW.to(device), self.mask_Bhw.to(device), self.mean_B.to(device), self.names)
+        return TinyBatch(
+            self.image_BCHW.to(device),
+            self.mask_Bhw.to(device),
+            self.mean_B.to(device),
+            self.names,
+            move_extents(self.extent_B2, device),
+        )
 
     def pin_memory(self) -> "TinyBatch":
         pinned = (tensor.pin_memory() for tensor in (self.image_BCHW, self.mask_Bhw, self.mean_B))

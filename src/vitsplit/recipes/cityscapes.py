@@ -10,7 +10,9 @@ The release differs in all of these recipes; each difference is a flag:
 - the small and the base model read the last layers, against the paper's text: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.
 
-Dropout of 0.1, the scale of 2048 x 1024 and windows 512 pixels apart are the release's, on which the paper is silent.
+Dropout of 0.1, the scale of 2048 x 1024, windows 512 pixels apart, padding with the mean color (``--pad-color mean``)
+and the cross-entropy's mean over all pixels (``--loss-average all``) are the release's, on which the paper is silent.
+Differences that are no flags are those of ADE20K's recipes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ def cityscapes_small() -> Recipe:
     return TrainConfig(
         name="cityscapes-small",
         task=SegmentationConfig(
-            format="cityscapes", crop_size=(896, 896), image_scale=(2048, 1024), dropout=0.1, test_stride=(512, 512)
+            format="cityscapes",
+            crop_size=(896, 896),
+            image_scale=(2048, 1024),
+            pad_color="mean",
+            dropout=0.1,
+            loss_average="all",
+            test_stride=(512, 512),
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
         split=SplitConfig(num_tuned_layers=5, num_prior_layers=5, first_prior_layer=2),

@@ -4,12 +4,20 @@ Paper: Mask R-CNN, AdamW at 1e-4, weight decay 5e-2, 12 epochs of 16 images, (10
 the 118,287 training images are 88,716 steps.
 Release: patch 16, no decay of norms and biases, the rate lowered tenfold after epochs 8 and 11, 500 steps of warm-up
 from a thousandth, a layer decay of 0.76 / 0.70 / 0.60 in place of the tenth for the task head, DETR's multi-scale with
-crops of at most 1024 x 1024, tests at 800 x 1333.
+crops of at most 1024 x 1024 padded with the mean color (``--pad-color mean``), tests at 800 x 1333, and mmdetection's
+form of Mask R-CNN (``--rcnn mmdet``): aligned pooling that samples every cell, L1 losses of boxes, anchors that are not
+rounded, matches and mask targets as there.
 
 The release differs in all of these recipes; each difference is a flag:
 
 - it resamples the positions along the raster order: ``--patch-resample release``;
 - it truncates in Eq. 2, which changes layers of the base and the large model: ``--rounding int``.
+
+What is left of differences is no flag: training images without objects are trained on (the release leaves out 1,021);
+images are padded to multiples of 16 pixels around them, not of 32 below and at the right; odd grids are pooled up, not
+down (``tasks.detection.pyramid``); images are made smaller with antialiasing, of which OpenCV's bilinear has none; the
+last layers predict a box and a mask for the background too, which no loss reaches; and masks are pasted into boxes of
+whole pixels, by torchvision.
 
 For GPUs with less memory: ``--checkpoint-task-head``, ``--task-head-window 16`` (not in the paper),
 ``--accumulate 2``.
@@ -34,7 +42,7 @@ def coco_small() -> Recipe:
     """
     return TrainConfig(
         name="coco-small",
-        task=DetectionConfig(format="coco"),
+        task=DetectionConfig(format="coco", pad_color="mean", rcnn="mmdet"),
         backbone=BackboneConfig(backbone="dinov2-small", patch_size=16),
         split=SplitConfig(num_tuned_layers=11, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(

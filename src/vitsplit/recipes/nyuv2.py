@@ -2,10 +2,21 @@
 
 Paper: AdamW at 3e-4 (a tenth of it for the task head), weight decay 1e-2, one-cycle, 16 images, crops of 416 x 544.
 It prints 384K iterations; the release's 38,400 are 24 epochs of its 1,600 iterations, which is what is taken here.
-Release: the augmentation, gradients clipped at 35, the mirrored image in evaluation, which counts Eigen's pixels
-between 1 mm and 10 m. It trains the small model at 5e-4 with a polynomial decay:
-``--lr 5e-4 --schedule poly --warmup-steps 3200``. In the others its one-cycle hook (mmcv's) sets one peak for all
-groups, so that the tenth for the task head is in the file but never in force: ``--task-head-lr-scale 1``.
+Release: the augmentation, whose gamma acts on values of 0 to 255 (``--color-values 0-255``), one-cycle's end at a
+2500th of the peak (``--final-div-factor 100``), gradients clipped at 35, the mirrored image in evaluation, which counts
+Eigen's pixels between 1 mm and 10 m.
+
+The release differs in these recipes; each difference is a flag:
+
+- it trains with 2 images per iteration, the large model with 4: ``--batch-size 2``;
+- it trains the small model at 5e-4 with a polynomial decay: ``--lr 5e-4 --schedule poly --warmup-steps 3200``;
+- in the others its one-cycle hook (mmcv's) sets one peak for all groups, so that the tenth for the task head is in the
+  file but never in force: ``--task-head-lr-scale 1``;
+- it stretches the output of the padded image over the image: ``--pad-output stretch``;
+- its last layer begins with PyTorch's bias, near zero: ``--start-depth 0.01`` is close to that, 2.5 m is ours.
+
+Changed colors are rounded to whole values, where the release goes on with fractions: that is no flag. Crops are never
+larger than their images, so nothing is padded.
 
 The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` beside the images that they name, as for BTS.
 """
@@ -25,11 +36,16 @@ def nyuv2_small() -> Recipe:
     return TrainConfig(
         name="nyuv2-small",
         task=DepthConfig(
-            format="nyuv2", max_depth=10.0, crop_size=(416, 544), border=(45, 43, 8, 32), eval_crop="nyu-eigen"
+            format="nyuv2",
+            max_depth=10.0,
+            crop_size=(416, 544),
+            border=(45, 43, 8, 32),
+            color_values="0-255",
+            eval_crop="nyu-eigen",
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
         split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
-        optim=OptimConfig(lr=3e-4, weight_decay=1e-2, schedule="one-cycle", final_div_factor=100, clip_norm=35.0),
+        optim=OptimConfig(lr=3e-4, weight_decay=1e-2, schedule="one-cycle", final_div_factor=100.0, clip_norm=35.0),
         loop=LoopConfig(steps=38_400, batch_size=16),
     )
 

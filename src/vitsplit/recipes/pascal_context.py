@@ -9,8 +9,10 @@ The release differs in both recipes; each difference is a flag:
 - it reads the last layers, where Table 10 has b = 2: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.
 
-Dropout of 0.1 and the scale of 520 x 520 are the release's, on which the paper is silent. Its windows are 512 pixels
+Dropout of 0.1, the scale of 520 x 520, padding with the mean color (``--pad-color mean``) and the cross-entropy's mean
+over all pixels (``--loss-average all``) are the release's, on which the paper is silent. Its windows are 512 pixels
 apart, further than they are wide; on images of at most 520 pixels the default stride makes the same windows.
+Differences that are no flags are those of ADE20K's recipes.
 """
 
 from __future__ import annotations
@@ -36,7 +38,14 @@ def pascal_context_base() -> Recipe:
     """
     return TrainConfig(
         name="pascal-context-base",
-        task=SegmentationConfig(format="pascal-context", crop_size=(480, 480), image_scale=(520, 520), dropout=0.1),
+        task=SegmentationConfig(
+            format="pascal-context",
+            crop_size=(480, 480),
+            image_scale=(520, 520),
+            pad_color="mean",
+            dropout=0.1,
+            loss_average="all",
+        ),
         backbone=BackboneConfig(backbone="dinov2-base"),
         split=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(lr=1e-4),

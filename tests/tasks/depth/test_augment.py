@@ -6,7 +6,7 @@ import torch
 from torch import Generator
 
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.depth.augment import augment, change_colours
+from vitsplit.tasks.depth.augment import LARGEST_VALUE, augment, change_colours
 from vitsplit.tasks.depth.config import DepthConfig
 
 PLAIN = DepthConfig(crop_size=(40, 60), rotate_share=0.0, flip=0.0, colour_share=0.0)
@@ -116,7 +116,8 @@ def test_a_resized_image_keeps_its_depths():
 
 
 def test_smaller_images_are_padded_below_and_at_the_right_with_invalid_depth():
-    image, depth, _ = augment(*ramp(), dataclasses.replace(PLAIN, crop_size=(90, 130)), generator(0))
+    image, depth, extent = augment(*ramp(), dataclasses.replace(PLAIN, crop_size=(90, 130)), generator(0))
+    assert extent == (80, 100)
     assert image.shape == (3, 90, 130) and depth.shape == (90, 130)
     assert torch.equal(depth[:80, :100], ramp()[1]) and torch.equal(image[:, :80, :100], ramp()[0])
     assert not depth[80:].any() and not depth[:, 100:].any()
@@ -136,6 +137,36 @@ def test_colours_follow_their_formula():
     # One gamma and brightness for all channels: their quotient is the same for every value.
     quotient = outs[:, 0, 40:150:10] / np.maximum(outs[:, 1, 40:150:10], 1)
     assert np.ptp(quotient, axis=-1).max() < 0.06
+
+
+@pytest.mark.parametrize(("color_values", "largest", "at_128"), [("0-1", 1, (97, 162)), ("0-255", 255, (75, 214))])
+def test_colours_are_spread_as_the_formula_on_that_range_spreads_them(color_values, largest, at_128):
+    """The release's ColorAug in NumPy: image**gamma * brightness * color, cut to the range. Quantiles of many draws."""
+    rng = np.random.default_rng(0)
+    gamma, brightness, colour = (rng.uniform(*each, 40_000) for each in ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1)))
+    values = [10, 60, 128, 240]
+    image = torch.tensor(values, dtype=torch.uint8).expand(3, 1, 4)
+    draws = [change_colours(image, generator(seed), LARGEST_VALUE[color_values])[1, 0].tolist() for seed in range(3000)]
+    for value, ours in zip(values, np.array(draws).T, strict=True):
+        theirs = np.clip((value * largest / 255) ** gamma * brightness * colour * 255 / largest, 0, 255)
+        for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+            assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=1 + 0.04 * value)
+        if value == 128:
+            assert (np.quantile(ours, 0.05), np.quantile(ours, 0.95)) == pytest.approx(at_128, abs=4)
+
+
+def test_the_setting_decides_on_the_range():
+    config = dataclasses.replace(PLAIN, crop_size=(80, 100), colour_share=1.0)
+    for color_values, largest in LARGEST_VALUE.items():
+        own = dataclasses.replace(config, color_values=color_values)
+        found = [augment(*ramp(), own, generator(seed))[0] for seed in range(5)]
+        at = generator(0)
+        for _ in range(2):  # rotation and flip
+            torch.rand((), generator=at)
+        for _ in range(2):  # the crop's place
+            torch.randint(1, (), generator=at)
+        torch.rand((), generator=at)
+        assert torch.equal(found[0], change_colours(ramp()[0], at, largest))
 
 
 def test_colours_change_as_often_as_asked():

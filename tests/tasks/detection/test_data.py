@@ -1,3 +1,6 @@
+import dataclasses
+
+import pytest
 import torch
 from label_files import HEIGHT, WIDTH, coco_content, coco_image, coco_object, picture, write_coco
 
@@ -56,3 +59,26 @@ def test_the_image_alone(tmp_path):
     assert data.load_image(0).shape == (3, HEIGHT, WIDTH)
     assert torch.equal(data.load_image(0), read_image(tmp_path / "images" / "train" / "1.png"))
     assert torch.equal(data.load_image(0), data.load(0).image_CHW)
+
+
+@pytest.mark.parametrize("jitter", ["detr", "large-scale", "none"])
+def test_a_batch_says_where_pictures_end_where_padding_is_the_mean_color(tmp_path, jitter):
+    content = coco_content([coco_image(1)], [coco_object(1, 1, segmentation=SQUARE)])
+    write_coco(tmp_path, content)
+    config = DetectionConfig(
+        jitter=jitter, train_sides=(32, 40, 48), image_scale=(80, 48), crop_size=(64, 64), scale_range=(0.3, 0.9)
+    )
+    images = open_detection_set(tmp_path, "train", config)
+    black, mean = (
+        collate([TrainDetection(images, dataclasses.replace(config, pad_color=color))[0, k] for k in range(6)])
+        for color in ("black", "mean")
+    )
+    assert black.extent_B2 is None
+    # The same crops, which are white where there is a picture.
+    assert torch.equal(black.image_BCHW, mean.image_BCHW) and black.sizes == mean.sizes
+    white = [image_CHW[0] > 0 for image_CHW in mean.image_BCHW]
+    ends = [[int(each.any(1).sum()), int(each.any(0).sum())] for each in white]
+    assert mean.extent_B2.tolist() == ends and all(
+        each.sum() == h * w for each, (h, w) in zip(white, ends, strict=True)
+    )
+    assert mean.to("meta").extent_B2.device.type == "meta"

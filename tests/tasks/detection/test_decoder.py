@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_detector import SMALL, decoder, targets
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -10,31 +11,12 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
 from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
+from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS
 from vitsplit.training.config import BackboneConfig, SplitConfig, TrainConfig
 
-SMALL = DetectionConfig(pyramid_width=32, anchor_sizes=(8, 16, 32, 64, 128), sampled_proposals=64)
 BACKGROUND = 4 * 1025 + 257
 """torchvision's box and mask of the background, which mmdetection's last layers do not have."""
-
-
-def decoder(masks=True, patch_size=16, seed=0, **changes):
-    torch.manual_seed(seed)
-    return DetectionDecoder(32, patch_size, 3, dataclasses.replace(SMALL, **changes), masks=masks)
-
-
-def targets(height, width, masks=True):
-    """Two objects in the first image, none in the second."""
-    masks_2HW = torch.zeros(2, height, width, dtype=torch.uint8)
-    masks_2HW[0, 10:40, 12:50] = 1
-    masks_2HW[1, 60:90, 30:100] = 1
-    return DetectionTargets(
-        [(height, width)] * 2,
-        [torch.tensor([[12.0, 10, 50, 40], [30, 60, 100, 90]]), torch.zeros(0, 4)],
-        [torch.tensor([0, 2]), torch.zeros(0, dtype=torch.int64)],
-        [masks_2HW, masks_2HW[:0]] if masks else None,
-    )
 
 
 @pytest.mark.parametrize(

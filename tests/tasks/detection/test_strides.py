@@ -2,34 +2,13 @@
 
 import pytest
 import torch
+from tiny_detector import GRID, SIZES, coordinate_maps, corner_boxes
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES
 from vitsplit.tasks.detection.strides import ExactAnchors, exact_pool
-
-GRID = (95, 143)
-"""Odd on purpose: 1330 x 2002 pixels at patch 14."""
-SIZES = (32, 64, 128, 256, 512)
-
-
-def coordinate_maps(patch_size, grid):
-    """Per level a map whose channels are its cells' own x, y in pixels, and the number of the level."""
-    maps = {}
-    for level, (name, stride) in enumerate(zip((*POOLED_LEVELS, "pool"), STRIDES, strict=True)):
-        rows, columns = (-(-int(side * 4) // int(stride * 4)) for side in grid)
-        y = torch.arange(rows, dtype=torch.float32)[:, None].expand(rows, columns) * stride * patch_size
-        x = torch.arange(columns, dtype=torch.float32)[None].expand(rows, columns) * stride * patch_size
-        maps[name] = torch.stack([x, y, torch.full_like(x, level)])[None]
-    return maps
-
-
-def corner_boxes(patch_size, grid):
-    """Boxes of many sizes that end two of the coarsest cells before the bottom right corner."""
-    bottom, right = ((side - 4) * patch_size for side in grid)
-    sides = [13.0, 40.7, 55.5, 90.0, 120.1, 200.0, 223.9, 400.0, 760.3, 1100.0]
-    return torch.tensor([[right - side * 1.1, bottom - side / 1.1, right, bottom] for side in sides])
 
 
 @pytest.mark.parametrize("patch_size", [14, 16])

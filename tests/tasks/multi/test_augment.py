@@ -119,3 +119,19 @@ def test_twice_as_large_is_half_as_far(data):
     assert len(found) > 5
     # At test time the image is 64 x 48: the object is (70 - 20) * 2 / 3 pixels wide, at 2 m.
     assert found == pytest.approx([50 * 2 / 3 * 2.0] * len(found), rel=0.04)
+
+
+@pytest.mark.parametrize("pad_color", ["black", "mean"])
+def test_all_heads_are_told_where_the_picture_ends(data, pad_color):
+    geometry = dataclasses.replace(data.geometry, pad_color=pad_color)
+    found = set()
+    for seed in range(20):
+        sample = dataclasses.replace(data, geometry=geometry)[0, seed]
+        mask_HW = sample["segmentation"].mask_HW
+        end = (int((mask_HW != 255).any(1).sum()), int((mask_HW != 255).any(0).sum()))
+        assert {each.extent for each in sample.values()} == {end if pad_color == "mean" else None}
+        found.add(end)
+    assert len(found) > 5
+    assert {
+        with_geometry(task(), geometry).pad_color for task in (SegmentationConfig, DepthConfig, DetectionConfig)
+    } == {pad_color}

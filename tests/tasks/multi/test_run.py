@@ -85,9 +85,9 @@ def test_the_backbone_runs_once_per_micro_batch(scenes, tmp_path, monkeypatch):
     passes = []
     forward = Backbone.forward
 
-    def counted(self, image_BCHW, request):
+    def counted(self, image_BCHW, request, extent_B2=None):
         passes.append(len(image_BCHW))
-        return forward(self, image_BCHW, request)
+        return forward(self, image_BCHW, request, extent_B2)
 
     monkeypatch.setattr(Backbone, "forward", counted)
 

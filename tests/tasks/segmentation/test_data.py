@@ -120,3 +120,19 @@ def test_collate_and_to():
     batch = collate(samples).to("meta")
     assert batch.image_BCHW.shape == (3, 3, 4, 5) and batch.mask_BHW.shape == (3, 4, 5)
     assert batch.image_BCHW.device.type == "meta" and batch.names == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.parametrize("pad_color", ["black", "mean"])
+def test_a_crop_says_where_its_padding_begins_only_where_it_is_the_mean_color(tmp_path, pad_color):
+    config = SegmentationConfig(crop_size=(40, 60), image_scale=(20, 20), photometric=False, pad_color=pad_color)
+    data = TrainSegmentation(make(tmp_path, [ids(), ids()]), config)
+    samples = [data[index % 2, index] for index in range(8)]
+    batch = collate(samples).to("cpu")
+    ends = [((mask_HW != 255).any(1).sum().item(), (mask_HW != 255).any(0).sum().item()) for mask_HW in batch.mask_BHW]
+    assert len({*ends}) > 2 and max(ends) < (40, 60)
+    if pad_color == "mean":
+        assert [tuple(extent) for extent in batch.extent_B2.tolist()] == ends
+    else:
+        assert batch.extent_B2 is None and {sample.extent for sample in samples} == {None}
+    for (height, width), image_CHW in zip(ends, batch.image_BCHW, strict=True):
+        assert image_CHW.sum() == image_CHW[:, :height, :width].sum()

@@ -5,8 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.data import SegmentationBatch
 from vitsplit.tasks.segmentation.loss import IGNORE, cross_entropy_sum, dice_sum, resize_logits
-from vitsplit.types import Padding
+from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.types import LayerTaps, Padding
 
 PADDING = Padding(left=1, top=2, right=2, bottom=2)
 SIZE = (24, 25)  # padded to 28 x 28
@@ -203,3 +207,34 @@ def test_a_perfect_prediction_costs_nothing():
     logits = 200.0 * F.one_hot(mask_BHW.long(), CLASSES).permute(0, 3, 1, 2).float()
     assert cross_entropy_sum(logits, mask_BHW, Padding(), "crop", None).item() == pytest.approx(0, abs=1e-4)
     assert dice_sum(logits, mask_BHW, Padding(), "crop").item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("average", ["valid", "all"])
+def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighted):
+    """mmseg 0.20: ``F.cross_entropy(..., reduction="none", ignore_index=255).mean()``, whatever the weights sum to."""
+    classes = ClassList(names=tuple("abcde"), colours=default_colours(CLASSES))
+    task = SegmentationTask(SegmentationConfig(loss_average=average), classes)
+    weights_K = task.class_weights_K = torch.tensor([1.0, 0.2, 3.0, 0.0, 1.7]) if weighted else None
+    logits_BKhw, mask_BHW = _logits().detach(), _mask()
+    taps = LayerTaps(SIZE, PADDING, (7, 7), 1)
+
+    def batch(mask_BHW):
+        return SegmentationBatch(
+            torch.zeros(len(mask_BHW), 3, *SIZE, dtype=torch.uint8), mask_BHW, ["x"] * len(mask_BHW)
+        )
+
+    def loss(*parts):
+        """As a step has it: sums over micro-batches, and normalizers over them, added up before they are divided."""
+        sums = [task.loss_sums(logits_BKhw[part], batch(mask_BHW[part]), taps)["cross_entropy"] for part in parts]
+        normalizers = [task.normalisers(batch(mask_BHW[part]))["cross_entropy"] for part in parts]
+        assert {each.dtype for each in normalizers} == {torch.float64}
+        return float(sum(sums)) / float(sum(normalizers))
+
+    full = _resized(logits_BKhw, "crop")
+    reduction = {"valid": "mean", "all": "none"}[average]
+    expected = F.cross_entropy(full, mask_BHW.long(), weights_K, ignore_index=IGNORE, reduction=reduction).mean()
+    assert loss(slice(None)) == pytest.approx(float(expected), rel=1e-5)
+    assert loss(slice(0, 1), slice(1, 3)) == pytest.approx(float(expected), rel=1e-5)
+    other = F.cross_entropy(full, mask_BHW.long(), weights_K, ignore_index=IGNORE, reduction="sum")
+    assert abs(float(other) / mask_BHW.numel() - float(expected)) > 0.1 or average == "all"

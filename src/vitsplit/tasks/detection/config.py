@@ -41,6 +41,9 @@ class DetectionConfig:
     """Last norm of the four maps: batch (over all GPUs where they are several) or group (no batch statistics)."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Side in pixels of the anchors, one per level of the pyramid."""
+    rcnn: Literal["torchvision", "mmdet"] = "torchvision"
+    """Details of the detector: torchvision's, or mmdet's as in the release: pooling that is aligned and samples every
+    cell, L1 losses of boxes, anchors that are not rounded, masks of 0 and 1 as targets."""
     sampled_proposals: int = 512
     """Proposals of an image that the heads for class, box and mask learn from in a step, a quarter of them objects."""
     score_threshold: float = 0.05

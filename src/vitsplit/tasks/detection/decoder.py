@@ -1,4 +1,6 @@
-"""From the fused map to losses or detections: the release's feature pyramid, then torchvision's Mask R-CNN.
+"""From the fused map to losses or detections: the release's feature pyramid, then Mask R-CNN.
+
+It is torchvision's, or with ``rcnn = "mmdet"`` torchvision's with mmdetection's details, see ``mmdet_form``.
 
 Shapes: B batch, D width, P patch size in pixels, h w patch grid, H W pixels, N objects of an image, K classes, m bins a
 side of a mask. Boxes are (x1, y1, x2, y2) in pixels of the padded image that the map was computed from.
@@ -18,6 +20,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.detection.mmdet_form import MmdetProposalNetwork, MmdetRoIHeads
 from vitsplit.tasks.detection.pyramid import Pyramid
 from vitsplit.tasks.detection.strides import ASPECT_RATIOS, ExactAnchors, exact_pool
 
@@ -119,8 +122,9 @@ class DetectionDecoder(nn.Module):
         self.limits = Limits.of(config)
         self.pyramid = Pyramid(width, channels, norm=config.pyramid_norm, learned=learned_maps)
         self.rpn = _proposal_network(config, patch_size)
-        self.roi_heads = RoIHeads(
-            box_roi_pool=exact_pool(patch_size, BOX_BINS),
+        mmdet = config.rcnn == "mmdet"
+        self.roi_heads = (MmdetRoIHeads if mmdet else RoIHeads)(
+            box_roi_pool=exact_pool(patch_size, BOX_BINS, aligned=mmdet),
             box_head=TwoMLPHead(channels * BOX_BINS**2, HIDDEN),
             box_predictor=_BoxPredictor(HIDDEN, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -133,7 +137,7 @@ class DetectionDecoder(nn.Module):
             detections_per_img=config.max_detections,
         )
         if masks:
-            self.roi_heads.mask_roi_pool = exact_pool(patch_size, MASK_BINS)
+            self.roi_heads.mask_roi_pool = exact_pool(patch_size, MASK_BINS, aligned=mmdet)
             self.roi_heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, dilation=1)
             self.roi_heads.mask_predictor = _MaskPredictor(channels, channels, num_classes + 1)
 
@@ -187,8 +191,9 @@ class DetectionDecoder(nn.Module):
 
 
 def _proposal_network(config: DetectionConfig, patch_size: int) -> RegionProposalNetwork:
-    return RegionProposalNetwork(
-        ExactAnchors(config.anchor_sizes, patch_size),
+    mmdet = config.rcnn == "mmdet"
+    return (MmdetProposalNetwork if mmdet else RegionProposalNetwork)(
+        ExactAnchors(config.anchor_sizes, patch_size, rounded=not mmdet),
         _ProposalHead(config.pyramid_width, len(ASPECT_RATIOS)),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,

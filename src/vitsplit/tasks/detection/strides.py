@@ -4,7 +4,7 @@ torchvision infers both from the sizes of image and maps, for backbones whose st
 sizes as integers and rounds scales to powers of two. At patch 14 the strides are 3.5, 7, 14, 28 and 56 pixels, and both
 would be silently wrong, the more so the farther from the top left corner.
 
-Shapes: N boxes, A anchors of an image.
+Shapes: B batch, N boxes, A anchors of an image, C channels, h w grid, b bins a side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES
@@ -25,7 +26,9 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 CANONICAL_CELLS = 14
 """An object of so many patches a side is read from the map at the patch grid: 224 pixels at stride 16 (FPN, Eq. 1)."""
 SAMPLES_PER_BIN = 2
-"""Points a side that a pooled value is the mean of."""
+"""Points a side that a pooled value is the mean of, in torchvision's form."""
+AS_MANY_AS_CELLS = 0
+"""The same in mmdet's: as many as a bin has cells of the map."""
 
 
 class ExactAnchors(AnchorGenerator):
@@ -34,10 +37,13 @@ class ExactAnchors(AnchorGenerator):
     Args:
         sizes: Side in pixels of the anchors, one per level.
         patch_size: P, in pixels.
+        rounded: Whether their corners are rounded to whole pixels, as torchvision's; mmdet's are not.
     """
 
-    def __init__(self, sizes: Sequence[int], patch_size: int) -> None:
+    def __init__(self, sizes: Sequence[int], patch_size: int, *, rounded: bool = True) -> None:
         super().__init__(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
+        if not rounded:
+            self.cell_anchors = [_around_zero(size) for size in sizes]
         self.strides = tuple(stride * patch_size for stride in STRIDES)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -48,15 +54,41 @@ class ExactAnchors(AnchorGenerator):
         return [anchors_A4] * len(image_list.image_sizes)
 
 
-def exact_pool(patch_size: int, output_size: int) -> MultiScaleRoIAlign:
+def _around_zero(size: int) -> Tensor:
+    """The anchors of a size around (0, 0), (3, 4): all of its area, height by width as ``ASPECT_RATIOS``."""
+    height_3 = size * torch.tensor(ASPECT_RATIOS).sqrt()
+    width_3 = size**2 / height_3
+    return torch.stack([-width_3, -height_3, width_3, height_3], 1) / 2
+
+
+class AlignedPool(MultiScaleRoIAlign):
+    """torchvision's pooling with RoIAlign's ``aligned``: a cell is an area, whose value stands in its middle."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """As torchvision's, (N, C, bins, bins); ``scales`` and ``map_levels`` are those of ``exact_pool``."""
+        maps = [x[name] for name in self.featmap_names]
+        levels_N, rois_N5 = self.map_levels(boxes), convert_boxes_to_roi_format(boxes)
+        pooled_NCbb = maps[0].new_zeros(len(rois_N5), maps[0].shape[1], *self.output_size)
+        for level, (map_BChw, scale) in enumerate(zip(maps, self.scales, strict=True)):
+            chosen = (levels_N == level).nonzero()[:, 0]
+            pooled_NCbb[chosen] = roi_align(
+                map_BChw, rois_N5[chosen], self.output_size, scale, self.sampling_ratio, aligned=True
+            )
+        return pooled_NCbb
+
+
+def exact_pool(patch_size: int, output_size: int, *, aligned: bool = False) -> MultiScaleRoIAlign:
     """Pooling of boxes as torchvision's, each from the level of its size, with the scales ``1 / stride``.
 
     Args:
         patch_size: P, in pixels.
         output_size: Bins a side.
+        aligned: mmdet's form: see ``AlignedPool``, and as many samples as cells (torchvision's: a cell's value stands
+            in its corner, and two by two samples).
     """
     canonical = CANONICAL_CELLS * patch_size
-    pool = MultiScaleRoIAlign([*POOLED_LEVELS], output_size, SAMPLES_PER_BIN, canonical_scale=canonical)
+    kind, samples = (AlignedPool, AS_MANY_AS_CELLS) if aligned else (MultiScaleRoIAlign, SAMPLES_PER_BIN)
+    pool = kind([*POOLED_LEVELS], output_size, samples, canonical_scale=canonical)
     pool.scales = [1 / (stride * patch_size) for stride in STRIDES[: len(POOLED_LEVELS)]]
     pool.map_levels = LevelMapper(k_min=2, k_max=5, canonical_scale=canonical, canonical_level=4)
     return pool
