@@ -46,3 +46,16 @@ def test_the_page_is_up_to_date(part: str, monkeypatch: pytest.MonkeyPatch) -> N
     section = getattr(importlib.import_module("results_page"), part)()
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert section in page, "write it anew: python benchmarks/results_page.py"
+
+
+def test_what_the_paper_s_text_asks_for_is_in_the_commands(claims: ModuleType) -> None:
+    """Table 14's layer-wise decay, and Tables 2 and 3's fine-tuned rows at 896 pixels."""
+    table_14 = [each.command for each in claims.BEYOND if each.claim.startswith("Table 14")]
+    assert len(table_14) == 6
+    for command in table_14:
+        assert "--layer-decay 0.95" in command and "--task-head-lr-scale 1 " in command
+    tuned = [each for each in claims.BEYOND if each.claim.startswith(("Table 2, DINOv2", "Table 3, DINOv2"))]
+    assert {each.paper for each in tuned} == {"58.1 / 58.5 mIoU", "81.2 / 82.3 mIoU", "83.5 / 84.3 mIoU"}
+    assert all("--method full-finetune" in each.command for each in tuned)
+    named = [each.command.partition("--recipe ")[2].split()[0] for each in tuned]
+    assert {recipe(name).task.crop_size for name in named} == {(896, 896)}

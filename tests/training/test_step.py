@@ -157,15 +157,9 @@ def test_the_backbone_is_told_where_padding_begins(tmp_path, settings):
             batch.image_BCHW = torch.full_like(batch.image_BCHW, 0.5, dtype=torch.float32)
             return batch
 
-    runs = {
-        kind.__name__: tiny_run(
-            tmp_path / kind.__name__,
-            steps=4,
-            task=kind(),
-            cache_folder=str(tmp_path / f"kept-{kind.__name__}"),
-            **settings,
-        )
-        for kind in (Padded, Mean, TinyTask)
-    }
+    runs = {}
+    for kind in (Padded, Mean, TinyTask):
+        name = kind.__name__
+        runs[name] = tiny_run(tmp_path / name, steps=4, task=kind(), cache_folder=str(tmp_path / "kept"), **settings)
     close(runs["Padded"].weights, runs["Mean"].weights, 0)
     assert not runs["Padded"].weights["head.task_head.weight"].equal(runs["TinyTask"].weights["head.task_head.weight"])

@@ -78,7 +78,6 @@ def test_a_batch_says_where_pictures_end_where_padding_is_the_mean_color(tmp_pat
     assert torch.equal(black.image_BCHW, mean.image_BCHW) and black.sizes == mean.sizes
     white = [image_CHW[0] > 0 for image_CHW in mean.image_BCHW]
     ends = [[int(each.any(1).sum()), int(each.any(0).sum())] for each in white]
-    assert mean.extent_B2.tolist() == ends and all(
-        each.sum() == h * w for each, (h, w) in zip(white, ends, strict=True)
-    )
+    assert mean.extent_B2.tolist() == ends
+    assert all(each.sum() == height * width for each, (height, width) in zip(white, ends, strict=True))
     assert mean.to("meta").extent_B2.device.type == "meta"

@@ -131,7 +131,6 @@ def test_all_heads_are_told_where_the_picture_ends(data, pad_color):
         end = (int((mask_HW != 255).any(1).sum()), int((mask_HW != 255).any(0).sum()))
         assert {each.extent for each in sample.values()} == {end if pad_color == "mean" else None}
         found.add(end)
-    assert len(found) > 5
-    assert {
-        with_geometry(task(), geometry).pad_color for task in (SegmentationConfig, DepthConfig, DetectionConfig)
-    } == {pad_color}
+    assert len(found) > 3
+    own = [with_geometry(task(), geometry) for task in (SegmentationConfig, DepthConfig, DetectionConfig)]
+    assert {each.pad_color for each in own} == {pad_color}

@@ -220,9 +220,7 @@ def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighte
     taps = LayerTaps(SIZE, PADDING, (7, 7), 1)
 
     def batch(mask_BHW):
-        return SegmentationBatch(
-            torch.zeros(len(mask_BHW), 3, *SIZE, dtype=torch.uint8), mask_BHW, ["x"] * len(mask_BHW)
-        )
+        return SegmentationBatch(torch.zeros(len(mask_BHW), 3, *SIZE), mask_BHW, ["x"] * len(mask_BHW))
 
     def loss(*parts):
         """As a step has it: sums over micro-batches, and normalizers over them, added up before they are divided."""
@@ -236,5 +234,3 @@ def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighte
     expected = F.cross_entropy(full, mask_BHW.long(), weights_K, ignore_index=IGNORE, reduction=reduction).mean()
     assert loss(slice(None)) == pytest.approx(float(expected), rel=1e-5)
     assert loss(slice(0, 1), slice(1, 3)) == pytest.approx(float(expected), rel=1e-5)
-    other = F.cross_entropy(full, mask_BHW.long(), weights_K, ignore_index=IGNORE, reduction="sum")
-    assert abs(float(other) / mask_BHW.numel() - float(expected)) > 0.1 or average == "all"
