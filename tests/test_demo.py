@@ -58,11 +58,10 @@ def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.Monk
         demo._choose_backbone(DemoConfig(), said.append)
 
 
-def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitsplit.data.folders import free_folder
+def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
+    from vitsplit.training.folder_lock import hold_free_folder
 
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
-    (tmp_path / "demo").mkdir()
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo-2"
-    (tmp_path / "demo-2").mkdir()
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+    for name in ("demo", "demo-2", "demo-3"):
+        with hold_free_folder(tmp_path / "demo") as folder:
+            assert folder == tmp_path / name
+            (folder / "scenes").mkdir()

@@ -12,12 +12,12 @@ from typing import Any
 from vitsplit import api
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.hub import HubUnavailableError
-from vitsplit.data.folders import free_folder
 from vitsplit.demo_page import DemoResult, write_page, write_picture
 from vitsplit.errors import RunError
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
 from vitsplit.training.config import DemoConfig, TrainConfig
+from vitsplit.training.folder_lock import hold_folder, hold_free_folder
 from vitsplit.training.override import override
 
 logger = logging.getLogger("vitsplit")
@@ -49,7 +49,11 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = logger.info) -> Pa
         RunError: The output folder already holds a demo.
         WeightsError: No pretrained weights can be had.
     """
-    folders = DemoFolders(config.out or free_folder(Path("demo")))
+    with hold_free_folder(Path("demo")) if config.out is None else hold_folder(config.out) as out:
+        return _run(config, DemoFolders(out), say)
+
+
+def _run(config: DemoConfig, folders: DemoFolders, say: Callable[[str], None]) -> Path:
     if any(folders.run(task).exists() for task in TASKS):
         raise RunError(f"{folders.out} already holds a demo. Give another folder with --out, or delete it.")
     started = time.perf_counter()

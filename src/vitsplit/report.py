@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vitsplit.training.atomic import write_json
+from vitsplit.training.atomic import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,16 +112,19 @@ class Page:
         self._parts.append(f'<div class="plot">{svg[svg.index("<svg") :]}</div>')
 
     def write(self, path: Path) -> Path:
-        """Writes the page and returns its path."""
+        """Writes the page and returns its path.
+
+        Raises:
+            RunError: It could not be written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         head = (
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style>"
         )
         body = "\n".join(self._parts)
-        path.write_text(
-            f'<!doctype html><html lang="en"><head>{head}</head><body><main>\n{body}\n</main></body></html>\n',
-            encoding="utf-8",
+        write_text(
+            path, f'<!doctype html><html lang="en"><head>{head}</head><body><main>\n{body}\n</main></body></html>\n'
         )
         return path
 

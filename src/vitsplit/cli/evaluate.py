@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
 from vitsplit.errors import ConfigError
+from vitsplit.training.serialise import json_text
 
 DESCRIPTION = """\
 Measures a bundle on labelled images: a table on the screen, and metrics.json and a page of pictures (input, truth,
@@ -42,25 +43,33 @@ def main(argv: list[str]) -> int:
     options, flags = _parser().parse_known_args(argv)
 
     from vitsplit import api
-    from vitsplit.data.folders import free_folder
     from vitsplit.inference.predictor import load_predictor
+    from vitsplit.training.atomic import writing_to
+    from vitsplit.training.folder_lock import hold_folder, hold_free_folder
 
     settings = task_settings(options.run, flags)
     predictor = load_predictor(options.run, **loading_options(options))
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("images", total=None)
-        evaluation, task = api.evaluate(
-            predictor, data=options.data, split=options.split, on_image=lambda: progress.advance(bar), **settings
-        )
-    folder = Path(options.out) if options.out else free_folder(Path(options.run) / f"evaluation-{options.split}")
-    title = f"{Path(options.run).name} on {Path(options.data).name} ({options.split})"
-    page = task.write_report(predictor.forward, evaluation, folder, title=title, count=options.pictures)
-    if options.json:
-        print(json.dumps(evaluation.metrics))
-    else:
-        Console().print(task.table(evaluation))
-        print(f"pictures: {page}")
+    default = Path(options.run) / f"evaluation-{options.split}"
+    with ExitStack() as stack:
+        # Before the work, so that a folder that cannot be written to is told of at once.
+        held = hold_free_folder(default) if options.out is None else hold_folder(Path(options.out))
+        folder = stack.enter_context(held)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("images", total=None)
+            evaluation, task = api.evaluate(
+                predictor, data=options.data, split=options.split, on_image=lambda: progress.advance(bar), **settings
+            )
+        # The figures before the pictures, so that a full disk does not take them along.
+        if options.json:
+            print(json_text(evaluation.metrics), flush=True)
+        else:
+            Console().print(task.table(evaluation))
+        title = f"{Path(options.run).name} on {Path(options.data).name} ({options.split})"
+        with writing_to(folder, "pictures"):
+            page = task.write_report(predictor.forward, evaluation, folder, title=title, count=options.pictures)
+        if not options.json:
+            print(f"pictures: {page}")
     return 0
 
 

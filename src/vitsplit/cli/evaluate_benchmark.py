@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     from vitsplit.inference.predictor import load_predictor
     from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
     from vitsplit.tasks.vqa.prompts import check_reads_questions
-    from vitsplit.training.atomic import write_json
+    from vitsplit.training.atomic import write_json, writing_to
+    from vitsplit.training.folder_lock import hold_folder
 
     bundle = find_bundle(options.run)
     card = read_card(bundle)
@@ -56,27 +57,28 @@ def main(argv: list[str]) -> int:
     made_by = {"bundle": bundle_ids({name: bundle})[name], "precision": str(predictor.backbone.precision)}
     count = len(benchmark.questions())
     columns = (TextColumn(benchmark.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("questions", total=count)
-        answers = run_benchmark(
-            predictor,
-            benchmark,
-            folder,
-            made_by=made_by,
-            max_new_tokens=options.max_new_tokens,
-            on_question=lambda: progress.advance(bar),
-        )
-    report = {
-        "benchmark": benchmark.name,
-        "data": str(options.data),
-        "questions": count,
-        "limit": options.limit,
-        "max_new_tokens": options.max_new_tokens or benchmark.max_new_tokens,
-        "metrics": benchmark.measure(answers),
-        **made_by,
-    }
-    files = benchmark.write(answers, folder, name)
-    write_json(folder / "metrics.json", report)
+    with hold_folder(folder), writing_to(folder, "answers"):
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("questions", total=count)
+            answers = run_benchmark(
+                predictor,
+                benchmark,
+                folder,
+                made_by=made_by,
+                max_new_tokens=options.max_new_tokens,
+                on_question=lambda: progress.advance(bar),
+            )
+        report = {
+            "benchmark": benchmark.name,
+            "data": str(options.data),
+            "questions": count,
+            "limit": options.limit,
+            "max_new_tokens": options.max_new_tokens or benchmark.max_new_tokens,
+            "metrics": benchmark.measure(answers),
+            **made_by,
+        }
+        files = benchmark.write(answers, folder, name)
+        write_json(folder / "metrics.json", report)
     if options.json:
         print(json.dumps(report))
     else:

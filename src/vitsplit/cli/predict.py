@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitsplit.bundle import Card
     from vitsplit.inference.folder import Summary
     from vitsplit.inference.inputs import Input
+    from vitsplit.inference.prediction_log import PredictionLog
 
 DESCRIPTION = """\
 Runs one or several bundles on images, folders of them and videos. Several bundles that were trained on one backbone
@@ -47,9 +48,9 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = _parser().parse_intermixed_args(argv)
 
-    from vitsplit.inference.folder import FolderWriter, Summary, Tiling
+    from vitsplit.inference.folder import Summary
     from vitsplit.inference.inputs import find_inputs, split_runs
-    from vitsplit.inference.multitask import load_several, read_bundles
+    from vitsplit.inference.multitask import read_bundles
     from vitsplit.inference.prediction_log import PredictionLog, bundle_ids
     from vitsplit.inference.video import require_av
 
@@ -68,30 +69,36 @@ def main(argv: list[str]) -> int:
         "bundles": bundle_ids({name: folder for name, (folder, _) in bundles.items()}),
         **{name: value for name, value in settings.items() if value is not None},
     }
-    log = PredictionLog(Path(options.out), made_by, overwrite=options.overwrite)
-    todo = [item for item in inputs if not log.is_done(item)]
-    summary = Summary()
-    if todo:
-        model = load_several(runs, **loading_options(options))
-        with _Bars(len(todo)) as bars:
-            tiling = Tiling(
-                options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale
-            )
-            writer = FolderWriter(
-                model,
-                log,
-                batch_size=options.batch_size,
-                tiling=tiling,
-                questions=options.ask or (),
-                max_new_tokens=options.max_new_tokens,
-                on_done=bars.done,
-                on_part=lambda item, done, total: bars.part(item.path.name, done, total),
-            )
-            summary = writer.run(todo)
-        if len(model) > 1 and model.passes:
-            print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
+    with PredictionLog.open(Path(options.out), made_by, overwrite=options.overwrite) as log:
+        todo = [item for item in inputs if not log.is_done(item)]
+        summary = _predict(runs, todo, log, options) if todo else Summary()
     _report(summary, len(inputs), len(inputs) - len(todo), options.out)
     return 1 if summary.failed else 0
+
+
+def _predict(runs: Sequence[str], todo: Sequence[Input], log: PredictionLog, options: argparse.Namespace) -> Summary:
+    from vitsplit.inference.folder import FolderWriter, Tiling
+    from vitsplit.inference.multitask import load_several
+
+    model = load_several(runs, **loading_options(options))
+    tiling = Tiling(
+        options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale
+    )
+    with _Bars(len(todo)) as bars:
+        writer = FolderWriter(
+            model,
+            log,
+            batch_size=options.batch_size,
+            tiling=tiling,
+            questions=options.ask or (),
+            max_new_tokens=options.max_new_tokens,
+            on_done=bars.done,
+            on_part=lambda item, done, total: bars.part(item.path.name, done, total),
+        )
+        summary = writer.run(todo)
+    if len(model) > 1 and model.passes:
+        print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
+    return summary
 
 
 def _check_questions(cards: Mapping[str, Card], options: argparse.Namespace) -> None:

@@ -91,7 +91,10 @@ def run_study(
     def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
         return finish(with_own(config, least_alike), config, options)
 
-    return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)
+    from vitsplit.training.folder_lock import hold_folder
+
+    with hold_folder(options.out):
+        return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)
 
 
 def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *, prog: str) -> MakeVariants:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import PredictionLog
 from vitsplit.inference.video import predict_video
 from vitsplit.tasks.vqa.predict import VqaPrediction
+from vitsplit.training.atomic import writing_to
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +116,16 @@ class FolderWriter:
         """Predicts the inputs: images first, then those that are cut into tiles, then videos.
 
         Raises:
-            OSError: A file could not be written.
+            RunError: A file could not be written, such as on a full disk. What was done before stays.
         """
-        self.log.begin()
-        try:
+        with writing_to(self.log.folder, "predictions"), closing(self.log):
+            self.log.begin()
             self._images([item for item in inputs if not item.is_video])
             for item in self._in_tiles:
                 self._guarded(item, self._large)
             for item in inputs:
                 if item.is_video:
                     self._guarded(item, self._video)
-        finally:
-            self.log.close()
         return self.summary
 
     def _images(self, items: Sequence[Input]) -> None:

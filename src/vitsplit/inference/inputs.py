@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 from vitsplit.bundle import find_bundles
 from vitsplit.data.images import IMAGE_SUFFIXES
 from vitsplit.errors import BundleError, ConfigError, DataError
+from vitsplit.files import shown
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 """Files that are taken for videos."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes in a name that are not UTF-8; no log could hold it."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,13 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
 
     Raises:
         DataError: A file or folder is not there, a folder holds nothing, ``out`` is one of the folders, or two files
-            would have the same name.
+            would have the same name, or one's is not UTF-8.
     """
     found = [item for word in words for item in _of_word(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
+        if _SURROGATE.search(item.name):
+            raise DataError(f"{shown(str(item.path), 200)}: its name is not UTF-8. Rename the file.")
         if item.name in taken:
             raise DataError(
                 f"{item.path} and {taken[item.name]} would both be written as '{item.name}'. "

@@ -10,20 +10,26 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vitsplit.bundle import CARD, WEIGHTS
 from vitsplit.errors import RunError
+from vitsplit.files import inside, read_json_lines, string, whole_number
 from vitsplit.inference.inputs import Input
 from vitsplit.training.atomic import write_text
+from vitsplit.training.folder_lock import hold_folder
 
 LOG = "predictions.jsonl"
+LONGEST_PATH = 4096
+"""Characters: the most of an input's name."""
+LARGEST = 1 << 63
 
 
 class PredictionLog:
-    """The predictions in a folder.
+    """The predictions in a folder, which nobody else writes to meanwhile: see ``open``.
 
     Args:
         folder: The folder.
@@ -31,7 +37,7 @@ class PredictionLog:
         overwrite: Do everything anew. What other bundles left in the folder is then removed.
 
     Raises:
-        RunError: The folder holds predictions of other bundles or settings.
+        RunError: The folder holds predictions of other bundles or settings, or its log cannot be read.
     """
 
     def __init__(self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -51,16 +57,38 @@ class PredictionLog:
         if not self._others:
             self._done = {row["name"]: row for row in rows[1:]}
 
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[PredictionLog]:
+        """Makes the folder if there is none, and holds it within the block (see ``hold_folder``).
+
+        Raises:
+            RunError: As ``PredictionLog``, or the folder cannot be made or written to, or another process holds it.
+        """
+        with hold_folder(folder):
+            yield cls(folder, made_by, overwrite=overwrite)
+
     def begin(self) -> None:
-        """Makes the folder ready to be written to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Makes the folder ready to be written to.
+
+        Raises:
+            RunError: It could not be written, or it was to lead elsewhere.
+        """
+        if self._staging.is_symlink():
+            raise RunError(f"{self._staging} is a link: what is staged there would be written elsewhere. Remove it.")
         shutil.rmtree(self._staging, ignore_errors=True)
-        for row in self._others[1:]:
-            for file in row["files"]:
-                (self.folder / file).unlink(missing_ok=True)
+        # What lies in a folder that is a link is not this folder's: then nothing is removed at all.
+        outdated = [self._own(file) for row in self._others[1:] for file in row["files"]]
+        for file in outdated:
+            file.unlink(missing_ok=True)
         # Written anew, since a kill may have left half a line at the end.
         rows = (self._made_by, *self._done.values())
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _own(self, name: str) -> Path:
+        """A file of the folder that is to be removed or written over, so not one that a link leads to."""
+        advice = "Remove the link, or give another folder with --out."
+        return inside(self.folder, name, str(self.folder), follow_links=False, error=RunError, advice=advice)
 
     def is_done(self, item: Input) -> bool:
         """Whether the item's results are here, made from the file as it is now."""
@@ -90,7 +118,7 @@ class PredictionLog:
         """
         files = list(files)
         stem = Path(item.name).name
-        target = self.folder / Path(item.name).parent
+        target = self._own((Path(item.name).parent / stem).as_posix()).parent
         target.mkdir(parents=True, exist_ok=True)
         count = Counter(ending for _, ending, _ in files)
         placed = [
@@ -105,7 +133,7 @@ class PredictionLog:
         num_bytes, modified_ns = _state(item.path)
         row = {
             "name": item.name,
-            "input": str(item.path),
+            "input": str(item.path).encode("utf-8", "backslashreplace").decode(),
             "bytes": num_bytes,
             "modified_ns": modified_ns,
             "files": [file.relative_to(self.folder).as_posix() for file in files],
@@ -118,15 +146,26 @@ class PredictionLog:
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self._file.is_file():
+        """The rows; the end of a command that was killed is left out."""
+        if not self._file.exists():
             return []
-        rows = []
-        for line in self._file.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # the end of a command that was killed
-                break
-        return rows
+        advice = "Correct or remove the line, or give another folder with --out."
+        found = read_json_lines(self._file, error=RunError, advice=advice, may_end_early=True)
+        for number, row in found:
+            where = f"{self._file}: line {number}"
+            if number == found[0][0]:
+                bundles = row.get("bundles")
+                if not isinstance(bundles, dict) or not all(isinstance(each, str) for each in bundles.values()):
+                    raise RunError(f"{where} does not say which bundles made the predictions. {advice}")
+                continue
+            string(row.get("name"), f"{where}: name", LONGEST_PATH, error=RunError, advice=advice)
+            for name in ("bytes", "modified_ns"):
+                whole_number(row.get(name), f"{where}: {name}", -LARGEST, LARGEST, error=RunError, advice=advice)
+            if not isinstance(row.get("files"), list):
+                raise RunError(f"{where}: files must be a list of names. {advice}")
+            for file in row["files"]:
+                inside(self.folder, file, where, error=RunError, advice=advice)
+        return [row for _, row in found]
 
 
 def bundle_ids(folders: Mapping[str, Path]) -> dict[str, str]:

@@ -16,6 +16,22 @@ from vitsplit.training.serialise import json_text
 
 
 @contextmanager
+def writing_to(folder: Path, what: str) -> Iterator[None]:
+    """Turns what goes wrong with writing into a folder, such as a full disk, into an error that says what to do.
+
+    Raises:
+        RunError: Names the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: {what} could not be written: {error}. Make room there or make it writable, and give the same "
+            "command again, or give another folder with --out."
+        ) from error
+
+
+@contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside ``path`` that takes its place, safe on disk, when the block ends without error.
 
@@ -56,6 +72,11 @@ def recover_folder(path: Path) -> None:
     if not path.exists() and _old(path).exists():
         _old(path).rename(path)
     shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def is_leftover(item: Path, path: Path) -> bool:
+    """Whether ``item`` is what a kill in the middle of ``write_text`` or ``replace_folder`` left of ``path``."""
+    return item in (_new(path), _old(path))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.depth.data import keep_range
 from vitsplit.tasks.depth.metrics import METRICS
 from vitsplit.tasks.depth.paint import colour, colour_range
-from vitsplit.training.serialise import json_text
+from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.depth.task import DepthTask
@@ -45,7 +45,7 @@ def write_report(
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
-    (folder / "metrics.json").write_text(json_text(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     page = Page(title, subtitle=f"{metrics['images']} validation images; {describe_protocol(metrics)}")
     delta1 = (f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within a factor of 1.25")
     page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), delta1])

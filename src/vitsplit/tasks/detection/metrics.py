@@ -17,6 +17,8 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitsplit.training.atomic import write_text
+
 Results = list[dict[str, Any]]
 """Entries of COCO's results format."""
 Kind = Literal["box", "mask"]
@@ -74,7 +76,7 @@ def write_results(results: Results, folder: Path) -> tuple[Path, ...]:
     paths = []
     for kind in kinds[: 1 + any("segmentation" in entry for entry in results)]:
         path = folder / f"detections_{COCO_KINDS[kind]}.json"
-        path.write_text(json.dumps(only(results, kind)) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(only(results, kind)) + "\n")
         paths.append(path)
     return tuple(paths)
 

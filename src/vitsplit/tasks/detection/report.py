@@ -19,7 +19,7 @@ from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.tasks.detection.metrics import write_results
 from vitsplit.tasks.detection.predict import DRAWN_SCORE
 from vitsplit.tasks.segmentation.report import percent
-from vitsplit.training.serialise import json_text
+from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.detection.task import DetectionTask
@@ -36,7 +36,7 @@ def write_report(
     The results are those of the task's last evaluation; where it made none, there are none to write.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json_text(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", evaluation.metrics)
     if task.results is not None:
         write_results(task.results, folder)
     page = Page(title, subtitle=f"{len(task.classes)} classes, {len(task.val_images())} validation images")

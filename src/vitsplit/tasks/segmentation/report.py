@@ -16,7 +16,7 @@ from rich.table import Table
 from vitsplit.data.classes import IGNORE
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
-from vitsplit.training.serialise import json_text
+from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.segmentation.task import SegmentationTask
@@ -29,7 +29,7 @@ def write_report(
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (table, ``count`` images spread over the set); returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json_text(evaluation.metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", evaluation.metrics)
     page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")
     add_figures(page, evaluation)
     page.heading("Pictures")

@@ -13,7 +13,7 @@ from vitsplit.data.images import read_image
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.vqa.metrics import set_match
-from vitsplit.training.serialise import json_text
+from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.vqa.task import VqaTask
@@ -34,7 +34,7 @@ def write_report(
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
-    (folder / "metrics.json").write_text(json_text(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     page = Page(title, subtitle=f"{metrics['questions']} questions on {metrics['images']} validation samples")
     page.figures(
         [
