@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
+import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from vitsplit.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
@@ -102,11 +102,13 @@ def match(images: Mapping[str, Path], labels: Mapping[str, Path], images_at: Pat
     return [(images[key], labels[key]) for key in sorted(images)]
 
 
-def free_folder(path: Path) -> Path:
-    """The path, or the first of ``path-2``, ``path-3``, ... that does not exist: nothing is written over."""
-    if not path.exists():
-        return path
-    return next(free for number in itertools.count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
+def named_files(root: Path, paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by their paths relative to a data set's folder, each once; those outside of it by a way out (``../``)."""
+    inside = f"{root}{os.sep}"
+    return {
+        (text.removeprefix(inside) if (text := str(path)).startswith(inside) else os.path.relpath(text, root)): path
+        for path in paths
+    }
 
 
 def first(names: Collection[str], count: int = 5) -> str:

@@ -5,7 +5,7 @@ Shapes: B batch, D width, h w patch grid, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -64,6 +64,15 @@ class LengthGroups(Protocol):
 
     def lengths(self) -> Sequence[int] | None:
         """Of every sample about how long it is, negative for samples of the second kind; None: any batch will do."""
+        ...
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """A task whose samples come from files: a run that is resumed can then tell whether they have changed."""
+
+    def files(self) -> Mapping[str, Path]:
+        """The files of all samples, images and labels, in the order of the samples, by their names in the data set."""
         ...
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
+from vitsplit.data.folders import named_files
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
@@ -98,6 +100,11 @@ class DepthSet:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def files(self) -> dict[str, Path]:
+        """Images and labels in the order of the samples, and what says how labels are read, by their names in it."""
+        scheme = self.root / "depth.json"
+        return named_files(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
 
     def load(self, index: int) -> DepthSample:
         """Reads one sample.

@@ -84,6 +84,10 @@ class DepthTask:
         assert self.train_set is not None, "the task was opened without training images"
         return TrainDepth(self.train_set, self.config)
 
+    def files(self) -> dict[str, Path]:
+        """The files of the training samples, then of the validation samples."""
+        return {name: path for each in (self.train_set, self.val_set) if each for name, path in each.files().items()}
+
     def val_images(self) -> DepthSet:
         """The validation images."""
         assert self.val_set is not None, "the task was opened without validation images"

@@ -86,13 +86,17 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One image and its objects; width and height in pixels, as the labels (or the file's header) say."""
+    """One image and its objects; width and height in pixels, as the labels (or the file's header) say.
+
+    ``labels`` is the file of its objects, where every image has one of its own.
+    """
 
     path: Path
     image_id: int
     width: int
     height: int
     annotations: tuple[Annotation, ...] = ()
+    labels: Path | None = None
 
 
 class Problem(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitsplit.data.classes import ClassList
 from vitsplit.data.extents import Extent, stack_extents
+from vitsplit.data.folders import named_files
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import AnnotatedImage, Annotation, Box, Segmentation
@@ -143,6 +144,12 @@ class DetectionSet:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def files(self) -> dict[str, Path]:
+        """Images in the order of the samples, and the files of labels, by their names in the data set's folder."""
+        labels = [self.source] if self.source.is_file() else []
+        paths = [path for item in self.items for path in (item.path, item.labels) if path is not None]
+        return named_files(self.root, [*paths, *labels])
 
     def load_image(self, index: int) -> Tensor:
         """Reads ``image_CHW`` (uint8, RGB) alone.

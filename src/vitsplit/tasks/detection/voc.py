@@ -102,7 +102,7 @@ def _read_file(
         annotation = _read_object(entry, number + len(annotations), size, labels, file, f"object {place}", ledger)
         if annotation is not None:
             annotations.append(annotation)
-    return AnnotatedImage(image, image_id, *size, tuple(annotations))
+    return AnnotatedImage(image, image_id, *size, tuple(annotations), file)
 
 
 def _read_size(tree: ElementTree.Element) -> tuple[int, int] | None:

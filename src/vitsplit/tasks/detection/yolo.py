@@ -71,7 +71,7 @@ def read_yolo(root: Path, split: str, ledger: Ledger) -> DetectionSet:
             if annotation is not None:
                 number += 1
                 annotations.append(annotation)
-        items.append(AnnotatedImage(path, image_id, *size, tuple(annotations)))
+        items.append(AnnotatedImage(path, image_id, *size, tuple(annotations), labels.get(key)))
     return DetectionSet(root, split, labels_at, classes, tuple(range(len(classes))), tuple(items))
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vitsplit.report import Page
-from vitsplit.tasks.base import Evaluation, Task
+from vitsplit.tasks.base import Evaluation, FromFiles, Task
 from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
 from vitsplit.tasks.multi.data import MultiBatch, MultiData, collate
 from vitsplit.tasks.multi.labels import open_labels
@@ -50,6 +50,11 @@ class MultiTask:
             DataError: The tasks have other images; the message counts and names them.
         """
         return MultiData.match(self.geometry, open_labels(self.tasks))
+
+    def files(self) -> dict[str, Path]:
+        """Each task's, named ``task/name``."""
+        by_task = {name: task.files() for name, task in self.tasks.items() if isinstance(task, FromFiles)}
+        return {named(name, file): path for name, files in by_task.items() for file, path in files.items()}
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> MultiBatch:
         """Samples to a batch."""

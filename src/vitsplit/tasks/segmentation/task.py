@@ -99,6 +99,10 @@ class SegmentationTask:
         assert self.train_set is not None, "the task was opened without training images"
         return TrainSegmentation(self.train_set, self.config)
 
+    def files(self) -> dict[str, Path]:
+        """The files of the training samples, then of the validation samples."""
+        return {name: path for each in (self.train_set, self.val_set) if each for name, path in each.files().items()}
+
     def val_images(self) -> SegmentationSet:
         """The validation images."""
         assert self.val_set is not None, "the task was opened without validation images"

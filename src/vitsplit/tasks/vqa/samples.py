@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitsplit.data.folders import first
+from vitsplit.data.folders import first, named_files
 from vitsplit.errors import DataError
 from vitsplit.files import LARGE_FILE, inside, parse_json, read_json, read_text, shown, string
 from vitsplit.tasks.vqa.config import VqaConfig
@@ -79,6 +79,11 @@ class SampleSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def files(self) -> dict[str, Path]:
+        """The file of the questions, and the images in the order of the samples, by their names in its folder."""
+        images = [sample.image for sample in self.samples if sample.image is not None]
+        return named_files(self.file.parent, [self.file, *images])
 
     @property
     def num_questions(self) -> int:

@@ -118,6 +118,10 @@ class VqaTask:
         assert self.train_set is not None, "the task was opened without training samples"
         return TrainVqa(self.train_set, self.config, self.prompter())
 
+    def files(self) -> dict[str, Path]:
+        """The files of the training samples, then of the validation samples."""
+        return {name: path for each in (self.train_set, self.val_set) if each for name, path in each.files().items()}
+
     def val_samples(self) -> SampleSet:
         """The validation samples."""
         assert self.val_set is not None, "the task was opened without validation samples"
