@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -25,6 +26,7 @@ from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
 from vitsplit.training.atomic import write_json
 from vitsplit.training.config import Precision, TrainConfig
+from vitsplit.training.folder_lock import hold_folder
 from vitsplit.training.loop import fit
 from vitsplit.training.override import override
 from vitsplit.training.processes import process_state
@@ -60,6 +62,7 @@ def train(
     recipe: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    allow_changed_data: bool = False,
     layers: Literal["recipe", "auto"] = "recipe",
     **settings: Any,
 ) -> TrainResult:
@@ -72,6 +75,7 @@ def train(
         recipe: Name of the recipe to start from; None: the task's own for a laptop, as always in a joint run.
         out: The run folder; None: a new one under ``runs/``.
         resume: Go on with the run in ``out``, exactly as if it had never stopped.
+        allow_changed_data: Resume although files of the data have changed since; what has is told in the log.
         layers: Whose K_t and prior layers: the settings' own, or ``auto``, those that `vitsplit analyze layers` would
             propose from up to 64 training images. A run that goes on keeps those that it began with.
         settings: Any field of the configuration by its name, such as ``steps=1000`` or ``crop_size=(448, 448)``. In a
@@ -102,7 +106,7 @@ def train(
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
     config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)
-    return _train(config, data, run_path, resume=resume, layers=layers)
+    return _train(config, data, run_path, resume=resume, allow_changed_data=allow_changed_data, layers=layers)
 
 
 def _train(
@@ -111,16 +115,19 @@ def _train(
     run_path: Path,
     *,
     resume: bool,
+    allow_changed_data: bool = False,
     layers: Literal["recipe", "auto"] = "recipe",
     resume_command: str | None = None,
 ) -> TrainResult:
     """Trains by a complete configuration. ``resume_command`` is what to tell a user whose run was stopped, if not the
     command of this run by itself."""
     check_sharding(config, process_state().num_processes)
-    run = RunFolder.open(run_path, resume=resume)
-    with log_to(run, Console(), main=process_state().is_main_process):
+    main = process_state().is_main_process
+    with RunFolder.open(run_path, resume=resume) as run, log_to(run, Console(), main=main):
         if layers == "auto":
-            config = with_layers_of(run, config) if resume else with_advised_layers(config, data)
+            config = with_layers_of(run, config) if run.holds_run else with_advised_layers(config, data)
+        if main and not run.holds_run:
+            run.write_start(to_dict(config))
         backbone, opened, model, save = assemble(config, data)
         if config.loop.cache_features and isinstance(config, TrainConfig):
             logger.info("%s", _gain_of_keeping(config, opened.describe()))
@@ -132,6 +139,7 @@ def _train(
             run=run,
             save_bundle=save,
             resume=resume,
+            allow_changed_data=allow_changed_data,
             resume_command=resume_command or _resume_command(opened.name, data, run_path),
         )
     return TrainResult(run=run_path, metrics=result.best_metrics, stopped_by=result.stopped_by)
@@ -144,6 +152,7 @@ def train_stages(
     data: str | Path,
     out: str | Path | None = None,
     resume: bool = False,
+    allow_changed_data: bool = False,
 ) -> TrainResult:
     """Trains a connector and then the language model with it: both stages of visual question answering.
 
@@ -153,6 +162,7 @@ def train_stages(
         data: The data set of both.
         out: Folder of the two runs; None: a new one under ``runs/``.
         resume: Go on where the stages in ``out`` stopped.
+        allow_changed_data: As in ``train``.
 
     Returns:
         Of the second stage; of the first where a signal stopped it.
@@ -164,17 +174,23 @@ def train_stages(
         raise ConfigError("Which run should go on? Give its folder with --out.")
     root = Path(out) if out is not None else _new_run_path(instruct)
     first, second = root / "align", root / "instruct"
-    again = _resume_command(task_name(align), data, root, stage="both")
-    if process_state().is_main_process and not first.exists():
-        # The second stage's settings have no run to stand in yet, and a resumed first stage must find them.
-        root.mkdir(parents=True, exist_ok=True)
-        for stage, config in (("align", align), ("instruct", instruct)):
-            write_json(stage_file(root, stage), to_dict(config))
-    result = _train(align, data, first, resume=resume and first.exists(), resume_command=again)
-    if result.stopped_by is not None:
-        return result
-    instruct = override(instruct, {"start_from": str(first)})
-    return _train(instruct, data, second, resume=resume and second.exists(), resume_command=again)
+    # Before the main process makes them.
+    begun = {stage: resume and stage.exists() for stage in (first, second)}
+    options: dict[str, Any] = {
+        "allow_changed_data": allow_changed_data,
+        "resume_command": _resume_command(task_name(align), data, root, stage="both"),
+    }
+    main = process_state().is_main_process
+    with hold_folder(root) if main else nullcontext():
+        if main and not RunFolder(first).config_file.exists():
+            # The second stage's settings have no run to stand in yet, and a resumed first stage must find them.
+            for stage, config in (("align", align), ("instruct", instruct)):
+                write_json(stage_file(root, stage), to_dict(config))
+        result = _train(align, data, first, resume=begun[first], **options)
+        if result.stopped_by is not None:
+            return result
+        instruct = override(instruct, {"start_from": str(first)})
+        return _train(instruct, data, second, resume=begun[second], **options)
 
 
 @overload

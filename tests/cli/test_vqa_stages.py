@@ -56,7 +56,14 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
     again = {"resume": True, "stage": "both", "out": str(tmp_path)}
     assert stage_config(options(**again), [], "instruct", "vitsplit") == begun
     assert stage_config(options(**again), ["--lr", "1e-4"], "instruct", "vitsplit").optim.lr == 1e-4
-    assert stage_config(options(**again), [], "align", "vitsplit") == recipe("laptop-vqa-align")  # none was kept
+    with pytest.raises(ConfigError, match=r"no align\.json.*without --resume"):
+        stage_config(options(**again), [], "align", "vitsplit")
+    (tmp_path / "align").mkdir()
+    align = stage_config(options(), ["--lr", "5e-4"], "align", "vitsplit")
+    write_json(tmp_path / "align" / "config.json", to_dict(align))  # of a version that kept no settings of stages
+    assert stage_config(options(**again), [], "align", "vitsplit") == align
+    stage_file(tmp_path, "instruct").unlink()
+    assert stage_config(options(**again), [], "instruct", "vitsplit") == recipe("laptop-vqa")
 
 
 @pytest.mark.parametrize(

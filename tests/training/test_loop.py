@@ -56,16 +56,16 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
 
     task = Task(scores=[0.1, 0.7, 0.3])
     task.model = tiny_model(task)
-    run = RunFolder.open(tmp_path / "run")
-    result = fit(
-        tiny_config(eval_every=4),
-        task=task,
-        backbone=tiny_backbone(),
-        model=task.model,
-        run=run,
-        save_bundle=save_tiny_bundle(task.model),
-        console=Console(file=io.StringIO()),
-    )
+    with RunFolder.open(tmp_path / "run") as run:
+        result = fit(
+            tiny_config(eval_every=4),
+            task=task,
+            backbone=tiny_backbone(),
+            model=task.model,
+            run=run,
+            save_bundle=save_tiny_bundle(task.model),
+            console=Console(file=io.StringIO()),
+        )
     assert equal(load_file(run.best / "head.safetensors"), kept[1])
     assert equal(load_file(run.last / "head.safetensors"), kept[2])
     assert (result.state.standings[""].best_score, result.state.standings[""].best_step) == (0.7, 8)

@@ -7,39 +7,80 @@ from vitsplit.errors import RunError
 from vitsplit.training.run_folder import RunFolder
 
 
+def open_run(path, *, resume=False):
+    """What a launch sees that begins and at once ends."""
+    with RunFolder.open(path, resume=resume) as run:
+        return run
+
+
 @pytest.fixture
 def taken(tmp_path):
-    run = RunFolder.open(tmp_path / "taken")
+    run = open_run(tmp_path / "taken")
+    run.path.mkdir()
     run.write_config({"a": 1})
     return run
 
 
 def test_a_taken_folder_is_refused_with_both_ways_out(taken):
     with pytest.raises(RunError, match=r"already holds a run.*--resume.*--out"):
-        RunFolder.open(taken.path)
-    assert RunFolder.open(taken.path, resume=True).read_config() == {"a": 1}
+        open_run(taken.path)
+    resumed = open_run(taken.path, resume=True)
+    assert resumed.holds_run and resumed.read_config() == {"a": 1}
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    with pytest.raises(RunError, match=r"not an empty folder.*--out"):
-        RunFolder.open(tmp_path)
-    with pytest.raises(RunError, match="not an empty folder"):
-        RunFolder.open(tmp_path / "photo.jpg")
+    with pytest.raises(RunError, match=r"not an empty folder \(photo\.jpg\).*--out"):
+        open_run(tmp_path)
+    with pytest.raises(RunError, match=r"no config\.json, but photo\.jpg"):
+        open_run(tmp_path, resume=True)
+    with pytest.raises(RunError, match="is a file, not a folder"):
+        open_run(tmp_path / "photo.jpg")
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
 
-def test_a_start_that_failed_early_does_not_take_the_folder(tmp_path):
-    run = RunFolder.open(tmp_path / "run")
-    run.log_file.write_text("weights not found")
-    assert RunFolder.open(tmp_path / "run").path == run.path
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("left", ["", "log.txt", ".start.json", "..start.json.new", ".config.json.new"])
+def test_a_start_that_ended_early_does_not_take_the_folder(tmp_path, left, resume):
+    if left:
+        (tmp_path / left).write_text("weights not found")
+    (tmp_path / ".lock").write_text('{"pid": 1, "ho')
+    assert not open_run(tmp_path, resume=resume).holds_run
 
 
-@pytest.mark.parametrize("name", ["empty", "missing"])
-def test_there_must_be_a_run_to_resume(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match=f"{name} holds no run to resume"):
-        RunFolder.open(tmp_path / name, resume=True)
+def test_data_json_of_somebody_else_is_not_written_over(tmp_path):
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(RunError, match=r"not an empty folder \(data\.json\)"):
+        open_run(tmp_path)
+    (tmp_path / ".start.json").write_text("{}")  # of a start that noted its data and was killed
+    open_run(tmp_path)
+
+
+def test_there_must_be_a_folder_to_resume(tmp_path):
+    with pytest.raises(RunError, match="missing holds no run to resume"):
+        open_run(tmp_path / "missing", resume=True)
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["checkpoints", "best", "last", "pictures", "tensorboard", "log.txt", "metrics.jsonl", "checkpoints/step-00000003",
+     "checkpoints/.step-00000003.new", "best/depth", ".last.old"],
+)  # fmt: skip
+def test_a_link_in_a_run_is_refused_before_anything_is_removed(taken, tmp_path, place):
+    outside = tmp_path / "outside"
+    (outside / "step-00000001").mkdir(parents=True)
+    link = taken.path / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(RunError, match=rf"{link.name} is a link to .*outside"):
+        open_run(taken.path, resume=True)
+    assert [path.name for path in outside.iterdir()] == ["step-00000001"]
+
+
+def test_the_folder_of_a_run_may_be_a_link(taken, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(taken.path)
+    assert open_run(tmp_path / "elsewhere", resume=True).holds_run
 
 
 def test_metrics_are_cut_back_to_a_step(taken):
@@ -57,7 +98,7 @@ def test_an_interrupted_replacement_of_a_bundle_is_put_right(taken):
     (taken.path / ".best.old" / "head.json").write_text("old")
     (taken.path / ".best.new").mkdir()
     (taken.path / ".last.new").mkdir()
-    RunFolder.open(taken.path, resume=True)
+    open_run(taken.path, resume=True)
     assert (taken.best / "head.json").read_text() == "old"
     assert sorted(path.name for path in taken.path.iterdir()) == ["best", "config.json"]
 

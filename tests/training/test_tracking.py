@@ -54,7 +54,7 @@ def test_wandb_goes_on_in_the_same_run_after_a_resume(tmp_path, monkeypatch):
 
 
 def test_what_the_package_logs_reaches_the_screen_whole_and_the_file_once(tmp_path):
-    run = RunFolder.open(tmp_path / "run")
+    run = RunFolder(tmp_path)
     text = io.StringIO()
     console = Console(file=text, width=40)
     logger = logging.getLogger("vitsplit.somewhere")

@@ -230,21 +230,23 @@ def tiny_run(
     task: TinyTask | None = None,
     head: dict | None = None,
     backbone: Backbone | None = None,
+    allow_changed_data: bool = False,
     **changes,
 ) -> TinyRun:
     """One run in this process; ``changes`` are settings of the loop and the optimiser."""
     task = task or TinyTask()
     model = tiny_model(task, **(head or {}))
     text = io.StringIO()
-    folder = RunFolder.open(out, resume=resume)
-    result = fit(
-        tiny_config(**changes),
-        task=task,
-        backbone=backbone or tiny_backbone(),
-        model=model,
-        run=folder,
-        save_bundle=save_tiny_bundle(model),
-        resume=resume,
-        console=Console(file=text, width=200),
-    )
+    with RunFolder.open(out, resume=resume) as folder:
+        result = fit(
+            tiny_config(**changes),
+            task=task,
+            backbone=backbone or tiny_backbone(),
+            model=model,
+            run=folder,
+            save_bundle=save_tiny_bundle(model),
+            resume=resume,
+            allow_changed_data=allow_changed_data,
+            console=Console(file=text, width=200),
+        )
     return TinyRun(result, model, folder, text.getvalue())

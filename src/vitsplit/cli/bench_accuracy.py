@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
+from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.override import changed_settings, override
 from vitsplit.training.serialise import to_dict
@@ -83,6 +84,25 @@ def _equal_seconds(variants: list[Variant], config: TrainConfig[Any], options: a
     return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 
 
+def _read_steps(file: Path) -> dict[str, Any]:
+    """What ``_steps`` wrote.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    from vitsplit.training.run_folder import MOST_STEPS
+
+    advice = "Give another --out, or delete it: the steps are then timed again."
+    known = read_json(file, error=RunError, advice=advice)
+    groups = [known.get(name) for name in ("settings", "steps")] if isinstance(known, dict) else []
+    if not groups or not all(isinstance(group, dict) for group in groups):
+        raise RunError(f"{file}: not the steps of a study. {advice}")
+    real_number(known.get("seconds"), f"{file}: seconds", 0.0, error=RunError, advice=advice)
+    for name, steps in known["steps"].items():
+        whole_number(steps, f"{file}: steps of {name}", 1, MOST_STEPS, error=RunError, advice=advice)
+    return {name: known[name] for name in ("seconds", "settings", "steps")}
+
+
 def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
     """How many steps each method takes in the time: as found when this study first had it."""
     from vitsplit.bench.budget import steps_within
@@ -94,7 +114,7 @@ def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) ->
     timed = {name: to_dict(config) for name, config in configs.items()}
     known: dict[str, Any] = {"seconds": options.seconds, "settings": {}, "steps": {}}
     if file.is_file():
-        known |= json.loads(file.read_text(encoding="utf-8"))
+        known = _read_steps(file)
         changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
         if known["seconds"] != options.seconds or changed:
             what = f"the settings of {', '.join(changed)} were others" if changed else f"it was {known['seconds']:g} s"

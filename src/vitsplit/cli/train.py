@@ -68,6 +68,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of another run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly where it stopped")
     parser.add_argument(
+        "--allow-changed-data",
+        action="store_true",
+        help="resume although files of the data have changed (names, sizes, times); what has is told",
+    )
+    parser.add_argument(
         "--layers",
         choices=["recipe", "auto"],
         default="recipe",
@@ -93,7 +98,14 @@ def main(argv: list[str]) -> int:
     config, data = chosen
     from vitsplit import api
 
-    result = api.train(config, data=data, out=options.out, resume=options.resume, layers=options.layers)
+    result = api.train(
+        config,
+        data=data,
+        out=options.out,
+        resume=options.resume,
+        allow_changed_data=options.allow_changed_data,
+        layers=options.layers,
+    )
     return _ended(options.learn, result)
 
 
@@ -135,7 +147,13 @@ def _both(options: argparse.Namespace, flags: list[str], prog: str) -> int:
     configs = [stage_config(options, flags, stage, prog) for stage in NAMES]
     from vitsplit import api
 
-    result = api.train_stages(*configs, data=options.data, out=options.out, resume=options.resume)
+    result = api.train_stages(
+        *configs,
+        data=options.data,
+        out=options.out,
+        resume=options.resume,
+        allow_changed_data=options.allow_changed_data,
+    )
     return _ended(options.learn, result)
 
 

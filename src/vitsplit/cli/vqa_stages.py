@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.options import config_from_cli
 from vitsplit.errors import ConfigError
 from vitsplit.recipes.vqa import STAGES
-from vitsplit.training.starting_point import stage_file, starting_config
+from vitsplit.training.starting_point import CONFIG_FILE, stage_file, starting_config
 
 TASK = "vqa"
 NAMES = ("align", "instruct")
@@ -47,14 +48,26 @@ def stage_config(options: argparse.Namespace, flags: list[str], stage: str | Non
     if options.resume and recipe is None and config_file is None:
         if options.stage != "both":
             resumed = options.out
-        elif options.out is not None and stage is not None and stage_file(options.out, stage).is_file():
-            config_file = stage_file(options.out, stage)
+        elif options.out is not None and stage is not None:
+            config_file = _kept_settings(Path(options.out), stage)
     if stage is not None and not (config_file or resumed):
         recipe = stage_recipe(recipe, stage)
     base = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)
     given = ["--stage", stage] if stage is not None else []
     given += ["--start-from", options.start] if options.start is not None else []
     return config_from_cli(base, [*given, *flags], prog=prog)
+
+
+def _kept_settings(out: Path, stage: str) -> Path | None:
+    """The settings of a stage of two that go on; None in a run of a version that did not keep them."""
+    kept = (stage_file(out, stage), out / stage / CONFIG_FILE)
+    found = next((file for file in kept if file.is_file()), None)
+    if found is None and not (out / NAMES[0] / CONFIG_FILE).is_file():
+        raise ConfigError(
+            f"{out} holds no stages to resume (no {kept[0].name}). If a start was stopped so early, nothing was "
+            "trained: give its command again without --resume. Else check --out."
+        )
+    return found
 
 
 def stage_recipe(recipe: str | None, stage: str) -> str:

@@ -13,23 +13,31 @@ There is no random state in it: data, augmentation and dropout are functions of 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitsplit.errors import RunError
+from vitsplit.errors import ConfigError, RunError
+from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.model import Trainee
 from vitsplit.training.atomic import replace_folder, write_json
+from vitsplit.training.run_folder import MOST_STEPS
+from vitsplit.training.serialise import from_dict
 
 KEPT = 2
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of a parameter."""
+_DELETE = "Delete this checkpoint's folder and give --resume again: the run goes on from the checkpoint before it."
 
 
 @dataclass
@@ -68,15 +76,6 @@ class Standing:
     def last_evaluation(self) -> Evaluation:
         """The last evaluation again."""
         return Evaluation(self.last_metrics, self.last_score, self.score_name)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Standing:
-        """What was saved. JSON has only null for a score that is not finite."""
-        standing = cls(**values)
-        standing.last_score = math.nan if standing.last_score is None else standing.last_score
-        if standing.best_score is None and standing.best_step:
-            standing.best_score = math.nan
-        return standing
 
 
 @dataclass
@@ -168,53 +167,163 @@ def read_state(checkpoint: Path) -> TrainState:
     """The numbers of a checkpoint.
 
     Raises:
-        RunError: ``state.json`` cannot be read, or is of another version of the package.
+        RunError: ``state.json`` cannot be read, a number in it is none that a run can have, or it is of another version
+            of the package.
     """
-    try:
-        values = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        state = TrainState(**values)
-        state.standings = {head: Standing.from_json(saved) for head, saved in values.get("standings", {}).items()}
-    except (OSError, ValueError) as error:
-        raise RunError(_unreadable(checkpoint, error)) from error
-    except TypeError as error:
+    file = checkpoint / "state.json"
+    values = read_json(file, error=RunError, advice=_DELETE)
+    standings = values.get("standings") if isinstance(values, dict) else None
+    if not isinstance(standings, dict) or not all(isinstance(each, dict) for each in standings.values()):
+        raise RunError(f"{file}: not the state of a run. {_DELETE}")
+    unknown = values.keys() - _names(TrainState)
+    unknown |= {name for each in standings.values() for name in each.keys() - _names(Standing)}
+    if unknown:
         raise RunError(
-            f"The checkpoint {checkpoint} is of another version of vitsplit ({error}). Go on with the version that "
-            "wrote it (environment.json names it), or start a new run with another --out."
-        ) from error
+            f"The checkpoint {checkpoint} is of another version of vitsplit (unknown in its state.json: "
+            f"{', '.join(sorted(unknown))}). Go on with the version that wrote it (environment.json names it), or "
+            "start a new run with another --out."
+        )
     # JSON has only null for what is not finite.
-    state.window = {name: math.nan if total is None else total for name, total in state.window.items()}
+    for each in standings.values():
+        if each.get("last_score", 0.0) is None:
+            each["last_score"] = math.nan
+        if each.get("best_score") is None and each.get("best_step"):
+            each["best_score"] = math.nan
+    if isinstance(window := values.get("window"), dict):
+        values["window"] = {name: math.nan if total is None else total for name, total in window.items()}
+    try:
+        state: TrainState = from_dict(TrainState, values, str(file))
+    except ConfigError as error:
+        raise RunError(f"{error} {_DELETE}") from error
+    _check_ranges(state, file)
     return state
 
 
-def load_checkpoint(checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, averaged: bool) -> None:
+def _check_ranges(state: TrainState, file: Path) -> None:
+    whole_number(state.step, f"{file}: step", 0, MOST_STEPS, error=RunError, advice=_DELETE)
+    real_number(state.seconds, f"{file}: seconds", 0.0, error=RunError, advice=_DELETE)
+    ranges = [
+        ("evaluated", state.evaluated, 0, state.step),
+        ("window_steps", state.window_steps, 1 if state.window else 0, state.step),
+        ("samples", state.samples, 0, MOST_STEPS),
+        ("processes", state.processes, 1, MOST_STEPS),
+    ]
+    for head, standing in state.standings.items():
+        ranges.append((f"best_step of '{head}'", standing.best_step, 0, state.evaluated))
+        ranges.append((f"without_gain of '{head}'", standing.without_gain, 0, state.step))
+    for name, value, least, most in ranges:
+        whole_number(value, f"{file}: {name}", least, most, error=RunError, advice=_DELETE)
+    for name, value in state.loss_scale.items():
+        real_number(value, f"{file}: loss_scale: {name}", error=RunError, advice=_DELETE)
+    if (state.finished or state.evaluated) and not state.standings:
+        raise RunError(f"{file}: evaluated, and without a result. {_DELETE}")
+
+
+def _names(cls: type) -> set[str]:
+    return {each.name for each in dataclasses.fields(cls)}
+
+
+def load_checkpoint(
+    checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, model: Trainee, averaged: bool
+) -> None:
     """Hands a checkpoint's tensors, and the gradient scaler's state of ``state``, to what puts them back in place.
+
+    Nothing is put anywhere before all names, shapes and dtypes were compared with the model's.
+
+    Args:
+        checkpoint: Its folder.
+        load: ``Engine.load``.
+        state: The checkpoint's numbers.
+        model: The model; its parameters may be without storage.
+        averaged: Whether the run keeps an average of the weights.
 
     Raises:
         RunError: A file is missing or damaged, or it holds other tensors than the model.
     """
+    tensors = RunTensors(
+        weights=_read_tensors(checkpoint / "weights.safetensors"),
+        moments=_read_tensors(checkpoint / "optimizer.safetensors"),
+        average=_read_tensors(checkpoint / "ema.safetensors") if averaged else None,
+        loss_scale=state.loss_scale,
+    )
     try:
-        tensors = RunTensors(
-            weights=load_file(checkpoint / "weights.safetensors"),
-            moments=load_file(checkpoint / "optimizer.safetensors"),
-            average=load_file(checkpoint / "ema.safetensors") if averaged else None,
-            loss_scale=state.loss_scale,
-        )
-    except (OSError, SafetensorError) as error:
-        raise RunError(_unreadable(checkpoint, error)) from error
-    try:
+        if state.standings and state.standings.keys() != model.members().keys():
+            raise KeyError(f"results of the heads {sorted(state.standings)} instead of {sorted(model.members())}")
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        own = model.trainable_state()
+        for weights in (tensors.weights, tensors.average):
+            if weights is not None:
+                check_tensors(weights, own)
+                _check_numbers({name: tensor for name, tensor in weights.items() if name in trained})
+        _check_moments(tensors.moments, {name: own[name] for name in trained & own.keys()})
         load(tensors)
     except (KeyError, RuntimeError) as error:
         raise RunError(
             f"The checkpoint {checkpoint} does not fit the model: {error}. It is left as it is: go on with the data, "
             "the settings and the version of vitsplit that it was written with, or start a new run with another --out."
         ) from error
+    except ValueError as error:
+        raise RunError(_unreadable(checkpoint, error)) from error
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compares names, shapes and dtypes.
+
+    Raises:
+        KeyError: Names are missing or unexpected.
+        RuntimeError: A tensor has another shape or dtype; names it.
+    """
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise KeyError(f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}")
+    for name, tensor in found.items():
+        for what, there, here in (
+            ("shape", list(tensor.shape), list(expected[name].shape)),
+            ("dtype", tensor.dtype, expected[name].dtype),
+        ):
+            if there != here:
+                raise RuntimeError(f"{name} has the {what} {there} there, and {here} in the model")
+
+
+def _check_moments(moments: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Every parameter has all of AdamW's moments, or none: one that no gradient has reached yet.
+
+    Raises:
+        KeyError, RuntimeError: As ``check_tensors``.
+        ValueError: A moment is not a number.
+    """
+    names = {key.rpartition("/")[0] for key in moments}
+    step = torch.zeros(())
+    expected = {
+        f"{name}/{kind}": step if kind == "step" else trained.get(name, step) for name in names for kind in MOMENTS
+    }
+    check_tensors(moments, {key: each for key, each in expected.items() if key.rpartition("/")[0] in trained})
+    # A square may be beyond float32 and infinite in a run that goes on; that no gradient was NaN is checked.
+    _check_numbers(moments, infinite=True)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], *, infinite: bool = False) -> None:
+    """Refuses what no step that was admitted can have left.
+
+    Raises:
+        ValueError: A tensor holds NaN or, if not ``infinite``, an infinity.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and (tensor.isnan().any() if infinite else not tensor.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError(f"{file.name} is not a regular file")
+        return load_file(file)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(_unreadable(file.parent, error)) from error
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> str:
-    return (
-        f"The checkpoint {checkpoint} cannot be read: {error}. Delete this folder and give --resume again: the run "
-        "goes on from the checkpoint before it."
-    )
+    return f"The checkpoint {checkpoint} cannot be read: {error}. {_DELETE}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

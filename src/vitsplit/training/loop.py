@@ -79,6 +79,7 @@ def fit(
     run: RunFolder,
     save_bundle: SaveBundle,
     resume: bool = False,
+    allow_changed_data: bool = False,
     console: Console | None = None,
     resume_command: str | None = None,
 ) -> FitResult:
@@ -89,9 +90,10 @@ def fit(
         task: Data, loss and metrics.
         backbone: The frozen model. It is moved to the device and rounded to the run's precision.
         model: What trains, built under ``config.loop.seed`` so that every start begins with the same weights.
-        run: The run's folder, from ``RunFolder.open``.
+        run: The run's folder, within the block of ``RunFolder.open``.
         save_bundle: Writes the model's present weights as a bundle into an empty folder, see ``SaveBundle``.
-        resume: Go on from the last checkpoint.
+        resume: Go on from the last checkpoint; from the beginning if the run was stopped before it had a configuration.
+        allow_changed_data: Go on although the data's files have changed since.
         console: Where progress and messages go; None: standard output.
         resume_command: The command line that goes on with this run, shown when a signal stops it.
 
@@ -107,15 +109,21 @@ def fit(
     forget_peak_memory(accelerator.device)
     console = console or Console()
     with log_to(run, console, main=accelerator.is_main_process), StopRequest() as stop:
+        if resume and not run.holds_run:
+            logger.info("nothing was trained in %s yet: starting from the beginning", run.path)
+        resume = resume and run.holds_run
         config = resolve_config(config, accelerator, run, resume=resume)
         data = task.train_data()
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-        state = first_state(task, len(data), accelerator, backbone, run, checkpoint)
+        state = first_state(
+            task, len(data), accelerator, backbone, run, checkpoint, allow_changed_data=allow_changed_data
+        )
         look_up = open_features(config.loop, task, data, backbone, model.train().request, compute_dtype(config))
         batches = open_batches(config.loop, task, data, accelerator, start=state.step, look_up=look_up)
         run_backbone, engine = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
-            load_checkpoint(checkpoint, engine.load, state, averaged=engine.average is not None)
+            averaged = engine.average is not None
+            load_checkpoint(checkpoint, engine.load, state, model=engine.model, averaged=averaged)
         view = ProgressView(console if accelerator.is_main_process else None, steps=config.loop.steps, start=state.step)
         features = None if look_up is None else FeatureCache(look_up.store, backbone, run_backbone)
         session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop, features)

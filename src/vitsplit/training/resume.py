@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
 
 from vitsplit.errors import RunError
+from vitsplit.files import shown
 from vitsplit.training.checkpoint import TrainState
-from vitsplit.training.config import RunConfig
+from vitsplit.training.config import Precision, RunConfig
+from vitsplit.training.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.serialise import json_text, to_dict
 
@@ -31,8 +35,11 @@ FREE = frozenset(
 )
 
 
-def check_same_config(config: RunConfig, run: RunFolder) -> None:
+def check_same_config(config: RunConfig, run: RunFolder) -> Precision:
     """Refuses a configuration under which the run would end with other weights than it would have.
+
+    Returns:
+        The run's precision: what ``auto`` came to.
 
     Raises:
         RunError: Settings differ; the message names each with both values.
@@ -42,7 +49,13 @@ def check_same_config(config: RunConfig, run: RunFolder) -> None:
     free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE
     differing = _differences(_without(saved, free), _without(given, free))
     if not differing:
-        return
+        precision: Precision = saved["loop.precision"]
+        if precision not in get_args(Precision):
+            raise RunError(
+                f"{run.config_file}: loop.precision must be one of {', '.join(get_args(Precision))}, not "
+                f"{shown(precision)}. Put the run's own file back, or start a new run with another --out."
+            )
+        return precision
     other_length = saved.get("loop.steps") != given["loop.steps"]
     longer = " The schedule depends on the length, so a longer run is a new run." if other_length else ""
     raise RunError(
@@ -66,12 +79,11 @@ def _with_new_settings(saved: dict[str, Any], config: Any) -> dict[str, Any]:
     return filled
 
 
-def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> None:
-    """Refuses other data or another backbone than the run began with; another number of processes is only told of.
+def check_same_task(saved: TrainState, present: TrainState, run: RunFolder) -> None:
+    """Refuses a task that is described otherwise than the run's, such as other classes.
 
     Raises:
-        RunError: The training set has another size, the task another description (such as other classes), or the
-            backbone another hash.
+        RunError: Names what differs.
     """
     differing = _differences(_flat(_by_index(saved.description)), _flat(_by_index(present.description)))
     if differing:
@@ -80,11 +92,52 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder) -> 
             f"{run.path} was trained for a task that the data now describe otherwise ({shown}). Restore the data "
             "(for classes and colours: their classes.json), or start a new run with another --out."
         )
+
+
+def check_same_files(files: Mapping[str, Path] | None, run: RunFolder, *, resume: bool, allow_changed: bool) -> None:
+    """Refuses to resume a run whose data files have changed; notes them in ``data.json`` otherwise.
+
+    Args:
+        files: The data's files, see ``FromFiles``; None: the task has none.
+        run: The run's folder.
+        resume: Whether something was trained already.
+        allow_changed: Go on with the files as they are now, and only tell what has changed.
+
+    Raises:
+        RunError: Files have changed; the message counts and names them.
+    """
+    if files is None:
+        return
+    present = fingerprint(files)
+    if resume and not run.data_file.exists():
+        logger.warning("%s does not say which data files it began with: they are not compared", run.path)
+    elif resume and (changed := changes(read_fingerprint(run.data_file), present)):
+        if not allow_changed:
+            raise RunError(
+                f"{run.path}: the data are not what they were: {changed}. Restore them, give --allow-changed-data to "
+                "go on with the data as they are, or start a new run with another --out."
+            )
+        logger.warning("the data are not what they were: %s; going on with them as they are", changed)
+    write_fingerprint(run.data_file, present)
+
+
+def check_same_world(saved: TrainState, present: TrainState, run: RunFolder, *, allow_changed: bool) -> None:
+    """Refuses another number of samples (unless that is allowed) or another backbone than the run began with.
+
+    Another number of processes is only told of.
+
+    Raises:
+        RunError: The training set has another size, or the backbone another hash.
+    """
     if saved.samples != present.samples:
-        raise RunError(
-            f"{run.path} was trained on {saved.samples} images, and now there are {present.samples}: their order would "
-            "change. Restore the data, or start a new run with another --out."
-        )
+        said = f"{run.path} was trained on {saved.samples} images, and now there are {present.samples}"
+        if not allow_changed:
+            raise RunError(
+                f"{said}: their order would change. Restore the data, give --allow-changed-data to go on in another "
+                "order, or start a new run with another --out."
+            )
+        logger.warning("%s: from here on in another order", said)
+        saved.samples = present.samples
     if saved.backbone_hash != present.backbone_hash:
         raise RunError(
             f"{run.path} was trained on a backbone with hash {saved.backbone_hash}, and this one has "

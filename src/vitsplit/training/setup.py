@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.registry_package import cache_folder
-from vitsplit.tasks.base import LengthGroups, TrainableTask, TrainData
+from vitsplit.tasks.base import FromFiles, LengthGroups, TrainableTask, TrainData
 from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, read_state
 from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
@@ -29,7 +29,7 @@ from vitsplit.training.optim import named
 from vitsplit.training.precision import DTYPES, Resolved, autocast, resolve_precision
 from vitsplit.training.processes import process_state
 from vitsplit.training.progress import ProgressView
-from vitsplit.training.resume import check_same_config, check_same_world
+from vitsplit.training.resume import check_same_config, check_same_files, check_same_task, check_same_world
 from vitsplit.training.run_folder import RunFolder
 from vitsplit.training.sampling import MicroBatches, ReadBatch, SampleStream, read_batches, resolve_workers
 from vitsplit.training.serialise import to_dict
@@ -86,8 +86,7 @@ def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder,
     check_settings(config)
     precision = config.loop.precision
     if resume:
-        check_same_config(config, run)
-        precision = run.read_config()["loop"]["precision"]
+        precision = check_same_config(config, run)
     choice: list[Resolved] = [resolve_precision(precision, accelerator.device)]
     broadcast_object_list(choice)
     logger.info("precision: %s%s", choice[0], " (auto)" if config.loop.precision == "auto" else "")
@@ -165,8 +164,15 @@ def first_state(
     backbone: Backbone,
     run: RunFolder,
     checkpoint: Path | None,
+    *,
+    allow_changed_data: bool = False,
 ) -> TrainState:
-    """The numbers to begin with: a checkpoint's, or those of step 0."""
+    """The numbers to begin with: a checkpoint's, or those of step 0. Notes the data's files in the run's folder.
+
+    Raises:
+        RunError: The checkpoint cannot be read, or is of another task, other data or another backbone.
+    """
+    files = task.files() if accelerator.is_main_process and isinstance(task, FromFiles) else None
     present = TrainState(
         samples=samples,
         processes=accelerator.num_processes,
@@ -174,9 +180,12 @@ def first_state(
         description=task.describe(),
     )
     if checkpoint is None:
+        check_same_files(files, run, resume=False, allow_changed=allow_changed_data)
         return present
     saved = read_state(checkpoint)
-    check_same_world(saved, present, run)
+    check_same_task(saved, present, run)
+    check_same_files(files, run, resume=True, allow_changed=allow_changed_data)
+    check_same_world(saved, present, run, allow_changed=allow_changed_data)
     if saved.finished:
         best = ", ".join(
             f"best {named(head, standing.score_name)} {standing.best_score:.4g} at step {standing.best_step}"

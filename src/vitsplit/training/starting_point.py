@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import ConfigError
+from vitsplit.files import read_json
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import TASKS, config_type, task_entry, task_name
 from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
 
+CONFIG_FILE, START_FILE = "config.json", ".start.json"
+"""Settings in the folder of a run: resolved, once it stands; as they were given, before that."""
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
 """Length of a joint run and its images per step, unless told otherwise."""
 
@@ -87,17 +89,20 @@ def stage_file(root: str | Path, stage: str) -> Path:
 
 
 def _config_of_run(run: str | Path) -> Path:
-    config_file = Path(run) / "config.json"
-    if not config_file.is_file():
-        raise ConfigError(f"{run} holds no run to resume (no config.json). Check --out.")
-    return config_file
+    run = Path(run)
+    for name in (CONFIG_FILE, START_FILE):
+        if (run / name).is_file():
+            return run / name
+    if run.is_dir():
+        raise ConfigError(
+            f"{run} holds no run to resume (no {CONFIG_FILE}). If a start was stopped so early, nothing was trained: "
+            "give its command again without --resume. Else check --out."
+        )
+    raise ConfigError(f"{run} holds no run to resume: there is no such folder. Check --out.")
 
 
 def _read(config_file: str | Path) -> Any:
-    try:
-        return json.loads(Path(config_file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{config_file}: cannot be read as a configuration ({error}).") from error
+    return read_json(config_file, error=ConfigError, advice="Give the config.json of a run.")
 
 
 def _require_task(task: str, values: Any, source: str) -> None:

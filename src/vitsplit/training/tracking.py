@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from rich.console import Console
 
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.training.config import Tracker
 from vitsplit.training.optim import named
 from vitsplit.training.run_folder import RunFolder
@@ -75,13 +77,29 @@ class Metrics:
         if not self.main:
             return
         self.run.append_metrics(row)
-        for tracker in self.trackers:
-            tracker.log(numbers, step=step)
+        with self._told():
+            for tracker in self.trackers:
+                tracker.log(numbers, step=step)
 
     def close(self) -> None:
-        """Ends the trackers."""
-        for tracker in self.trackers:
-            tracker.finish()
+        """Ends the trackers.
+
+        Raises:
+            RunError: What they have could not be written.
+        """
+        with self._told():
+            for tracker in self.trackers:
+                tracker.finish()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.run.path}: what --track asks for could not be written: {error}. Make room on that disk, then "
+                "go on with --resume."
+            ) from error
 
 
 def check_trackers(trackers: tuple[Tracker, ...]) -> None:
@@ -112,7 +130,7 @@ def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[N
         return
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if main:
-        to_file = logging.FileHandler(run.log_file.resolve(), encoding="utf-8")
+        to_file = _LogFile(run, console)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers = [to_file, _ConsoleHandler(console)]
     level, propagate = logger.level, logger.propagate
@@ -128,6 +146,29 @@ def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[N
             handler.close()
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+class _LogFile(logging.FileHandler):
+    """``log.txt``. That it cannot be written is said once, and is no end of the run: metrics and checkpoints are."""
+
+    def __init__(self, run: RunFolder, console: Console) -> None:
+        try:
+            super().__init__(run.log_file.resolve(), encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{run.log_file} cannot be written: {error}. Give another folder with --out.") from error
+        self.console = console
+        self.failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Says once that the file cannot be written."""
+        if not self.failed:
+            self.failed = True
+            self.console.print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Closes the file; what it still holds and cannot write is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):
