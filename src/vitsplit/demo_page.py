@@ -5,7 +5,6 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.depth.paint import colour, colour_range
 from vitsplit.tasks.segmentation.report import add_class_table, paint
 from vitsplit.training.config import DemoConfig
+from vitsplit.training.run_folder import RunFolder
 
 PICTURE_ROWS, PAGE_ROWS, GAP = 3, 10, 6
 INK = "#3e63dd"
@@ -136,7 +136,7 @@ def _curves(result: DemoResult) -> Figure:
     axes = figure.subplots(2, 2)
     scores = {"segmentation": ("miou", 100.0, "mIoU (%)"), "depth": ("rmse", 1.0, "RMSE (m)")}
     for row, (task, run) in zip(axes, result.runs.items(), strict=True):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = RunFolder(run).read_metrics()
         key, factor, name = scores[task]
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         reached = [(line["step"], factor * line["eval"][key]) for line in lines if "eval" in line]

@@ -1,11 +1,10 @@
 """``--layers auto``: a run whose K_t and prior layers are chosen from its own training images before it starts.
 
-Shapes: B batch, H W pixels.
+Shapes: B batch, L layers, H W pixels.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
 from vitsplit.backbone import open_backbone
 from vitsplit.errors import ConfigError, DataError, RunError
+from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import TrainableTask
 from vitsplit.tasks.multi.config import MultiConfig
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 MOST_IMAGES = 64
 """Training images that the layers are chosen from."""
 BATCH_SIZE = 8
+_AGAIN = "Delete it: it is then made again."
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig[Any] | MultiConfig)
 Folders = str | Path | Mapping[str, str | Path]
@@ -142,17 +144,28 @@ def remembered_similarity(config: TrainConfig[Any], data: Path, file: Path) -> S
         "normed": config.split.tap_norm,
     }
     if file.exists():
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            if saved["about"] == about:
-                return Similarity({"backbone": len(saved["cka"])}, np.array(saved["cka"]), saved["images"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file} cannot be read: {error}. Delete it: it is then made again.") from error
+        saved = read_json(file, error=RunError, advice=_AGAIN)
+        if isinstance(saved, dict) and saved.get("about") == about:
+            cka_LL = _similarities(saved.get("cka"), file)
+            images = whole_number(saved.get("images"), f"{file}: images", 1, 1 << 40, error=RunError, advice=_AGAIN)
+            return Similarity({"backbone": len(cka_LL)}, cka_LL, images)
     logger.info("comparing the layers of %s on training images", config.backbone.backbone)
     found = training_similarity(config, data)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"about": about, "images": found.images, "cka": found.cka_MM.tolist()})
     return found
+
+
+def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
+    """A square matrix of CKA values from a file, ``cka_LL``."""
+    rows = value if isinstance(value, list) else []
+    if not rows or any(not isinstance(row, list) or len(row) != len(rows) for row in rows):
+        raise RunError(f"{file}: cka must be as many lists of numbers as each is long. {_AGAIN}")
+    # CKA lies in 0..1, up to rounding.
+    numbers = [
+        [real_number(each, f"{file}: cka", -0.01, 1.01, error=RunError, advice=_AGAIN) for each in row] for row in rows
+    ]
+    return np.array(numbers)
 
 
 def _advice(

@@ -13,7 +13,6 @@ again. One that was interrupted goes on where it stopped. Variants that come to 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from vitsplit.analysis.processes import Job, run_at_once
 from vitsplit.errors import ConfigError, RunError
+from vitsplit.files import read_json, shown
 from vitsplit.tasks import task_name
 from vitsplit.training.atomic import write_json
 from vitsplit.training.checkpoint import TrainState, latest_checkpoint, read_state
@@ -157,6 +157,8 @@ def outcome(trial: Trial) -> Outcome:
     state = _state(trial)
     if state is None or not state.finished:
         raise RunError(f"{trial.folder} holds no finished run. Train it, or go on with it, first.")
+    if "" not in state.standings:
+        raise RunError(f"{trial.folder} holds a joint run, not one of this study. Give another --out.")
     last = state.standings[""]
     return Outcome(
         trial=trial,
@@ -252,13 +254,11 @@ def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
     about = {"task": task_name(trials[0].config), "data": str(data.resolve())}
     file = out / "study.json"
     if file.exists():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{file} cannot be read: {error}. Give another --out.") from error
+        found = read_json(file, error=RunError, advice="Give another --out.")
         if found != about:
+            was = [shown(found.get(name), 200) for name in about] if isinstance(found, dict) else ["something else"] * 2
             raise RunError(
-                f"{out} holds runs for {found.get('task')} on {found.get('data')}, and these are for {about['task']} "
+                f"{out} holds runs for {was[0]} on {was[1]}, and these are for {about['task']} "
                 f"on {about['data']}. Give another --out; if the data have moved, say so in {file}."
             )
     (out / "configs").mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
+from vitsplit.errors import RunError
+from vitsplit.files import real_number
 from vitsplit.report import Page
 from vitsplit.training.atomic import write_json
 from vitsplit.training.run_folder import RunFolder
@@ -161,14 +162,25 @@ def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
     name, sign = outcome.score_name.removeprefix("neg_"), -1 if outcome.score_name.startswith("neg_") else 1
     scores: dict[int, float] = {}
     seconds = {0: 0.0}
-    for line in RunFolder(outcome.trial.folder).metrics_file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "seconds" in row:
+    run = RunFolder(outcome.trial.folder)
+    for row in run.read_metrics():
+        if row.get("seconds") is not None:
             seconds[row["step"]] = row["seconds"]
         if "eval" in row:
-            scores[row["step"]] = sign * row["eval"][name]
+            scores[row["step"]] = sign * metric(run, row, name)
     times = np.interp(list(scores), list(seconds), list(seconds.values())).tolist()
     return [(step, time, score) for (step, score), time in zip(scores.items(), times, strict=True)]
+
+
+def metric(run: RunFolder, row: dict[str, Any], name: str) -> float:
+    """A figure of a row of evaluation; NaN where it was not finite.
+
+    Raises:
+        RunError: The row does not have it.
+    """
+    value = row["eval"].get(name, "")
+    where = f"{run.metrics_file}: step {row['step']}: eval: {name}"
+    return math.nan if value is None else real_number(value, where, error=RunError)
 
 
 def plot_grid(rows: Sequence[Row]) -> Figure:
