@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import TinyTask, tiny_run
 from vitsplit.errors import RunError
 from vitsplit.training import checkpoint as checkpoint_module
 from vitsplit.training import precision
+from vitsplit.training.run_folder import RunFolder
 
 SETTINGS = {
     "steps": 13,
@@ -57,6 +59,31 @@ def kill_at_call(owner, name, number):
     setattr(owner, name, call)
 
 
+def kill_at_access(folder, number):
+    """Makes the n-th access to a file in a folder the one that the process does not come to; returns the count."""
+    inside, seen = str(folder), [0]
+
+    def hook(event, arguments):
+        if event in ("open", "os.mkdir", "os.rename", "os.remove") and str(arguments[0]).startswith(inside):
+            seen[0] += 1
+            if seen[0] == number:
+                die()
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def count_accesses(out, queue):
+    seen = kill_at_access(out, 0)
+    torch.set_num_threads(1)
+    before_config = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = RunFolder.write_config
+        patch.setattr(RunFolder, "write_config", lambda *given: (original(*given), before_config.append(seen[0])))
+        tiny_run(out, **SETTINGS)
+    queue.put((before_config[0], seen[0]))
+
+
 def run_in_process(out, how, resume):
     torch.set_num_threads(1)
     kind, number = how
@@ -67,6 +94,8 @@ def run_in_process(out, how, resume):
         task = KilledInEvaluation()
     elif kind == "tensors":  # a checkpoint has three files of tensors; bundles are not written by this function
         kill_at_call(checkpoint_module, "save_file", number)
+    elif kind == "access":
+        kill_at_access(out, number)
     elif kind == "rename":
         kill_at_call(Path, "rename", number)
     tiny_run(out, task=task, resume=resume, **SETTINGS)
@@ -130,6 +159,23 @@ def test_killed_and_resumed_is_never_stopped(tmp_path, straight, how, goes_on_fr
     assert_same_end(resumed, straight)
     leftovers = [path.name for path in (tmp_path / "run").rglob(".*")]
     assert leftovers == []
+
+
+def test_killed_before_any_access_to_a_file(tmp_path, straight):
+    """Every one until config.json stands, and then one of each dozen."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    counting = context.Process(target=count_accesses, args=(tmp_path / "counted", queue))
+    counting.start()
+    before_config, accesses = queue.get(timeout=60)
+    counting.join()
+    assert 5 <= before_config < accesses / 5
+    for number in (*range(1, before_config + 1), *range(before_config + 7, accesses, 12)):
+        out = tmp_path / f"run{number}"
+        killed(out, ("access", number))
+        resumed = tiny_run(out, resume=out.exists(), **SETTINGS)
+        assert_same_end(resumed, straight)
+        assert [path.name for path in out.rglob(".*")] == [], number
 
 
 def test_killed_again_and_again(tmp_path, straight):
