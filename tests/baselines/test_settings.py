@@ -28,8 +28,8 @@ SEGMENTATION = recipe("ade20k-small")
         ({"method": "frozen-head", "drop_path": 0.1}, r"--drop-path .* --method frozen-head does not\. Leave it away"),
         ({"method": "lora", "sharding": "fsdp2"}, r"--sharding fsdp2 .* Leave --sharding away"),
         ({"method": "full-finetune", "cache_features": 2}, r"--cache-features .* --method full-finetune trains one"),
-        ({"method": "lora", "trunk_lora_rank": 0}, r"--trunk-lora-rank must be at least 1, not 0"),
-        ({"method": "vpt", "num_prompts": -1}, r"--num-prompts must be at least 1, not -1"),
+        ({"method": "lora", "trunk_lora_rank": 0}, r"--trunk-lora-rank must be from 1 .*, not 0"),
+        ({"method": "vpt", "num_prompts": -1}, r"--num-prompts must be from 1 .*, not -1"),
         ({"method": "vit-adapter", "drop_path": 1.0}, r"--drop-path must be from 0 to below 1, not 1\.0"),
     ],
 )

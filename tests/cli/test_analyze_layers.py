@@ -89,7 +89,7 @@ def test_a_gate_is_read_out(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch-size", "3"], "--batch-size 3: layers are compared on at least 4 images"),
+        (["--batch-size", "3"], "--batch-size must be from 4 "),
         (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
         (["--recipe", "laptop-depth", "--run", "x"], "give --recipe or --run"),
     ],

@@ -136,7 +136,7 @@ def test_videos_are_drawn_by_the_others_and_not_asked_about(
         (["ROOMS", "ASKED", "photos", "--ask", "What?"], "results of segmentation"),
         (["ASKED", "photos", "--ask", " "], "empty"),
         (["ROOMS", "photos", "--out", "out", "--max-new-tokens", "4"], "--max-new-tokens"),
-        (["ASKED", "photos", "--ask", "What?", "--max-new-tokens", "0"], "at least 1"),
+        (["ASKED", "photos", "--ask", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["ASKED", "photos", "--ask", "What?", "--language-weights", "photos"], "photos"),
         (["ROOMS", "photos", "--out", "out", "--language-weights", "photos"], "no bundle here has a language model"),
     ],

@@ -239,7 +239,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     task.same_size = False
     with pytest.raises(ConfigError, match="pads an image to the largest of its batch"):
         tiny_run(tmp_path / "sizes", task=task, cache_features=1, cache_folder=str(tmp_path))
-    with pytest.raises(ConfigError, match="--cache-features must be at least 0"):
+    with pytest.raises(ConfigError, match="--cache-features must be from 0"):
         tiny_run(tmp_path / "negative", cache_features=-1)
 
 

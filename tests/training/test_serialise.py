@@ -66,7 +66,7 @@ def test_whole_numbers_are_numbers_and_what_is_left_out_is_default():
         ({"count": 1, "zzz": 1}, r"no setting 'zzz'. Settings here: count, inner"),
         ({}, "'count' is missing"),
         ({"count": "3"}, r"config.json: 'count' must be a whole number, not '3'"),
-        ({"count": True}, "'count' must be a whole number, not True"),
+        ({"count": True}, "'count' must be a whole number, not true"),
         ({"count": 1.5}, "'count' must be a whole number, not 1.5"),
         ({"count": 1, "flag": 1}, "'flag' must be true or false, not 1"),
         ({"count": 1, "inner": {"kind": "c"}}, "'inner.kind' must be one of 'a', 'b', not 'c'"),

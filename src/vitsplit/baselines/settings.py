@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import check_ranges
 from vitsplit.tasks import task_name
 from vitsplit.tasks.base import DecoderKind
-from vitsplit.training.config import BackboneConfig, BaselineConfig, MethodName, TrainConfig
+from vitsplit.training.config import BackboneConfig, MethodName, TrainConfig
 
 FOR_DENSE_TASKS: frozenset[MethodName] = frozenset({"linear-probe", "frozen-head", "full-finetune"})
 """Baselines of segmentation, depth and detection; all others are of segmentation alone."""
@@ -48,7 +49,7 @@ def check_method(config: TrainConfig[Any]) -> None:
     """
     _check_task(config.method, task_name(config))
     _check_decoder(config.method, config.baseline.decoder)
-    _check_numbers(config.baseline)
+    check_ranges(config.baseline)
     if config.baseline.drop_path and config.method in WITHOUT_TRUNK:
         raise ConfigError(
             f"--drop-path is of methods that train through a whole transformer, and --method {config.method} does "
@@ -97,13 +98,3 @@ def _check_decoder(method: MethodName, decoder: str) -> None:
             "--decoder linear is the task's own decoder, and --method linear-probe has batch norm and one convolution "
             "in its place: the frozen last layer with the task's own decoder is --method frozen-head."
         )
-
-
-def _check_numbers(baseline: BaselineConfig) -> None:
-    for name in ("trunk_lora_rank", "num_prompts", "bottleneck"):
-        if getattr(baseline, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(baseline, name)}.")
-    for name in ("drop_path", "trunk_lora_dropout", "prompt_dropout"):
-        # Written so that NaN, which no comparison holds for, is refused.
-        if getattr(baseline, name) is not None and not 0 <= getattr(baseline, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be from 0 to below 1, not {getattr(baseline, name)}.")

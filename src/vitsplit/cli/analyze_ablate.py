@@ -9,7 +9,7 @@ from typing import Any
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import whole
 from vitsplit.training.config import TrainConfig
 
 DESCRIPTION = """\
@@ -48,7 +48,12 @@ def main(argv: list[str]) -> int:
         help=f"of {', '.join(GROUPS)}; default: parts selection",
     )
     parser.add_argument(
-        "--prior", metavar="K_P", type=positive, nargs="+", default=[1, 2, 4, 6], help="with count; default: 1 2 4 6"
+        "--prior",
+        metavar="K_P",
+        type=whole(1, 1000),
+        nargs="+",
+        default=[1, 2, 4, 6],
+        help="with count; default: 1 2 4 6",
     )
     return run_study(parser, argv, _variants, title="What every part is worth", notes=NOTES)
 

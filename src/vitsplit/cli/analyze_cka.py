@@ -7,15 +7,17 @@ from typing import Annotated
 
 import tyro
 
+from vitsplit.ranges import MAX_SIDE, Range, checked
+
 
 def cka(
     images: tyro.conf.Positional[Path],
     /,
     backbones: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("dinov2-small",),
     out: Path = Path("analysis/cka"),
-    size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (252, 336),
-    batch_size: int = 16,
-    limit: int = 512,
+    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (252, 336),
+    batch_size: Annotated[int, Range(4, 2**16)] = 16,
+    limit: Annotated[int, Range(0, 10**9)] = 512,
     normed: tyro.conf.FlagCreatePairsOff[bool] = False,
     random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
     device: str | None = None,
@@ -43,10 +45,12 @@ def cka(
     from vitsplit.analysis.cka_report import describe_split, write_cka
     from vitsplit.analysis.images import batches_to_compare, read_batch
     from vitsplit.backbone import load_backbone
+    from vitsplit.cli.values import writable
     from vitsplit.inference.predictor import choose_device
 
     files = batches_to_compare(images, limit, batch_size)
     where = choose_device(device)
+    writable(out)
     models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
     batches = track(files, "comparing layers", console=Console(stderr=True), transient=True)
     found = compare_layers(models, ([read_batch(each, size)] * len(models) for each in batches), normed=normed)
@@ -59,4 +63,4 @@ def cka(
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    return tyro.cli(cka, prog="vitsplit analyze cka", args=argv)
+    return tyro.cli(checked(cka), prog="vitsplit analyze cka", args=argv)

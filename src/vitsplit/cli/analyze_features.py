@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from vitsplit.ranges import MAX_SIDE, Range, checked
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -24,8 +26,8 @@ def features(
     runs: Runs = (),
     show: Literal["channel", "pca"] = "channel",
     out: Path = Path("analysis/features"),
-    size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (252, 336),
-    limit: int = 4,
+    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (252, 336),
+    limit: Annotated[int, Range(0, 10**9)] = 4,
     normed: tyro.conf.FlagCreatePairsOff[bool] = False,
     random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
     device: str | None = None,
@@ -51,11 +53,13 @@ def features(
     from vitsplit.analysis.features_report import write_features
     from vitsplit.analysis.images import choose_files, read_batch
     from vitsplit.backbone import load_backbone
+    from vitsplit.cli.values import writable
     from vitsplit.inference.predictor import choose_device
 
     where = choose_device(device)
     files = [images] if images.is_file() else sorted(choose_files(images, limit))
     image_BCHW = read_batch(files, size)
+    writable(out)
     trained = _trained(runs, image_BCHW, where, normed=normed, with_own=not backbones)
     names = backbones or (() if runs else ("dinov2-small",))
     frozen = [
@@ -94,4 +98,4 @@ def _trained(
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    return tyro.cli(features, prog="vitsplit analyze features", args=argv)
+    return tyro.cli(checked(features), prog="vitsplit analyze features", args=argv)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from vitsplit.ranges import MAX_SIDE, Range, checked
+
 if TYPE_CHECKING:
     from vitsplit.training.config import TrainConfig
 
@@ -20,9 +22,9 @@ def layers(
     num_prior_layers: int | None = None,
     first_prior_layer: int | None = None,
     out: Path = Path("analysis/layers"),
-    size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None,
-    batch_size: int = 8,
-    limit: int = 128,
+    size: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = None,
+    batch_size: Annotated[int, Range(4, 2**16)] = 8,
+    limit: Annotated[int, Range(0, 10**9)] = 128,
     random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
     device: str | None = None,
 ) -> int:
@@ -55,6 +57,7 @@ def layers(
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
     from vitsplit.backbone import open_backbone
+    from vitsplit.cli.values import writable
     from vitsplit.errors import ConfigError
     from vitsplit.inference.predictor import choose_device
     from vitsplit.tasks import task_name
@@ -70,6 +73,7 @@ def layers(
     }
     config = override(config, {name: value for name, value in asked.items() if value is not None})
     check_choice(config, "analyze layers")
+    writable(out)
     height, width = size or config.task.crop_size
     model = open_backbone(config.backbone).to(choose_device(device))
     batches = ([read_batch(each, (height, width))] for each in files)
@@ -106,4 +110,4 @@ def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig[Any], Any,
 
 def main(argv: list[str]) -> int:
     """Runs the verb."""
-    return tyro.cli(layers, prog="vitsplit analyze layers", args=argv)
+    return tyro.cli(checked(layers), prog="vitsplit analyze layers", args=argv)

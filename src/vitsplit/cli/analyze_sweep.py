@@ -6,7 +6,7 @@ import argparse
 
 from vitsplit.analysis.variants import SELECTIONS, sweep_variants
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import whole
 
 DESCRIPTION = """\
 Trains with every K_t, K_p and selection of the prior layers, and shows quality against cost (Fig. 11, Table 7).
@@ -28,9 +28,11 @@ def main(argv: list[str]) -> int:
     """Runs the verb; the exit status is 128 + the signal's number if a signal stopped it."""
     parser = study_parser("sweep", DESCRIPTION)
     parser.add_argument(
-        "--tuned", metavar="K_T", type=positive, nargs="+", default=[1, 2, 3, 4], help="K_t; default: 1 2 3 4"
+        "--tuned", metavar="K_T", type=whole(1, 1000), nargs="+", default=[1, 2, 3, 4], help="K_t; default: 1 2 3 4"
     )
-    parser.add_argument("--prior", metavar="K_P", type=positive, nargs="+", default=[2, 4], help="K_p; default: 2 4")
+    parser.add_argument(
+        "--prior", metavar="K_P", type=whole(1, 1000), nargs="+", default=[2, 4], help="K_p; default: 2 4"
+    )
     parser.add_argument(
         "--select",
         metavar="HOW",

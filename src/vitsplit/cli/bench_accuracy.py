@@ -11,8 +11,10 @@ from typing import Any
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
+from vitsplit.cli.values import real
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
+from vitsplit.ranges import Range
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.override import changed_settings, override
 from vitsplit.training.serialise import to_dict
@@ -45,7 +47,12 @@ def main(argv: list[str]) -> int:
     """Runs the verb; the exit status is 128 + the signal's number if a signal stopped it."""
     parser = study_parser("accuracy", DESCRIPTION, family="bench")
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="NAME[:DECODER]", help=" ".join(METHODS))
-    parser.add_argument("--seconds", type=float, metavar="S", help="of training for every run, in place of --steps")
+    parser.add_argument(
+        "--seconds",
+        type=real(Range(0, 1e9, above=True)),
+        metavar="S",
+        help="of training for every run, in place of --steps",
+    )
     by_seconds = any(word.partition("=")[0] == "--seconds" for word in argv)
     return run_study(
         parser,
@@ -78,8 +85,6 @@ def _equal_seconds(variants: list[Variant], config: TrainConfig[Any], options: a
     """With ``--seconds``: the variants with as many steps as each takes in that time."""
     if options.seconds is None:
         return variants
-    if not options.seconds > 0:
-        raise ConfigError(f"--seconds must be above 0, not {options.seconds:g}.")
     steps = _steps(options, {variant.name: override(config, variant.settings) for variant in variants})
     return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 

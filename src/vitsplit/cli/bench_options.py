@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.options import config_from_cli
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import MAX_CLASSES, side, whole, writable
 from vitsplit.recipes import recipe
 
 DEFAULT_RECIPE = "ade20k-small"
@@ -27,14 +27,16 @@ def bench_parser(verb: str, description: str, *, methods: Sequence[str], batch_s
         allow_abbrev=False,
     )
     parser.add_argument("--methods", nargs="+", default=methods, metavar="NAME[:DECODER]", help=" ".join(methods))
-    parser.add_argument("--size", type=positive, nargs=2, metavar=("H", "W"), help="of the images; the recipe's crops")
+    parser.add_argument("--size", type=side, nargs=2, metavar=("H", "W"), help="of the images; the recipe's crops")
     parser.add_argument(
-        "--batch-size", type=positive, default=batch_size, metavar="N", help=f"images at a time; {batch_size}"
+        "--batch-size", type=whole(1, 2**16), default=batch_size, metavar="N", help=f"images at a time; {batch_size}"
     )
-    parser.add_argument("--num-classes", type=positive, metavar="N", help="as many as the recipe's data has")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="turns before those that count; 2")
+    parser.add_argument(
+        "--num-classes", type=whole(1, MAX_CLASSES), metavar="N", help="as many as the recipe's data has"
+    )
+    parser.add_argument("--warmup", type=whole(0), default=2, metavar="N", help="turns before those that count; 2")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; the first GPU, else the processor")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of the processor; as PyTorch chooses")
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="of the processor; as PyTorch chooses")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write JSON, a picture and a page there")
     parser.add_argument("-h", "--help", action="store_true", help="this text, and all settings of training")
@@ -81,6 +83,8 @@ def measure_and_show(
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.out is not None:
+        writable(options.out)
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = measure(status.update)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitsplit.cli.bench_options import bench_parser, measure_and_show, read_words
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import positive, whole
 from vitsplit.training.override import override
 
 DESCRIPTION = """\
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     methods = ["vitsplit", "full-finetune", "vit-adapter", "vit-comer"]
     parser = bench_parser("predict", DESCRIPTION, methods=methods, batch_size=4)
-    parser.add_argument("--bundles", type=positive, nargs="+", default=[1, 2, 3, 4], metavar="N", help="1 2 3 4")
+    parser.add_argument("--bundles", type=whole(1, 64), nargs="+", default=[1, 2, 3, 4], metavar="N", help="1 2 3 4")
     parser.add_argument("--turns", type=positive, default=10, metavar="N", help="turns that count; 10")
     config, options = read_words(parser, argv)
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import whole
 from vitsplit.errors import VitsplitError
+from vitsplit.ranges import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from vitsplit.tasks.vqa.generate import Answerer
@@ -171,7 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="the image to talk about")
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
+        "--max-new-tokens",
+        type=whole(1, MAX_NEW_TOKENS),
+        metavar="N",
+        help="the most tokens of an answer; default: the bundle's",
     )
     add_loading_flags(parser)
     return parser

@@ -9,14 +9,16 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vitsplit.ranges import MAX_SIDE, Range, checked
+
 
 def check(
     path: tyro.conf.Positional[Path],
     /,
     task: Literal["segmentation", "depth", "detection", "vqa"] = "segmentation",
     format: Annotated[str, tyro.conf.arg(aliases=["-f"], metavar="FORMAT")] = "auto",
-    depth_scale: Annotated[float | None, tyro.conf.arg(metavar="METRES")] = None,
-    workers: int = 0,
+    depth_scale: Annotated[float | None, Range(0, 1e6, above=True), tyro.conf.arg(metavar="METRES")] = None,
+    workers: Annotated[int, Range(0, 256)] = 0,
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> int:
     """Read every file of a data set and say what it holds and what is wrong.
@@ -65,7 +67,7 @@ def prepare(
     mapping: Path,
     splits: Path,
     out: Path,
-    size: Annotated[tuple[int, int], tyro.conf.arg(metavar="H W")] = (480, 640),
+    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (480, 640),
     split: Literal["official", "train-80-20"] = "official",
     depth: Literal["filled", "raw"] = "filled",
 ) -> int:
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> int:
     """Runs ``vitsplit data VERB`` and returns the exit status."""
     return int(
         tyro.extras.subcommand_cli_from_dict(
-            VERBS,
+            {name: checked(verb) for name, verb in VERBS.items()},
             prog="vitsplit data",
             description="Check data before training on it, and make data of published files.",
             args=argv,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from vitsplit.ranges import check_ranges
 from vitsplit.training.config import DemoConfig
 
 DESCRIPTION = """\
@@ -16,6 +17,7 @@ one pass). Under six minutes of training on two cores. The last line of the outp
 def main(argv: list[str]) -> int:
     """Runs the verb."""
     config = tyro.cli(DemoConfig, prog="vitsplit demo", description=DESCRIPTION, args=argv)
+    check_ranges(config)
     from vitsplit.demo import run_demo
 
     page = run_demo(config, say=print)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
+from vitsplit.cli.values import split_name, whole
 from vitsplit.errors import ConfigError
 from vitsplit.training.serialise import json_text
 
@@ -105,9 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
     parser.add_argument("--data", metavar="FOLDER", required=True, help="the data set")
-    parser.add_argument("--split", default="val", help="which of its splits (default: val)")
+    parser.add_argument("--split", type=split_name, default="val", help="which of its splits (default: val)")
     parser.add_argument("--out", metavar="FOLDER", help="where to write; default: a new evaluation-SPLIT in the run")
-    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="images on the page (default: 12)")
+    parser.add_argument(
+        "--pictures", type=whole(0, 10**4), default=12, metavar="N", help="images on the page (default: 12)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     add_loading_flags(parser)
     return parser

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import positive, whole
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import MAX_NEW_TOKENS
 
 DESCRIPTION = """\
 Asks a bundle of visual question answering the questions of a public benchmark, with LLaVA-1.5's prompts, and measures
@@ -147,7 +148,10 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", metavar="FOLDER", help="where to write; default: benchmark-NAME in the run")
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: LLaVA-1.5's"
+        "--max-new-tokens",
+        type=whole(1, MAX_NEW_TOKENS),
+        metavar="N",
+        help="the most tokens of an answer; default: LLaVA-1.5's",
     )
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="ask only the first questions (of pope, of every category)"

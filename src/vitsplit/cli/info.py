@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.values import MAX_CLASSES, side, whole
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES, count_classes, recipe
 from vitsplit.training.config import TrainConfig
@@ -96,8 +97,6 @@ def with_classes(subject: Subject, num_classes: int) -> Subject:
     """
     if subject.num_classes == 0:
         raise ConfigError(f"{subject.title} has no classes: leave --num-classes away.")
-    if num_classes < 1:
-        raise ConfigError(f"--num-classes must be at least 1, not {num_classes}.")
     return replace(subject, num_classes=num_classes, description=None)
 
 
@@ -178,9 +177,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="?", metavar="RECIPE|RUN", help="`vitsplit recipes` lists the recipes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="image to count for (default: the recipe's crop)"
+        "--size", type=side, nargs=2, metavar=("H", "W"), help="image to count for (default: the recipe's crop)"
     )
-    parser.add_argument("--num-classes", type=int, metavar="K", help="classes to count for (default: the data set's)")
+    parser.add_argument(
+        "--num-classes", type=whole(1, MAX_CLASSES), metavar="K", help="classes to count for (default: the data set's)"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this text; after a RECIPE, its settings as well")
     return parser
 

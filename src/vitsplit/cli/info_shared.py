@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.info import Subject, find_subject
+from vitsplit.cli.values import side
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--size",
-        type=int,
+        type=side,
         nargs=2,
         metavar=("H", "W"),
         default=(480, 640),
@@ -44,8 +45,6 @@ def main(argv: list[str]) -> int:
 
     from vitsplit.analysis.sharing import Sharer, compare_sharing
 
-    if min(options.size) < 1:
-        raise ConfigError(f"--size {options.size[0]} {options.size[1]}: both must be at least 1 pixel.")
     sharers = {
         name: Sharer(subject.config, subject.description or _classes(subject.num_classes), subject.used_layers)
         for name, subject in _subjects(options.targets).items()

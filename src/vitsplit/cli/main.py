@@ -52,11 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     import logging
 
+    from vitsplit.cli.values import refuse_empty_words
     from vitsplit.errors import VitsplitError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vitsplit").setLevel(logging.INFO)
     try:
+        refuse_empty_words(rest)
         run = importlib.import_module(VERBS[verb][0]).main
         return int(run(rest) or 0)
     except VitsplitError as error:
@@ -68,11 +70,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         # A full disk, a folder without permission: the message names the file.
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}. {_remedy(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
+
+
+def _remedy(error: OSError) -> str:
+    """What can be done where the system refuses to read or to write."""
+    import errno
+
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return "Make room on that disk, or give a folder on another one with --out."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return "Give a folder that can be written with --out, or change what is there."
+    return "Check the file, and the disk or network that it is on."
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import check_ranges
 
 ConfigT = TypeVar("ConfigT")
 
@@ -30,7 +31,7 @@ def config_from_cli(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit
         prefix: What stood before the flags' names and was taken off, such as ``depth.``, for errors.
 
     Raises:
-        ConfigError: There is no such flag (close ones are given), or a value stands without a flag.
+        ConfigError: There is no such flag (close ones are given), a value has no flag, or it is out of its range.
     """
     kind: Any = type(base)[type(base.task)]  # type: ignore[index,attr-defined]
     config, unknown = tyro.cli(
@@ -38,6 +39,7 @@ def config_from_cli(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit
     )
     if unknown:
         raise ConfigError(_unknown(unknown, base, prefix))
+    check_ranges(config, prefix=prefix)
     settings: ConfigT = config
     return settings
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import real, side, whole
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.ranges import MAX_NEW_TOKENS, MAX_SIDE, Range
 
 if TYPE_CHECKING:
     from vitsplit.bundle import Card
@@ -168,27 +169,34 @@ def _parser() -> argparse.ArgumentParser:
         "--ask", action="append", metavar="QUESTION", help="of bundles of visual question answering; may be repeated"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="the most tokens of an answer; default: the bundle's"
+        "--max-new-tokens",
+        type=whole(1, MAX_NEW_TOKENS),
+        metavar="N",
+        help="the most tokens of an answer; default: the bundle's",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="predict anew what is there; results of other bundles are removed"
     )
     parser.add_argument(
         "--batch-size",
-        type=positive,
+        type=whole(1, 2**16),
         metavar="N",
         help="images of equal size that go through the network together; default: 1 on a processor, and up to 8 on a "
         "GPU, fewer where they are large",
     )
     parser.add_argument(
         "--tile",
-        type=positive,
+        type=side,
         nargs=2,
         metavar=("H", "W"),
         help="cut every image into tiles of this size; default: only images of more than 50 million pixels",
     )
-    parser.add_argument("--overlap", type=int, metavar="PIXELS", help="of tiles; default: a quarter of their side")
-    parser.add_argument("--scale", type=float, help="factor on images that are cut into tiles (default: 1)")
+    parser.add_argument(
+        "--overlap", type=whole(0, MAX_SIDE), metavar="PIXELS", help="of tiles; default: a quarter of their side"
+    )
+    parser.add_argument(
+        "--scale", type=real(Range(0.01, 16)), help="factor on images that are cut into tiles (default: 1)"
+    )
     add_loading_flags(parser)
     return parser
 

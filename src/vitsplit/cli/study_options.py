@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.cli.options import config_from_cli, split_by_name
-from vitsplit.cli.values import positive
+from vitsplit.cli.values import whole, writable
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
 from vitsplit.training.override import changed_settings, override
@@ -43,9 +43,13 @@ def study_parser(verb: str, description: str, *, family: str = "analyze") -> arg
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="the study's folder (required)")
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of a run")
-    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="default: 0")
+    parser.add_argument("--seeds", metavar="SEED", type=whole(0, 2**63 - 1), nargs="+", default=[0], help="default: 0")
     parser.add_argument(
-        "--processes", metavar="N", type=positive, default=1, help="runs at once, each in its own process; default: 1"
+        "--processes",
+        metavar="N",
+        type=whole(1, 256),
+        default=1,
+        help="runs at once, each in its own process; default: 1",
     )
     parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting of the runs")
     return parser
@@ -152,6 +156,7 @@ def _run(
         return least_alike_layers(found.cka_MM, count, config.split.first_prior_layer)
 
     description = open_task(config, options.data).describe()
+    writable(options.out)
     variants = make(config, least_alike)
     check_variants(config, variants, open_backbone(config.backbone, only_shapes=True).num_layers)
     trials = plan(config, variants, options.seeds, options.out)

@@ -17,7 +17,8 @@ from vitsplit.backbone.frozen import Backbone
 from vitsplit.baselines.settings import backbone_settings
 from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
 from vitsplit.data.images import to_image_tensor
-from vitsplit.errors import WeightsError
+from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.files import shown
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.shared_pass import TapSource
 from vitsplit.methods import build_model
@@ -144,8 +145,28 @@ def load_predictor(
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device; None: the first GPU, else the processor."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device; None: the first GPU, else the processor.
+
+    Raises:
+        ConfigError: There is no such device on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"--device {shown(str(device))} is no device. {_devices()}") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (chosen.index or 0) >= there.get(chosen.type, 0):
+        raise ConfigError(f"--device {chosen}: this machine has none. {_devices()}")
+    return chosen
+
+
+def _devices() -> str:
+    """The devices of this machine, in words."""
+    others = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    others += ["mps"] * torch.backends.mps.is_available()
+    return f"Choose among: {', '.join(['cpu', *others])}."
 
 
 def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> Backbone:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
+
+from vitsplit.ranges import Length, Opens, Range
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -35,11 +37,11 @@ class BackboneConfig:
 
     backbone: str = "dinov2-small"
     """A short name (`vitsplit backbones` lists them) or any timm name of a plain, rotary or SAM ViT."""
-    weights: str | None = None
+    weights: Annotated[str | None, Opens()] = None
     """File or folder to read the weights from; None: the hub cache, then the hub."""
     random_weights: bool = False
     """Use random weights. For tests of the machinery: a frozen random model teaches nothing."""
-    patch_size: int | None = None
+    patch_size: Annotated[int | None, Range(1, 256)] = None
     """Run the model at this patch size in pixels, with its patch embedding resampled; None: its own."""
     patch_resample: Literal["2d", "release"] = "2d"
     """How: so that an enlarged patch keeps its token (2d), or as the release does for detection."""
@@ -51,15 +53,15 @@ class BackboneConfig:
 class SplitConfig:
     """The paper's three trained parts (Section 3.2). In its symbols: K_t, K_p, b, and the set S of Eq. 2."""
 
-    num_tuned_layers: int = 3
+    num_tuned_layers: Annotated[int, Range(0, 1000)] = 3
     """K_t: how many of the last blocks the task head copies."""
-    num_prior_layers: int = 4
+    num_prior_layers: Annotated[int, Range(0, 1000)] = 4
     """K_p: how many layers' features (or, with the gate, mixtures of them) the prior head reads."""
-    first_prior_layer: int = 2
+    first_prior_layer: Annotated[int, Range(0, 1000)] = 2
     """b: the first block (0-based) whose features may be read."""
     selection: Literal["uniform", "last", "explicit", "gate"] = "uniform"
     """How the prior layers are chosen: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
-    prior_layers: tuple[int, ...] = ()
+    prior_layers: Annotated[tuple[int, ...], Range(0, 1000), Length(0, 1000)] = ()
     """The blocks (0-based) to read with `selection explicit`."""
     rounding: Literal["round", "int"] = "round"
     """Rounding in Eq. 2: the paper's (ties to even) or the release's truncation."""
@@ -77,11 +79,11 @@ class SplitConfig:
     """Start of the offset convolutions: PyTorch's default, as the release, or zero (a plain convolution at first)."""
     tap_norm: bool = True
     """Pass every tapped map through the backbone's final norm, as the release does."""
-    gate_temperature: float = 0.5
+    gate_temperature: Annotated[float, Range(1e-3, 1e3)] = 0.5
     """Temperature of the gate's softmax over layers."""
     checkpoint_task_head: bool = False
     """Keep one sequence per block of the task head for the backward pass, and compute the rest again: less memory."""
-    task_head_window: int | None = None
+    task_head_window: Annotated[int | None, Range(1, 4096)] = None
     """Side in patches of the windows that all copied blocks but the last attend within; None: the whole image."""
 
 
@@ -91,21 +93,21 @@ class BaselineConfig:
 
     decoder: Literal["auto", "linear", "upernet"] = "auto"
     """auto: UperNet for `upernet`, `vit-adapter` and `vit-comer`, else the task's own, as ViT-Split's (linear)."""
-    drop_path: float | None = None
+    drop_path: Annotated[float | None, Range(0, 1, below=True)] = None
     """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
-    trunk_lora_rank: int = 16
+    trunk_lora_rank: Annotated[int, Range(1, 4096)] = 16
     """`lora`: rank of what is added to the attention's matrices."""
-    trunk_lora_alpha: float = 16.0
+    trunk_lora_alpha: Annotated[float, Range(0, 1e6)] = 16.0
     """`lora`: it is scaled by this over the rank."""
-    trunk_lora_dropout: float = 0.0
+    trunk_lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """`lora`: dropout of what is added."""
-    num_prompts: int = 50
+    num_prompts: Annotated[int, Range(1, 4096)] = 50
     """`vpt`: tokens that are learnt in front of every block."""
-    prompt_dropout: float = 0.0
+    prompt_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """`vpt`: dropout of the prompts."""
-    bottleneck: int = 64
+    bottleneck: Annotated[int, Range(1, 8192)] = 64
     """`adaptformer`: width of the layer beside every MLP."""
-    bottleneck_scale: float = 0.1
+    bottleneck_scale: Annotated[float, Range(0, 1e4)] = 0.1
     """`adaptformer`: what its output is scaled by."""
 
 
@@ -113,36 +115,36 @@ class BaselineConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = 2e-4
+    lr: Annotated[float, Range(0, 1e3, above=True)] = 2e-4
     """Peak learning rate."""
-    task_head_lr_scale: float = 0.1
+    task_head_lr_scale: Annotated[float, Range(0, 1e4)] = 0.1
     """The task head, or whatever of the pretrained model a baseline tunes, learns at this multiple of `lr`."""
-    language_model_lr_scale: float = 1.0
+    language_model_lr_scale: Annotated[float, Range(0, 1e4)] = 1.0
     """A language model, or its adapters, learns at this multiple of `lr`."""
-    layer_decay: float | None = None
+    layer_decay: Annotated[float | None, Range(0, 1, above=True)] = None
     """On top of that per tuned block: the last learns at its square, the one before at its cube; None: all alike."""
-    weight_decay: float = 1e-2
+    weight_decay: Annotated[float, Range(0, 1e3)] = 1e-2
     """AdamW's weight decay."""
     decay_norms: bool = True
     """Decay norms and biases too, as the release does for segmentation."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], Range(0, 1, below=True)] = (0.9, 0.999)
     """AdamW's betas."""
     schedule: Literal["poly", "one-cycle", "cosine", "warmup-cosine", "step", "constant"] = "poly"
     """Shape of the learning rate. All but one-cycle are multiplied by the warm-up; the cosine of `cosine` begins with
     the run, as in mmcv, that of `warmup-cosine` after the warm-up, as in transformers and LLaVA-1.5."""
-    warmup_steps: int = 1500
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 1500
     """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
-    warmup_start: float = 1e-6
+    warmup_start: Annotated[float, Range(0, 1)] = 1e-6
     """Multiple of the learning rate at the first step of the warm-up."""
-    poly_power: float = 0.9
+    poly_power: Annotated[float, Range(0, 100)] = 0.9
     """Power of the polynomial decay."""
-    final_div_factor: float = 1e4
+    final_div_factor: Annotated[float, Range(1, 1e12)] = 1e4
     """`schedule one-cycle` ends at its first learning rate divided by this: PyTorch's default; the release has 100."""
-    step_milestones: tuple[float, ...] = (8 / 12, 11 / 12)
+    step_milestones: Annotated[tuple[float, ...], Range(0, 1, above=True), Length(0, 1000)] = (8 / 12, 11 / 12)
     """Shares of the run after which `schedule step` lowers the learning rate: epochs 8 and 11 of 12."""
-    step_gamma: float = 0.1
+    step_gamma: Annotated[float, Range(0, 1)] = 0.1
     """What it is multiplied with at every milestone."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Range(0, 1e9, above=True)] = None
     """Largest norm of the gradient; None: not clipped."""
 
 
@@ -150,11 +152,11 @@ class OptimConfig:
 class LoopConfig:
     """How long, how large, how often, how precise."""
 
-    steps: int = 40_000
+    steps: Annotated[int, Range(1, 10**9)] = 40_000
     """Optimiser steps."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 2**16)] = 16
     """Images per optimiser step, over all processes and accumulated micro-batches."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 2**16)] = 1
     """Micro-batches per optimiser step: less memory, the same result."""
     precision: Precision = "auto"
     """auto: bf16 on GPUs that have it and processors that are measured faster in it; fp16 on other GPUs; else fp32."""
@@ -164,29 +166,29 @@ class LoopConfig:
     """Spread what trains (and a language model) over GPUs: PyTorch's FSDP2, or DeepSpeed's ZeRO stage 2 or 3."""
     compile: bool = False
     """Compile backbone and head with torch.compile."""
-    ema: float | None = None
+    ema: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
     """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of initial weights, order of images and augmentation."""
-    workers: int = -1
+    workers: Annotated[int, Range(-1, 256)] = -1
     """Processes that read and augment images; -1: the number of cores, at most 8 (none on a machine with two)."""
-    log_every: int = 10
+    log_every: Annotated[int, Range(1, 10**9)] = 10
     """Steps between two rows of `metrics.jsonl`."""
-    eval_every: int = 0
+    eval_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between evaluations; 0: ten times in a run, at least 200 steps apart, and always at the end."""
-    checkpoint_every: int = 0
+    checkpoint_every: Annotated[int, Range(0, 10**9)] = 0
     """Steps between checkpoints for `--resume`; 0: every tenth of the run, at most 1000 steps apart."""
-    patience: int | None = None
+    patience: Annotated[int | None, Range(1, 10**6)] = None
     """Stop after this many evaluations in a row without a better result."""
-    max_seconds: float | None = None
+    max_seconds: Annotated[float | None, Range(0, 1e9, above=True)] = None
     """Stop, and evaluate, when the steps have taken so many seconds (evaluations not counted); None: no limit."""
-    cache_features: int = 0
+    cache_features: Annotated[int, Range(0, 10**4)] = 0
     """Views of every training image whose frozen features are computed once and kept on disk, in bf16; 0: none."""
-    cache_folder: str | None = None
+    cache_folder: Annotated[str | None, Opens(writes=True)] = None
     """Folder of the kept features, of any number of runs; None: `features` in vitsplit's cache folder."""
-    cache_limit_gb: float = 20.0
+    cache_limit_gb: Annotated[float, Range(0, 1e6)] = 20.0
     """The most that the features of a run may take on disk, in 10^9 bytes."""
-    track: tuple[Tracker, ...] = ("tensorboard",)
+    track: Annotated[tuple[Tracker, ...], Length(0, 8)] = ("tensorboard",)
     """Trackers that follow the run beside `metrics.jsonl`."""
 
 
@@ -236,21 +238,21 @@ class TrainConfig(Generic[TaskConfigT]):
 class DemoConfig:
     """Settings of the demo."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, Opens(writes=True)] = None
     """Folder for the scenes, the run and the page; None: demo, or demo-2 and so on where that is taken."""
     backbone: str = "auto"
     """auto: dinov2-small where it is cached or the hub answers, else dinov2-small-focus."""
-    train_scenes: int = 160
+    train_scenes: Annotated[int, Range(1, 10**5)] = 160
     """Scenes to train on."""
-    val_scenes: int = 32
+    val_scenes: Annotated[int, Range(1, 10**5)] = 32
     """Scenes to evaluate on."""
-    size: tuple[int, int] = (196, 252)
+    size: Annotated[tuple[int, int], Range(16, 4096)] = (196, 252)
     """Height and width of a scene."""
-    steps: int = 100
+    steps: Annotated[int, Range(1, 10**9)] = 100
     """Training steps of each task."""
-    batch_size: int = 8
+    batch_size: Annotated[int, Range(1, 2**16)] = 8
     """Scenes per step."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of scenes and training."""
     random_weights: bool = False
     """Use random weights: for tests of the machinery, the result means nothing."""

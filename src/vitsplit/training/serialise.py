@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from vitsplit.errors import ConfigError
+from vitsplit.files import shown
+from vitsplit.ranges import check_ranges
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -30,9 +33,12 @@ def from_dict(cls: Any, data: Any, source: str) -> Any:
         source: Where it comes from, for messages.
 
     Raises:
-        ConfigError: An unknown key (with the closest known ones), a missing one, or a value of a wrong type.
+        ConfigError: An unknown key (with the closest known ones), a missing one, or a value of a wrong type or out of
+            its range.
     """
-    return _read_dataclass(cls, data, source, "")
+    config = _read_dataclass(cls, data, source, "")
+    check_ranges(config, source)
+    return config
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -60,14 +66,17 @@ def _plain(value: Any) -> Any:
 
 def _read_dataclass(cls: Any, data: Any, source: str, where: str) -> Any:
     if not isinstance(data, dict):
-        raise ConfigError(f"{source}: {where or 'the configuration'} must be an object with settings, not {data!r}.")
+        raise ConfigError(
+            f"{source}: {where or 'the configuration'} must be an object with settings, not {shown(data)}."
+        )
     generic = typing.get_origin(cls) or cls
     arguments = dict(zip(getattr(generic, "__parameters__", ()), typing.get_args(cls), strict=False))
     hints = typing.get_type_hints(generic)
     fields = {field.name: field for field in dataclasses.fields(generic)}
     for key in data:
         if key not in fields:
-            raise ConfigError(f"{source}: there is no setting '{_join(where, key)}'. {_suggestion(key, list(fields))}")
+            named = shown(_join(where, key))
+            raise ConfigError(f"{source}: there is no setting {named}. {_suggestion(key[:100], list(fields))}")
     values = {
         key: _read(arguments.get(hints[key], hints[key]), item, source, _join(where, key)) for key, item in data.items()
     }
@@ -95,12 +104,13 @@ def _read(kind: Any, value: Any, source: str, where: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+            return float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind in (int, str, bool, types.NoneType) and type(value) is kind:
         return value
-    raise ConfigError(f"{source}: '{where}' must be {_name(kind)}, not {value!r}.")
+    raise ConfigError(f"{source}: '{where}' must be {_name(kind)}, not {shown(value)}.")
 
 
 def _read_union(kind: Any, value: Any, source: str, where: str) -> Any:
@@ -111,7 +121,7 @@ def _read_union(kind: Any, value: Any, source: str, where: str) -> Any:
         except ConfigError:
             if dataclasses.is_dataclass(typing.get_origin(member) or member) and isinstance(value, dict):
                 raise  # the message about the setting inside says more
-    raise ConfigError(f"{source}: '{where}' must be {_name(kind)}, not {value!r}.")
+    raise ConfigError(f"{source}: '{where}' must be {_name(kind)}, not {shown(value)}.")
 
 
 def _read_tuple(kind: Any, value: Any, source: str, where: str) -> tuple[Any, ...]:

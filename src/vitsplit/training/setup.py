@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import check_ranges
 from vitsplit.registry_package import cache_folder
 from vitsplit.tasks.base import FromFiles, LengthGroups, TrainableTask, TrainData
 from vitsplit.tasks.model import Trainee
 from vitsplit.training.checkpoint import TrainState, read_state
-from vitsplit.training.config import LoopConfig, OptimConfig, RunConfig
+from vitsplit.training.config import LoopConfig, RunConfig
 from vitsplit.training.engine import Engine, build_engine
 from vitsplit.training.feature_cache import FeatureCache, LookUp, bytes_per_image, check_size
 from vitsplit.training.feature_store import FeatureStore
@@ -39,24 +40,6 @@ from vitsplit.training.tracking import Metrics, check_trackers
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)
-
-AT_LEAST: dict[str, int] = {
-    "steps": 1,
-    "batch_size": 1,
-    "accumulate": 1,
-    "log_every": 1,
-    "patience": 1,
-    "eval_every": 0,
-    "checkpoint_every": 0,
-    "warmup_steps": 0,
-    "weight_decay": 0,
-    "task_head_lr_scale": 0,
-    "final_div_factor": 1,
-    "workers": -1,
-    "cache_features": 0,
-    "cache_limit_gb": 0,
-}
-
 
 RunBackbone = Callable[[Tensor, TapRequest, Tensor | None], LayerTaps]
 """As ``Backbone.forward``."""
@@ -97,34 +80,13 @@ def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder,
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuses settings of the loop and the optimiser that cannot work.
+    """Refuses settings that cannot work, before anything is written.
 
     Raises:
         ConfigError: A number is out of its range, or a tracker is not installed; the message names the flag.
     """
-    for optim in config.optims().values():
-        _check_numbers(config.loop, optim)
+    check_ranges(config)
     check_trackers(config.loop.track)
-
-
-def _check_numbers(loop: LoopConfig, optim: OptimConfig) -> None:
-    values = vars(loop) | vars(optim)
-    # Written so that NaN, which no comparison holds for, is refused.
-    for name, least in AT_LEAST.items():
-        if values[name] is not None and not values[name] >= least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {values[name]}.")
-    for name in ("lr", "clip_norm", "layer_decay", "max_seconds", "final_div_factor"):
-        if values[name] is not None and not 0 < values[name] < math.inf:
-            raise ConfigError(f"--{name.replace('_', '-')} must be above 0 and finite, not {values[name]}.")
-    if not all(0 <= beta < 1 for beta in optim.betas):
-        raise ConfigError(f"--betas must be from 0 to below 1, not {' '.join(map(str, optim.betas))}.")
-    if not all(0 < share <= 1 for share in optim.step_milestones):
-        said = " ".join(map(str, optim.step_milestones))
-        raise ConfigError(f"--step-milestones are shares of the run, above 0 and at most 1, not {said}.")
-    if loop.ema is not None and not 0 < loop.ema < 1:
-        raise ConfigError(
-            f"--ema is the share of the old average that a step keeps: above 0 and below 1, not {loop.ema}."
-        )
 
 
 def set_up_model(

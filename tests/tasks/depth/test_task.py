@@ -120,11 +120,11 @@ def test_another_unit_is_warned_of_once(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("settings", "flag"),
-    [({"crop_size": (0, 5)}, "--crop-size 0 5"), ({"image_scale": (5, -1)}, "--image-scale 5 -1"),
-     ({"border": (0, -1, 0, 0)}, "--border 0 -1 0 0"), ({"depth_scale": 0.0}, "--depth-scale 0.0"),
-     ({"depth_scale": float("nan")}, "--depth-scale nan"), ({"min_depth": 0.0}, "--min-depth 0.0"),
-     ({"max_depth": 0.001}, "--max-depth 0.001"), ({"start_depth": 0.0}, "--start-depth 0.0"),
-     ({"flip": 1.5}, "--flip 1.5"), ({"variance_focus": -0.1}, "--variance-focus -0.1")],
+    [({"crop_size": (0, 5)}, "--crop-size.* 0 5"), ({"image_scale": (5, -1)}, "--image-scale.* 5 -1"),
+     ({"border": (0, -1, 0, 0)}, "--border.* 0 -1 0 0"), ({"depth_scale": 0.0}, "--depth-scale.* 0.0"),
+     ({"depth_scale": float("nan")}, "--depth-scale.* nan"), ({"min_depth": 0.0}, "--min-depth.* 0.0"),
+     ({"max_depth": 0.001}, "--max-depth 0.001"), ({"start_depth": 0.0}, "--start-depth.* 0.0"),
+     ({"flip": 1.5}, "--flip.* 1.5"), ({"variance_focus": -0.1}, "--variance-focus.* -0.1")],
 )  # fmt: skip
 def test_settings_that_cannot_work_name_their_flag(settings, flag):
     with pytest.raises(ConfigError, match=flag):

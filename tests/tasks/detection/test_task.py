@@ -211,13 +211,13 @@ def test_a_run_from_training_to_prediction(objects, tmp_path, method):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"anchor_sizes": (32, 64)}, "--anchor-sizes 32 64: the pyramid has 5 levels"),
-        ({"image_scale": (800, 0)}, "--image-scale 800 0"),
+        ({"anchor_sizes": (32, 64)}, "--anchor-sizes takes 5"),
+        ({"image_scale": (800, 0)}, "--image-scale.* 800 0"),
         ({"train_sides": ()}, "--train-sides"),
-        ({"scale_range": (2.0, 0.5)}, "--scale-range 2.0 0.5"),
-        ({"flip": 1.5}, "--flip 1.5"),
-        ({"score_threshold": -0.1}, "--score-threshold -0.1"),
-        ({"max_detections": 0}, "--max-detections 0"),
+        ({"scale_range": (2.0, 0.5)}, r"--scale-range.*2\.0.*0\.5"),
+        ({"flip": 1.5}, "--flip.* 1.5"),
+        ({"score_threshold": -0.1}, "--score-threshold.* -0.1"),
+        ({"max_detections": 0}, "--max-detections.* 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_flag(changes, said):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitsplit.data.folders import first
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, TrainDepth, collate, load_depth, unit_warning
@@ -201,19 +202,11 @@ def check_settings(config: DepthConfig) -> None:
     Raises:
         ConfigError: Names the flag.
     """
-    for name, values in (("crop_size", config.crop_size), ("image_scale", config.image_scale)):
-        if values is not None and min(values) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {values[0]} {values[1]}: both must be at least 1 pixel.")
-    if min(config.border) < 0:
-        raise ConfigError(f"--border {' '.join(map(str, config.border))}: no side can be negative.")
-    if config.depth_scale is not None and not 0 < config.depth_scale < float("inf"):
-        raise ConfigError(f"--depth-scale {config.depth_scale}: must be above 0 (0.001: millimetres).")
-    if not config.min_depth > 0:
-        raise ConfigError(f"--min-depth {config.min_depth}: must be above 0, since the loss takes logarithms.")
+    check_ranges(config)
+    check_pixels("--crop-size", config.crop_size)
+    if config.image_scale is not None:
+        check_pixels("--image-scale", config.image_scale)
     if config.max_depth is not None and not config.max_depth > config.min_depth:
         raise ConfigError(f"--max-depth {config.max_depth}: must be above --min-depth {config.min_depth}.")
     if not config.start_depth > config.min_depth:
         raise ConfigError(f"--start-depth {config.start_depth}: must be above --min-depth {config.min_depth}.")
-    for name in ("flip", "rotate_share", "colour_share", "variance_focus"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must lie in 0..1.")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import MAX_SIDE, Range
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -35,13 +36,13 @@ class GeometryConfig:
     Zooming in by s brings everything s times as near, so depths are divided by s (Eigen et al. 2014, Section 3.4).
     """
 
-    crop_size: tuple[int, int] = (252, 336)
+    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (252, 336)
     """Height and width of the training crops."""
-    image_scale: tuple[int, int] | None = (1024, 252)
+    image_scale: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE)] = (1024, 252)
     """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
-    scale_range: tuple[float, float] = (0.75, 1.5)
+    scale_range: Annotated[tuple[float, float], Range(0.01, 100)] = (0.75, 1.5)
     """Random factor on `image_scale` in training; depths are divided by it (1 1: as they are)."""
-    flip: float = 0.5
+    flip: Annotated[float, Range(0, 1)] = 0.5
     """Probability of a horizontal flip in training."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue in training."""

@@ -20,6 +20,7 @@ from vitsplit.baselines.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithA
 from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
@@ -209,17 +210,12 @@ def check_settings(config: SegmentationConfig) -> None:
     Raises:
         ConfigError: Names the flag.
     """
-    sizes = {"crop_size": config.crop_size, "image_scale": config.image_scale, "test_stride": config.test_stride}
-    for name, values in sizes.items():
-        if values is not None and min(values) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {values[0]} {values[1]}: both must be at least 1 pixel.")
-    if not config.test_scales or min(config.test_scales) <= 0:
-        raise ConfigError(f"--test-scales {config.test_scales}: at least one scale is needed, and all above 0.")
-    if not 0 < config.scale_range[0] <= config.scale_range[1]:
-        raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first, and both are above 0.")
-    for name in ("flip", "dropout", "max_class_ratio"):
-        if getattr(config, name) is not None and not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must lie in 0..1.")
+    check_ranges(config)
+    check_pixels("--crop-size", config.crop_size)
+    if config.image_scale is not None:
+        check_pixels("--image-scale", config.image_scale, max(config.test_scales))
+    if config.scale_range[0] > config.scale_range[1]:
+        raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first.")
 
 
 def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:

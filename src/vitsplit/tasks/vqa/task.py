@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitsplit.data.images import read_image
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import build_projection
@@ -260,14 +261,7 @@ def check_settings(config: VqaConfig) -> None:
     Raises:
         ConfigError: Names the flag.
     """
-    pairs = {"crop_size": config.crop_size, "visual_grid": config.visual_grid}
-    for name, pair in pairs.items():
-        if pair is not None and min(pair) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {pair[0]} {pair[1]}: both must be at least 1.")
-    for name in ("max_length", "max_new_tokens", "questions_per_image", "lora_rank", "language_width"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(config, name)}.")
+    check_ranges(config)
+    check_pixels("--crop-size", config.crop_size)
     if PLACE in (config.system_prompt or ""):
         raise ConfigError(f"--system-prompt holds {PLACE}, which is where an image goes: say it in other words.")
-    if config.val_every < 2:
-        raise ConfigError(f"--val-every {config.val_every}: at 1 nothing would be left to train on.")
