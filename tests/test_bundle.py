@@ -91,7 +91,7 @@ def test_damaged_weights_name_the_file(run: Path, tmp_path: Path, damage: str) -
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "not a readable card"), ('{"format": 99, "vitsplit": "9.0"}', "newer"), ("{}", "format")],
+    [("{", "not valid JSON"), ('{"format": 99, "vitsplit": "9.0"}', "newer"), ("{}", "format")],
 )
 def test_broken_cards(run: Path, tmp_path: Path, content: str, said: str) -> None:
     bundle = copy_of(run / "best", tmp_path)

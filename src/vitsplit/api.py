@@ -199,6 +199,7 @@ def load(
     *,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Any: ...  # Predictor; MultiPredictor for the folder of a joint run
@@ -212,6 +213,7 @@ def load(
     *more: str | Path,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor: ...
@@ -223,6 +225,7 @@ def load(
     *,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor: ...
@@ -233,6 +236,7 @@ def load(
     *more: str | Path,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Predictor | MultiPredictor:
@@ -245,9 +249,11 @@ def load(
         run: Run or bundle folder; or a mapping of names of your own to several. A joint run means all of its bundles.
         more: Further run or bundle folders. A bundle is then called by its task, and bundles of the same task by their
             run folders.
-        weights: File or folder of the backbone's weights where they are neither cached nor to be fetched.
-        language_weights: Folder of the language model of a bundle that answers questions, where it is not where it was
-            in training.
+        weights: File or folder of the backbone's weights where they are neither cached nor to be fetched. A bundle
+            opens no file of its own: give what it was trained with.
+        language_weights: Folder of the language model of a bundle that answers questions. A bundle opens no folder of
+            its own: give what it was trained with.
+        language_model: Its name, where it is none of those that vitsplit knows and may be taken from the hub.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
@@ -267,6 +273,7 @@ def load(
     options: dict[str, Any] = {
         "weights": weights,
         "language_weights": language_weights,
+        "language_model": language_model,
         "device": device,
         "precision": precision,
     }
@@ -311,7 +318,8 @@ def evaluate(
     """Measures a bundle on labelled images.
 
     Args:
-        run: Run or bundle folder, or a loaded predictor.
+        run: Run or bundle folder, or a loaded predictor: one that was trained with weights or a language model from a
+            folder is loaded with them first, ``load(run, weights=...)``.
         data: The data set's folder.
         split: Which of its splits.
         on_image: Called after every image.
@@ -325,6 +333,12 @@ def evaluate(
     """
     predictor = run if isinstance(run, Predictor) else load_predictor(run)
     config = override(predictor.card.config, settings)
+    for flag in ("--train-file", "--val-file", "--image-folder"):
+        if flag in predictor.card.paths and flag.lstrip("-").replace("-", "_") not in settings:
+            raise ConfigError(
+                f"The bundle's card names {predictor.card.paths[flag]!r}, which is outside of the data, as {flag}. "
+                f"It is not followed: give {flag} yourself."
+            )
     task = open_task(config, Path(data), (split,))
     if task.describe().get("classes") != predictor.task.describe().get("classes"):
         raise BundleError(_class_mismatch(predictor, task, data))

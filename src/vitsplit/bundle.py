@@ -6,32 +6,45 @@
     head.json          the card: task, classes, backbone with hash and licence, configuration, metrics, version
     README.md          the same for people
 
-No pickle anywhere. Loading compares the backbone's hash with the one the bundle was trained on.
+No pickle anywhere. A bundle may come from a stranger: its card is read whole and checked before anything is built; the
+names, shapes and kinds of its tensors are compared with those of the card's model before any of them is read; and no
+path that the card names is followed. Loading compares the backbone's hash with the one the bundle was trained on.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vitsplit import __version__
+from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.tasks import TASKS, config_type, task_name
+from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
+from vitsplit.ranges import Opens, settings_of, with_value
+from vitsplit.tasks import TASKS, check_description, config_type, task_name
 from vitsplit.tasks.base import Task
+from vitsplit.tasks.description import ADVICE, check_hash, line
 from vitsplit.tasks.model import TaskModel
 from vitsplit.training.config import TrainConfig
 from vitsplit.training.serialise import from_dict, json_text, to_dict
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
+LANGUAGE_MODEL = "decoder.language_model."
+"""Begins the names of what a bundle tuned of a language model, whose shapes are known when that model was read."""
+
+_FIELDS = frozenset({"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config"})
+_BACKBONE_FIELDS = frozenset({"name", "title", "timm_name", "licence", "source", "weights_hash"})
+_MAX_LAYERS = 1000
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Card:
         prior_layers: Blocks (0-based) that the bundle reads at inference.
         metrics: Figures reached on the validation images, and the step.
         version: Version of vitsplit that wrote it.
+        paths: What its configuration said of files and folders elsewhere, by the flag; ``config`` is without them,
+            because a card decides nothing about what is opened.
     """
 
     task: str
@@ -55,6 +70,7 @@ class Card:
     prior_layers: tuple[int, ...]
     metrics: Mapping[str, Any]
     version: str
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def backbone_title(self) -> str:
@@ -168,29 +184,98 @@ def find_bundles(path: str | Path) -> list[Path]:
 
 
 def read_card(path: str | Path) -> Card:
-    """The card of a run or bundle, without reading weights.
+    """The card of a run or bundle, checked whole, without reading weights.
 
     Raises:
-        BundleError: There is no bundle, or its card is broken or from a newer version.
+        BundleError: There is no bundle, or its card is broken or from a newer version; the message names the place.
     """
     file = find_bundle(path) / CARD
+    where = str(file)
+    data = read_json(file, error=BundleError, advice=ADVICE)
+    if not isinstance(data, dict):
+        raise BundleError(f"{where}: holds {shown(data)}, not an object. {ADVICE}")
+    version = line(data.get("vitsplit", "?"), f"{where}: vitsplit")
+    if whole_number(data.get("format"), f"{where}: format", 1, 10**6, error=BundleError, advice=ADVICE) > FORMAT:
+        raise BundleError(f"{where}: written by vitsplit {version}, which is newer. Update vitsplit.")
+    _check_keys(data, _FIELDS, where)
+    task = data["task"]
+    if not isinstance(task, str) or task not in TASKS:
+        raise BundleError(f"{where}: task is {shown(task)}, not one of {', '.join(TASKS)}. Update vitsplit.")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] > FORMAT:
-            raise BundleError(f"{file}: written by vitsplit {data['vitsplit']}, which is newer. Update vitsplit.")
-        return Card(
-            task=data["task"],
-            config=from_dict(config_type(data["task"]), data["config"], str(file)),
-            description=data["description"],
-            backbone=data["backbone"],
-            prior_layers=tuple(data["prior_layers"]),
-            metrics=data["metrics"],
-            version=data["vitsplit"],
-        )
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise BundleError(
-            f"{file}: not a readable card ({error}). Copy the bundle again from where it was trained."
-        ) from error
+        config, paths = _without_paths(from_dict(config_type(task), data["config"], f"{where}: config"))
+    except ConfigError as error:
+        raise BundleError(f"{error} {ADVICE}") from error
+    backbone = _read_backbone(data["backbone"], where)
+    check_description(config, data["description"], f"{where}: description")
+    _check_metrics(data["metrics"], f"{where}: metrics")
+    return Card(
+        task=task,
+        config=config,
+        description=data["description"],
+        backbone=backbone,
+        prior_layers=_read_layers(data["prior_layers"], config.backbone.backbone, where),
+        metrics=data["metrics"],
+        version=version,
+        paths=paths,
+    )
+
+
+def _without_paths(config: TrainConfig[Any]) -> tuple[TrainConfig[Any], dict[str, str]]:
+    """A card's configuration without the paths that lead elsewhere, and these by their flags."""
+    paths = {}
+    for setting in list(settings_of(config)):
+        if setting.value is not None and any(mark.leads_out(setting.value) for mark in setting.marks(Opens)):
+            paths[setting.flag] = setting.value
+            config = with_value(config, setting.place, None)
+    return config, paths
+
+
+def _check_keys(
+    data: Mapping[str, Any], wanted: frozenset[str], where: str, optional: frozenset[str] = frozenset()
+) -> None:
+    for key in sorted(wanted - optional - data.keys()):
+        raise BundleError(f"{where}: {key} is missing. {ADVICE}")
+    for key in sorted(data.keys() - wanted):
+        raise BundleError(f"{where}: {shown(key)} is not known. Update vitsplit, or remove it.")
+
+
+def _read_backbone(data: Any, where: str) -> dict[str, str]:
+    if not isinstance(data, dict):
+        raise BundleError(f"{where}: backbone must be an object, not {shown(data)}. {ADVICE}")
+    # Bundles from before backbones could be resampled have no title.
+    _check_keys(data, _BACKBONE_FIELDS, f"{where}: backbone", frozenset({"title"}))
+    read = {key: line(value, f"{where}: backbone.{key}") for key, value in data.items()}
+    check_hash(read["weights_hash"], f"{where}: backbone.weights_hash")
+    return read
+
+
+def _read_layers(data: Any, backbone: str, where: str) -> tuple[int, ...]:
+    most = CATALOG[backbone].num_layers if backbone in CATALOG else _MAX_LAYERS
+    if not isinstance(data, list) or len(data) > most:
+        raise BundleError(f"{where}: prior_layers must be a list of at most {most} blocks, not {shown(data)}. {ADVICE}")
+    for layer in data:
+        whole_number(layer, f"{where}: prior_layers", 0, most - 1, error=BundleError, advice=ADVICE)
+    if sorted(set(data)) != data:
+        raise BundleError(f"{where}: prior_layers must increase, which {shown(data)} do not. {ADVICE}")
+    return tuple(data)
+
+
+def _check_metrics(value: Any, where: str, depth: int = 0) -> None:
+    """Figures by name, which may be groups of them, texts, or lists: of what JSON holds, with finite numbers."""
+    if depth == 0 and not isinstance(value, dict):
+        raise BundleError(f"{where} must be an object, not {shown(value)}. {ADVICE}")
+    if depth > 8:
+        raise BundleError(f"{where}: nested too deeply. {ADVICE}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_metrics(item, f"{where}.{line(key, where)}", depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_metrics(item, where, depth + 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        real_number(value, where, error=BundleError, advice=ADVICE)
+    elif isinstance(value, str):
+        string(value, where, error=BundleError, advice=ADVICE)
 
 
 def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
@@ -214,30 +299,86 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
         )
 
 
+def check_header(path: str | Path, expected: Mapping[str, Tensor], *, without: str | None = None) -> None:
+    """Compares the names, shapes and kinds of a bundle's tensors with those of a model, before any of them is read.
+
+    Args:
+        path: Run or bundle folder.
+        expected: The model's tensors by name; they may be on the meta device.
+        without: The beginning of names that are not compared.
+
+    Raises:
+        BundleError: The file is missing, damaged or too large, or its tensors are others; the message names them.
+    """
+    file = find_bundle(path) / WEIGHTS
+    found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
+    wrong = [f"missing: {_listed(expected.keys() - found.keys())}"] * bool(expected.keys() - found.keys())
+    wrong += [f"unexpected: {_listed(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
+    for name in sorted(expected.keys() & found.keys()):
+        (kind, shape), tensor = found[name], expected[name]
+        kinds = [*_FLOATS] if tensor.is_floating_point() else ["I64"]
+        if shape != tuple(tensor.shape) or kind not in kinds:
+            wrong.append(f"{name} is {kind} {list(shape)} in place of {' or '.join(kinds)} {list(tensor.shape)}")
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" * (len(wrong) > 4)
+        raise BundleError(f"{file}: does not fit its card ({'; '.join(wrong[:4])}{more}). {ADVICE}")
+
+
 def load_weights(path: str | Path, model: TaskModel) -> None:
     """Reads a bundle's weights into a model built from its card.
 
     Raises:
-        BundleError: The file is missing, damaged, or of another model.
+        BundleError: The file is missing, damaged, of another model, or holds numbers that no training leaves.
     """
-    state = read_weights(path)
-    try:
-        model.load_trainable_state(state)
-    except (KeyError, RuntimeError) as error:
-        raise BundleError(f"{find_bundle(path) / WEIGHTS}: does not fit its card. {error}") from error
+    check_header(path, model.trainable_state())
+    model.load_trainable_state(read_weights(path))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A bundle's weights by name, float32.
+    """A bundle's weights by name, float32, and int64 where a norm counts.
 
     Raises:
-        BundleError: The file is missing or damaged.
+        BundleError: The file is missing or damaged, or holds numbers that are not finite, negative variances, or
+            tensors of other kinds.
     """
     file = find_bundle(path) / WEIGHTS
+    header = _header(file)
+    for name, (kind, shape) in header.items():
+        if kind not in _FLOATS and kind != "I64":
+            raise BundleError(f"{file}: {shown(name)} is {kind} {list(shape)}, which no bundle holds. {ADVICE}")
+    state = {}
     try:
-        state = load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            for name, (kind, _) in header.items():
+                tensor = stored.get_tensor(name)
+                state[name] = tensor.float() if kind in _FLOATS else tensor
     except (SafetensorError, OSError) as error:
-        raise BundleError(
-            f"{file}: cannot be read ({error}). Copy the bundle again from where it was trained."
-        ) from error
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise BundleError(f"{file}: {name} holds NaN or infinite numbers. {ADVICE}")
+        # Square roots of variances are taken, and steps are counted.
+        if name.endswith(("running_var", "num_batches_tracked")) and (tensor < 0).any():
+            raise BundleError(f"{file}: {name} holds negative numbers. {ADVICE}")
+    return state
+
+
+def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Kind and shape of every tensor of a file. That it holds as many bytes as they need is checked by safetensors."""
+    try:
+        if not file.is_file():
+            raise BundleError(f"{file}: there is no such file, or it is not a regular one. {ADVICE}")
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        if length > SMALL_FILE:
+            raise BundleError(f"{file}: a table of contents of {length:,} bytes, which no bundle has. {ADVICE}")
+        with safe_open(file, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
+            return {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
+
+
+def _listed(names: Any) -> str:
+    several = sorted(names)
+    return ", ".join(shown(name) for name in several[:4]) + (f" and {len(several) - 4} more" * (len(several) > 4))

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
+from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.baselines.adapter_head import AdapterHead
 from vitsplit.baselines.adaptformer import AdaptFormer
 from vitsplit.baselines.full_finetune import FullFineTune
 from vitsplit.baselines.linear_probe import LastLayer
 from vitsplit.baselines.lora import LowRank
-from vitsplit.baselines.settings import check_method, decoder_kind
+from vitsplit.baselines.settings import backbone_settings, check_method, decoder_kind
 from vitsplit.baselines.vpt import DeepPrompts
 from vitsplit.split.head import SplitHead
+from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.multi.config import MultiConfig
@@ -62,6 +64,24 @@ def _head(config: TrainConfig[Any], backbone: Backbone) -> Any:
         case "vit-adapter" | "vit-comer" as name:
             pyramid = decoder_kind(config) == "upernet"
             return AdapterHead(name, backbone, pyramid=pyramid, drop_path=baseline.drop_path)
+
+
+def model_shapes(config: TrainConfig[Any], description: Mapping[str, Any]) -> TaskModel:
+    """The model of a bundle on the meta device, without memory for weights and without the language model of one.
+
+    It is in train mode, in which a gate asks for all layers that it may keep.
+
+    Args:
+        config: The bundle's configuration.
+        description: What it says of its task.
+
+    Raises:
+        ConfigError: Its settings contradict one another.
+    """
+    backbone = open_backbone(backbone_settings(config), only_shapes=True)
+    said = {name: value for name, value in description.items() if name != "language_model"}
+    with torch.device("meta"):
+        return build_model(config, backbone, bare_task(config, said)).train()
 
 
 def build_multi_model(config: MultiConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> MultiModel:

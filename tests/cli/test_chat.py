@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(root: Path) -> Any:
-    return vitsplit.load(root / "asked")
+    return vitsplit.load(root / "asked", language_weights=root / "tiny")
 
 
 def conversation(model: Any, image: Path, questions: list[str], tokens: int | None = None) -> list[str]:
@@ -52,7 +52,7 @@ def talk(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """Pipes lines into a chat; what came out, by lines, and what went to standard error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     capsys.readouterr()
-    assert main(["chat", str(root / "asked"), *words]) == 0
+    assert main(["chat", str(root / "asked"), *words, "--language-weights", str(root / "tiny")]) == 0
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     return said.out.splitlines(), said.err
@@ -144,5 +144,5 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(
 def test_only_a_bundle_that_answers_can_be_talked_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(root / "rooms"), str(root / "a.png")]) == 2
     assert "No bundle here answers questions (segmentation: segmentation)" in capsys.readouterr().err
-    assert main(["chat", str(root / "asked"), str(root / "nowhere.png")]) == 2
+    assert main(["chat", str(root / "asked"), str(root / "nowhere.png"), "--language-weights", str(root / "tiny")]) == 2
     assert "nowhere.png" in capsys.readouterr().err

@@ -24,6 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "rooms": write_segmentation_bundle(root / "rooms", seed=1),
         "asked": write_vqa_bundle(root / "asked", language, seed=3),
+        "tiny": language,
     }
 
 
@@ -38,11 +39,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 def predict(*words: object) -> int:
-    return main(["predict", *map(str, words)])
+    given = [
+        f"--language-weights={run.parent / 'tiny'}" for run in words if isinstance(run, Path) and run.name == "asked"
+    ]
+    return main(["predict", *map(str, words), *given])
 
 
 def expected(runs: dict[str, Path], image: Path, questions: list[str], tokens: int = 8) -> list[dict[str, str]]:
-    model = vitsplit.load(runs["asked"])
+    model = vitsplit.load(runs["asked"], language_weights=runs["tiny"])
     return [{"question": each, "answer": model.ask(image, each, max_new_tokens=tokens)} for each in questions]
 
 

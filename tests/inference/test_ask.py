@@ -42,8 +42,8 @@ def runs(language: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def model(runs: dict[str, Path]) -> Any:
-    return vitsplit.load(runs["vqa"])
+def model(runs: dict[str, Path], language: Path) -> Any:
+    return vitsplit.load(runs["vqa"], language_weights=language)
 
 
 @pytest.fixture
@@ -144,12 +144,13 @@ def test_without_an_image(model: Any) -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (120, 160), (33, 44)])
 def test_segmentation_depth_and_answers_take_one_pass_and_are_those_of_each_bundle_alone(
-    runs: dict[str, Path], size: tuple[int, int], counts: Counts
+    runs: dict[str, Path], language: Path, size: tuple[int, int], counts: Counts
 ) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    alone = {name: vitsplit.load(run).predict(image) for name, run in runs.items()}
+    options = {"segmentation": {}, "depth": {}, "vqa": {"language_weights": language}}
+    alone = {name: vitsplit.load(run, **options[name]).predict(image) for name, run in runs.items()}
     expected = alone["vqa"].ask_many(QUESTIONS)
-    together = vitsplit.load(*runs.values())
+    together = vitsplit.load(*runs.values(), language_weights=language)
     counts.backbone = 0
     answers = together.predict(image)
     assert counts.backbone == 1
@@ -213,9 +214,11 @@ def test_closing_a_stream_stops_the_language_model(model: Any, image: np.ndarray
     assert len(counts.read) == seen + 2
 
 
-def test_one_of_several_bundles_is_asked(runs: dict[str, Path], image: np.ndarray, counts: Counts) -> None:
-    expected = vitsplit.load(runs["vqa"]).ask(image, "What?")
-    model = vitsplit.load(*runs.values())
+def test_one_of_several_bundles_is_asked(
+    runs: dict[str, Path], language: Path, image: np.ndarray, counts: Counts
+) -> None:
+    expected = vitsplit.load(runs["vqa"], language_weights=language).ask(image, "What?")
+    model = vitsplit.load(*runs.values(), language_weights=language)
     counts.backbone = 0
     assert model.ask(image, "What?") == expected
     assert counts.backbone == 1
@@ -226,7 +229,7 @@ def test_one_of_several_bundles_is_asked(runs: dict[str, Path], image: np.ndarra
         model.ask(image, "What?")
     with pytest.raises(ConfigError, match="depth"):
         model["depth"].ask(image, "What?")
-    both = vitsplit.load({"mine": runs["vqa"], "yours": runs["vqa"]})
+    both = vitsplit.load({"mine": runs["vqa"], "yours": runs["vqa"]}, language_weights=language)
     with pytest.raises(ConfigError, match=r"mine, yours.*model\['mine'\]"):
         both.ask(image, "What?")
     assert both["yours"].ask(image, "What?") == expected
@@ -235,11 +238,14 @@ def test_one_of_several_bundles_is_asked(runs: dict[str, Path], image: np.ndarra
 def test_where_the_language_model_is(runs: dict[str, Path], language: Path, image: np.ndarray, tmp_path: Path) -> None:
     moved = write_language_model(tmp_path / "was here")
     run = write_vqa_bundle(tmp_path / "run", moved, seed=3)
-    expected = vitsplit.load(run).ask(image, "What?")
-    moved.rename(tmp_path / "is here")
-    for load in (lambda: vitsplit.load(run), lambda: vitsplit.load(runs["depth"], run)):
-        with pytest.raises(WeightsError, match=r"was here.*--language-weights PATH"):
-            load()
+    # The folder that a card names is shown and not opened, whether it is there or not.
+    expected = vitsplit.load(run, language_weights=moved).ask(image, "What?")
+    for _ in range(2):
+        for load in (lambda: vitsplit.load(run), lambda: vitsplit.load(runs["depth"], run)):
+            with pytest.raises(WeightsError, match=r"was here.*--language-weights PATH"):
+                load()
+        if moved.exists():
+            moved.rename(tmp_path / "is here")
     assert vitsplit.load(run, language_weights=tmp_path / "is here").ask(image, "What?") == expected
     together = vitsplit.load(runs["depth"], run, language_weights=tmp_path / "is here")
     assert together.ask(image, "What?") == expected

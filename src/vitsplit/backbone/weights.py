@@ -229,6 +229,16 @@ def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateD
     return checkpoint.read(file), file, f"{repository} on the hub"
 
 
+def cached_weights(name: str) -> Path | None:
+    """The pretrained weights of a timm name that lie in the hub's cache on this disk; None: there are none.
+
+    Raises:
+        ConfigError: There is no such backbone.
+    """
+    config = get_pretrained_cfg(timm_name_of(name))
+    return hub.cached_file(config.hf_hub_id) if config and config.hf_hub_id else None
+
+
 def _ways_out(name: str, repository: str, tried: str) -> str:
     return (
         f"There are no weights for '{name}': {tried}. Ways out:\n"

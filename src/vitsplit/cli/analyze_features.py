@@ -30,6 +30,7 @@ def features(
     limit: Annotated[int, Range(0, 10**9)] = 4,
     normed: tyro.conf.FlagCreatePairsOff[bool] = False,
     random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    weights: Path | None = None,
     device: str | None = None,
 ) -> int:
     """Show the map of every layer of frozen and of trained models, side by side (Figures 4 and 13).
@@ -47,6 +48,7 @@ def features(
         limit: The most images to use, drawn evenly; 0: all. They are held in memory together.
         normed: Take layers after the model's final norm, as the heads read them.
         random_weights: Use random weights for the backbones: for tests of the machinery.
+        weights: Weights of the runs' backbone, where they were trained with --weights.
         device: Where to compute; the first GPU, else the processor.
     """
     from vitsplit.analysis.features import backbone_maps
@@ -60,7 +62,7 @@ def features(
     files = [images] if images.is_file() else sorted(choose_files(images, limit))
     image_BCHW = read_batch(files, size)
     writable(out)
-    trained = _trained(runs, image_BCHW, where, normed=normed, with_own=not backbones)
+    trained = _trained(runs, image_BCHW, where, normed=normed, with_own=not backbones, weights=weights)
     names = backbones or (() if runs else ("dinov2-small",))
     frozen = [
         backbone_maps(name, load_backbone(name, random_weights=random_weights).to(where), image_BCHW, normed=normed)
@@ -74,7 +76,13 @@ def features(
 
 
 def _trained(
-    runs: tuple[Path, ...], image_BCHW: Tensor, device: torch.device, *, normed: bool, with_own: bool
+    runs: tuple[Path, ...],
+    image_BCHW: Tensor,
+    device: torch.device,
+    *,
+    normed: bool,
+    with_own: bool,
+    weights: Path | None,
 ) -> list[ModelMaps]:
     """The maps of every bundle of the runs, after those of the frozen models that they were trained on if asked for."""
     from vitsplit.analysis.features import backbone_maps, trained_maps
@@ -85,7 +93,7 @@ def _trained(
     found: list[ModelMaps] = []
     for run in runs:
         for folder in find_bundles(run):
-            loaded = load_predictor(folder, device=device, precision="fp32")
+            loaded = load_predictor(folder, weights=weights, device=device, precision="fp32")
             title = loaded.card.backbone_title
             if with_own and loaded.backbone.info.weights_hash not in own:
                 own[loaded.backbone.info.weights_hash] = backbone_maps(

@@ -26,6 +26,7 @@ def layers(
     batch_size: Annotated[int, Range(4, 2**16)] = 8,
     limit: Annotated[int, Range(0, 10**9)] = 128,
     random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    weights: Path | None = None,
     device: str | None = None,
 ) -> int:
     """Propose K_t and the prior layers for a backbone and your images, each with its cost.
@@ -46,6 +47,7 @@ def layers(
         batch_size: Images that are compared at a time, at least 4.
         limit: The most images to use, drawn evenly; 0: all.
         random_weights: Use random weights: for tests of the machinery, the result means nothing.
+        weights: File or folder of the backbone's weights; of a run that was trained with --weights.
         device: Where to compute; the first GPU, else the processor.
     """
     from rich.console import Console
@@ -57,9 +59,10 @@ def layers(
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
     from vitsplit.backbone import open_backbone
+    from vitsplit.bundle import find_bundle, read_card
     from vitsplit.cli.values import writable
     from vitsplit.errors import ConfigError
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.predictor import choose_device, weights_of
     from vitsplit.tasks import task_name
     from vitsplit.training.override import override
 
@@ -75,7 +78,13 @@ def layers(
     check_choice(config, "analyze layers")
     writable(out)
     height, width = size or config.task.crop_size
-    model = open_backbone(config.backbone).to(choose_device(device))
+    if run is not None and backbone is None and not random_weights:
+        # Whatever the run's card says of them: it decides nothing about what is opened.
+        folder = find_bundle(run)
+        found_weights = weights_of(read_card(folder), folder, weights)
+    else:
+        found_weights = weights
+    model = open_backbone(config.backbone, weights=found_weights).to(choose_device(device))
     batches = ([read_batch(each, (height, width))] for each in files)
     found = compare_layers({config.backbone.backbone: model}, batches, normed=config.split.tap_norm)
     gate_LJ = gate_weights(run) if run is not None and is_gated else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitsplit.bundle import Card
 from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.files import shown
 from vitsplit.inference.strips import ImageStrips, is_large
 from vitsplit.tasks.vqa.config import VqaConfig
 
@@ -47,37 +48,60 @@ def name_to_ask(cards: Mapping[str, Card]) -> str:
 
 
 def with_language_model(
-    cards: Mapping[str, tuple[Path, Card]], language_weights: str | Path | None
+    cards: Mapping[str, tuple[Path, Card]], language_weights: str | Path | None, language_model: str | None = None
 ) -> dict[str, tuple[Path, Card]]:
     """Bundles whose cards say where the language model is now.
 
+    A card names no folder that is opened, and no download but that of a language model that vitsplit knows.
+
     Args:
         cards: Folders and cards by the bundles' names.
-        language_weights: Folder of the language model; None: where it was in training, the hub's cache, or the hub.
+        language_weights: Folder of the language model; None: the hub's cache, or the hub.
+        language_model: Name of the language model, which may be taken from the hub; None: the card's, if it is known.
 
     Raises:
-        ConfigError: There is a folder, and no bundle with a language model.
-        WeightsError: There is none, and the one of the training is gone.
+        ConfigError: There is a folder or a name, and no bundle with a language model.
+        WeightsError: There is neither, and the card says a folder, or a name that is not known.
     """
-    if language_weights is not None and not names_to_ask({name: card for name, (_, card) in cards.items()}):
-        tasks = ", ".join(f"{name}: {card.task}" for name, (_, card) in cards.items())
-        raise ConfigError(f"--language-weights {language_weights}: no bundle here has a language model ({tasks}).")
-    return {name: (folder, _located(card, folder, language_weights)) for name, (folder, card) in cards.items()}
+    given = {"--language-weights": language_weights, "--language-model": language_model}
+    for flag, value in given.items():
+        if value is not None and not names_to_ask({name: card for name, (_, card) in cards.items()}):
+            tasks = ", ".join(f"{name}: {card.task}" for name, (_, card) in cards.items())
+            raise ConfigError(f"{flag} {value}: no bundle here has a language model ({tasks}).")
+    return {
+        name: (folder, _located(card, folder, language_weights, language_model))
+        for name, (folder, card) in cards.items()
+    }
 
 
-def _located(card: Card, folder: Path, language_weights: str | Path | None) -> Card:
+def _located(card: Card, folder: Path, language_weights: str | Path | None, language_model: str | None) -> Card:
     task = card.config.task
     if not isinstance(task, VqaConfig):
         return card
-    if language_weights is not None:
-        task = replace(task, language_weights=str(language_weights))
-        return replace(card, config=replace(card.config, task=task))
-    if task.language_weights is not None and not Path(task.language_weights).exists():
+    if language_weights is None and language_model is None:
+        _check_known(card, folder)
+    weights = None if language_weights is None else str(language_weights)
+    task = replace(task, language_model=language_model or task.language_model, language_weights=weights)
+    return replace(card, config=replace(card.config, task=task))
+
+
+def _check_known(card: Card, folder: Path) -> None:
+    """Refuses to open or to fetch a language model on a card's word."""
+    from vitsplit.tasks.vqa.language import PACKAGES, WIDTHS
+
+    path = card.paths.get("--language-weights")
+    if path is not None:
         raise WeightsError(
-            f"{folder}: trained with a language model read from {task.language_weights}, which is not on this machine. "
-            "Say where it is: --language-weights PATH (language_weights=PATH)."
+            f"{folder}: trained with a language model read from {shown(path, 1024)}. A bundle does not decide which "
+            "folder is opened: say where it is, --language-weights PATH (language_weights=PATH)."
         )
-    return card
+    name = card.config.task.language_model
+    if name not in {*PACKAGES, *WIDTHS}:
+        raise WeightsError(
+            f"{folder}: trained with the language model {shown(name)}, which vitsplit does not know. A bundle does not "
+            "decide what is opened or downloaded: give its folder, --language-weights PATH (language_weights=PATH), or "
+            "its name to have it from the hub, --language-model NAME (language_model=NAME)."
+        )
 
 
 def check_questions(questions: Iterable[str]) -> None:

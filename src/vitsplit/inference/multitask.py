@@ -21,6 +21,7 @@ from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.predictor import (
     Predictor,
     backbone_of,
+    check_weights,
     choose_device,
     make_forward,
     open_model,
@@ -123,13 +124,21 @@ class MultiPredictor(Mapping[str, Predictor]):
         """The passes so far in words: ``1 pass at 252x336 for segmentation and depth; ...``."""
         return describe_passes(self.passes)
 
-    def add(self, run: str | Path, name: str | None = None, *, language_weights: str | Path | None = None) -> str:
+    def add(
+        self,
+        run: str | Path,
+        name: str | None = None,
+        *,
+        language_weights: str | Path | None = None,
+        language_model: str | None = None,
+    ) -> str:
         """Adds a bundle to the backbone in memory.
 
         Args:
             run: Run or bundle folder.
             name: What to call it; None: its task's name, or the run folder's where that name is taken.
             language_weights: See ``load_several``.
+            language_model: See ``load_several``.
 
         Returns:
             Its name.
@@ -151,7 +160,9 @@ class MultiPredictor(Mapping[str, Predictor]):
             )
         if self.precision is None:
             _same_precision({**{each: bundle.card for each, bundle in self.items()}, name: card}, self._device)
-        self.attach(name, *with_language_model({name: (folder, card)}, language_weights)[name])
+        located = with_language_model({name: (folder, card)}, language_weights, language_model)
+        check_weights(card, folder)
+        self.attach(name, *located[name])
         return name
 
     def drop(self, name: str) -> None:
@@ -185,6 +196,7 @@ def load_several(
     *,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> MultiPredictor:
@@ -194,8 +206,8 @@ def load_several(
         runs: Run or bundle folders (a joint run means all of its bundles), or a mapping of your own names to them.
             Without names of your own a bundle is called by its task, and bundles of the same task by their run folders.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
-        language_weights: Folder of the language model of the bundles that have one, where it is not where it was in
-            training.
+        language_weights: Folder of the language model of the bundles that have one.
+        language_model: Its name, where it is none of those that vitsplit knows and may be taken from the hub.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: what the bundles agree on, see ``load_predictor``.
 
@@ -204,8 +216,10 @@ def load_several(
         ConfigError: Two would have the same name, or ``language_weights`` of bundles without a language model.
         WeightsError: The weights of the backbone or of a language model cannot be had.
     """
-    bundles = with_language_model(read_bundles(runs), language_weights)
+    bundles = with_language_model(read_bundles(runs), language_weights, language_model)
     device = choose_device(device)
+    for folder, card in bundles.values():
+        check_weights(card, folder)
     if precision is None:
         resolved = _same_precision({name: card for name, (_, card) in bundles.items()}, device)
     else:

@@ -13,15 +13,26 @@ import torch
 from torch import Tensor
 
 from vitsplit.backbone import open_backbone
+from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.weights import cached_weights
 from vitsplit.baselines.settings import backbone_settings
-from vitsplit.bundle import Card, check_backbone, find_bundle, load_weights, read_card
+from vitsplit.bundle import (
+    CARD,
+    LANGUAGE_MODEL,
+    Card,
+    check_backbone,
+    check_header,
+    find_bundle,
+    load_weights,
+    read_card,
+)
 from vitsplit.data.images import to_image_tensor
-from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.errors import BundleError, ConfigError, DataError, WeightsError
 from vitsplit.files import shown
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.shared_pass import TapSource
-from vitsplit.methods import build_model
+from vitsplit.methods import build_model, model_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.tasks.model import TaskModel
@@ -116,6 +127,7 @@ def load_predictor(
     *,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
+    language_model: str | None = None,
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> Predictor:
@@ -124,8 +136,8 @@ def load_predictor(
     Args:
         run: A run folder (its best bundle) or a bundle folder.
         weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
-        language_weights: Folder of the language model of a bundle that has one, where it is not where it was in
-            training.
+        language_weights: Folder of the language model of a bundle that has one.
+        language_model: Its name, where it is none of those that vitsplit knows and may be taken from the hub.
         device: Where to compute; None: the first GPU, else the processor.
         precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
 
@@ -136,8 +148,9 @@ def load_predictor(
     """
     folder = find_bundle(run)
     card = read_card(folder)
-    ((_, card),) = with_language_model({card.task: (folder, card)}, language_weights).values()
+    ((_, card),) = with_language_model({card.task: (folder, card)}, language_weights, language_model).values()
     device = choose_device(device)
+    check_weights(card, folder)
     backbone = backbone_of(card, folder, weights)
     task, model = open_model(card, folder, backbone)
     backbone.set_precision(DTYPES[resolve_precision(precision or precision_of(card), device)])
@@ -176,15 +189,57 @@ def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> 
         BundleError: The weights are others than those it was trained on.
         WeightsError: The weights cannot be had.
     """
-    asked = backbone_settings(card.config)
-    if weights is None and asked.weights is not None and not Path(asked.weights).exists():
-        raise WeightsError(
-            f"{folder}: trained with weights read from {asked.weights}, which is not on this machine. "
-            "Say where they are: --weights PATH (weights=PATH)."
-        )
-    backbone = open_backbone(asked, weights=weights)
+    backbone = open_backbone(backbone_settings(card.config), weights=weights_of(card, folder, weights))
     check_backbone(card, backbone, folder)
     return backbone
+
+
+def weights_of(card: Card, folder: Path, weights: str | Path | None) -> str | Path | None:
+    """The file of a bundle's backbone; None: that of the catalog's name, or random weights.
+
+    A card names no file that is opened, and no download but the catalog's: what it says is shown, and asked for.
+
+    Raises:
+        WeightsError: It was trained with a file, or with a model that is neither in the catalog nor in the hub's cache.
+    """
+    name = card.config.backbone.backbone
+    if weights is not None or card.config.backbone.random_weights:
+        return weights
+    path = card.paths.get("--weights")
+    if path is not None:
+        raise WeightsError(
+            f"{folder}: trained with weights read from {shown(path, 1024)}. A bundle does not decide which file is "
+            "opened: say where they are, --weights PATH (weights=PATH)."
+        )
+    if name in CATALOG:
+        return None
+    found = cached_weights(name)
+    if found is None:
+        raise WeightsError(
+            f"{folder}: trained on {shown(name)}, which is not in the catalog (`vitsplit backbones`). A bundle does "
+            "not decide what is downloaded: download its weights yourself, and give them with --weights PATH "
+            "(weights=PATH)."
+        )
+    return found
+
+
+def check_weights(card: Card, folder: Path) -> None:
+    """Compares what is known of a bundle's tensors with its card's model, without memory for either.
+
+    Raises:
+        BundleError: They do not fit each other, or no model can be made of the card.
+    """
+    try:
+        model = model_shapes(card.config, card.description)
+    except (ConfigError, DataError) as error:
+        raise BundleError(f"{folder / CARD}: no model can be made of it. {error}") from error
+    read = model.head.request.maps | model.head.request.raw_maps
+    if not set(card.prior_layers) <= read:
+        raise BundleError(
+            f"{folder / CARD}: prior_layers {shown(card.prior_layers)} are not among those that its settings read "
+            f"({shown(sorted(read))}). Copy the bundle again from where it was trained."
+        )
+    check_header(folder, model.trainable_state(), without=LANGUAGE_MODEL)
 
 
 def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, TaskModel]:

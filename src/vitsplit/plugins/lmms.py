@@ -36,6 +36,8 @@ class VitSplitLmms(lmms):
     Args:
         run: A run folder (its best bundle) or a bundle folder.
         weights: File or folder of the backbone's weights, where they cannot be fetched.
+        language_weights: See ``vitsplit.load``.
+        language_model: See ``vitsplit.load``.
         device: Where to compute; None: the first GPU (with several processes, each its own), else the processor.
         precision: See ``vitsplit.load``.
         batch_size: 1; questions are asked one by one.
@@ -51,6 +53,8 @@ class VitSplitLmms(lmms):
         self,
         run: str,
         weights: str | None = None,
+        language_weights: str | None = None,
+        language_model: str | None = None,
         device: str | None = None,
         precision: Precision | None = None,
         batch_size: int | str = 1,
@@ -61,7 +65,14 @@ class VitSplitLmms(lmms):
             raise ConfigError(f"--batch_size {batch_size}: vitsplit asks questions one by one. Give 1.")
         if device is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        self.predictor = load_predictor(run, weights=weights, device=device, precision=precision)
+        self.predictor = load_predictor(
+            run,
+            weights=weights,
+            language_weights=language_weights,
+            language_model=language_model,
+            device=device,
+            precision=precision,
+        )
         if self.predictor.task.name != "vqa":
             raise ConfigError(f"{run}: a bundle of {self.predictor.task.name}; lmms-eval asks one of vqa.")
         check_reads_questions(self.predictor.task.config, run)

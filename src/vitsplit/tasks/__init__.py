@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.errors import ConfigError
+from vitsplit.errors import BundleError, ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -77,6 +77,23 @@ def open_task(config: TrainConfig[Any], data: Path, splits: tuple[str, ...] = ("
         DataError: The data cannot be used; the message names the file.
     """
     return _task_class(task_name(config)).open(config.task, data, splits)
+
+
+def check_description(config: TrainConfig[Any], description: Any, where: str) -> None:
+    """Refuses what a stranger's card says of a task, before anything is made of it.
+
+    Args:
+        config: The card's configuration.
+        description: What should be what ``Task.describe`` gave.
+        where: The file, and the place in it, for the message.
+
+    Raises:
+        BundleError: Names the place.
+    """
+    try:
+        _task_class(task_name(config)).check_description(config.task, description, where)
+    except ConfigError as error:  # a setting of the task that cannot work
+        raise BundleError(f"{where}: {error}") from error
 
 
 def bare_task(config: TrainConfig[Any], description: Mapping[str, Any]) -> Task:

@@ -115,11 +115,11 @@ def test_full_tuning_changes_and_saves_the_language_model(scenes, tmp_path, lang
     model = {name.removeprefix("decoder.language_model."): t for name, t in saved(result).items()
              if not is_connector(name)}  # fmt: skip
     assert model.keys() == weights(opened[0]).keys(), "a shared weight once"
-    predictor = vitsplit.load(result.run / "last")
+    predictor = vitsplit.load(result.run / "last", language_weights=language)
     loaded = weights(predictor.model.decoder.language_model)
     for name, parameter in weights(opened[0]).items():
         assert torch.equal(loaded[name].float(), parameter.float()), name
-    halved = vitsplit.load(result.run / "last", precision="bf16")
+    halved = vitsplit.load(result.run / "last", language_weights=language, precision="bf16")
     halved.predict(next((scenes / "images" / "val").iterdir())).ask("what is there?")
     assert {p.dtype for p in halved.model.decoder.language_model.parameters()} == {torch.bfloat16}, "nothing trains"
 
@@ -158,11 +158,11 @@ def result(scenes, tmp_path_factory, language):
     return train(scenes, tmp_path_factory.mktemp("runs") / "run", language)
 
 
-def test_a_bundle_answers(scenes, tmp_path, result):
-    evaluation, task = vitsplit.evaluate(result.run / "best", data=scenes)
+def test_a_bundle_answers(scenes, tmp_path, language, result):
+    evaluation, task = vitsplit.evaluate(vitsplit.load(result.run / "best", language_weights=language), data=scenes)
     for name in ("answer_loss", "exact_match", "questions"):
         assert evaluation.metrics[name] == pytest.approx(result.metrics[name], rel=1e-4)
-    predictor = vitsplit.load(result.run)
+    predictor = vitsplit.load(result.run, language_weights=language)
     path = next((scenes / "images" / "val").iterdir())
     prediction = predictor.predict(path)
     questions = ["how many objects are there?", "is there a ball?"]
@@ -176,10 +176,10 @@ def test_a_bundle_answers(scenes, tmp_path, result):
     assert figures["answer_loss"] == pytest.approx(evaluation.metrics["answer_loss"])
 
 
-def test_the_figures_are_those_of_every_question_by_itself(scenes, result):
+def test_the_figures_are_those_of_every_question_by_itself(scenes, language, result):
     """Counted anew from the file, one question at a time, with the loss of the whole text by transformers."""
-    evaluation, task = vitsplit.evaluate(result.run / "last", data=scenes)
-    predictor = vitsplit.load(result.run / "last")
+    evaluation, task = vitsplit.evaluate(vitsplit.load(result.run / "last", language_weights=language), data=scenes)
+    predictor = vitsplit.load(result.run / "last", language_weights=language)
     rows = [json.loads(line) for line in (scenes / "questions_val.jsonl").read_text().splitlines()]
     right, loss, count = 0, 0.0, 0
     prompter, model = task.prompter(), predictor.model.decoder.language_model
@@ -206,7 +206,7 @@ def test_another_language_model_is_refused(scenes, tmp_path):
     said = json.loads((result.run / "last" / "head.json").read_text())["description"]["language_model"]["weights_hash"]
     tiny_folder(folder, seed=1)
     with pytest.raises(BundleError) as error:
-        vitsplit.load(result.run / "last")
+        vitsplit.load(result.run / "last", language_weights=folder)
     message = str(error.value)
     assert said[:16] in message and "was trained with" in message
     found = find_language_model(VqaConfig(language_model=str(folder))).weights_hash

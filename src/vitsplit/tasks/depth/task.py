@@ -16,7 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.data.folders import first
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import BundleError, ConfigError, DataError
+from vitsplit.files import shown
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.depth.config import DepthConfig
@@ -27,6 +28,7 @@ from vitsplit.tasks.depth.loss import silog_sum
 from vitsplit.tasks.depth.metrics import METRICS, measure
 from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
 from vitsplit.tasks.depth.report import metrics_table, write_report
+from vitsplit.tasks.description import ADVICE, fields
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,17 @@ class DepthTask:
         sets = [open_depth_set(data, split, config.format, config.depth_scale) for split in splits]
         warn_of_unit(sets[0])
         return cls(config, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
+
+    @classmethod
+    def check_description(cls, config: DepthConfig, description: Any, where: str) -> None:
+        """See ``tasks.check_description``."""
+        check_settings(config)
+        said = fields(description, where, required=("unit", "min_depth", "max_depth"))
+        for name, value in (("unit", "metres"), ("min_depth", config.min_depth), ("max_depth", config.max_depth)):
+            if said[name] != value or isinstance(said[name], bool):
+                raise BundleError(
+                    f"{where}: {name} is {shown(said[name])}, and its settings say {shown(value)}. {ADVICE}"
+                )
 
     @classmethod
     def from_description(cls, config: DepthConfig, description: Mapping[str, Any]) -> DepthTask:

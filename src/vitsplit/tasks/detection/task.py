@@ -16,8 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import BundleError, ConfigError, DataError
+from vitsplit.files import shown, whole_number
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.description import ADVICE, check_classes, fields
 from vitsplit.tasks.detection.config import DetectionConfig, check_settings
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
@@ -98,6 +100,23 @@ class DetectionTask:
             train=first if len(sets) > 1 else None,
             val=last,
         )
+
+    @classmethod
+    def check_description(cls, config: DetectionConfig, description: Any, where: str) -> None:
+        """See ``tasks.check_description``."""
+        check_settings(config)
+        said = fields(description, where, required=("classes", "colours"), optional=("category_ids", "masks"))
+        count = check_classes(said, where)
+        masks = said.get("masks", config.masks != "off")
+        if not isinstance(masks, bool):
+            raise BundleError(f"{where}: masks must be true or false, not {shown(masks)}. {ADVICE}")
+        category_ids = said.get("category_ids", list(range(1, count + 1)))
+        if not isinstance(category_ids, list) or len(category_ids) != count:
+            raise BundleError(f"{where}: category_ids must be a list of {count}, one for each class. {ADVICE}")
+        for category_id in category_ids:
+            whole_number(category_id, f"{where}: category_ids", 0, 2**31 - 1, error=BundleError, advice=ADVICE)
+        if len(set(category_ids)) < count:
+            raise BundleError(f"{where}: category_ids has a number twice. {ADVICE}")
 
     @classmethod
     def from_description(cls, config: DetectionConfig, description: Mapping[str, Any]) -> DetectionTask:

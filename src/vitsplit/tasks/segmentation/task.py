@@ -22,6 +22,7 @@ from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.description import check_classes, fields
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
     SegmentationBatch,
@@ -77,6 +78,12 @@ class SegmentationTask:
         """
         sets = [open_segmentation_set(data, split, config.format) for split in splits]
         return cls(config, sets[0].classes, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
+
+    @classmethod
+    def check_description(cls, config: SegmentationConfig, description: Any, where: str) -> None:
+        """See ``tasks.check_description``."""
+        check_settings(config)
+        check_classes(fields(description, where, required=("classes", "colours")), where)
 
     @classmethod
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:

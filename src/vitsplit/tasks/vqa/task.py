@@ -18,6 +18,7 @@ from vitsplit.data.images import read_image
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.description import check_hash, fields, line
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import build_projection
 from vitsplit.tasks.vqa.data import TrainVqa, VqaBatch, VqaSample, collate, fit_image
@@ -73,6 +74,15 @@ class VqaTask:
         check_settings(config)
         sets = [open_samples(data, split, config) for split in splits]
         return cls(config, find_language_model(config), train=sets[0] if len(sets) > 1 else None, val=sets[-1])
+
+    @classmethod
+    def check_description(cls, config: VqaConfig, description: Any, where: str) -> None:
+        """See ``tasks.check_description``."""
+        check_settings(config)
+        said = fields(description, where, required=("language_model",))["language_model"]
+        said = fields(said, f"{where}.language_model", required=("name", "weights_hash"))
+        line(said["name"], f"{where}.language_model.name")
+        check_hash(said["weights_hash"], f"{where}.language_model.weights_hash")
 
     @classmethod
     def from_description(cls, config: VqaConfig, description: Mapping[str, Any]) -> VqaTask:

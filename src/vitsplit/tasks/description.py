@@ -1,0 +1,80 @@
+"""What a bundle's card says of its task: values that a stranger may have written, checked before they are used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vitsplit.data.classes import MAX_CLASSES, ClassList
+from vitsplit.errors import BundleError, DataError
+from vitsplit.files import LONGEST_NAME, shown, string, whole_number
+
+ADVICE = "Copy the bundle again from where it was trained."
+_HASH = re.compile(r"[0-9a-f]{64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def fields(
+    description: Any, where: str, *, required: Collection[str], optional: Collection[str] = ()
+) -> Mapping[str, Any]:
+    """The description, if it is an object with these fields.
+
+    Raises:
+        BundleError: It is none, or a field is missing or not known.
+    """
+    if not isinstance(description, dict):
+        raise BundleError(f"{where} must be an object, not {shown(description)}. {ADVICE}")
+    for name in required:
+        if name not in description:
+            raise BundleError(f"{where}: {name} is missing. {ADVICE}")
+    for name in description:
+        if name not in required and name not in optional:
+            raise BundleError(f"{where}: {shown(name)} is not known. Update vitsplit, or remove it.")
+    return description
+
+
+def line(value: Any, where: str) -> str:
+    """The value, if it is a text of one line.
+
+    Raises:
+        BundleError: It is none.
+    """
+    text = string(value, where, LONGEST_NAME, error=BundleError, advice=ADVICE)
+    if not text.strip() or _CONTROL.search(text):
+        raise BundleError(f"{where} must be a text of one line, not {shown(text)}. {ADVICE}")
+    return text
+
+
+def check_classes(description: Mapping[str, Any], where: str) -> int:
+    """Checks ``classes`` and ``colours``; returns how many there are.
+
+    Raises:
+        BundleError: They are no list of different names, or there is not one colour for each.
+    """
+    names, colours = description["classes"], description["colours"]
+    for key, value in (("classes", names), ("colours", colours)):
+        if not isinstance(value, list) or not 1 <= len(value) <= MAX_CLASSES:
+            raise BundleError(f"{where}: {key} must be a list of 1 to {MAX_CLASSES}, not {shown(value)}. {ADVICE}")
+    for name in names:
+        line(name, f"{where}: classes")
+    for colour in colours:
+        if not isinstance(colour, list) or len(colour) != 3:
+            raise BundleError(f"{where}: colours: {shown(colour)} is not [red, green, blue]. {ADVICE}")
+        for part in colour:
+            whole_number(part, f"{where}: colours", 0, 255, error=BundleError, advice=ADVICE)
+    try:
+        ClassList(names=tuple(names), colours=tuple((red, green, blue) for red, green, blue in colours))
+    except DataError as error:
+        raise BundleError(f"{where}: classes: {error}") from error
+    return len(names)
+
+
+def check_hash(value: Any, where: str) -> None:
+    """Refuses what is not a SHA-256 in lower-case hexadecimal digits.
+
+    Raises:
+        BundleError: Names the place.
+    """
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise BundleError(f"{where} must be 64 hexadecimal digits, not {shown(value)}. {ADVICE}")
