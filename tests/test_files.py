@@ -23,6 +23,8 @@ BROKEN = {
     "nothing": b"",
     "nan": b'{"a": NaN}',
     "infinity": b"[-Infinity]",
+    "overflow": b'[1, {"a": -1e999}]',
+    "overflow of digits": b"[" + b"1" * 400 + b".5]",
     "twice": b'{"a": {"b": 1, "b": 1}}',
     "deep": b"[" * 100_000,
     "long number": b"[" + b"9" * 10_000 + b"]",

@@ -25,6 +25,7 @@ LONGEST_NAME = 1024
 """Characters: the most of a name of a class, a file or a setting."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_LARGE = re.compile(r"\d[eE]\+?\d{3}|\d{309}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 ErrorType = type[VitsplitError]
@@ -97,7 +98,11 @@ def parse_json(text: str, where: str, *, error: ErrorType = DataError, advice: s
             object, nested too deeply, a number of thousands of digits, or half of a surrogate pair in a text.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        # A function for every number takes time, so only where one could be too large for a float.
+        parse_float = _finite if _LARGE.search(text) else None
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=parse_float
+        )
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as fault:
@@ -260,3 +265,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shown(text, 20)} is too large a number")
+    return number
