@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import types
 import typing
 
 import pytest
@@ -27,9 +28,11 @@ def numbers(config, prefix=()):
         if dataclasses.is_dataclass(value):
             yield from numbers(value)
             continue
-        kinds = [hints[field.name], *typing.get_args(hints[field.name])]
+        kinds = [hints[field.name]]
+        while typing.get_origin(kinds[0]) in (typing.Union, types.UnionType):
+            kinds = [*typing.get_args(kinds[0]), *kinds[1:]]
         for kind in kinds:
-            members = [member for member in typing.get_args(kind) if member is not Ellipsis] or [kind]
+            members = [each for each in typing.get_args(kind) if each is not Ellipsis] or [kind]
             if members[0] in (int, float):
                 yield field.name, len(members), members[0] is int
                 break
@@ -113,8 +116,8 @@ OTHERS = [
     ("evaluate {run} --data {data} --device cuda:9", "cuda:9"),
     ("info laptop-segmentation --size 100000000 100000000", "--size"),
     ("info laptop-segmentation --size -5 5", "--size"),
-    ("data check segmentation {data} --workers -7", "--workers"),
-    ("data check segmentation {data} --workers 1000000", "--workers"),
+    ("data check {data} --workers -7", "--workers"),
+    ("data check {data} --workers 1000000", "--workers"),
     ("bench train-step --repeats -1", "--repeats"),
     ("demo --steps 0", "--steps"),
     ("demo --size 1 1", "--size"),

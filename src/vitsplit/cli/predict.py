@@ -18,7 +18,7 @@ from vitsplit.ranges import MAX_NEW_TOKENS, MAX_SIDE, Range
 
 if TYPE_CHECKING:
     from vitsplit.bundle import Card
-    from vitsplit.inference.folder import Summary
+    from vitsplit.inference.folder import Summary, Tiling
     from vitsplit.inference.inputs import Input
     from vitsplit.inference.prediction_log import PredictionLog
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     """Runs the verb."""
     options = _parser().parse_intermixed_args(argv)
 
-    from vitsplit.inference.folder import Summary
+    from vitsplit.inference.folder import Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
     from vitsplit.inference.multitask import read_bundles
     from vitsplit.inference.prediction_log import PredictionLog, bundle_ids
@@ -70,21 +70,24 @@ def main(argv: list[str]) -> int:
         "bundles": bundle_ids({name: folder for name, (folder, _) in bundles.items()}),
         **{name: value for name, value in settings.items() if value is not None},
     }
+    # Before a folder is made: what cannot be done leaves none.
+    tiling = Tiling(
+        options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale
+    )
     with PredictionLog.open(Path(options.out), made_by, overwrite=options.overwrite) as log:
         todo = [item for item in inputs if not log.is_done(item)]
-        summary = _predict(runs, todo, log, options) if todo else Summary()
+        summary = _predict(runs, todo, log, tiling, options) if todo else Summary()
     _report(summary, len(inputs), len(inputs) - len(todo), options.out)
     return 1 if summary.failed else 0
 
 
-def _predict(runs: Sequence[str], todo: Sequence[Input], log: PredictionLog, options: argparse.Namespace) -> Summary:
-    from vitsplit.inference.folder import FolderWriter, Tiling
+def _predict(
+    runs: Sequence[str], todo: Sequence[Input], log: PredictionLog, tiling: Tiling, options: argparse.Namespace
+) -> Summary:
+    from vitsplit.inference.folder import FolderWriter
     from vitsplit.inference.multitask import load_several
 
     model = load_several(runs, **loading_options(options))
-    tiling = Tiling(
-        options.tile and tuple(options.tile), options.overlap, 1.0 if options.scale is None else options.scale
-    )
     with _Bars(len(todo)) as bars:
         writer = FolderWriter(
             model,

@@ -23,6 +23,7 @@ from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import PredictionLog
+from vitsplit.inference.tiling import check_overlap
 from vitsplit.inference.video import predict_video
 from vitsplit.tasks.vqa.predict import VqaPrediction
 from vitsplit.training.atomic import writing_to
@@ -46,11 +47,18 @@ class Tiling:
         tile: Height and width of a tile; None: images are cut only where they are very large.
         overlap: Pixels that neighbours share; None: a quarter of the tile.
         scale: Factor on images that are cut.
+
+    Raises:
+        ConfigError: The tiles cannot overlap so.
     """
 
     tile: tuple[int, int] | None = None
     overlap: int | None = None
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and self.overlap is not None:
+            check_overlap(self.tile, self.overlap)
 
 
 @dataclass

@@ -68,9 +68,14 @@ def plan_grid(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> Gri
     """
     if min(tile) < 1:
         raise ConfigError(f"--tile {tile[0]} {tile[1]}: both must be at least 1 pixel.")
+    check_overlap(tile, overlap)
+    return Grid(plan_axis(size[0], tile[0], overlap), plan_axis(size[1], tile[1], overlap))
+
+
+def check_overlap(tile: tuple[int, int], overlap: int) -> None:
+    """Raises a ConfigError if tiles of a size (height and width in pixels) cannot overlap by so many pixels."""
     if not 0 <= 2 * overlap <= min(tile):
         raise ConfigError(f"--overlap {overlap}: must lie between 0 and half a tile of {tile[0]}x{tile[1]} pixels.")
-    return Grid(plan_axis(size[0], tile[0], overlap), plan_axis(size[1], tile[1], overlap))
 
 
 def plan_axis(length: int, tile: int, overlap: int) -> Axis:
