@@ -41,8 +41,9 @@ def laptop_depth() -> TrainConfig[DepthConfig]:
     The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches out of images whose shorter side
     is 252 pixels; they are evaluated whole at that size, which is that of ``laptop-segmentation``: both share one pass.
     ``--test-flip`` averages with the mirror image, as the paper does, in a second pass. One-cycle at 5e-4 (the paper's:
-    3e-4), the task head at three tenths of it (a tenth), since 200 steps are few. Depth is unbounded; give
-    ``--max-depth`` where the sensor's range ends.
+    3e-4), the task head at three tenths of it (a tenth), since 200 steps are few. Gamma acts on values of 0 to 1 and
+    one-cycle ends at PyTorch's rate (the release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
+    give ``--max-depth`` where the sensor's range ends.
     """
     return TrainConfig(
         name="laptop-depth",
@@ -61,7 +62,8 @@ def laptop_detection() -> TrainConfig[DetectionConfig]:
     tested at their size, 252 pixels on the shorter side: one pass of the backbone serves a bundle of each. Training
     draws shorter sides of 196 to 308, and anchors are half as large as usual, 16 to 256 pixels. A pyramid of 128
     channels and 128 proposals per image in the losses (256 and 512) keep the detector from costing several times what
-    the rest does: masks, where every object has one, then add a fifth to a step. For small objects raise
+    the rest does: masks, where every object has one, then add a fifth to a step. Pooling, anchors and losses of boxes
+    are torchvision's (the release: ``--rcnn mmdet``, not compared on small sets yet). For small objects raise
     ``--image-scale``, ``--train-sides`` and ``--crop-size`` together, for a large set ``--steps``,
     ``--pyramid-width 256`` and ``--sampled-proposals 512``.
     """
