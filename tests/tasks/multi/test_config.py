@@ -163,3 +163,16 @@ def test_help_has_every_setting_of_every_head(capsys):
     assert "--crop-size" in shared and "--batch-size" in shared and "--dice-weight" not in shared
     assert "--dice-weight" in segmentation and "vitsplit train multi --segmentation." in segmentation
     assert "--max-depth" in depth and "--dice-weight" not in depth
+
+
+def test_a_joint_run_of_before_has_black_padding():
+    values = to_dict(BASE)
+    for group in (values["geometry"], *(values[name]["task"] for name in HEAD_NAMES if values[name])):
+        del group["pad_color"]
+    config = from_dict(MultiConfig, values, "config.json")
+    config.check()
+    assert config == BASE and config.geometry.pad_color == "black"
+    mean = changed("--pad-color mean")
+    assert {head.task.pad_color for head in mean.heads().values()} == {"mean"}
+    with pytest.raises(ConfigError, match=r"--segmentation\.pad-color mean: all heads"):
+        changed("--segmentation.pad-color mean")
