@@ -110,3 +110,32 @@ def test_every_start_is_recorded_and_shares_an_id(taken):
     assert first == second == starts[0]["run_id"] == starts[1]["run_id"]
     assert [start["processes"] for start in starts] == [1, 2]
     assert starts[0]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ["[1]\n", '{"loss": 1.0}\n', '{"step": "2"}\n', '{"step": -1}\n', '{"step": 1e999}\n', '{"step": 2, "loss": "x"}\n',
+     '{"step": 2, "eval": [1]}\n', '{"step": 2\n{"step": 4}\n', '{"step": NaN}\n', '{"step": 2, "step": 3}\n'],
+)  # fmt: skip
+def test_rows_that_no_run_writes_are_named(taken, rows):
+    taken.metrics_file.write_text('{"step": 1, "loss": null}\n' + rows)
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 2"):
+        taken.cut_metrics(4)
+    assert taken.metrics_file.read_text().endswith(rows)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[3]", "[{}]", '[{"run_id": 5}]', '[{"run_id": "../../x"}]', '[{"run_id": "' + "a" * 99 + '"}]'],
+)
+def test_a_broken_record_of_starts_is_named(taken, content):
+    taken.environment_file.write_text(content)
+    with pytest.raises(RunError, match=r"environment\.json.*Delete it"):
+        taken.record_start(torch.device("cpu"), processes=1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", '{"a": 1, "a": 2}', '{"loop": Infinity}', "[" * 100_000])
+def test_a_broken_configuration_is_named(taken, content):
+    taken.config_file.write_text(content)
+    with pytest.raises(RunError, match=r"config\.json"):
+        taken.read_config()

@@ -215,7 +215,8 @@ def _check_ranges(state: TrainState, file: Path) -> None:
         whole_number(value, f"{file}: {name}", least, most, error=RunError, advice=_DELETE)
     for name, value in state.loss_scale.items():
         real_number(value, f"{file}: loss_scale: {name}", error=RunError, advice=_DELETE)
-    if (state.finished or state.evaluated) and not state.standings:
+    scores = [standing.best_score for standing in state.standings.values()]
+    if (state.finished or state.evaluated) and (not scores or None in scores):
         raise RunError(f"{file}: evaluated, and without a result. {_DELETE}")
 
 

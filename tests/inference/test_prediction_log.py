@@ -1,0 +1,255 @@
+"""What a folder of predictions may say, where it may lead, and what happens to it when it cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import write_segmentation_bundle
+from PIL import Image
+
+from vitsplit.cli.main import main
+from vitsplit.inference.multitask import MultiPredictor
+from vitsplit.inference.prediction_log import LOG
+from vitsplit.training.folder_lock import hold_folder
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("bundles")
+    return (
+        write_segmentation_bundle(root / "one" / "best", seed=1),
+        write_segmentation_bundle(root / "two" / "best", seed=2),
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0)
+    for index in range(4):
+        Image.fromarray(pixels.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+Predict = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
+    def call(*words: object) -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["predict", *map(str, words)])
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return status, said
+
+    return call
+
+
+def change_row(log: Path, **values: Any) -> None:
+    lines = log.read_text().splitlines()
+    row = json.loads(lines[2]) | values
+    lines[2] = json.dumps({name: value for name, value in row.items() if value is not ...})
+    log.write_text("\n".join(lines) + "\n")
+
+
+FORGED: list[dict[str, Any]] = [
+    {"files": ["../outside.txt"]},
+    {"files": ["a/../../outside.txt"]},
+    {"files": ["OUTSIDE"]},
+    {"files": [7]},
+    {"files": "outside.txt"},
+    {"files": ...},
+    {"name": 3},
+    {"name": ...},
+    {"name": "x" * 5000},
+    {"bytes": "1_0"},
+    {"bytes": True},
+    {"modified_ns": 1.5},
+    {"modified_ns": None},
+]
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=str)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_forged_line_is_refused_and_nothing_outside_is_removed(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, forged: dict[str, Any], overwrite: bool
+) -> None:
+    out, outside = tmp_path / "out", tmp_path / "outside.txt"
+    outside.write_text("precious")
+    assert predict(bundles[0], photos, "--out", out)[0] == 0
+    if forged.get("files") == ["OUTSIDE"]:
+        forged = {"files": [str(outside)]}
+    change_row(out / LOG, **forged)
+    before = sorted(path.name for path in out.iterdir())
+    status, said = predict(bundles[1], photos, "--out", out, *["--overwrite"] * overwrite)
+    assert status == 2 and f"{LOG}: line 3" in said
+    assert outside.read_text() == "precious" and sorted(path.name for path in out.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "UTF-8"),
+        (b"[1]\n", "line 1"),
+        (b'{"bundles": 3}\n', "line 1"),
+        (b'{"bundles": {"a": "x", "a": "y"}}\n', "line 1"),
+        (b"{}\n", "line 1"),
+        (b'{"bundles": {"a": "b"}}\n{"name": \n{"name": "c"}\n', "line 2"),
+    ],
+)
+def test_a_log_that_is_none_is_named(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, content: bytes, said: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / LOG).write_bytes(content)
+    status, message = predict(bundles[0], photos, "--out", out)
+    assert status == 2 and f"{out / LOG}: " in message and said in message
+    assert [path.name for path in out.iterdir()] == [LOG]
+
+
+def test_a_pipe_in_place_of_the_log_is_not_waited_for(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / LOG)
+    assert predict(bundles[0], photos, "--out", tmp_path / "out")[0] == 2
+
+
+@pytest.mark.parametrize("link", [".partial", "deep", ".lock"])
+def test_links_lead_nowhere(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, link: str
+) -> None:
+    (photos / "deep").mkdir()
+    (photos / "0.png").rename(photos / "deep" / "0.png")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "0_mask.png").write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / link).symlink_to(outside)
+    status, said = predict(bundles[0], photos, "--out", out)
+    assert status == 2 and str(out) in said
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"0_mask.png": "precious"}
+
+
+def test_overwrite_removes_nothing_through_a_link(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    (photos / "deep").mkdir()
+    (photos / "0.png").rename(photos / "deep" / "0.png")
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    assert predict(bundles[0], photos, "--out", out)[0] == 0
+    (out / "deep").rename(outside)
+    (out / "deep").symlink_to(outside)
+    kept = sorted(path.name for path in outside.iterdir())
+    status, said = predict(bundles[1], photos / "1.png", "--out", out, "--overwrite")
+    assert status == 2 and "leads out of" in said
+    assert sorted(path.name for path in outside.iterdir()) == kept and (out / "1_mask.png").exists()
+
+
+def test_the_folder_itself_may_be_a_link(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for bundle in bundles:
+        assert predict(bundle, photos, "--out", tmp_path / "out", "--overwrite")[0] == 0
+    assert (tmp_path / "disk" / "3_mask.png").exists()
+
+
+def test_a_folder_that_somebody_writes_to_is_refused(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    with hold_folder(tmp_path / "out") as out:
+        status, said = predict(bundles[0], photos, "--out", out)
+        assert status == 2 and f"process {os.getpid()} on " in said
+        assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+@pytest.mark.parametrize("place", ["file", "file/in it"])
+def test_what_cannot_be_a_folder_is_told_before_the_work(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, scenes: Path, verb: str, place: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("vitsplit.api.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    (tmp_path / "file").write_text("mine")
+    words = ["predict", str(bundles[0]), str(photos)] if verb == "predict" else ["evaluate", str(bundles[0])]
+    words += ["--data", str(scenes)] if verb == "evaluate" else []
+    assert main([*words, "--out", str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / place) in said and "--out" in said and "Traceback" not in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """Lets no file grow beyond a number of bytes: writing more fails in the kernel, as it does on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_ends_in_one_message_and_the_same_command_goes_on(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict,
+    largest_file: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert predict(bundles[0], photos, "--out", whole)[0] == 0
+    seen: list[int] = []
+    original = MultiPredictor.predict_batch
+
+    def predict_batch(self: MultiPredictor, image_BCHW: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 3:
+            largest_file(600)
+        return original(self, image_BCHW)
+
+    monkeypatch.setattr(MultiPredictor, "predict_batch", predict_batch)
+    status, said = predict(bundles[0], photos, "--out", out)
+    assert status == 2 and str(out) in said and "could not be written" in said and "--out" in said
+    largest_file(resource.RLIM_INFINITY)
+    before = len(seen)
+    assert predict(bundles[0], photos, "--out", out)[0] == 0
+    assert len(seen) - before < 4, "what was done was done again"
+    for file in whole.glob("*.png"):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_an_evaluation_on_a_full_disk_still_tells_its_figures(
+    run: Path, scenes: Path, tmp_path: Path, largest_file: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    largest_file(200)
+    status = main(["evaluate", str(run), "--data", str(scenes), "--out", str(tmp_path / "page"), "--json"])
+    largest_file(resource.RLIM_INFINITY)
+    told = capsys.readouterr()
+    assert status == 2 and "page" in told.err and "could not be written" in told.err and "Traceback" not in told.err
+    assert 0 <= json.loads(told.out)["miou"] <= 1
+    assert not (tmp_path / "page" / ".lock").exists()
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    (photos / "0.png").rename(photos / os.fsdecode(b"\xff.png"))
+    status, said = predict(bundles[0], photos, "--out", tmp_path / "out")
+    assert status == 2 and "not UTF-8" in said and not (tmp_path / "out").exists()
+
+
+def test_two_evaluations_take_two_folders(run: Path, scenes: Path) -> None:
+    taken = [path for path in run.iterdir() if path.name.startswith("evaluation-")]
+    with hold_folder(run / "evaluation-val"):
+        assert main(["evaluate", str(run), "--data", str(scenes), "--pictures", "1"]) == 0
+    new = {path.name for path in run.iterdir() if path.name.startswith("evaluation-")} - {path.name for path in taken}
+    assert len(new) == 1 and new != {"evaluation-val"}
