@@ -93,6 +93,32 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run(tmp_path, disk_with_room_for
     assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("at", ["log.txt", "tensorboard", "pictures"])
+def test_whatever_a_full_disk_meets_first_is_told_in_one_message(tmp_path, disk_with_room_for, capfd, at):
+    class Full(TinyTask):
+        def collate(self, samples):
+            if at != "pictures":
+                log = tmp_path / "run" / "log.txt"
+                disk_with_room_for(log.stat().st_size if at == "log.txt" else 4096)
+            return super().collate(samples)
+
+        def write_report(self, *args, **options):
+            if at == "pictures":
+                disk_with_room_for(16)
+            return super().write_report(*args, **options)
+
+    settings = {"steps": 400, "eval_every": 399, "log_every": 1} if at == "tensorboard" else {"steps": 4}
+    settings |= {"checkpoint_every": 10_000, "track": ("tensorboard",)}
+    with pytest.raises(RunError, match=r"could not be written.*--resume"):
+        tiny_run(tmp_path / "run", task=Full(), **settings)
+    disk_with_room_for(resource.RLIM_INFINITY)
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out and "Logging error" not in told.err
+    resumed = tiny_run(tmp_path / "run", resume=True, **settings)
+    assert resumed.folder.pictures.exists() and resumed.result.state.finished
+
+
 def test_a_disk_that_is_full_while_bundles_are_saved_leaves_the_earlier_ones(tmp_path, disk_with_room_for):
     class FullAtSecondEvaluation(TinyTask):
         evaluated = 0

@@ -7,6 +7,7 @@ from vitsplit.cli.train import main
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS
+from vitsplit.training.override import override
 from vitsplit.training.serialise import to_dict
 from vitsplit.training.starting_point import starting_config, starting_multi_config
 
@@ -52,3 +53,31 @@ def test_a_recipe_of_another_task_is_refused(tmp_path):
 def test_a_recipe_alone_says_the_task(tmp_path):
     with pytest.raises(DataError, match="depth"):
         vitsplit.train(recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
+
+
+def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
+    config = override(recipe("laptop-depth"), {"cache_folder": "/somewhere/else", "cache_features": 2})
+    file = write(tmp_path / "config.json", to_dict(config))
+    assert starting_config("depth", resumed=tmp_path) == config
+    assert not caplog.records
+    foreign = starting_config("depth", config_file=file)
+    assert foreign == override(config, {"cache_folder": None})
+    assert "/somewhere/else" in caplog.text and "--cache-folder" in caplog.text
+    joint = override(starting_multi_config(["depth"]), {"cache_folder": "/somewhere/else"})
+    assert starting_multi_config(["depth"], config_file=write(file, to_dict(joint))).loop.cache_folder is None
+    assert starting_multi_config(["depth"], resumed=tmp_path) == joint
+
+
+@pytest.mark.parametrize(("left", "said"), [(None, "no such folder"), ("log.txt", "without --resume")])
+def test_what_to_do_where_there_are_no_settings_to_go_on_with(tmp_path, left, said):
+    if left is not None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / left).touch()
+    with pytest.raises(ConfigError, match=rf"run holds no run to resume.*{said}"):
+        starting_config("depth", resumed=tmp_path / "run")
+    if left is not None:  # as they were given, until the run has its own
+        given = override(recipe("laptop-depth"), {"lr": 3e-4})
+        write(tmp_path / "run" / ".start.json", to_dict(given))
+        assert starting_config("depth", resumed=tmp_path / "run") == given
+        write(tmp_path / "run" / "config.json", to_dict(recipe("laptop-depth")))
+        assert starting_config("depth", resumed=tmp_path / "run") == recipe("laptop-depth")

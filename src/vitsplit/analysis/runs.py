@@ -241,6 +241,8 @@ def _at_once(
                 *(sys.executable, "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)),
                 *("--config", str(_config_file(out, trial)), "--out", str(trial.folder)),
                 *["--resume"] * (standing(trial) == "interrupted"),
+                # Not taken from a file of settings.
+                *(["--cache-folder", folder] if (folder := trial.config.loop.cache_folder) is not None else []),
             ],
             errors=out / "configs" / f"{trial.folder.name}.errors.txt",
         )

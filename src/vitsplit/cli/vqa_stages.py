@@ -49,7 +49,7 @@ def stage_config(options: argparse.Namespace, flags: list[str], stage: str | Non
         if options.stage != "both":
             resumed = options.out
         elif options.out is not None and stage is not None:
-            config_file = _kept_settings(Path(options.out), stage)
+            resumed = _kept_settings(Path(options.out), stage)
     if stage is not None and not (config_file or resumed):
         recipe = stage_recipe(recipe, stage)
     base = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vitsplit.errors import ConfigError
 from vitsplit.files import read_json
@@ -15,6 +17,9 @@ from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
 from vitsplit.training.config import LoopConfig, TrainConfig
 from vitsplit.training.serialise import from_dict
 
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", TrainConfig[Any], MultiConfig)
 CONFIG_FILE, START_FILE = "config.json", ".start.json"
 """Settings in the folder of a run: resolved, once it stands; as they were given, before that."""
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
@@ -33,8 +38,8 @@ def starting_config(
     Args:
         task: Name of the task.
         recipe: Name of a recipe.
-        config_file: A ``config.json``.
-        resumed: The run that goes on; its settings are taken unless a recipe or a file is named.
+        config_file: A ``config.json``. Folders in it that are written to are not taken: see ``_foreign``.
+        resumed: The run that goes on, or the file of its settings; they are taken unless a recipe or a file is named.
 
     Raises:
         ConfigError: A recipe and a file are both named, there is no such recipe, the file cannot be read, or either is
@@ -42,7 +47,8 @@ def starting_config(
     """
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
-    if recipe is None and config_file is None and resumed is not None:
+    is_own = recipe is None and config_file is None and resumed is not None
+    if is_own:
         config_file = _config_of_run(resumed)
     if config_file is None:
         config = named_recipe(recipe or task_entry(task).default_recipe)
@@ -55,7 +61,7 @@ def starting_config(
     values = _read(config_file)
     _require_task(task, values, str(config_file))
     read: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
-    return read
+    return read if is_own else _foreign(read, config_file)
 
 
 def starting_multi_config(
@@ -65,7 +71,7 @@ def starting_multi_config(
 
     Args:
         tasks: Names of the tasks. Other heads of a file are left out.
-        config_file: A ``config.json`` of a joint run.
+        config_file: A ``config.json`` of a joint run. Folders in it that are written to are not taken.
         resumed: The run that goes on; its settings are taken unless a file is named.
 
     Raises:
@@ -75,12 +81,13 @@ def starting_multi_config(
         if name not in HEAD_NAMES:
             raise ConfigError(f"'{name}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}.")
     recipes = {name: named_recipe(task_entry(name).default_recipe) for name in tasks}
-    if config_file is None and resumed is not None:
+    is_own = config_file is None and resumed is not None
+    if is_own:
         config_file = _config_of_run(resumed)
     if config_file is None:
         return MultiConfig.of(recipes, loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
     config: MultiConfig = from_dict(MultiConfig, _read(config_file), str(config_file))
-    return config.only(tasks)
+    return (config if is_own else _foreign(config, config_file)).only(tasks)
 
 
 def stage_file(root: str | Path, stage: str) -> Path:
@@ -88,8 +95,20 @@ def stage_file(root: str | Path, stage: str) -> Path:
     return Path(root) / f"{stage}.json"
 
 
+def _foreign(config: ConfigT, source: str | Path) -> ConfigT:
+    """Settings of a file that may be a stranger's: it does not say where on this machine is written."""
+    if config.loop.cache_folder is None:
+        return config
+    logger.warning(
+        "%s: its cache_folder (%s) is not taken; give --cache-folder to use one", source, config.loop.cache_folder
+    )
+    return replace(config, loop=replace(config.loop, cache_folder=None))
+
+
 def _config_of_run(run: str | Path) -> Path:
     run = Path(run)
+    if run.is_file():
+        return run
     for name in (CONFIG_FILE, START_FILE):
         if (run / name).is_file():
             return run / name

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,12 +48,15 @@ class Metrics:
         if not main:
             return
         run.cut_metrics(step)
-        for name in trackers:
-            tracker = _tracker(name, run, run_id, step)
-            tracker.start()
-            self.trackers.append(tracker)
-            if name == "wandb":
-                tracker.store_init_configuration(config)
+        with self._told():
+            for name in trackers:
+                tracker = _tracker(name, run, run_id, step)
+                tracker.start()
+                self.trackers.append(tracker)
+                if name == "wandb":
+                    tracker.store_init_configuration(config)
+        self._previous_hook = threading.excepthook
+        threading.excepthook = self._thread_failed
 
     def row(self, step: int, values: dict[str, Any]) -> None:
         """One row of training."""
@@ -87,9 +91,20 @@ class Metrics:
         Raises:
             RunError: What they have could not be written.
         """
-        with self._told():
-            for tracker in self.trackers:
-                tracker.finish()
+        if not self.main:
+            return
+        try:
+            with self._told():
+                for tracker in self.trackers:
+                    tracker.finish()
+        finally:
+            threading.excepthook = self._previous_hook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        # What TensorBoard's thread cannot write, the next row or the end raises; a traceback beforehand says no more.
+        by_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (by_tensorboard and issubclass(failure.exc_type, OSError)):
+            self._previous_hook(failure)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
