@@ -11,7 +11,7 @@ from vitsplit.analysis import auto_layers
 from vitsplit.analysis.auto_layers import remembered_similarity, training_images, with_advised_layers
 from vitsplit.analysis.cka import Similarity
 from vitsplit.backbone import load_backbone
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import open_task
 from vitsplit.training.override import override
@@ -113,3 +113,20 @@ def test_too_few_images(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     with pytest.raises(DataError, match="at least 4 training images, and there are fewer"):
         with_advised_layers(config, scenes, most_images=3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cka": []}, {"cka": [[1, 0], [0]]}, {"cka": [[1, 0], [0, "1"]]}, {"cka": [[1, 7], [7, 1]]}, {"cka": 3},
+     {"images": 0}, {"images": "20"}, {"images": True}, None],
+)  # fmt: skip
+def test_a_remembered_comparison_that_is_none_is_named(scenes, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
+    config, file = override(recipe("laptop-segmentation"), SMALL_RUN), tmp_path / "similarity.json"
+    found = remembered_similarity(config, scenes, file)
+    monkeypatch.setattr(auto_layers, "training_similarity", None)
+    assert np.array_equal(remembered_similarity(config, scenes, file).cka_MM, found.cka_MM)
+    saved = json.loads(file.read_text())
+    file.write_text("{" if change is None else json.dumps(saved | change))
+    with pytest.raises(RunError, match=r"similarity\.json.*Delete it"):
+        remembered_similarity(config, scenes, file)

@@ -78,8 +78,24 @@ def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained):
     assert [each.score for each in again.outcomes[:2]] == [each.score for each in first.outcomes]
     with pytest.raises(RunError, match=r"cannot go on with other settings \(optim\.lr"):
         run_trials(plan(small(lr=0.5), [ONE], [0], tmp_path), scenes, tmp_path)
-    with pytest.raises(RunError, match="holds runs for segmentation on"):
+    with pytest.raises(RunError, match="holds runs for 'segmentation' on"):
         run_trials(trials, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"task": 1}', '{"a": NaN}', "null", "[" * 100_000])
+def test_a_study_that_cannot_be_read_is_named(scenes, tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(RunError, match=r"study\.json"):
+        run_trials(plan(small(), [ONE], [0], tmp_path), scenes, tmp_path)
+
+
+def test_a_joint_run_is_no_run_of_a_study(scenes, tmp_path, trained):
+    trials = plan(small(), [ONE], [0], tmp_path)
+    run_trials(trials, scenes, tmp_path)
+    state = next((trials[0].folder / "checkpoints").glob("*2/state.json"))
+    state.write_text(state.read_text().replace('"": {', '"depth": {'))
+    with pytest.raises(RunError, match="one-seed0 holds a joint run"):
+        outcome(trials[0])
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(scenes, tmp_path, trained, monkeypatch):

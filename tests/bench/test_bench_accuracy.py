@@ -9,7 +9,7 @@ from vitsplit.analysis.runs import Outcome, Trial, Variant
 from vitsplit.analysis.study_report import progress
 from vitsplit.bench.budget import steps_of
 from vitsplit.cli.bench import main
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.sample.dataset import write_segmentation_set
 
 TINY = [
@@ -81,6 +81,18 @@ def test_steps_by_the_median_of_their_times():
         steps_of({"a": [0.5], "b": [2.0]}, 1.0)
 
 
+@pytest.mark.parametrize(
+    "known",
+    ["", "[]", "{}", '{"seconds": 1, "settings": {}, "steps": [1]}', '{"seconds": "1", "settings": {}, "steps": {}}',
+     '{"seconds": 1, "settings": {}, "steps": {"vitsplit": 0}}', '{"seconds": 1, "settings": {}, "steps": {"a": 1.5}}'],
+)  # fmt: skip
+def test_steps_that_were_not_timed_are_refused(scenes, tmp_path, known):
+    (tmp_path / "steps.json").write_text(known)
+    arguments = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(tmp_path), *TINY, "--seconds", "1"]
+    with pytest.raises(RunError, match=r"steps\.json"):
+        main(arguments)
+
+
 @pytest.mark.parametrize(("score_name", "sign"), [("miou", 1), ("neg_rmse", -1)])
 def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
     metric = score_name.removeprefix("neg_")
@@ -97,6 +109,10 @@ def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
         trial=trial, score=0, best_score=0, score_name=score_name, metrics={}, steps=20, seconds=50, description={}
     )
     assert progress(outcome) == [(5, 10.0, sign * 0.125), (15, 35.0, sign * 0.25), (20, 50.0, sign * 0.5)]
+    for broken in ('{"step": 5, "eval": {}}\n', '{"step": 5, "eval": {"' + metric + '": "x"}}\n', '{"step": 5}\n'):
+        (tmp_path / "metrics.jsonl").write_text(broken)
+        with pytest.raises(RunError, match=r"metrics\.jsonl"):
+            progress(outcome)
 
 
 def test_methods_that_cannot_be_are_refused(scenes, tmp_path):

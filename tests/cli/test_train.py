@@ -1,10 +1,17 @@
 """``vitsplit train``: which words say what to learn from what."""
 
+import json
+import os
 import re
 
 import pytest
 
+from small_run import SMALL_RUN
 from vitsplit.cli.main import main
+from vitsplit.recipes import recipe
+from vitsplit.training.folder_lock import hold_folder
+from vitsplit.training.override import override
+from vitsplit.training.serialise import to_dict
 
 
 @pytest.mark.parametrize(
@@ -25,3 +32,27 @@ def test_one_message_says_what_is_wrong(words, said, capsys):
     assert main(["train", *words.split()]) == 2
     error = capsys.readouterr().err
     assert re.search(said, error) and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, scenes, capsys):
+    with hold_folder(tmp_path / "run"):
+        words = ["train", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "run")]
+        assert main(words) == 2
+        assert f"process {os.getpid()} on " in capsys.readouterr().err
+        (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(recipe("laptop-segmentation"))))
+        assert main([*words, "--resume"]) == 2
+        assert f"process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_start_that_failed_on_its_data_can_be_repeated_and_resumed(tmp_path, scenes, capsys):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(to_dict(override(recipe("laptop-segmentation"), {**SMALL_RUN, "steps": 1}))))
+    out = tmp_path / "run"
+    words = ["train", "segmentation", "--config", str(settings), "--out", str(out), "--data"]
+    assert main([*words, str(tmp_path / "typo")]) == 2
+    assert {path.name for path in out.iterdir()} == {"log.txt", ".start.json"}
+    resume = ["train", "segmentation", "--out", str(out), "--resume", "--data"]
+    assert main([*resume, str(scenes)]) == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["backbone"]["backbone"] == SMALL_RUN["backbone"]
+    assert not (out / ".start.json").exists() and not (out / ".lock").exists()

@@ -168,6 +168,8 @@ def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
             seconds[row["step"]] = row["seconds"]
         if "eval" in row:
             scores[row["step"]] = sign * metric(run, row, name)
+    if not scores:
+        raise RunError(f"{run.metrics_file}: no row of an evaluation in it. Train the run again in another folder.")
     times = np.interp(list(scores), list(seconds), list(seconds.values())).tolist()
     return [(step, time, score) for (step, score), time in zip(scores.items(), times, strict=True)]
 
