@@ -29,5 +29,9 @@ class RunError(VitsplitError):
     """A run folder that is taken, cannot be resumed or cannot be written."""
 
 
+class NotPicklableError(VitsplitError, TypeError):
+    """A predictor that was to be sent to another process; the message says how to load it there."""
+
+
 class TrainingError(VitsplitError):
     """Training that cannot go on, such as a loss that is not finite."""

@@ -201,6 +201,8 @@ def _check(setting: Setting, source: str) -> None:
     ranges, lengths = setting.marks(Range), setting.marks(Length)
     values = setting.value
     if isinstance(values, str):
+        if not values and setting.marks(Opens):
+            raise ConfigError(f"{at} is empty, which would be the present folder. Give a path, or None.")
         _check_text(values, at, lengths)
         return
     if isinstance(values, dict | list | tuple):

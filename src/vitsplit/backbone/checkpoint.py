@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from vitsplit.backbone.naming import StateDict, to_timm, unwrap
 from vitsplit.errors import WeightsError
 
+_UNSUPPORTED = re.compile(r"(?:GLOBAL|class|function) ([A-Za-z_][\w.]{0,200})")
 # In a folder, the first of these that is there; else its only file with one of the endings.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
@@ -48,27 +51,54 @@ def find_file(path: Path) -> Path:
 def read(path: Path) -> StateDict:
     """The tensors of a safetensors or torch file, on the CPU, under the names that the file uses.
 
-    Nothing in the file is executed (``weights_only=True``).
+    Nothing in the file is executed (``weights_only=True``), and PyTorch's own advice to execute it is not passed on.
 
     Raises:
         WeightsError: The file cannot be read, or holds more than tensors and plain values.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+    _check_archive(path)
+    try:
         # Training scripts save their argparse options beside the tensors; these are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = _UNSUPPORTED.search(str(error))
+        what = f"it refers to {found[1]}" if found else "it holds more than tensors and plain values"
         raise WeightsError(
-            f"{path} is not a plain state dict: {str(error).splitlines()[0]} "
-            "Save model.state_dict() from where it was made, best as safetensors."
+            f"{path} is not a plain state dict: {what}, which is not executed. Save model.state_dict() from where it "
+            "was made, best as safetensors."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, whose code is not executed. Save model.state_dict() from where it "
+                "was made, best as safetensors."
+            ) from error
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise WeightsError(
+            f"{path} cannot be read ({type(error).__name__}: {reason}): is it complete? Download it again."
+        ) from error
     if not isinstance(checkpoint, dict):
         raise WeightsError(f"{path} holds a {type(checkpoint).__name__}, not a state dict of tensors.")
     return unwrap(checkpoint)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses an archive with compressed members, which could unpack to any size: PyTorch stores them as they are."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+    if size > path.stat().st_size:
+        raise WeightsError(f"{path} unpacks to {size:,} bytes, more than it has: PyTorch writes no such file.")
 
 
 def fill(model: Any, state: StateDict, source: str) -> None:
@@ -80,7 +110,8 @@ def fill(model: Any, state: StateDict, source: str) -> None:
         source: The file, for messages.
 
     Raises:
-        WeightsError: Tensors are missing, have other shapes, or the checkpoint has more trunk than the model.
+        WeightsError: Tensors are missing, have other shapes, are no finite floating point numbers, or the checkpoint
+            has more trunk than the model.
     """
     wanted = dict(model.named_parameters())
     converted = to_timm(model, unwrap(state))
@@ -96,11 +127,15 @@ def fill(model: Any, state: StateDict, source: str) -> None:
         for name, value in wanted.items()
         if converted[name].shape != value.shape
     ]
+    wrong += [f"{name} is {converted[name].dtype}" for name in wanted if not converted[name].is_floating_point()]
     wrong += _resized(state, wanted)
     known = wanted.keys() | {name for name, _ in model.named_buffers()}
     wrong += [f"{name} is not in the model" for name in converted if name.split(".")[0] in _TRUNK and name not in known]
     if wrong:
         raise WeightsError(f"{source}: the checkpoint is of another model: {_some(wrong)}.")
+    spoiled = [name for name in wanted if not torch.isfinite(converted[name]).all()]
+    if spoiled:
+        raise WeightsError(f"{source}: NaN or infinite numbers in {_some(spoiled)}. Download it again.")
     model.load_state_dict({name: converted[name].float() for name in wanted}, strict=False, assign=True)
     model.requires_grad_(False)
 

