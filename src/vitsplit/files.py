@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from vitsplit.errors import DataError, VitsplitError
 
@@ -21,6 +21,10 @@ SMALL_FILE = 16 << 20
 """Bytes: the most of a card, a configuration, a state, or a list of classes or of names."""
 LARGE_FILE = 2 << 30
 """Bytes: the most of a file of annotations, questions or log rows (COCO's largest has 0.45e9)."""
+YAML_FILE = 256 << 10
+"""Bytes: the most of a YAML file. Reading takes long by its length, and one that names classes has far fewer."""
+YAML_DEPTH = 20
+"""The most levels of a YAML file."""
 LONGEST_NAME = 1024
 """Characters: the most of a name of a class, a file or a setting."""
 
@@ -60,21 +64,34 @@ def read_bytes(
     path: str | Path, *, limit: int, error: ErrorType = DataError, advice: str = "Replace the file."
 ) -> bytes:
     """The bytes of a file. Arguments and errors are those of ``read_text``."""
+    with open_regular(path, error=error, advice=advice) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(limit + 1) if size <= limit else b""
+        except OSError as fault:
+            raise error(f"{path}: cannot be read ({fault}). {advice}") from fault
+    if size > limit or len(content) > limit:
+        raise error(f"{path}: larger than {limit / 1e6:g} MB, which no such file is. {advice}")
+    return content
+
+
+def open_regular(path: str | Path, *, error: ErrorType = DataError, advice: str = "Replace the file.") -> BinaryIO:
+    """Opens a regular file to read its bytes; never waits, as a pipe without a writer would.
+
+    Raises:
+        VitsplitError: Of type ``error``: there is no such file, it is not a regular file, or not readable.
+    """
     try:
         # A pipe without a writer would block here otherwise. Windows has no such flag.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise error(f"{path}: a folder, a pipe or a device, not a regular file. {advice}")
-            content = file.read(limit + 1) if status.st_size <= limit else b""
     except FileNotFoundError as fault:
         raise error(f"{path}: there is no such file. Check the path.") from fault
     except (OSError, ValueError) as fault:  # ValueError: a null character in the path
         raise error(f"{path}: cannot be read ({fault}). {advice}") from fault
-    if status.st_size > limit or len(content) > limit:
-        raise error(f"{path}: larger than {limit / 1e6:.0f} MB, which no such file is. {advice}")
-    return content
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(f"{path}: a folder, a pipe or a device, not a regular file. {advice}")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_json(
@@ -157,6 +174,53 @@ def read_json_lines(
     return rows
 
 
+def read_yaml(
+    path: str | Path, *, limit: int = YAML_FILE, error: ErrorType = DataError, advice: str = "Correct it."
+) -> Any:
+    """The value of a YAML file of plain values; the arguments are those of ``read_text``.
+
+    Raises:
+        VitsplitError: Of type ``error``: as ``read_text``, or not YAML, with an alias (few of which make a value of
+            gigabytes), nested too deeply, with a key twice, or with a tag other than YAML's own.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    text = read_text(path, limit=limit, error=error, advice=advice)
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise ValueError("it has an alias or an anchor (& or *): write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH:
+                raise ValueError("it is nested too deeply")
+        return _construct_yaml(text)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as fault:
+        raise error(f"{path}: not valid YAML ({' '.join(str(fault).split())[:300]}). {advice}") from fault
+
+
+def _construct_yaml(text: str) -> Any:
+    """The value of a YAML text without aliases; raises what the YAML reader does, or ValueError for a key twice."""
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        document = loader.get_single_node()
+        nodes = [document]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.MappingNode):
+                keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                if len(set(keys)) < len(keys):
+                    raise ValueError(f"a key is given twice in {shown([value for _, value in keys])}")
+                nodes += [value for _, value in node.value]
+            elif isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+        return None if document is None else loader.construct_document(document)
+    finally:
+        loader.dispose()
+
+
 def whole_number(
     value: Any, where: str, least: int, most: int, *, error: ErrorType = DataError, advice: str = "Correct it."
 ) -> int:
@@ -235,6 +299,19 @@ def inside(
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise error(f"{where}: {shown(text)} leads out of {folder} by a link. {advice}")
     return path
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; False, not an error, for a name that none can have, such as too long a one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; see ``exists``."""
+    return exists(path) and path.is_file()
 
 
 def shown(value: Any, length: int = 60) -> str:

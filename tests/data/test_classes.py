@@ -64,12 +64,12 @@ def test_mask_colours(tmp_path):
         ({"names": ["a", "b"], "colours": [[0, 0, 0]]}, "1 colours for 2 classes"),
         ({"names": ["a"], "colours": [[0, 0, 256]]}, "[0, 0, 256] is not a colour"),
         ({"names": ["a"], "colours": ["#00zz00"]}, "not a colour"),
-        ({"names": ["a"], "labels": {"1": "b"}}, '"b", which is not among the names'),
-        ({"names": ["a"], "labels": {"one": "a"}}, 'the key "one"'),
+        ({"names": ["a"], "labels": {"1": "b"}}, "'b', which is not among the names"),
+        ({"names": ["a"], "labels": {"one": "a"}}, "the key 'one'"),
         ({"names": ["a"], "labels": {"1": "ignore"}}, "ignores everything"),
-        ({"names": ["a"], "lables": {"1": "a"}}, '"lables" is not known'),
+        ({"names": ["a"], "lables": {"1": "a"}}, "'lables' is not known"),
         ({"names": ["a"], "labels": {"1": "a"}, "mask_colours": {"#000000": "a"}}, "Give one of them"),
-        ('{"names": ["a"], "labels": {"1": "a", "1": "ignore"}}', '"1" is given twice'),
+        ('{"names": ["a"], "labels": {"1": "a", "1": "ignore"}}', "'1' is given twice"),
     ],
 )
 def test_broken_files_are_named_with_the_reason(tmp_path, content, said):
@@ -77,7 +77,7 @@ def test_broken_files_are_named_with_the_reason(tmp_path, content, said):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="there is no such file"):
         read_classes(tmp_path / "classes.json")
 
 

@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from torch import Tensor
-
-from vitsplit.data.images import read_image_with_kind
+from vitsplit.data.images import decode_image, image_kind, rgb_array, row_blocks
 from vitsplit.data.pool import map_in_processes
 from vitsplit.errors import ConfigError, DataError
 
@@ -200,15 +198,17 @@ def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], work
     )
 
 
-def inspect_image(path: Path) -> tuple[ImageFacts, Tensor | None, Finding | None]:
-    """Reads an image: what it is, the image itself, and the error if it cannot be read."""
+def inspect_image(path: Path) -> tuple[ImageFacts, Finding | None]:
+    """Reads an image as training does: what it is, or the error if it cannot be read."""
     try:
-        image_CHW, kind = read_image_with_kind(path)
+        image = decode_image(path)
+        digest = hashlib.blake2b(digest_size=16, key=repr(image.size).encode())
+        for rows in row_blocks(image.height, image.width):  # a whole copy would double the memory
+            block = image.crop((0, rows.start, image.width, rows.stop))
+            digest.update(rgb_array(block, str(path)).tobytes())
     except DataError as error:
-        return ImageFacts(str(path), None), None, Finding("error", "unreadable image", str(path), str(error))
-    pixels = image_CHW.permute(1, 2, 0).numpy()
-    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode()).hexdigest()
-    return ImageFacts(str(path), (pixels.shape[1], pixels.shape[0]), kind, digest), image_CHW, None
+        return ImageFacts(str(path), None), Finding("error", "unreadable image", str(path), str(error))
+    return ImageFacts(str(path), image.size, image_kind(image), digest.hexdigest()), None
 
 
 def summarise_images(facts: Iterable[ImageFacts]) -> SplitReport:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import torch
 from torch import Tensor
 
 from vitsplit.data.check import (
@@ -25,8 +26,11 @@ from vitsplit.data.check import (
     summarise_images,
 )
 from vitsplit.errors import DataError
-from vitsplit.tasks.depth.data import MissingScaleError, load_depth, require_same_size, unit_warning
+from vitsplit.tasks.depth.data import MissingScaleError, load_depth, median_depth, require_same_size, unit_warning
 from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognise
+
+BLOCK_ROWS = 128
+"""Rows of a map that are looked at together: copies of a whole one would take gigabytes."""
 
 
 @dataclass
@@ -68,14 +72,14 @@ def check_depth(
 def inspect_pair(item: tuple[Path, Path], scale: float | None) -> PairFacts:
     """Reads one image and its depth map; what is wrong becomes findings, never an exception."""
     image_path, depth_path = item
-    facts, image_CHW, problem = inspect_image(image_path)
+    facts, problem = inspect_image(image_path)
     pair = PairFacts(facts, findings=[problem] if problem else [])
     depth_HW = _try_depth(depth_path, scale, pair)
     if depth_HW is None:
         return pair
-    if image_CHW is not None:
+    if facts.size is not None:
         try:
-            require_same_size(image_CHW, depth_HW, image_path, depth_path)
+            require_same_size(facts.size[::-1], depth_HW, image_path, depth_path)
         except DataError as error:
             pair.findings.append(Finding("error", "size mismatch", str(depth_path), str(error)))
     _measure(depth_HW, depth_path, pair)
@@ -94,13 +98,14 @@ def _try_depth(depth_path: Path, scale: float | None, pair: PairFacts) -> Tensor
 
 def _measure(depth_HW: Tensor, path: Path, pair: PairFacts) -> None:
     """Adds the range of a map, and what is suspicious in it."""
-    valid_P = depth_HW[depth_HW > 0]
-    pair.pixels, pair.valid = depth_HW.numel(), valid_P.numel()
-    if not pair.valid:
+    pair.pixels, pair.valid = depth_HW.numel(), int(depth_HW.count_nonzero())
+    median = median_depth(depth_HW)
+    if median is None or not pair.valid:
         said = f"{path}: no pixel has a depth (all are 0, negative or not finite). Export the map again, or remove it."
         pair.findings.append(Finding("error", "no valid depth", str(path), said))
         return
-    pair.range = float(valid_P.min()), float(valid_P.median()), float(valid_P.max())
+    least = min(float(torch.where(rows_HW > 0, rows_HW, torch.inf).min()) for rows_HW in depth_HW.split(BLOCK_ROWS))
+    pair.range = least, median, float(depth_HW.max())
     if pair.range[0] == pair.range[2] and pair.valid > 1:
         said = f"{path}: every depth is {pair.range[0]:.4g} m. Look whether the map was exported right."
         pair.findings.append(Finding("warning", "constant depth", str(path), said))

@@ -27,6 +27,7 @@ from vitsplit.data.check import (
     summarise_images,
 )
 from vitsplit.data.classes import IGNORE, LabelScheme
+from vitsplit.data.images import row_blocks
 from vitsplit.errors import DataError
 from vitsplit.tasks.segmentation.data import LabelRangeError, load_mask, require_same_size
 from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
@@ -60,17 +61,19 @@ def check_segmentation(root: Path, format: str, workers: int, progress: Progress
 def inspect_pair(item: tuple[Path, Path], labels: LabelScheme) -> PairFacts:
     """Reads one image and its mask; what is wrong becomes findings, never an exception."""
     image_path, mask_path = item
-    facts, image_CHW, problem = inspect_image(image_path)
+    facts, problem = inspect_image(image_path)
     pair = PairFacts(facts, findings=[problem] if problem else [])
     mask_HW = _try_mask(mask_path, labels, pair)
     if mask_HW is None:
         return pair
-    if image_CHW is not None:
+    if facts.size is not None:
         try:
-            require_same_size(image_CHW, mask_HW, image_path, mask_path)
+            require_same_size(facts.size[::-1], mask_HW, image_path, mask_path)
         except DataError as error:
             pair.findings.append(Finding("error", "size mismatch", str(mask_path), str(error)))
-    counts_K = np.bincount(mask_HW.numpy().ravel(), minlength=IGNORE + 1)
+    counts_K = np.zeros(IGNORE + 1, np.int64)
+    for rows in row_blocks(*mask_HW.shape):  # counting takes 8 bytes a pixel
+        counts_K += np.bincount(mask_HW[rows].numpy().ravel(), minlength=IGNORE + 1)
     pair.pixels = {int(label): int(counts_K[label]) for label in counts_K.nonzero()[0]}
     if set(pair.pixels) == {IGNORE}:
         said = f"{mask_path}: every pixel is ignored, so nothing is learned from it. Label it, or remove the pair."

@@ -50,8 +50,7 @@ def check_vqa(root: Path, format: str, workers: int, progress: Progress) -> Repo
 
 def inspect_file(path: Path) -> tuple[ImageFacts, Finding | None]:
     """Reads one image; what is wrong becomes a finding, never an exception."""
-    facts, _, problem = inspect_image(path)
-    return facts, problem
+    return inspect_image(path)
 
 
 def _images(data: SampleSet) -> list[Path]:

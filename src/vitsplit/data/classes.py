@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vitsplit.data.images import RGB
 from vitsplit.errors import DataError
+from vitsplit.files import LONGEST_NAME, read_json, shown
+
+KeyT = TypeVar("KeyT")
 
 IGNORE = 255
 """Label of pixels that belong to no class: no loss, not counted."""
 MAX_CLASSES = 255
+MAX_VALUE = 65535
+"""The largest value of a mask that ``labels`` can name: 16 bits."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _FORMS = 'Give a list of names, or {"names": [...], "colours": [...], "labels": {...}}.'
 
 
@@ -26,7 +34,8 @@ class ClassList:
     """Names of the classes, in the order of their indices, and a colour for each.
 
     Raises:
-        DataError: No class, a name twice or empty, more than 255 classes, or another number of colours.
+        DataError: No class, a name twice, empty, of more than 1,024 characters or with a line break or another control
+            character in it, more than 255 classes, or another number of colours.
     """
 
     names: tuple[str, ...]
@@ -44,8 +53,13 @@ class ClassList:
         for name in self.names:
             if not name.strip():
                 raise DataError("a class has an empty name. Name it.")
+            if len(name) > LONGEST_NAME or _CONTROL.search(name):
+                raise DataError(
+                    f"class {shown(name)}: a name has at most {LONGEST_NAME} characters and none that is a line break, "
+                    "a tab or another control character. Rename it."
+                )
             if name in seen:
-                raise DataError(f"class '{name}' is listed twice. Rename one, or merge them with \"labels\".")
+                raise DataError(f'class {shown(name)} is listed twice. Rename one, or merge them with "labels".')
             seen.add(name)
         if not self.colours:
             object.__setattr__(self, "colours", default_colours(len(self.names)))
@@ -110,16 +124,9 @@ def read_classes(path: str | Path) -> LabelScheme:
     Raises:
         DataError: Names the file and what is wrong in it.
     """
-    path = Path(path)
+    content = read_json(path, advice=_FORMS)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
         return _parse(content, str(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: not valid JSON ({error.msg}, line {error.lineno}, column {error.colno}). {_FORMS}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Save the classes there, as UTF-8. {_FORMS}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -182,22 +189,24 @@ def _parse(content: Any, source: str) -> LabelScheme:
         raise DataError(f'it holds neither a list nor an object with "names". {_FORMS}')
     unknown = sorted(set(content) - {"names", "colours", "labels", "mask_colours"})
     if unknown:
-        raise DataError(f'"{unknown[0]}" is not known. Known: "names", "colours", "labels", "mask_colours".')
-    colours = content.get("colours") or []
+        raise DataError(f'{shown(unknown[0])} is not known. Known: "names", "colours", "labels", "mask_colours".')
+    colours = content.get("colours", [])
     if not isinstance(colours, list):
         raise DataError('"colours" must be a list, with one [r, g, b] per name.')
-    classes = ClassList(_names(content["names"]), tuple(_colour(colour) for colour in colours))
+    classes = ClassList(_names(content["names"]))
+    if colours:
+        classes = ClassList(classes.names, tuple(_colour(colour) for colour in colours[: MAX_CLASSES + 1]))
     if "mask_colours" in content:
         if "labels" in content:
             raise DataError(
                 '"labels" is for masks of values and "mask_colours" for masks of colours. Give one of them.'
             )
         table = _targets(content["mask_colours"], classes, "mask_colours")
-        mask_colours = {_colour(colour): label for colour, label in table.items()}
+        mask_colours = _unlike(table, _colour, "mask_colours")
         return LabelScheme(classes, LabelScheme.plain(classes).values, mask_colours, source)
     if "labels" not in content:
         return LabelScheme.plain(classes, source)
-    labels = {_value(key): label for key, label in _targets(content["labels"], classes, "labels").items()}
+    labels = _unlike(_targets(content["labels"], classes, "labels"), _value, "labels")
     return LabelScheme(classes, {IGNORE: IGNORE, **labels}, source=source)
 
 
@@ -213,38 +222,38 @@ def _targets(table: Any, classes: ClassList, what: str) -> dict[str, int]:
         raise DataError(f'"{what}" must be an object that gives each value a class name or "ignore".')
     indices = {"ignore": IGNORE, **{name: k for k, name in enumerate(classes.names)}}
     for key, name in table.items():
-        if name not in indices:
+        if not isinstance(name, str) or name not in indices:
             raise DataError(
-                f'"{what}" gives {key} to "{name}", which is not among the names. Add it there, or write "ignore".'
+                f'"{what}" gives {shown(key)} to {shown(name)}, which is not among the names. Add it there, or write '
+                '"ignore".'
             )
     if all(indices[name] == IGNORE for name in table.values()):
         raise DataError(f'"{what}" ignores everything. Give at least one value a class.')
     return {key: indices[name] for key, name in table.items()}
 
 
+def _unlike(table: Mapping[str, int], read: Callable[[str], KeyT], what: str) -> dict[KeyT, int]:
+    """The left side of ``labels`` or ``mask_colours``, of which each may be given once in whatever spelling."""
+    found: dict[KeyT, int] = {}
+    for key, label in table.items():
+        value = read(key)
+        if value in found:
+            raise DataError(f'"{what}" gives {shown(key)} twice, in two spellings. Give it once.')
+        found[value] = label
+    return found
+
+
 def _value(key: str) -> int:
-    if not key.isdecimal() or int(key) > 65535:
-        raise DataError(f'"labels" has the key "{key}". Keys are the values in the masks, 0 to 65535.')
+    if not re.fullmatch(r"[0-9]{1,5}", key) or int(key) > MAX_VALUE:
+        raise DataError(f'"labels" has the key {shown(key)}. Keys are the values in the masks, 0 to {MAX_VALUE}.')
     return int(key)
 
 
 def _colour(colour: Any) -> RGB:
-    if isinstance(colour, str) and len(colour) == 7 and colour[0] == "#":
-        try:
-            packed = int(colour[1:], 16)
-            return packed >> 16, packed >> 8 & 255, packed & 255
-        except ValueError:
-            pass
+    if isinstance(colour, str) and _HEX_COLOUR.fullmatch(colour):
+        packed = int(colour[1:], 16)
+        return packed >> 16, packed >> 8 & 255, packed & 255
     is_triple = isinstance(colour, list) and len(colour) == 3
     if is_triple and all(type(part) is int and 0 <= part <= 255 for part in colour):
         return colour[0], colour[1], colour[2]
-    raise DataError(f'{json.dumps(colour)} is not a colour. Write "#rrggbb" or [r, g, b] with 0 to 255.')
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON objects with a key twice are errors: the last would win unseen."""
-    keys = [key for key, _ in pairs]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise DataError(f'"{twice}" is given twice. Give it once.')
-    return dict(pairs)
+    raise DataError(f'{shown(colour)} is not a colour. Write "#rrggbb" or [r, g, b] with 0 to 255.')

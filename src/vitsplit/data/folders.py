@@ -11,10 +11,13 @@ from pathlib import Path
 
 from vitsplit.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from vitsplit.errors import DataError
+from vitsplit.files import exists
 
 logger = logging.getLogger(__name__)
 
 Pair = tuple[Path, Path]
+LONGEST_SHOWN = 300
+"""Characters of a name in an error."""
 VAL_SHARE = 0.2
 """Share of the images kept for validation where a folder has no splits of its own."""
 SPLIT_FOLDERS = {
@@ -28,7 +31,7 @@ SPLIT_FOLDERS = {
 def require_folder(root: str | Path) -> Path:
     """The folder, or a DataError that says what is there instead."""
     root = Path(root)
-    if not root.exists():
+    if not exists(root):
         raise DataError(f"{root}: there is no such folder. Check the path.")
     if not root.is_dir():
         raise DataError(f"{root}: a file, not a folder. Give the folder that holds the data set.")
@@ -112,9 +115,9 @@ def named_files(root: Path, paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def first(names: Collection[str], count: int = 5) -> str:
-    """The first names of many, for an error."""
-    shown = ", ".join(list(names)[:count])
-    return f"{shown}, ..." if len(names) > count else shown
+    """The first names of many, for an error; the longest are cut."""
+    listed = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in list(names)[:count]]
+    return ", ".join(listed + ["..."] * (len(names) > count))
 
 
 def list_splits(root: Path, labels: str = "masks") -> dict[str, Pair]:
@@ -185,7 +188,9 @@ def _pairs(images_at: Path, labels_at: Path, suffixes: Collection[str]) -> list[
 
 def _hashed_split(pairs: list[Pair], images_at: Path, split: str) -> list[Pair]:
     def rank(pair: Pair) -> bytes:
-        return hashlib.sha256(pair[0].relative_to(images_at).with_suffix("").as_posix().encode()).digest()
+        return hashlib.sha256(
+            pair[0].relative_to(images_at).with_suffix("").as_posix().encode(errors="surrogateescape")
+        ).digest()
 
     if len(pairs) < 2:
         raise DataError(f"{images_at}: one image cannot be split into train and val. Add images.")

@@ -5,21 +5,37 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
 from torch import Tensor
 
 from vitsplit.errors import DataError
+from vitsplit.files import open_regular
 
 RGB = tuple[int, int, int]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
 """Files that are taken for images."""
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
 """Files that are taken for masks: formats without loss, since a changed value is another class."""
+PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+"""What Pillow may decode, told from the content: none of its readers that start programs or that nobody uses."""
+MAX_PIXELS = 2**28 // 3
+"""The most pixels of an image that is decoded whole: 89 million, from where on Pillow warns."""
+MAX_IMAGE_BYTES = 600_000_000
+"""The most bytes of the file of such an image: 6 a pixel, as an uncompressed one of 16-bit colors has."""
+MAX_SCANS = 200
+"""The most scans of a progressive JPEG. Encoders make about ten; each costs as much time as decoding the image once."""
+BLOCK_PIXELS = 1 << 20
+"""Large arrays are worked on in blocks of rows of about this many pixels."""
 
 _KINDS = {
     "1": "1-bit",
@@ -32,6 +48,18 @@ _KINDS = {
     "I": "16-bit grey",
     "F": "float grey",
 }
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientations, other than 1, to what makes the image upright."""
+_SIDES_CHANGED = (5, 6, 7, 8)
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TILE = 256, 257, (322, 323)
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -47,15 +75,15 @@ def read_image(path: str | Path) -> Tensor:
         ``image_CHW``, uint8, RGB, in channels-last memory (the order in which resizing is quickest).
 
     Raises:
-        DataError: The file is missing, empty, truncated, no image, or larger than Pillow's limit.
+        DataError: As ``open_image``.
     """
-    return read_image_with_kind(path)[0]
-
-
-def read_image_with_kind(path: str | Path) -> tuple[Tensor, str]:
-    """As ``read_image``, and says what the file held: ``"RGB"`` if nothing was converted, else such as ``"CMYK"``."""
-    path = Path(path)
     return _pil_to_tensor(decode_image(path), str(path))
+
+
+def image_kind(image: Image.Image) -> str:
+    """What a decoded image held: ``"RGB"`` if nothing is converted on reading, else such as ``"CMYK"``."""
+    kind = "16-bit grey" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
+    return f"{kind}, turned by EXIF" if image.info.get("turned") is True else kind
 
 
 def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name: str = "image") -> Tensor:
@@ -72,7 +100,9 @@ def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return _pil_to_tensor(image, name)[0]
+        with _decoding(name):
+            image.load()
+            return _pil_to_tensor(_upright(image), name)
     if isinstance(image, Tensor):
         return _array_to_tensor(_tensor_to_array(image, name), name)
     if isinstance(image, np.ndarray):
@@ -84,7 +114,7 @@ def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name:
 
 
 def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Tensor:
-    """Reads the values of a label mask.
+    """Reads the values of a label mask, upright as ``read_image`` turns its image (EXIF).
 
     Palette masks give their indices, never their colours. A mask saved as RGB is taken for grey if its three channels
     are equal.
@@ -99,10 +129,9 @@ def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Ten
     Raises:
         DataError: The file cannot be read, holds colours without ``colours`` being given, or holds a colour not in it.
     """
-    path = Path(path)
     image = decode_image(path)
     if colours is not None:
-        return torch.from_numpy(_match_colours(np.asarray(image.convert("RGB")), colours, path))
+        return torch.from_numpy(_match_colours(image, colours, path))
     if image.mode in ("L", "P"):
         return torch.from_numpy(np.array(image))
     if image.mode == "1":
@@ -112,24 +141,21 @@ def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Ten
     if image.mode == "I" or image.mode.startswith("I;16"):
         return torch.from_numpy(np.array(image).astype(np.int32))
     if image.mode in ("RGB", "RGBA"):
-        array = np.asarray(image)
-        if (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all():
-            return torch.from_numpy(array[..., 0].copy())
-        raise DataError(
-            f"{path}: the mask holds colours (such as {hex_colour(_most_common(array[..., :3]))}), not label ids: "
-            "a palette mask was probably saved as RGB. Save it as an index or palette PNG, or list its colours in "
-            'classes.json as "mask_colours": {"#rrggbb": "class name"}.'
-        )
+        return torch.from_numpy(_equal_channels(image, path))
     raise DataError(
         f"{path}: a mask cannot be read from an image of mode {image.mode}. "
         "Save it as an index PNG (one 8-bit channel, the value is the label id)."
     )
 
 
-def read_colours(path: str | Path) -> list[RGB]:
-    """The colours that a mask holds, the most common first."""
-    values, counts = np.unique(_pack(np.asarray(decode_image(Path(path)).convert("RGB"))), return_counts=True)
-    return [_unpack(int(values[place])) for place in np.argsort(-counts, kind="stable")]
+def find_colours(path: str | Path, most: int) -> set[RGB]:
+    """The colours that a mask holds; where there are more than ``most``, some of them, but more than that."""
+    found: set[int] = set()
+    for _, block in _blocks(decode_image(path)):
+        found.update(np.unique(_pack(np.asarray(block.convert("RGB")))).tolist())
+        if len(found) > most:
+            break
+    return {_unpack(packed) for packed in found}
 
 
 def hex_colour(colour: RGB) -> str:
@@ -137,44 +163,133 @@ def hex_colour(colour: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def decode_image(path: Path) -> Image.Image:
-    """Opens and decodes a whole file, in whatever mode it holds.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height from an image's header, turned as ``read_image`` turns it (EXIF).
 
     Raises:
-        DataError: Whatever goes wrong: the file is missing, empty, truncated, no image, or larger than Pillow's limit.
+        DataError: As ``open_image``.
     """
-    try:
-        if path.stat().st_size == 0:
+    with open_image(path) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # which Pillow may have turned already
+            width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]  # type: ignore[attr-defined]
+        return (height, width) if _orientation(image) in _SIDES_CHANGED else (width, height)
+
+
+def decode_image(path: str | Path) -> Image.Image:
+    """Opens and decodes a whole file, in whatever mode it holds, and turns it upright (EXIF).
+
+    Raises:
+        DataError: As ``open_image``.
+    """
+    with open_image(path) as image:
+        image.load()
+        return _upright(image)
+
+
+@contextmanager
+def open_image(path: str | Path, *, any_size: bool = False) -> Iterator[Image.Image]:
+    """Opens an image: the header is read, the pixels are not yet. The only place that has Pillow open files.
+
+    Of a file of several frames or pages it is the first.
+
+    Args:
+        path: The file.
+        any_size: Whether it may be larger than ``MAX_PIXELS``: for the header alone.
+
+    Raises:
+        DataError: Whatever goes wrong here or in the block: the file is missing, not a regular one, empty, truncated,
+            not of ``PILLOW_FORMATS``, or too large.
+    """
+    with _decoding(path), open_regular(path, advice="Give an image file.") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
-        with Image.open(path) as image:
-            image.load()
-            return image
+        if size > MAX_IMAGE_BYTES and not any_size:
+            raise DataError(_too_large(path, f"{size / 1e6:.0f} MB, and at most {MAX_IMAGE_BYTES / 1e6:.0f} MB are"))
+        # Of WebP, Pillow reads the whole file to know its size.
+        formats = [name for name in PILLOW_FORMATS if name != "WEBP" or size <= MAX_IMAGE_BYTES]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
+            image = Image.open(file, formats=formats)
+        with image:
+            if not any_size:
+                _require_size(image, file, path)
+            yield image
+
+
+@contextmanager
+def _decoding(name: str | Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into a DataError."""
+    try:
+        yield
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file. Check the path.") from error
-    except (IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}). Give a file that you may read.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not an image that Pillow can read. Replace or remove the file.") from error
-    except Image.DecompressionBombError as error:
         raise DataError(
-            f"{path}: too large to be decoded safely ({error}). Cut it into tiles: `vitsplit predict` does so by "
-            "itself, in Python vitsplit.inference.large.predict_large."
+            f"{name}: not an image of a kind that is read (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove it."
         ) from error
+    except Image.DecompressionBombError as error:  # where Pillow's own limit is lower, or the size twice as large
+        raise DataError(_too_large(name, f"at most {MAX_PIXELS / 1e6:.0f} million pixels are")) from error
+    except MemoryError as error:
+        raise DataError(f"{name}: needs more memory than there is. Cut the image into smaller ones.") from error
     except Exception as error:  # decoders raise whatever the broken bytes lead them to
         raise DataError(
-            f"{path}: the image is truncated or corrupt ({error}). Copy it again from its source, or remove it."
+            f"{name}: the image is truncated or corrupt ({str(error)[:200]}). "
+            "Copy it again from its source, or remove it."
         ) from error
 
 
-def _pil_to_tensor(image: Image.Image, name: str) -> tuple[Tensor, str]:
-    kind = "16-bit grey" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
-    turned = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) != 1:
-        kind += ", turned by EXIF"
+def _require_size(image: Image.Image, file: BinaryIO, path: str | Path) -> None:
+    """Refuses what would take gigabytes or minutes to decode."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(_too_large(path, f"{width}x{height} pixels, and at most {MAX_PIXELS / 1e6:.0f} million are"))
+    if image.format == "TIFF":
+        tile = [int(image.tag_v2.get(tag, 1)) for tag in _TIFF_TILE]  # type: ignore[attr-defined]
+        if tile[0] * tile[1] > MAX_PIXELS:
+            raise DataError(f"{path}: a tile of {tile[0]}x{tile[1]} pixels in {width}x{height}. Save the image again.")
+    if image.info.get("progressive"):
+        place = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")  # the marker that begins one, which cannot stand in pixels
+        file.seek(place)
+        if scans > MAX_SCANS:
+            raise DataError(f"{path}: {scans} scans in one JPEG, of which none needs {MAX_SCANS}. Save it again.")
+
+
+def _too_large(name: str | Path, said: str) -> str:
+    return (
+        f"{name}: too large to be decoded whole ({said} decoded whole). Cut it into tiles: `vitsplit predict` does so "
+        "by itself, in Python vitsplit.inference.large.predict_large."
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 where there is none or none that is known."""
+    value = image.getexif().get(ExifTag.Orientation, 1)
+    return value if type(value) is int and value in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A decoded image as its orientation says; values change places, none is computed."""
+    orientation = _orientation(image)
+    if orientation == 1:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    turned.info["turned"] = True
+    return turned
+
+
+def _pil_to_tensor(image: Image.Image, name: str) -> Tensor:
+    """An upright image as ``image_CHW``, uint8, RGB."""
+    return torch.from_numpy(np.require(rgb_array(image, name), requirements=["C", "W"])).permute(2, 0, 1)
+
+
+def rgb_array(image: Image.Image, name: str) -> np.ndarray:
+    """An upright image as a uint8 array HWC of three channels; ``name`` is for errors."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        array = np.asarray(turned)
+        array = np.asarray(image)
         if image.mode == "I":  # how older versions of Pillow open 16-bit PNGs
             if array.min() < 0 or array.max() > 65535:
                 raise DataError(
@@ -182,8 +297,20 @@ def _pil_to_tensor(image: Image.Image, name: str) -> tuple[Tensor, str]:
                     "Save it with 8 or 16 bits."
                 )
             array = array.astype(np.uint16)
-        return _array_to_tensor(array, name), kind
-    return torch.from_numpy(np.array(turned.convert("RGB"))).permute(2, 0, 1), kind
+        return _to_uint8(array, name)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def row_blocks(height: int, width: int) -> Iterator[slice]:
+    """The rows of an array in blocks of about ``BLOCK_PIXELS``: what is computed of a large one needs little memory."""
+    step = max(1, BLOCK_PIXELS // max(width, 1))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """An image in blocks of rows."""
+    for rows in row_blocks(image.height, image.width):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
 def _tensor_to_array(image: Tensor, name: str) -> np.ndarray:
@@ -203,6 +330,11 @@ def _tensor_to_array(image: Tensor, name: str) -> np.ndarray:
 
 def _array_to_tensor(array: np.ndarray, name: str) -> Tensor:
     """``HW`` or ``HWC`` array to ``image_CHW`` uint8 with three channels."""
+    return torch.from_numpy(np.array(_to_uint8(array, name), order="C")).permute(2, 0, 1)
+
+
+def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
+    """``HW`` or ``HWC`` array to a uint8 array HWC with three channels."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
@@ -225,29 +357,51 @@ def _array_to_tensor(array: np.ndarray, name: str) -> Tensor:
         raise DataError(f"{name}: pixels must be uint8, uint16 or float in 0..1, not {array.dtype}. Convert them.")
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)
-    return torch.from_numpy(np.array(array, order="C")).permute(2, 0, 1)
+    return array
 
 
-def _match_colours(array_HWC: np.ndarray, colours: Mapping[RGB, int], path: Path) -> np.ndarray:
-    """Colours to values, exactly; the error counts the most common colour that is not in the table."""
-    packed_HW = _pack(array_HWC)
+def _equal_channels(image: Image.Image, path: str | Path) -> np.ndarray:
+    """The values of a mask that was saved as RGB."""
+    mask_HW = np.empty((image.height, image.width), np.uint8)
+    for rows, block in _blocks(image):
+        array_HWC = np.asarray(block)
+        mask_HW[rows] = array_HWC[..., 0]
+        if not ((array_HWC[..., 0] == array_HWC[..., 1]).all() and (array_HWC[..., 0] == array_HWC[..., 2]).all()):
+            raise DataError(
+                f"{path}: the mask holds colours (such as {hex_colour(_most_common(array_HWC))}), not label ids: "
+                "a palette mask was probably saved as RGB. Save it as an index or palette PNG, or list its colours in "
+                'classes.json as "mask_colours": {"#rrggbb": "class name"}.'
+            )
+    return mask_HW
+
+
+def _match_colours(image: Image.Image, colours: Mapping[RGB, int], path: str | Path) -> np.ndarray:
+    """Colours to values, exactly; the error counts a colour that is not in the table."""
     table = sorted((_pack(np.array(colour)).item(), value) for colour, value in colours.items())
     keys = np.array([key for key, _ in table], dtype=np.int32)
     values = np.array([value for _, value in table], dtype=np.uint8)
-    place_HW = np.searchsorted(keys, packed_HW).clip(max=len(keys) - 1)
-    unknown_HW = keys[place_HW] != packed_HW
-    if unknown_HW.any():
-        colour = _most_common(array_HWC[unknown_HW])
-        pixels = int((packed_HW == _pack(np.array(colour))).sum())
+    mask_HW = np.empty((image.height, image.width), np.uint8)
+    unknown, pixels = None, 0
+    for rows, block in _blocks(image):
+        array_HWC = np.asarray(block.convert("RGB"))
+        packed_HW = _pack(array_HWC)
+        place_HW = np.searchsorted(keys, packed_HW).clip(max=len(keys) - 1)
+        mask_HW[rows] = values[place_HW]
+        unknown_HW = keys[place_HW] != packed_HW
+        if unknown is None and unknown_HW.any():
+            unknown = _most_common(array_HWC[unknown_HW])
+        if unknown is not None:
+            pixels += int((packed_HW == _pack(np.array(unknown))).sum())
+    if unknown is not None:
         raise DataError(
-            f"{path}: colour {hex_colour(colour)} ({pixels} pixels) is not among the {len(keys)} mask colours of "
+            f"{path}: colour {hex_colour(unknown)} ({pixels} pixels) is not among the {len(keys)} mask colours of "
             'classes.json. Add it there (a class, or "ignore"), or correct the mask: scaling and JPEG blend colours.'
         )
-    return values[place_HW]
+    return mask_HW
 
 
 def _pack(colour: np.ndarray) -> np.ndarray:
-    red, green, blue = np.moveaxis(colour.astype(np.int32), -1, 0)
+    red, green, blue = np.moveaxis(colour[..., :3].astype(np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue
 
 

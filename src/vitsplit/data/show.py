@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from vitsplit.data.check import Finding, Report, SplitReport
@@ -47,6 +48,12 @@ def describe_sizes(split: SplitReport) -> str:
         f"width {widths[0]} / {widths[middle]} / {widths[-1]}, height {heights[0]} / {heights[middle]} / {heights[-1]} "
         f"(min / median / max)\n{common}{more}"
     )
+
+
+def escape(text: str) -> str:
+    """Text of files as it can be printed: no markup, nothing that steers a terminal, no half of a character."""
+    text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return escape_markup(text.encode(errors="backslashreplace").decode())
 
 
 def _table(title: str) -> Table:

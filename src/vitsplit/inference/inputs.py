@@ -11,7 +11,7 @@ from pathlib import Path
 from vitsplit.bundle import find_bundles
 from vitsplit.data.images import IMAGE_SUFFIXES
 from vitsplit.errors import BundleError, ConfigError, DataError
-from vitsplit.files import shown
+from vitsplit.files import exists, shown
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 """Files that are taken for videos."""
@@ -91,7 +91,7 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
 
 
 def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path}: there is no such file or folder, nor a run of that name. Check the path.")
     if not path.is_dir():
         yield Input(path, path.stem)
@@ -99,7 +99,8 @@ def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
     if path.resolve() == out:
         raise DataError(f"{path} is the folder of the images and --out: results would be taken for images. Choose two.")
     wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and file.is_file()]
+    # Whatever is no folder is an input: that a link leads nowhere, or a pipe is no image, is said where it is read.
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and not file.is_dir()]
     inside = [
         file
         for file in files

@@ -7,7 +7,7 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
-import warnings
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitsplit.data.images import to_image_tensor
+from vitsplit.data.images import open_image, to_image_tensor
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.files import open_regular
 
 LARGE_PIXELS = 50_000_000
 """An image of more pixels is predicted in tiles. A photograph has fewer; whole, it would need gigabytes."""
+
+VIPS_LOADERS = {
+    "VipsForeignLoadPngFile": "pngload",
+    "VipsForeignLoadTiffFile": "tiffload",
+    "VipsForeignLoadJpegFile": "jpegload",
+    "VipsForeignLoadWebpFile": "webpload",
+}
+"""What libvips may read, told from the content: its name of a loader to the operation that is called."""
 
 _NUMPY_TYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32, "double": np.float64}
 _COLOURS = frozenset({"srgb", "rgb", "rgb16", "scrgb", "b-w", "grey16", "multiband", "cmyk"})
@@ -29,14 +38,10 @@ _COLOURS = frozenset({"srgb", "rgb", "rgb16", "scrgb", "b-w", "grey16", "multiba
 def is_large(path: str | Path) -> bool:
     """Whether an image has more than ``LARGE_PIXELS`` pixels, told from its header; False where that cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.width * image.height > LARGE_PIXELS
-    except Image.DecompressionBombError:
-        return True
-    except (OSError, ValueError, SyntaxError):  # whoever reads it says what is wrong with it
-        return False
+        with open_image(path, any_size=True) as image:
+            return image.width * image.height > LARGE_PIXELS
+    except DataError as error:  # unless it is too large even for Pillow, whoever reads it says what is wrong with it
+        return isinstance(error.__cause__, Image.DecompressionBombError)
 
 
 class ImageStrips:
@@ -122,20 +127,34 @@ class ImageStrips:
         return image.resize(scale, kernel="linear", gap=0)
 
     def _open(self) -> Any:
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: there is no such file. Check the path.")
-        if self.path.stat().st_size == 0:
-            raise DataError(f"{self.path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
+        with open_regular(self.path, advice="Give an image file.") as file:
+            if not file.read(1):
+                raise DataError(
+                    f"{self.path}: the file is empty (0 bytes). Copy it again from its source, or remove it."
+                )
         try:
-            image = self._vips.Image.new_from_file(str(self.path), access="sequential", fail_on="error")
+            load = getattr(self._vips.Image, self._loader())
+            image = load(str(self.path), access="sequential", fail_on="error")
             turned = image.get_typeof("orientation") != 0 and image.get("orientation") != 1
             if turned or image.get_typeof("interlaced") != 0:
-                image = self._vips.Image.new_from_file(str(self.path), access="random", fail_on="error").autorot()
+                image = load(str(self.path), access="random", fail_on="error").autorot()
         except self._vips.Error as error:
             raise DataError(
                 f"{self.path}: cannot be read in strips ({_reason(error)}). PNG, TIFF, JPEG and WebP can: convert it."
             ) from error
         return image
+
+    def _loader(self) -> str:
+        """The operation that reads the file, told from its content.
+
+        Raises:
+            pyvips.Error: It is of no format that is read.
+        """
+        found = self._vips.vips_lib.vips_foreign_find_load(os.fsencode(self.path))
+        name = "" if found == self._vips.ffi.NULL else self._vips.ffi.string(found).decode()
+        if name not in VIPS_LOADERS:
+            raise self._vips.Error(f"{name or 'the content'} is not among the formats that are read")
+        return VIPS_LOADERS[name]
 
 
 def _load_vips(path: Path) -> Any:
@@ -145,6 +164,7 @@ def _load_vips(path: Path) -> Any:
         raise ConfigError(
             f"{path}: predicting an image in tiles needs libvips. Install it: pip install 'vitsplit[large]'"
         ) from error
+    pyvips.block_untrusted_set(True)  # readers that were never made for files of strangers
     return pyvips
 
 

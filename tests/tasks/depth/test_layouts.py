@@ -56,7 +56,7 @@ def test_float_maps_need_none(tmp_path):
 def test_a_broken_scale_file_is_named(tmp_path, text):
     write_set(tmp_path, [millimetres()])
     (tmp_path / "depth.json").write_text(text)
-    with pytest.raises(DataError, match=r"depth\.json: does not state the metres"):
+    with pytest.raises(DataError, match=r"depth\.json.*State the metres of one unit"):
         open_depth_set(tmp_path, "train")
 
 

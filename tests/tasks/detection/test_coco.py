@@ -213,17 +213,17 @@ def changed(what, place, **changes):
         (changed("annotations", 1, category_id=4), ["classes out of range: 1 (annotation 2 (2.png): category 4)"]),
         (changed("annotations", 0, bbox=[1, 2, 3]), ["broken boxes: 1 (annotation 1 (1.png): [1, 2, 3])"]),
         (changed("annotations", 0, bbox=[1, 2, -3, 4]), ["broken boxes", "width -3"]),
-        (changed("annotations", 0, bbox=[1, 2, float("nan"), 4]), ["broken boxes", "nan"]),
+        (changed("annotations", 0, bbox=[1, 2, float("nan"), 4]), ["NaN is not a number of JSON"]),
         (changed("annotations", 0, bbox=None), ['annotation 1: "bbox" must be a list']),
         (changed("images", 0, width="60"), ['image 1: "width" must be a whole number']),
         (changed("annotations", 0, segmentation=[[1, 2, 3, 4, 5, 6, 7]]), ["broken masks", "x and y of every point"]),
         (changed("annotations", 0, segmentation={"size": [60, 40], "counts": [2400]}), ["size [60, 40]", "60x40"]),
         (changed("annotations", 0, segmentation={"size": [40, 60], "counts": [9, 9]}), ["18 pixels of 2400"]),
         (changed("annotations", 0, segmentation={"size": [40, 60], "counts": ["9", 2391]}), ["whole numbers from 0"]),
-        (changed("annotations", 0, segmentation={"size": [40, 60], "counts": [-5, 2405]}), ["whole numbers from 0"]),
+        (changed("annotations", 0, segmentation={"size": [40, 60], "counts": [-5, 2405]}), ["not in 0 to 2400"]),
         (changed("annotations", 0, segmentation=[[1, 1], [9, 1], [9, 9]]), ["broken masks", "a list of points"]),
         ({**good(), "categories": []}, ["categories", "list of classes is empty"]),
-        ({**good(), "categories": [CATEGORIES[0]] * 2}, ["two categories have the same id"]),
+        ({**good(), "categories": [CATEGORIES[0]] * 2}, ["category 2 has the id 3 of another one"]),
         ({**good(), "annotations": []}, ["no object in any of the 2 images"]),
         (coco_content([], []), ["it lists no image"]),
         ({"images": []}, ["no list of annotations, categories"]),
@@ -272,9 +272,8 @@ def test_a_mask_that_cannot_be_decoded(tmp_path):
     content = changed("annotations", 0, segmentation={"size": [HEIGHT, WIDTH], "counts": "zz"})
     content["annotations"][1]["segmentation"] = [L_SHAPE]
     file = write_coco(tmp_path, content)
-    with pytest.raises(DataError, match=r"annotation 1 \(1\.png\) cannot be decoded") as caught:
-        open_detection_set(tmp_path, "train").load(0)
-    assert str(file) in str(caught.value)
+    said = message(tmp_path)
+    assert str(file) in said and "broken masks: 1 (annotation 1 (1.png)" in said
 
 
 def test_masks_on_and_off(tmp_path):

@@ -105,7 +105,7 @@ def test_missing_names_say_what_to_save(tmp_path):
         ("cat 0.5 0.5 0.5 0.5", ["broken entries: 1 (line 2: 'cat 0.5", "are not numbers"]),
         ("0 0.5 0.5 0.5", ["line 2: 4 values"]),
         ("0 0.1 0.1 0.5 0.5 0.9", ["line 2: 6 values"]),
-        ("0 0.5 0.5 nan 0.5", ["finite"]),
+        ("0 0.5 0.5 nan 0.5", ["are not numbers"]),
         ("0 0.5 0.5 1.2 0.5", ["boxes outside their image: 1 (line 2: x -6 to 66, y 10 to 30 in 60x40)"]),
         ("0 0.5 0.5 -0.2 0.5", ["broken boxes: 1 (line 2: width -12"]),
         ("0 31 22 10 8", ["boxes outside their image"]),

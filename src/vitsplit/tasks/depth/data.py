@@ -17,13 +17,15 @@ from torch import Tensor
 
 from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
 from vitsplit.data.folders import named_files
-from vitsplit.data.images import read_image
+from vitsplit.data.images import read_image, row_blocks
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.files import read_values
 
 PLAUSIBLE_METRES = (0.01, 1000.0)
 """A median depth outside is most likely in another unit."""
+MEDIAN_PIXELS = 1 << 22
+"""The most pixels that a median is taken of: sorting more takes seconds and gigabytes."""
 
 
 class MissingScaleError(DataError):
@@ -115,7 +117,7 @@ class DepthSet:
         image_path, depth_path = self.items[index]
         image_CHW = read_image(image_path)
         depth_HW = load_depth(depth_path, self.scale)
-        require_same_size(image_CHW, depth_HW, image_path, depth_path)
+        require_same_size(image_CHW.shape[-2:], depth_HW, image_path, depth_path)
         return DepthSample(image_CHW, depth_HW, str(image_path))
 
 
@@ -158,9 +160,13 @@ def load_depth(path: Path, scale: float | None) -> Tensor:
     values_HW = read_values(path)
     if scale is None and values_HW.dtype.kind != "f":
         raise MissingScaleError(missing_scale(path))
-    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, hence invalid
-        depth_HW = values_HW.astype(np.float32) * np.float32(1.0 if scale is None else scale)
-    depth_HW[~(np.isfinite(depth_HW) & (depth_HW > 0))] = 0.0
+    depth_HW = np.empty(values_HW.shape, np.float32)
+    for rows in row_blocks(*values_HW.shape):
+        block_HW = depth_HW[rows]
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, hence invalid
+            block_HW[...] = values_HW[rows]
+            block_HW *= np.float32(1.0 if scale is None else scale)
+        block_HW[~((block_HW > 0) & (block_HW < np.inf))] = 0.0
     return torch.from_numpy(depth_HW)
 
 
@@ -186,10 +192,9 @@ def keep_valid(depth_HW: Tensor, config: DepthConfig, path: Path) -> Tensor:
 
 def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
     """What to say of a map whose median valid depth is outside 0.01..1000 m; None if it is inside or all invalid."""
-    valid_P = depth_HW[depth_HW > 0]
-    if not len(valid_P):
+    median = median_depth(depth_HW)
+    if median is None:
         return None
-    median = float(valid_P.median())
     low, high = PLAUSIBLE_METRES
     if low <= median <= high:
         return None
@@ -198,6 +203,15 @@ def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
         "State the metres of one unit of the files with --depth-scale (0.001: millimetres), or in depth.json as "
         '{"scale": 0.001}.'
     )
+
+
+def median_depth(depth_HW: Tensor) -> float | None:
+    """The median of the valid depths, None where there is none; of more than ``MEDIAN_PIXELS``, of a part of them."""
+    flat_P = depth_HW.numpy().ravel()
+    step = max(1, int(np.count_nonzero(flat_P)) // MEDIAN_PIXELS)
+    blocks = (flat_P[rows] for rows in row_blocks(len(flat_P), 1))
+    some_P = np.concatenate([block_P[block_P > 0][::step].copy() for block_P in blocks])
+    return float(torch.from_numpy(some_P).median()) if len(some_P) else None
 
 
 def missing_scale(path: Path) -> str:
@@ -209,9 +223,9 @@ def missing_scale(path: Path) -> str:
     )
 
 
-def require_same_size(image_CHW: Tensor, depth_HW: Tensor, image_path: Path, depth_path: Path) -> None:
-    """Raises a DataError if an image and its depth map have different sizes."""
-    height, width = image_CHW.shape[-2:]
+def require_same_size(size: Sequence[int], depth_HW: Tensor, image_path: Path, depth_path: Path) -> None:
+    """Raises a DataError if an image (height and width) and its depth map have different sizes."""
+    height, width = size
     if depth_HW.shape == (height, width):
         return
     depth_height, depth_width = depth_HW.shape

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +11,15 @@ from pathlib import Path
 
 from vitsplit.data.folders import Pair, first, list_splits, require_folder, split_pairs
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.files import LARGE_FILE, exists, inside, read_json, read_text, real_number, shown
 from vitsplit.tasks.depth.data import DepthSet, MissingScaleError, missing_scale
 from vitsplit.tasks.depth.files import DEPTH_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 SCALE_FILE = "depth.json"
+SCALES = (1e-9, 1e6)
+"""The least and the most metres that one unit of a depth map can be."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def open_listed(root: Path, split: str, depth_scale: float | None, *, files: Lis
     items, skipped = _read_list(listed, files)
     if skipped:
         logger.warning("%s: skipped %d images that have no depth map: %s", listed, len(skipped), first(skipped))
-    missing = [str(path) for pair in items for path in pair if not path.exists()]
+    missing = [str(path) for pair in items for path in pair if not exists(path)]
     if missing or not items:
         raise DataError(
             f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
@@ -170,41 +173,38 @@ def read_scale(path: Path) -> float | None:
     Raises:
         DataError: The file says something else.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        scale = json.loads(path.read_text(encoding="utf-8"))["scale"]
-        if isinstance(scale, bool) or not 0 < float(scale) < float("inf"):
-            raise ValueError(f"scale is {scale}")
-        return float(scale)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{path}: does not state the metres of one unit as {{"scale": 0.001}} ({error}). Write it so.'
-        ) from error
+    advice = 'State the metres of one unit as {"scale": 0.001}.'
+    content = read_json(path, advice=advice)
+    if not isinstance(content, dict) or "scale" not in content:
+        raise DataError(f"{path}: holds {shown(content)}. {advice}")
+    return real_number(content["scale"], f'{path}: "scale"', *SCALES, advice=advice)
 
 
 def _read_list(listed: Path, files: ListFiles) -> tuple[list[Pair], list[str]]:
     """The pairs of a list, in its order, and the images that have no depth map."""
     items, skipped = [], []
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(listed, limit=LARGE_FILE).split("\n"), start=1):
         if not line.strip():
             continue
         image, *rest = line.split()
+        where = f"{listed}, line {number}"
         if not rest:
-            raise DataError(f"{listed}, line {number}: '{line}' is not IMAGE DEPTH FOCAL. Copy the public list again.")
+            raise DataError(f"{where}: {shown(line)} is not IMAGE DEPTH FOCAL. Copy the public list again.")
         if rest[0] == "None":
             skipped.append(image)
         else:
             root = listed.parent
-            items.append((_locate(root, files.images_at, image), _locate(root, files.depth_at, rest[0])))
+            items.append((_locate(root, files.images_at, image, where), _locate(root, files.depth_at, rest[0], where)))
     return items, skipped
 
 
-def _locate(root: Path, folders: tuple[str, ...], name: str) -> Path:
-    """The file in the first of the folders that has it, or else where it should be."""
+def _locate(root: Path, folders: tuple[str, ...], name: str, where: str) -> Path:
+    """The file in the first of the folders that has it, or else where it should be; never outside of them."""
     # NYUv2's training list begins its paths with a slash.
-    places = [root / folder / name.lstrip("/") for folder in folders]
-    return next((place for place in places if place.exists()), places[0])
+    places = [inside(root / folder, name.lstrip("/"), where) for folder in folders]
+    return next((place for place in places if exists(place)), places[0])
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -6,7 +6,7 @@ Boxes here are (x, y, width, height) in pixels, as in COCO files: x, y is the up
 from __future__ import annotations
 
 import logging
-import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vitsplit.data.folders import first
+from vitsplit.data.images import MAX_PIXELS
 from vitsplit.errors import DataError
+from vitsplit.files import shown
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,11 @@ OUTSIDE = 1.0
 """Pixels by which a box may leave its image: as far as rounding can bring it. What is outside is cut off."""
 MIN_COORDINATES = 6
 """Of a polygon: x and y of three points, since fewer enclose nothing."""
-EXIF_ORIENTATION = 0x0112
-EXIF_TURNED = (5, 6, 7, 8)
-"""Orientations in which height and width change places."""
+FARTHEST = 1e6
+"""Pixels from the corner of its image: the most of a number in a box or a polygon. No image has a side of so many."""
+LONGEST_OUTLINE = 4e6
+"""Pixels of an object's polygons together. Drawing takes 80 bytes for each; a whole image of 89 megapixels has 4e4."""
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 class Kind(NamedTuple):
@@ -45,6 +48,9 @@ class Kind(NamedTuple):
 
 
 MISSING_IMAGE = Kind("missing images", "Copy them there, or remove their entries.")
+OUTSIDE_FOLDER = Kind(
+    "file names that lead out of the folder of images", "Name files inside it; a link there may lead elsewhere."
+)
 UNREADABLE_IMAGE = Kind("unreadable images", "Replace or remove them.")
 BROKEN_ENTRY = Kind("broken entries", "Correct or remove them.")
 DUPLICATE_IMAGE = Kind("duplicate image ids", "Give every image an id of its own.")
@@ -172,23 +178,46 @@ class Ledger:
             logger.warning("%s: %s, %s: %d (%s)", source, what, POLICIES[what], len(places), first(places))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height from an image's header, turned as ``read_image`` turns it (EXIF).
+def polygons_fault(parts: Sequence[NDArray[np.float64]]) -> str:
+    """What forbids to draw polygons, or an empty string: drawing takes time and memory by the length of their edges."""
+    farthest = [float(np.abs(part).max()) for part in parts if len(part)]
+    if not all(distance <= FARTHEST for distance in farthest):  # also true of NaN
+        return f"a number in a polygon is not finite, or beyond {FARTHEST:g} pixels"
+    if sum(len(part) for part in parts) * max(farthest, default=0.0) <= LONGEST_OUTLINE:  # as of nearly all
+        return ""
+    length = sum(
+        float(np.abs(np.diff(part.reshape(-1, 2), axis=0, append=part[None, :2])).max(1).sum())
+        for part in parts
+        if len(part)
+    )
+    said = f"its outline is {length:.3g} pixels long, and at most {LONGEST_OUTLINE:g} are drawn"
+    return said if length > LONGEST_OUTLINE else ""
+
+
+def size_fault(width: Any, height: Any) -> str:
+    """What is wrong with the width and height that labels say of an image, or an empty string."""
+    if not all(type(side) is int and side >= 1 for side in (width, height)):
+        return f"width {shown(width)} and height {shown(height)} must be whole numbers from 1"
+    if width * height > MAX_PIXELS:
+        return f"{shown(width)}x{shown(height)} pixels are more than the {MAX_PIXELS / 1e6:.0f} million that are read"
+    return ""
+
+
+def plain_number(word: str) -> float:
+    """The number that a word of a label file writes in digits; "1_0", "nan" and "inf" are none.
 
     Raises:
-        DataError: The file is no image.
+        ValueError: It writes none.
     """
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in EXIF_TURNED
-            return (image.height, image.width) if turned else (image.width, image.height)
-    except Exception as error:  # decoders raise whatever the broken bytes lead them to
-        raise DataError(f"{path}: not an image that Pillow can read ({error}). Replace or remove the file.") from error
+    if not _NUMBER.fullmatch(word):
+        raise ValueError(f"{shown(word)} is no number")
+    return float(word)
 
 
 def _box_fault(box: Sequence[Any]) -> str:
-    if len(box) != 4 or not all(isinstance(value, int | float) and math.isfinite(value) for value in box):
-        return str(list(box))
+    numbers = [value for value in box if type(value) in (int, float) and -FARTHEST <= value <= FARTHEST]
+    if len(box) != 4 or len(numbers) != 4:  # NaN lies in no range
+        return shown(list(box))
     return f"width {box[2]:g}, height {box[3]:g}" if min(box[2:]) < 0 else ""
 
 

@@ -7,7 +7,7 @@ that hold their images and ``_annotations.coco.json``.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from vitsplit.data.classes import ClassList, read_classes
 from vitsplit.data.folders import SPLIT_FOLDERS, first
 from vitsplit.errors import DataError
+from vitsplit.files import LARGE_FILE, inside, is_file, read_json, shown, string, whole_number
 from vitsplit.tasks.detection.annotations import (
     BROKEN_ENTRY,
     BROKEN_MASK,
@@ -28,17 +29,23 @@ from vitsplit.tasks.detection.annotations import (
     MIN_COORDINATES,
     MISSING_IMAGE,
     ORPHAN,
+    OUTSIDE_FOLDER,
     UNKNOWN_CLASS,
     AnnotatedImage,
     Annotation,
     Kind,
     Ledger,
     Segmentation,
+    polygons_fault,
+    size_fault,
 )
 from vitsplit.tasks.detection.data import DetectionSet
+from vitsplit.tasks.detection.masks import runs_fault
 
 YEARS = ("", "2017", "2014")
 IMAGE_FIELDS = {"id": int, "file_name": str, "width": int, "height": int}
+LARGEST_ID = 2**53
+"""The most of an id or an area: what every program that reads JSON can hold exactly."""
 OBJECT_FIELDS = {"id": int, "image_id": int, "category_id": int, "bbox": list}
 
 
@@ -70,9 +77,9 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
         DataError: The file is not COCO's JSON. What is wrong with its entries is noted in the ledger.
     """
     file, folders = find_splits(root)[split]
-    content = read_json(file)
+    content = read_lists(file)
     classes, category_ids = read_categories(content["categories"], file, root / "classes.json")
-    entries = [entry for entry in content["images"] if _is_whole(entry, IMAGE_FIELDS, "image", file, ledger)]
+    entries = [entry for entry in content["images"] if _is_image(entry, file, ledger)]
     images_at = _find_folder(entries, folders)
     _report_twice(content["images"], DUPLICATE_IMAGE, file, ledger)
     images: dict[int, AnnotatedImage] = {}
@@ -80,7 +87,7 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     for entry in entries:
         path = images_at / entry["file_name"]
         images[entry["id"]] = AnnotatedImage(path, entry["id"], entry["width"], entry["height"])
-        if not path.is_file():
+        if not is_file(path):
             missing.add(entry["id"])
             ledger.report(MISSING_IMAGE, file, f"{images_at.name}/{entry['file_name']}")
     _report_twice(content["annotations"], DUPLICATE_OBJECT, file, ledger)
@@ -99,21 +106,14 @@ def read_coco(root: Path, split: str, ledger: Ledger) -> DetectionSet:
     return DetectionSet(root, split, file, classes, category_ids, items)
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_lists(file: Path) -> dict[str, Any]:
     """Reads the file, and requires its three lists.
 
     Raises:
-        DataError: Not JSON (with the line), or without ``images``, ``annotations`` or ``categories``.
+        DataError: It cannot be read (see ``vitsplit.files``), or is without ``images``, ``annotations`` or
+            ``categories``.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}: not valid JSON ({error.msg}, line {error.lineno}, column {error.colno}). "
-            "Copy it again from its source, or correct it."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}). Save it as UTF-8.") from error
+    content = read_json(file, limit=LARGE_FILE, advice="Copy it again from its source, or correct it.")
     lists = ("images", "annotations", "categories")
     lacking = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if lacking:
@@ -128,21 +128,25 @@ def read_categories(categories: list[Any], file: Path, classes_file: Path) -> tu
     """The classes, and the category id of each.
 
     Raises:
-        DataError: An id or a name twice, no category at all, or a name in ``classes_file`` that is no category.
+        DataError: An id or a name of another type, or twice, no category at all, or a name in ``classes_file`` that is
+            no category.
     """
-    try:
-        names = {int(category["id"]): str(category["name"]) for category in categories}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f'{file}: a category lacks its "id" or "name". Give every category both.') from error
-    if len(names) < len(categories):
-        raise DataError(f"{file}: two categories have the same id. Give every category an id of its own.")
+    names: dict[int, str] = {}
+    for place, category in enumerate(categories, start=1):
+        where = f"{file}: category {place}"
+        if not isinstance(category, dict):
+            raise DataError(f'{where} is {shown(category)}, not an object with "id" and "name". Correct it.')
+        number = whole_number(category.get("id"), f'{where}: "id"', -LARGEST_ID, LARGEST_ID)
+        if number in names:
+            raise DataError(f"{where} has the id {number} of another one. Give every category an id of its own.")
+        names[number] = string(category.get("name"), f'{where}: "name"')
     ids = sorted(names)
     try:
         classes = ClassList(tuple(names[category_id] for category_id in ids))
     except DataError as error:
         raise DataError(f"{file}: categories: {error}") from error
     # Beside masks, the file names the classes of segmentation.
-    if not classes_file.exists() or (classes_file.parent / "masks").is_dir():
+    if not os.path.lexists(classes_file) or (classes_file.parent / "masks").is_dir():
         return classes, tuple(ids)
     chosen = read_classes(classes_file).classes
     by_name = {name: category_id for category_id, name in names.items()}
@@ -159,7 +163,7 @@ def _find_folder(entries: list[dict[str, Any]], folders: list[Path]) -> Path:
     """The folder that holds the first image that is in one of them; the likeliest that exists if none is."""
     for entry in entries:
         for folder in folders:
-            if (folder / entry["file_name"]).is_file():
+            if is_file(folder / entry["file_name"]):
                 return folder
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -167,17 +171,40 @@ def _find_folder(entries: list[dict[str, Any]], folders: list[Path]) -> Path:
 def _is_whole(entry: Any, fields: Mapping[str, type], what: str, file: Path, ledger: Ledger) -> bool:
     lacking = [key for key, kind in fields.items() if not isinstance(entry, dict) or type(entry.get(key)) is not kind]
     if lacking:
-        name = entry.get("id", "without id") if isinstance(entry, dict) else entry
+        name = shown(entry.get("id", "without id") if isinstance(entry, dict) else entry)
         kind = "a whole number" if fields[lacking[0]] is int else "a string" if fields[lacking[0]] is str else "a list"
         ledger.report(BROKEN_ENTRY, file, f'{what} {name}: "{lacking[0]}" must be {kind}')
-    return not lacking
+        return False
+    outside = [key for key, kind in fields.items() if kind is int and abs(entry[key]) > LARGEST_ID]
+    if outside:
+        ledger.report(
+            BROKEN_ENTRY, file, f'{what}: "{outside[0]}" is {shown(entry[outside[0]])}, which no tool can hold'
+        )
+    return not outside
+
+
+def _is_image(entry: Any, file: Path, ledger: Ledger) -> bool:
+    """Whether an entry describes an image; if not, that is noted."""
+    if not _is_whole(entry, IMAGE_FIELDS, "image", file, ledger):
+        return False
+    place = f"image {entry['id']}"
+    fault = size_fault(entry["width"], entry["height"])
+    if fault:
+        ledger.report(BROKEN_ENTRY, file, f"{place}: {fault}")
+        return False
+    try:
+        inside(file.parent, entry["file_name"], place)
+    except DataError:
+        ledger.report(OUTSIDE_FOLDER, file, f"{place}: {shown(entry['file_name'])}")
+        return False
+    return True
 
 
 def _report_twice(entries: list[Any], kind: Kind, file: Path, ledger: Ledger) -> None:
     counts = Counter(entry["id"] for entry in entries if isinstance(entry, dict) and type(entry.get("id")) is int)
     for number, count in counts.items():
         if count > 1:
-            ledger.report(kind, file, f"{number}, {count} times")
+            ledger.report(kind, file, f"{shown(number)}, {count} times")
 
 
 def _read_object(
@@ -194,6 +221,10 @@ def _read_object(
     box = ledger.settle_box(entry["bbox"], size, file, place)
     if box is None:
         return None
+    fault = _fields_fault(entry)
+    if fault:
+        ledger.report(BROKEN_ENTRY, file, f"{place}: {fault}")
+        return None
     segmentation, fault = read_segmentation(entry.get("segmentation"), size)
     if fault:
         ledger.report(BROKEN_MASK, file, f"{place}: {fault}")
@@ -203,39 +234,47 @@ def _read_object(
         if not segmentation:
             ledger.changed[DEGENERATE].append(place)
             return None
-    area = entry.get("area")
-    area = float(area) if isinstance(area, int | float) else None
-    return Annotation(entry["id"], labels[entry["category_id"]], box, bool(entry.get("iscrowd")), area, segmentation)
+    area = None if entry.get("area") is None else float(entry["area"])
+    return Annotation(entry["id"], labels[entry["category_id"]], box, entry.get("iscrowd") == 1, area, segmentation)
+
+
+def _fields_fault(entry: dict[str, Any]) -> str:
+    """What is wrong with the fields that an annotation may lack, or an empty string."""
+    crowd, area = entry.get("iscrowd"), entry.get("area")
+    if crowd is not None and (type(crowd) is not int or crowd not in (0, 1)):
+        return f'"iscrowd" must be 0 or 1, not {shown(crowd)}'
+    if area is not None and not (type(area) in (int, float) and 0 <= area <= LARGEST_ID):  # NaN lies in no range
+        return f'"area" must be a number from 0, not {shown(area)}'
+    return ""
 
 
 def read_segmentation(value: Any, size: tuple[int, int]) -> tuple[Segmentation | None, str]:
-    """Reads the mask of an annotation, as far as it can be done without decoding it.
+    """Reads the mask of an annotation.
 
     Args:
-        value: Polygons or a run-length encoding; None or empty where the object has no mask.
+        value: Polygons or a run-length encoding; None or an empty list where the object has no mask.
         size: Width and height of the image.
 
     Returns:
         The mask, without polygons of fewer than three points, or None; and what is wrong with it, or an empty string.
     """
-    if not value:
+    if value is None or value == []:
         return None, ""
     width, height = size
     if isinstance(value, dict):
-        if value.get("size") != [height, width]:
-            return None, f"size {value.get('size')} (height, width) in an image of {width}x{height}"
-        counts = value.get("counts")
-        if isinstance(counts, list) and not all(type(count) is int and count >= 0 for count in counts):
-            return None, "its runs must be whole numbers from 0"
-        if isinstance(counts, list) and sum(counts) != height * width:
-            return None, f"its runs cover {sum(counts)} pixels of {height * width}"
-        return (value, "") if isinstance(counts, list | str) else (None, 'no "counts"')
-    try:
-        parts = [np.asarray(part, dtype=np.float64) for part in value]
-    except (TypeError, ValueError):
+        if value.get("size") != [height, width] or set(map(type, value["size"])) != {int}:
+            return None, f"size {shown(value.get('size'))} (height, width) in an image of {width}x{height}"
+        fault = runs_fault(value.get("counts"), height, width)
+        return (None, fault) if fault else ({"size": [height, width], "counts": value["counts"]}, "")
+    if not isinstance(value, list) or not all(isinstance(part, list) for part in value):
         return None, "neither polygons nor a run-length encoding"
-    if any(part.ndim != 1 or len(part) % 2 or not np.isfinite(part).all() for part in parts):
-        return None, "a polygon must be a list of finite numbers: x and y of every point"
+    try:
+        parts = [np.array(part, dtype=np.float64) for part in value if set(map(type, part)) <= {int, float}]
+    except OverflowError:
+        parts = []
+    if len(parts) < len(value) or any(len(part) % 2 for part in parts):
+        return None, "a polygon must be a list of numbers: x and y of every point"
     if len(parts) * 2 >= MIN_COORDINATES and all(len(part) == 2 for part in parts):
         return None, "a list of points: a polygon must be one list of numbers, x1 y1 x2 y2 and so on"
-    return tuple(part for part in parts if len(part) >= MIN_COORDINATES), ""
+    fault = polygons_fault(parts)
+    return (None, fault) if fault else (tuple(part for part in parts if len(part) >= MIN_COORDINATES), "")

@@ -6,7 +6,7 @@ are the edges themselves: a box around the whole image is (0, 0, W, H).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,23 +159,19 @@ class DetectionSet:
         """
         item = self.items[index]
         image_CHW = read_image(item.path)
-        require_annotated_size(image_CHW, item, self.source)
+        require_annotated_size(image_CHW.shape[-2:], item, self.source)
         return image_CHW
 
     def load(self, index: int) -> DetectionSample:
         """Reads one sample. Boxes are cut at the image's edges, by less than a pixel.
 
         Raises:
-            DataError: As ``load_image``, or a mask cannot be decoded.
+            DataError: As ``load_image``.
         """
         return self.label(index, self.load_image(index))
 
     def label(self, index: int, image_CHW: Tensor) -> DetectionSample:
-        """The sample of an image that was read before.
-
-        Raises:
-            DataError: A mask cannot be decoded.
-        """
+        """The sample of an image that was read before."""
         item = self.items[index]
         objects = item.annotations
         boxes_N4 = torch.tensor([corners(each.box, item) for each in objects], dtype=torch.float32).reshape(-1, 4)
@@ -215,25 +211,15 @@ class DetectionSet:
     def _masks(self, item: AnnotatedImage) -> Tensor:
         masks_NHW = torch.zeros(len(item.annotations), item.height, item.width, dtype=torch.uint8)
         for n, each in enumerate(item.annotations):
-            masks_NHW[n] = torch.from_numpy(self._of_mask(rasterise, each, item))
+            masks_NHW[n] = torch.from_numpy(rasterise(mask_or_box(each), item.height, item.width))
         return masks_NHW
-
-    def _of_mask(
-        self, function: Callable[[Segmentation, int, int], Any], each: Annotation, item: AnnotatedImage
-    ) -> Any:
-        try:
-            return function(mask_or_box(each), item.height, item.width)
-        except ValueError as error:
-            raise DataError(
-                f"{self.source}: the mask of annotation {each.id} ({item.path.name}) cannot be decoded ({error}). "
-                "Correct or remove it."
-            ) from error
 
     def _truth(self, each: Annotation, item: AnnotatedImage) -> dict[str, Any]:
         area = each.area
         if area is None:
-            has_mask = each.segmentation is not None
-            area = self._of_mask(mask_area, each, item) if has_mask else each.box[2] * each.box[3]
+            area = each.box[2] * each.box[3]
+            if each.segmentation is not None:
+                area = mask_area(each.segmentation, item.height, item.width)
         truth = {
             "image_id": item.image_id,
             "category_id": self.category_ids[each.label],
@@ -279,9 +265,9 @@ def mask_or_box(each: Annotation) -> Segmentation:
     return box_polygon(each.box) if each.segmentation is None else each.segmentation
 
 
-def require_annotated_size(image_CHW: Tensor, item: AnnotatedImage, source: Path) -> None:
-    """Raises a DataError if an image has another size than its labels say."""
-    height, width = image_CHW.shape[-2:]
+def require_annotated_size(size: Sequence[int], item: AnnotatedImage, source: Path) -> None:
+    """Raises a DataError if an image has another size (height and width) than its labels say."""
+    height, width = size
     if (height, width) == (item.height, item.width):
         return
     turned = " The image may have been turned by its EXIF rotation: save it upright." * (

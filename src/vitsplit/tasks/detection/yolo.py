@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from vitsplit.data.classes import ClassList, read_classes
 from vitsplit.data.folders import index_files, list_splits
-from vitsplit.data.images import IMAGE_SUFFIXES
+from vitsplit.data.images import IMAGE_SUFFIXES, image_size
 from vitsplit.errors import DataError
+from vitsplit.files import read_text, read_yaml, shown
 from vitsplit.tasks.detection.annotations import (
     BROKEN_ENTRY,
+    BROKEN_MASK,
     MIN_COORDINATES,
     MISSING_IMAGE,
     UNKNOWN_CLASS,
@@ -28,8 +30,8 @@ from vitsplit.tasks.detection.annotations import (
     Annotation,
     Box,
     Ledger,
-    Segmentation,
-    image_size,
+    plain_number,
+    polygons_fault,
 )
 from vitsplit.tasks.detection.data import DetectionSet
 
@@ -66,7 +68,8 @@ def read_yolo(root: Path, split: str, ledger: Ledger) -> DetectionSet:
             ledger.report(UNREADABLE_IMAGE, images_at, str(error))
             continue
         annotations = []
-        for line_number, line in enumerate(_read_lines(labels[key]) if key in labels else (), start=1):
+        lines = read_text(labels[key], advice="Save it as plain text.").split("\n") if key in labels else ()
+        for line_number, line in enumerate(lines, start=1):
             annotation = _read_line(line, number + 1, size, len(classes), labels[key], f"line {line_number}", ledger)
             if annotation is not None:
                 number += 1
@@ -89,32 +92,27 @@ def read_names(root: Path) -> ClassList:
         )
     if path.suffix == ".json":
         return read_classes(path).classes
+    if path.suffix == ".txt":
+        names = [line for line in read_text(path).split("\n") if line.strip()]
+    else:
+        names = _yaml_names(read_yaml(path), path)
     try:
-        text = path.read_text(encoding="utf-8")
-        names = text.split("\n") if path.suffix == ".txt" else _yaml_names(yaml.safe_load(text))
-        return ClassList(tuple(name.strip() for name in names if path.suffix != ".txt" or name.strip()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML ({' '.join(str(error).split())}). Correct it.") from error
+        return ClassList(tuple(name.strip() for name in names))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _yaml_names(content: Any) -> list[str]:
+def _yaml_names(content: Any, path: Path) -> list[str]:
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+    if isinstance(names, dict) and set(map(type, names)) == {int} and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise DataError('no "names" in it. Write a list of names, or the numbers from 0 with their names.')
+        raise DataError(f'{path}: no "names" in it. Write a list of names, or the numbers from 0 with their names.')
+    for name in names:
+        if type(name) is not str and not (type(name) is int and name.bit_length() < 64):
+            # Such as no, which YAML takes for false.
+            raise DataError(f'{path}: "names" has {shown(name)}, which is not text. Put it in quotes.')
     return [str(name) for name in names]
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Save it as plain text.") from error
 
 
 def _read_line(
@@ -124,9 +122,9 @@ def _read_line(
     if not line.strip():
         return None
     try:
-        values = [float(word) for word in line.split()]
+        values = [plain_number(word) for word in line.split()]
     except ValueError:
-        ledger.report(BROKEN_ENTRY, file, f"{place}: '{line.strip()[:40]}' are not numbers")
+        ledger.report(BROKEN_ENTRY, file, f"{place}: {shown(line.strip(), 40)} are not numbers")
         return None
     is_polygon = len(values) > MIN_COORDINATES and len(values) % 2 == 1
     if not (len(values) == 5 or is_polygon) or not all(map(math.isfinite, values)):
@@ -137,6 +135,10 @@ def _read_line(
         ledger.report(UNKNOWN_CLASS, file, f"{place}: class {values[0]:g}, but there are 0 to {num_classes - 1}")
         return None
     box, segmentation = _polygon(values[1:], size) if is_polygon else (_box(values[1:], size), None)
+    fault = "" if segmentation is None else polygons_fault(segmentation)
+    if fault:
+        ledger.report(BROKEN_MASK, file, f"{place}: {fault}")
+        return None
     settled = ledger.settle_box(box, size, file, place)
     return None if settled is None else Annotation(number, int(values[0]), settled, segmentation=segmentation)
 
@@ -146,7 +148,7 @@ def _box(values: list[float], size: tuple[int, int]) -> Box:
     return (centre_x - width / 2) * size[0], (centre_y - height / 2) * size[1], width * size[0], height * size[1]
 
 
-def _polygon(values: list[float], size: tuple[int, int]) -> tuple[Box, Segmentation]:
+def _polygon(values: list[float], size: tuple[int, int]) -> tuple[Box, tuple[NDArray[np.float64]]]:
     """A polygon in pixels, and the box around it."""
     points_P2 = np.array(values).reshape(-1, 2) * size
     (x1, y1), (x2, y2) = points_P2.min(0).tolist(), points_P2.max(0).tolist()

@@ -59,7 +59,7 @@ class SegmentationLabels:
         """The crop and its mask, ignored where there is no image."""
         image_path, mask_path = self.images.items[index]
         mask_HW = segmentation.load_mask(mask_path, self.images.labels)
-        segmentation.require_same_size(image_CHW, mask_HW, image_path, mask_path)
+        segmentation.require_same_size(image_CHW.shape[-2:], mask_HW, image_path, mask_path)
         return segmentation.SegmentationSample(crop_CHW, crop.cut_label(mask_HW, IGNORE), str(image_path), crop.extent)
 
 
@@ -78,7 +78,7 @@ class DepthLabels:
         """The crop and its depths, invalid where there is no image."""
         image_path, depth_path = self.images.items[index]
         depth_HW = depth.load_depth(depth_path, self.images.scale)
-        depth.require_same_size(image_CHW, depth_HW, image_path, depth_path)
+        depth.require_same_size(image_CHW.shape[-2:], depth_HW, image_path, depth_path)
         valid_HW = depth.keep_valid(depth_HW, self.config, depth_path)
         nearer_HW = crop.cut_label(valid_HW, 0.0) / crop.zoom
         nearer_HW = depth.keep_range(nearer_HW, self.config.min_depth, self.config.max_depth)
@@ -99,7 +99,7 @@ class DetectionLabels:
         """The crop and its objects, cut as detection's own augmentation cuts them."""
         from vitsplit.tasks.detection import augment
 
-        detection.require_annotated_size(image_CHW, self.images.items[index], self.images.source)
+        detection.require_annotated_size(image_CHW.shape[-2:], self.images.items[index], self.images.source)
         top, left, height, width, out_height, out_width = crop.window
         view = augment.View(top, left, top + height, left + width, out_height, out_width)
         # One channel is enough to say where the image lies: its pixels are those of the crop.

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from torch import Tensor
 from vitsplit.data.classes import ClassList, LabelScheme
 from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
 from vitsplit.data.folders import named_files
-from vitsplit.data.images import read_image, read_mask
+from vitsplit.data.images import read_image, read_mask, row_blocks
 from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+
+MOST_VALUES = 1000
+"""The most wrong values of a mask that are counted for its error."""
 
 
 class LabelRangeError(DataError):
@@ -118,7 +122,7 @@ class SegmentationSet:
         image_path, mask_path = self.items[index]
         image_CHW = read_image(image_path)
         mask_HW = load_mask(mask_path, self.labels)
-        require_same_size(image_CHW, mask_HW, image_path, mask_path)
+        require_same_size(image_CHW.shape[-2:], mask_HW, image_path, mask_path)
         return SegmentationSample(image_CHW, mask_HW, str(image_path))
 
 
@@ -157,18 +161,19 @@ def load_mask(path: Path, labels: LabelScheme) -> Tensor:
     if labels.mask_colours is not None:
         return torch.from_numpy(raw_HW)
     lookup = labels.lookup
-    if raw_HW.dtype != np.uint8 and (raw_HW.min() < 0 or raw_HW.max() >= len(lookup)):
-        mask_HW = np.where((raw_HW < 0) | (raw_HW >= len(lookup)), -1, lookup[raw_HW.clip(0, len(lookup) - 1)])
-    else:
-        mask_HW = np.take(lookup, raw_HW)
-    if mask_HW.min() < 0:
-        raise LabelRangeError(f"{path}: {_out_of_range(raw_HW[mask_HW < 0], labels)}")
-    return torch.from_numpy(mask_HW.astype(np.uint8))
+    mask_HW = np.empty(raw_HW.shape, np.uint8)
+    for rows in row_blocks(*raw_HW.shape):
+        block_HW = raw_HW[rows]
+        indices_HW = lookup[_within(block_HW, lookup)]
+        if indices_HW.min() < 0 or block_HW.min() < 0 or block_HW.max() >= len(lookup):
+            raise LabelRangeError(f"{path}: {_out_of_range(raw_HW, labels)}")
+        mask_HW[rows] = indices_HW
+    return torch.from_numpy(mask_HW)
 
 
-def require_same_size(image_CHW: Tensor, mask_HW: Tensor, image_path: Path, mask_path: Path) -> None:
-    """Raises a DataError if an image and its mask have different sizes."""
-    height, width = image_CHW.shape[-2:]
+def require_same_size(size: Sequence[int], mask_HW: Tensor, image_path: Path, mask_path: Path) -> None:
+    """Raises a DataError if an image (height and width) and its mask have different sizes."""
+    height, width = size
     if mask_HW.shape == (height, width):
         return
     mask_height, mask_width = mask_HW.shape
@@ -181,10 +186,27 @@ def require_same_size(image_CHW: Tensor, mask_HW: Tensor, image_path: Path, mask
     )
 
 
-def _out_of_range(values: np.ndarray, labels: LabelScheme) -> str:
-    found, counts = np.unique(values, return_counts=True)
-    said = ", ".join(f"{value} ({count} pixels)" for value, count in zip(found[:5], counts[:5], strict=True))
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+def _within(raw_HW: np.ndarray, lookup: np.ndarray) -> np.ndarray:
+    """Values that a lookup has, which every one of 8 bits is."""
+    return raw_HW if raw_HW.dtype == np.uint8 else raw_HW.clip(0, len(lookup) - 1)
+
+
+def _out_of_range(raw_HW: np.ndarray, labels: LabelScheme) -> str:
+    """What to say of a mask with values that are no class: the least five, and the pixels of each."""
+    lookup = labels.lookup
+    counts: Counter[int] = Counter()
+    for rows in row_blocks(*raw_HW.shape):
+        block_HW = raw_HW[rows]
+        known_HW = (block_HW >= 0) & (block_HW < len(lookup))
+        known_HW &= lookup[_within(block_HW, lookup)] >= 0
+        values, pixels = np.unique(block_HW[~known_HW], return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
+        # A picture taken for a mask has millions of values. Those that are dropped are larger than the five kept.
+        if len(counts) > MOST_VALUES:
+            counts = Counter({value: counts[value] for value in sorted(counts)[:MOST_VALUES]})
+    found = sorted(counts)
+    said = ", ".join(f"{value} ({counts[value]} pixels)" for value in found[:5])
+    more = "" if len(found) <= 5 else f" and {len(found) - 5 if len(found) < MOST_VALUES else 'many'} more"
     return (
         f"label out of range: value {said}{more}, but {labels.source} has {len(labels.classes)} classes "
         f"({labels.describe_values()}). Correct the mask, or map the value in classes.json, for example "

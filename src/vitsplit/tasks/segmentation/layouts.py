@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vitsplit.data import known_classes
 from vitsplit.data.classes import IGNORE, MAX_CLASSES, ClassList, LabelScheme, read_classes, suggest_classes
 from vitsplit.data.folders import Pair, first, index_files, list_splits, match, require_folder, split_pairs
-from vitsplit.data.images import hex_colour, read_colours, read_mask
+from vitsplit.data.images import find_colours, hex_colour, read_mask, row_blocks
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.files import exists, inside, read_text
 from vitsplit.tasks.segmentation.data import SegmentationSet
 
 VOC = ("VOC2010", "VOCdevkit/VOC2010")
@@ -121,9 +125,12 @@ def open_pascal_context(root: Path, split: str) -> SegmentationSet:
     listed = next((path for path in lists if path.exists()), None)
     if listed is None:
         raise DataError(f"{lists[0]}: there is no such file. It lists the images of the split, one name per line.")
-    names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-    items = [(voc / "JPEGImages" / f"{name}.jpg", masks_at / f"{name}{suffix}") for name in names]
-    missing = [str(path) for path in itertools.chain(*items) if not path.exists()]
+    items = []
+    for number, line in enumerate(read_text(listed).split("\n"), start=1):
+        if line.strip():
+            name, where = line.split()[0], f"{listed}, line {number}"
+            items.append((inside(voc / "JPEGImages", f"{name}.jpg", where), inside(masks_at, f"{name}{suffix}", where)))
+    missing = [str(path) for path in itertools.chain(*items) if not exists(path)]
     if missing or not items:
         raise DataError(
             f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
@@ -148,11 +155,11 @@ LAYOUTS: dict[str, Layout] = {
 def _not_recognised(root: Path, format: str) -> str:
     tried = [layout for name, layout in LAYOUTS.items() if format in ("auto", name)]
     marks = ", ".join(mark for layout in tried for mark in layout.marks)
-    inside = [
+    below = [
         path for path in sorted(root.iterdir()) if path.is_dir() and any(layout.find_root(path) for layout in tried)
     ]
-    if inside:
-        return f"{root}: not a data set itself, but {first([str(path) for path in inside])} may be. Give that folder."
+    if below:
+        return f"{root}: not a data set itself, but {first([str(path) for path in below])} may be. Give that folder."
     return (
         f"{root}: not recognised as a data set (format {format}): it has none of {marks}. For your own data put images "
         "in images/train and images/val, masks of the same names in masks/train and masks/val, and the class names in "
@@ -181,9 +188,14 @@ def _from_459(labels_file: Path) -> LabelScheme:
         )
     values = {0: IGNORE, IGNORE: IGNORE}
     found = {}
-    for line in labels_file.read_text().splitlines():
+    for number, line in enumerate(read_text(labels_file).split("\n"), start=1):
         value, _, name = line.partition(":")
         if name.strip():
+            if not re.fullmatch(r"\s*[0-9]{1,4}\s*", value):
+                raise DataError(
+                    f"{labels_file}, line {number}: does not begin with the number of a label, as 1: accordion. "
+                    "Copy the file again from its source."
+                )
             values[int(value)] = IGNORE
             found[name.replace(" ", "").strip()] = int(value)
     absent = [name for name in known_classes.PASCAL_CONTEXT_59 if name not in found]
@@ -202,11 +214,19 @@ def _missing_classes(root: Path, items: list[Pair]) -> str:
     values: set[int] = set()
     for mask_path in masks:
         try:
-            values.update(read_mask(mask_path).unique().tolist())
+            mask_HW = read_mask(mask_path).numpy()
         except DataError:
-            colours.update(map(hex_colour, read_colours(mask_path)))
+            colours.update(map(hex_colour, find_colours(mask_path, MAX_CLASSES)))
             if len(colours) > MAX_CLASSES:  # blended colours are no labels: the mask's own error says what to do
                 raise
+        else:
+            for rows in row_blocks(*mask_HW.shape):
+                values.update(np.unique(mask_HW[rows]).tolist())
+                if len(values - {IGNORE}) > MAX_CLASSES:
+                    raise DataError(
+                        f"{mask_path}: more than {MAX_CLASSES} values in the masks up to this one, so they are no "
+                        f"class ids; and there is no {root / 'classes.json'}. Save the class of each pixel."
+                    )
     return (
         f"{root / 'classes.json'}: there is no such file, so the classes have no names. What is in the first "
         f"{len(masks)} masks asks for this, to be saved there with your names:\n"
