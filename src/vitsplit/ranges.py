@@ -174,7 +174,8 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def settings_of(config: Any, prefix: str = "", place: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Every setting of a configuration that is not itself a group of settings."""
-    kinds = _kinds(type(config))
+    owner: Any = type(config)
+    kinds = _kinds(owner)
     for field in dataclasses.fields(config):
         value, here = getattr(config, field.name), (*place, field.name)
         if dataclasses.is_dataclass(value):

@@ -651,7 +651,7 @@ def read_masks(folder: Path) -> Any:
     masks = []
     for image, mask in data.items:
         mask_HW = load_mask(mask, data.labels)
-        require_same_size(read_image(image), mask_HW, image, mask)
+        require_same_size(read_image(image).shape[-2:], mask_HW, image, mask)
         masks.append(mask_HW)
     return masks
 

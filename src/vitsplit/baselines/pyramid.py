@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from timm.layers import LayerScale
+from timm.layers.layer_scale import LayerScale
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
