@@ -375,7 +375,7 @@ def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         with safe_open(file, framework="pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
             return {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
 
 
