@@ -162,7 +162,7 @@ def test_killed_and_resumed_is_never_stopped(tmp_path, straight, how, goes_on_fr
 
 
 def test_killed_before_any_access_to_a_file(tmp_path, straight):
-    """Every one until config.json stands, and then one of each dozen."""
+    """Every one until config.json stands, and then one of each twenty."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     counting = context.Process(target=count_accesses, args=(tmp_path / "counted", queue))
@@ -170,7 +170,7 @@ def test_killed_before_any_access_to_a_file(tmp_path, straight):
     before_config, accesses = queue.get(timeout=60)
     counting.join()
     assert 5 <= before_config < accesses / 5
-    for number in (*range(1, before_config + 1), *range(before_config + 7, accesses, 12)):
+    for number in (*range(1, before_config + 1), *range(before_config + 7, accesses, 20)):
         out = tmp_path / f"run{number}"
         killed(out, ("access", number))
         resumed = tiny_run(out, resume=out.exists(), **SETTINGS)
