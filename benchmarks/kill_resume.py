@@ -53,7 +53,7 @@ SETTINGS: dict[str, Any] = {
     "image_scale": None,
     "workers": 0,
     "precision": "fp32",
-    "track": (),
+    "track": ("tensorboard",),
     "log_every": 1,
     "eval_every": 4,
     "checkpoint_every": 2,
@@ -265,6 +265,7 @@ def main() -> None:
     # What children would otherwise import one by one, before any of them is forked.
     import accelerate  # noqa: F401
     import timm  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
     import torchvision.transforms.v2  # noqa: F401
 
     import vitsplit.api
