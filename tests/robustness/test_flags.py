@@ -69,7 +69,7 @@ def ends_with(argv, capsys):
     return status, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("task", "flag", "values"), cases())
+@pytest.mark.parametrize(("task", "flag", "values"), list(cases()))
 def test_every_number_of_a_run_has_bounds(task, flag, values, scenes, tmp_path, capsys):
     status, said = ends_with(
         ["train", task, "--data", str(scenes), "--out", str(tmp_path / "run"), f"--{flag}", *values], capsys
