@@ -140,7 +140,7 @@ def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun
     called = (tmp_path / "called").read_text().splitlines()
     assert len(called) == 2  # two at once, of four
     words = called[0].split()
-    assert words[:4] == ["-m", "vitsplit", "train", "segmentation"]
+    assert words[:5] == ["-P", "-m", "vitsplit", "train", "segmentation"]
     assert words[words.index("--data") + 1] == str(tmp_path) and "--resume" not in words
 
 

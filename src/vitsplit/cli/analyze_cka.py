@@ -48,8 +48,8 @@ def cka(
     from vitsplit.cli.values import writable
     from vitsplit.inference.predictor import choose_device
 
-    files = batches_to_compare(images, limit, batch_size)
     where = choose_device(device)
+    files = batches_to_compare(images, limit, batch_size)
     writable(out)
     models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
     batches = track(files, "comparing layers", console=Console(stderr=True), transient=True)

@@ -19,8 +19,8 @@ def layers(
     recipe: str | None = None,
     run: Path | None = None,
     backbone: str | None = None,
-    num_prior_layers: int | None = None,
-    first_prior_layer: int | None = None,
+    num_prior_layers: Annotated[int | None, Range(0, 1000)] = None,
+    first_prior_layer: Annotated[int | None, Range(0, 1000)] = None,
     out: Path = Path("analysis/layers"),
     size: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = None,
     batch_size: Annotated[int, Range(4, 2**16)] = 8,
@@ -66,6 +66,7 @@ def layers(
     from vitsplit.tasks import task_name
     from vitsplit.training.override import override
 
+    where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)
     config, description, is_gated = _start(recipe, run)
     asked = {
@@ -84,7 +85,7 @@ def layers(
         found_weights = weights_of(read_card(folder), folder, weights)
     else:
         found_weights = weights
-    model = open_backbone(config.backbone, weights=found_weights).to(choose_device(device))
+    model = open_backbone(config.backbone, weights=found_weights).to(where)
     batches = ([read_batch(each, (height, width))] for each in files)
     found = compare_layers({config.backbone.backbone: model}, batches, normed=config.split.tap_norm)
     gate_LJ = gate_weights(run) if run is not None and is_gated else None
