@@ -13,6 +13,7 @@ import pytest
 from tiny_language import WIDTH, tiny_folder
 
 from vitsplit.cli.main import main
+from vitsplit.tasks.vqa.language import WIDTHS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -49,6 +50,8 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language = tiny_folder(tmp_path / "language")
+    # As the README's own language model, this one is known by its name.
+    monkeypatch.setitem(WIDTHS, str(language), WIDTH)
     monkeypatch.setattr("sys.stdin", io.StringIO("what is nearest to the camera?\n"))
     verbs = [command[0] for command in commands()]
     assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)

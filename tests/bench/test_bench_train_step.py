@@ -18,6 +18,7 @@ from vitsplit.bench.train_step import (
 from vitsplit.bench.train_step_report import figures_table, parts_table, ratios_table, to_json, write_train_step
 from vitsplit.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
 from vitsplit.errors import ConfigError
+from vitsplit.ranges import with_value
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
 from vitsplit.training.override import override
@@ -246,6 +247,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
             {"config": override(recipe("ade20k-small"), TINY | {"accumulate": 2}), "batch_size": 3},
             "--batch-size 3 cannot",
         ),
+        ({"config": with_value(override(recipe("ade20k-small"), TINY), ("optim", "lr"), -1.0)}, "--lr must be above 0"),
         ({"config": override(recipe("laptop-detection"), TINY)}, "is for detection: training steps are measured for"),
     ],
 )
