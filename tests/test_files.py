@@ -4,6 +4,7 @@ import os
 import random
 
 import pytest
+import yaml
 
 from vitsplit.errors import BundleError, DataError
 from vitsplit.files import (
@@ -12,6 +13,7 @@ from vitsplit.files import (
     read_json,
     read_json_lines,
     read_text,
+    read_yaml,
     real_number,
     shown,
     string,
@@ -143,3 +145,19 @@ def test_shown_values_are_short():
     for value in ["a" * 10**6, ["a" * 10**6] * 10**4, {"k" * 10**6: 1}, 10**4000, [10**4000], [[[1]]], math.nan]:
         assert len(shown(value)) < 300
     assert shown("a") == "'a'" and shown(None) == "null" and shown([1, "b"]) == "[1, 'b']" and shown(True) == "true"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "names: [cat, 'no', 7]\nnc: 3\n",
+        "a: {b: [1, 2.5, null, true]}\n# remark\nc:\n- d: e\n- |\n  two\n  lines\n",
+        "[[[[1]]]]",
+        "",
+        "just text",
+        "? a\n: b\n",
+    ],
+)
+def test_yaml_is_read_as_its_own_library_reads_it(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load(text)

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 
@@ -102,3 +103,51 @@ def test_default_colours_are_distinct_and_do_not_depend_on_the_count():
         sum(abs(x - y) for x, y in zip(a, b, strict=True)) for i, a in enumerate(colours[:20]) for b in colours[:i]
     )
     assert near > 40
+
+
+@pytest.mark.parametrize(
+    "colour", ["#-12345", "#+12345", "#1_2345", "# 12345", "#12345", "#1234567", "#١٢٣٤٥٦", 7, True]
+)
+def test_what_python_takes_for_a_number_is_no_colour(tmp_path, colour):
+    assert "is not a colour" in message(tmp_path, {"names": ["a"], "colours": [colour]})
+    if isinstance(colour, str):
+        assert "is not a colour" in message(tmp_path, {"names": ["a"], "mask_colours": {colour: "a"}})
+
+
+@pytest.mark.parametrize("key", ["-1", "+1", "1_0", "\u0661", " 1", "1.0", "65536", "9" * 5000, ""])
+def test_what_python_takes_for_a_number_is_no_mask_value(tmp_path, key):
+    said = message(tmp_path, {"names": ["a"], "labels": {key: "a"}})
+    assert "Keys are the values in the masks" in said and len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"names": ["a"], "labels": {"1": ["a"]}},
+        {"names": ["a"], "labels": {"1": None}},
+        {"names": ["a"], "labels": {"1": "a", "01": "ignore"}},
+        {"names": ["a"], "mask_colours": {"#ff0000": "a", "#FF0000": "ignore"}},
+        {"names": ["a"], "colours": False},
+        {"names": ["a"], "colours": {}},
+        {"names": ["a\nb"]},
+        {"names": ["a\x1b[31m"]},
+        ["a" * 2000],
+        '["\\ud800"]',
+    ],
+)
+def test_values_of_another_kind_are_refused(tmp_path, content):
+    said = message(tmp_path, content)
+    assert "classes.json" in said and len(said) < 1000
+
+
+def test_many_classes_are_refused_in_linear_time(tmp_path):
+    names = [f"class {k}" for k in range(30_000)]
+    for content in (
+        names,
+        {"names": names, "colours": [[0, 0, 0]] * 30_000},
+        {"names": names, "labels": {"1": "class 1"}},
+    ):
+        begun = time.perf_counter()
+        said = message(tmp_path, content)
+        assert time.perf_counter() - begun < 2.0  # comparing all pairs of keys or names takes minutes
+        assert "30000 classes" in said and "255" in said and len(said) < 1000

@@ -1,12 +1,17 @@
 import io
+import os
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vitsplit.data import images
-from vitsplit.data.images import decode_image, image_kind, read_image, read_mask, to_image_tensor
+from vitsplit.data.images import decode_image, image_kind, image_size, read_image, read_mask, to_image_tensor
 from vitsplit.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -236,3 +241,143 @@ def test_pil_image_from_memory():
     stream = io.BytesIO()
     Image.fromarray(noise(6, 6)).save(stream, format="PNG")
     assert to_image_tensor(Image.open(stream)).shape == (3, 6, 6)
+
+
+ORIENTATIONS = {  # what EXIF says, as operations on rows and columns
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_masks_are_turned_as_their_images_are(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = ORIENTATIONS[orientation]
+    ids = noise(5, 8) % 7
+    for name in ("a.png", "a.tif"):
+        assert np.array_equal(read_mask(save(tmp_path / name, ids, exif=exif)), turn(ids))
+        wide = ids.astype(np.uint16) * 300
+        assert np.array_equal(read_mask(save(tmp_path / f"wide_{name}", wide, exif=exif)), turn(wide))
+    palette = Image.frombytes("P", (8, 5), ids.tobytes())
+    palette.putpalette(noise(768).tolist())
+    assert np.array_equal(read_mask(save(tmp_path / "p.png", palette, exif=exif)), turn(ids))
+    colours = np.stack([ids, ids * 2, ids * 3], -1)
+    table = {(k, 2 * k, 3 * k): k for k in range(7)}
+    assert np.array_equal(read_mask(save(tmp_path / "c.png", colours, exif=exif), table), turn(ids))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_the_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"a.{suffix}", noise(5, 8, 3), exif=exif)
+    expected = ORIENTATIONS[orientation](np.zeros((5, 8))).shape
+    assert image_size(path) == expected[::-1]
+    assert read_image(path).shape[1:] == expected
+
+
+def test_a_broken_rotation_is_one_error_or_none(tmp_path):
+    for value in (b"MM", b"Exif\x00\x00XXXXXXXX", b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + b"\x12\x01" * 40):
+        path = save(tmp_path / "a.jpg", noise(6, 8, 3), exif=value)
+        try:
+            assert read_image(path).shape == (3, 6, 8)
+        except DataError as error:
+            assert str(path) in str(error)
+
+
+def png(width, height):
+    """The header of a PNG without its pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    end = struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 1000) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + end
+
+
+@pytest.mark.parametrize("side", [9460, 13_300, 20_000, 2**31 - 1])
+def test_the_limit_of_pixels_holds_before_decoding(tmp_path, side, recwarn):
+    # A file without pixels: had it been decoded, it would be truncated.
+    path = tmp_path / "large.png"
+    path.write_bytes(png(side, side))
+    for call in (read_image, read_mask, image_size):
+        said = message(call, path)
+        assert str(path) in said and "too large" in said
+    path.write_bytes(png(9459, 9459))
+    assert 9459**2 <= images.MAX_PIXELS < 9460**2
+    assert "truncated" in message(read_image, path)
+    assert not recwarn.list
+
+
+def test_files_that_are_too_large_or_no_files(tmp_path):
+    path = tmp_path / "large.webp"
+    with path.open("wb") as file:
+        file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8L")
+        file.truncate(1 << 40)  # sparse; Pillow would read it whole
+    for any_size in (False, True):
+        with pytest.raises(DataError, match=r"large\.webp"), images.open_image(path, any_size=any_size):
+            pass
+    os.mkfifo(tmp_path / "pipe.png")
+    for call in (read_image, read_mask, image_size, decode_image):  # none of them waits for a writer
+        assert "pipe" in message(call, tmp_path / "pipe.png")
+    assert "/dev/zero" in message(read_image, "/dev/zero")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TGA", "PCX", "ICO", "EPS", "SVG", "XPM"])
+def test_other_formats_are_not_tried(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / "a.png"
+    if kind in ("SVG", "XPM"):
+        text = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+        path.write_text(text if kind == "SVG" else '/* XPM */\nstatic char *a[]={"1 1 1 1","a c #000","a"};')
+    else:
+        Image.fromarray(noise(16, 16, 3)).save(path, format=kind)
+    said = message(read_image, path)
+    assert str(path) in said and "PNG" in said
+
+
+def test_every_suffix_that_is_listed_can_be_read(tmp_path):
+    for suffix in images.IMAGE_SUFFIXES:
+        assert read_image(save(tmp_path / f"a{suffix}", noise(6, 9, 3))).shape == (3, 6, 9)
+
+
+def test_small_files_that_unpack_to_much(tmp_path):
+    text = PngInfo()
+    text.add_text("note", "a" * 100_000_000, zip=True)
+    path = save(tmp_path / "text.png", noise(8, 8, 3), pnginfo=text)
+    assert path.stat().st_size < 200_000 and str(path) in message(read_image, path)
+    path = tmp_path / "scans.jpg"
+    Image.fromarray(noise(64, 64, 3)).save(path, progressive=True)
+    assert read_image(path).shape == (3, 64, 64)
+    content = path.read_bytes()
+    start = content.rindex(b"\xff\xc4")  # the last scan, with its table
+    path.write_bytes(content[:start] + content[start:-2] * 300 + content[-2:])
+    said = message(read_image, path)
+    assert str(path) in said and "scans" in said
+
+
+def test_a_tiff_whose_tile_is_larger_than_any_image(tmp_path):
+    path = tmp_path / "tile.tif"
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65520, 323: 65520, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\x00" + struct.pack("<I", 16) + bytes(8) + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert str(path) in message(read_image, path) and "65520x65520" in message(read_image, path)
+
+
+def test_blocks_of_rows_change_nothing(tmp_path, monkeypatch):
+    ids = noise(13, 7) % 5
+    array = np.stack([ids * 7, ids, ids * 3], -1)
+    colours = {(7 * k, k, 3 * k): k for k in range(4)}
+    path = save(tmp_path / "a.png", array)
+    for pixels in (1, 10, 10_000):
+        monkeypatch.setattr(images, "BLOCK_PIXELS", pixels)
+        assert f"#1c040c ({(ids == 4).sum()} pixels)" in message(read_mask, path, colours)
+        assert np.array_equal(read_mask(path, {**colours, (28, 4, 12): 255}), np.where(ids == 4, 255, ids))
+        assert images.find_colours(path, 255) == {(7 * k, k, 3 * k) for k in range(5)}
+        assert len(images.find_colours(path, 2)) > 2
+        assert [row for rows in images.row_blocks(13, 7) for row in range(rows.start, rows.stop)] == [*range(13)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import warnings
@@ -220,3 +221,27 @@ def test_what_is_no_image_is_not_large(tmp_path):
     notes = tmp_path / "notes.png"
     notes.write_text("these are notes")
     assert not is_large(notes) and not is_large(tmp_path / "absent.png") and not is_large(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["svg", "gif", "ppm", "fifo", "link"])
+def test_libvips_reads_only_the_formats_that_are_listed(tmp_path, kind):
+    """By their content: each of them is called a PNG."""
+    path = tmp_path / "a.png"
+    if kind == "svg":
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        Image.fromarray(noise(3)).save(path, format=kind.upper())
+    with pytest.raises(DataError, match=r"a\.png"):
+        ImageStrips(path)
+    assert not is_large(path)
+
+
+def test_untrusted_readers_of_libvips_are_blocked(tmp_path):
+    Image.fromarray(noise(3)).save(tmp_path / "a.png")
+    ImageStrips(tmp_path / "a.png")
+    with pytest.raises(pyvips.Error):
+        pyvips.Image.svgload_buffer(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')

@@ -62,13 +62,13 @@ def _summarise(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
     report = summarise_images(images)
     turns = [turn for sample in data.samples for conversation in sample.conversations for turn in conversation]
     answers = Counter(normalised(turn.answer) for turn in turns)
-    (common, count), *_ = answers.most_common(1)
+    common, count = answers.most_common(1)[0] if answers else ("none", 0)
     report.facts = {
         "questions": len(turns),
         "samples without an image": sum(sample.image is None for sample in data.samples),
         "different answers": len(answers),
         "most common answer": common if len(common) <= 40 else common[:39] + "…",
-        "its share, %": 100 * count / len(turns),
-        "words of an answer, mean": sum(len(turn.answer.split()) for turn in turns) / len(turns),
+        "its share, %": 100 * count / max(len(turns), 1),
+        "words of an answer, mean": sum(len(turn.answer.split()) for turn in turns) / max(len(turns), 1),
     }
     return report

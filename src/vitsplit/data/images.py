@@ -227,7 +227,7 @@ def _decoding(name: str | Path) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name}: not an image of a kind that is read (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove it."
+            f"{name}: not an image that is read here (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove the file."
         ) from error
     except Image.DecompressionBombError as error:  # where Pillow's own limit is lower, or the size twice as large
         raise DataError(_too_large(name, f"at most {MAX_PIXELS / 1e6:.0f} million pixels are")) from error

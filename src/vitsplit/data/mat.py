@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitsplit.data.images import MAX_PIXELS
 from vitsplit.errors import DataError
+from vitsplit.files import open_regular, shown
+
+ARRAY = "LabelMap"
+LARGEST_LABEL = 65535
 
 
 def read_mat_mask(path: str | Path) -> Tensor:
@@ -19,22 +25,30 @@ def read_mat_mask(path: str | Path) -> Tensor:
         ``mask_HW``, int32.
 
     Raises:
-        DataError: scipy is not installed, or the file cannot be read or has no such array.
+        DataError: scipy is not installed, or the file cannot be read or has no such array of labels.
     """
     try:
-        loadmat = importlib.import_module("scipy.io").loadmat
+        scipy_io = importlib.import_module("scipy.io")
     except ImportError as error:
         raise DataError(
             f"{path}: reading .mat files needs scipy, which is not installed. "
             "Run: pip install 'vitsplit[pascal-context]'"
         ) from error
-    path = Path(path)
+    advice = "Copy it again from its source."
     try:
-        label_HW = loadmat(path)["LabelMap"]
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file. Check the path.") from error
+        with open_regular(path, advice=advice) as file:
+            # The headers first: a compressed array is read whole, however large it becomes.
+            shape = next(shape for name, shape, _ in scipy_io.whosmat(file) if name == ARRAY)
+            if len(shape) != 2 or not 0 < math.prod(shape) <= MAX_PIXELS:
+                raise ValueError(f"{ARRAY} has the shape {shown(shape)}")
+            file.seek(0)
+            label_HW = scipy_io.loadmat(file, variable_names=[ARRAY])[ARRAY]
+        if label_HW.dtype.kind not in "uif" or not (label_HW.min() >= 0 and label_HW.max() <= LARGEST_LABEL):
+            raise ValueError(f"{ARRAY} holds other than the numbers 0 to {LARGEST_LABEL}")
+        return torch.from_numpy(label_HW.astype(np.int32))
+    except DataError:
+        raise
     except Exception as error:  # the reader raises whatever the broken bytes lead it to
         raise DataError(
-            f"{path}: not a label file of Pascal Context, or truncated ({error}). Copy it again from its source."
+            f"{path}: not a label file of Pascal Context, or truncated ({str(error)[:200]}). {advice}"
         ) from error
-    return torch.from_numpy(label_HW.astype(np.int32))

@@ -1,6 +1,7 @@
 import os
 import pickle
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 from depth_files import RNG, millimetres, write_map, write_set
 from PIL import Image
 
+from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
+from vitsplit.tasks.depth import data
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.data import TrainDepth, collate, keep_range, load_depth, unit_warning
+from vitsplit.tasks.depth.data import TrainDepth, collate, keep_range, load_depth, median_depth, unit_warning
 from vitsplit.tasks.depth.layouts import open_depth_set
 
 METRES = RNG.uniform(0.5, 9.0, (6, 8)).astype(np.float32)
@@ -154,3 +157,98 @@ def test_nyuv2():
     for index in range(0, 159, 40):
         depth = data.load(index).depth_HW
         assert depth.shape == (240, 320) and depth.min() > 0.7 and depth.max() <= 10.0001
+
+
+def npy(shape, dtype="<f4", data=b""):
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+BROKEN_NPY = {
+    "a terabyte": npy((2**19, 2**19)),
+    "too many pixels": npy((20_000, 20_000)),
+    "too long a side": npy((2**70, 1)),
+    "negative": npy((-2, -3), data=bytes(24)),
+    "cut": npy((6, 8), data=bytes(100)),
+    "empty": npy((0, 8)),
+    "no header": npy((6, 8))[:9],
+    "a long header": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"{" * 1000,
+    "objects": npy((1, 1), "|O", pickle.dumps(np.ones(1))),
+    "structures": npy((1, 1), [("a", "<f4"), ("b", "<f4")], bytes(8)),
+    "complex": npy((1, 1), "<c8", bytes(8)),
+    "text": npy((1, 1), "<U4", bytes(16)),
+    "truths": npy((1, 2), "|b1", bytes(2)),
+    "no dtype": npy((1, 1), "nonsense"),
+    "a program": b"\x93NUMPY\x01\x00\x40\x00"
+    + b"{'descr': __import__('os').getcwd(), 'fortran_order': 0, 'shape': (1,)}",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_NPY.values(), ids=BROKEN_NPY)
+def test_arrays_that_are_refused_without_being_read(tmp_path, content):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.npy") as caught:
+            load_depth(path, None)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000  # bytes
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_writer_of_arrays_above_writes_what_numpy_reads(tmp_path):
+    (tmp_path / "a.npy").write_bytes(npy(METRES.shape, data=METRES.tobytes()))
+    assert np.array_equal(load_depth(tmp_path / "a.npy", None), METRES)
+
+
+def test_archives_and_pipes_are_no_maps(tmp_path):
+    np.savez(tmp_path / "a.npz", METRES)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    os.mkfifo(tmp_path / "b.npy")
+    os.mkfifo(tmp_path / "c.png")
+    for name in ("a.npy", "b.npy", "c.png"):
+        with pytest.raises(DataError, match=name):
+            load_depth(tmp_path / name, None)
+
+
+def test_exr_files_that_are_refused(tmp_path):
+    save_exr(tmp_path / "a.exr", {"Z": METRES})
+    content = (tmp_path / "a.exr").read_bytes()
+    window = content.index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
+    huge = content[:window] + np.array([0, 0, 99_999, 99_999], "<i4").tobytes() + content[window + 16 :]
+    for broken in (huge, content[:-10], content[:100], b"", b"\x76\x2f\x31\x01" + b"\xff" * 200):
+        (tmp_path / "a.exr").write_bytes(broken)
+        with pytest.raises(DataError, match=r"a\.exr"):
+            load_depth(tmp_path / "a.exr", None)
+    (tmp_path / "a.exr").unlink()
+    os.mkfifo(tmp_path / "a.exr")
+    with pytest.raises(DataError, match=r"a\.exr"):
+        load_depth(tmp_path / "a.exr", None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_maps_are_turned_as_their_images_are(tmp_path, orientation, name):
+    """The map of an image that the camera turned: red is the depth in millimetres."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    depth = RNG.integers(1, 255, (5, 8), dtype=np.uint8)
+    Image.fromarray(depth.astype(np.uint16)).save(tmp_path / name, exif=exif)
+    Image.fromarray(np.stack([depth] * 3, -1)).save(tmp_path / "image.png", exif=exif)
+    expected = read_image(tmp_path / "image.png")[0].numpy() / np.float32(1000)
+    assert load_depth(tmp_path / name, 0.001).numpy() == pytest.approx(expected)
+    if orientation == 6:
+        assert np.array_equal(read_image(tmp_path / "image.png")[0], np.rot90(depth, -1))
+
+
+def test_the_median_of_a_large_map_is_of_some_of_it(monkeypatch):
+    depth = torch.from_numpy(RNG.uniform(0.5, 9.0, (300, 400)).astype(np.float32))
+    depth[::3] = 0.0
+    exact = float(np.median(depth[depth > 0]))
+    assert median_depth(depth) == pytest.approx(exact, rel=1e-4)
+    monkeypatch.setattr(data, "MEDIAN_PIXELS", 5000)
+    assert median_depth(depth) == pytest.approx(exact, rel=0.05)
+    assert median_depth(torch.zeros(300, 400)) is None

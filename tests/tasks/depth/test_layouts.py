@@ -1,4 +1,5 @@
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -120,3 +121,48 @@ def test_other_folders_and_names_are_refused(tmp_path):
     (tmp_path / "images/train/extra.png").write_bytes((tmp_path / "images/train/0.png").read_bytes())
     with pytest.raises(DataError, match=r"1 of 2 images .* have no label of the same name"):
         open_depth_set(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        '"1_0"',
+        '"0.001"',
+        "true",
+        "null",
+        "0",
+        "-0.001",
+        "1e-30",
+        "1e30",
+        "1e999",
+        "NaN",
+        "Infinity",
+        "[0.001]",
+        "9" * 5000,
+    ],
+)
+def test_the_scale_is_a_number_that_can_be_meant(tmp_path, scale):
+    write_set(tmp_path, [millimetres()])
+    for text in (f'{{"scale": {scale}}}', f'{{"scale": 0.001, "scale": {scale}}}'):
+        (tmp_path / "depth.json").write_text(text)
+        with pytest.raises(DataError, match=r"depth\.json") as caught:
+            open_depth_set(tmp_path, "train")
+        assert len(str(caught.value)) < 1000
+    (tmp_path / "depth.json").unlink()
+    os.mkfifo(tmp_path / "depth.json")
+    with pytest.raises(DataError, match=r"depth\.json"):
+        open_depth_set(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "a/../../outside.png", "//../outside.png", "a\x00.png", "x" * 2000])
+@pytest.mark.parametrize("file", ["nyu_train.txt", "kitti_eigen_train.txt"])
+def test_lists_stay_in_their_folder(tmp_path, name, file):
+    root = tmp_path / "data"
+    write_image(root / "a.png")
+    write_image(tmp_path / "outside.png")
+    for line in (f"{name} a.png 500", f"a.png {name} 500"):
+        listed(root, file, ["a.png a.png 500", line])
+        with pytest.raises(DataError, match=rf"{file}, line 2"):
+            open_depth_set(root, "train")
+    listed(root, file, ["a.png a.png 500", "/./a.png a.png 500"])
+    assert len(open_depth_set(root, "train")) == 2

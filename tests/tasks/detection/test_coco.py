@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import io
 import json
 import os
@@ -311,3 +312,74 @@ def test_real_sets_equal_the_official_tool(name, split):
             assert data.category_ids[sample.labels_N[n]] == entry["category_id"]
             if sample.masks_NHW is not None:
                 assert (sample.masks_NHW[n].numpy() == truth.annToMask(entry)).all()
+
+
+REFUSED = {
+    "category id": lambda content: content["categories"][0].update(id=1.7),
+    "category id true": lambda content: content["categories"][0].update(id=True),
+    "category id text": lambda content: content["categories"][0].update(id="3"),
+    "category name": lambda content: content["categories"][0].update(name=5),
+    "category": lambda content: content["categories"].append("cat"),
+    "300 categories": lambda content: content.update(categories=[{"id": k, "name": str(k)} for k in range(300)]),
+    "crowd text": lambda content: content["annotations"][0].update(iscrowd="0"),
+    "crowd 2": lambda content: content["annotations"][0].update(iscrowd=2),
+    "crowd true": lambda content: content["annotations"][0].update(iscrowd=True),
+    "area text": lambda content: content["annotations"][0].update(area="12"),
+    "area negative": lambda content: content["annotations"][0].update(area=-1),
+    "area infinite": lambda content: content["annotations"][0].update(area=1e308 * 10),
+    "area huge": lambda content: content["annotations"][0].update(area=10**400),
+    "box true": lambda content: content["annotations"][0].update(bbox=[1, 1, True, 9]),
+    "box huge": lambda content: content["annotations"][0].update(bbox=[1, 1, 10**400, 9]),
+    "box far": lambda content: content["annotations"][0].update(bbox=[1, 1, 1e308, 1e308]),
+    "box text": lambda content: content["annotations"][0].update(bbox=["1", "1", "9", "9"]),
+    "id huge": lambda content: content["annotations"][0].update(id=2**70),
+    "image id true": lambda content: content["images"][0].update(id=True),
+    "width 0": lambda content: content["images"][0].update(width=0),
+    "width negative": lambda content: content["images"][0].update(width=-60),
+    "a trillion pixels": lambda content: content["images"][0].update(width=10**6, height=10**6),
+    "outside": lambda content: content["images"][0].update(file_name="../secret.png"),
+    "absolute": lambda content: content["images"][0].update(file_name="/etc/passwd"),
+    "null character": lambda content: content["images"][0].update(file_name="a\x00.png"),
+    "long name": lambda content: content["images"][0].update(file_name="a" * 1000 + ".png"),
+    "polygon of text": lambda content: content["annotations"][0].update(segmentation=[["1", "1", "9", "1", "9", "9"]]),
+    "polygon of truths": lambda content: content["annotations"][0].update(segmentation=[[True] * 6]),
+    "polygon huge": lambda content: content["annotations"][0].update(segmentation=[[10**400] * 6]),
+    "polygon far": lambda content: content["annotations"][0].update(segmentation=[[1e9, 1e9, 1e9, 2e9, 3e9, 3e9]]),
+    "polygon long": lambda content: content["annotations"][0].update(segmentation=[[0, 0, 1e6, 1e6] * 20]),
+    "a false mask": lambda content: content["annotations"][0].update(segmentation=False),
+    "a text mask": lambda content: content["annotations"][0].update(segmentation="aa"),
+    "runs of floats": lambda content: content["annotations"][0].update(
+        segmentation={"size": [40, 60], "counts": [0.0, 2400.0]}
+    ),
+    "runs of another size": lambda content: content["annotations"][0].update(
+        segmentation={"size": [40.0, 60], "counts": [2400]}
+    ),
+    "runs huge": lambda content: content["annotations"][0].update(segmentation={"size": [40, 60], "counts": [10**400]}),
+    "an image that is none": lambda content: content["images"].append([1]),
+    "an annotation that is none": lambda content: content["annotations"].append(None),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
+def test_values_that_were_taken_for_others_are_refused(tmp_path, change):
+    content = copy.deepcopy(good())
+    write_coco(tmp_path, content)
+    assert len(open_detection_set(tmp_path, "train")) == 2
+    change(content)
+    file = write_coco(tmp_path, content, pictures=False)
+    said = message(tmp_path)
+    assert str(file) in said and len(said) < 2000
+
+
+def test_images_are_read_from_their_folder_alone(tmp_path):
+    """What a name leads out to exists and fits; a link in the folder may lead there."""
+    content = good()
+    content["images"][0]["file_name"] = "../../outside.png"
+    write_coco(tmp_path, content, pictures=False)
+    picture(tmp_path / "outside.png")
+    picture(tmp_path / "images" / "train" / "2.png")
+    assert "../../outside.png" in message(tmp_path)
+    content["images"][0]["file_name"] = "link.png"
+    write_coco(tmp_path, content, pictures=False)
+    (tmp_path / "images" / "train" / "link.png").symlink_to(tmp_path / "outside.png")
+    assert open_detection_set(tmp_path, "train").load(0).image_CHW.shape == (3, HEIGHT, WIDTH)

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -101,3 +103,56 @@ def test_missing_files(tmp_path):
     said = message(tmp_path)
     assert f"{tmp_path / 'ImageSets/Main/train.txt'}: missing images: 1 (JPEGImages/a.jpg)" in said
     assert "Also: missing annotation files (1)" in said
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+OBJECT = voc_object("dog", (1, 1, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENTITIES + "]><annotation><object><name>&i;</name></object></annotation>",
+        '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation></annotation>',
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/passwd">]><annotation><folder>&x;</folder></annotation>',
+        "<a>" * 100_000,
+        "<a>" * 60 + "</a>" * 60,
+        '<?xml version="1.0" encoding="no-such"?><annotation></annotation>',
+        "<annotation>\x00</annotation>",
+        "",
+        f"<annotation><size><width>6e1</width><height>40</height></size>{OBJECT}</annotation>",
+        f"<annotation><size><width>6_0</width><height>40</height></size>{OBJECT}</annotation>",
+        f"<annotation><size><width>{'9' * 5000}</width><height>40</height></size>{OBJECT}</annotation>",
+        f"<annotation><size><width>999999</width><height>999999</height></size>{OBJECT}</annotation>",
+        f"<annotation>{voc_object('dog', ('1_0', 1, 20, 9))}</annotation>",
+        f"<annotation>{voc_object('dog', ('nan', 1, 20, 9))}</annotation>",
+        f"<annotation>{voc_object('dog', (1, 1, '9' * 500, 9))}</annotation>",
+        f"<annotation>{voc_object('dog', (1, 1, 9, 9), 'maybe')}</annotation>",
+    ],
+    ids=range(16),
+)
+def test_annotations_that_are_refused(tmp_path, text):
+    write_voc(tmp_path, {"a": [OBJECT]})
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    begun = time.perf_counter()
+    said = message(tmp_path)
+    assert time.perf_counter() - begun < 5.0
+    assert str(tmp_path / "Annotations" / "a.xml") in said and len(said) < 1500
+
+
+def test_lists_and_annotations_stay_in_their_folder(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    write_voc(root, {"a": [voc_object("vest", (1, 1, 9, 9))]})
+    (tmp_path / "secret.xml").write_text(f"<annotation>{voc_object('secret', (1, 1, 9, 9))}</annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n../../secret\n")
+    said = message(root)
+    assert "vest" in said and '["vest"]' in said
+    (root / "classes.json").write_text('["vest"]')
+    assert "../../secret" in message(root)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    (root / "Annotations" / "a.xml").unlink()
+    os.mkfifo(root / "Annotations" / "a.xml")
+    assert "a.xml" in message(root)

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -150,3 +152,71 @@ def test_shares_are_of_the_image_as_the_camera_meant_it(tmp_path):
     sample = open_detection_set(tmp_path, "train").load(0)
     assert sample.image_CHW.shape == (3, WIDTH, HEIGHT)
     assert np.allclose(sample.boxes_N4, [[0, 0, HEIGHT / 2, WIDTH]])
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAUGHS + "names: *i\n",
+        LAUGHS + "names: [cat, dog]\n",
+        "x: &x [1]\nnames: [cat, dog]\n",
+        "names: [cat, dog]\nnames: [dog, cat]\n",
+        "names: {0: cat, 1: dog, 0: cow}\n",
+        "names: " + "[" * 100_000,
+        "names: [no, yes]\n",
+        "names: [1.5, dog]\n",
+        "names: [null, dog]\n",
+        "names: [[cat], dog]\n",
+        "names: {0: cat, true: dog}\n",
+        "names: [0x" + "f" * 9000 + "]\n",
+        "names: [" + "9" * 9000 + "]\n",
+        "names: [2001-99-99]\n",
+        "names: !!python/object/apply:os.system [echo]\n",
+        "names: !!binary [1]\n",
+        "names: [cat, dog\x00]\n",
+        "? [a]\n: b\nnames: {[a]: b}\n",
+        "names: [cat, dog] # " + "x" * 300_000,
+        "- cat\n- dog\n",
+        "",
+        "names: [cat, dog]\n---\nnames: [a]\n",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_is_refused(tmp_path, text):
+    write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
+    (tmp_path / "data.yaml").write_text(text)
+    begun = time.perf_counter()
+    said = message(tmp_path)
+    assert time.perf_counter() - begun < 5.0
+    assert str(tmp_path / "data.yaml") in said and len(said) < 1500
+
+
+@pytest.mark.parametrize("word", ["0_1", "0x1", "\u0660", "infinity", "1e999", "1e", "--1", "0,5"])
+def test_what_python_takes_for_a_number_is_none(tmp_path, word):
+    write_yolo(tmp_path, {"a": [f"0 0.5 0.5 0.5 {word}"]})
+    said = message(tmp_path)
+    assert str(tmp_path / "labels/train/a.txt") in said and "line 1" in said
+
+
+def test_numbers_in_every_spelling(tmp_path):
+    write_yolo(tmp_path, {"a": ["1.0 +.5 5e-1 0.50 50.0E-2"]})
+    sample = open_detection_set(tmp_path, "train").load(0)
+    assert sample.boxes_N4.tolist() == [[15, 10, 45, 30]] and sample.labels_N.tolist() == [1]
+
+
+def test_label_files_that_cannot_be_read(tmp_path):
+    write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
+    path = tmp_path / "labels/train/a.txt"
+    path.write_bytes(b"\xff\xfe0")
+    assert str(path) in message(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert str(path) in message(tmp_path)
+    path.unlink()
+    path.write_text("0 " + "0.5 " * 100_000)
+    assert len(message(tmp_path)) < 1000

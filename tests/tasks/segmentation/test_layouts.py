@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitsplit.data import images
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.segmentation.data import LabelRangeError
 from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
@@ -177,3 +179,64 @@ def test_unknown_names(tmp_path):
     picture(tmp_path / "images" / "a.jpg")
     with pytest.raises(ConfigError, match="'dev'"):
         open_segmentation_set(tmp_path, "dev")
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\x00b", "n" * 2000])
+def test_the_list_of_pascal_context_stays_in_its_folder(tmp_path, name):
+    path = pascal(tmp_path, "SegmentationContext")
+    save(tmp_path / "VOC2010" / "SegmentationClassContext" / "2008_000003.png", np.array([[0, 1, 59, 255]], np.uint8))
+    assert len(open_segmentation_set(tmp_path, "val")) == 1
+    path.write_text(f"2008_000003\n{name}\n")
+    said = message(tmp_path, "val")
+    assert f"{path}, line 2" in said and len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    "line", ["x: accordion", "-1: accordion", "1_0: accordion", f"{'9' * 5000}: accordion", "accordion:x"]
+)
+def test_labels_of_pascal_context_that_are_no_numbers(tmp_path, line):
+    published_pascal(tmp_path)
+    labels = tmp_path / "labels.txt"
+    labels.write_text(f"{labels.read_text()}\n{line}\n")
+    assert f"{labels}, line" in message(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "label", [np.ones((2, 3, 4)), np.full((2, 3), -1), np.full((2, 3), np.nan), np.full((2, 3), 7e4)]
+)
+def test_arrays_in_matlab_files_that_are_no_labels(tmp_path, label):
+    io = pytest.importorskip("scipy.io")
+    published_pascal(tmp_path)
+    path = tmp_path / "trainval" / "2008_000003.mat"
+    io.savemat(path, {"LabelMap": label})
+    with pytest.raises(DataError, match=r"2008_000003\.mat"):
+        open_segmentation_set(tmp_path, "val").load(0)
+    io.savemat(path, {"LabelMap": np.zeros((10_000, 10_000), np.uint8)}, do_compression=True)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(DataError, match="10000"):
+        open_segmentation_set(tmp_path, "val").load(0)
+
+
+def test_suggestions_are_short(tmp_path):
+    """Masks of 16 bits that hold something else, such as depth, ask for no list of classes."""
+    picture(tmp_path / "images" / "train" / "a.jpg", 200, 300)
+    save(tmp_path / "masks" / "train" / "a.png", np.arange(60_000, dtype=np.uint16).reshape(200, 300))
+    said = message(tmp_path, "train")
+    assert "a.png" in said and "255" in said and len(said) < 1000
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    with pytest.raises(LabelRangeError, match=r"value 2 \(1 pixels\), 3 \(1 pixels\)") as caught:
+        open_segmentation_set(tmp_path, "train").load(0)
+    assert len(str(caught.value)) < 1000
+
+
+def test_values_out_of_range_are_counted_over_the_whole_mask(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 9, (30, 40)).astype(np.uint16) * 1000
+    picture(tmp_path / "images" / "train" / "a.jpg", 30, 40)
+    save(tmp_path / "masks" / "train" / "a.png", values)
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["a"], "labels": {"0": "a", "3000": "ignore"}}))
+    said = ", ".join(f"{value} ({(values == value).sum()} pixels)" for value in (1000, 2000, 4000, 5000, 6000))
+    for pixels in (1, 100, 10**6):
+        monkeypatch.setattr(images, "BLOCK_PIXELS", pixels)
+        with pytest.raises(LabelRangeError) as caught:
+            open_segmentation_set(tmp_path, "train").load(0)
+        assert f"value {said} and 2 more" in str(caught.value)

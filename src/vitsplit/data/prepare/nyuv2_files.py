@@ -140,8 +140,11 @@ def read_mapping(path: Path, raw_names: int) -> RawClasses:
         DataError: scipy is not installed, or the file is missing, another one, or maps another number of labels.
     """
     classes_S, class_names = _load_arrays(path, "mapClass", "className")
-    names = [str(np.ravel(name)[0]) for name in class_names.ravel()]
-    classes_S = classes_S.ravel().astype(np.int64)
+    try:
+        names = [str(np.ravel(name)[0]) for name in class_names.ravel()]
+        classes_S = classes_S.ravel().astype(np.int64)
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"{path}: its arrays are no names and numbers of classes. {_PUBLISHED}.") from error
     if len(classes_S) != raw_names:
         raise DataError(
             f"{path}: maps {len(classes_S)} raw labels, but the file of images names {raw_names}. "
@@ -170,7 +173,11 @@ def read_split(path: Path, images: int) -> tuple[list[int], list[int]]:
     Raises:
         DataError: scipy is not installed, or the file is missing, another one, or divides another number of images.
     """
-    train, test = (sorted(int(k) - 1 for k in array.ravel()) for array in _load_arrays(path, "trainNdxs", "testNdxs"))
+    arrays = _load_arrays(path, "trainNdxs", "testNdxs")
+    try:
+        train, test = (sorted(int(k) - 1 for k in array.ravel()) for array in arrays)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path}: its arrays are no numbers of images. {_PUBLISHED}: splits.mat.") from error
     if sorted(train + test) != list(range(images)):
         raise DataError(
             f"{path}: its {len(train)} training and {len(test)} test images are not the {images} images of the file, "

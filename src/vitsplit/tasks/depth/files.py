@@ -20,6 +20,8 @@ DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy", ".exr"})
 """Files that are taken for depth maps."""
 _NPY = b"\x93NUMPY"
 """What a file of one array begins with."""
+_LONGEST_HEADER = 10_000
+"""Bytes: what numpy itself reads at most of a file of a stranger."""
 
 
 def read_values(path: Path) -> np.ndarray:
@@ -46,8 +48,13 @@ def _read_picture(path: Path) -> np.ndarray:
 def _read_npy(path: Path) -> np.ndarray:
     advice = "Save it with numpy.save, as an array of numbers."
     with open_regular(path, advice=advice) as file:
-        if not file.read(len(_NPY)) == _NPY:  # numpy would take a ZIP file or a pickle too
+        start = file.read(12)
+        if not start.startswith(_NPY):  # numpy would take a ZIP file or a pickle too
             raise DataError(f"{path}: not a file of one array of numpy. {advice}")
+        # Two bytes in the format's first version, then four; numpy makes room for what they say.
+        length = int.from_bytes(start[8:10] if start[6:7] == b"\x01" else start[8:12], "little")
+        if length > _LONGEST_HEADER:
+            raise DataError(f"{path}: its header claims {length} bytes. {advice}")
     try:
         # The header alone: what it says may be more than the file holds, and is then refused.
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
