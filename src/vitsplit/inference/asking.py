@@ -98,9 +98,9 @@ def _check_known(card: Card, folder: Path) -> None:
     name = card.config.task.language_model
     if name not in {*PACKAGES, *WIDTHS}:
         raise WeightsError(
-            f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know. A bundle does "
-            "not decide what is opened or downloaded: give its folder, --language-weights PATH (language_weights=PATH), "
-            "or its name to have it from the hub, --language-model NAME (language_model=NAME)."
+            f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know. A bundle "
+            "does not decide what is opened or downloaded: give its folder, --language-weights PATH "
+            "(language_weights=PATH), or its name to have it from the hub, --language-model NAME (language_model=NAME)."
         )
 
 
