@@ -915,6 +915,8 @@ def accept_log(_: Any, broken: Broken) -> bool:
     return isinstance(files, list) and all(is_name(name) for name in files)
 
 
+BUNDLE = ("head.safetensors", "case")
+"""What an error may name in place of a card: the weights that do not fit it, or the folder of both."""
 AREAS = (
     Area("classes", 120, build_classes, spoil_json("classes.json"), read_classes,
          lambda _, broken: broken.content is not NotImplemented and classes_rule(broken.content)),
@@ -922,16 +924,17 @@ AREAS = (
          lambda _, broken: broken.content is not NotImplemented and scale_rule(broken.content)),
     Area("coco", 200, build_coco, spoil_json("annotations/train.json"), read_detection, accept_coco, ("train.json",)),
     Area("yolo", 80, build_yolo, spoil_yolo, read_detection, accept_yolo, ("data.yaml", "labels", "classes.json")),
-    Area("voc", 80, build_voc, spoil_voc, read_detection, accept_voc, ("Annotations", "train.txt", "a.xml", "b.xml")),
+    Area("voc", 80, build_voc, spoil_voc, read_detection, accept_voc,
+         ("Annotations", "train.txt", "a.xml", "b.xml", "classes.json")),
     Area("depth lists", 40, build_list, spoil_list, read_depth_list, accept_list),
     Area("questions", 80, build_questions, spoil_questions, read_questions, accept_questions),
     Area("conversations", 80, build_llava, spoil_json("train.json"), read_questions, accept_llava),
     Area("images", 120, build_images, spoil_image, read_images, accept_image),
     Area("masks", 60, build_masks, spoil_masks, read_masks, accept_masks),
     Area("depth maps", 60, build_depth_maps, spoil_depth_map, read_depth_maps, accept_depth_map),
-    Area("segmentation cards", 60, build_bundle("segmentation"), spoil_json("head.json"), read_bundle, accept_bundle),
-    Area("depth cards", 40, build_bundle("depth"), spoil_json("head.json"), read_bundle, accept_bundle),
-    Area("detection cards", 40, build_bundle("detection"), spoil_json("head.json"), read_bundle, accept_bundle),
+    Area("segmentation cards", 60, build_bundle("segmentation"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
+    Area("depth cards", 40, build_bundle("depth"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
+    Area("detection cards", 40, build_bundle("detection"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
     Area("weights", 60, build_bundle("segmentation"), spoil_weights, read_bundle, accept_weights),
     Area("settings", 80, build_settings, spoil_json("config.json"), read_settings, accept_settings),
     Area("states of runs", 80, build_state, spoil_json("state.json"), read_run_state, accept_state, ("checkpoint",)),

@@ -5,6 +5,7 @@ is printed with its area and seed; ``make fuzz CASE="coco 17"`` repeats one.
 """
 
 import argparse
+import logging
 import multiprocessing
 import resource
 import secrets
@@ -32,6 +33,7 @@ GRACE_SECONDS = 20
 def child(channel: Connection, start: int) -> None:
     """Judges one seed after the other, and says before each which it is."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
+    logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory() as folder, ringing():
         seed = start

@@ -19,7 +19,7 @@ from vitsplit.data.classes import MAX_CLASSES, ClassList
 from vitsplit.data.folders import first, index_files
 from vitsplit.data.images import IMAGE_SUFFIXES, image_size
 from vitsplit.errors import DataError
-from vitsplit.files import SMALL_FILE, read_bytes, read_text, shown
+from vitsplit.files import LONGEST_NAME, SMALL_FILE, read_bytes, read_text, shown
 from vitsplit.tasks.detection.annotations import (
     BROKEN_ENTRY,
     MISSING_IMAGE,
@@ -203,6 +203,9 @@ def _missing_classes(root: Path, files: list[Path]) -> str:
             found.update(entry.findtext("name", "").strip() for entry in read_xml(file).iter("object"))
         except ValueError:  # reported by name once there is a list of classes
             continue
+    longest = max(map(len, found), default=0)
+    if longest > LONGEST_NAME:
+        return f"{root / 'Annotations'}: a name of an object has {longest} characters. Correct the file."
     if len(found) > MAX_CLASSES:
         return f"{root / 'Annotations'}: more than {MAX_CLASSES} names of objects ({first(sorted(found))}): too many."
     return (
