@@ -1,8 +1,11 @@
 import json
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from rich.console import Console
 from vitsplit.cli.main import main
 from vitsplit.data import check
 from vitsplit.data.check import ITEMS_PER_PROCESS, check_data, map_files
+from vitsplit.data.check_segmentation import inspect_pair
+from vitsplit.data.classes import read_classes
 from vitsplit.data.show import SHOWN, show_report
 from vitsplit.errors import ConfigError, DataError
 
@@ -228,3 +233,68 @@ def test_real_sets(name, train, val, classes):
     assert report.errors == []
     assert {split: data.images for split, data in report.splits.items()} == {"train": train, "val": val}
     assert all(len(data.classes) == classes for data in report.splits.values())
+
+
+def header_of_png(path, width, height):
+    """A PNG that ends where its pixels begin."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    end = struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 1000) + b"IDAT"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + end)
+
+
+def test_too_large_an_image_is_told_from_its_header(root):
+    header_of_png(root / "images" / "train" / "0.png", 13_300, 13_300)
+    assert "too large" in only_error(root, "unreadable image").message
+
+
+def test_a_pipe_is_an_error_and_not_waited_for(root):
+    for kind in ("images", "masks"):
+        (root / kind / "train" / "0.png").unlink()
+        os.mkfifo(root / kind / "train" / "0.png")
+    report = check_data(root, "segmentation", workers=1)
+    assert sorted(finding.kind for finding in report.errors) == ["unreadable image", "unreadable mask"]
+
+
+def test_large_pairs_are_read_in_little_memory(root):
+    """What numpy allocates for 9 million pixels: the mask (a byte each), and copies of some rows. Without Pillow's own."""
+    white = np.full((3000, 3000, 3), 255, np.uint8)
+    write(root, "train", "large", white, np.ones((3000, 3000), np.uint8))
+    item = (root / "images/train/large.png", root / "masks/train/large.png")
+    labels = read_classes(root / "classes.json")
+    tracemalloc.start()
+    try:
+        pair = inspect_pair(item, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pair.pixels == {1: 9_000_000} and pair.image.size == (3000, 3000) and not pair.findings
+    assert peak < 4 * 9_000_000  # the whole image as an array takes 27 million more, its counting 72 million
+
+
+def test_equal_pixels_are_found_in_whatever_file_they_are(root):
+    """The same picture as PNG, as TIFF turned by EXIF, and as a palette; another of the same bytes in another shape."""
+    pixels = RNG.integers(0, 4, (8, 10, 1), dtype=np.uint8).repeat(3, 2) * 60
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    at = root / "images" / "train"
+    Image.fromarray(pixels).save(at / "0.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(at / "1.png", exif=exif)
+    Image.fromarray(pixels).convert("P", palette=Image.Palette.ADAPTIVE).save(at / "2.png")
+    Image.fromarray(pixels.reshape(10, 8, 3)).save(at / "3.png")
+    facts = [check.inspect_image(at / f"{k}.png")[0] for k in range(4)]
+    assert facts[0].digest == facts[1].digest == facts[2].digest != facts[3].digest
+    assert [fact.kind for fact in facts] == ["RGB", "RGB, turned by EXIF", "palette", "RGB"]
+
+
+def test_names_that_no_terminal_can_show(root, capsys):
+    for name in ("a\udcff", "b\x1b[31m"):
+        write(root, "train", name)
+        (root / "images" / "train" / f"{name}.png").write_bytes(b"broken")
+    report = check_data(root, "segmentation", workers=1)
+    assert len(report.errors) == 2
+    assert main(["data", "check", str(root), "--workers", "1"]) == 1
+    said = capsys.readouterr().out
+    said.encode()
+    assert "\x1b[31m" not in said and "b\\x1b" in said
+    assert main(["data", "check", str(root), "--workers", "1", "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 2
