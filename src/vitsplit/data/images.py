@@ -5,6 +5,7 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -201,21 +202,44 @@ def open_image(path: str | Path, *, any_size: bool = False) -> Iterator[Image.Im
         DataError: Whatever goes wrong here or in the block: the file is missing, not a regular one, empty, truncated,
             not of ``PILLOW_FORMATS``, or too large.
     """
-    with _decoding(path), open_regular(path, advice="Give an image file.") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise DataError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
-        if size > MAX_IMAGE_BYTES and not any_size:
-            raise DataError(_too_large(path, f"{size / 1e6:.0f} MB, and at most {MAX_IMAGE_BYTES / 1e6:.0f} MB are"))
-        # Of WebP, Pillow reads the whole file to know its size.
-        formats = [name for name in PILLOW_FORMATS if name != "WEBP" or size <= MAX_IMAGE_BYTES]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
-            image = Image.open(file, formats=formats)
-        with image:
-            if not any_size:
-                _require_size(image, file, path)
-            yield image
+    with (
+        _decoding(path),
+        open_regular(path, advice="Give an image file.") as file,
+        _open(file, os.fstat(file.fileno()).st_size, path, any_size=any_size) as image,
+    ):
+        yield image
+
+
+def decode_bytes(content: bytes, name: str) -> Image.Image:
+    """As ``decode_image``, of an image that another file carries.
+
+    Args:
+        content: The encoded image.
+        name: What to call it in an error.
+
+    Raises:
+        DataError: As ``open_image``.
+    """
+    with _decoding(name), _open(io.BytesIO(content), len(content), name, any_size=False) as image:
+        image.load()
+        return _upright(image)
+
+
+@contextmanager
+def _open(file: BinaryIO, size: int, name: str | Path, *, any_size: bool) -> Iterator[Image.Image]:
+    if size == 0:
+        raise DataError(f"{name}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
+    if size > MAX_IMAGE_BYTES and not any_size:
+        raise DataError(_too_large(name, f"{size / 1e6:.0f} MB, and at most {MAX_IMAGE_BYTES / 1e6:.0f} MB are"))
+    # Of WebP, Pillow reads the whole file to know its size.
+    formats = [each for each in PILLOW_FORMATS if each != "WEBP" or size <= MAX_IMAGE_BYTES]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
+        image = Image.open(file, formats=formats)
+    with image:
+        if not any_size:
+            _require_size(image, file, name)
+        yield image
 
 
 @contextmanager

@@ -6,6 +6,7 @@ follow from its 55.2 M parameters, and the small one is set likewise, as in the 
 
 The release differs in all of these recipes; each difference is a flag:
 
+- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
 - it trains with 8 images per iteration: ``--batch-size 8``;
 - the small and the base model read the last layers, against the paper's text: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.

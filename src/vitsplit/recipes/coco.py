@@ -10,7 +10,8 @@ rounded, matches and mask targets as there.
 
 The release differs in all of these recipes; each difference is a flag:
 
-- it resamples the positions along the raster order: ``--patch-resample release``;
+- it resamples the positions along the raster order, and from there to an image's grid by DINOv2's own rule:
+  ``--patch-resample release --position-resample release``;
 - it truncates in Eq. 2, which changes layers of the base and the large model: ``--rounding int``.
 
 What is left of differences is no flag: training images without objects are trained on (the release leaves out 1,021);

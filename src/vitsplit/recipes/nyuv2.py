@@ -8,6 +8,7 @@ Eigen's pixels between 1 mm and 10 m.
 
 The release differs in these recipes; each difference is a flag:
 
+- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
 - it trains with 2 images per iteration, the large model with 4: ``--batch-size 2``;
 - it trains the small model at 5e-4 with a polynomial decay: ``--lr 5e-4 --schedule poly --warmup-steps 3200``;
 - in the others its one-cycle hook (mmcv's) sets one peak for all groups, so that the tenth for the task head is in the

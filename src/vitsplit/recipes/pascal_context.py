@@ -6,6 +6,7 @@ parameters.
 
 The release differs in both recipes; each difference is a flag:
 
+- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
 - it reads the last layers, where Table 10 has b = 2: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.
 

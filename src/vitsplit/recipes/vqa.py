@@ -6,6 +6,7 @@ Two stages: ``align`` trains the connector alone, ``instruct`` the language mode
 Paper: "the same hyperparameter settings as the original LLaVA-1.5" (Appendix A.3): 558 K captions at 1e-3, 256 a step;
 665 K conversations at 2e-5, 128 a step; one epoch each, cosine decay after 3 % of warm-up, no weight decay, bf16; K_t =
 K_p = 1, from the last block (Table 10: b = 23). Its 512 x 512 pixels are taken for a slip: the release has 336.
+As in LLaVA, a sequence has at most 2048 tokens with its image's 576, and the cosine begins where the warm-up ends.
 Release: 5e-4 in the first stage and 256 a step in the second; and another head, ``--connector vitsplit-release``.
 """
 

@@ -1,6 +1,7 @@
 """Files of questions and of conversations: what is read, and that nothing bad gets in unseen."""
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -89,6 +90,11 @@ def test_a_line_may_hold_what_looks_like_the_end_of_one(data):
     ([1, 2], "broken lines"),
     ("text", "broken lines"),
     (7, "broken lines"),
+    (GOOD | {"question": True}, "broken lines"),
+    (GOOD | {"answer": ["a"]}, "broken lines"),
+    (GOOD | {"answer": float("nan")}, "broken lines"),
+    (GOOD | {"question": "x" * (2 << 20)}, "broken lines"),
+    (GOOD | {"image": "x" * 900}, "no such image"),
 ])  # fmt: skip
 def test_a_bad_line_is_counted_and_named_and_refused_or_left_out(data, row, kind, caplog):
     file = lines(data, [GOOD, row, GOOD | {"image": "b.png"}])
@@ -108,6 +114,44 @@ def test_a_line_that_is_not_json_is_named(data):
     file.write_text(json.dumps(GOOD) + "\n\n{broken\n")
     (problem,) = read(file).problems
     assert problem.kind == "broken lines" and problem.where.startswith("train.jsonl:3")
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "{" + '"a": 1,' * 2 + '"a": 1}', '{"question": "\\ud800"}', "9" * 9999]
+)
+def test_lines_that_python_s_reader_stumbles_over_are_broken_ones(data, line):
+    file = data / "train.jsonl"
+    file.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    (problem,) = read(file).problems
+    assert problem.kind == "broken lines" and problem.where.startswith("train.jsonl:2")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/", "b/../../secret.png", 7, True, ["a.png"], "a\nb.png"])
+@pytest.mark.parametrize("write", [lines, talks])
+def test_images_lie_in_their_folder_unless_that_is_asked_for(tmp_path, name, write):
+    data = tmp_path / "set"
+    (data / "images" / "b").mkdir(parents=True)
+    for path in (tmp_path / "secret.png", data / "secret.png", data / "images" / "a.png"):
+        Image.new("RGB", (8, 6)).save(path)
+    name = str(tmp_path / "secret.png") if name == "/" else name
+    rows = [{"image": name, "question": "what?", "answer": "a", "conversations": TALK}]
+    file = write(data, rows)
+    found = read(file)
+    assert not found.samples and "--allow-outside" in found.problems[0].kind
+    allowed = read(file, allow_outside=True)
+    is_there = isinstance(name, str) and name.endswith("secret.png")
+    assert len(allowed.samples) == is_there
+    if is_there:
+        assert allowed.samples[0].image.resolve() in (tmp_path / "secret.png", data / "secret.png")
+
+
+def test_pipes_are_not_waited_for(data):
+    os.mkfifo(data / "train.jsonl")
+    for name in ("train.jsonl", "train.json"):
+        if not (data / name).exists():
+            os.mkfifo(data / name)
+        with pytest.raises(DataError, match="not a regular file"):
+            read(data / name)
 
 
 def test_kinds_of_problems_are_counted_apart(data):
@@ -161,7 +205,7 @@ def test_a_bad_conversation_is_counted_and_named_and_refused_or_left_out(data, e
     assert "train.json[1]" in caplog.text
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "not JSON"), ("{}", "not a list")])
+@pytest.mark.parametrize(("content", "said"), [("{", "not valid JSON"), ("{}", "not a list")])
 def test_a_file_that_is_no_list_of_conversations(data, content, said):
     (data / "train.json").write_text(content)
     with pytest.raises(DataError, match=rf"train\.json: {said}.*--format questions"):

@@ -280,15 +280,24 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
         _check_flash_attention(config)
         options["dtype"] = torch.bfloat16
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             local_files_only=True,
             trust_remote_code=False,
             attn_implementation=config.attention,
+            output_loading_info=True,
             **options,
         )
     except Exception as error:  # whatever a broken folder makes of transformers
         raise WeightsError(f"{source.folder}: the language model cannot be read ({_reason(error)}).") from error
+    model, report = loaded
+    # transformers would leave these as they were drawn, and warn.
+    missing = sorted(report["missing_keys"]) + sorted(str(each) for each in report["mismatched_keys"])
+    if missing:
+        raise WeightsError(
+            f"{source.folder}: the language model cannot be read: its files lack {len(missing)} of the tensors that "
+            f"its config.json names, such as {missing[0]}. Download it again."
+        )
     width = model.get_input_embeddings().embedding_dim
     if width != config.language_width:
         raise ConfigError(f"{source.name} is {width} wide: give --language-width {width}.")

@@ -158,7 +158,7 @@ def _find(data: Path, split: str, config: VqaConfig) -> tuple[Path, bool]:
     if not data.is_dir():
         raise DataError(f"{data}: there is no such folder or file. Check the path.")
     if named is not None:
-        if not (data / named).is_file():
+        if not is_file(data / named):
             raise DataError(f"{data / named}: there is no such file. Check --{split}-file.")
         return data / named, True
     files = sorted(path for path in data.iterdir() if path.suffix in (".json", ".jsonl"))
@@ -269,6 +269,14 @@ def _llava_sample(entry: Any, where: str, images: _Images) -> Sample | Problem:
     return Sample(image, (turns,), where)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False also for a name that no file can have, to which the system says more."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 class _Images:
     """Where the images of a split are."""
 
@@ -288,9 +296,7 @@ class _Images:
             text = string(name, f"{where}: the image", advice="")
             if text and not self.allow_outside:
                 inside(self.folders[0], text, where, advice="")
-            found = next((folder / text for folder in self.folders if (folder / text).is_file()), None)
         except DataError as error:
             return Problem("images outside the image folder (--allow-outside reads them)", str(error))
-        except (OSError, ValueError) as error:  # a name that no file can have
-            return Problem("no such image", f"{where}: {shown(text)} ({type(error).__name__})")
+        found = next((folder / text for folder in self.folders if is_file(folder / text)), None)
         return found if found is not None else Problem("no such image", f"{where}: {shown(text)}")

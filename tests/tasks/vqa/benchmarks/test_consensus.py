@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from vitsplit.tasks.vqa.benchmarks.consensus import CONTRACTIONS, clean, clean_as_server, consensus
+from vitsplit.tasks.vqa.benchmarks.consensus import CONTRACTIONS, clean, clean_as_server, clean_truths, consensus
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,30 @@ def test_agreement_is_the_mean_over_all_sets_of_nine() -> None:
     for answer in ("dog", "cat", "bird", "fish"):
         nines = [min(1, nine.count(answer) / 3) for nine in itertools.combinations(truths, 9)]
         assert consensus(answer, truths) == pytest.approx(sum(nines) / 10)
+
+
+def official(answer: str, truths: list[str]) -> float:
+    """The loop of VQA's ``vqaEval.py`` over one question; people's answers are cleaned where they are not all equal."""
+    truths = [truth.replace("\n", " ").replace("\t", " ").strip() for truth in truths]
+    if len(set(truths)) > 1:
+        truths = [clean(truth) for truth in truths]
+    accuracies = []
+    for left_out in range(len(truths)):
+        others = truths[:left_out] + truths[left_out + 1 :]
+        accuracies.append(min(1, len([truth for truth in others if truth == clean(answer)]) / 3))
+    return sum(accuracies) / len(accuracies)
+
+
+@pytest.mark.parametrize(
+    ("truths", "expected"),
+    [
+        (["The dog"] * 10, 0.0),  # all equal: not cleaned, and no cleaned answer matches
+        (["The dog"] * 9 + ["cat"], 1.0),
+        (["dog"] * 10, 1.0),
+        ([" dog\n"] * 10, 1.0),
+        (["A dog.", "dog!", "the dog"] + ["cat"] * 7, 0.9),
+    ],
+)
+def test_people_s_answers_are_cleaned_where_they_differ(truths: list[str], expected: float) -> None:
+    assert consensus(clean("Dog"), clean_truths(truths)) == pytest.approx(official("Dog", truths))
+    assert official("Dog", truths) == pytest.approx(expected)

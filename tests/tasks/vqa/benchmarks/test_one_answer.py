@@ -42,22 +42,29 @@ def test_gqa(put: Put, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "letter"),
+    ("answer", "strict", "lenient"),
     [
-        ("B", "B"),
-        (" B\n", None),  # the line break becomes ". ", as in LLaVA's script
-        ("B. A dog", "B"),
-        ("B\nbecause", "B"),
-        ("B.", None),  # no space after the period: LLaVA's script does not see it
-        ("I think. The answer is C.", "C"),
-        ("The answer is C because", "C"),
-        ("The answer is", None),
-        ("D", None),  # there are three options
-        ("a dog", None),
+        ("B", "B", "B"),
+        ("B. A dog", "B", "B"),
+        ("B. ", "B", "B"),
+        ("B.", None, None),  # no space after the period
+        ("I think. The answer is C.", "C", "C"),
+        ("The answer is C because", "C", "C"),  # any character ends it
+        ("The answer is C", None, "C"),
+        ("The answer is A. No: The answer is C.", None, "A"),
+        ("The answer is Z. Or: The answer is C.", None, "C"),  # strictly, any capital letter is one
+        (" B ", None, "B"),
+        ("B\nbecause", None, "B"),
+        (" B\n", None, None),
+        ("The answer is", None, None),
+        ("D", None, None),  # there are three options
+        ("D. a dog", None, None),
+        ("a dog", None, None),
+        ("", None, None),
     ],
 )
-def test_letters_are_read_as_llava_reads_them(answer: str, letter: str | None) -> None:
-    assert read_letter(answer, 3) == letter
+def test_letters_are_read_as_llava_reads_them(answer: str, strict: str | None, lenient: str | None) -> None:
+    assert (read_letter(answer, 3), read_letter(answer, 3, lenient=True)) == (strict, lenient)
 
 
 @pytest.fixture
@@ -85,6 +92,13 @@ def test_scienceqa(science: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     (file,) = benchmark.write(answers, tmp_path, "m")
     assert json.loads(file.read_text())["results"] == {"5": 1, "6": 0, "8": -1}
+    hesitant = {"5": " B ", "6": "The answer is A", "8": "A"}
+    assert benchmark.measure(hesitant) | {"img_accuracy": 0} == {
+        "accuracy": pytest.approx(1 / 3), "img_accuracy": 0, "unread": pytest.approx(2 / 3)
+    }  # fmt: skip
+    lenient = open_benchmark("scienceqa-lenient", science)
+    assert lenient.name == "scienceqa-lenient" and lenient.measure(hesitant)["accuracy"] == 1
+    assert open_benchmark("scienceqa-img-lenient", science).measure(hesitant)["img_accuracy"] == 1
     with_images = open_benchmark("scienceqa-img", science)
     assert [question.id for question in with_images.questions()] == ["5", "8"]
     assert with_images.measure({"5": "B", "8": "A"})["img_accuracy"] == 1

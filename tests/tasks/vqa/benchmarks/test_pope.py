@@ -101,7 +101,7 @@ def test_what_is_refused(pope: Path, put: Put) -> None:
         with pytest.raises(DataError, match=said):
             open_benchmark("pope", pope)
     file.write_text("{'a'}\n")
-    with pytest.raises(DataError, match=r"popular.json: line 1 is no JSON"):
+    with pytest.raises(DataError, match=r"popular.json: line 1: not valid JSON"):
         open_benchmark("pope", pope)
     file.unlink()
     with pytest.raises(DataError, match="no file of popular there"):

@@ -103,7 +103,7 @@ def test_answers_of_other_makers_are_not_taken(table_bundle: Any, tmp_path: Path
         run_benchmark(table_bundle(TABLE), changed, tmp_path, made_by={"bundle": "abc"})
     file = tmp_path / "answers.jsonl"
     file.write_text(file.read_text().replace('{"id": "c"', '{"id": "c'))
-    with pytest.raises(RunError, match="line 3 is damaged"):
+    with pytest.raises(RunError, match=r"line 3: not valid JSON.*asked again"):
         run_benchmark(table_bundle(TABLE), Plain(QUESTIONS), tmp_path, made_by={"bundle": "abc"})
 
 
@@ -127,7 +127,7 @@ def test_images_that_a_table_carries_and_questions_without_one(
     (image,) = bundle.looked
     assert (image.size, image.getpixel((0, 0))) == ((5, 3), (9, 8, 7))
     assert [len(group) for group in asked] == [8, 1]
-    with pytest.raises(DataError, match="question z: its image cannot be read"):
+    with pytest.raises(DataError, match="the image of question z: "):
         run_benchmark(bundle, Plain((BenchmarkQuestion("z", b"no image", "?"),)), tmp_path / "other")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vitsplit.data.folders import first
 from vitsplit.errors import DataError
 from vitsplit.files import LARGE_FILE, inside, read_json, read_json_lines, shown, string, whole_number
+from vitsplit.tasks.vqa.samples import is_file
 
 FETCH, OFFICIAL = "Fetch the file again.", "Give the official file, or mend the entry."
 LONGEST_TEXT = 1 << 20
@@ -181,8 +182,8 @@ def find_images(names: Mapping[str, str], root: Path, folders: Sequence[str], fi
     for where, name in names.items():
         inside(there[0], name, f"{file}: the image of question {where}")
     sample = next(iter(names.values()), "")
-    folder = next((folder for folder in there if (folder / sample).is_file()), there[0])
-    exists = {name: (folder / name).is_file() for name in set(names.values())}
+    folder = next((folder for folder in there if is_file(folder / sample)), there[0])
+    exists = {name: is_file(folder / name) for name in set(names.values())}
     missing = [(name, where) for where, name in names.items() if not exists[name]]
     if missing:
         name, where = missing[0]

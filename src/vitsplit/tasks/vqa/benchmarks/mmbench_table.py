@@ -98,7 +98,7 @@ def _row(cells: dict[str, str], encoded: Mapping[str, str], file: Path) -> MmBen
             break
         options.append(option)
     answer = _cell(cells, "answer")
-    if len(options) < 2 or (answer and answer not in LETTERS[: len(options)]):
+    if len(options) < 2 or (answer and answer not in tuple(LETTERS[: len(options)])):
         raise DataError(
             f"{file}: row {index} has {len(options)} options and the answer {shown(answer)}. Fetch it again."
         )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from vitsplit.errors import DataError, RunError
+from vitsplit.data.images import decode_bytes
+from vitsplit.errors import RunError
 from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
 from vitsplit.training.atomic import write_text
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
 ANSWERS = "answers.jsonl"
 LONGEST_ANSWER = 1 << 22
 """Characters of a prompt or an answer that is read again."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-"""Formats of images that a benchmark carries."""
 WITHOUT_IMAGE = 8
 """Questions without an image that are asked together."""
 
@@ -126,16 +121,5 @@ def _ask(predictor: Predictor, group: Sequence[BenchmarkQuestion], tokens: int) 
         from vitsplit.tasks.vqa.predict import ask_without_image
 
         return list(ask_without_image(predictor, prompts, max_new_tokens=tokens))
-    picture = _decode(image, group[0].id) if isinstance(image, bytes) else image
+    picture = decode_bytes(image, f"the image of question {group[0].id}") if isinstance(image, bytes) else image
     return list(predictor.predict(picture).ask_many(prompts, max_new_tokens=tokens))
-
-
-def _decode(content: bytes, name: str) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise Image.DecompressionBombError(f"{picture.width}x{picture.height} pixels")
-        picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"question {name}: its image cannot be read ({error}). Fetch the file again.") from error
-    return picture

@@ -133,7 +133,7 @@ def open_vqav2(path: Path) -> VqaV2:
     ]
     require_unique((str(number) for number, *_ in rows), file)
     (subtype,) = need(content, {"data_subtype": "text"}, file, "the file")
-    if not re.fullmatch(r"[\w-]+", subtype):
+    if not re.fullmatch(r"[\w-]{1,64}", subtype):
         raise DataError(f"{file}: 'data_subtype' is {shown(subtype)}, which names no split. Give the official file.")
     split = subtype.replace("test-dev", "test")
     names = {str(number): f"COCO_{split}_{image:012d}.jpg" for number, image, _ in rows}

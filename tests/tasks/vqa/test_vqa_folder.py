@@ -1,0 +1,90 @@
+"""Folders of language models that a stranger made: no code of theirs runs, and what is broken is one error."""
+
+import json
+import os
+import re
+
+import pytest
+from tiny_language import WIDTH, tiny_folder
+
+from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.language import _is_whole, find_language_model, language_width, open_language_model
+
+
+def opened(folder):
+    config = VqaConfig(language_model=str(folder), language_width=WIDTH)
+    return open_language_model(find_language_model(config), config, num_visual=1)
+
+
+@pytest.mark.parametrize("what", ["model", "tokenizer", "both"])
+def test_code_in_a_folder_is_never_run(tmp_path, what):
+    folder = tiny_folder(tmp_path / "tiny")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    if what != "tokenizer":
+        settings = json.loads((folder / "config.json").read_text()) | {
+            "model_type": "evil",
+            "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil"),
+        }
+        (folder / "config.json").write_text(json.dumps(settings))
+    if what != "model":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    try:
+        opened(folder)
+    except (WeightsError, ConfigError) as error:
+        assert str(folder) in str(error) and "trust_remote_code" not in str(error)
+    else:
+        assert what == "tokenizer"  # its tokenizer.json says all that is needed
+    assert not (tmp_path / "ran").exists()
+
+
+BROKEN = {
+    "config.json": [b"", b"[", b"[" * 100_000, b'{"model_type": "llama", "hidden_size": "x"}', b"\xff"],
+    "tokenizer.json": [b"", b"{}", b"[" * 100_000, b"\xff"],
+    "tokenizer_config.json": [b"[1]", b"{", b"[" * 100_000],
+    "model.safetensors": [b"", b"\xff" * 99, b"\x09\0\0\0\0\0\0\0{}       "],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, each) for name, all_of in BROKEN.items() for each in all_of])
+def test_a_broken_folder_is_one_error_that_names_it(tmp_path, name, content):
+    folder = tiny_folder(tmp_path / "tiny")
+    (folder / name).write_bytes(content)
+    with pytest.raises((WeightsError, ConfigError), match=re.escape(str(folder))):
+        opened(folder)
+
+
+def test_files_that_are_pipes_or_much_too_large(tmp_path, monkeypatch):
+    folder = tiny_folder(tmp_path / "tiny")
+    monkeypatch.setattr("vitsplit.tasks.vqa.language.LARGEST_FILE", (folder / "tokenizer.json").stat().st_size - 1)
+    with pytest.raises(WeightsError, match=r"tokenizer\.json: not a regular file of at most"):
+        opened(folder)
+    monkeypatch.undo()
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        opened(folder)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        language_width(folder)
+
+
+def test_the_index_of_a_cached_model_stays_in_its_folder(tmp_path):
+    folder = tiny_folder(tmp_path / "tiny")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for content in (
+        '{"weight_map": {"a": "../outside.safetensors"}}',
+        '{"weight_map": [1]}',
+        "[]",
+        "{",
+        '{"weight_map": {"a": 1}}',
+    ):
+        index.write_text(content)
+        with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json"):
+            _is_whole(folder)
+    index.write_text('{"weight_map": {"a": "part.safetensors"}}')
+    assert not _is_whole(folder)
+    (folder / "part.safetensors").write_bytes(b"")
+    assert _is_whole(folder)
