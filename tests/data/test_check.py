@@ -256,7 +256,7 @@ def test_a_pipe_is_an_error_and_not_waited_for(root):
 
 
 def test_large_pairs_are_read_in_little_memory(root):
-    """What numpy allocates for 9 million pixels: the mask (a byte each), and copies of some rows. Without Pillow's own."""
+    """What numpy allocates for 9 million pixels, without Pillow: the mask (a byte each), and copies of some rows."""
     white = np.full((3000, 3000, 3), 255, np.uint8)
     write(root, "train", "large", white, np.ones((3000, 3000), np.uint8))
     item = (root / "images/train/large.png", root / "masks/train/large.png")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitsplit.data.folders import Pair, first, list_splits, require_folder, split_pairs
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.files import LARGE_FILE, exists, inside, read_json, read_text, real_number, shown
+from vitsplit.files import LARGE_FILE, inside, is_file, read_json, read_text, real_number, shown
 from vitsplit.tasks.depth.data import DepthSet, MissingScaleError, missing_scale
 from vitsplit.tasks.depth.files import DEPTH_SUFFIXES
 
@@ -158,7 +158,7 @@ def open_listed(root: Path, split: str, depth_scale: float | None, *, files: Lis
     items, skipped = _read_list(listed, files)
     if skipped:
         logger.warning("%s: skipped %d images that have no depth map: %s", listed, len(skipped), first(skipped))
-    missing = [str(path) for pair in items for path in pair if not exists(path)]
+    missing = [str(path) for pair in items for path in pair if not is_file(path)]
     if missing or not items:
         raise DataError(
             f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
@@ -204,7 +204,7 @@ def _locate(root: Path, folders: tuple[str, ...], name: str, where: str) -> Path
     """The file in the first of the folders that has it, or else where it should be; never outside of them."""
     # NYUv2's training list begins its paths with a slash.
     places = [inside(root / folder, name.lstrip("/"), where) for folder in folders]
-    return next((place for place in places if exists(place)), places[0])
+    return next((place for place in places if is_file(place)), places[0])
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -15,7 +15,7 @@ from vitsplit.data.classes import IGNORE, MAX_CLASSES, ClassList, LabelScheme, r
 from vitsplit.data.folders import Pair, first, index_files, list_splits, match, require_folder, split_pairs
 from vitsplit.data.images import find_colours, hex_colour, read_mask, row_blocks
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.files import exists, inside, read_text
+from vitsplit.files import inside, is_file, read_text
 from vitsplit.tasks.segmentation.data import SegmentationSet
 
 VOC = ("VOC2010", "VOCdevkit/VOC2010")
@@ -130,7 +130,7 @@ def open_pascal_context(root: Path, split: str) -> SegmentationSet:
         if line.strip():
             name, where = line.split()[0], f"{listed}, line {number}"
             items.append((inside(voc / "JPEGImages", f"{name}.jpg", where), inside(masks_at, f"{name}{suffix}", where)))
-    missing = [str(path) for path in itertools.chain(*items) if not exists(path)]
+    missing = [str(path) for path in itertools.chain(*items) if not is_file(path)]
     if missing or not items:
         raise DataError(
             f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
