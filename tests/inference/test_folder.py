@@ -247,7 +247,7 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
         (["RUN", "photos", "typo"], "typo"),
         (["RUN", "empty"], "no images"),
         (["RUN", "unfinished", "photos"], "no finished evaluation"),
-        (["RUN", "photos", "--batch-size", "0"], "at least 1"),
+        (["RUN", "photos", "--batch-size", "0"], "--batch-size"),
         (["RUN", "photos", "--out", "photos"], "Choose two"),
         (["RUN", "photos", "photos/1.png"], "both be written as '1'"),
         (["RUN", "OTHER", "photos"], "vit_tiny_patch16_384"),
