@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -150,3 +151,25 @@ def test_grids_fill_a_screen(size: tuple[int, int], count: int, expected: tuple[
     assert sheet.size == expected
     last = sheet.getpixel((size[0] * ((count - 1) % 3) + size[0] - 1, size[1] - 1)) if count == 3 else None
     assert last in (None, (40, 0, 200))
+
+
+@pytest.mark.parametrize("kind", ["hls", "concat"])
+def test_a_playlist_that_is_called_a_video_is_not_followed(runs, tmp_path, kind, capsys):
+    write_clip(tmp_path / "private.ts", (32, 32), [0, 1, 2])
+    playlist = tmp_path / "clip.mp4"
+    text = {
+        "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nprivate.ts\n#EXT-X-ENDLIST\n",
+        "concat": "ffconcat version 1.0\nfile private.ts\n",
+    }
+    playlist.write_text(text[kind])
+    if kind == "concat":  # FFmpeg by itself follows it
+        assert len(read_clip(playlist)[0]) == 3
+    status = main(["predict", str(runs[0]), str(playlist), "--out", str(tmp_path / "out")])
+    assert status == 1 and "clip.mp4" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_a_pipe_is_no_video(runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "clip.mp4")
+    assert main(["predict", str(runs[0]), str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out")]) in (1, 2)
+    assert "clip.mp4" in capsys.readouterr().err

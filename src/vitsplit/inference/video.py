@@ -20,12 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.files import is_file
 from vitsplit.inference.batches import in_background
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.side_by_side import side_by_side
 
 DEFAULT_RATE = 25
 """Frames per second of a video that does not say."""
+OPENING = {
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf",
+    "protocol_whitelist": "file",
+}
+"""The containers of ``VIDEO_SUFFIXES``. FFmpeg goes by the content, and would follow a playlist to other files."""
 CODECS = ("libx264", "mpeg4")
 """The first that the installed FFmpeg has; both play everywhere."""
 CODEC_OPTIONS = {"libx264": {"crf": "18", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
@@ -139,10 +145,12 @@ class _Reader:
     def __init__(self, path: str | Path) -> None:
         self._av = require_av(path)
         self.path = Path(path)
+        if not is_file(self.path):
+            raise DataError(f"{path}: there is no such file, or it is not a regular one. Check the path.")
         try:
             if self.path.stat().st_size == 0:
                 raise DataError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
-            self._container = self._av.open(str(path))
+            self._container = self._av.open(str(path), options=OPENING)
         except (self._av.error.FFmpegError, OSError) as error:
             raise DataError(f"{path}: not a video that FFmpeg can read ({error}). Replace or remove it.") from error
         if not self._container.streams.video:
