@@ -299,12 +299,12 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
         )
 
 
-def check_header(path: str | Path, expected: Mapping[str, Tensor], *, without: str | None = None) -> None:
+def check_header(path: str | Path, model: TaskModel, *, without: str | None = None) -> None:
     """Compares the names, shapes and kinds of a bundle's tensors with those of a model, before any of them is read.
 
     Args:
         path: Run or bundle folder.
-        expected: The model's tensors by name; they may be on the meta device.
+        model: Built from the bundle's card; it may be on the meta device.
         without: The beginning of names that are not compared.
 
     Raises:
@@ -312,7 +312,11 @@ def check_header(path: str | Path, expected: Mapping[str, Tensor], *, without: s
     """
     file = find_bundle(path) / WEIGHTS
     found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
-    wrong = [f"missing: {_listed(expected.keys() - found.keys())}"] * bool(expected.keys() - found.keys())
+    expected = model.trainable_state()
+    # What an earlier version did not have is added when the weights are loaded.
+    known = model.upgraded({name: torch.empty(shape, device="meta") for name, (_, shape) in found.items()})
+    missing = expected.keys() - known.keys()
+    wrong = [f"missing: {_listed(missing)}"] * bool(missing)
     wrong += [f"unexpected: {_listed(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
     for name in sorted(expected.keys() & found.keys()):
         (kind, shape), tensor = found[name], expected[name]
@@ -330,7 +334,7 @@ def load_weights(path: str | Path, model: TaskModel) -> None:
     Raises:
         BundleError: The file is missing, damaged, of another model, or holds numbers that no training leaves.
     """
-    check_header(path, model.trainable_state())
+    check_header(path, model)
     model.load_trainable_state(read_weights(path))
 
 

@@ -74,11 +74,6 @@ def read(path: Path) -> StateDict:
             "was made, best as safetensors."
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        if "TorchScript" in str(error):
-            raise WeightsError(
-                f"{path} is a TorchScript archive, whose code is not executed. Save model.state_dict() from where it "
-                "was made, best as safetensors."
-            ) from error
         reason = (str(error).splitlines() or [""])[0][:200]
         raise WeightsError(
             f"{path} cannot be read ({type(error).__name__}: {reason}): is it complete? Download it again."
@@ -89,14 +84,20 @@ def read(path: Path) -> StateDict:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses an archive with compressed members, which could unpack to any size: PyTorch stores them as they are."""
+    """Refuses a TorchScript archive, and compressed members, which could unpack to any size: PyTorch stores tensors."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, whose code is not executed. Save model.state_dict() from where it was "
+            "made, best as safetensors."
+        )
+    size = sum(member.file_size for member in members)
     if size > path.stat().st_size:
         raise WeightsError(f"{path} unpacks to {size:,} bytes, more than it has: PyTorch writes no such file.")
 

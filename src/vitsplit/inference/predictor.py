@@ -252,7 +252,7 @@ def check_weights(card: Card, folder: Path) -> None:
             f"{folder / CARD}: prior_layers {shown(card.prior_layers)} are not among those that its settings read "
             f"({shown(sorted(read))}). Copy the bundle again from where it was trained."
         )
-    check_header(folder, model.trainable_state(), without=LANGUAGE_MODEL)
+    check_header(folder, model, without=LANGUAGE_MODEL)
 
 
 def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, TaskModel]:

@@ -189,12 +189,15 @@ def read_state(checkpoint: Path) -> TrainState:
             each["last_score"] = math.nan
         if each.get("best_score") is None and each.get("best_step"):
             each["best_score"] = math.nan
-    if isinstance(window := values.get("window"), dict):
-        values["window"] = {name: math.nan if total is None else total for name, total in window.items()}
+    window = values.get("window")
+    not_finite = [name for name, total in window.items() if total is None] if isinstance(window, dict) else []
+    for name in not_finite:
+        window[name] = 0.0
     try:
         state: TrainState = from_dict(TrainState, values, str(file))
     except ConfigError as error:
         raise RunError(f"{error} {_DELETE}") from error
+    state.window |= dict.fromkeys(not_finite, math.nan)
     _check_ranges(state, file)
     return state
 
