@@ -66,7 +66,7 @@ def _info(claim: str, arguments: str, paper: float, note: str = "") -> Count:
 
 def _adapters() -> list[Count]:
     sizes = {"small": "S", "base": "B", "large": "L"}
-    timm = {"small": "deit_small_patch16_224", "base": "deit_base_patch16_224", "large": "vit_large_patch16_224"}
+    timm = {"small": "deit_small_patch16_224", "base": "deit_base_patch16_224", "large": "vit_large_patch16_384"}
     tables = {
         "vit-adapter": ("ViT-Adapter", {"small": 57.6, "base": 133.9, "large": 363.8}),
         "vit-comer": ("ViT-CoMer", {"small": 61.4, "base": 144.7, "large": 383.4}),

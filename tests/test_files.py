@@ -2,6 +2,7 @@ import json
 import math
 import os
 import random
+from pathlib import PureWindowsPath
 
 import pytest
 import yaml
@@ -123,12 +124,18 @@ def test_strings():
         string("a" * 2000, "x")
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "/etc/passwd", "a/../../b", "a\nb", "a\x00", "C:\\b", 7, None, "a" * 5000]
-)
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "a/../../b", "a\nb", "a\x00", 7, None, "a" * 5000])
 def test_names_that_leave_their_folder(tmp_path, name):
     with pytest.raises(DataError, match=r"^list, line 3"):
         inside(tmp_path, name, "list, line 3")
+
+
+@pytest.mark.parametrize("name", ["C:\\b", "c:b", "\\b", "/b", "a\\..\\..\\b", "..\\b"])
+def test_names_that_leave_their_folder_on_windows(monkeypatch, name):
+    monkeypatch.setattr("os.name", "nt")
+    with pytest.raises(DataError, match=r"^list"):
+        inside(PureWindowsPath("D:/data"), name, "list")
+    assert inside(PureWindowsPath("D:/data"), "a\\b.png", "list") == PureWindowsPath("D:/data/a/b.png")
 
 
 def test_names_that_stay_in_their_folder(tmp_path):

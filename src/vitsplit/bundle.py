@@ -225,6 +225,9 @@ def _without_paths(config: TrainConfig[Any]) -> tuple[TrainConfig[Any], dict[str
     paths = {}
     for setting in list(settings_of(config)):
         if setting.value is not None and any(mark.leads_out(setting.value) for mark in setting.marks(Opens)):
+            if isinstance(setting.value, bool):
+                config = with_value(config, setting.place, False)
+                continue
             paths[setting.flag] = setting.value
             config = with_value(config, setting.place, None)
     return config, paths

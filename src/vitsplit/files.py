@@ -53,6 +53,8 @@ def read_text(
     content = read_bytes(path, limit=limit, error=error, advice=advice)
     try:
         text = content.decode("utf-8-sig")
+    except MemoryError as fault:
+        raise error(f"{path}: too large for the memory. {advice}") from fault
     except UnicodeDecodeError as fault:
         raise error(
             f"{path}: not UTF-8 (byte {fault.start} is 0x{content[fault.start]:02x}). Save it as UTF-8. {advice}"
@@ -68,8 +70,8 @@ def read_bytes(
         try:
             size = os.fstat(file.fileno()).st_size
             content = file.read(limit + 1) if size <= limit else b""
-        except OSError as fault:
-            raise error(f"{path}: cannot be read ({fault}). {advice}") from fault
+        except (OSError, MemoryError) as fault:
+            raise error(f"{path}: cannot be read ({fault or 'too large for the memory'}). {advice}") from fault
     if size > limit or len(content) > limit:
         raise error(f"{path}: larger than {limit / 1e6:g} MB, which no such file is. {advice}")
     return content
@@ -128,6 +130,8 @@ def parse_json(text: str, where: str, *, error: ErrorType = DataError, advice: s
         ) from fault
     except RecursionError as fault:
         raise error(f"{where}: nested too deeply to be read. {advice}") from fault
+    except MemoryError as fault:
+        raise error(f"{where}: too large for the memory. {advice}") from fault
     except UnicodeEncodeError as fault:
         raise error(f"{where}: a text in it has half of a surrogate pair (\\ud800 to \\udfff). {advice}") from fault
     except ValueError as fault:
@@ -292,7 +296,7 @@ def inside(
     for part in parts:
         depth += -1 if part == ".." else 1
         lowest = min(lowest, depth)
-    is_absolute = PurePosixPath(text).is_absolute() or bool(PureWindowsPath(text).drive)
+    is_absolute = PurePosixPath(text).is_absolute() or (os.name == "nt" and bool(PureWindowsPath(text).anchor))
     if not parts or _CONTROL.search(text) or is_absolute or lowest < 0:
         raise error(f"{where}: {shown(text)} is not the name of a file in {folder}. {advice}")
     path = folder / text

@@ -94,8 +94,10 @@ class Opens:
     writes: bool = False
     inside_data: bool = False
 
-    def leads_out(self, value: str) -> bool:
+    def leads_out(self, value: str | bool) -> bool:
         """Whether following it opens something that the user did not name."""
+        if isinstance(value, bool):  # a switch that lets names in the data lead out of their folder
+            return value
         if not self.inside_data:
             return True
         try:

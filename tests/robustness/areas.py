@@ -10,11 +10,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 from mutations import changed_bytes, changed_json, not_a_file
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 SIZE = (40, 30)
@@ -610,11 +611,11 @@ def read_images(folder: Path) -> Any:
 
 def accept_image(found: Any, broken: Broken) -> bool:
     """A change may leave an image whole; a decoder then gives what Pillow gives by itself."""
-    image_CHW = found[broken.file]
     if broken.content is NotImplemented:
         return False
     with Image.open(io.BytesIO(broken.file.read_bytes())) as image:
-        return tuple(image_CHW.shape) == (3, image.height, image.width)
+        array_HWC = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return np.array_equal(found[broken.file].permute(1, 2, 0).numpy(), array_HWC)
 
 
 def build_masks(folder: Path) -> None:
@@ -722,6 +723,19 @@ def _good_bundle(task: str) -> Path:
     return _BUNDLES[task]
 
 
+MOST = {
+    **dict.fromkeys(("crop_size", "image_scale", "test_stride", "train_sides", "anchor_sizes", "border"), 1e5),
+    **dict.fromkeys(("test_scales", "scale_range", "rotate"), 1e3),
+    **dict.fromkeys(("num_tuned_layers", "num_prior_layers", "first_prior_layer", "prior_layers"), 1e3),
+    **dict.fromkeys(("max_class_ratio", "flip", "photometric", "dropout", "colour_share", "rotate_share"), 1),
+    **dict.fromkeys(("score_threshold", "nms_threshold", "ema", "drop_path"), 1),
+    **dict.fromkeys(("pyramid_width", "max_detections", "sampled_proposals", "batch_size"), 1e5),
+}
+"""The largest values of settings that decide what memory and time a card asks for, or that are shares."""
+PATHS = (("backbone", "weights"), ("loop", "cache_folder"))
+"""Settings that name something to be opened: no card is followed there."""
+
+
 def card_rule(old: Any, new: Any, at: tuple[str, ...] = ()) -> bool:
     """Whether a changed card may be accepted: values of the kind that they were, and of a size that can be meant."""
     if at[:1] == ("metrics",):
@@ -733,17 +747,19 @@ def card_rule(old: Any, new: Any, at: tuple[str, ...] = ()) -> bool:
     if isinstance(old, list):
         return isinstance(new, list) and all(card_rule(old[0] if old else item, item, at) for item in new)
     if old is None or new is None:
-        return not isinstance(new, dict)
+        return isinstance(new, NoneType | str | int | float | list)
     if isinstance(old, bool) or isinstance(new, bool):
         return type(old) is type(new)
     if isinstance(old, int | float):
-        return is_number(new, -1, 1e12)
+        return is_number(new, -1, MOST.get(at[-1], 1e12))
     return isinstance(new, str) and len(new) <= 4096
 
 
 def accept_bundle(found: Any, broken: Broken) -> bool:
     predictor, values = found
     good = json.loads((_good_bundle(predictor.card.task) / "head.json").read_text())
+    if any(getattr(getattr(predictor.card.config, part), name) is not None for part, name in PATHS):
+        return False
     return broken.content is not NotImplemented and card_rule(good, broken.content) and values
 
 
@@ -806,6 +822,48 @@ def accept_weights(found: Any, broken: Broken) -> bool:
     return broken.content is not NotImplemented and found[1]
 
 
+# --- checkpoints of backbones ------------------------------------------------------------
+
+
+def build_checkpoint(folder: Path) -> None:
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    state = timm.create_model("vit_tiny_patch16_224", depth=12).state_dict()
+    state = {name: tensor.half() for name, tensor in state.items()}
+    torch.save(state, folder / "model.pth")
+    save_file(state, folder / "model.safetensors")
+
+
+def spoil_checkpoint(folder: Path, generator: random.Random) -> Broken:
+    file = folder / generator.choice(["model.pth", "model.safetensors"])
+    if generator.random() < 0.2:
+        return Broken(not_a_file(file, generator), file, NotImplemented)
+    content = file.read_bytes()
+    if generator.random() < 0.2:
+        file.write_bytes(content[: generator.randrange(len(content) - 100_000)])
+        return Broken("cut", file, NotImplemented)
+    # Where names, shapes and code stand: at the beginning, in an archive at the end too.
+    ends = [slice(0, 20_000), slice(len(content) - 20_000, len(content))][: 2 if file.suffix == ".pth" else 1]
+    part = generator.choice(ends)
+    changed, what = changed_bytes(content[part], generator)
+    file.write_bytes(content[: part.start] + changed + content[part.stop :])
+    return Broken(what, file)
+
+
+def read_checkpoint(folder: Path) -> Any:
+    from vitsplit.backbone import load_backbone
+
+    return [load_backbone("vit_tiny_patch16_224", weights=file) for file in sorted(folder.iterdir())]
+
+
+def accept_checkpoint(found: Any, broken: Broken) -> bool:
+    """Changed numbers are another model, which its hash tells apart; they must be numbers."""
+    finite = all(bool(tensor.isfinite().all()) for each in found for tensor in each.parameters())
+    return broken.content is not NotImplemented and finite
+
+
 # --- settings and runs ----------------------------------------------------------------------------
 
 
@@ -862,6 +920,39 @@ def read_run_state(folder: Path) -> Any:
 
 def accept_state(_: Any, broken: Broken) -> bool:
     return broken.content is not NotImplemented and state_rule(broken.content)
+
+
+def build_metrics(folder: Path) -> None:
+    rows = [
+        {"step": 1, "loss": 2.5, "lr": 1e-3},
+        {"step": 1, "eval": {"miou": 0.1}},
+        {"step": 2, "loss": None, "lr": 1e-3},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def spoil_metrics(folder: Path, generator: random.Random) -> Broken:
+    file = folder / "metrics.jsonl"
+    if generator.random() < 0.3:
+        return spoil_bytes("metrics.jsonl")(folder, generator)
+    lines = file.read_text().splitlines()
+    place = generator.randrange(len(lines))
+    lines[place], value, what = changed_json(json.loads(lines[place]), generator)
+    file.write_text("\n".join(lines) + "\n")
+    return Broken(f"line {place + 1}: {what}", file, value)
+
+
+def read_metrics(folder: Path) -> Any:
+    from vitsplit.training.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    run.cut_metrics(5)
+    return list(run.read_metrics())
+
+
+def accept_metrics(_: Any, broken: Broken) -> bool:
+    row = broken.content
+    return row is None or (isinstance(row, dict) and is_int(row.get("step"), 0, 1e15))
 
 
 def build_log(folder: Path) -> None:
@@ -937,7 +1028,9 @@ AREAS = (
     Area("depth cards", 40, build_bundle("depth"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
     Area("detection cards", 40, build_bundle("detection"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
     Area("weights", 60, build_bundle("segmentation"), spoil_weights, read_bundle, accept_weights),
+    Area("checkpoints", 24, build_checkpoint, spoil_checkpoint, read_checkpoint, accept_checkpoint),
     Area("settings", 80, build_settings, spoil_json("config.json"), read_settings, accept_settings),
     Area("states of runs", 80, build_state, spoil_json("state.json"), read_run_state, accept_state, ("checkpoint",)),
+    Area("logs of training", 60, build_metrics, spoil_metrics, read_metrics, accept_metrics),
     Area("logs of predictions", 60, build_log, spoil_log, read_log, accept_log),
 )  # fmt: skip

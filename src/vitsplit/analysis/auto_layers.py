@@ -114,7 +114,10 @@ def training_similarity(
 
 
 def training_images(task: TrainableTask, most_images: int) -> Iterator[Tensor]:
-    """Batches ``image_BCHW`` of at least four training images, evenly drawn, each image once."""
+    """Batches ``image_BCHW`` of at least four training images, evenly drawn, each image once.
+
+    Crops that are smaller than their batch are padded with black here, whatever ``pad_color`` says.
+    """
     data = task.train_data()
     indices = list(range(len(data)))
     if isinstance(data, TrainVqa):

@@ -39,7 +39,7 @@ def find_file(path: Path) -> Path:
     for name in _FILE_NAMES:
         if (path / name).is_file():
             return path / name
-    files = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
+    files = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
     if len(files) == 1:
         return files[0]
     if files:
@@ -59,7 +59,7 @@ def read(path: Path) -> StateDict:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, MemoryError) as error:
             raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
     _check_archive(path)
     try:

@@ -157,8 +157,8 @@ class Backbone(nn.Module):
         Args:
             image_BCHW: RGB, uint8 in 0..255 or float in 0..1, of any size.
             request: What is wanted; blocks above the highest one asked for are not run.
-            extent_B2: Height and width (int64) of what of each image is picture; pixels below and at the right of it
-                are set to zero after normalization. None: all is picture.
+            extent_B2: Height and width (int64) of the content of each image; pixels below and at the right of it
+                are set to zero after normalization. None: all is content.
 
         Returns:
             Taps without gradient history. Token sequences keep the float32 residual stream; maps have the precision

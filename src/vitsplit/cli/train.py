@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,16 +107,21 @@ def main(argv: list[str]) -> int:
         allow_changed_data=options.allow_changed_data,
         layers=options.layers,
     )
-    return _ended(options.learn, result)
+    return _ended(options.learn, result, config)
 
 
-def _ended(task: str, result: Any) -> int:
+def _ended(task: str, result: Any, config: Any) -> int:
     """Says how to use what was trained; returns the exit status."""
     if result.stopped_by is not None:
         import signal
 
         return 128 + int(getattr(signal, result.stopped_by))
     use = '--ask "What is this?"' if task == TASK else "--out predictions"
+    # What a bundle's card names is not opened: the user gives it again.
+    given = {"--weights": config.backbone.weights}
+    if task == TASK:
+        given["--language-weights"] = config.task.language_weights
+    use += "".join(f" {flag} {shlex.quote(str(path))}" for flag, path in given.items() if path is not None)
     print(f"Try it:  vitsplit predict {result.run} IMAGE {use}", file=sys.stderr)
     return 0
 
@@ -154,7 +160,7 @@ def _both(options: argparse.Namespace, flags: list[str], prog: str) -> int:
         resume=options.resume,
         allow_changed_data=options.allow_changed_data,
     )
-    return _ended(options.learn, result)
+    return _ended(options.learn, result, configs[-1])
 
 
 def _require_data(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Extent = tuple[int, int]
-"""Height and width of what of an image is picture; below and at the right of it is padding."""
+"""Height and width of the content of an image; below and at the right of it is padding."""
 
 
 def stack_extents(extents: Sequence[Extent | None]) -> Tensor | None:

@@ -33,6 +33,8 @@ MAX_PIXELS = 2**28 // 3
 """The most pixels of an image that is decoded whole: 89 million, from where on Pillow warns."""
 MAX_IMAGE_BYTES = 600_000_000
 """The most bytes of the file of such an image: 6 a pixel, as an uncompressed one of 16-bit colors has."""
+MAX_PLAIN_BYTES = 16_000_000
+"""The same of a PPM in plain text, which takes a microsecond a byte."""
 MAX_SCANS = 200
 """The most scans of a progressive JPEG. Encoders make about ten; each costs as much time as decoding the image once."""
 BLOCK_PIXELS = 1 << 20
@@ -101,6 +103,8 @@ def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(_too_large(name, f"{image.width}x{image.height} pixels are not"))
         with _decoding(name):
             image.load()
             return _pil_to_tensor(_upright(image), name)
@@ -237,6 +241,8 @@ def _open(file: BinaryIO, size: int, name: str | Path, *, any_size: bool) -> Ite
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
         image = Image.open(file, formats=formats)
     with image:
+        if image.tile and image.tile[0][0] == "ppm_plain" and size > MAX_PLAIN_BYTES:
+            raise DataError(_too_large(name, f"{size / 1e6:.0f} MB of numbers in plain text are"))
         if not any_size:
             _require_size(image, file, name)
         yield image

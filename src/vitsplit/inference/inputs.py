@@ -15,8 +15,8 @@ from vitsplit.files import exists, shown
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 """Files that are taken for videos."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
-"""What Python makes of bytes in a name that are not UTF-8; no log could hold it."""
+_UNWRITABLE = re.compile("[\ud800-\udfff\x00-\x1f\x7f]")
+"""Control characters, and what Python makes of bytes that are not UTF-8: no log or screen could show such a name."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
 
     Raises:
         DataError: A file or folder is not there, a folder holds nothing, ``out`` is one of the folders, or two files
-            would have the same name, or one's is not UTF-8.
+            would have the same name, or one's has control characters or is not UTF-8.
     """
     found = [item for word in words for item in _of_word(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
-        if _SURROGATE.search(item.name):
-            raise DataError(f"{shown(str(item.path), 200)}: its name is not UTF-8. Rename the file.")
+        if _UNWRITABLE.search(item.name):
+            raise DataError(
+                f"{shown(str(item.path), 200)}: its name has control characters or is not UTF-8. Rename the file."
+            )
         if item.name in taken:
             raise DataError(
                 f"{item.path} and {taken[item.name]} would both be written as '{item.name}'. "

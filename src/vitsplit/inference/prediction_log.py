@@ -17,7 +17,7 @@ from typing import Any
 
 from vitsplit.bundle import CARD, WEIGHTS
 from vitsplit.errors import RunError
-from vitsplit.files import inside, read_json_lines, string, whole_number
+from vitsplit.files import inside, is_file, read_json_lines, string, whole_number
 from vitsplit.inference.inputs import Input
 from vitsplit.training.atomic import write_text
 from vitsplit.training.folder_lock import hold_folder
@@ -80,6 +80,9 @@ class PredictionLog:
         # What lies in a folder that is a link is not this folder's: then nothing is removed at all.
         outdated = [self._own(file) for row in self._others[1:] for file in row["files"]]
         for file in outdated:
+            if file.is_dir():
+                raise RunError(f"{self._file} names the folder {file} as a prediction. Correct or remove the line.")
+        for file in outdated:
             file.unlink(missing_ok=True)
         # Written anew, since a kill may have left half a line at the end.
         rows = (self._made_by, *self._done.values())
@@ -97,7 +100,7 @@ class PredictionLog:
             not self.overwrite
             and row is not None
             and (row["bytes"], row["modified_ns"]) == _state(item.path)
-            and all((self.folder / file).is_file() for file in row["files"])
+            and all(is_file(self.folder / file) for file in row["files"])
         )
 
     def stage(self, item: Input, bundle: str = "") -> Path:

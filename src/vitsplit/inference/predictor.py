@@ -182,17 +182,21 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"--device {shown(str(device))} is no device. {_devices()}") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if (chosen.index or 0) >= there.get(chosen.type, 0):
+    if (chosen.index or 0) >= _devices_there().get(chosen.type, 0):
         raise ConfigError(f"--device {chosen}: this machine has none. {_devices()}")
     return chosen
 
 
+def _devices_there() -> dict[str, int]:
+    """How many devices of each type this machine has."""
+    accelerator = torch.accelerator.current_accelerator()
+    return {"cpu": 1} if accelerator is None else {"cpu": 1, accelerator.type: torch.accelerator.device_count()}
+
+
 def _devices() -> str:
     """The devices of this machine, in words."""
-    others = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    others += ["mps"] * torch.backends.mps.is_available()
-    return f"Choose among: {', '.join(['cpu', *others])}."
+    names = [f"{kind}:{index}" for kind, count in _devices_there().items() for index in range(count) if kind != "cpu"]
+    return f"Choose among: {', '.join(['cpu', *names])}."
 
 
 def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> Backbone:

@@ -20,6 +20,8 @@ from vitsplit.data.images import open_image, to_image_tensor
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import open_regular
 
+MAX_UNPACKED_PIXELS = 1 << 30
+"""Of an image whose rows do not stand in order: 3 GB on disk for a while, 6 with 16 bits."""
 LARGE_PIXELS = 50_000_000
 """An image of more pixels is predicted in tiles. A photograph has fewer; whole, it would need gigabytes."""
 
@@ -137,6 +139,11 @@ class ImageStrips:
             image = load(str(self.path), access="sequential", fail_on="error")
             turned = image.get_typeof("orientation") != 0 and image.get("orientation") != 1
             if turned or image.get_typeof("interlaced") != 0:
+                if image.width * image.height > MAX_UNPACKED_PIXELS:
+                    raise DataError(
+                        f"{self.path}: {image.width}x{image.height} pixels, rotated or interlaced, would be "
+                        "unpacked to disk first. Save the image upright and not interlaced."
+                    )
                 image = load(str(self.path), access="random", fail_on="error").autorot()
         except self._vips.Error as error:
             raise DataError(

@@ -24,6 +24,7 @@ from vitsplit.files import is_file
 from vitsplit.inference.batches import in_background
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.side_by_side import side_by_side
+from vitsplit.inference.strips import LARGE_PIXELS
 
 DEFAULT_RATE = 25
 """Frames per second of a video that does not say."""
@@ -157,6 +158,14 @@ class _Reader:
             self._container.close()
             raise DataError(f"{path}: there is no picture in this file, only sound or data. Remove it.")
         self._stream = self._container.streams.video[0]
+        context = self._stream.codec_context
+        if context.width * context.height > LARGE_PIXELS:
+            self._container.close()
+            raise DataError(
+                f"{path}: frames of {context.width}x{context.height} pixels, and at most {LARGE_PIXELS / 1e6:.0f} "
+                "million are possible. Scale the video down."
+            )
+        context.options = {"max_pixels": str(LARGE_PIXELS)}  # for frames that are larger than the file says
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or DEFAULT_RATE)
         self.time_base = Fraction(self._stream.time_base or 1 / self.rate)

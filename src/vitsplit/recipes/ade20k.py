@@ -4,7 +4,8 @@ Paper: AdamW at 2e-4 (a tenth of it for the task head), weight decay 1e-2, 40k i
 
 The release differs in all of these recipes; each difference is a flag:
 
-- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
+- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``
+  (of the recipes on DINOv2);
 - it trains with 8 images per iteration: ``--batch-size 8``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``;
 - it truncates in Eq. 2, which changes no layer here: ``--rounding int``.

@@ -38,7 +38,7 @@ class Batch(Protocol):
     names: list[str]
     """The file that each image came from."""
     extent_B2: Tensor | None
-    """Height and width of what of each image is picture, int64; the backbone sets what lies below and at the right of
+    """Height and width of the content of each image, int64; the backbone sets what lies below and at the right of
     it to zero after normalization. None: what the images were padded with is taken as it is."""
 
     def to(self, device: Any) -> Batch:

@@ -35,7 +35,7 @@ class LookUp:
         self.names = feature_names(request)
 
     def __call__(self, image_BCHW: Tensor, extent_B2: Tensor | None = None) -> Kept:
-        """What is kept of the images of a batch, which is on the processor; see ``Backbone.forward``."""
+        """What is kept of the images of a batch, which is on the CPU; see ``Backbone.forward``."""
         extents = [None] * len(image_BCHW) if extent_B2 is None else [(h, w) for h, w in extent_B2.tolist()]
         keys = [self.store.key(image_CHW, extent) for image_CHW, extent in zip(image_BCHW, extents, strict=True)]
         return Kept(keys, [self.store.read(key, self.names) for key in keys])

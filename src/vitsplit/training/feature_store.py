@@ -64,7 +64,7 @@ class FeatureStore:
     def key(image_CHW: Tensor, extent: Extent | None = None) -> str:
         """What an image's features are found by: a hash of its shape, its pixels, and where its padding begins.
 
-        The image is on the processor. Without padding beyond ``extent`` the key is that of the image alone.
+        The image is on the CPU. Without padding beyond ``extent`` the key is that of the image alone.
         """
         stated: tuple[object, ...] = (tuple(image_CHW.shape), image_CHW.dtype)
         if extent is not None and extent != image_CHW.shape[-2:]:
@@ -132,5 +132,5 @@ class FeatureStore:
 
 
 def rounded(tensor: Tensor) -> Tensor:
-    """As it is kept: bfloat16, on the processor, without the rest of a batch."""
+    """As it is kept: bfloat16, on the CPU, without the rest of a batch."""
     return tensor.detach().to("cpu", torch.bfloat16, copy=True)

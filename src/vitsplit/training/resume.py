@@ -31,6 +31,7 @@ FREE = frozenset(
         "loop.track",
         "loop.cache_folder",
         "loop.cache_limit_gb",
+        "task.allow_outside",
     }
 )
 
@@ -141,7 +142,9 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder, *, 
     if saved.backbone_hash != present.backbone_hash:
         raise RunError(
             f"{run.path} was trained on a backbone with hash {saved.backbone_hash}, and this one has "
-            f"{present.backbone_hash}. Give the same --weights, or start a new run with another --out."
+            f"{present.backbone_hash}. Give the same --weights, or go on with the version of vitsplit that wrote the "
+            "run (environment.json names it: CLIP and SigLIP had another activation), or start a new run with another "
+            "--out."
         )
     if saved.processes != present.processes:
         logger.warning(

@@ -121,7 +121,11 @@ def _told(config: Any, source: str) -> Any:
     """The settings of a file as they are followed: what is read elsewhere is told, and nothing is written elsewhere."""
     for setting in list(settings_of(config)):
         marks = [] if setting.value is None else setting.marks(Opens)
-        if any(mark.writes for mark in marks):
+        if isinstance(setting.value, bool):
+            if any(mark.leads_out(setting.value) for mark in marks):
+                logger.warning("%s: %s is not followed: give the flag to use it", source, setting.flag)
+                config = with_value(config, setting.place, False)
+        elif any(mark.writes for mark in marks):
             logger.warning(
                 "%s: %s %s is not followed: a file does not decide where something is written. Give the flag to use it",
                 source, setting.flag, shown(setting.value, 1024),

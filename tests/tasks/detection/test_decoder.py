@@ -40,7 +40,6 @@ def test_coco_small_has_the_papers_parameters():
     backbone, model = shape_model(config, 80)
     trainable = count_parameters(model, backbone)["trainable"]
     assert trainable == 45_266_196 + BACKGROUND
-    assert trainable == pytest.approx(45.3e6, rel=0.005)
 
 
 def test_cost_counts_the_heads_on_shapes_alone():

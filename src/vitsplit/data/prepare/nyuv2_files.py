@@ -6,6 +6,7 @@ Shapes: N images, H W pixels, C channels, S the 894 names of the raw labels.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ NOT_A_CLASS = "otherprop"
 """The one of the 40 classes that is no class here: any small object."""
 CACHE_BYTES = 64 * 1024**2
 """Of decompressed HDF5 per array: a chunk may span several images, and is then not decompressed for each."""
+MOST_NUMBERS = 10_000_000
+"""Of an array in a MATLAB file: the published ones have thousands."""
 _PUBLISHED = "Take the one that is published with NYU Depth V2"
 
 
@@ -187,10 +190,14 @@ def read_split(path: Path, images: int) -> tuple[list[int], list[int]]:
 
 
 def _load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
-    loadmat = _import("scipy.io", path).loadmat
+    scipy_io = _import("scipy.io", path)
     _require_file(path)
     try:
-        content = loadmat(path)
+        # The headers first: a compressed array is read whole, however large it becomes.
+        for name, shape, _ in scipy_io.whosmat(path):
+            if name in names and math.prod(shape) > MOST_NUMBERS:
+                raise ValueError(f"{name} has the shape {shape}")
+        content = scipy_io.loadmat(path, variable_names=names)
     except Exception as error:  # the reader raises whatever the broken bytes lead it to
         raise DataError(
             f"{path}: not a MATLAB file that SciPy can read, or truncated ({error}). {_PUBLISHED}."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitsplit.data.folders import Pair, first, list_splits, require_folder, split_pairs
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.files import LARGE_FILE, inside, is_file, read_json, read_text, real_number, shown
+from vitsplit.files import inside, is_file, read_json, read_text, real_number, shown
 from vitsplit.tasks.depth.data import DepthSet, MissingScaleError, missing_scale
 from vitsplit.tasks.depth.files import DEPTH_SUFFIXES
 
@@ -185,7 +185,7 @@ def read_scale(path: Path) -> float | None:
 def _read_list(listed: Path, files: ListFiles) -> tuple[list[Pair], list[str]]:
     """The pairs of a list, in its order, and the images that have no depth map."""
     items, skipped = [], []
-    for number, line in enumerate(read_text(listed, limit=LARGE_FILE).split("\n"), start=1):
+    for number, line in enumerate(read_text(listed).split("\n"), start=1):
         if not line.strip():
             continue
         image, *rest = line.split()

@@ -62,7 +62,7 @@ class VqaConfig:
     """File of the validation samples, inside the data folder; None: the only one that is named as such."""
     image_folder: Annotated[str | None, Opens(inside_data=True)] = None
     """Where image names begin, inside the data folder; None: images/SPLIT, images, or the data folder itself."""
-    allow_outside: bool = False
+    allow_outside: Annotated[bool, Opens(inside_data=True)] = False
     """Read images whose names lead out of the image folder (absolute, or with ..). For files that you trust."""
     bad_samples: Literal["error", "skip"] = "error"
     """Samples that cannot be used (no such image, no answer, broken): refuse the data, or leave them out."""

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from vitsplit.errors import ConfigError, WeightsError
-from vitsplit.files import inside, read_json
+from vitsplit.files import inside, open_regular, read_json
 from vitsplit.registry_package import RegistryPackage, cache_folder
 from vitsplit.tasks.vqa.config import VqaConfig
 
@@ -69,7 +69,7 @@ class LanguageSource:
             raise WeightsError(f"{self.folder}: no weights in it (*.safetensors, pytorch_model*.bin). Copy it again.")
         digest = hashlib.sha256()
         for file in files:
-            with file.open("rb") as stream:
+            with open_regular(file, error=WeightsError, advice="Copy the language model again.") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 

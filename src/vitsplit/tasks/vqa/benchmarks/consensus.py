@@ -44,14 +44,22 @@ def clean(answer: str) -> str:
     A period stays only before a digit. A punctuation mark becomes a space, but is removed where it stands beside a
     space, and wherever there is a comma between digits (``100,978`` is ``100978``).
     """
-    text = re.sub(r"[\n\t]", " ", answer).strip()
+    words = [NUMBERS.get(word, word) for word in without_punctuation(_stripped(answer)).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def without_punctuation(text: str) -> str:
+    """The first of the two steps of ``clean`` (``processPunctuation`` in the official script)."""
     has_long_number = _COMMA_IN_NUMBER.search(text) is not None
     cleaned = text
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if beside_space or has_long_number else " ")
-    words = [NUMBERS.get(word, word) for word in _PERIOD.sub("", cleaned).lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return _PERIOD.sub("", cleaned)
+
+
+def _stripped(answer: str) -> str:
+    return re.sub(r"[\n\t]", " ", answer).strip()
 
 
 def clean_as_server(answer: str) -> str:
@@ -64,12 +72,12 @@ def clean_as_server(answer: str) -> str:
 
 
 def clean_truths(truths: Sequence[str]) -> list[str]:
-    """People's answers as VQAv2's evaluation compares them: cleaned if they differ, else as they are, without margins.
+    """People's answers as VQAv2's evaluation compares them: without punctuation if they differ, else as they are.
 
-    So an answer that all ten wrote with a mark, an article or a capital letter is matched by no cleaned one.
+    So the official ``vqaEval.py`` (GT-Vision-Lab/VQA) has it: articles, capital letters and words for numbers stay,
+    since the published answers have none of them, and what all ten wrote with a mark is matched by no cleaned answer.
     """
-    stripped = [re.sub(r"[\n\t]", " ", truth).strip() for truth in truths]
-    return [clean(truth) for truth in stripped] if len(set(stripped)) > 1 else stripped
+    return [without_punctuation(truth) for truth in truths] if len(set(truths)) > 1 else list(truths)
 
 
 def consensus(answer: str, truths: Sequence[str]) -> float:
