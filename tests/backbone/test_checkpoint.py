@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import pickle
 import random
 import re
@@ -299,3 +300,12 @@ def test_tensors_of_other_kinds_are_refused(kind):
     state["blocks.0.norm1.bias"] = state["blocks.0.norm1.bias"].to(kind)
     with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.bias is torch\."):
         checkpoint.fill(empty("dinov2-small"), state, "the file")
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_only_regular_files_of_a_folder_are_checkpoints(tmp_path, ending):
+    os.mkfifo(tmp_path / f"x.{ending}")
+    with pytest.raises(WeightsError, match="holds no checkpoint"):
+        checkpoint.find_file(tmp_path)
+    with pytest.raises(WeightsError):
+        checkpoint.find_file(tmp_path / f"x.{ending}")

@@ -381,3 +381,17 @@ def test_blocks_of_rows_change_nothing(tmp_path, monkeypatch):
         assert images.find_colours(path, 255) == {(7 * k, k, 3 * k) for k in range(5)}
         assert len(images.find_colours(path, 2)) > 2
         assert [row for rows in images.row_blocks(13, 7) for row in range(rows.start, rows.stop)] == [*range(13)]
+
+
+def test_a_pil_image_has_the_limit_of_a_file():
+    with pytest.raises(DataError, match="13000x13000"):
+        to_image_tensor(Image.new("1", (13_000, 13_000)), "camera")
+
+
+def test_large_pixmaps_in_plain_text_are_refused_before_they_are_read(tmp_path):
+    small, large = tmp_path / "small.ppm", tmp_path / "large.ppm"
+    small.write_bytes(b"P3 2 1 255\n255 0 0  0 0 255\n")
+    assert read_image(small).flatten(1).T.tolist() == [[255, 0, 0], [0, 0, 255]]
+    large.write_bytes(b"P3 3000 3000 255\n" + b"7 " * 9_000_000)
+    with pytest.raises(DataError, match=r"large\.ppm"):
+        read_image(large)

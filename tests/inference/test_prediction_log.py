@@ -253,3 +253,27 @@ def test_two_evaluations_take_two_folders(run: Path, scenes: Path) -> None:
         assert main(["evaluate", str(run), "--data", str(scenes), "--pictures", "1"]) == 0
     new = {path.name for path in run.iterdir() if path.name.startswith("evaluation-")} - {path.name for path in taken}
     assert len(new) == 1 and new != {"evaluation-val"}
+
+
+def test_a_folder_that_is_called_a_prediction_is_not_removed(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
+) -> None:
+    out = tmp_path / "out"
+    assert predict(bundles[0], photos, "--out", out)[0] == 0
+    (out / "mine").mkdir()
+    change_row(out / LOG, files=["mine"])
+    before = sorted(path.name for path in out.iterdir())
+    status, said = predict(bundles[1], photos, "--out", out, "--overwrite")
+    assert status == 2 and "mine" in said
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png"])
+def test_a_name_that_no_log_could_show_is_refused_before_anything_is_written(
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, name: str
+) -> None:
+    image = next(photos.iterdir())
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / name).write_bytes(image.read_bytes())
+    status, said = predict(bundles[0], tmp_path / "odd", "--out", tmp_path / "out")
+    assert status == 2 and repr(name)[1:-1] in said and not (tmp_path / "out").exists()

@@ -173,3 +173,10 @@ def test_a_pipe_is_no_video(runs, tmp_path, capsys):
     os.mkfifo(tmp_path / "clip.mp4")
     assert main(["predict", str(runs[0]), str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out")]) in (1, 2)
     assert "clip.mp4" in capsys.readouterr().err
+
+
+def test_frames_have_a_largest_size(runs, tmp_path, capsys, monkeypatch):
+    clip = write_clip(tmp_path / "clip.mp4", (32, 48), [0, 1])
+    monkeypatch.setattr("vitsplit.inference.video.LARGE_PIXELS", 32 * 48 - 1)
+    assert main(["predict", str(runs[0]), str(clip), "--out", str(tmp_path / "out")]) == 1
+    assert "48x32" in capsys.readouterr().err

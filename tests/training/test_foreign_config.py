@@ -82,3 +82,11 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         starting_config("segmentation", config_file=file)
+
+
+def test_only_the_user_lets_images_lie_outside_of_the_data(tmp_path):
+    config = override(recipe("laptop-vqa"), {"allow_outside": True})
+    file = write(tmp_path / "run" / "config.json", config)
+    assert starting_config("vqa", config_file=file).task.allow_outside is False
+    assert starting_config("vqa", resumed=tmp_path / "run").task.allow_outside is True, "one's own run"
+    assert config_from_cli(recipe("laptop-vqa"), ["--allow-outside"]).task.allow_outside is True

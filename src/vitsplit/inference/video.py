@@ -165,7 +165,8 @@ class _Reader:
                 f"{path}: frames of {context.width}x{context.height} pixels, and at most {LARGE_PIXELS / 1e6:.0f} "
                 "million are possible. Scale the video down."
             )
-        context.options = {"max_pixels": str(LARGE_PIXELS)}  # for frames that are larger than the file says
+        # For frames that are larger than the file says. Decoders count the margins that they add, too.
+        context.options = {"max_pixels": str(2 * LARGE_PIXELS)}
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or DEFAULT_RATE)
         self.time_base = Fraction(self._stream.time_base or 1 / self.rate)

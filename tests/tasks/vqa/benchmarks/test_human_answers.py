@@ -39,7 +39,7 @@ def vqav2(put: Put) -> Path:
     put("val2014/COCO_val2014_000000000012.jpg")
     put("v2_OpenEnded_mscoco_val2014_questions.json", vqav2_questions("val2014"))
     notes = [
-        {"question_id": 9001, "answer_type": "number", "answers": people(two=3, three=7)},
+        {"question_id": 9001, "answer_type": "number", "answers": people(**{"2": 3, "3": 7})},
         {"question_id": 9002, "answer_type": "yes/no", "answers": people(yes=10)},
         {"question_id": 12001, "answer_type": "other", "answers": people(dog=1, cat=9)},
     ]
