@@ -58,7 +58,7 @@ def test_every_number_has_a_range_and_every_list_of_any_length_a_length() -> Non
 def test_every_setting_that_is_a_path_is_marked_as_one() -> None:
     marked = {name for _, name, _, marks in ranged() if any(isinstance(mark, Opens) for mark in marks)}
     assert marked == {"weights", "cache_folder", "start_from", "language_weights", "train_file", "val_file",
-                      "image_folder", "out"}  # fmt: skip
+                      "image_folder", "out", "allow_outside"}  # fmt: skip
 
 
 def test_defaults_and_recipes_are_in_their_ranges() -> None:

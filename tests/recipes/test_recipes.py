@@ -140,7 +140,7 @@ SINCE = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_configuration_of_before_means_what_it_meant(name):
-    """config.json and head.json without the new settings: what was done then, and in a laptop's recipes still is."""
+    """config.json and head.json without the new settings: what was done then, and in most recipes for a laptop still is."""
     config = recipe(name)
     values = to_dict(config)
     for group, settings in SINCE.items():
@@ -150,7 +150,7 @@ def test_a_configuration_of_before_means_what_it_meant(name):
     for group, settings in SINCE.items():
         for setting, before in settings.items():
             assert getattr(getattr(old, group), setting, before) == before
-    if name.startswith("laptop"):
+    if name.startswith("laptop") and name != "laptop-detection":
         assert old == config
 
 
