@@ -12,8 +12,9 @@ import math
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
+from typing import Any
 
 from vitsplit.errors import DataError, VitsplitError
 
@@ -77,7 +78,9 @@ def read_bytes(
     return content
 
 
-def open_regular(path: str | Path, *, error: ErrorType = DataError, advice: str = "Replace the file.") -> BinaryIO:
+def open_regular(
+    path: str | Path, *, error: ErrorType = DataError, advice: str = "Replace the file."
+) -> BufferedReader:
     """Opens a regular file to read its bytes; never waits, as a pipe without a writer would.
 
     Raises:

@@ -140,7 +140,7 @@ SINCE = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_configuration_of_before_means_what_it_meant(name):
-    """config.json and head.json without the new settings: what was done then, and in most recipes for a laptop still is."""
+    """config.json and head.json without the new settings: what was done then, and mostly still is on a laptop."""
     config = recipe(name)
     values = to_dict(config)
     for group, settings in SINCE.items():
