@@ -792,7 +792,7 @@ def spoil_weights(folder: Path, generator: random.Random) -> Broken:
     if generator.random() < 0.1:
         return Broken(not_a_file(file, generator), file, NotImplemented)
     state = load_file(file)
-    name = generator.choice(sorted(state))
+    name = generator.choice(sorted(name for name, tensor in state.items() if tensor.is_floating_point()))
     tensor = state[name]
     match generator.randrange(9):
         case 0:
