@@ -234,7 +234,7 @@ def _check_text(text: str, at: str, lengths: list[Length]) -> None:
     if len(text) > most:
         raise ConfigError(f"{at} has {len(text):,} characters, and at most {most:,} are possible.")
     if _CONTROL.search(text):
-        raise ConfigError(f"{at} has a control character in it: {shown(text)}. Leave it away.")
+        raise ConfigError(f"{at} has a control character in it: {shown(text)}. Omit it.")
 
 
 def _said(value: Any) -> str:

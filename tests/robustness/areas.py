@@ -93,6 +93,22 @@ def spoil_bytes(*names: str) -> Callable[[Path, random.Random], Broken]:
     return spoil
 
 
+def spoil_lines(name: str) -> Callable[[Path, random.Random], Broken]:
+    """Changes one line of a file of JSON lines, or replaces the file."""
+
+    def spoil(folder: Path, generator: random.Random) -> Broken:
+        if generator.random() < 0.3:
+            return spoil_bytes(name)(folder, generator)
+        file = folder / name
+        lines = file.read_text().splitlines()
+        place = generator.randrange(len(lines))
+        lines[place], value, what = changed_json(json.loads(lines[place]), generator)
+        file.write_text("\n".join(lines) + "\n")
+        return Broken(f"line {place + 1}: {what}", file, value)
+
+    return spoil
+
+
 def strict_json(content: bytes) -> Any:
     """The value, or NotImplemented where the standard allows none."""
 
@@ -495,17 +511,6 @@ def build_questions(folder: Path) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def spoil_questions(folder: Path, generator: random.Random) -> Broken:
-    file = folder / "train.jsonl"
-    if generator.random() < 0.3:
-        return spoil_bytes("train.jsonl")(folder, generator)
-    lines = file.read_text().splitlines()
-    place = generator.randrange(len(lines))
-    lines[place], value, what = changed_json(json.loads(lines[place]), generator)
-    file.write_text("\n".join(lines) + "\n")
-    return Broken(f"line {place + 1}: {what}", file, value)
-
-
 def question_rule(row: Any) -> bool:
     def said(value: Any) -> bool:
         return isinstance(value, str) or is_number(value)
@@ -574,7 +579,7 @@ def build_images(folder: Path) -> None:
         picture().save(folder / name)
 
 
-POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/tmp/x) (w) file pop\n%%EOF\n"
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(out) (w) file pop\n%%EOF\n"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="file:///etc/passwd"/></svg>'
 
 
@@ -931,17 +936,6 @@ def build_metrics(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def spoil_metrics(folder: Path, generator: random.Random) -> Broken:
-    file = folder / "metrics.jsonl"
-    if generator.random() < 0.3:
-        return spoil_bytes("metrics.jsonl")(folder, generator)
-    lines = file.read_text().splitlines()
-    place = generator.randrange(len(lines))
-    lines[place], value, what = changed_json(json.loads(lines[place]), generator)
-    file.write_text("\n".join(lines) + "\n")
-    return Broken(f"line {place + 1}: {what}", file, value)
-
-
 def read_metrics(folder: Path) -> Any:
     from vitsplit.training.run_folder import RunFolder
 
@@ -1018,7 +1012,7 @@ AREAS = (
     Area("voc", 80, build_voc, spoil_voc, read_detection, accept_voc,
          ("Annotations", "train.txt", "a.xml", "b.xml", "classes.json")),
     Area("depth lists", 40, build_list, spoil_list, read_depth_list, accept_list),
-    Area("questions", 80, build_questions, spoil_questions, read_questions, accept_questions),
+    Area("questions", 80, build_questions, spoil_lines("train.jsonl"), read_questions, accept_questions),
     Area("conversations", 80, build_llava, spoil_json("train.json"), read_questions, accept_llava),
     Area("images", 120, build_images, spoil_image, read_images, accept_image),
     Area("masks", 60, build_masks, spoil_masks, read_masks, accept_masks),
@@ -1031,6 +1025,6 @@ AREAS = (
     Area("checkpoints", 24, build_checkpoint, spoil_checkpoint, read_checkpoint, accept_checkpoint),
     Area("settings", 80, build_settings, spoil_json("config.json"), read_settings, accept_settings),
     Area("states of runs", 80, build_state, spoil_json("state.json"), read_run_state, accept_state, ("checkpoint",)),
-    Area("logs of training", 60, build_metrics, spoil_metrics, read_metrics, accept_metrics),
+    Area("logs of training", 60, build_metrics, spoil_lines("metrics.jsonl"), read_metrics, accept_metrics),
     Area("logs of predictions", 60, build_log, spoil_log, read_log, accept_log),
 )  # fmt: skip

@@ -25,7 +25,7 @@ def write(path: Path, config: Any) -> Path:
 
 def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, caplog):
     settings = {
-        "cache_folder": "/root/.ssh",
+        "cache_folder": "/elsewhere/cache",
         "weights": "/mine/w.pth",
         "language_weights": "/mine/llm",
         "val_file": "a",
@@ -38,13 +38,13 @@ def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, c
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3, "names inside of the data are no paths elsewhere"
     for flag, path in (
-        ("--cache-folder", "/root/.ssh"),
+        ("--cache-folder", "/elsewhere/cache"),
         ("--weights", "/mine/w.pth"),
         ("--language-weights", "/mine/llm"),
     ):
         assert any(flag in line and path in line and str(file) in line for line in said)
     # The flag beside it is the user's own word.
-    assert config_from_cli(read, ["--cache-folder", "/root/.ssh"]) == config
+    assert config_from_cli(read, ["--cache-folder", "/elsewhere/cache"]) == config
 
 
 def test_a_file_that_leads_out_of_the_data_is_told(tmp_path, caplog):

@@ -6,11 +6,13 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import shown
 from vitsplit.ranges import MAX_SIDE, Range
 
+NumberT = TypeVar("NumberT", int, float)
 MAX_CLASSES = 255
 """The most classes: labels have 8 bits, and one value means ignored."""
 MAX_COUNT = 10**9
@@ -21,30 +23,22 @@ TEXTS = frozenset({"--ask", "--answer-hint", "--system-prompt"})
 
 def whole(least: int, most: int = MAX_COUNT) -> Callable[[str], int]:
     """The ``type`` of an argument that is a whole number from ``least`` to ``most``."""
-    allowed = Range(least, most)
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {shown(text)}") from None
-        if number not in allowed:
-            raise argparse.ArgumentTypeError(f"must be {allowed}, not {shown(number)}")
-        return number
-
-    return read
+    return _number(int, "a whole number", Range(least, most))
 
 
 def real(allowed: Range) -> Callable[[str], float]:
     """The ``type`` of an argument that is a number in a range."""
+    return _number(float, "a number", allowed)
 
-    def read(text: str) -> float:
+
+def _number(kind: Callable[[str], NumberT], what: str, allowed: Range) -> Callable[[str], NumberT]:
+    def read(text: str) -> NumberT:
         try:
-            number = float(text)
+            number = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a number {allowed}, not {shown(text)}") from None
+            raise argparse.ArgumentTypeError(f"must be {what} {allowed}, not {shown(text)}") from None
         if number not in allowed:
-            raise argparse.ArgumentTypeError(f"must be {allowed}, not {number}")
+            raise argparse.ArgumentTypeError(f"must be {allowed}, not {shown(text)}")
         return number
 
     return read
@@ -73,7 +67,7 @@ def refuse_empty_words(argv: Sequence[str]) -> None:
         flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
         if (equals and not value and flag not in TEXTS) or "\0" in word:
             at = flag if flag.startswith("--") else f"the word after {shown(before)}" if before else "the first word"
-            raise ConfigError(f"{at}: its value is empty, or holds a null character. Give one, or leave it away.")
+            raise ConfigError(f"{at}: its value is empty, or holds a null character. Give one, or omit the flag.")
 
 
 def writable(folder: Path) -> Path:
