@@ -31,7 +31,8 @@ LONGEST_NAME = 1024
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGE = re.compile(r"\d[eE]\+?\d{3}|\d{309}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""Control characters, which no name has."""
 
 ErrorType = type[VitsplitError]
 
@@ -300,7 +301,7 @@ def inside(
         depth += -1 if part == ".." else 1
         lowest = min(lowest, depth)
     is_absolute = PurePosixPath(text).is_absolute() or (os.name == "nt" and bool(PureWindowsPath(text).anchor))
-    if not parts or _CONTROL.search(text) or is_absolute or lowest < 0:
+    if not parts or CONTROL.search(text) or is_absolute or lowest < 0:
         raise error(f"{where}: {shown(text)} is not the name of a file in {folder}. {advice}")
     path = folder / text
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):

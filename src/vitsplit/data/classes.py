@@ -15,7 +15,7 @@ import numpy as np
 
 from vitsplit.data.images import RGB
 from vitsplit.errors import DataError
-from vitsplit.files import LONGEST_NAME, read_json, shown
+from vitsplit.files import CONTROL, LONGEST_NAME, read_json, shown
 
 KeyT = TypeVar("KeyT")
 
@@ -24,7 +24,6 @@ IGNORE = 255
 MAX_CLASSES = 255
 MAX_VALUE = 65535
 """The largest value of a mask that ``labels`` can name: 16 bits."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HEX_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _FORMS = 'Give a list of names, or {"names": [...], "colours": [...], "labels": {...}}.'
 
@@ -53,7 +52,7 @@ class ClassList:
         for name in self.names:
             if not name.strip():
                 raise DataError("a class has an empty name. Name it.")
-            if len(name) > LONGEST_NAME or _CONTROL.search(name):
+            if len(name) > LONGEST_NAME or CONTROL.search(name):
                 raise DataError(
                     f"class {shown(name)}: a name has at most {LONGEST_NAME} characters and none that is a line break, "
                     "a tab or another control character. Rename it."

@@ -20,7 +20,7 @@ from typing import Any
 
 from vitsplit.data.folders import first, named_files
 from vitsplit.errors import DataError
-from vitsplit.files import LARGE_FILE, inside, parse_json, read_json, read_text, shown, string
+from vitsplit.files import LARGE_FILE, inside, is_file, parse_json, read_json, read_text, shown, string
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.prompts import PLACE, Turn
 
@@ -267,14 +267,6 @@ def _llava_sample(entry: Any, where: str, images: _Images) -> Sample | Problem:
     texts = [text.replace(PLACE, "").strip() for _, text in said]
     turns = tuple(Turn(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True))
     return Sample(image, (turns,), where)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for a name that no file can have, to which the system says more."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 class _Images:

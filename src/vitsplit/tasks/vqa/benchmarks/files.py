@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from vitsplit.data.folders import first
 from vitsplit.errors import DataError
-from vitsplit.files import LARGE_FILE, inside, read_json, read_json_lines, shown, string, whole_number
-from vitsplit.tasks.vqa.samples import is_file
+from vitsplit.files import LARGE_FILE, inside, is_file, read_json, read_json_lines, shown, string, whole_number
 
 FETCH, OFFICIAL = "Fetch the file again.", "Give the official file, or mend the entry."
 LONGEST_TEXT = 1 << 20
