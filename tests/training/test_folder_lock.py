@@ -22,10 +22,13 @@ from pathlib import Path
 from vitsplit.training.folder_lock import hold_folder
 with hold_folder(Path(sys.argv[1])):
     if sys.argv[2] == "forks":
+        ready, tell = os.pipe()
         child = os.fork()
         if not child:
+            os.write(tell, b".")
             time.sleep(60)
             os._exit(0)
+        os.read(ready, 1)  # the child has been through what it does after a fork
         print(child, flush=True)
     print("held", flush=True)
     time.sleep(60)
