@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
-from vitsplit.split.deform import deform_conv3x3
-from vitsplit.training.precision import DTYPES, autocast
+from vitsplit.engine.precision import DTYPES, autocast
+from vitsplit.nn.deformable_convolution import deform_conv3x3
 
 
 def main() -> None:

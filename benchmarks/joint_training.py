@@ -24,16 +24,16 @@ from accelerate import Accelerator
 
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.assemble import assemble
+from vitsplit.engine.override import override
+from vitsplit.engine.progress import ProgressView
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.setup import Session, make_accelerator, open_batches, set_up_model
+from vitsplit.engine.signals import StopRequest
+from vitsplit.engine.starting_point import starting_multi_config
+from vitsplit.engine.step import TrainStep
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import TASKS
 from vitsplit.tasks.multi.config import MultiConfig
-from vitsplit.training.override import override
-from vitsplit.training.progress import ProgressView
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.setup import Session, make_accelerator, open_batches, set_up_model
-from vitsplit.training.signals import StopRequest
-from vitsplit.training.starting_point import starting_multi_config
-from vitsplit.training.step import TrainStep
 
 WARM_UP = 2
 

@@ -36,11 +36,11 @@ import torch
 from safetensors.torch import load_file
 
 from vitsplit.cli.main import main as run_vitsplit
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import to_dict
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
-from vitsplit.training.atomic import write_json
-from vitsplit.training.override import override
-from vitsplit.training.serialise import to_dict
 
 STEPS = 8
 SETTINGS: dict[str, Any] = {

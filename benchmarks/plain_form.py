@@ -25,15 +25,15 @@ from torch import Tensor
 from vitsplit.backbone import load_backbone
 from vitsplit.bench.measure import describe_machine
 from vitsplit.data.classes import IGNORE, ClassList
-from vitsplit.methods import build_model
+from vitsplit.engine.optim import build_optimizer
+from vitsplit.engine.override import override
+from vitsplit.engine.precision import bf16_speedup
+from vitsplit.model import build_model
+from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
-from vitsplit.split.deform import DeformConv3x3
 from vitsplit.tasks.segmentation.data import SegmentationBatch
 from vitsplit.tasks.segmentation.loss import resize_logits
 from vitsplit.tasks.segmentation.task import SegmentationTask
-from vitsplit.training.optim import build_optimizer
-from vitsplit.training.override import override
-from vitsplit.training.precision import bf16_speedup
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from question_only import read_questions, word_counter
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.data.images import read_image
+from vitsplit.engine.config import BackboneConfig
 from vitsplit.tasks.vqa.metrics import exact_match
 from vitsplit.tasks.vqa.prompts import Turn
-from vitsplit.training.config import BackboneConfig
 from vitsplit.types import TapRequest
 
 Splits = dict[str, Tensor]

@@ -24,11 +24,11 @@ import pyvips
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.data.classes import ClassList
-from vitsplit.methods import build_model
+from vitsplit.engine.override import override
+from vitsplit.model import build_model
 from vitsplit.recipes import recipe
 from vitsplit.sample.scene import generate_scene
 from vitsplit.tasks.segmentation.task import SegmentationTask
-from vitsplit.training.override import override
 
 
 def write_image(path: Path, height: int, width: int) -> None:

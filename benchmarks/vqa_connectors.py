@@ -15,8 +15,8 @@ import statistics
 from pathlib import Path
 
 from vitsplit.analysis.runs import Outcome, Trial, Variant, plan, run_trials
-from vitsplit.training.override import override
-from vitsplit.training.starting_point import starting_config
+from vitsplit.engine.override import override
+from vitsplit.engine.starting_point import starting_config
 
 COMMON = {
     "backbone": "dinov2-small-focus",

@@ -17,11 +17,11 @@ from small_run import SMALL_RUN
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import read_card, save_bundle
 from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.engine.override import override
 from vitsplit.errors import BundleError
-from vitsplit.methods import build_model
+from vitsplit.model import build_model
 from vitsplit.recipes import recipe
 from vitsplit.tasks.segmentation.task import SegmentationTask
-from vitsplit.training.override import override
 
 
 def copy_of(bundle: Path, tmp_path: Path) -> Path:

@@ -37,8 +37,8 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
 def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitsplit import demo
     from vitsplit.backbone.hub import HubUnavailableError
+    from vitsplit.engine.config import DemoConfig
     from vitsplit.errors import WeightsError
-    from vitsplit.training.config import DemoConfig
 
     def unreachable(name: str) -> None:
         raise HubUnavailableError(name)
@@ -59,7 +59,7 @@ def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.Monk
 
 
 def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
-    from vitsplit.training.folder_lock import hold_free_folder
+    from vitsplit.engine.folder_lock import hold_free_folder
 
     for name in ("demo", "demo-2", "demo-3"):
         with hold_free_folder(tmp_path / "demo") as folder:

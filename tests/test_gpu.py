@@ -12,7 +12,7 @@ from torchvision.ops import deform_conv2d
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.split.deform import deform_conv3x3
+from vitsplit.nn.deformable_convolution import deform_conv3x3
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 

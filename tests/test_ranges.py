@@ -16,15 +16,15 @@ import pytest
 import vitsplit
 from vitsplit.cli.options import config_from_cli
 from vitsplit.data import classes
+from vitsplit.engine import config as settings
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import from_dict, to_dict
+from vitsplit.engine.starting_point import starting_config, starting_multi_config
 from vitsplit.errors import ConfigError, VitsplitError
 from vitsplit.ranges import Length, Opens, Range, check_arguments, check_ranges, checked, settings_of
 from vitsplit.recipes import RECIPES, recipe
 from vitsplit.tasks import TASKS
 from vitsplit.tasks.multi.config import GeometryConfig
-from vitsplit.training import config as settings
-from vitsplit.training.override import override
-from vitsplit.training.serialise import from_dict, to_dict
-from vitsplit.training.starting_point import starting_config, starting_multi_config
 
 GROUPS = [
     *(settings.BackboneConfig, settings.SplitConfig, settings.BaselineConfig, settings.OptimConfig),

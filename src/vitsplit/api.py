@@ -16,6 +16,17 @@ from rich.console import Console
 from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
 from vitsplit.assemble import assemble
 from vitsplit.bundle import find_bundles
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.config import Precision, TrainConfig
+from vitsplit.engine.folder_lock import hold_folder
+from vitsplit.engine.loop import fit
+from vitsplit.engine.override import override
+from vitsplit.engine.processes import process_state
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.sharding import check_sharding
+from vitsplit.engine.starting_point import stage_file, starting_config, starting_multi_config
+from vitsplit.engine.tracking import log_to
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.multitask import MultiPredictor, load_several
 from vitsplit.inference.predictor import Predictor, load_predictor
@@ -24,17 +35,6 @@ from vitsplit.tasks import open_task, task_name
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
-from vitsplit.training.atomic import write_json
-from vitsplit.training.config import Precision, TrainConfig
-from vitsplit.training.folder_lock import hold_folder
-from vitsplit.training.loop import fit
-from vitsplit.training.override import override
-from vitsplit.training.processes import process_state
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import to_dict
-from vitsplit.training.sharding import check_sharding
-from vitsplit.training.starting_point import stage_file, starting_config, starting_multi_config
-from vitsplit.training.tracking import log_to
 
 logger = logging.getLogger(__name__)
 

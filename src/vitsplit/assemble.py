@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.frozen import Backbone
-from vitsplit.baselines.settings import backbone_settings, check_method
 from vitsplit.bundle import save_bundle
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.evaluation import SaveBundle
 from vitsplit.errors import ConfigError
-from vitsplit.methods import build_model, build_multi_model
+from vitsplit.methods.settings import backbone_settings, check_method
+from vitsplit.model import build_model, build_multi_model
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Task, TrainableTask
 from vitsplit.tasks.model import Trainee
@@ -19,8 +21,6 @@ from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
 from vitsplit.tasks.vqa.start import start_from
 from vitsplit.tasks.vqa.task import VqaTask
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.evaluation import SaveBundle
 
 
 class Assembly(NamedTuple):

@@ -26,6 +26,8 @@ from torch import Tensor
 from vitsplit import __version__
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.serialise import from_dict, json_text, to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
 from vitsplit.ranges import Opens, settings_of, with_value
@@ -33,8 +35,6 @@ from vitsplit.tasks import TASKS, check_description, config_type, task_name
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
 from vitsplit.tasks.model import TaskModel
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.serialise import from_dict, json_text, to_dict
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"

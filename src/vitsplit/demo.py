@@ -13,12 +13,12 @@ from vitsplit import api
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.hub import HubUnavailableError
 from vitsplit.demo_page import DemoResult, write_page, write_picture
+from vitsplit.engine.config import DemoConfig, TrainConfig
+from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
+from vitsplit.engine.override import override
 from vitsplit.errors import RunError
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
-from vitsplit.training.config import DemoConfig, TrainConfig
-from vitsplit.training.folder_lock import hold_folder, hold_free_folder
-from vitsplit.training.override import override
 
 logger = logging.getLogger("vitsplit")
 

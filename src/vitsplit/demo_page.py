@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitsplit.bundle import WEIGHTS, find_bundle
+from vitsplit.engine.config import DemoConfig
+from vitsplit.engine.run_folder import RunFolder
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.depth.paint import colour, colour_range
 from vitsplit.tasks.segmentation.report import add_class_table, paint
-from vitsplit.training.config import DemoConfig
-from vitsplit.training.run_folder import RunFolder
 
 PICTURE_ROWS, PAGE_ROWS, GAP = 3, 10, 6
 INK = "#3e63dd"

@@ -11,10 +11,10 @@ from vitsplit.analysis import auto_layers
 from vitsplit.analysis.auto_layers import remembered_similarity, training_images, with_advised_layers
 from vitsplit.analysis.cka import Similarity
 from vitsplit.backbone import load_backbone
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import open_task
-from vitsplit.training.override import override
 
 
 def blocks(first_late=8):
@@ -82,7 +82,7 @@ def unbiased_cka(k, m):
 
 
 def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
-    from vitsplit.training.starting_point import starting_multi_config
+    from vitsplit.engine.starting_point import starting_multi_config
 
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
     config = starting_multi_config(["segmentation", "detection"])

@@ -7,8 +7,8 @@ from torch import nn
 
 from vitsplit.analysis.cost import _MmcvRules, count_parameters, gmacs, shape_model, step_gmacs
 from vitsplit.backbone import meta_backbone
+from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
-from vitsplit.split.deform import DeformConv3x3
 from vitsplit.tasks.model import TaskModel
 
 # Recipe -> the count of its parts by hand (Tables 1, 2, 3, 8 and 16 print them in millions).

@@ -13,12 +13,12 @@ from vitsplit.analysis.features import (
     trained_maps,
 )
 from vitsplit.analysis.features_report import COLUMNS, colour_models, draw_sheet
-from vitsplit.baselines.full_finetune import FullFineTune
-from vitsplit.baselines.linear_probe import LastLayer
+from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.split.head import SplitHead
+from vitsplit.methods.full_finetune import FullFineTune
+from vitsplit.methods.linear_probe import LastLayer
+from vitsplit.methods.split.head import SplitHead
 from vitsplit.tasks.model import TaskModel
-from vitsplit.training.config import SplitConfig
 
 
 def model_of(head):

@@ -8,8 +8,8 @@ import pytest
 from vitsplit.analysis import least_alike
 from vitsplit.analysis.advice import advise
 from vitsplit.analysis.least_alike import least_alike_layers, summed_cka
+from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import SplitConfig
 
 
 def random_cka(layers, seed):

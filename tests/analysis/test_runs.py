@@ -9,10 +9,10 @@ import pytest
 from small_run import SMALL_RUN
 from vitsplit.analysis.runs import Variant, outcome, plan, run_trials, standing
 from vitsplit.analysis.study import Cost, Costs, rows
+from vitsplit.engine.override import override
+from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import ConfigError, RunError, TrainingError
 from vitsplit.recipes import recipe
-from vitsplit.training.override import override
-from vitsplit.training.run_folder import RunFolder
 
 ONE = Variant(name="one", settings={"num_tuned_layers": 1})
 TWO = Variant(name="two", settings={"num_tuned_layers": 2})
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(scenes, 
     config = small(steps=3, checkpoint_every=1)
     whole = run_trials(plan(config, [ONE], [0], tmp_path / "whole"), scenes, tmp_path / "whole")
     trials = plan(config, [ONE], [0], tmp_path / "cut")
-    from vitsplit.training import loop
+    from vitsplit.engine import loop
 
     step = loop.TrainStep.__call__
 

@@ -11,7 +11,7 @@ from bundles import write_bundle, write_depth_bundle, write_segmentation_bundle
 
 from vitsplit.bundle import read_card
 from vitsplit.cli.main import main
-from vitsplit.training.override import override
+from vitsplit.engine.override import override
 
 # DINOv2-S, patch 14, without its mask token (the release counts one vector of 384 more).
 BACKBONE = 22_056_192

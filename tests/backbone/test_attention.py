@@ -9,7 +9,7 @@ from tiny_backbones import KINDS, image, tiny_backbone
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitsplit.split.task_head import TaskHead
+from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.types import TapRequest
 
 ABSOLUTE = [kind for kind in KINDS if kind != "sam-base"]

@@ -9,8 +9,8 @@ from tiny_backbones import KINDS, MEAN, STD, tiny_backbone, tiny_model
 from vitsplit.backbone import load_backbone, meta_backbone, open_backbone
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
 from vitsplit.backbone.patches import set_patch_size
+from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.training.config import BackboneConfig
 from vitsplit.types import TapRequest
 
 NAME = "vit_tiny_patch16_224.augreg_in21k"

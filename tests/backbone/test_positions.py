@@ -10,9 +10,9 @@ from tiny_backbones import MEAN, STD, image, tiny_model
 
 from vitsplit.backbone import checkpoint, load_backbone, meta_backbone, open_backbone
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.engine.config import BackboneConfig, SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.split.head import SplitHead
-from vitsplit.training.config import BackboneConfig, SplitConfig
+from vitsplit.methods.split.head import SplitHead
 
 SPLIT = SplitConfig(num_tuned_layers=1, num_prior_layers=2, first_prior_layer=1)
 SIZES = [(480, 480), (480, 640), (896, 896), (518, 518)]

@@ -11,9 +11,9 @@ from vitsplit.bench import predict, workload
 from vitsplit.bench.predict import PredictPlan, PredictResult, SharingTimes, measure_predictions, sharing_bound
 from vitsplit.bench.predict_report import methods_table, sharing_table
 from vitsplit.cli.bench import main
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
-from vitsplit.training.override import override
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--num-tuned-layers", "2", "--size", "32", "48", "--num-classes", "3"]
 QUICK = ["--turns", "2", "--warmup", "0", "--precision", "fp32", "--device", "cpu", "--batch-size", "2"]

@@ -17,17 +17,17 @@ from vitsplit.bench.train_step import (
 )
 from vitsplit.bench.train_step_report import figures_table, parts_table, ratios_table, to_json, write_train_step
 from vitsplit.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
+from vitsplit.engine.override import override
+from vitsplit.engine.progress import ProgressView
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.sampling import ReadBatch
+from vitsplit.engine.setup import Session, set_up_model
+from vitsplit.engine.signals import StopRequest
+from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
 from vitsplit.ranges import with_value
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
-from vitsplit.training.override import override
-from vitsplit.training.progress import ProgressView
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.sampling import ReadBatch
-from vitsplit.training.setup import Session, set_up_model
-from vitsplit.training.signals import StopRequest
-from vitsplit.training.step import TrainStep
 
 TINY = {"backbone": "vit_tiny_patch16_224", "random_weights": True, "num_tuned_layers": 2, "precision": "fp32"}
 

@@ -7,8 +7,8 @@ import pytest
 from vitsplit.analysis.cost import count_parameters, shape_model
 from vitsplit.analysis.variants import part_variants, sweep_variants
 from vitsplit.cli.main import main
+from vitsplit.engine.override import override
 from vitsplit.recipes import recipe
-from vitsplit.training.override import override
 
 QUICK = [
     *("--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "1", "--batch-size", "2"),

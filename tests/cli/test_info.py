@@ -9,8 +9,8 @@ from safetensors import safe_open
 from vitsplit.backbone import meta_backbone
 from vitsplit.cli.main import main
 from vitsplit.cli.recipes import main as recipes_main
+from vitsplit.engine.serialise import to_dict
 from vitsplit.recipes import RECIPES, recipe
-from vitsplit.training.serialise import to_dict
 
 PARTS = ["task_head", "prior_head", "fusion", "decoder", "trainable", "frozen"]
 

@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from vitsplit.cli.options import config_from_cli, flag_names, split_by_name
+from vitsplit.engine.override import changed_settings, override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
-from vitsplit.training.override import changed_settings, override
 
 BASE = recipe("ade20k-small")
 

@@ -8,10 +8,10 @@ import pytest
 
 from small_run import SMALL_RUN
 from vitsplit.cli.main import main
+from vitsplit.engine.folder_lock import hold_folder
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import to_dict
 from vitsplit.recipes import recipe
-from vitsplit.training.folder_lock import hold_folder
-from vitsplit.training.override import override
-from vitsplit.training.serialise import to_dict
 
 
 @pytest.mark.parametrize(

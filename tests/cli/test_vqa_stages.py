@@ -7,12 +7,12 @@ import pytest
 
 from vitsplit.cli.main import main
 from vitsplit.cli.vqa_stages import stage_config, stage_recipe
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.recipes.vqa import STAGES
-from vitsplit.training.atomic import write_json
-from vitsplit.training.serialise import to_dict
-from vitsplit.training.starting_point import stage_file
 
 
 def options(**given):

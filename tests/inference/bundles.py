@@ -11,12 +11,12 @@ import torch
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import save_bundle
-from vitsplit.methods import build_model
+from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+from vitsplit.model import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 
 BACKBONE = "vit_tiny_patch16_224"
 

@@ -81,7 +81,7 @@ class Counts:
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     from transformers import LlamaModel
 
-    from vitsplit.split.head import SplitHead
+    from vitsplit.methods.split.head import SplitHead
     from vitsplit.tasks.vqa.decoder import VqaDecoder
 
     counted = Counts()

@@ -18,6 +18,7 @@ from pycocotools import mask as official
 
 import vitsplit
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.large import PIXELS_PER_PASS, default_tile, predict_large
 from vitsplit.tasks import bare_task
@@ -25,7 +26,6 @@ from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import TrainConfig
 from vitsplit.types import LayerTaps, Padding
 
 pytest.importorskip("pyvips")

@@ -15,9 +15,9 @@ from bundles import write_segmentation_bundle
 from PIL import Image
 
 from vitsplit.cli.main import main
+from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import LOG
-from vitsplit.training.folder_lock import hold_folder
 
 
 @pytest.fixture(scope="module")

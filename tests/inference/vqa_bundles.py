@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from bundles import BACKBONE, write_bundle
 
+from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
-from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 
 WIDTH = 32
 TEMPLATE = (

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vitsplit.backbone import meta_backbone
-from vitsplit.methods import build_model
+from vitsplit.methods.split.layers import select_layers
+from vitsplit.model import build_model
 from vitsplit.recipes import RECIPES, recipe
-from vitsplit.split.layers import select_layers
 from vitsplit.tasks import bare_task, task_name
 from vitsplit.tasks.depth.metrics import crop_box
 

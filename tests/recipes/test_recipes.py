@@ -6,13 +6,13 @@ import re
 import pytest
 
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.engine.resume import check_same_config
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import from_dict, to_dict
 from vitsplit.errors import ConfigError, RunError
+from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
-from vitsplit.split.layers import select_layers
 from vitsplit.tasks import config_type, task_name
-from vitsplit.training.resume import check_same_config
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import from_dict, to_dict
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
 # Table 10, and the settings that follow from the counts where it has no row:

@@ -873,15 +873,15 @@ def accept_checkpoint(found: Any, broken: Broken) -> bool:
 
 
 def build_settings(folder: Path) -> None:
+    from vitsplit.engine.serialise import to_dict
     from vitsplit.recipes import recipe
-    from vitsplit.training.serialise import to_dict
 
     (folder / "config.json").write_text(json.dumps(to_dict(recipe("laptop-segmentation"))))
 
 
 def read_settings(folder: Path) -> Any:
-    from vitsplit.training.setup import check_settings
-    from vitsplit.training.starting_point import starting_config
+    from vitsplit.engine.setup import check_settings
+    from vitsplit.engine.starting_point import starting_config
 
     config = starting_config("segmentation", config_file=folder / "config.json")
     check_settings(config)
@@ -889,8 +889,8 @@ def read_settings(folder: Path) -> Any:
 
 
 def accept_settings(config: Any, broken: Broken) -> bool:
+    from vitsplit.engine.serialise import to_dict
     from vitsplit.recipes import recipe
-    from vitsplit.training.serialise import to_dict
 
     good = json.loads(json.dumps(to_dict(recipe("laptop-segmentation"))))
     return broken.content is not NotImplemented and card_rule(good, broken.content) and set(broken.content) <= set(good)
@@ -918,7 +918,7 @@ def state_rule(content: Any) -> bool:
 
 
 def read_run_state(folder: Path) -> Any:
-    from vitsplit.training.checkpoint import read_state
+    from vitsplit.engine.checkpoint import read_state
 
     return read_state(folder)
 
@@ -937,7 +937,7 @@ def build_metrics(folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> Any:
-    from vitsplit.training.run_folder import RunFolder
+    from vitsplit.engine.run_folder import RunFolder
 
     run = RunFolder(folder)
     run.cut_metrics(5)

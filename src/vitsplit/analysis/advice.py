@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from vitsplit.analysis.cka import SplitPoint, split_point
 from vitsplit.analysis.cka_report import CONTRAST
 from vitsplit.analysis.least_alike import least_alike_layers, summed_cka
-from vitsplit.split.layers import uniform_layers
-from vitsplit.training.config import SplitConfig
+from vitsplit.engine.config import SplitConfig
+from vitsplit.methods.split.layers import uniform_layers
 
 MOST_TUNED = {"detection": 1.0}
 """The greatest share of the layers that is proposed for the task head, by task; ``MOST_TUNED_ELSEWHERE`` for others.

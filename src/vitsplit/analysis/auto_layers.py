@@ -19,6 +19,12 @@ from torch import Tensor
 from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
 from vitsplit.backbone import open_backbone
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
+from vitsplit.engine.processes import process_state
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.tasks import open_task, task_name
@@ -27,12 +33,6 @@ from vitsplit.tasks.multi.config import MultiConfig
 from vitsplit.tasks.multi.task import MultiTask
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.data import TrainVqa
-from vitsplit.training.atomic import write_json
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
-from vitsplit.training.processes import process_state
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import to_dict
 
 logger = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.baselines.settings import backbone_settings
-from vitsplit.methods import build_model
+from vitsplit.engine.config import SplitConfig, TrainConfig
+from vitsplit.methods.settings import backbone_settings
+from vitsplit.methods.split.head import SplitHead
+from vitsplit.model import build_model
 from vitsplit.recipes import count_classes
-from vitsplit.split.head import SplitHead
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.decoder import VqaDecoder
-from vitsplit.training.config import SplitConfig, TrainConfig
 
 
 def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from vitsplit.backbone.frozen import Backbone
-from vitsplit.baselines.full_finetune import FullFineTune
-from vitsplit.baselines.linear_probe import LastLayer
 from vitsplit.errors import ConfigError
-from vitsplit.split.head import SplitHead
-from vitsplit.split.task_head import TaskHead
-from vitsplit.split.windows import Windows
+from vitsplit.methods.full_finetune import FullFineTune
+from vitsplit.methods.linear_probe import LastLayer
+from vitsplit.methods.split.head import SplitHead
+from vitsplit.methods.split.task_head import TaskHead
+from vitsplit.nn.windows import Windows
 from vitsplit.tasks.model import TaskModel
 from vitsplit.types import LayerTaps, TapRequest
 

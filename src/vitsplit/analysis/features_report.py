@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitsplit.analysis.features import ModelMaps, first_channel, principal_components, stretched
+from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
-from vitsplit.training.atomic import write_json
 
 Show = Literal["channel", "pca"]
 COLUMNS, CELL, TEXT, GAP = 14, 128, 12, 4

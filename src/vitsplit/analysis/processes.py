@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from vitsplit.engine.signals import StopRequest
 from vitsplit.errors import TrainingError
-from vitsplit.training.signals import StopRequest
 
 POLL_SECONDS = 0.2
 

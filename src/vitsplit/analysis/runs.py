@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitsplit.analysis.processes import Job, run_at_once
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
+from vitsplit.engine.resume import check_same_config
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, shown
 from vitsplit.tasks import task_name
-from vitsplit.training.atomic import write_json
-from vitsplit.training.checkpoint import TrainState, latest_checkpoint, read_state
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
-from vitsplit.training.resume import check_same_config
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.serialise import to_dict
 
 Standing = Literal["new", "interrupted", "finished"]
 

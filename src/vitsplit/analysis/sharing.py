@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.analysis.cost import shape_model, without_language_model
 from vitsplit.backbone import Backbone
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.task import VqaTask
-from vitsplit.training.config import TrainConfig
 from vitsplit.types import LayerTaps
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
+from vitsplit.engine.atomic import write_json
+from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
 from vitsplit.files import real_number
 from vitsplit.report import Page
-from vitsplit.training.atomic import write_json
-from vitsplit.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

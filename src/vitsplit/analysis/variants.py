@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from vitsplit.analysis.runs import Variant
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
-from vitsplit.split.layers import select_layers, split_depth
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
+from vitsplit.methods.split.layers import select_layers, split_depth
 
 Selection = Literal["uniform", "last", "gate", "least-alike"]
 SELECTIONS: tuple[Selection, ...] = ("uniform", "last", "gate", "least-alike")

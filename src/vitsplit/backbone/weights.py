@@ -20,8 +20,8 @@ from vitsplit.backbone.families import PositionResample, position_rule
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
 from vitsplit.backbone.naming import StateDict
 from vitsplit.backbone.patches import Resample, other_patch_size, set_patch_size
+from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import ConfigError, WeightsError
-from vitsplit.training.config import BackboneConfig
 
 RANDOM_WEIGHTS = "random weights"
 _log = logging.getLogger("vitsplit")

@@ -11,10 +11,10 @@ import torch
 from vitsplit.bench.measure import free_memory
 from vitsplit.bench.train_step import Say
 from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
+from vitsplit.engine.precision import resolve_precision
 from vitsplit.errors import ConfigError
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
-from vitsplit.training.precision import resolve_precision
 
 TURNS, WARMUP = 5, 2
 

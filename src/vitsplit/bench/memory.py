@@ -10,7 +10,7 @@ import torch
 
 from vitsplit.bench.measure import peak_resident_bytes
 from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
-from vitsplit.training.progress import forget_peak_memory
+from vitsplit.engine.progress import forget_peak_memory
 from vitsplit.types import TapRequest
 
 STEPS = 2

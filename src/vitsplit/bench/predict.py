@@ -20,14 +20,14 @@ from vitsplit.backbone import Backbone
 from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
 from vitsplit.bench.train_step import REFERENCE, Say, method_workloads
 from vitsplit.bench.workload import Backbones, Workload, random_batch
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
+from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import ConfigError
 from vitsplit.inference.predictor import choose_device
-from vitsplit.methods import build_model
+from vitsplit.model import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.model import TaskModel
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
-from vitsplit.training.precision import DTYPES, autocast, resolve_precision
 from vitsplit.types import TapRequest
 
 Taker = Callable[[], object]

@@ -24,12 +24,12 @@ from vitsplit.bench.workload import (
     method_config,
     open_accelerator,
 )
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import override
+from vitsplit.engine.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import count_classes
 from vitsplit.tasks.base import DecoderKind
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import override
-from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
 
 REFERENCE = "vitsplit"
 Say = Callable[[str], None]

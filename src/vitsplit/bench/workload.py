@@ -19,25 +19,25 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.baselines.settings import backbone_settings, check_method, decoder_kind
 from vitsplit.bench.measure import Stopwatch
+from vitsplit.engine.config import BackboneConfig, MethodName, TrainConfig
+from vitsplit.engine.engine import Engine
+from vitsplit.engine.feature_cache import FeatureCache, LookUp
+from vitsplit.engine.feature_store import FeatureStore
+from vitsplit.engine.override import override
+from vitsplit.engine.progress import ProgressView
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.sampling import ReadBatch
+from vitsplit.engine.setup import RunBackbone, Session, check_settings, make_accelerator, set_up_model
+from vitsplit.engine.signals import StopRequest
+from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
-from vitsplit.methods import build_model
+from vitsplit.methods.settings import backbone_settings, check_method, decoder_kind
+from vitsplit.model import build_model
 from vitsplit.tasks import bare_task, task_name
 from vitsplit.tasks.base import DecoderKind
 from vitsplit.tasks.depth.data import DepthBatch
 from vitsplit.tasks.segmentation.data import SegmentationBatch
-from vitsplit.training.config import BackboneConfig, MethodName, TrainConfig
-from vitsplit.training.engine import Engine
-from vitsplit.training.feature_cache import FeatureCache, LookUp
-from vitsplit.training.feature_store import FeatureStore
-from vitsplit.training.override import override
-from vitsplit.training.progress import ProgressView
-from vitsplit.training.run_folder import RunFolder
-from vitsplit.training.sampling import ReadBatch
-from vitsplit.training.setup import RunBackbone, Session, check_settings, make_accelerator, set_up_model
-from vitsplit.training.signals import StopRequest
-from vitsplit.training.step import TrainStep
 from vitsplit.types import LayerTaps, TapRequest
 
 DECODERS = ("linear", "upernet")

@@ -10,7 +10,7 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
 from vitsplit.cli.values import whole
-from vitsplit.training.config import TrainConfig
+from vitsplit.engine.config import TrainConfig
 
 DESCRIPTION = """\
 Trains without each part of the method, and with layers chosen in each way, and shows the tables of the paper.

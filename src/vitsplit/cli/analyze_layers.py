@@ -10,7 +10,7 @@ import tyro
 from vitsplit.ranges import MAX_SIDE, Range, checked
 
 if TYPE_CHECKING:
-    from vitsplit.training.config import TrainConfig
+    from vitsplit.engine.config import TrainConfig
 
 
 def layers(
@@ -61,10 +61,10 @@ def layers(
     from vitsplit.backbone import open_backbone
     from vitsplit.bundle import find_bundle, read_card
     from vitsplit.cli.values import writable
+    from vitsplit.engine.override import override
     from vitsplit.errors import ConfigError
     from vitsplit.inference.predictor import choose_device, weights_of
     from vitsplit.tasks import task_name
-    from vitsplit.training.override import override
 
     where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)

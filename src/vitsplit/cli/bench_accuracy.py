@@ -12,12 +12,12 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
 from vitsplit.cli.values import real
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.override import changed_settings, override
+from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.ranges import Range
-from vitsplit.training.config import TrainConfig
-from vitsplit.training.override import changed_settings, override
-from vitsplit.training.serialise import to_dict
 
 DESCRIPTION = """\
 Trains several methods with several seeds on a data set, and shows how good each is: mean and spread, curves over steps
@@ -95,7 +95,7 @@ def read_steps(file: Path) -> dict[str, Any]:
     Raises:
         RunError: It cannot be read.
     """
-    from vitsplit.training.run_folder import MOST_STEPS
+    from vitsplit.engine.run_folder import MOST_STEPS
 
     advice = "Give another --out, or delete it: the steps are then timed again."
     known = read_json(file, error=RunError, advice=advice)
@@ -111,9 +111,9 @@ def read_steps(file: Path) -> dict[str, Any]:
 def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
     """How many steps each method takes in the time: as found when this study first had it."""
     from vitsplit.bench.budget import steps_within
+    from vitsplit.engine.atomic import write_json
     from vitsplit.inference.predictor import choose_device
     from vitsplit.tasks import open_task
-    from vitsplit.training.atomic import write_json
 
     file = options.out / "steps.json"
     timed = {name: to_dict(config) for name, config in configs.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitsplit.cli.bench_options import bench_parser, measure_and_show, read_words
 from vitsplit.cli.values import positive, whole
-from vitsplit.training.override import override
+from vitsplit.engine.override import override
 
 DESCRIPTION = """\
 Measures predictions of several methods in one process, in turns: seconds for one image, images per second in batches,

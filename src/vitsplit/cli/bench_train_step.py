@@ -6,8 +6,8 @@ import argparse
 
 from vitsplit.cli.bench_options import bench_parser, measure_and_show, read_words
 from vitsplit.cli.values import positive
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
-from vitsplit.training.override import override
 
 DESCRIPTION = """\
 Measures training steps of several methods in one process, in turns: seconds with their quartiles, parts of the step,

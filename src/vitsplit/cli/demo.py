@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tyro
 
+from vitsplit.engine.config import DemoConfig
 from vitsplit.ranges import check_ranges
-from vitsplit.training.config import DemoConfig
 
 DESCRIPTION = """\
 Generates a small set of scenes with exact labels, trains a segmentation and a depth bundle on one frozen backbone with

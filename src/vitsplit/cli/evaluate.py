@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitsplit.cli.loading import add_loading_flags, loading_options
 from vitsplit.cli.values import split_name, whole
+from vitsplit.engine.serialise import json_text
 from vitsplit.errors import ConfigError
-from vitsplit.training.serialise import json_text
 
 DESCRIPTION = """\
 Measures a bundle on labelled images: a table on the screen, and metrics.json and a page of pictures (input, truth,
@@ -44,9 +44,9 @@ def main(argv: list[str]) -> int:
     options, flags = _parser().parse_known_args(argv)
 
     from vitsplit import api
+    from vitsplit.engine.atomic import writing_to
+    from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
     from vitsplit.inference.predictor import load_predictor
-    from vitsplit.training.atomic import writing_to
-    from vitsplit.training.folder_lock import hold_folder, hold_free_folder
 
     settings = task_settings(options.run, flags)
     predictor = load_predictor(options.run, **loading_options(options))

@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
     options = _parser(_named(argv)).parse_args(argv)
 
     from vitsplit.bundle import find_bundle, read_card
+    from vitsplit.engine.atomic import write_json, writing_to
+    from vitsplit.engine.folder_lock import hold_folder
     from vitsplit.inference.prediction_log import bundle_ids
     from vitsplit.inference.predictor import load_predictor
     from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
     from vitsplit.tasks.vqa.prompts import check_reads_questions
-    from vitsplit.training.atomic import write_json, writing_to
-    from vitsplit.training.folder_lock import hold_folder
 
     bundle = find_bundle(options.run)
     card = read_card(bundle)

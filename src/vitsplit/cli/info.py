@@ -11,9 +11,9 @@ from typing import Any
 
 from vitsplit.cli.options import config_from_cli
 from vitsplit.cli.values import MAX_CLASSES, side, whole
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES, count_classes, recipe
-from vitsplit.training.config import TrainConfig
 
 DESCRIPTION = """\
 Says what a recipe or a trained bundle consists of and what it costs: the layers that are read, parameters by part,
@@ -137,8 +137,8 @@ def find_subject(target: str, flags: list[str]) -> Subject:
 def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
     """The facts, JSON-ready: backbone, layers, ``parameters`` by part, and ``gmacs`` for an image of ``size``."""
     from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
-    from vitsplit.split.head import SplitHead
-    from vitsplit.split.layers import select_layers
+    from vitsplit.methods.split.head import SplitHead
+    from vitsplit.methods.split.layers import select_layers
 
     config = subject.config
     backbone, model = shape_model(config, subject.num_classes, subject.description)

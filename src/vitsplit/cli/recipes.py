@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import RECIPES
-from vitsplit.split.layers import select_layers
 
 DESCRIPTION = """\
 Lists the recipes: the rows of the paper's tables, and small ones for a laptop. A recipe is a complete configuration;

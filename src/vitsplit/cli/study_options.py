@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from vitsplit.cli.options import config_from_cli, split_by_name
 from vitsplit.cli.values import whole, writable
+from vitsplit.engine.override import changed_settings, override
+from vitsplit.engine.starting_point import starting_config
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
-from vitsplit.training.override import changed_settings, override
-from vitsplit.training.starting_point import starting_config
 
 if TYPE_CHECKING:
     from vitsplit.analysis.runs import Outcome, Variant
     from vitsplit.analysis.variants import LeastAlike
-    from vitsplit.training.config import TrainConfig
+    from vitsplit.engine.config import TrainConfig
 
 MakeVariants = Callable[["TrainConfig[Any]", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
@@ -95,7 +95,7 @@ def run_study(
     def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
         return finish(with_own(config, least_alike), config, options)
 
-    from vitsplit.training.folder_lock import hold_folder
+    from vitsplit.engine.folder_lock import hold_folder
 
     with hold_folder(options.out):
         return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)

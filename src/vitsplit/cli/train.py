@@ -11,10 +11,10 @@ from typing import Any
 from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.options import config_from_cli
 from vitsplit.cli.vqa_stages import NAMES, TASK, add_stage_flags, check_stage_flags, stage_config
+from vitsplit.engine.starting_point import starting_config, starting_multi_config
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
 from vitsplit.tasks.multi.config import HEAD_NAMES
-from vitsplit.training.starting_point import starting_config, starting_multi_config
 
 MULTI = "multi"
 """What stands in place of a task's name where several heads are trained together."""

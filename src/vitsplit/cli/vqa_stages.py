@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.options import config_from_cli
+from vitsplit.engine.starting_point import CONFIG_FILE, stage_file, starting_config
 from vitsplit.errors import ConfigError
 from vitsplit.recipes.vqa import STAGES
-from vitsplit.training.starting_point import CONFIG_FILE, stage_file, starting_config
 
 TASK = "vqa"
 NAMES = ("align", "instruct")

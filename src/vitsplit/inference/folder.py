@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.images import read_image
+from vitsplit.engine.atomic import writing_to
 from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.inference.asking import names_to_ask, read_whole
 from vitsplit.inference.batches import batches, in_background
@@ -26,7 +27,6 @@ from vitsplit.inference.prediction_log import PredictionLog
 from vitsplit.inference.tiling import check_overlap
 from vitsplit.inference.video import predict_video
 from vitsplit.tasks.vqa.predict import VqaPrediction
-from vitsplit.training.atomic import writing_to
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import Card, find_bundle, find_bundles, read_card
 from vitsplit.data.images import to_image_tensor
+from vitsplit.engine.config import Precision
+from vitsplit.engine.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.predictor import (
@@ -31,8 +33,6 @@ from vitsplit.inference.predictor import (
 )
 from vitsplit.inference.shared_pass import PassCount, SharedPass, add_passes, describe_passes
 from vitsplit.tasks.base import Forward
-from vitsplit.training.config import Precision
-from vitsplit.training.precision import DTYPES, Resolved, resolve_precision
 
 
 class MultiPredictor(Mapping[str, Predictor]):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.bundle import CARD, WEIGHTS
+from vitsplit.engine.atomic import write_text
+from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.errors import RunError
 from vitsplit.files import inside, is_file, read_json_lines, string, whole_number
 from vitsplit.inference.inputs import Input
-from vitsplit.training.atomic import write_text
-from vitsplit.training.folder_lock import hold_folder
 
 LOG = "predictions.jsonl"
 LONGEST_PATH = 4096

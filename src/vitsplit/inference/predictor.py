@@ -16,7 +16,6 @@ from vitsplit.backbone import open_backbone
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.backbone.weights import cached_weights
-from vitsplit.baselines.settings import backbone_settings
 from vitsplit.bundle import (
     CARD,
     LANGUAGE_MODEL,
@@ -28,17 +27,18 @@ from vitsplit.bundle import (
     read_card,
 )
 from vitsplit.data.images import to_image_tensor
+from vitsplit.engine.config import Precision
+from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import BundleError, ConfigError, DataError, NotPicklableError, WeightsError
 from vitsplit.files import shown
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.shared_pass import TapSource
-from vitsplit.methods import build_model, model_shapes
+from vitsplit.methods.settings import backbone_settings
+from vitsplit.model import build_model, model_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.decoder import VqaDecoder
-from vitsplit.training.config import Precision
-from vitsplit.training.precision import DTYPES, autocast, resolve_precision
 from vitsplit.types import LayerTaps
 
 

@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context, vqa
 from vitsplit.tasks import task_name
-from vitsplit.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
     "laptop-segmentation": laptop.laptop_segmentation,

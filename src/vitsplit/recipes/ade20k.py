@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 from vitsplit.recipes.gate import with_gate
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 
 Recipe = TrainConfig[SegmentationConfig]
 

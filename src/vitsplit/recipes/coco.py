@@ -28,8 +28,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 
 Recipe = TrainConfig[DetectionConfig]
 EPOCH = 7393

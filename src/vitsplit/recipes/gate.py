@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from vitsplit.training.config import TrainConfig
+from vitsplit.engine.config import TrainConfig
 
 TaskConfigT = TypeVar("TaskConfigT")
 GATE_MAPS = 4

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import (
+from vitsplit.engine.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
     SplitConfig,
     TrainConfig,
 )
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
 def laptop_segmentation() -> TrainConfig[SegmentationConfig]:

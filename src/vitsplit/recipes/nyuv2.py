@@ -26,8 +26,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 
 Recipe = TrainConfig[DepthConfig]
 

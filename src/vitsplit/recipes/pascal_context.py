@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import (
+from vitsplit.engine.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
     SplitConfig,
     TrainConfig,
 )
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 Recipe = TrainConfig[SegmentationConfig]
 

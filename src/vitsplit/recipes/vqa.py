@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.training.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
 
 Recipe = TrainConfig[VqaConfig]
 ALIGN_SAMPLES, INSTRUCT_SAMPLES = 558_128, 665_298

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from vitsplit.tasks.base import Task

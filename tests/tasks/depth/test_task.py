@@ -10,6 +10,7 @@ from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks import bare_task, open_task
 from vitsplit.tasks.depth.config import DepthConfig
@@ -18,7 +19,6 @@ from vitsplit.tasks.depth.metrics import METRICS
 from vitsplit.tasks.depth.predict import DepthPrediction
 from vitsplit.tasks.depth.report import describe_protocol, relative_error
 from vitsplit.tasks.depth.task import DepthTask
-from vitsplit.training.config import TrainConfig
 from vitsplit.types import LayerTaps, Padding
 
 CONFIG = DepthConfig(test_flip=False)

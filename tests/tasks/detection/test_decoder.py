@@ -10,10 +10,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
+from vitsplit.engine.config import BackboneConfig, SplitConfig, TrainConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS
-from vitsplit.training.config import BackboneConfig, SplitConfig, TrainConfig
 
 BACKGROUND = 4 * 1025 + 257
 """torchvision's box and mask of the background, which mmdetection's last layers do not have."""

@@ -11,12 +11,12 @@ from tiny_detector import GRID, SIZES, SMALL, coordinate_maps, corner_boxes, dec
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from vitsplit.engine.serialise import from_dict, to_dict
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import DetectionDecoder
 from vitsplit.tasks.detection.mmdet_form import OwnBestMatcher, box_loss, mask_loss, mask_targets
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES
 from vitsplit.tasks.detection.strides import ExactAnchors, exact_pool
-from vitsplit.training.serialise import from_dict, to_dict
 
 
 def encoded(box, target, stds):

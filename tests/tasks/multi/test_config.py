@@ -7,13 +7,13 @@ import pytest
 
 from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
 from vitsplit.cli.train import task_folders
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import from_dict, to_dict
+from vitsplit.engine.starting_point import starting_multi_config
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS, config_type
 from vitsplit.tasks.multi.config import HEAD_NAMES, GeometryConfig, MultiConfig
-from vitsplit.training.override import override
-from vitsplit.training.serialise import from_dict, to_dict
-from vitsplit.training.starting_point import starting_multi_config
 
 BASE = starting_multi_config(["segmentation", "depth"])
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.bundle import find_bundle, find_bundles, read_card
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import BundleError, ConfigError, DataError, RunError
 from vitsplit.tasks.multi.task import MultiTask
-from vitsplit.training.config import TrainConfig
 
 TASKS = ("segmentation", "depth", "detection")
 SCORES = {"segmentation": ("miou", 1), "depth": ("rmse", -1), "detection": ("box_ap", 1)}

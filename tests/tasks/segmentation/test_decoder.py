@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitsplit.baselines.linear_probe import LinearDecoder
+from vitsplit.methods.linear_probe import LinearDecoder
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 
 

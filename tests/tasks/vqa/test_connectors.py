@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from tiny_backbones import image, tiny_backbone
 
 from vitsplit.cli.main import main
+from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import PenultimateLayer, ReleaseConnector, build_head, build_projection, pool
-from vitsplit.training.config import SplitConfig
 
 WIDTH = 20
 SPLIT = SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="last")

@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.api import train_stages
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.tasks.model import Trainee
 from vitsplit.tasks.vqa import task as task_module
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
-from vitsplit.training.override import override
-from vitsplit.training.serialise import to_dict
-from vitsplit.training.starting_point import stage_file
 
 SETTINGS = {
     **{name: value for name, value in SMALL_RUN.items() if name != "image_scale"},

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.baselines.linear_probe import LinearDecoder
-from vitsplit.products import Doubling
+from vitsplit.engine.precision import autocast
+from vitsplit.methods.linear_probe import LinearDecoder
+from vitsplit.nn.pointwise import Doubling
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.training.precision import autocast
 
 GROUPS = 32
 CHANNELS = 64

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.depth.data import keep_range
 from vitsplit.tasks.depth.metrics import METRICS
 from vitsplit.tasks.depth.paint import colour, colour_range
-from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.depth.task import DepthTask

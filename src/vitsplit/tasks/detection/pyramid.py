@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from vitsplit.products import Doubling
+from vitsplit.nn.pointwise import Doubling
 
 GROUPS = 32
 POOLED_LEVELS = ("1/4", "1/2", "1", "2")

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.detection.data import DetectionSample
@@ -19,7 +20,6 @@ from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.tasks.detection.metrics import write_results
 from vitsplit.tasks.detection.predict import DRAWN_SCORE
 from vitsplit.tasks.segmentation.report import percent
-from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.detection.task import DetectionTask

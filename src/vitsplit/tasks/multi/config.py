@@ -11,12 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from vitsplit.errors import ConfigError
-from vitsplit.ranges import MAX_SIDE, Range
-from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.training.config import (
+from vitsplit.engine.config import (
     BackboneConfig,
     BaselineConfig,
     LoopConfig,
@@ -25,6 +20,11 @@ from vitsplit.training.config import (
     SplitConfig,
     TrainConfig,
 )
+from vitsplit.errors import ConfigError
+from vitsplit.ranges import MAX_SIDE, Range
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 TaskConfigT = TypeVar("TaskConfigT")
 

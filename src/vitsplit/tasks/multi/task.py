@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vitsplit.engine.optim import named
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, FromFiles, Task
 from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
@@ -19,7 +20,6 @@ from vitsplit.tasks.multi.data import MultiBatch, MultiData, collate
 from vitsplit.tasks.multi.labels import open_labels
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import check_settings
-from vitsplit.training.optim import named
 from vitsplit.types import LayerTaps
 
 

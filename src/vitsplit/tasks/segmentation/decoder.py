@@ -10,8 +10,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.products import Doubling, Pointwise
-from vitsplit.recompute import recomputed
+from vitsplit.nn.activation_checkpointing import recomputed
+from vitsplit.nn.pointwise import Doubling, Pointwise
 
 GROUPS = 32
 

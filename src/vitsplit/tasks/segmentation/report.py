@@ -14,9 +14,9 @@ from PIL import Image
 from rich.table import Table
 
 from vitsplit.data.classes import IGNORE
+from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
-from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.segmentation.task import SegmentationTask

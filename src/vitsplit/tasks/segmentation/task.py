@@ -15,11 +15,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitsplit.baselines.linear_probe import LinearDecoder
-from vitsplit.baselines.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.methods.linear_probe import LinearDecoder
+from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.description import check_classes, fields

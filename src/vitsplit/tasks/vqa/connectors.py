@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.families import RotaryViT
 from vitsplit.backbone.frozen import Backbone
+from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.split.conv_block import ConvBlock
-from vitsplit.split.head import SplitHead
+from vitsplit.methods.split.head import SplitHead
+from vitsplit.nn.conv_block import ConvBlock
 from vitsplit.tasks.vqa.config import Connector, VqaConfig
-from vitsplit.training.config import SplitConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 

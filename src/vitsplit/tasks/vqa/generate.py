@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.engine.precision import autocast
 from vitsplit.errors import DataError
 from vitsplit.files import shown
 from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
-from vitsplit.training.precision import autocast
 
 BATCH = 16
 """Questions that are answered together."""

@@ -10,10 +10,10 @@ from PIL import Image
 from rich.table import Table
 
 from vitsplit.data.images import read_image
+from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.vqa.metrics import set_match
-from vitsplit.training.atomic import write_json
 
 if TYPE_CHECKING:
     from vitsplit.tasks.vqa.task import VqaTask

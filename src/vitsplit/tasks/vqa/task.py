@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.data.images import read_image
+from vitsplit.engine.precision import autocast
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
@@ -30,7 +31,6 @@ from vitsplit.tasks.vqa.predict import VqaPrediction
 from vitsplit.tasks.vqa.prompts import PLACE, Prompter
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
 from vitsplit.tasks.vqa.sequence import stack
-from vitsplit.training.precision import autocast
 from vitsplit.types import LayerTaps
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.data.images import decode_bytes
+from vitsplit.engine.atomic import write_text
 from vitsplit.errors import RunError
 from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
-from vitsplit.training.atomic import write_text
 
 if TYPE_CHECKING:
     from vitsplit.inference.predictor import Predictor

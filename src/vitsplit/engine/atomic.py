@@ -1,0 +1,118 @@
+"""Folders and files that are either the old ones or the new ones, never half of each, whatever kills the process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from vitsplit.engine.serialise import json_text
+from vitsplit.errors import RunError
+
+
+@contextmanager
+def writing_to(folder: Path, what: str) -> Iterator[None]:
+    """Turns what goes wrong with writing into a folder, such as a full disk, into an error that says what to do.
+
+    Raises:
+        RunError: Names the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: {what} could not be written: {error}. Make room there or make it writable, and give the same "
+            "command again, or give another folder with --out."
+        ) from error
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside ``path`` that takes its place, safe on disk, when the block ends without error.
+
+    Raises:
+        RunError: It could not be written, such as on a full disk. What was at ``path`` is untouched.
+    """
+    new, old = _new(path), _old(path)
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        for item in [*new.rglob("*"), new]:
+            _sync(item)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        _put_in_place(new, path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} could not be written: {error}. What was there before is untouched.") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    try:
+        new.rename(path)
+    except OSError:
+        if _old(path).exists():
+            _old(path).rename(path)
+        raise
+
+
+def recover_folder(path: Path) -> None:
+    """Puts right what a kill in the middle of ``replace_folder`` left: no half-written folder, and the old one back."""
+    shutil.rmtree(_new(path), ignore_errors=True)
+    if not path.exists() and _old(path).exists():
+        _old(path).rename(path)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def is_leftover(item: Path, path: Path) -> bool:
+    """Whether ``item`` is what a kill in the middle of ``write_text`` or ``replace_folder`` left of ``path``."""
+    return item in (_new(path), _old(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by one with this text.
+
+    Raises:
+        RunError: It could not be written. What was at ``path`` is untouched.
+    """
+    new = _new(path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        _sync(new)
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise RunError(f"{path} could not be written: {error}. What was there before is untouched.") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file by one with this value as JSON, see ``json_text``. Raises as ``write_text``."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders and needs no sync of them
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

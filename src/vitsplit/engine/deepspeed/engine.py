@@ -1,0 +1,231 @@
+"""Training with DeepSpeed: ZeRO stage 2 (gradients and moments in pieces) or 3 (parameters too).
+
+DeepSpeed owns the backward pass, clipping and the step. In bf16 it holds all parameters in it, with float32 masters of
+what trains, which start from the rounded values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vitsplit.engine.checkpoint import RunTensors
+from vitsplit.engine.config import RunConfig
+from vitsplit.engine.deepspeed.settings import deepspeed_settings
+from vitsplit.engine.ema import WeightAverage
+from vitsplit.engine.engine import Admit
+from vitsplit.engine.optim import build_joint_optimizer, trainable
+from vitsplit.engine.precision import autocast
+from vitsplit.engine.sharding import empty, filled, prepare_parameters, split_off
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.model import Trainee
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroEngine:
+    """See ``Engine``."""
+
+    average: WeightAverage | None = None
+    wrapped: nn.Module
+    zero: Any  # DeepSpeed's own optimiser around AdamW
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
+        # Directly and not through accelerate, which can prepare one configuration in a process's life, and makes
+        # transformers believe that every model of the process is in pieces.
+        import deepspeed
+
+        self.accelerator = accelerator
+        self.stage = 3 if config.loop.sharding == "zero3" else 2
+        prepare_parameters(model, dtype, accelerator.device)
+        _check_norms(model, dtype)
+        self.model = model
+        self.trained = split_off(model)
+        empty(model)
+        if dtype == torch.float32:
+            self.trained.float()  # what is frozen in bf16: DeepSpeed wants all alike
+        self.optimizer: torch.optim.Optimizer = build_joint_optimizer(self.trained.members(), config.optims())
+        self.wrapped, self.zero, _, _ = deepspeed.initialize(
+            model=_UnderAutocast(self.trained, accelerator.device.type, dtype),
+            optimizer=self.optimizer,
+            config=deepspeed_settings(config, accelerator.num_processes, dtype),
+        )
+        self.flat: list[Tensor] = self._flat_masters()
+        self._begin_moments()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """See ``Engine``: DeepSpeed counts by itself."""
+        return nullcontext()
+
+    def zero_grad(self) -> None:
+        """See ``Engine``: a step of DeepSpeed ends so."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """See ``Engine``. Gradients are averaged over processes, and the loss is a sum over them."""
+        engine: Any = self.wrapped
+        engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
+        if not last:
+            engine.step()  # only counts the micro-batch
+
+    def update(self, admit: Admit) -> None:
+        """See ``Engine``. The norm is known after the step, which is not taken where the gradient is not finite."""
+        engine: Any = self.wrapped
+        engine.step()
+        norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float64)
+        admit([norm.to(self.accelerator.device)])
+
+    def may_overflow(self) -> bool:
+        """See ``Engine``: there is no fp16."""
+        return False
+
+    def tensors(self) -> RunTensors:
+        """See ``Engine``."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        main = self.accelerator.is_main_process
+        weights, moments = {}, {}
+        parameters = trainable(self.trained)
+        step = self.zero.optimizer.state[self.flat[0]]["step"]
+        for name, tensor in self.trained.trainable_state().items():
+            whole = self._master(parameters[name]) if name in parameters else tensor
+            if main:
+                weights[name] = whole.cpu()
+        for name, parameter in parameters.items():
+            shape = self.model.get_parameter(name).shape
+            for kind in MOMENTS:
+                whole = safe_get_full_optimizer_state(parameter, kind)
+                if main:
+                    moments[f"{name}/{kind}"] = whole.view(shape).cpu()
+            if main:
+                moments[f"{name}/step"] = step.clone().cpu()
+        return RunTensors(weights=weights, moments=moments, average=None, loss_scale={})
+
+    def load(self, tensors: RunTensors) -> None:
+        """See ``Engine``."""
+        parameters = trainable(self.trained)
+        self._load_weights(tensors.weights, parameters)
+        for key, value in tensors.moments.items():
+            name, _, kind = key.rpartition("/")
+            if kind in MOMENTS:
+                self._set_piece(parameters[name], value, kind)
+            else:
+                for flat in self.flat:
+                    self.zero.optimizer.state[flat][kind].copy_(value)
+
+    def _load_weights(self, weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
+        buffers = dict(self.trained.named_buffers())
+        expected = self.trained.trainable_state().keys()
+        if expected != weights.keys():
+            missing, unexpected = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+            raise KeyError(f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}")
+        for name, value in weights.items():
+            if name in buffers:
+                buffers[name].copy_(value)
+                continue
+            shape = self.model.get_parameter(name).shape
+            if shape != value.shape:
+                raise RuntimeError(f"{name} has the shape {list(value.shape)} there, and {list(shape)} in the model")
+            self._set_piece(parameters[name], value)
+            with self._gathered([parameters[name]], writes=True), torch.no_grad():
+                parameters[name].copy_(value)
+
+    def _set_piece(self, parameter: nn.Parameter, whole: Tensor, kind: str | None = None) -> None:
+        """Sets this process's piece of a parameter's float32 values, or of a moment."""
+        from deepspeed import utils
+
+        whole = whole.to(self.accelerator.device, torch.float32)
+        if self.stage == 2:
+            if kind is None:
+                utils.safe_set_full_fp32_param(parameter, whole)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, whole, kind)
+            return
+        # Pieces are of one size, so the last is padded, which DeepSpeed's setters of whole tensors do not reckon with.
+        tensor: Any = parameter
+        size = tensor.ds_tensor.numel()
+        padded = nn.functional.pad(whole.flatten(), (0, size * self.accelerator.num_processes - whole.numel()))
+        piece = padded[size * self.accelerator.process_index :][:size]
+        if kind is None:
+            utils.safe_set_local_fp32_param(parameter, piece)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, piece, kind)
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """See ``Engine``."""
+        whole = {}
+        for name, parameter in self.trained.named_parameters():
+            if parameter.requires_grad:
+                whole[name] = self._master(parameter)
+                continue
+            with self._gathered([parameter]):
+                # In stage 2 every process has it anyway.
+                whole[name] = parameter.detach().clone() if self.stage == 3 else parameter.detach()
+        with filled(self.model, whole):
+            self.model.eval()
+            yield
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """The float32 values of what trains, whole."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        whole: Tensor = safe_get_full_fp32_param(parameter)
+        return whole.detach()
+
+    def _gathered(self, parameters: list[nn.Parameter], *, writes: bool = False) -> AbstractContextManager[object]:
+        """Within the block parameters are whole; what was written into them is kept if said so."""
+        if self.stage == 2:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        context: AbstractContextManager[object] = GatheredParameters(parameters, modifier_rank=0 if writes else None)
+        return context
+
+    def _flat_masters(self) -> list[Tensor]:
+        """The pieces that the optimiser works on."""
+        flat = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+        return list(flat)
+
+    def _begin_moments(self) -> None:
+        """Makes AdamW's moments now, as zeros, as the first step would: so they can be read and set before it."""
+        for flat in self.flat:
+            self.zero.optimizer.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                **{kind: torch.zeros_like(flat, requires_grad=False) for kind in MOMENTS},
+            }
+        if self.stage == 2:
+            from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+            for group, flat in zip(self.zero.bit16_groups, self.flat, strict=True):
+                lazy_init_hp_params_optimizer_state(group, flat, self.zero.optimizer.state)
+
+
+class _UnderAutocast(nn.Module):
+    """Computes in a precision whatever autocast is outside: DeepSpeed turns that off around what it wraps."""
+
+    def __init__(self, model: nn.Module, device_type: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.device_type = device_type
+        self.dtype = dtype
+
+    def forward(self, *args: Any) -> Any:
+        with autocast(self.device_type, self.dtype):
+            return self.model(*args)
+
+
+def _check_norms(model: nn.Module, dtype: torch.dtype) -> None:
+    """Refuses batch norms in bf16: their weights would be rounded and their statistics not, which kernels refuse."""
+    if dtype == torch.float32:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"--sharding zero2 and zero3 in bf16 cannot train a batch norm ({name}). Choose --sharding fsdp2, "
+                "--precision fp32, or a decoder without it (--decoder-norm group)."
+            )

@@ -1,0 +1,172 @@
+"""Evaluation in the middle of training, and the bundles that come of it.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitsplit.engine.atomic import replace_folder
+from vitsplit.engine.checkpoint import Standing, TrainState, last_good
+from vitsplit.engine.config import RunConfig
+from vitsplit.engine.optim import named
+from vitsplit.engine.setup import Session
+from vitsplit.errors import RunError
+from vitsplit.tasks.base import Evaluation
+from vitsplit.types import LayerTaps
+
+logger = logging.getLogger(__name__)
+
+SaveBundle = Callable[[Path, RunConfig, dict[str, Any], str], None]
+"""Fills a folder, which it makes if there is none, with the bundle of a head's present weights. The second argument is
+the resolved configuration; the third the metrics that the weights reached, empty where they were not evaluated; the
+fourth the head's name."""
+
+PICTURES = 12
+
+
+class _StoppedError(Exception):
+    """A signal came in the middle of an evaluation."""
+
+
+class Evaluator:
+    """Evaluates the model (its average, where one is kept) and saves it as a bundle, or one bundle per head.
+
+    Args:
+        session: Task, model, device, folders.
+        save_bundle: Writes a bundle.
+    """
+
+    def __init__(self, session: Session, save_bundle: SaveBundle) -> None:
+        self.session = session
+        self.accelerator = session.accelerator
+        self.engine = session.engine
+        self.model = session.engine.model
+        self.save_bundle = save_bundle
+
+    def __call__(self, state: TrainState) -> bool:
+        """Evaluates, notes the result in ``state`` and saves ``last`` and, of heads that are better, ``best``.
+
+        Returns:
+            False if a signal came in between: nothing is noted or saved then, and the evaluation is still due.
+        """
+        with self.engine.evaluated():
+            try:
+                evaluation = self._evaluate()
+            except _StoppedError:
+                return False
+            better = self._note(state, evaluation)
+            self._save_last(state)
+            for head in better:
+                self._save_best(head, state.standings[head])
+        return True
+
+    def save_last(self, state: TrainState) -> None:
+        """Saves the present weights as ``last``."""
+        with self.engine.evaluated():
+            self._save_last(state)
+
+    def write_pictures(self, state: TrainState) -> None:
+        """Writes figures and pictures of the last evaluation, of whose weights the model still is.
+
+        Raises:
+            RunError: They could not be written.
+        """
+        title = f"{self.session.run.path.resolve().name}, step {state.step}"
+        # All processes have a part in making a sharded model whole.
+        with self.engine.evaluated():
+            if self.accelerator.is_main_process:
+                with self._replace(self.session.run.pictures) as folder:
+                    self.session.task.write_report(self._forward, _last(state), folder, title=title, count=PICTURES)
+
+    def _evaluate(self) -> Evaluation:
+        self._share_statistics()
+        advance = self.session.view.evaluating()
+        # One process may leave at any image; several must reach the sum over processes together.
+        alone = self.accelerator.num_processes == 1
+
+        def on_image() -> None:
+            advance()
+            if alone and self.session.stop.received is not None:
+                raise _StoppedError
+
+        try:
+            return self.session.task.evaluate(
+                self._forward,
+                shard=(self.accelerator.process_index, self.accelerator.num_processes),
+                gather=self._sum_over_processes,
+                on_image=on_image,
+            )
+        finally:
+            self.session.view.evaluated()
+
+    def _share_statistics(self) -> None:
+        """Gives all processes the main one's running statistics, which are those that bundles hold.
+
+        On processors, where batch norm is not synchronised, each process has statistics of its own images.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    @torch.no_grad()
+    def _forward(self, image_BCHW: Tensor, head: str = "") -> tuple[Any, LayerTaps]:
+        model = self.model.members()[head]
+        taps = self.session.backbone(image_BCHW.to(self.accelerator.device, non_blocking=True), model.request)
+        with self.session.autocast():
+            return model(taps), taps
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+        return summed.to(tensor.device)
+
+    def _note(self, state: TrainState, evaluation: Evaluation) -> list[str]:
+        """Takes the evaluation down; returns the heads that are better than ever."""
+        state.evaluated = state.step
+        better = []
+        for head, found in (evaluation.by_head or {"": evaluation}).items():
+            standing = state.standings.setdefault(head, Standing())
+            best = "best so far"
+            if standing.note(found, state.step):
+                better.append(head)
+            else:
+                best = f"best {standing.best_score:.4g} at step {standing.best_step}"
+            logger.info("step %d: %s %.4g (%s)", state.step, named(head, found.score_name), found.score, best)
+        return better
+
+    def _save_last(self, state: TrainState) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        evaluated = state.evaluated == state.step
+        with self._replace(self.session.run.last) as folder:
+            for head in self.model.members():
+                metrics = state.standings[head].last_metrics if evaluated else {}
+                self.save_bundle(folder / head, self.session.config, metrics, head)
+
+    def _save_best(self, head: str, standing: Standing) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        with self._replace(self.session.run.best / head) as folder:
+            self.save_bundle(folder, self.session.config, standing.last_metrics, head)
+
+    @contextmanager
+    def _replace(self, path: Path) -> Iterator[Path]:
+        try:
+            with replace_folder(path) as folder:
+                yield folder
+        except RunError as error:
+            raise RunError(f"{error} {last_good(self.session.run.checkpoints)}") from error
+
+
+def _last(state: TrainState) -> Evaluation:
+    """The last evaluation of all heads."""
+    by_head = {head: standing.last_evaluation() for head, standing in state.standings.items()}
+    return by_head[""] if "" in by_head else Evaluation(by_head=by_head)

@@ -1,0 +1,166 @@
+"""Training with parameters, gradients and moments in pieces: PyTorch's FSDP2 through accelerate.
+
+Layers of a language model are gathered one at a time, in the precision that is computed in. Everything else (connector,
+head, decoder) is small beside it: it is gathered in float32 and computed under autocast, as in an unsharded run. The
+backbone stays outside, whole and frozen on every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vitsplit.engine.checkpoint import RunTensors
+from vitsplit.engine.config import RunConfig
+from vitsplit.engine.ema import WeightAverage
+from vitsplit.engine.engine import Admit, clip, head_parameters
+from vitsplit.engine.optim import build_joint_optimizer, load_moments, moments, trainable
+from vitsplit.engine.sharding import empty, filled, language_models, prepare_parameters, split_off
+from vitsplit.errors import TrainingError
+from vitsplit.methods.split.task_head import TaskHead
+from vitsplit.tasks.model import Trainee
+
+
+class Fsdp2Engine:
+    """See ``Engine``."""
+
+    def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
+        self.accelerator = accelerator
+        self.optims = config.optims()
+        prepare_parameters(model, dtype, accelerator.device)
+        self.model = model
+        self.trained = split_off(model)
+        empty(model)
+        shard(accelerator, self.trained, dtype)
+        self.wrapped: nn.Module = self.trained
+        # Built on the pieces, so that its moments are in pieces too.
+        self.optimizer: torch.optim.Optimizer = build_joint_optimizer(self.trained.members(), self.optims)
+        self.average = None if config.loop.ema is None else WeightAverage(self.trained, config.loop.ema)
+        self.parameters = head_parameters(self.trained)
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
+        """See ``Engine``. Gradients are joined after every one: unjoined they would be whole on every process."""
+        return nullcontext()
+
+    def zero_grad(self) -> None:
+        """See ``Engine``."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """See ``Engine``. Gradients are averaged over processes, and the loss is a sum over them."""
+        (loss * self.accelerator.num_processes).backward()
+
+    def update(self, admit: Admit) -> None:
+        """See ``Engine``.
+
+        Raises:
+            TrainingError: No gradient has reached a head, so this would be no training.
+        """
+        norms = {head: self._norm(head, parameters) for head, parameters in self.parameters.items()}
+        admit(list(norms.values()))
+        for head, optim in self.optims.items():
+            clip(self.parameters[head], optim, norms[head])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
+
+    def _norm(self, head: str, parameters: list[nn.Parameter]) -> Tensor:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            raise TrainingError(
+                f"--sharding fsdp2: no gradient reached the model {head}. With this version of PyTorch its output must "
+                "be a tensor, or tensors in lists, tuples or dictionaries. Update PyTorch, or choose --sharding none."
+            )
+        return _whole(torch.nn.utils.get_total_norm(gradients))
+
+    def may_overflow(self) -> bool:
+        """See ``Engine``: there is no fp16."""
+        return False
+
+    def tensors(self) -> RunTensors:
+        """See ``Engine``."""
+        return RunTensors(
+            weights=self._gathered(self.trained.trainable_state()),
+            moments=self._gathered(moments(self.trained, self.optimizer)),
+            average=None if self.average is None else self._gathered(self.average.state),
+            loss_scale={},
+        )
+
+    def _gathered(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors in the main process's memory; nothing on the others, which only take part in gathering."""
+        gathered = {}
+        for name, tensor in state.items():
+            whole = _whole(tensor)
+            if self.accelerator.is_main_process:
+                gathered[name] = whole.detach().cpu()
+        return gathered
+
+    def load(self, tensors: RunTensors) -> None:
+        """See ``Engine``."""
+        live = self.trained.trainable_state()
+        self.trained.load_trainable_state(_pieces(tensors.weights, live))
+        parameters = trainable(self.trained)
+        by_moment = {key: parameters[key.rpartition("/")[0]] for key in tensors.moments}
+        load_moments(self.trained, self.optimizer, _pieces(tensors.moments, by_moment))
+        if self.average is not None and tensors.average is not None:
+            self.average.load(_pieces(tensors.average, live))
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """See ``Engine``."""
+        averaged = {} if self.average is None else self.average.state
+        whole = {
+            name: _whole(averaged.get(name, parameter.detach())) for name, parameter in self.trained.named_parameters()
+        }
+        with filled(self.model, whole):
+            self.model.eval()
+            yield
+
+
+def shard(accelerator: Accelerator, model: nn.Module, dtype: torch.dtype) -> None:
+    """Cuts a model's parameters into one piece per process, in place.
+
+    Units that are gathered together: every layer of a language model, its embeddings, its end; every copied block of a
+    task head; and all the rest.
+    """
+    computed_in = None if dtype == torch.float32 else dtype
+    for language_model in language_models(model):
+        names = {type(module).__name__ for module in language_model.modules()}
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=True,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=sorted(names.intersection(language_model._no_split_modules or ())),
+            mixed_precision_policy=MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32),
+            cpu_ram_efficient_loading=False,
+        )
+        fsdp2_prepare_model(accelerator, language_model)
+    for head in [module for module in model.modules() if isinstance(module, TaskHead)]:
+        for block in head.blocks:
+            fully_shard(block)
+    fully_shard(model)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _pieces(whole: dict[str, Tensor], like: dict[str, Tensor] | dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """This process's pieces of whole tensors, cut as those of the same name are."""
+    return {name: _piece(tensor, like.get(name)) for name, tensor in whole.items()}
+
+
+def _piece(whole: Tensor, like: Tensor | None) -> Tensor:
+    # Of another shape: a moment's step count, or a tensor that does not fit and is told of when it is loaded.
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    # Every process has read the whole tensor, so nothing needs to be sent.
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,184 @@
+"""Whether a stopped run may go on with the configuration at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from vitsplit.engine.checkpoint import TrainState
+from vitsplit.engine.config import Precision, RunConfig
+from vitsplit.engine.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import json_text, to_dict
+from vitsplit.errors import RunError
+from vitsplit.files import shown
+
+logger = logging.getLogger(__name__)
+
+# What changes no weight: names, how data are read, what is written how often. Weights may move; their hash may not.
+SHOWN = 5
+FREE = frozenset(
+    {
+        "name",
+        "backbone.weights",
+        "loop.workers",
+        "loop.log_every",
+        "loop.checkpoint_every",
+        "loop.track",
+        "loop.cache_folder",
+        "loop.cache_limit_gb",
+        "task.allow_outside",
+    }
+)
+
+
+def check_same_config(config: RunConfig, run: RunFolder) -> Precision:
+    """Refuses a configuration under which the run would end with other weights than it would have.
+
+    Returns:
+        The run's precision: what ``auto`` came to.
+
+    Raises:
+        RunError: Settings differ; the message names each with both values.
+    """
+    saved, given = _flat(_with_new_settings(run.read_config(), config)), _flat(to_dict(config))
+    # The precision that `auto` came to is the run's from then on.
+    free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE
+    differing = _differences(_without(saved, free), _without(given, free))
+    if not differing:
+        precision: Precision = saved["loop.precision"]
+        if precision not in get_args(Precision):
+            raise RunError(
+                f"{run.config_file}: loop.precision must be one of {', '.join(get_args(Precision))}, not "
+                f"{shown(precision)}. Put the run's own file back, or start a new run with another --out."
+            )
+        return precision
+    other_length = saved.get("loop.steps") != given["loop.steps"]
+    longer = " The schedule depends on the length, so a longer run is a new run." if other_length else ""
+    raise RunError(
+        f"{run.path} cannot go on with other settings ({'; '.join(differing)}).{longer} Give the run's own settings "
+        f"(--config {run.config_file}), or start a new run with another --out."
+    )
+
+
+def _with_new_settings(saved: dict[str, Any], config: Any) -> dict[str, Any]:
+    """What an older version wrote, with the settings that it did not know: their defaults are what it did."""
+    filled = dict(saved)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in saved:
+            if dataclasses.is_dataclass(value) and isinstance(saved[field.name], dict):
+                filled[field.name] = _with_new_settings(saved[field.name], value)
+        elif field.default is not dataclasses.MISSING:
+            filled[field.name] = json.loads(json_text(field.default))
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[field.name] = to_dict(field.default_factory())
+    return filled
+
+
+def check_same_task(saved: TrainState, present: TrainState, run: RunFolder) -> None:
+    """Refuses a task that is described otherwise than the run's, such as other classes.
+
+    Raises:
+        RunError: Names what differs.
+    """
+    differing = _differences(_flat(_by_index(saved.description)), _flat(_by_index(present.description)))
+    if differing:
+        shown = "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))
+        raise RunError(
+            f"{run.path} was trained for a task that the data now describe otherwise ({shown}). Restore the data "
+            "(for classes and colours: their classes.json), or start a new run with another --out."
+        )
+
+
+def check_same_files(files: Mapping[str, Path] | None, run: RunFolder, *, resume: bool, allow_changed: bool) -> None:
+    """Refuses to resume a run whose data files have changed; notes them in ``data.json`` otherwise.
+
+    Args:
+        files: The data's files, see ``FromFiles``; None: the task has none.
+        run: The run's folder.
+        resume: Whether something was trained already.
+        allow_changed: Go on with the files as they are now, and only tell what has changed.
+
+    Raises:
+        RunError: Files have changed; the message counts and names them.
+    """
+    if files is None:
+        return
+    present = fingerprint(files)
+    if resume and not run.data_file.exists():
+        logger.warning("%s does not say which data files it began with: they are not compared", run.path)
+    elif resume and (changed := changes(read_fingerprint(run.data_file), present)):
+        if not allow_changed:
+            raise RunError(
+                f"{run.path}: the data are not what they were: {changed}. Restore them, give --allow-changed-data to "
+                "go on with the data as they are, or start a new run with another --out."
+            )
+        logger.warning("the data are not what they were: %s; going on with them as they are", changed)
+    write_fingerprint(run.data_file, present)
+
+
+def check_same_world(saved: TrainState, present: TrainState, run: RunFolder, *, allow_changed: bool) -> None:
+    """Refuses another number of samples (unless that is allowed) or another backbone than the run began with.
+
+    Another number of processes is only told of.
+
+    Raises:
+        RunError: The training set has another size, or the backbone another hash.
+    """
+    if saved.samples != present.samples:
+        said = f"{run.path} was trained on {saved.samples} images, and now there are {present.samples}"
+        if not allow_changed:
+            raise RunError(
+                f"{said}: their order would change. Restore the data, give --allow-changed-data to go on in another "
+                "order, or start a new run with another --out."
+            )
+        logger.warning("%s: from here on in another order", said)
+        saved.samples = present.samples
+    if saved.backbone_hash != present.backbone_hash:
+        raise RunError(
+            f"{run.path} was trained on a backbone with hash {saved.backbone_hash}, and this one has "
+            f"{present.backbone_hash}. Give the same --weights, or go on with the version of vitsplit that wrote the "
+            "run (environment.json names it: CLIP and SigLIP had another activation), or start a new run with another "
+            "--out."
+        )
+    if saved.processes != present.processes:
+        logger.warning(
+            "the run had %d process(es) and now has %d: the same batches, but results equal only up to rounding",
+            saved.processes,
+            present.processes,
+        )
+        saved.processes = present.processes
+
+
+def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """What differs, by name and with both values."""
+    return [
+        f"{key}: {json.dumps(saved.get(key))} in the run, {json.dumps(present.get(key))} now"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key) != present.get(key)
+    ]
+
+
+def _without(flat: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key not in names}
+
+
+def _by_index(value: Any) -> Any:
+    """With lists as dictionaries, so that one class of many is compared, and named, by itself."""
+    if isinstance(value, list | tuple):
+        return {str(index): _by_index(item) for index, item in enumerate(value)}
+    return {key: _by_index(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

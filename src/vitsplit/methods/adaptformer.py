@@ -1,0 +1,87 @@
+"""AdaptFormer (Chen et al. 2022): a small bottleneck beside the MLP of every block of the frozen transformer.
+
+Shapes: B batch, D width, h w patch grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.engine.config import BaselineConfig
+from vitsplit.errors import ConfigError
+from vitsplit.methods.trunk import Trunk
+from vitsplit.types import LayerTaps, TapRequest
+
+
+class AdaptedMlp(nn.Module):
+    """``MLP(x) + scale * up(relu(down(x)))``, where up starts as zero.
+
+    ``x`` has passed the block's norm, as in the paper's Eq. 3. Where a block scales its MLP's output (DINOv2), the
+    bottleneck's is scaled with it.
+
+    Args:
+        mlp: The frozen MLP.
+        width: D.
+        bottleneck: Channels between down and up.
+        scale: Fixed.
+    """
+
+    def __init__(self, mlp: nn.Module, width: int, bottleneck: int, scale: float) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        self.scale = scale
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., D)`` to ``(..., D)``."""
+        return self.mlp(x) + self.scale * self.up(F.relu(self.down(x)))
+
+
+class AdaptFormer(nn.Module):
+    """The frozen transformer with a bottleneck beside every MLP: ``L (2 D b + D + b)`` parameters of width b.
+
+    Args:
+        backbone: The frozen model, whose weights are in memory once.
+        config: Width and scale of the bottlenecks.
+
+    Raises:
+        ConfigError: The blocks have no MLP of their own.
+    """
+
+    def __init__(self, backbone: Backbone, config: BaselineConfig, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.trunk = Trunk(backbone, trained=False)
+        if drop_path:
+            self.trunk.set_drop_path(drop_path)
+        self.width = backbone.width
+        self.last_layer = backbone.num_layers - 1
+        for block in self.trunk.blocks:
+            mlp = dict(block.named_children()).get("mlp")
+            if mlp is None:
+                raise ConfigError(
+                    f"--method adaptformer: a {type(block).__name__} of {backbone.name} has no MLP beside which a "
+                    "bottleneck could be. Choose another backbone, or --method vpt."
+                )
+            block.mlp = AdaptedMlp(mlp, backbone.width, config.bottleneck, config.bottleneck_scale)
+
+    @property
+    def request(self) -> TapRequest:
+        """The pixels: no block of the bare frozen model is run."""
+        return TapRequest(pixels=True)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The bottlenecks are new."""
+        return {"task_head": [], "base": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+
+    def forward(self, taps: LayerTaps) -> Tensor:
+        """``map_BDhw`` of the last block, after the frozen final norm."""
+        assert taps.pixels_BCHW is not None, "the request asks for pixels"
+        return self.trunk.maps(taps.pixels_BCHW, [self.last_layer])[0]

@@ -1,0 +1,143 @@
+"""ViT-Adapter (Chen et al. 2023): a transformer that trains, beside a convolutional branch, exchanging features.
+
+Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scales one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from vitsplit.methods.pyramid import ConvFFN, PyramidSettings, layer_norm
+from vitsplit.methods.pyramid_stem import Scales
+from vitsplit.methods.trunk import Trunk
+from vitsplit.methods.two_branches import TwoBranches
+from vitsplit.nn.deformable_attention import DeformableAttention, Geometry, Size
+
+NUM_SCALES = 3
+EXTRA_EXTRACTORS = 2
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Where the two branches look at each other.
+
+    Attributes:
+        to_patches: Patches as queries, the three scales as levels.
+        to_scales: Tokens of the three scales as queries, the patch grid as the only level.
+    """
+
+    to_patches: Geometry
+    to_scales: Geometry
+
+    @classmethod
+    def of(cls, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Self:
+        """Between a patch grid and scales of these sizes."""
+        return cls(
+            to_patches=Geometry.between([grid], sizes, device), to_scales=Geometry.between(sizes, [grid], device)
+        )
+
+
+class ViTAdapter(TwoBranches):
+    """Four groups of blocks; before each the patches look at the convolutional maps, after each the other way round.
+
+    The injected features count nothing at first (``gamma`` starts at zero), so the transformer begins as it was
+    trained.
+    """
+
+    def __init__(self, trunk: Trunk, **settings: Any) -> None:
+        super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Normalised pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
+
+        Where 32 does not divide a side, the coarsest map is rounded up.
+        """
+        finest_BDhw, scales = self.stem(pixels_BCHW)
+        grid = self.blocks.trunk.grid(pixels_BCHW)
+        exchange = Exchange.of(grid, scales.sizes, pixels_BCHW.device)
+        x_BND, rope = self.blocks.embed(pixels_BCHW)
+        groups = []
+        for group, interaction in enumerate(self.interactions):
+            x_BND, scales = interaction(x_BND, scales, exchange, lambda x, g=group: self.blocks(g, x, grid, rope))
+            groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
+        return self.output(finest_BDhw, scales, groups)
+
+
+class Interaction(nn.Module):
+    """Injector, a group of blocks, extractor; after the last group two more extractors."""
+
+    def __init__(
+        self, width: int, settings: PyramidSettings, *, num_points: int, ffn_ratio: float, extra_extractors: int
+    ) -> None:
+        super().__init__()
+
+        def attention(num_levels: int) -> DeformableAttention:
+            return DeformableAttention(
+                width,
+                num_levels=num_levels,
+                num_heads=settings.num_heads,
+                num_points=num_points,
+                ratio=settings.deform_ratio,
+            )
+
+        self.injector = Injector(width, attention(NUM_SCALES))
+        self.extractors = nn.ModuleList(
+            Extractor(width, attention(1), ConvFFN(width, ffn_ratio), drop_path=settings.drop_path)
+            for _ in range(1 + extra_extractors)
+        )
+
+    def forward(
+        self, x_BND: Tensor, scales: Scales, exchange: Exchange, run_blocks: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Scales]:
+        """Patches and scales after the exchange."""
+        x_BND = run_blocks(self.injector(x_BND, scales, exchange.to_patches))
+        for extractor in self.extractors:
+            scales = extractor(scales, x_BND, exchange.to_scales)
+        return x_BND, scales
+
+
+class Injector(nn.Module):
+    """Patches look at the three scales; what they find is added, scaled per channel."""
+
+    def __init__(self, width: int, attention: DeformableAttention) -> None:
+        super().__init__()
+        self.query_norm = layer_norm(width)
+        self.feature_norm = layer_norm(width)
+        self.attention = attention
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BND: Tensor, scales: Scales, geometry: Geometry) -> Tensor:
+        """``x_BND`` with what was found."""
+        found_BND = self.attention(self.query_norm(x_BND), self.feature_norm(scales.tokens_BSD), geometry)
+        return x_BND + self.gamma * found_BND
+
+
+class Extractor(nn.Module):
+    """Queries look at features, which is added; then a feed-forward network over scales."""
+
+    def __init__(self, width: int, attention: DeformableAttention, ffn: ConvFFN, *, drop_path: float) -> None:
+        super().__init__()
+        self.query_norm = layer_norm(width)
+        self.feature_norm = layer_norm(width)
+        self.attention = attention
+        self.ffn_norm = layer_norm(width)
+        self.ffn = ffn
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, scales: Scales, feature_BND: Tensor, geometry: Geometry) -> Scales:
+        """The scales after both.
+
+        Args:
+            scales: Queries: the tokens of the three scales.
+            feature_BND: What they look at, as the geometry says.
+            geometry: Of these queries and levels.
+        """
+        query_BSD, sizes = scales
+        query_BSD = query_BSD + self.attention(self.query_norm(query_BSD), self.feature_norm(feature_BND), geometry)
+        return Scales(query_BSD + self.drop_path(self.ffn(Scales(self.ffn_norm(query_BSD), sizes))), sizes)

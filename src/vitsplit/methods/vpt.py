@@ -1,0 +1,79 @@
+"""Visual prompt tuning, deep (Jia et al. 2022): learnt tokens in front of every block of the frozen transformer.
+
+Shapes: B batch, T tokens (prefix tokens first), N patches, P prompts, L blocks, D width, h w patch grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitsplit.backbone.families import RotaryViT, SamViT
+from vitsplit.backbone.frozen import Backbone
+from vitsplit.engine.config import BaselineConfig
+from vitsplit.errors import ConfigError
+from vitsplit.methods.trunk import Trunk
+from vitsplit.types import LayerTaps, TapRequest
+
+
+class DeepPrompts(nn.Module):
+    """``P`` tokens of its own for every block, between prefix tokens and patches; what comes out of them is dropped.
+
+    ``L P D`` parameters. They start uniform within ``sqrt(6 / (3 p^2 + D))`` for patches of p x p pixels, as published.
+
+    Args:
+        backbone: The frozen model, whose weights are in memory once.
+        config: Number and dropout of the prompts.
+
+    Raises:
+        ConfigError: The blocks see a grid, in which there is no place for other tokens.
+    """
+
+    def __init__(self, backbone: Backbone, config: BaselineConfig, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        if isinstance(backbone.family, SamViT):
+            raise ConfigError(
+                f"--method vpt: the blocks of {backbone.name} see a grid of patches, with no place for prompts. "
+                "Choose a plain or rotary ViT, or --method lora or adaptformer."
+            )
+        self.trunk = Trunk(backbone, trained=False)
+        if drop_path:
+            self.trunk.set_drop_path(drop_path)
+        self.width = backbone.width
+        bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
+        self.prompts_LPD = nn.Parameter(torch.empty(backbone.num_layers, config.num_prompts, backbone.width))
+        nn.init.uniform_(self.prompts_LPD, -bound, bound)
+        self.dropout = config.prompt_dropout
+        if isinstance(backbone.family, RotaryViT):
+            for block in self.trunk.blocks:
+                attention: Any = dict(block.named_children())["attn"]
+                # Prompts have no position either.
+                attention.num_prefix_tokens += config.num_prompts
+
+    @property
+    def request(self) -> TapRequest:
+        """The pixels: no block of the bare frozen model is run."""
+        return TapRequest(pixels=True)
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Prompts are new."""
+        return {"task_head": [], "base": [self.prompts_LPD]}
+
+    def forward(self, taps: LayerTaps) -> Tensor:
+        """``map_BDhw`` of the last block, after the frozen final norm: patches alone."""
+        assert taps.pixels_BCHW is not None, "the request asks for pixels"
+        trunk, grid = self.trunk, taps.grid
+        x_BTD, rope = trunk.embed(taps.pixels_BCHW)
+        for index, prompts_PD in enumerate(self.prompts_LPD):
+            prefix, patches_BND = x_BTD.tensor_split([trunk.num_prefix_tokens], dim=1)
+            prompts_BPD = F.dropout(prompts_PD.expand(len(x_BTD), -1, -1), self.dropout, self.training)
+            x_BTD = trunk.run_block(index, torch.cat([prefix, prompts_BPD, patches_BND], dim=1), grid, rope)
+            prefix, _, patches_BND = x_BTD.tensor_split(
+                [trunk.num_prefix_tokens, trunk.num_prefix_tokens + len(prompts_PD)], dim=1
+            )
+            x_BTD = torch.cat([prefix, patches_BND], dim=1)
+        return trunk.as_map(trunk.final_norm(x_BTD), grid)

@@ -1,0 +1,113 @@
+"""Deformable convolution, version 1 (Dai et al. 2017), in plain PyTorch operations.
+
+A sampled value is a weighted sum of four neighbouring pixels, and a pixel with channels innermost is one row of memory:
+so sampling is an embedding bag of four rows, and the convolution is one matrix product over the sampled rows. Equal to
+``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but several times faster on a processor and at
+home in bfloat16, for which that operator has no kernel; on a GPU up to three times (``benchmarks/deformable.py``).
+
+Shapes: B batch, D channels in, E channels out, h w grid, N = B*h*w pixels; 9 taps of the 3x3 kernel in row-major order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from vitsplit.nn.activation_checkpointing import recomputed
+
+NUM_TAPS = 9
+Implementation = Literal["rows", "torchvision"]
+OffsetInit = Literal["default", "zero"]
+
+
+class DeformConv3x3(nn.Module):
+    """Offsets from a plain 3x3 convolution, then a 3x3 deformable convolution: stride 1, padding 1, one offset group.
+
+    As in the release: the offset convolution has a bias and PyTorch's default initialisation, the deformable weight has
+    no bias and Kaiming-uniform initialisation for ReLU, and there is no modulation mask.
+
+    Args:
+        width: Channels in and out.
+        offset_init: ``default``, or ``zero`` to start as a plain convolution.
+
+    Attributes:
+        implementation: ``rows`` (this module's own form) or ``torchvision`` (its operator: float32, for export).
+    """
+
+    def __init__(self, width: int, offset_init: OffsetInit = "default") -> None:
+        super().__init__()
+        self.implementation: Implementation = "rows"
+        self.offset = nn.Conv2d(width, 2 * NUM_TAPS, kernel_size=3, padding=1)
+        self.weight = nn.Parameter(torch.empty(width, width, 3, 3))
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if offset_init == "zero":
+            nn.init.zeros_(self.offset.weight)
+            nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, map_BDhw: Tensor) -> Tensor:
+        """``(B, D, h, w)`` to ``(B, D, h, w)``."""
+        offset_BChw = self.offset(map_BDhw)
+        if self.implementation == "torchvision":
+            return deform_conv2d(map_BDhw.float(), offset_BChw.float(), self.weight.float(), padding=1)
+        return deform_conv3x3(map_BDhw, offset_BChw, self.weight)
+
+
+def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -> Tensor:
+    """3x3 deformable convolution with stride 1 and padding 1; zeros beyond the border.
+
+    Args:
+        map_BDhw: Input.
+        offset_BChw: 18 channels ``(dy0, dx0, dy1, dx1, ...)`` in pixels of the map.
+        weight_EDkk: Kernel, ``(E, D, 3, 3)``.
+
+    Returns:
+        ``(B, E, h, w)``, channels innermost in memory.
+    """
+    batch, width, height, columns = map_BDhw.shape
+    rows_ND = map_BDhw.permute(0, 2, 3, 1).reshape(-1, width)
+    index_M4, share_M4 = _neighbours(offset_BChw, height, columns)
+    kernel_CE = weight_EDkk.permute(2, 3, 1, 0).reshape(NUM_TAPS * width, -1)
+    # Where a GPU samples, it is in float32: it has no kernel for the gradient of bfloat16 shares.
+    sample_dtype = rows_ND.dtype if rows_ND.device.type == "cpu" else share_M4.dtype
+    # The sampled rows are nine times as large as the map, and quickly sampled again.
+    out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(sample_dtype), kernel_CE)
+    return out_NE.view(batch, height, columns, -1).permute(0, 3, 1, 2)
+
+
+def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel_CE: Tensor) -> Tensor:
+    """The nine sampled rows of every pixel, times the kernel: ``(N, E)``."""
+    sampled_MD = F.embedding_bag(index_M4, rows_ND.to(share_M4.dtype), per_sample_weights=share_M4, mode="sum")
+    return sampled_MD.to(rows_ND.dtype).view(-1, len(kernel_CE)) @ kernel_CE
+
+
+def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each sampled position and their bilinear shares; M = N * 9 positions, taps innermost.
+
+    Positions are at least float32 in every precision, since bfloat16 cannot tell pixels apart beyond 256. A neighbour
+    beyond the border keeps a valid index and gets the share zero.
+    """
+    batch, device = offset_BChw.shape[0], offset_BChw.device
+    position_dtype = torch.promote_types(offset_BChw.dtype, torch.float32)
+    offset_Bhw92 = offset_BChw.to(position_dtype).permute(0, 2, 3, 1).reshape(batch, height, columns, NUM_TAPS, 2)
+    reach = torch.arange(-1, 2, device=device)
+    y_Bhw9 = offset_Bhw92[..., 0] + reach.repeat_interleave(3) + torch.arange(height, device=device).view(-1, 1, 1)
+    x_Bhw9 = offset_Bhw92[..., 1] + reach.repeat(3) + torch.arange(columns, device=device).view(-1, 1)
+    top_Bhw9, left_Bhw9 = y_Bhw9.detach().floor(), x_Bhw9.detach().floor()
+    low_y, low_x = y_Bhw9 - top_Bhw9, x_Bhw9 - left_Bhw9
+    # One row and column beyond the border is enough to stand for all that lies further out, and keeps integers small.
+    top_Bhw9 = top_Bhw9.clamp(-2, height).long()
+    left_Bhw9 = left_Bhw9.clamp(-2, columns).long()
+    first_pixel_B111 = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * columns)
+    indices, shares = [], []
+    for row_Bhw9, share_y in ((top_Bhw9, 1 - low_y), (top_Bhw9 + 1, low_y)):
+        for column_Bhw9, share_x in ((left_Bhw9, 1 - low_x), (left_Bhw9 + 1, low_x)):
+            inside = (row_Bhw9 >= 0) & (row_Bhw9 < height) & (column_Bhw9 >= 0) & (column_Bhw9 < columns)
+            indices.append(
+                first_pixel_B111 + row_Bhw9.clamp(0, height - 1) * columns + column_Bhw9.clamp(0, columns - 1)
+            )
+            shares.append(share_y * share_x * inside)
+    return torch.stack(indices, dim=-1).view(-1, 4), torch.stack(shares, dim=-1).view(-1, 4)

@@ -1,0 +1,157 @@
+"""Two processes on processors (gloo) train as one does with the same global batch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import IGNORE, TinyTask, tiny_run
+
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.engine.override import override
+from vitsplit.engine.sampling import SampleStream
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.starting_point import starting_multi_config
+from vitsplit.recipes import recipe
+from vitsplit.tasks import task_entry
+
+SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
+
+
+STREAM = SampleStream(23, 0)
+SECOND_HALF = [f"image-{STREAM[position][0]:02d}.png" for position in range(12, 16)]  # of step 2: the second process's
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("launched")
+    runs = {
+        "good": SETTINGS | {"track": ["tensorboard"]},
+        "bad": SETTINGS | {"accumulate": 1, "nan_for": SECOND_HALF[1]},
+        "norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}},
+        "averaged_norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}, "ema": 0.5},
+    }
+    launch(str(Path(__file__).with_name("launch_tiny.py")), str(out), json.dumps(runs))
+    return out
+
+
+@pytest.fixture
+def two(launched) -> Path:
+    return launched / "good"
+
+
+def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
+    one = tiny_run(tmp_path / "one", **SETTINGS)
+    for rank in (0, 1):
+        weights = load_file(two / f"weights-{rank}.safetensors")
+        for name, tensor in one.weights.items():
+            torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5, msg=name)
+        assert json.loads((two / f"score-{rank}.json").read_text()) == one.result.best_metrics
+    for name, tensor in one.last.items():
+        torch.testing.assert_close(load_file(two / "run/last/head.safetensors")[name], tensor, rtol=0, atol=1e-5)
+    losses = [json.loads(line).get("loss") for line in (two / "run/metrics.jsonl").read_text().splitlines()]
+    expected = [row.get("loss") for row in one.rows("step")]
+    assert [loss for loss in losses if loss] == pytest.approx([loss for loss in expected if loss], abs=1e-5)
+
+
+def test_the_processes_had_different_images_and_unequal_numbers_of_ignored_patches(two):
+    seen = [json.loads((two / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    stream, data = STREAM, TinyTask().train_data()
+    ignored = []
+    for step in range(20):
+        batch = [f"image-{stream[position][0]:02d}.png" for position in range(8 * step, 8 * step + 8)]
+        spread = [name for process in seen for micro in process[2 * step : 2 * step + 2] for name in micro]
+        assert spread == batch
+        masks = [data[stream[position]][1] for position in range(8 * step, 8 * step + 8)]
+        ignored.append([sum(int((mask == IGNORE).sum()) for mask in half) for half in (masks[:4], masks[4:])])
+    assert sum(first != second for first, second in ignored) > 10
+
+
+def test_everything_is_written_once(two):
+    rows = [json.loads(line) for line in (two / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(2, 21, 2))
+    assert [row["step"] for row in rows if "eval" in row] == [10, 20]
+    assert len(list((two / "run/tensorboard").iterdir())) == 1
+    assert len(json.loads((two / "run/environment.json").read_text())) == 1
+    assert (two / "run/log.txt").read_text().count("precision:") == 1
+    assert "step 20/20" in (two / "printed-0.txt").read_text()
+    assert (two / "printed-1.txt").read_text() == ""
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_names_its_files(launched):
+    messages = [(launched / "bad" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert f"Step 2: the loss is nan (patches). Files of the batch: {', '.join(SECOND_HALF)}." in messages[0]
+
+
+@pytest.mark.parametrize("name", ["norms", "averaged_norms"])
+def test_every_process_evaluates_with_the_running_statistics_that_the_bundle_holds(launched, name):
+    computed = [json.loads((launched / name / f"computed-{rank}.json").read_text()) for rank in (0, 1)]
+    assert computed[0] == computed[1]
+    pictured = json.loads((launched / name / "run/pictures/index.html").read_text())
+    assert pictured["title"] == "run, step 4"
+    if name == "norms":
+        weights = [load_file(launched / name / f"weights-{rank}.safetensors") for rank in (0, 1)]
+        saved = load_file(launched / name / "run/last/head.safetensors")
+        assert all(saved[key].equal(tensor) for each in weights for key, tensor in each.items())
+
+
+@pytest.fixture(scope="module")
+def half_labelled(scenes, tmp_path_factory) -> Path:
+    """Scenes of which the second process reads, in the first epoch, masks that are nearly all ignored."""
+    data = shutil.copytree(scenes, tmp_path_factory.mktemp("half") / "data")
+    masks = sorted((data / "masks" / "train").iterdir())
+    stream = SampleStream(len(masks), 0)
+    for position in (1, 3, 5):
+        path = masks[stream[position][0]]
+        mask_HW = np.array(Image.open(path))
+        mask_HW[:, 6:] = 255
+        Image.fromarray(mask_HW).save(path)
+    return data
+
+
+def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
+    # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
+    settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
+    config = override(recipe(task_entry("segmentation").default_recipe), settings)
+    file, two = tmp_path / "config.json", tmp_path / "two"
+    file.write_text(json.dumps(to_dict(config)))
+    arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]
+    launch("-m", "vitsplit", "train", "segmentation", *arguments)
+    one = vitsplit.train(config, data=half_labelled, out=tmp_path / "one")
+    alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
+    assert alone.keys() == together.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.run.iterdir()}
+    rows, expected = (
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (two, one.run)
+    )
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5]
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in rows[:5]] == pytest.approx([row[name] for row in expected[:5]], rel=1e-4)
+    assert len(json.loads((two / "environment.json").read_text())) == 1
+    assert (two / "log.txt").read_text().count("precision:") == 1
+
+
+def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
+    settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
+    heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
+    config = override(starting_multi_config(heads), settings | heads)
+    file, two = tmp_path / "config.json", tmp_path / "two"
+    file.write_text(json.dumps(to_dict(config)))
+    tasks = [argument for head in heads for argument in ("--task", f"{head}={half_labelled}")]
+    launch("-m", "vitsplit", "train", "multi", *tasks, "--out", str(two), "--config", str(file))
+    one = vitsplit.train(config, data=dict.fromkeys(heads, half_labelled), out=tmp_path / "one")
+    # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
+    alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=name)
+    assert load_file(two / "last" / "depth" / "head.safetensors").keys()
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.run.iterdir()}

@@ -1,0 +1,92 @@
+"""Paths in configuration files: what is read elsewhere is told, and nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitsplit.cli.options import config_from_cli
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.starting_point import starting_config, starting_multi_config
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import recipe
+
+
+def write(path: Path, config: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_dict(config)))
+    return path
+
+
+def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, caplog):
+    settings = {
+        "cache_folder": "/elsewhere/cache",
+        "weights": "/mine/w.pth",
+        "language_weights": "/mine/llm",
+        "val_file": "a",
+    }
+    config = override(recipe("laptop-vqa"), settings)
+    file = write(tmp_path / "config.json", config)
+    with caplog.at_level(logging.WARNING):
+        read = starting_config("vqa", config_file=file)
+    assert read == override(config, {"cache_folder": None})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3, "names inside of the data are no paths elsewhere"
+    for flag, path in (
+        ("--cache-folder", "/elsewhere/cache"),
+        ("--weights", "/mine/w.pth"),
+        ("--language-weights", "/mine/llm"),
+    ):
+        assert any(flag in line and path in line and str(file) in line for line in said)
+    # The flag beside it is the user's own word.
+    assert config_from_cli(read, ["--cache-folder", "/elsewhere/cache"]) == config
+
+
+def test_a_file_that_leads_out_of_the_data_is_told(tmp_path, caplog):
+    file = write(tmp_path / "config.json", override(recipe("laptop-vqa"), {"image_folder": "../../images"}))
+    with caplog.at_level(logging.WARNING):
+        starting_config("vqa", config_file=file)
+    assert "--image-folder" in caplog.text and "../../images" in caplog.text
+
+
+def test_the_run_that_goes_on_keeps_its_own_folder(tmp_path, caplog):
+    config = override(recipe("laptop-depth"), {"cache_folder": str(tmp_path / "features")})
+    file = write(tmp_path / "run" / "config.json", config)
+    with caplog.at_level(logging.WARNING):
+        assert starting_config("depth", resumed=tmp_path / "run") == config
+        assert starting_config("depth", resumed=file) == config
+    assert not caplog.records
+
+
+def test_joint_runs_too(tmp_path, caplog):
+    config = override(starting_multi_config(["depth", "segmentation"]), {"cache_folder": "/x"})
+    file = write(tmp_path / "run" / "config.json", config)
+    assert starting_multi_config(["depth"], config_file=file).loop.cache_folder is None
+    assert "--cache-folder" in caplog.text
+    assert starting_multi_config(["depth"], resumed=tmp_path / "run").loop.cache_folder == "/x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"loop": {"steps": 1, "steps": 2}}', '{"loop": {"steps": NaN}}', '{"optim": {"lr": 1e999}}', "[" * 10**5, "{",
+     '{"name": "\\ud800"}', '{"loop": {"steps": ' + "9" * 5000 + "}}", '{"loop": {"stepz": 1}}', "[]", "3", "",
+     '{"backbone": {"weights": ""}}', '{"loop": {"cache_folder": "a\\u0000b"}}'],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        starting_config("segmentation", config_file=file)
+
+
+def test_only_the_user_lets_images_lie_outside_of_the_data(tmp_path):
+    config = override(recipe("laptop-vqa"), {"allow_outside": True})
+    file = write(tmp_path / "run" / "config.json", config)
+    assert starting_config("vqa", config_file=file).task.allow_outside is False
+    assert starting_config("vqa", resumed=tmp_path / "run").task.allow_outside is True, "one's own run"
+    assert config_from_cli(recipe("laptop-vqa"), ["--allow-outside"]).task.allow_outside is True

@@ -1,0 +1,314 @@
+import io
+import json
+import os
+import shlex
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny import TinyTask, save_tiny_bundle, tiny_backbone, tiny_config, tiny_model, tiny_run
+
+from vitsplit.engine import precision
+from vitsplit.engine.loop import fit
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.setup import Cadence
+from vitsplit.errors import ConfigError
+from vitsplit.tasks.base import Evaluation
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def test_a_run_leaves_the_documented_folder(tmp_path):
+    run = tiny_run(tmp_path / "run", track=("tensorboard",))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("config.json", "environment.json", "log.txt", "metrics.jsonl"),
+        *("best", "last", "checkpoints", "pictures", "tensorboard"),
+    }
+    rows = run.rows("loss")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    expected = {"step", "loss", "loss_patches", "loss_mean", "grad_norm", "lr", "lr_task_head"}
+    assert rows[0].keys() == expected | {"images_per_second", "seconds", "peak_memory_gb"}
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert [row["step"] for row in run.rows("eval")] == [12]
+    assert run.result.exit_status == 0 and run.result.state.finished
+    assert "step 12/12" in run.printed and "images/s" in run.printed and "peak memory" in run.printed
+
+
+def test_a_row_averages_the_steps_since_the_last_one(tmp_path):
+    every = tiny_run(tmp_path / "every", log_every=1).rows("loss")
+    fourth = tiny_run(tmp_path / "fourth", log_every=4).rows("loss")
+    for index, row in enumerate(fourth):
+        losses = [each["loss"] for each in every[4 * index : 4 * index + 4]]
+        assert row["loss"] == pytest.approx(sum(losses) / 4)
+
+
+def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_path):
+    kept = {}
+
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            kept[len(kept)] = {name: tensor.clone() for name, tensor in self.model.trainable_state().items()}
+            return super().evaluate(forward, **options)
+
+    task = Task(scores=[0.1, 0.7, 0.3])
+    task.model = tiny_model(task)
+    with RunFolder.open(tmp_path / "run") as run:
+        result = fit(
+            tiny_config(eval_every=4),
+            task=task,
+            backbone=tiny_backbone(),
+            model=task.model,
+            run=run,
+            save_bundle=save_tiny_bundle(task.model),
+            console=Console(file=io.StringIO()),
+        )
+    assert equal(load_file(run.best / "head.safetensors"), kept[1])
+    assert equal(load_file(run.last / "head.safetensors"), kept[2])
+    assert (result.state.standings[""].best_score, result.state.standings[""].best_step) == (0.7, 8)
+    assert repr(result.best_metrics) == (run.best / "metrics.txt").read_text()
+    assert not equal(kept[1], kept[2])
+
+
+def test_patience_counts_evaluations_without_a_better_one(tmp_path):
+    run = tiny_run(tmp_path / "run", eval_every=2, patience=2, task=TinyTask(scores=[0.5, 0.4, 0.6, 0.6, 0.1, 0.9]))
+    assert run.result.state.step == 10 and run.result.state.finished
+    assert run.result.state.standings[""].best_step == 6
+    assert [row["step"] for row in run.rows("eval")] == [2, 4, 6, 8, 10]
+    assert "no better result in 2 evaluations" in run.printed
+
+
+def test_evaluation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
+    modes = []
+
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            output, _ = forward(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
+            modes.append(output.requires_grad)
+            return super().evaluate(forward, **options)  # the head itself checks which layers it was given
+
+    run = tiny_run(tmp_path / "run", eval_every=4, head={"batch_norm": True, "dropout": 0.5}, task=Task())
+    assert modes == [False, False, False]
+    assert run.model.training
+    assert run.weights["head.norm.num_batches_tracked"] == 12
+
+
+def test_the_average_is_what_is_evaluated_and_saved_and_training_is_untouched(tmp_path):
+    plain = tiny_run(tmp_path / "plain", steps=1, eval_every=1)
+    start = tiny_model(TinyTask()).trainable_state()
+    averaged = tiny_run(tmp_path / "averaged", steps=1, eval_every=1, ema=0.75)
+    assert equal(plain.weights, averaged.weights)
+    for name, saved in averaged.last.items():
+        torch.testing.assert_close(saved, 0.75 * start[name] + 0.25 * plain.weights[name])
+    assert equal(plain.last, plain.weights)
+
+
+def test_dropout_depends_on_seed_and_step_alone(tmp_path):
+    first = tiny_run(tmp_path / "first", head={"dropout": 0.5})
+    torch.manual_seed(999)
+    assert equal(first.weights, tiny_run(tmp_path / "again", head={"dropout": 0.5}).weights)
+    assert not equal(first.weights, tiny_run(tmp_path / "seed", head={"dropout": 0.5}, seed=1).weights)
+    assert not equal(first.weights, tiny_run(tmp_path / "without").weights)
+
+
+def test_workers_change_no_weight(tmp_path):
+    assert equal(tiny_run(tmp_path / "none").weights, tiny_run(tmp_path / "two", workers=2).weights)
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluate", "checkpoint"), [(40_000, 4000, 1000), (300, 200, 30), (3000, 300, 300), (5, 200, 1)]
+)
+def test_evaluations_and_checkpoints_are_ten_in_a_run_by_default(steps, evaluate, checkpoint):
+    cadence = Cadence.of(tiny_config(steps=steps).loop)
+    assert (cadence.evaluate, cadence.checkpoint) == (evaluate, checkpoint)
+    given = Cadence.of(tiny_config(steps=steps, eval_every=7, checkpoint_every=9).loop)
+    assert (given.evaluate, given.checkpoint) == (7, 9)
+
+
+class Signalling(TinyTask):
+    """Sends this process a signal while it fetches its n-th micro-batch."""
+
+    def __init__(self, number, after, times=1):
+        super().__init__()
+        self.number, self.after, self.times, self.fetched = number, after, times, 0
+
+    def collate(self, samples):
+        self.fetched += 1
+        if self.after <= self.fetched < self.after + self.times:
+            os.kill(os.getpid(), self.number)
+        return super().collate(samples)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, number, status):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stopped = tiny_run(tmp_path / "run", task=Signalling(number, after=5), head={"dropout": 0.3})
+    assert stopped.result.exit_status == status
+    assert stopped.result.state.step == 5
+    assert (stopped.folder.checkpoints / "step-00000005").is_dir()
+    assert equal(stopped.last, stopped.weights)
+    last_line = stopped.printed.rstrip().splitlines()[-1]
+    assert "stopped by " + number.name in last_line and "step 5 of 12" in last_line and "--resume" in last_line
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    resumed = tiny_run(tmp_path / "run", resume=True, head={"dropout": 0.3})
+    assert resumed.result.exit_status == 0
+    assert equal(resumed.weights, tiny_run(tmp_path / "straight", head={"dropout": 0.3}).weights)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_parent(tmp_path, number):
+    """Ctrl-C reaches the workers too; here it reaches them alone, in the middle of reading, and they read on."""
+    run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=3))
+    assert run.result.state.finished and run.result.exit_status == 0
+
+
+def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(tmp_path):
+    class Task(TinyTask):
+        def evaluate(self, forward, *, on_image=None, **options):
+            def then_signal():
+                if not images:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                images.append(0)
+                on_image()
+
+            return super().evaluate(forward, on_image=then_signal, **options)
+
+    images = []
+    stopped = tiny_run(tmp_path / "run", task=Task(), eval_every=4)
+    assert len(images) == 1
+    assert (stopped.result.stopped_by, stopped.result.state.step) == ("SIGTERM", 4)
+    assert stopped.rows("eval") == []
+    resumed = tiny_run(tmp_path / "run", resume=True, eval_every=4)
+    straight = tiny_run(tmp_path / "straight", eval_every=4)
+    assert resumed.rows("eval") == straight.rows("eval")
+    assert equal(resumed.weights, straight.weights)
+
+
+def compile_with(monkeypatch, backend):
+    """Goes through torch.compile's graph capture, with another code generator than its own, which needs a compiler."""
+    original, graphs = torch.compile, []
+
+    def counting(graph, inputs):
+        graphs.append(len(inputs))
+        return backend(graph)
+
+    monkeypatch.setattr(torch, "compile", lambda module: original(module, backend=counting))
+    return graphs
+
+
+def test_compiled_is_the_same_within_rounding_and_evaluation_compiles_nothing(tmp_path, monkeypatch):
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            before = len(graphs)
+            forward(torch.zeros(1, 3, 28, 42, dtype=torch.uint8))  # of another size than the images of the steps
+            assert len(graphs) == before
+            return super().evaluate(forward, **options)
+
+    plain = tiny_run(tmp_path / "plain", steps=2)
+    graphs = compile_with(monkeypatch, lambda graph: graph.forward)
+    run = tiny_run(tmp_path / "compiled", steps=2, eval_every=1, compile=True, task=Task())
+    assert graphs, "the steps must be compiled, or this test shows nothing"
+    for name, tensor in plain.weights.items():
+        torch.testing.assert_close(run.weights[name], tensor, rtol=0, atol=1e-5)
+    assert run.last.keys() == plain.last.keys()
+
+
+def test_a_compiler_that_fails_is_named_by_its_flag(tmp_path, monkeypatch):
+    def no_compiler(graph):
+        raise RuntimeError("No working C++ compiler found in clang++, g++\nmore")
+
+    compile_with(monkeypatch, no_compiler)
+    with pytest.raises(
+        ConfigError, match=r"--compile failed: .*No working C\+\+ compiler found in clang\+\+, g\+\+\. "
+    ):
+        tiny_run(tmp_path / "run", steps=1, compile=True)
+
+
+def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
+    averaged = tiny_run(tmp_path / "run", eval_every=4, ema=0.5, task=TinyTask(scores=[0.3, 0.7, 0.6]))
+    page = json.loads((averaged.folder.pictures / "index.html").read_text())
+    assert (page["title"], page["count"], page["score"]) == ("run, step 12", 12, 0.6)
+    model = tiny_model(TinyTask())
+    model.load_trainable_state(averaged.last)
+    backbone = tiny_backbone()
+    taps = backbone(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), model.eval().head.request)
+    torch.testing.assert_close(torch.tensor(page["output"]), model(taps).detach())
+    assert averaged.model.training
+
+
+def test_pictures_change_no_weight_and_a_stopped_run_has_none_yet(tmp_path):
+    """A run that patience ends has them; so has one that was killed while drawing, after a resume."""
+    early = tiny_run(tmp_path / "early", eval_every=2, patience=1, task=TinyTask(scores=[0.5, 0.4]))
+    assert json.loads((early.folder.pictures / "index.html").read_text())["score"] == 0.4
+    stopped = tiny_run(tmp_path / "stopped", task=Signalling(signal.SIGTERM, after=5))
+    assert not stopped.folder.pictures.exists()
+
+    class Killed(TinyTask):
+        def write_report(self, *args, **options):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "killed", task=Killed(scores=[0.8]))
+    assert not (tmp_path / "killed" / "pictures").exists()
+    resumed = tiny_run(tmp_path / "killed", resume=True)
+    assert json.loads((resumed.folder.pictures / "index.html").read_text())["score"] == 0.8
+    assert equal(resumed.weights, tiny_run(tmp_path / "straight").weights)
+
+
+def test_a_finished_run_says_so_when_it_is_to_go_on(tmp_path):
+    tiny_run(tmp_path / "run", eval_every=4, task=TinyTask(scores=[0.3, 0.7, 0.6]))
+    again = tiny_run(tmp_path / "run", eval_every=4, resume=True)
+    assert "already finished at step 12: best accuracy 0.7 at step 8" in again.printed
+    assert "going on" not in again.printed
+
+
+def test_the_command_to_go_on_can_be_pasted(tmp_path):
+    folder = tmp_path / "my first run"
+    printed = tiny_run(folder, task=Signalling(signal.SIGINT, after=2)).printed.replace("\n", " ")
+    command = shlex.split(printed[printed.index("To go on: ") :])
+    assert command[command.index("--out") + 1] == str(folder)
+
+
+def test_bundles_are_given_the_resolved_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "bf16_speedup", lambda: 9.0)
+    run = tiny_run(tmp_path / "run", steps=2, precision="auto")
+    for bundle in (run.folder.best, run.folder.last):
+        assert json.loads((bundle / "config.json").read_text()) == run.folder.read_config()
+    assert run.folder.read_config()["loop"]["precision"] == "bf16"
+
+
+def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the_best(tmp_path):
+    class Task(TinyTask):
+        def evaluate(self, forward, **options):
+            found = super().evaluate(forward, **options)
+            return Evaluation(found.metrics | {"rare": float("nan")}, found.score, found.score_name)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    scores = [float("nan"), float("nan"), 0.4, float("nan"), 0.3, 0.2]
+    run = tiny_run(tmp_path / "run", eval_every=2, task=Task(scores=[*scores]))
+    standing = run.result.state.standings[""]
+    assert (standing.best_step, standing.without_gain) == (6, 3)
+    rows = [json.loads(line, parse_constant=refuse) for line in run.folder.metrics_file.read_text().splitlines()]
+    assert [row["eval"]["rare"] for row in rows if "eval" in row] == [None] * 6
+    for state in run.folder.checkpoints.glob("*/state.json"):
+        json.loads(state.read_text(), parse_constant=refuse)
+    stopping = Signalling(signal.SIGTERM, after=5)
+    stopping.scores = scores[:2]
+    tiny_run(tmp_path / "again", eval_every=2, task=stopping)
+    resumed = tiny_run(tmp_path / "again", eval_every=2, resume=True, task=Task(scores=scores[2:]))
+    standing = resumed.result.state.standings[""]
+    assert (standing.best_step, standing.without_gain) == (6, 3)
+
+
+def test_the_time_for_the_steps_ends_a_run_with_an_evaluation(tmp_path, monkeypatch):
+    seconds = iter(range(1000))
+    monkeypatch.setattr("vitsplit.engine.loop.time.perf_counter", lambda: float(next(seconds)))
+    run = tiny_run(tmp_path / "run", max_seconds=4.5)  # every step takes one second of this clock
+    assert run.result.state.step == 5 and run.result.state.finished
+    assert [row["step"] for row in run.rows("eval")] == [5]
+    assert "stopped early, after 5 s: the time is over" in run.printed

@@ -1,0 +1,99 @@
+import os
+import shutil
+from collections import Counter
+
+import pytest
+from tiny import TinyTask
+
+from vitsplit.engine.sampling import MicroBatches, SampleStream, derive_seed, read_batches, resolve_workers
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.task import SegmentationTask
+
+
+def keys(*, start=0, stop=5, batch_size=12, accumulate=1, rank=0, world=1, seed=0):
+    stream = SampleStream(23, seed)
+    return list(
+        MicroBatches(
+            stream, start=start, stop=stop, batch_size=batch_size, accumulate=accumulate, rank=rank, world=world
+        )
+    )
+
+
+def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own():
+    stream = SampleStream(23, seed=3)
+    epochs = [[stream[epoch * 23 + offset][0] for offset in range(23)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_seeds_of_samples_do_not_repeat():
+    stream = SampleStream(5, seed=0)
+    assert max(Counter(stream[position][1] for position in range(2000)).values()) == 1
+
+
+def test_another_seed_gives_another_order():
+    assert keys(seed=0) != keys(seed=1)
+    assert derive_seed(1, 12) != derive_seed(11, 2)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (2, 3), (4, 1)])
+def test_processes_and_micro_batches_share_the_same_global_batches(world, accumulate):
+    whole = keys()
+    parts = [keys(rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    for step in range(5):
+        spread = [key for part in parts for micro in part[step * accumulate : (step + 1) * accumulate] for key in micro]
+        assert spread == whole[step]
+
+
+def test_a_stream_that_starts_later_goes_on_where_the_first_was():
+    assert keys(start=3) == keys()[3:]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "world"), [(10, 3, 1), (10, 1, 4), (12, 5, 2), (4, 0, 1), (0, 1, 1)]
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_the_numbers(batch_size, accumulate, world):
+    with pytest.raises(ConfigError, match=rf"{batch_size} images .* {world} process.* {accumulate} micro"):
+        keys(batch_size=batch_size, accumulate=accumulate, world=world)
+
+
+def test_an_empty_training_set_is_refused():
+    with pytest.raises(DataError, match="empty"):
+        SampleStream(0, 0)
+
+
+def test_workers_change_nothing():
+    task = TinyTask()
+
+    def images(workers):
+        batches = MicroBatches(SampleStream(23, 0), start=2, stop=8, batch_size=4, accumulate=1, rank=0, world=1)
+        read = read_batches(task, task.train_data(), batches, workers=workers, pin=False)
+        return [(each.batch.names, each.batch.image_BCHW) for each in read]
+
+    alone, helped = images(0), images(2)
+    assert len(alone) == 6
+    for (names, image_BCHW), (other_names, other_BCHW) in zip(alone, helped, strict=True):
+        assert names == other_names and image_BCHW.equal(other_BCHW)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(scenes, tmp_path, workers):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    damaged = sorted((data / "images" / "train").iterdir())[2]
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    task = SegmentationTask.open(SegmentationConfig(crop_size=(48, 64)), data, ("train", "val"))
+    batches = MicroBatches(SampleStream(6, 0), start=0, stop=3, batch_size=2, accumulate=1, rank=0, world=1)
+    with pytest.raises(DataError) as caught:
+        list(read_batches(task, task.train_data(), batches, workers=workers, pin=False))
+    assert str(damaged) in str(caught.value)
+    assert "Traceback" not in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("cores", "local_world", "expected"), [(2, 1, 0), (4, 1, 4), (64, 1, 8), (8, 2, 4), (4, 2, 0)])
+def test_automatic_workers_share_the_cores(monkeypatch, cores, local_world, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world))
+    assert resolve_workers(-1) == expected
+    assert resolve_workers(3) == 3

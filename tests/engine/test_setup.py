@@ -1,0 +1,168 @@
+import json
+import os
+import signal
+import types
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from tiny import TinyTask, tiny_backbone, tiny_config, tiny_model, tiny_run
+from torch import nn
+
+from vitsplit.engine import setup
+from vitsplit.errors import ConfigError, TrainingError
+
+
+def stub_accelerator(kind):
+    return types.SimpleNamespace(distributed_type=kind, device=torch.device("cpu"), prepare_model=lambda model: model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (DistributedType.MULTI_GPU, nn.SyncBatchNorm),
+        (DistributedType.MULTI_CPU, nn.BatchNorm2d),
+        (DistributedType.NO, nn.BatchNorm2d),
+    ],
+)
+def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
+    model = tiny_model(TinyTask(), batch_norm=True)
+    names = list(model.trainable_state())
+    _, engine = setup.set_up_model(stub_accelerator(kind), tiny_config(), tiny_backbone(), model)
+    assert type(model.head.norm) is expected
+    assert list(model.trainable_state()) == names
+    assert any(p is model.head.norm.weight for group in engine.optimizer.param_groups for p in group["params"])
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """fp16 with a gradient scaler, on a processor: slow, but the same arithmetic as on an old GPU."""
+    monkeypatch.setattr(setup, "resolve_precision", lambda precision, device: "fp16")
+
+
+def test_fp16_scales_its_loss_and_learns(tmp_path, fp16):
+    run = tiny_run(tmp_path / "run", clip_norm=1.0)
+    plain_norm = tiny_like_fp32(tmp_path)
+    rows = run.rows("loss")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["grad_norm"] == pytest.approx(plain_norm, rel=0.05), "the norm is that of the unscaled gradient"
+
+
+def tiny_like_fp32(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "resolve_precision", lambda precision, device: "fp32")
+        return tiny_run(tmp_path / "plain", clip_norm=1.0).rows("loss")[0]["grad_norm"]
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, fp16):
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    class Task(TinyTask):
+        def loss_sums(self, output, batch, taps):
+            return super().loss_sums(Overflow.apply(output) if not self.seen else output, batch, taps)
+
+    run = tiny_run(tmp_path / "run", steps=1, task=Task())
+    start = tiny_model(TinyTask()).trainable_state()
+    assert all(tensor.equal(run.weights[name]) for name, tensor in start.items())
+    state = json.loads((run.folder.checkpoints / "step-00000001" / "state.json").read_text())
+    assert state["loss_scale"]["scale"] == 2.0**15
+
+
+class BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+class NeverFinite(TinyTask):
+    """Its loss is a number, its gradient never."""
+
+    def loss_sums(self, output, batch, taps):
+        return super().loss_sums(BadGradient.apply(output), batch, taps)
+
+
+def test_fp16_that_never_takes_a_step_does_not_finish(tmp_path, fp16):
+    # 17 skipped steps bring the scale from 65536 = 2**16 to below 1.
+    expected = r"Step 18: the norm of the gradient is nan\. Files of the batch: image"
+    with pytest.raises(TrainingError, match=expected) as told:
+        tiny_run(tmp_path / "run", steps=40, task=NeverFinite())
+    assert "--precision fp32" in str(told.value)
+
+
+def test_an_overflow_just_before_a_stop_is_remembered(tmp_path, fp16):
+    """The sums of a row that is not full yet are in the checkpoint, as null where they are not finite."""
+
+    class Stop(NeverFinite):
+        def collate(self, samples):
+            if len(self.seen) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().collate(samples)
+
+    settings = {"steps": 8, "log_every": 6, "precision": "auto"}
+    tiny_run(tmp_path / "run", task=Stop(), **settings)
+    resumed = tiny_run(tmp_path / "run", resume=True, **settings)
+    assert [row["grad_norm"] is None for row in resumed.rows("loss")] == [True, False]
+
+
+def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
+    class Stop(TinyTask):
+        def collate(self, samples):
+            if len(self.seen) == 5:
+                raise KeyboardInterrupt
+            return super().collate(samples)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "run", checkpoint_every=2, precision="auto", task=Stop())
+    resumed = tiny_run(tmp_path / "run", checkpoint_every=2, precision="auto", resume=True)
+    straight = tiny_run(tmp_path / "straight")
+    assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
+    scales = [
+        json.loads((run.folder.checkpoints / "step-00000012" / "state.json").read_text())["loss_scale"]
+        for run in (resumed, straight)
+    ]
+    assert scales[0] == scales[1] and scales[0]["_growth_tracker"] == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        *[({name: 0}, flag) for name, flag in [("steps", "--steps"), ("batch_size", "--batch-size")]],
+        *[({name: 0}, flag) for name, flag in [("accumulate", "--accumulate"), ("log_every", "--log-every")]],
+        *[({"patience": count}, "--patience") for count in (0, -1)],
+        *[({"lr": lr}, "--lr") for lr in (0.0, -1e-3, float("nan"), float("inf"))],
+        *[({"clip_norm": norm}, "--clip-norm") for norm in (0.0, -1.0, float("nan"))],
+        *[({"betas": betas}, "--betas") for betas in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, float("nan")))],
+        *[({"ema": decay}, "--ema") for decay in (-0.1, 0.0, 1.0, 1.1, float("nan"))],
+        *[({"eval_every": -1}, "--eval-every"), ({"checkpoint_every": -1}, "--checkpoint-every")],
+        *[({"weight_decay": -0.1}, "--weight-decay"), ({"warmup_steps": -1}, "--warmup-steps")],
+        *[({"layer_decay": rate}, "--layer-decay") for rate in (0.0, -0.5, float("nan"))],
+        *[({"step_milestones": shares}, "--step-milestones") for shares in ((8, 11), (0.0, 0.5), (float("nan"),))],
+        *[({"final_div_factor": factor}, "--final-div-factor") for factor in (0.5, float("nan"), float("inf"))],
+        *[({"workers": -2}, "--workers"), ({"task_head_lr_scale": -1.0}, "--task-head-lr-scale")],
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_their_flag(change, flag):
+    with pytest.raises(ConfigError, match=rf"^{flag} "):
+        setup.check_settings(tiny_config(**change))
+
+
+def test_settings_at_the_edge_of_their_range_are_taken():
+    edge = {"ema": 0.5, "betas": (0.0, 0.999), "clip_norm": 1e-9, "patience": 1, "task_head_lr_scale": 0.0}
+    setup.check_settings(tiny_config(steps=1, batch_size=1, log_every=1, weight_decay=0.0, warmup_steps=0, **edge))
+
+
+def test_no_setting_is_refused_after_the_folder_holds_a_run(tmp_path):
+    with pytest.raises(ConfigError, match="--lr"):
+        tiny_run(tmp_path / "run", lr=-1.0)
+    assert tiny_run(tmp_path / "run", steps=1).result.state.finished

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+import vitsplit
+from vitsplit.cli.train import main
+from vitsplit.engine.override import override
+from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.starting_point import starting_config, starting_multi_config
+from vitsplit.errors import ConfigError, DataError
+from vitsplit.recipes import recipe
+from vitsplit.tasks import TASKS
+
+
+def write(path, values):
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
+    config = recipe(f"laptop-{task}")
+    write(tmp_path / "config.json", to_dict(config))
+    assert starting_config(task, resumed=tmp_path) == config
+    for other in TASKS.keys() - {task}:
+        with pytest.raises(ConfigError, match=rf"config\.json is of a run for {task}, not for {other}.*train {task}`"):
+            starting_config(other, resumed=tmp_path)
+
+
+def test_a_joint_run_is_no_run_of_one_task(tmp_path):
+    file = write(tmp_path / "config.json", to_dict(starting_multi_config(["segmentation", "depth"])))
+    with pytest.raises(ConfigError, match="is of a joint run, not of a run for depth alone"):
+        starting_config("depth", config_file=file)
+
+
+def test_a_few_settings_fit_every_task_that_has_them(tmp_path):
+    file = write(tmp_path / "few.json", {"task": {"crop_size": [70, 98]}})
+    for task in TASKS:
+        assert starting_config(task, config_file=file).task.crop_size == (70, 98)
+    with pytest.raises(ConfigError, match=r"no setting 'task\.crop_sise'\. Did you mean crop_size"):
+        starting_config("depth", config_file=write(file, {"task": {"crop_sise": [70, 98]}}))
+    with pytest.raises(ConfigError, match="must be an object"):
+        starting_config("depth", config_file=write(file, [1]))
+
+
+def test_a_recipe_of_another_task_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for segmentation"):
+        main(["segmentation", "--recipe", "nyuv2-small", "--data", str(tmp_path)])
+    with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for detection"):
+        vitsplit.train(task="detection", recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
+
+
+def test_a_recipe_alone_says_the_task(tmp_path):
+    with pytest.raises(DataError, match="depth"):
+        vitsplit.train(recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
+
+
+def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
+    config = override(recipe("laptop-depth"), {"cache_folder": "/somewhere/else", "cache_features": 2})
+    file = write(tmp_path / "config.json", to_dict(config))
+    assert starting_config("depth", resumed=tmp_path) == config
+    assert not caplog.records
+    foreign = starting_config("depth", config_file=file)
+    assert foreign == override(config, {"cache_folder": None})
+    assert "/somewhere/else" in caplog.text and "--cache-folder" in caplog.text
+    joint = override(starting_multi_config(["depth"]), {"cache_folder": "/somewhere/else"})
+    assert starting_multi_config(["depth"], config_file=write(file, to_dict(joint))).loop.cache_folder is None
+    assert starting_multi_config(["depth"], resumed=tmp_path) == joint
+
+
+@pytest.mark.parametrize(("left", "said"), [(None, "no such folder"), ("log.txt", "without --resume")])
+def test_what_to_do_where_there_are_no_settings_to_go_on_with(tmp_path, left, said):
+    if left is not None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / left).touch()
+    with pytest.raises(ConfigError, match=rf"run holds no run to resume.*{said}"):
+        starting_config("depth", resumed=tmp_path / "run")
+    if left is not None:  # as they were given, until the run has its own
+        given = override(recipe("laptop-depth"), {"lr": 3e-4})
+        write(tmp_path / "run" / ".start.json", to_dict(given))
+        assert starting_config("depth", resumed=tmp_path / "run") == given
+        write(tmp_path / "run" / "config.json", to_dict(recipe("laptop-depth")))
+        assert starting_config("depth", resumed=tmp_path / "run") == recipe("laptop-depth")

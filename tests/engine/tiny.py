@@ -1,0 +1,252 @@
+"""A backbone, a head and a task so small that a run takes a second. Shapes: B batch, D width, h w grid, H W pixels."""
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.data.extents import move_extents
+from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig
+from vitsplit.engine.loop import FitResult, fit
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.serialise import to_dict
+from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.model import TaskModel
+from vitsplit.types import TapRequest
+
+SIZE, GRID, CLASSES, IGNORE = 28, 2, 3, 255
+NUM_TRAIN, NUM_VAL = 23, 7
+
+
+def tiny_backbone() -> Backbone:
+    torch.manual_seed(1)
+    model = timm.models.VisionTransformer(
+        img_size=SIZE, patch_size=14, embed_dim=32, depth=4, num_heads=2, num_classes=0, dynamic_img_size=True
+    )
+    info = BackboneInfo("tiny", "tiny", "none", "random", "hash-of-tiny", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Backbone(model, info)
+
+
+class TinyHead(nn.Module):
+    """Reads the last map; has a task head, a frozen part, dropout, and batch norm if asked."""
+
+    def __init__(self, width: int = 32, dropout: float = 0.0, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.width = width
+        self.task_head = nn.Linear(width, width)
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width) if batch_norm else nn.GroupNorm(4, width)
+        self.dropout = nn.Dropout(dropout)
+        self.passes = 0
+
+    @property
+    def request(self) -> TapRequest:
+        return TapRequest(maps=frozenset({1, 3}) if self.training else frozenset({3}))
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        task_head = list(self.task_head.parameters())
+        return {"task_head": task_head, "base": [*self.conv.parameters(), *self.norm.parameters()]}
+
+    def forward(self, taps) -> Tensor:
+        assert (1 in taps.maps) == self.training
+        map_BDhw = self.frozen(self.task_head(taps.maps[3].permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return self.dropout(F.gelu(self.norm(self.conv(map_BDhw))))
+
+
+@dataclass
+class TinyBatch:
+    image_BCHW: Tensor
+    mask_Bhw: Tensor
+    mean_B: Tensor
+    names: list[str]
+    extent_B2: Tensor | None = None
+
+    def to(self, device: Any) -> "TinyBatch":
+        return TinyBatch(
+            self.image_BCHW.to(device),
+            self.mask_Bhw.to(device),
+            self.mean_B.to(device),
+            self.names,
+            move_extents(self.extent_B2, device),
+        )
+
+    def pin_memory(self) -> "TinyBatch":
+        pinned = (tensor.pin_memory() for tensor in (self.image_BCHW, self.mask_Bhw, self.mean_B))
+        return TinyBatch(*pinned, self.names)
+
+
+class TinyData:
+    """Dark and bright patches; many images have nearly all of their patches ignored."""
+
+    def __init__(self, count: int, offset: int = 0) -> None:
+        self.count, self.offset = count, offset
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, str]:
+        index, seed = key
+        generator = torch.Generator().manual_seed(index + self.offset)
+        level_hw = torch.randint(0, CLASSES, (GRID, GRID), generator=generator)
+        image_HW = level_hw.repeat_interleave(14, 0).repeat_interleave(14, 1) * 80
+        noise_CHW = torch.randint(0, 60, (3, SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
+        mask_hw = level_hw.clone()
+        if index % 2:
+            mask_hw.view(-1)[: index % 5] = IGNORE
+        return (image_HW + noise_CHW).to(torch.uint8), mask_hw, f"image-{index:02d}.png"
+
+
+@dataclass
+class TinyTask:
+    """Patch classification and regression of the image's mean; ``fail_at`` makes a loss NaN for an image name."""
+
+    name = "tiny"
+    same_size = True
+    config: Any = None
+    nan_for: str | None = None
+    scores: list[float] | None = None
+    seen: list[list[str]] = field(default_factory=list)
+
+    def build_decoder(self, width: int, patch_size: int) -> nn.Module:
+        return nn.Conv2d(width, CLASSES + 1, 1)
+
+    def train_data(self) -> TinyData:
+        return TinyData(NUM_TRAIN)
+
+    def collate(self, samples) -> TinyBatch:
+        images, masks, names = zip(*samples, strict=True)
+        image_BCHW = torch.stack(images)
+        return TinyBatch(image_BCHW, torch.stack(masks), image_BCHW.float().mean((1, 2, 3)) / 255, list(names))
+
+    def normalisers(self, batch: TinyBatch) -> dict[str, Tensor]:
+        return {
+            "patches": (batch.mask_Bhw != IGNORE).sum().double(),
+            "mean": torch.tensor(float(len(batch.names)), dtype=torch.float64, device=batch.mask_Bhw.device),
+        }
+
+    def targets(self, batch: TinyBatch, taps) -> None:
+        return None
+
+    def loss_sums(self, output: Tensor, batch: TinyBatch, taps) -> dict[str, Tensor]:
+        self.seen.append(batch.names)
+        output = output.float()
+        patches = F.cross_entropy(output[:, :CLASSES], batch.mask_Bhw, ignore_index=IGNORE, reduction="sum")
+        if self.nan_for in batch.names:
+            patches = patches * float("nan")
+        return {"patches": patches, "mean": (output[:, CLASSES].mean((1, 2)) - batch.mean_B).square().sum()}
+
+    def evaluate(self, forward, *, shard, gather, on_image=None) -> Evaluation:
+        data, sums = TinyData(NUM_VAL, offset=1000), torch.zeros(2, dtype=torch.float64)
+        for index in range(shard[0], NUM_VAL, shard[1]):
+            image_CHW, mask_hw, _ = data[index, index]
+            output, _ = forward(image_CHW[None])
+            valid_hw = mask_hw != IGNORE
+            right = (output[0, :CLASSES].argmax(0).cpu() == mask_hw)[valid_hw]
+            sums += torch.tensor([right.sum().item(), valid_hw.sum().item()])
+            if on_image is not None:
+                on_image()
+        right, count = gather(sums).tolist()
+        score = self.scores.pop(0) if self.scores is not None else right / count
+        return Evaluation({"accuracy": right / count, "count": count}, score, "accuracy")
+
+    def write_report(self, forward, evaluation, folder: Path, *, title: str, count: int) -> Path:
+        output, _ = forward(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+        page = {"title": title, "count": count, "score": evaluation.score, "output": output.tolist()}
+        (folder / "index.html").write_text(json.dumps(page))
+        return folder / "index.html"
+
+    def describe(self) -> dict[str, Any]:
+        return {"classes": ["dark", "grey", "bright"], "sides": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """Settings of the tiny task."""
+
+    width: int = 32
+
+
+def tiny_config(**changes: Any) -> TrainConfig[TinyConfig]:
+    optim_names = OptimConfig.__dataclass_fields__
+    optim = {"lr": 1e-2, "warmup_steps": 3} | {name: value for name, value in changes.items() if name in optim_names}
+    loop = {"steps": 12, "batch_size": 4, "precision": "fp32", "workers": 0, "log_every": 2, "track": ()} | {
+        name: value for name, value in changes.items() if name not in optim_names
+    }
+    return TrainConfig(task=TinyConfig(), optim=OptimConfig(**optim), loop=LoopConfig(**loop))
+
+
+def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
+    torch.manual_seed(seed)
+    built = TinyHead(**head)
+    return TaskModel(built, task.build_decoder(built.width, 1))
+
+
+def save_tiny_bundle(model: TaskModel):
+    def save(folder: Path, config: TrainConfig[TinyConfig], metrics: dict[str, Any], head: str) -> None:
+        save_file(model.trainable_state(), folder / "head.safetensors")
+        (folder / "config.json").write_text(json.dumps(to_dict(config)))
+        (folder / "metrics.txt").write_text(repr(metrics))
+
+    return save
+
+
+@dataclass
+class TinyRun:
+    """What a tiny run left: its result, its model, its folder, and what it printed."""
+
+    result: FitResult
+    model: TaskModel
+    folder: RunFolder
+    printed: str
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.trainable_state()
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl that have a key (``loss`` or ``eval``)."""
+        lines = self.folder.metrics_file.read_text().splitlines()
+        return [row for line in lines if kind in (row := json.loads(line))]
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        return load_file(self.folder.last / "head.safetensors")
+
+
+def tiny_run(
+    out: Path,
+    *,
+    resume: bool = False,
+    task: TinyTask | None = None,
+    head: dict | None = None,
+    backbone: Backbone | None = None,
+    allow_changed_data: bool = False,
+    **changes,
+) -> TinyRun:
+    """One run in this process; ``changes`` are settings of the loop and the optimiser."""
+    task = task or TinyTask()
+    model = tiny_model(task, **(head or {}))
+    text = io.StringIO()
+    with RunFolder.open(out, resume=resume) as folder:
+        result = fit(
+            tiny_config(**changes),
+            task=task,
+            backbone=backbone or tiny_backbone(),
+            model=model,
+            run=folder,
+            save_bundle=save_tiny_bundle(model),
+            resume=resume,
+            allow_changed_data=allow_changed_data,
+            console=Console(file=text, width=200),
+        )
+    return TinyRun(result, model, folder, text.getvalue())

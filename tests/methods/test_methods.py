@@ -1,0 +1,166 @@
+"""Every method through the machinery: what trains, at which rate, what is saved, and what comes back."""
+
+import copy
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vitsplit
+from vitsplit.backbone import load_backbone, meta_backbone
+from vitsplit.bundle import save_bundle
+from vitsplit.engine.config import BackboneConfig, BaselineConfig, MethodName, OptimConfig, TrainConfig
+from vitsplit.engine.optim import build_optimizer, parameter_groups
+from vitsplit.methods.settings import ADAPTERS, backbone_settings
+from vitsplit.model import build_model
+from vitsplit.tasks import bare_task
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.data import SegmentationBatch
+
+METHODS = get_args(MethodName)
+VARIANTS = [*((method, "auto") for method in METHODS), ("vit-adapter", "linear"), ("vit-comer", "linear")]
+BACKBONE = BackboneConfig(backbone="vit_tiny_patch16_224", random_weights=True)
+DESCRIPTION = {"classes": ["a", "b", "c"], "colours": [[0, 0, 0], [9, 9, 9], [90, 9, 9]]}
+
+
+def config_of(method, decoder="auto"):
+    task = SegmentationConfig(crop_size=(32, 48), image_scale=(48, 32), test_mode="whole")
+    return TrainConfig(method=method, task=task, backbone=BACKBONE, baseline=BaselineConfig(decoder=decoder))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("vit_tiny_patch16_224", random_weights=True)
+
+
+def images(batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 3, 32, 48), dtype=torch.uint8, generator=generator)
+
+
+def backward(backbone, model, task):
+    generator = torch.Generator().manual_seed(1)
+    mask_BHW = torch.randint(0, 3, (2, 32, 48), generator=generator).to(torch.uint8)
+    taps = backbone(images(), model.train().request)
+    terms = task.loss_sums(model(taps), SegmentationBatch(images(), mask_BHW, ["a", "b"]), taps)
+    sum(terms.values()).backward()
+
+
+@pytest.mark.parametrize(("method", "decoder"), VARIANTS)
+def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
+    config = config_of(method, decoder)
+    task = bare_task(config, DESCRIPTION)
+    model = build_model(config, backbone, task)
+    frozen = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    still = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    backward(backbone, model, task)
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    optimizer.step()
+    parameters = dict(model.named_parameters())
+    # AdamW moves all but what had a gradient of zero: what is behind a zero at the start.
+    moved = {name for name in before if not torch.equal(before[name], parameters[name])}
+    assert moved and "decoder.classify.weight" in moved
+    assert all(torch.equal(frozen[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert all(torch.equal(still[name], parameters[name]) for name in still)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bundle_predicts_what_was_saved(backbone, tmp_path, method):
+    config = config_of(method)
+    task = bare_task(config, DESCRIPTION)
+    model = build_model(config, backbone, task)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():  # as if trained: other numbers everywhere, other statistics
+        for name, tensor in model.trainable_state().items():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * (0.3 if "running" in name else 0.02))
+    save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, model=model, metrics={})
+    stored = load_file(tmp_path / method / "head.safetensors")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained <= stored.keys()
+    assert all("running" in name or "num_batches" in name for name in stored.keys() - trained)
+    with torch.no_grad():
+        taps = backbone(images(), model.eval().request)
+        expected = model(taps)
+    assert torch.equal(vitsplit.load(tmp_path / method, precision="fp32").forward(images())[0], expected)
+
+
+def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
+    alone = {}
+    for method in ("lora", "upernet", "vitsplit", "vpt", "vit-adapter"):
+        config = config_of(method)
+        task = bare_task(config, DESCRIPTION)
+        model = build_model(config, backbone, task)
+        save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, model=model, metrics={})
+        alone[method] = vitsplit.load(tmp_path / method, precision="bf16").predict(images()[0]).mask
+    together = vitsplit.load({name: tmp_path / name for name in alone if name != "vpt"}, precision="bf16")
+    together.add(tmp_path / "vpt", "vpt")
+    answers = together.predict(images()[0])
+    assert answers.keys() == alone.keys()
+    assert all((answers[name].mask == alone[name]).all() for name in alone)
+    assert together.describe_passes().startswith("1 pass at 32x48")
+
+
+@pytest.mark.parametrize("method", ["frozen-head", "full-finetune"])
+def test_they_are_for_depth_too(backbone, method):
+    config = replace(config_of(method), task=DepthConfig())
+    model = build_model(config, backbone, bare_task(config, {}))
+    metres = model(backbone(images(), model.request))
+    assert metres.shape == (2, 1, 8, 12)
+    metres.sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def rates_of(model, **optim):
+    by_id = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, OptimConfig(lr=1.0, **optim))
+    return {by_id[id(p)]: group["peak_lr"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("method", ["full-finetune", "upernet", "vit-adapter", "vit-comer"])
+def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
+    """With layer decay r: block i of n at r^(n + 1 - i), what is before them at r^(n + 2), what is new at 1."""
+    config = replace(config_of(method), backbone=BackboneConfig(backbone="vit_small_patch16_224"))
+    with torch.device("meta"):
+        model = build_model(config, meta_backbone("vit_small_patch16_224"), bare_task(config, DESCRIPTION))
+    rates = rates_of(model, task_head_lr_scale=0.1)
+    pretrained = {name for name in rates if "trunk.model." in name}
+    assert {rates[name] for name in pretrained} == {0.1}
+    assert {rates[name] for name in rates.keys() - pretrained} == {1.0}
+    rates = rates_of(model, task_head_lr_scale=0.5, layer_decay=0.9)
+    for name in pretrained:
+        where, *rest = name.split("trunk.model.")[1].split(".")
+        power = 13 - int(rest[0]) if where == "blocks" else {"norm": 0}.get(where, 14)
+        assert rates[name] == pytest.approx(0.5 * 0.9**power), name
+    assert {rates[name] for name in rates.keys() - pretrained} == {1.0}
+
+
+@pytest.mark.parametrize("method", ["lora", "vpt", "adaptformer"])
+def test_what_is_new_within_a_block_learns_at_the_full_rate(backbone, method):
+    config = config_of(method)
+    model = build_model(config, backbone, bare_task(config, DESCRIPTION))
+    assert set(rates_of(model, task_head_lr_scale=0.1, layer_decay=0.5).values()) == {1.0}
+
+
+def test_only_the_adapters_change_the_patch_size_and_not_one_that_is_given():
+    at_14 = BackboneConfig(backbone="dinov2-small")
+    for method in METHODS:
+        config = replace(config_of(method), backbone=at_14)
+        assert backbone_settings(config) == (replace(at_14, patch_size=16) if method in ADAPTERS else at_14)
+        given = replace(at_14, patch_size=12)
+        assert backbone_settings(replace(config, backbone=given)) == given
+
+
+def test_initial_weights_depend_on_the_seed_alone(backbone):
+    config = config_of("lora")
+    task = bare_task(config, DESCRIPTION)
+    torch.manual_seed(1)
+    first = build_model(config, backbone, task).trainable_state()
+    torch.manual_seed(2)
+    second = copy.deepcopy(build_model(config, backbone, task).trainable_state())
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,64 @@
+"""What is not kept for the backward pass gives the gradients that it would give if it were."""
+
+import torch
+import torch.nn.functional as F
+
+from vitsplit.nn.activation_checkpointing import recomputed
+from vitsplit.nn.deformable_convolution import NUM_TAPS, DeformConv3x3
+from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
+
+
+def _kept(function) -> list[int]:
+    """The sizes, in numbers, of what a function keeps for its backward pass; each piece of memory once."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda x: x):
+        output = function()
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in kept}
+    del output
+    return list(sizes.values())
+
+
+def test_value_and_gradients_are_those_of_the_function():
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(4, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def function(x, w):
+        return F.gelu(x.sin()) @ w
+
+    plain, ours = function(x, w), recomputed(function, x, w)
+    assert torch.equal(plain, ours)
+    for a, b in zip(torch.autograd.grad(plain.sum(), (x, w)), torch.autograd.grad(ours.sum(), (x, w)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_product_at_the_end_is_made_once():
+    calls = []
+
+    def function(x, w):
+        x = x.sin()
+        calls.append("begun")
+        x = x @ w
+        calls.append("ended")
+        return x
+
+    x, w = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+    recomputed(function, x, w).sum().backward()
+    assert calls == ["begun", "ended", "begun"]
+
+
+def test_without_gradient_nothing_is_computed_twice():
+    calls = []
+    with torch.no_grad():
+        recomputed(lambda x: calls.append(1) or x.sin(), torch.ones(2, requires_grad=True))
+    assert calls == [1]
+
+
+def test_sampled_rows_are_not_kept():
+    layer, map_BDhw = DeformConv3x3(8), torch.randn(2, 8, 5, 6, requires_grad=True)
+    assert max(_kept(lambda: layer(map_BDhw))) < map_BDhw.numel() * NUM_TAPS
+
+
+def test_the_decoder_keeps_three_of_its_four_large_maps():
+    decoder, map_BDhw = SegmentationDecoder(32, 3), torch.randn(2, 32, 5, 6)
+    # What the second doubling gave; what the last norm is given, and what it gave.
+    assert _kept(lambda: decoder(map_BDhw)).count(16 * map_BDhw.numel()) == 3
