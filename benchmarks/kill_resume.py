@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from vitsplit.atomic_files import write_json
 from vitsplit.cli.main import main as run_vitsplit
-from vitsplit.engine.atomic import write_json
 from vitsplit.engine.override import override
 from vitsplit.engine.serialise import to_dict
 from vitsplit.recipes import recipe

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
 from vitsplit.assemble import assemble
+from vitsplit.atomic_files import write_json
 from vitsplit.bundle import find_bundles
-from vitsplit.engine.atomic import write_json
 from vitsplit.engine.config import Precision, TrainConfig
 from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.engine.loop import fit

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitsplit import __version__
+from vitsplit.atomic_files import json_text
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.serialise import from_dict, json_text, to_dict
+from vitsplit.engine.serialise import from_dict, to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
 from vitsplit.ranges import Opens, settings_of, with_value

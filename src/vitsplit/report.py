@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from vitsplit.engine.atomic import write_json, write_text
+from vitsplit.atomic_files import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from vitsplit.atomic_files import write_json
 from vitsplit.cli.main import main
 from vitsplit.cli.vqa_stages import stage_config, stage_recipe
-from vitsplit.engine.atomic import write_json
 from vitsplit.engine.serialise import to_dict
 from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import ConfigError

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
+from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
-from vitsplit.engine.atomic import write_json
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitsplit.analysis.features import ModelMaps, first_channel, principal_components, stretched
-from vitsplit.engine.atomic import write_json
+from vitsplit.atomic_files import write_json
 from vitsplit.report import Page
 
 Show = Literal["channel", "pca"]

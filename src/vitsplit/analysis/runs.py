@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitsplit.analysis.processes import Job, run_at_once
-from vitsplit.engine.atomic import write_json
+from vitsplit.atomic_files import write_json
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override

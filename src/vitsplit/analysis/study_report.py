@@ -11,7 +11,7 @@ import numpy as np
 
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
-from vitsplit.engine.atomic import write_json
+from vitsplit.atomic_files import write_json
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
 from vitsplit.files import real_number

@@ -110,8 +110,8 @@ def read_steps(file: Path) -> dict[str, Any]:
 
 def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
     """How many steps each method takes in the time: as found when this study first had it."""
+    from vitsplit.atomic_files import write_json
     from vitsplit.bench.budget import steps_within
-    from vitsplit.engine.atomic import write_json
     from vitsplit.inference.predictor import choose_device
     from vitsplit.tasks import open_task
 

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vitsplit.atomic_files import json_text
 from vitsplit.cli.loading import add_loading_flags, loading_options
 from vitsplit.cli.values import split_name, whole
-from vitsplit.engine.serialise import json_text
 from vitsplit.errors import ConfigError
 
 DESCRIPTION = """\
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     options, flags = _parser().parse_known_args(argv)
 
     from vitsplit import api
-    from vitsplit.engine.atomic import writing_to
+    from vitsplit.atomic_files import writing_to
     from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
     from vitsplit.inference.predictor import load_predictor
 

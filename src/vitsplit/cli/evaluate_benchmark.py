@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     """Runs the verb with ``--benchmark``."""
     options = _parser(_named(argv)).parse_args(argv)
 
+    from vitsplit.atomic_files import write_json, writing_to
     from vitsplit.bundle import find_bundle, read_card
-    from vitsplit.engine.atomic import write_json, writing_to
     from vitsplit.engine.folder_lock import hold_folder
     from vitsplit.inference.prediction_log import bundle_ids
     from vitsplit.inference.predictor import load_predictor

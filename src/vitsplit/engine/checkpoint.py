@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitsplit.engine.atomic import replace_folder, write_json
+from vitsplit.atomic_files import replace_folder, write_json
 from vitsplit.engine.run_folder import MOST_STEPS
 from vitsplit.engine.serialise import from_dict
 from vitsplit.errors import ConfigError, RunError

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vitsplit.atomic_files import json_text, write_text
 from vitsplit.data.folders import first
-from vitsplit.engine.atomic import write_text
-from vitsplit.engine.serialise import json_text
 from vitsplit.errors import DataError, RunError
 from vitsplit.files import LARGE_FILE, read_json, whole_number
 

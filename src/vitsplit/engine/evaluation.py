@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitsplit.engine.atomic import replace_folder
+from vitsplit.atomic_files import replace_folder
 from vitsplit.engine.checkpoint import Standing, TrainState, last_good
 from vitsplit.engine.config import RunConfig
 from vitsplit.engine.optim import named

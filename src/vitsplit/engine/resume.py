@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from vitsplit.atomic_files import json_text
 from vitsplit.engine.checkpoint import TrainState
 from vitsplit.engine.config import Precision, RunConfig
 from vitsplit.engine.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.serialise import json_text, to_dict
+from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import RunError
 from vitsplit.files import shown
 

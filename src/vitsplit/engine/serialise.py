@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import json
-import math
 import types
 import typing
 from pathlib import Path
@@ -39,19 +37,6 @@ def from_dict(cls: Any, data: Any, source: str) -> Any:
     config = _read_dataclass(cls, data, source, "")
     check_ranges(config, source)
     return config
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it: a number that is not finite becomes null, for which JSON has no other word."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

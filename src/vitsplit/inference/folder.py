@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.atomic_files import writing_to
 from vitsplit.data.images import read_image
-from vitsplit.engine.atomic import writing_to
 from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.inference.asking import names_to_ask, read_whole
 from vitsplit.inference.batches import batches, in_background

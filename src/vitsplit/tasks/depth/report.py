@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.engine.atomic import write_json
+from vitsplit.atomic_files import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.depth.data import keep_range

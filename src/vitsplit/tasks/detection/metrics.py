@@ -17,7 +17,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitsplit.engine.atomic import write_text
+from vitsplit.atomic_files import write_text
 
 Results = list[dict[str, Any]]
 """Entries of COCO's results format."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.engine.atomic import write_json
+from vitsplit.atomic_files import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.detection.data import DetectionSample

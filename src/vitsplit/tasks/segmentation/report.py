@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.atomic_files import write_json
 from vitsplit.data.classes import IGNORE
-from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.atomic_files import write_json
 from vitsplit.data.images import read_image
-from vitsplit.engine.atomic import write_json
 from vitsplit.report import Page
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.vqa.metrics import set_match

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsplit.atomic_files import write_text
 from vitsplit.data.images import decode_bytes
-from vitsplit.engine.atomic import write_text
 from vitsplit.errors import RunError
 from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion

@@ -1,9 +1,10 @@
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
-from vitsplit.engine.atomic import replace_folder
+from vitsplit.atomic_files import json_text, replace_folder
 from vitsplit.errors import RunError
 
 
@@ -23,3 +24,11 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
         (new / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert (place / "file").read_text() == "old"
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    text = json_text({"a": [float("nan"), (1.5, -float("inf"))], "b": {"c": float("inf")}, "d": 3, "e": "NaN"})
+    assert json.loads(text, parse_constant=refuse) == {"a": [None, [1.5, None]], "b": {"c": None}, "d": 3, "e": "NaN"}
