@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, paired_ratio
 from vitsplit.engine.precision import DTYPES, autocast
 from vitsplit.nn.deformable_convolution import deform_conv3x3
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor
 
+from vitsplit.analysis.measure import describe_machine
 from vitsplit.backbone import load_backbone
-from vitsplit.bench.measure import describe_machine
 from vitsplit.data.classes import IGNORE, ClassList
 from vitsplit.engine.optim import build_optimizer
 from vitsplit.engine.override import override

@@ -14,6 +14,7 @@ import json
 import statistics
 from pathlib import Path
 
+import vitsplit
 from vitsplit.analysis.runs import Outcome, Trial, Variant, plan, run_trials
 from vitsplit.engine.override import override
 from vitsplit.engine.starting_point import starting_config
@@ -43,7 +44,7 @@ def main() -> None:
     eval_every = options.eval_every or options.steps
     budget = {"steps": options.steps, "eval_every": eval_every, "batch_size": options.batch_size}
     trials = plan_trials({**COMMON, **budget}, options.seeds, options.out)
-    result = run_trials(trials, options.data, options.out, processes=options.processes)
+    result = run_trials(trials, options.data, options.out, train=vitsplit.train, processes=options.processes)
     show(result.outcomes)
 
 

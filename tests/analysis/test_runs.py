@@ -1,13 +1,16 @@
 """Studies: which runs there are, which are trained, and which are kept."""
 
 import dataclasses
+import functools
 import json
 import statistics
 
 import pytest
 
 from small_run import SMALL_RUN
-from vitsplit.analysis.runs import Variant, outcome, plan, run_trials, standing
+from vitsplit import api
+from vitsplit.analysis import runs
+from vitsplit.analysis.runs import Outcome, Variant, outcome, plan, standing
 from vitsplit.analysis.study import Cost, Costs, rows
 from vitsplit.engine.override import override
 from vitsplit.engine.run_folder import RunFolder
@@ -24,17 +27,18 @@ def small(**settings):
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained():
     """The folders that are trained, in order, and whether they were resumed."""
-    from vitsplit import api
+    return []
 
-    calls, train = [], api.train
-    monkeypatch.setattr(
-        api,
-        "train",
-        lambda config, **options: calls.append((options["out"].name, options["resume"])) or train(config, **options),
-    )
-    return calls
+
+@pytest.fixture
+def run_trials(trained):
+    def train(config, **options):
+        trained.append((options["out"].name, options["resume"]))
+        return api.train(config, **options)
+
+    return functools.partial(runs.run_trials, train=train)
 
 
 def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once(tmp_path):
@@ -63,7 +67,7 @@ def test_a_plan_that_cannot_be(variants, seeds, said, tmp_path):
         plan(small(), variants, seeds, tmp_path)
 
 
-def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained):
+def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained, run_trials):
     first = run_trials(plan(small(), [ONE, TWIN], [0], tmp_path), scenes, tmp_path)
     assert trained == [("one-seed0", False), ("twin-seed0", False)] and len(first.outcomes) == 2
     found = first.outcomes[0]
@@ -83,13 +87,13 @@ def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained):
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"task": 1}', '{"a": NaN}', "null", "[" * 100_000])
-def test_a_study_that_cannot_be_read_is_named(scenes, tmp_path, content):
+def test_a_study_that_cannot_be_read_is_named(scenes, tmp_path, content, run_trials):
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json"):
         run_trials(plan(small(), [ONE], [0], tmp_path), scenes, tmp_path)
 
 
-def test_a_joint_run_is_no_run_of_a_study(scenes, tmp_path, trained):
+def test_a_joint_run_is_no_run_of_a_study(scenes, tmp_path, trained, run_trials):
     trials = plan(small(), [ONE], [0], tmp_path)
     run_trials(trials, scenes, tmp_path)
     state = next((trials[0].folder / "checkpoints").glob("*2/state.json"))
@@ -98,7 +102,9 @@ def test_a_joint_run_is_no_run_of_a_study(scenes, tmp_path, trained):
         outcome(trials[0])
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(scenes, tmp_path, trained, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
+    scenes, tmp_path, trained, run_trials, monkeypatch
+):
     config = small(steps=3, checkpoint_every=1)
     whole = run_trials(plan(config, [ONE], [0], tmp_path / "whole"), scenes, tmp_path / "whole")
     trials = plan(config, [ONE], [0], tmp_path / "cut")
@@ -122,14 +128,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(scenes, 
 
 
 @pytest.mark.slow
-def test_runs_in_processes_of_their_own(scenes, tmp_path):
+def test_runs_in_processes_of_their_own(scenes, tmp_path, run_trials):
     trials = plan(small(steps=1), [ONE, TWO], [3], tmp_path)
     result = run_trials(trials, scenes, tmp_path, processes=2)
     assert [each.trial.variant.name for each in result.outcomes] == ["one", "two"] and result.stopped_by is None
     assert RunFolder(trials[1].folder).read_config()["loop"]["seed"] == 3
 
 
-def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun(tmp_path, monkeypatch):
+def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun(tmp_path, monkeypatch, run_trials):
     stand_in = tmp_path / "python"
     stand_in.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/called"\necho "error: no such crop" >&2\nexit 2\n')
     stand_in.chmod(0o755)
@@ -145,8 +151,6 @@ def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun
 
 
 def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp_path):
-    from vitsplit.analysis.runs import Outcome
-
     counted = []
 
     def count(config, description):

@@ -24,6 +24,8 @@ from vitsplit.types import TapRequest
 
 LEAST_BATCH = 4
 """Images that the unbiased estimate needs at least."""
+CONTRAST = 0.05
+"""What the division must explain beyond distance (``SplitPoint.beyond_distance``) for two blocks to be spoken of."""
 
 
 @dataclass(frozen=True)

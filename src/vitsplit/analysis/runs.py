@@ -177,6 +177,7 @@ def run_trials(
     data: Path,
     out: Path,
     *,
+    train: Callable[..., Any],
     processes: int = 1,
     on_finished: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
 ) -> StudyResult:
@@ -186,8 +187,9 @@ def run_trials(
         trials: From ``plan``.
         data: The data set of all runs.
         out: The study's folder.
-        processes: Runs at once. One: in this process; several: each in one of its own, with its share of the cores,
-            and of the GPUs in turn.
+        train: ``vitsplit.train``, which the runs of this process are trained by.
+        processes: Runs at once. One: in this process; several: each in one of its own (as ``vitsplit train``), with its
+            share of the cores, and of the GPUs in turn.
         on_finished: Called with all outcomes so far, at the start and after every run.
 
     Returns:
@@ -212,43 +214,26 @@ def run_trials(
         return found
 
     report()
-    train = _one_by_one if processes == 1 else _at_once
-    stopped_by = train(due, data, out, processes, report)
-    return StudyResult(outcomes=report(), stopped_by=stopped_by)
-
-
-def _one_by_one(
-    trials: Sequence[Trial], data: Path, out: Path, processes: int, report: Callable[[], object]
-) -> str | None:
-    from vitsplit import api
-
-    for trial in trials:
+    if processes > 1:
+        stopped_by = run_at_once([_job(trial, data, out) for trial in due], processes, on_finished=report)
+        return StudyResult(outcomes=report(), stopped_by=stopped_by)
+    for trial in due:
         resume = standing(trial) == "interrupted"
-        result = api.train(trial.config, data=data, out=trial.folder, resume=resume)
+        result = train(trial.config, data=data, out=trial.folder, resume=resume)
         if result.stopped_by is not None:
-            return result.stopped_by
+            return StudyResult(outcomes=report(), stopped_by=result.stopped_by)
         report()
-    return None
+    return StudyResult(outcomes=report())
 
 
-def _at_once(
-    trials: Sequence[Trial], data: Path, out: Path, processes: int, report: Callable[[], object]
-) -> str | None:
-    jobs = [
-        Job(
-            name=str(trial.folder),
-            command=[
-                *(sys.executable, "-P", "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)),
-                *("--config", str(_config_file(out, trial)), "--out", str(trial.folder)),
-                # Not followed from a file.
-                *(("--cache-folder", cache) if (cache := trial.config.loop.cache_folder) is not None else ()),
-                *["--resume"] * (standing(trial) == "interrupted"),
-            ],
-            errors=out / "configs" / f"{trial.folder.name}.errors.txt",
-        )
-        for trial in trials
-    ]
-    return run_at_once(jobs, processes, on_finished=report)
+def _job(trial: Trial, data: Path, out: Path) -> Job:
+    """A run as a command."""
+    command = [sys.executable, "-P", "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)]
+    command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
+    if trial.config.loop.cache_folder is not None:  # not read from a file
+        command += ["--cache-folder", trial.config.loop.cache_folder]
+    command += ["--resume"] * (standing(trial) == "interrupted")
+    return Job(name=str(trial.folder), command=command, errors=out / "configs" / f"{trial.folder.name}.errors.txt")
 
 
 def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:

@@ -42,8 +42,8 @@ def cka(
     from rich.progress import track
 
     from vitsplit.analysis.cka import compare_layers
-    from vitsplit.analysis.cka_report import describe_split, write_cka
     from vitsplit.analysis.images import batches_to_compare, read_batch
+    from vitsplit.analysis.layers_report import describe_split, write_cka
     from vitsplit.backbone import load_backbone
     from vitsplit.cli.values import writable
     from vitsplit.inference.predictor import choose_device

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 def _variants(options: argparse.Namespace) -> MakeVariants:
     def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
-        from vitsplit.bench.workload import method_config
+        from vitsplit.analysis.bench.workload import method_config
 
         return [
             Variant(
@@ -110,8 +110,8 @@ def read_steps(file: Path) -> dict[str, Any]:
 
 def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
     """How many steps each method takes in the time: as found when this study first had it."""
+    from vitsplit.analysis.bench.budget import steps_within
     from vitsplit.atomic_files import write_json
-    from vitsplit.bench.budget import steps_within
     from vitsplit.inference.predictor import choose_device
     from vitsplit.tasks import open_task
 

@@ -79,7 +79,7 @@ def measure_and_show(
     import torch
     from rich.console import Console
 
-    from vitsplit.bench.report import on_screen
+    from vitsplit.analysis.bench.report import on_screen
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)

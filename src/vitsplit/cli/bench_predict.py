@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--turns", type=positive, default=10, metavar="N", help="turns that count; 10")
     config, options = read_words(parser, argv)
 
-    from vitsplit.bench.predict import PredictPlan, measure_predictions
-    from vitsplit.bench.predict_report import (
+    from vitsplit.analysis.bench.predict import PredictPlan, measure_predictions
+    from vitsplit.analysis.bench.predict_report import (
         describe_setting,
         methods_table,
         sharing_table,

@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     if options.random_weights and config.backbone.weights is not None:
         raise ConfigError("--weights are read with --no-random-weights only.")
 
-    from vitsplit.bench.train_step import BenchPlan, measure
-    from vitsplit.bench.train_step_report import (
+    from vitsplit.analysis.bench.train_step import BenchPlan, measure
+    from vitsplit.analysis.bench.train_step_report import (
         describe_setting,
         figures_table,
         parts_table,

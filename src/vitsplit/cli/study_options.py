@@ -142,8 +142,9 @@ def _run(
     grid: bool,
     curves: bool,
 ) -> int:
+    from vitsplit import api
+    from vitsplit.analysis.advice import least_alike_layers
     from vitsplit.analysis.auto_layers import remembered_similarity
-    from vitsplit.analysis.least_alike import least_alike_layers
     from vitsplit.analysis.runs import plan, run_trials
     from vitsplit.analysis.study import Costs, rows
     from vitsplit.analysis.study_report import write_study
@@ -170,7 +171,9 @@ def _run(
         found = rows(trials, outcomes, costs)
         write_study(found, options.out, title=title, subtitle=subtitle, notes=notes, grid=grid, curves=curves)
 
-    result = run_trials(trials, options.data, options.out, processes=options.processes, on_finished=report)
+    result = run_trials(
+        trials, options.data, options.out, train=api.train, processes=options.processes, on_finished=report
+    )
     if result.stopped_by is not None:
         print("stopped; the same command goes on where it stopped", file=sys.stderr)
         return 128 + int(getattr(signal, result.stopped_by))

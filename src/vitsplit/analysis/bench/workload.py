@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
+from vitsplit.analysis.measure import Stopwatch
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.bench.measure import Stopwatch
 from vitsplit.engine.config import BackboneConfig, MethodName, TrainConfig
 from vitsplit.engine.engine import Engine
 from vitsplit.engine.feature_cache import FeatureCache, LookUp

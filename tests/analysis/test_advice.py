@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from vitsplit.analysis import least_alike
-from vitsplit.analysis.advice import advise
-from vitsplit.analysis.least_alike import least_alike_layers, summed_cka
+from vitsplit.analysis import advice
+from vitsplit.analysis.advice import advise, least_alike_layers, summed_cka
 from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
 
@@ -48,7 +47,7 @@ def test_no_other_set_is_less_alike(seed, count, first):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_where_not_all_sets_can_be_looked_at_no_exchange_is_better(seed, monkeypatch):
-    monkeypatch.setattr(least_alike, "MOST_SETS", 0)
+    monkeypatch.setattr(advice, "MOST_SETS", 0)
     cka = random_cka(14, seed)
     layers = least_alike_layers(cka, 5, 2)
     found = summed_cka(cka, layers)

@@ -3,9 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from vitsplit.analysis.cost import step_gmacs
-from vitsplit.bench.memory import PeakMemory, measure_memory
-from vitsplit.bench.train_step import (
+from vitsplit.analysis.bench.memory import PeakMemory, measure_memory
+from vitsplit.analysis.bench.train_step import (
     PAPER,
     BenchPlan,
     MethodFigures,
@@ -15,8 +14,15 @@ from vitsplit.bench.train_step import (
     plan_workloads,
     take_turns,
 )
-from vitsplit.bench.train_step_report import figures_table, parts_table, ratios_table, to_json, write_train_step
-from vitsplit.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
+from vitsplit.analysis.bench.train_step_report import (
+    figures_table,
+    parts_table,
+    ratios_table,
+    to_json,
+    write_train_step,
+)
+from vitsplit.analysis.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
+from vitsplit.analysis.cost import step_gmacs
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
 from vitsplit.engine.run_folder import RunFolder

@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitsplit.bench import measure
-from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio, peak_resident_bytes, product_speed
+from vitsplit.analysis import measure
+from vitsplit.analysis.measure import (
+    Spread,
+    Stopwatch,
+    describe_machine,
+    paired_ratio,
+    peak_resident_bytes,
+    product_speed,
+)
 
 CPU = torch.device("cpu")
 

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.bench.measure import Spread
-from vitsplit.bench.report import add_tables, finish, where
-from vitsplit.bench.train_step import REFERENCE, TrainStepResult
-from vitsplit.bench.workload import PARTS
+from vitsplit.analysis.bench.report import add_tables, finish, where
+from vitsplit.analysis.bench.train_step import REFERENCE, TrainStepResult
+from vitsplit.analysis.bench.workload import PARTS
+from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:

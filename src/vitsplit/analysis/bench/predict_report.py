@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.bench.measure import Spread
-from vitsplit.bench.predict import PAPER, PredictResult
-from vitsplit.bench.report import add_tables, finish, where
-from vitsplit.bench.train_step import REFERENCE
+from vitsplit.analysis.bench.predict import PAPER, PredictResult
+from vitsplit.analysis.bench.report import add_tables, finish, where
+from vitsplit.analysis.bench.train_step import REFERENCE
+from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page, write_files
 
 if TYPE_CHECKING:

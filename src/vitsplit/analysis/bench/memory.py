@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vitsplit.bench.measure import peak_resident_bytes
-from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.analysis.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.analysis.measure import peak_resident_bytes
 from vitsplit.engine.progress import forget_peak_memory
 from vitsplit.types import TapRequest
 

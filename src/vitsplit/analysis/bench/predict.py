@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitsplit.analysis.bench.train_step import REFERENCE, Say, method_workloads
+from vitsplit.analysis.bench.workload import Backbones, Workload, random_batch
 from vitsplit.analysis.cost import step_gmacs
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, paired_ratio
 from vitsplit.backbone import Backbone
-from vitsplit.bench.measure import Spread, Stopwatch, describe_machine, paired_ratio
-from vitsplit.bench.train_step import REFERENCE, Say, method_workloads
-from vitsplit.bench.workload import Backbones, Workload, random_batch
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import DTYPES, autocast, resolve_precision

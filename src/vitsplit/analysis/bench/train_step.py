@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from vitsplit.analysis.cost import step_gmacs
-from vitsplit.bench.measure import Spread, describe_machine, free_memory, paired_ratio, product_speed
-from vitsplit.bench.memory import PeakMemory, measure_memory
-from vitsplit.bench.workload import (
+from vitsplit.analysis.bench.memory import PeakMemory, measure_memory
+from vitsplit.analysis.bench.workload import (
     MAX_CLASSES,
     PARTS,
     Backbones,
@@ -24,6 +22,8 @@ from vitsplit.bench.workload import (
     method_config,
     open_accelerator,
 )
+from vitsplit.analysis.cost import step_gmacs
+from vitsplit.analysis.measure import Spread, describe_machine, free_memory, paired_ratio, product_speed
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import DTYPES, Resolved, resolve_precision

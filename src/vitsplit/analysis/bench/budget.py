@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vitsplit.bench.measure import free_memory
-from vitsplit.bench.train_step import Say
-from vitsplit.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.analysis.bench.train_step import Say
+from vitsplit.analysis.bench.workload import Backbones, TimedStep, Workload, open_accelerator
+from vitsplit.analysis.measure import free_memory
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import resolve_precision

@@ -5,9 +5,9 @@ import types
 
 import pytest
 
+from vitsplit.analysis.bench.budget import steps_of
 from vitsplit.analysis.runs import Outcome, Trial, Variant
 from vitsplit.analysis.study_report import progress
-from vitsplit.bench.budget import steps_of
 from vitsplit.cli.bench import main
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.sample.dataset import write_segmentation_set
@@ -59,7 +59,7 @@ def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch)
         assert {len(samples) for samples in times.values()} == {5}
         return {name: found[name] for name in times}
 
-    monkeypatch.setattr("vitsplit.bench.budget.steps_of", steps_of)
+    monkeypatch.setattr("vitsplit.analysis.bench.budget.steps_of", steps_of)
     assert main(arguments) == 0
     assert main(arguments) == 0
     assert timed == [{"vitsplit", "linear-probe"}], "the second time nothing is timed"
