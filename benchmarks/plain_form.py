@@ -84,7 +84,7 @@ class Steps:
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=form.bf16):
-            taps = self.backbone(self.batch.image_BCHW, self.model.request)
+            taps = self.backbone(self.batch.image_BCHW, self.model.request(train=True))
             logits_BKhw = self.model(taps)
         if form.loss:
             (count,), (total,) = (

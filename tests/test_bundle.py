@@ -162,4 +162,4 @@ def test_rounding_to_bf16_leaves_the_gate_alone(scenes: Path, tmp_path: Path) ->
     assert stored["head.prior_head.block.reduce.weight"].dtype == torch.bfloat16
     assert stored["decoder.last_norm.running_var"].dtype == torch.float32
     predictor = vitsplit.load(result.run)
-    assert tuple(sorted(predictor.model.head.request.maps)) == predictor.card.prior_layers
+    assert tuple(sorted(predictor.model.head.request(train=False).maps)) == predictor.card.prior_layers

@@ -99,9 +99,7 @@ def save_bundle(
             for name, tensor in state.items()
         }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    was_training = model.training
-    layers = sorted(model.eval().head.request.maps | model.head.request.raw_maps)
-    model.train(was_training)
+    request = model.request(train=False)
     info = backbone.info
     card = {
         "format": FORMAT,
@@ -115,7 +113,7 @@ def save_bundle(
             "source": info.source,
             "weights_hash": info.weights_hash,
         },
-        "prior_layers": layers,
+        "prior_layers": sorted(request.maps | request.raw_maps),
         "description": task.describe(),
         "metrics": dict(metrics),
         "config": to_dict(config),

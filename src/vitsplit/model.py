@@ -69,8 +69,6 @@ def _head(config: TrainConfig[Any], backbone: Backbone) -> Any:
 def model_shapes(config: TrainConfig[Any], description: Mapping[str, Any]) -> TaskModel:
     """The model of a bundle on the meta device, without memory for weights and without the language model of one.
 
-    It is in train mode, in which a gate asks for all layers that it may keep.
-
     Args:
         config: The bundle's configuration.
         description: What it says of its task.
@@ -81,7 +79,7 @@ def model_shapes(config: TrainConfig[Any], description: Mapping[str, Any]) -> Ta
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
     said = {name: value for name, value in description.items() if name != "language_model"}
     with torch.device("meta"):
-        return build_model(config, backbone, bare_task(config, said)).train()
+        return build_model(config, backbone, bare_task(config, said))
 
 
 def build_multi_model(config: MultiConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> MultiModel:

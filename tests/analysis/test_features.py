@@ -62,7 +62,7 @@ def test_an_untrained_head_repeats_the_frozen_layers_and_ends_in_its_own_output(
     for layer in range(4):
         close(found.maps[layer], frozen.maps[layer])
     with torch.no_grad():
-        taps = backbone(pixels, head.request)
+        taps = backbone(pixels, head.request(train=False))
         close(found.maps[-1], head(taps))
         normed = trained_maps("trained", backbone, model_of(head), pixels, normed=True)
         close(normed.maps[3], head.task_head(taps))
@@ -81,7 +81,7 @@ def test_a_trained_block_shows_where_it_stands_and_windows_are_kept():
         assert found.labels == ("layer 0", "tuned 1", "tuned 2", "tuned 3", "fused")
         close(found.maps[0], frozen.maps[0])
         assert not torch.allclose(found.maps[2], frozen.maps[2], atol=1e-2)
-        close(found.maps[3], head.task_head(backbone(pixels, head.request)))
+        close(found.maps[3], head.task_head(backbone(pixels, head.request(train=False))))
         close(found.maps[4], found.maps[3])
 
 

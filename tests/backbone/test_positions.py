@@ -56,7 +56,9 @@ def test_the_fused_map_is_that_of_the_releases_positions(size):
     oracle = as_stated(model, grid, num_prefix=1, with_registers=False)
     image_BCHW = image(*size, batch=1)
     with torch.no_grad():
-        want, have, timms = (head(each(image_BCHW, head.request)) for each in (oracle, backbone, wrapped(model)))
+        want, have, timms = (
+            head(each(image_BCHW, head.request(train=False))) for each in (oracle, backbone, wrapped(model))
+        )
     assert have.shape[2:] == grid
     assert ((have - want).norm() / want.norm()).item() < 1e-6
     difference = ((timms - want).norm() / want.norm()).item()

@@ -234,8 +234,8 @@ def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
     model = tiny_model(TinyTask())
     model.load_trainable_state(averaged.last)
     backbone = tiny_backbone()
-    taps = backbone(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), model.eval().head.request)
-    torch.testing.assert_close(torch.tensor(page["output"]), model(taps).detach())
+    taps = backbone(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), model.head.request(train=False))
+    torch.testing.assert_close(torch.tensor(page["output"]), model.eval()(taps).detach())
     assert averaged.model.training
 
 

@@ -30,7 +30,7 @@ def by_hand(steps, *, clip_norm=None, **changes):
     losses, norms = [], []
     for step in range(steps):
         batch = task.collate([data[stream[position]] for position in range(step * 4, step * 4 + 4)])
-        taps = backbone(batch.image_BCHW, model.head.request)
+        taps = backbone(batch.image_BCHW, model.head.request(train=True))
         output = model(taps)
         cross_entropy = F.cross_entropy(output[:, :3], batch.mask_Bhw, ignore_index=IGNORE)
         loss = cross_entropy + F.mse_loss(output[:, 3].mean((1, 2)), batch.mean_B)

@@ -49,9 +49,8 @@ class TinyHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.passes = 0
 
-    @property
-    def request(self) -> TapRequest:
-        return TapRequest(maps=frozenset({1, 3}) if self.training else frozenset({3}))
+    def request(self, *, train: bool) -> TapRequest:
+        return TapRequest(maps=frozenset({1, 3}) if train else frozenset({3}))
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         task_head = list(self.task_head.parameters())

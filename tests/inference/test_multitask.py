@@ -99,7 +99,7 @@ def test_another_size_and_a_mirrored_view_are_passes_of_their_own(
     # From the second image on, a size that one bundle alone uses computes what that bundle alone needs.
     passes_run.clear()
     model.predict(image)
-    assert passes_run[2][1] == model["large"].model.head.request != passes_run[0][1]
+    assert passes_run[2][1] == model["large"].model.head.request(train=False) != passes_run[0][1]
     assert passes_run[2][1].num_blocks == 4 < passes_run[0][1].num_blocks == 12
     assert model.describe_passes().startswith("2 passes at 48x62 for rooms and flipped;")
 

@@ -44,7 +44,7 @@ def images(batch=2, seed=0):
 def backward(backbone, model, task):
     generator = torch.Generator().manual_seed(1)
     mask_BHW = torch.randint(0, 3, (2, 32, 48), generator=generator).to(torch.uint8)
-    taps = backbone(images(), model.train().request)
+    taps = backbone(images(), model.request(train=True))
     terms = task.loss_sums(model(taps), SegmentationBatch(images(), mask_BHW, ["a", "b"]), taps)
     sum(terms.values()).backward()
 
@@ -85,8 +85,8 @@ def test_a_bundle_predicts_what_was_saved(backbone, tmp_path, method):
     assert trained <= stored.keys()
     assert all("running" in name or "num_batches" in name for name in stored.keys() - trained)
     with torch.no_grad():
-        taps = backbone(images(), model.eval().request)
-        expected = model(taps)
+        taps = backbone(images(), model.request(train=False))
+        expected = model.eval()(taps)
     assert torch.equal(vitsplit.load(tmp_path / method, precision="fp32").forward(images())[0], expected)
 
 
@@ -110,7 +110,7 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
 def test_they_are_for_depth_too(backbone, method):
     config = replace(config_of(method), task=DepthConfig())
     model = build_model(config, backbone, bare_task(config, {}))
-    metres = model(backbone(images(), model.request))
+    metres = model(backbone(images(), model.request(train=False)))
     assert metres.shape == (2, 1, 8, 12)
     metres.sum().backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

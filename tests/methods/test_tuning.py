@@ -22,7 +22,7 @@ CONFIG = BaselineConfig(trunk_lora_rank=2, trunk_lora_alpha=6.0, num_prompts=3, 
 
 def taps_of(backbone, head, size=(40, 50)):
     """What the head asks for, and the frozen maps of the last four layers beside it."""
-    return backbone(image(*size), head.request | TapRequest(maps=frozenset(range(backbone.num_layers))))
+    return backbone(image(*size), head.request(train=False) | TapRequest(maps=frozenset(range(backbone.num_layers))))
 
 
 @pytest.mark.parametrize("kind", KINDS)

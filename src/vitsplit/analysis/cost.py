@@ -47,7 +47,7 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
     if isinstance(model.decoder, VqaDecoder):
         counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
     frozen = _count(backbone.parameters())
-    if not isinstance(head, SplitHead) and head.request.pixels:
+    if not isinstance(head, SplitHead) and model.request(train=False).pixels:
         groups = head.param_groups()
         counts |= {"tuned": _count(groups["task_head"]), "added": _count(groups["base"])}
         frozen = _count(head.parameters()) - _trainable(head)
@@ -125,7 +125,7 @@ def _forward_gmacs(
     matrices = _FrozenMatrices()
     with torch.no_grad():
         with frozen:
-            taps = backbone(image_BCHW, model.head.request)
+            taps = backbone(image_BCHW, model.request(train=False))
         with trained, matrices:
             model(taps)
     return _Gmacs(frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9, matrices.macs / 1e9)

@@ -74,7 +74,7 @@ def trained_maps(
     if isinstance(head, LastLayer):
         return _gathered(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
     if isinstance(head, FullFineTune):
-        return _gathered(name, _finetuned(head, backbone(image_BCHW.to(device), head.request), normed))
+        return _gathered(name, _finetuned(head, backbone(image_BCHW.to(device), head.request(train=False)), normed))
     if not isinstance(head, SplitHead):
         raise ConfigError(
             f"{name}: the layers of a {type(head).__name__} cannot be shown. Give runs of --method vitsplit, "
@@ -82,7 +82,7 @@ def trained_maps(
         )
     depth = backbone.num_layers if head.task_head is None else head.task_head.depth
     found = _frozen(backbone, image_BCHW, depth, normed)
-    taps = backbone(image_BCHW.to(device), head.request)
+    taps = backbone(image_BCHW.to(device), head.request(train=False))
     if head.task_head is not None:
         found += _task_blocks(head.task_head, taps, normed)
     if head.prior_head is not None:

@@ -119,7 +119,7 @@ def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, in
     def forward(image_BCHW: Tensor) -> tuple[Tensor, LayerTaps]:
         frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
         with frozen:
-            taps = backbone(image_BCHW.to("meta"), model.request)
+            taps = backbone(image_BCHW.to("meta"), model.request(train=False))
         with trained:
             output = model(taps)
         view_size = (image_BCHW.shape[-2], image_BCHW.shape[-1])

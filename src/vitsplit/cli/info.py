@@ -147,7 +147,8 @@ def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
     copied = config.split.num_tuned_layers if config.split.task_head else 0
     if not isinstance(model.head, SplitHead):
         # Connectors of other kinds read what they read, whatever the settings of the method say.
-        layers = tuple(sorted(model.head.request.maps | model.head.request.raw_maps))
+        request = model.request(train=False)
+        layers = tuple(sorted(request.maps | request.raw_maps))
         copied = int(bool(model.head.param_groups()["task_head"]))
     height, width = size
     return {

@@ -120,7 +120,9 @@ class Evaluator:
     @torch.no_grad()
     def _forward(self, image_BCHW: Tensor, head: str = "") -> tuple[Any, LayerTaps]:
         model = self.model.members()[head]
-        taps = self.session.backbone(image_BCHW.to(self.accelerator.device, non_blocking=True), model.request)
+        taps = self.session.backbone(
+            image_BCHW.to(self.accelerator.device, non_blocking=True), model.request(train=False)
+        )
         with self.session.autocast():
             return model(taps), taps
 

@@ -118,7 +118,7 @@ def fit(
         state = first_state(
             task, len(data), accelerator, backbone, run, checkpoint, allow_changed_data=allow_changed_data
         )
-        look_up = open_features(config.loop, task, data, backbone, model.train().request, compute_dtype(config))
+        look_up = open_features(config.loop, task, data, backbone, model.request(train=True), compute_dtype(config))
         batches = open_batches(config.loop, task, data, accelerator, start=state.step, look_up=look_up)
         run_backbone, engine = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:

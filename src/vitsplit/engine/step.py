@@ -102,7 +102,7 @@ class TrainStep:
         torch.manual_seed(derive_seed(self.loop.seed, "forward", step, self.accelerator.process_index, index))
         last = index == self.loop.accumulate - 1
         with self.engine.micro_batch(last=last):
-            batch, taps = read.batch, self.session.taps(read, self.engine.trained.request)
+            batch, taps = read.batch, self.session.taps(read, self.engine.trained.request(train=True))
             with self.session.autocast():
                 output = self.engine.wrapped(taps, self.task.targets(batch, taps))
             sums = self.task.loss_sums(output, batch, taps)

@@ -167,7 +167,7 @@ def _forwards(
     backbone = next(iter(predictors.values())).backbone
     shared = SharedPass(backbone)
     forwards = {
-        name: make_forward(backbone, each.model, shared.attach(name, each.model.head.request))
+        name: make_forward(backbone, each.model, shared.attach(name, each.model.request(train=False)))
         for name, each in predictors.items()
     }
     return forwards, shared.image

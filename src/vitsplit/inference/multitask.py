@@ -197,7 +197,7 @@ class MultiPredictor(Mapping[str, Predictor]):
 
     def _take(self, name: str, bundle: Predictor) -> None:
         with self._lock:
-            source = self._shared.attach(name, bundle.model.head.request)
+            source = self._shared.attach(name, bundle.model.request(train=False))
             self._bundles[name] = bundle
             self._forwards[name] = make_forward(self.backbone, bundle.model, source)
 

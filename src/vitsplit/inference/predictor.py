@@ -51,9 +51,11 @@ def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None 
         source: Where the taps come from; None: a pass of the backbone for this model alone.
     """
 
+    request = model.request(train=False)  # once: a gate's choice of layers is read from the device
+
     @torch.inference_mode()
     def forward(image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
-        device, request = backbone.mean_C11.device, model.head.request
+        device = backbone.mean_C11.device
         taps = backbone(image_BCHW.to(device), request) if source is None else source(image_BCHW, request)
         with autocast(device.type, backbone.precision):
             return model(taps), taps
@@ -250,7 +252,8 @@ def check_weights(card: Card, folder: Path) -> None:
         model = model_shapes(card.config, card.description)
     except (ConfigError, DataError) as error:
         raise BundleError(f"{folder / CARD}: no model can be made of it. {error}") from error
-    read = model.head.request.maps | model.head.request.raw_maps
+    request = model.request(train=True)
+    read = request.maps | request.raw_maps
     if not set(card.prior_layers) <= read:
         raise BundleError(
             f"{folder / CARD}: prior_layers {shown(card.prior_layers)} are not among those that its settings read "

@@ -53,8 +53,7 @@ class AdapterHead(nn.Module):
             self.adapter.output = MiddleOutput(output)
             self.adapter.stem.widen[0] = nn.Identity()
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The pixels: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 

@@ -72,8 +72,7 @@ class AdaptFormer(nn.Module):
                 )
             block.mlp = AdaptedMlp(mlp, backbone.width, config.bottleneck, config.bottleneck_scale)
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 

@@ -30,8 +30,7 @@ class FullFineTune(nn.Module):
         self.width = backbone.width
         self.layers = range(backbone.num_layers - num_maps, backbone.num_layers)
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The pixels: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 

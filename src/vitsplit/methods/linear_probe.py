@@ -20,8 +20,7 @@ class LastLayer(nn.Module):
         self.width = backbone.width
         self.last_layer = backbone.num_layers - 1
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The last block's map."""
         return TapRequest(maps=frozenset({self.last_layer}))
 

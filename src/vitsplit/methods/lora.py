@@ -56,8 +56,7 @@ class LowRank(nn.Module):
             # peft rounds them to the precision that the frozen matrices happen to be in.
             parameter.data = parameter.data.float()
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 

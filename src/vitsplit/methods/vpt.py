@@ -54,8 +54,7 @@ class DeepPrompts(nn.Module):
                 # Prompts have no position either.
                 attention.num_prefix_tokens += config.num_prompts
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 

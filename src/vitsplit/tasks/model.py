@@ -17,9 +17,8 @@ class Head(Protocol):
     width: int
     """Channels of the map."""
 
-    @property
-    def request(self) -> TapRequest:
-        """What the head wants from the backbone; in eval mode only what its output depends on."""
+    def request(self, *, train: bool) -> TapRequest:
+        """What the head reads of the backbone: in training, or else only what its output depends on."""
         ...
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -34,10 +33,9 @@ class Head(Protocol):
 class Trainee(nn.Module):
     """What data-parallel training wraps and a checkpoint saves: the model of one task, or those of several."""
 
-    @property
     @abstractmethod
-    def request(self) -> TapRequest:
-        """What a pass of the backbone must deliver."""
+    def request(self, *, train: bool) -> TapRequest:
+        """What a pass of the backbone must deliver, in training or else at prediction."""
 
     @abstractmethod
     def members(self) -> Mapping[str, TaskModel]:
@@ -71,10 +69,9 @@ class TaskModel(Trainee):
         self.head = head
         self.decoder = decoder
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """What the head asks for."""
-        request: TapRequest = self.head.request
+        request: TapRequest = self.head.request(train=train)
         return request
 
     def members(self) -> dict[str, TaskModel]:

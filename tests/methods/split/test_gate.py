@@ -112,17 +112,16 @@ def test_bfloat16_maps_are_added_up_in_float32():
 
 def test_the_head_asks_for_all_layers_in_training_and_for_the_kept_ones_in_eval(plain_backbone: Backbone):
     head = SplitHead(plain_backbone, SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="gate"))
-    assert head.train().request.maps == {0, 1, 2, 3}
+    assert head.request(train=True).maps == {0, 1, 2, 3}
     with torch.no_grad():
         head.gate.scores_LJ.copy_(torch.tensor([[0.1], [0.9], [0.2], [0.3]]))
-    assert head.eval().request.maps == {1}
-    assert head.request.tokens == {3}
-    assert head.train().request.maps == {0, 1, 2, 3}
+    assert head.request(train=False).maps == {1}
+    assert head.request(train=False).tokens == {3}
 
 
 def test_gate_head_gives_the_same_map_in_training_and_eval(plain_backbone: Backbone, image_BCHW):
     torch.manual_seed(0)
     head = SplitHead(plain_backbone, SplitConfig(num_tuned_layers=1, num_prior_layers=2, selection="gate"))
-    trained = head.train()(plain_backbone(image_BCHW, head.request))
+    trained = head.train()(plain_backbone(image_BCHW, head.request(train=True)))
     head.eval()
-    torch.testing.assert_close(head(plain_backbone(image_BCHW, head.request)), trained)
+    torch.testing.assert_close(head(plain_backbone(image_BCHW, head.request(train=False))), trained)

@@ -80,7 +80,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_nothing_else_does(backbon
     torch.manual_seed(0)
     for config in (SMALL, SplitConfig(num_tuned_layers=2, num_prior_layers=2, selection="gate")):
         model = TaskModel(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 5))
-        taps = backbone(image_BCHW, model.head.request)
+        taps = backbone(image_BCHW, model.head.request(train=True))
         output = model(taps)
         (output * torch.randn(output.shape)).sum().backward()
         for name, parameter in model.named_parameters():
@@ -100,7 +100,7 @@ def test_training_changes_neither_the_backbone_nor_the_frozen_norm(plain_backbon
     blocks_before = [parameter.detach().clone() for parameter in head.task_head.blocks.parameters()]
     groups = head.param_groups()
     optimiser = torch.optim.AdamW([parameter for group in groups.values() for parameter in group], lr=0.1)
-    head(plain_backbone(image_BCHW, head.request)).square().sum().backward()
+    head(plain_backbone(image_BCHW, head.request(train=True))).square().sum().backward()
     optimiser.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain_backbone.state_dict().items())
     norm_after = head.task_head.final_norm.state_dict().values()
@@ -138,7 +138,7 @@ def test_every_combination_of_parts_asks_for_what_it_uses(switches, plain_backbo
         num_tuned_layers=2, num_prior_layers=2, first_prior_layer=1, task_head=task, prior_head=prior, fusion=fusion
     )
     head = SplitHead(plain_backbone, config)
-    request = head.request
+    request = head.request(train=True)
     assert request.tokens == ({2} if task else set())
     assert request.maps == ({1, 3} if prior else set() if task else {3})
     assert not request.raw_maps and not request.pixels
@@ -148,7 +148,7 @@ def test_every_combination_of_parts_asks_for_what_it_uses(switches, plain_backbo
 
 def test_without_parts_the_map_is_the_frozen_last_layer(plain_backbone: Backbone, image_BCHW: Tensor):
     head = SplitHead(plain_backbone, SplitConfig(task_head=False, prior_head=False, fusion=False))
-    taps = plain_backbone(image_BCHW, head.request)
+    taps = plain_backbone(image_BCHW, head.request(train=True))
     assert torch.equal(head(taps), taps.maps[3])
     assert _count(head) == 0
 
@@ -157,7 +157,7 @@ def test_without_fusion_the_two_maps_are_added(plain_backbone: Backbone, image_B
     head = SplitHead(
         plain_backbone, SplitConfig(num_tuned_layers=2, num_prior_layers=2, first_prior_layer=1, fusion=False)
     )
-    taps = plain_backbone(image_BCHW, head.request)
+    taps = plain_backbone(image_BCHW, head.request(train=True))
     expected = head.prior_head([taps.maps[1], taps.maps[3]]) + head.task_head(taps)
     torch.testing.assert_close(head(taps), expected)
 
@@ -176,7 +176,7 @@ def test_the_head_is_the_equations_written_out(combine, plain_backbone: Backbone
     config = SplitConfig(num_tuned_layers=2, num_prior_layers=3, first_prior_layer=0, combine=combine)
     head = SplitHead(plain_backbone, config)
     assert head.prior_layers == (0, 2, 3)
-    taps = plain_backbone(image_BCHW, head.request)
+    taps = plain_backbone(image_BCHW, head.request(train=True))
     task_tokens = taps.tokens[2]
     for copied in head.task_head.blocks:
         task_tokens = copied(task_tokens)
@@ -190,15 +190,15 @@ def test_raw_maps_are_read_where_the_norm_is_turned_off(plain_backbone: Backbone
     torch.manual_seed(0)
     config = SplitConfig(num_tuned_layers=1, num_prior_layers=2, first_prior_layer=1)
     raw = SplitHead(plain_backbone, SplitConfig(**{**vars(config), "tap_norm": False}))
-    assert raw.request.raw_maps == {1, 3} and not raw.request.maps
+    assert raw.request(train=True).raw_maps == {1, 3} and not raw.request(train=True).maps
     normed = SplitHead(plain_backbone, config)
     normed.load_state_dict(raw.state_dict())
-    taps = plain_backbone(image_BCHW, raw.request | normed.request)
+    taps = plain_backbone(image_BCHW, raw.request(train=True) | normed.request(train=True))
     assert not torch.allclose(raw(taps), normed(taps))
 
 
 def test_a_heads_output_depends_on_no_other_image_of_the_batch(backbone: Backbone, image_BCHW: Tensor):
     head = SplitHead(backbone, SMALL).eval()
-    both = head(backbone(image_BCHW, head.request))
-    alone = head(backbone(image_BCHW[1:], head.request))
+    both = head(backbone(image_BCHW, head.request(train=True)))
+    alone = head(backbone(image_BCHW[1:], head.request(train=True)))
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)

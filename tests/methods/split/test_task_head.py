@@ -133,7 +133,7 @@ def test_the_head_passes_its_settings_on(plain_backbone: Backbone, image_BCHW: T
         ),
     )
     assert (head.task_head.checkpointed, head.task_head.window) == (True, 2)
-    map_BDhw = head(plain_backbone(image_BCHW, head.request))
+    map_BDhw = head(plain_backbone(image_BCHW, head.request(train=True)))
     map_BDhw.sum().backward()
     assert map_BDhw.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in head.task_head.blocks.parameters())

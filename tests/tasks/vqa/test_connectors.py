@@ -75,7 +75,7 @@ def test_the_release_s_connector_is_as_stated(kind):
         for parameter in connector.block.parameters():  # as if it had been trained: it is not the frozen block
             parameter.add_(torch.randn_like(parameter) * 0.05)
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
-    map_BDhw = connector(backbone(pixels_BCHW, connector.request))
+    map_BDhw = connector(backbone(pixels_BCHW, connector.request(train=False)))
     assert map_BDhw.shape == (2, WIDTH, 4, 5)
     assert torch.allclose(map_BDhw, restated(connector, backbone, pixels_BCHW), atol=1e-5)
     grouped = [p for group in connector.param_groups().values() for p in group]
@@ -92,14 +92,14 @@ def test_a_state_of_before_the_biases_is_one_with_zeros():
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             parameter.zero_() if name.endswith("mix.bias") else parameter.add_(torch.randn_like(parameter) * 0.05)
-        want = head(backbone(pixels_BCHW, head.request))
+        want = head(backbone(pixels_BCHW, head.request(train=False)))
     former = {name: t.clone() for name, t in model.trainable_state().items() if not name.endswith("mix.bias")}
     assert len(former) == len(model.trainable_state()) - 2
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
     model.load_trainable_state(former)
-    assert torch.equal(head(backbone(pixels_BCHW, head.request)), want)
+    assert torch.equal(head(backbone(pixels_BCHW, head.request(train=False))), want)
     with pytest.raises(KeyError, match=r"missing.*head\.prior\.reduce\.bias"):
         model.load_trainable_state({name: t for name, t in former.items() if name != "head.prior.reduce.bias"})
 
@@ -121,7 +121,7 @@ def test_the_penultimate_layer_is_timm_s(connector, kind):
         features = backbone.model.forward_intermediates(
             backbone.normalise(pixels_BCHW), indices=[backbone.num_layers - 2], norm=False, intermediates_only=True
         )
-    map_BDhw = head(backbone(pixels_BCHW, head.request))
+    map_BDhw = head(backbone(pixels_BCHW, head.request(train=False)))
     assert torch.allclose(map_BDhw, features[0], atol=1e-5)
 
 

@@ -50,7 +50,7 @@ def _measure_here(workload: Workload, threads: int) -> PeakMemory:
     forget_peak_memory(accelerator.device)
     backbones = Backbones()
     step = TimedStep(workload, accelerator, backbones)
-    if step.model.request == TapRequest(pixels=True):
+    if step.model.request(train=True) == TapRequest(pixels=True):
         backbones.drop_weights()
     for _ in range(STEPS):
         step()

@@ -243,7 +243,7 @@ class _Passes:
 
         @torch.inference_mode()
         def take() -> object:
-            return [self._predict(model, image_BCHW, model.request) for model in self.models]
+            return [self._predict(model, image_BCHW, model.request(train=False)) for model in self.models]
 
         return take
 
@@ -252,7 +252,7 @@ class _Passes:
         image_BCHW = self._images(images)
         request = TapRequest()
         for model in self.models:
-            request = request | model.request
+            request = request | model.request(train=False)
 
         @torch.inference_mode()
         def take() -> object:

@@ -197,7 +197,7 @@ class TimedStep:
         if config.loop.cache_features:
             self._kept = tempfile.TemporaryDirectory(prefix="vitsplit-bench-")  # removed with this object
             store = FeatureStore(Path(self._kept.name), backbone.info.weights_hash, "bench")
-            features, look_up = FeatureCache(store, backbone, timed_backbone), LookUp(store, model.request)
+            features, look_up = FeatureCache(store, backbone, timed_backbone), LookUp(store, model.request(train=True))
         session = Session(
             accelerator=accelerator,
             config=config,
@@ -213,7 +213,7 @@ class TimedStep:
         share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
         self._batches = _read(random_batch(share), look_up)
         if features is not None:  # what is measured are steps that find everything
-            session.taps(next(self._batches).to(accelerator.device), model.request)
+            session.taps(next(self._batches).to(accelerator.device), model.request(train=True))
         self._step, self._taken, self._limit = TrainStep(session), 0, config.loop.steps
 
     def __call__(self) -> tuple[float, dict[str, float]]:

@@ -65,11 +65,10 @@ class SplitHead(nn.Module):
                 offset_init=config.offset_init,
             )
 
-    @property
-    def request(self) -> TapRequest:
-        """What a pass must deliver; with the gate in eval mode only the layers that it keeps."""
+    def request(self, *, train: bool) -> TapRequest:
+        """What a pass must deliver; with the gate all layers in training, else only those that it keeps."""
         tokens = frozenset() if self.task_head is None else frozenset({self.task_head.depth})
-        layers = self.prior_layers if self.gate is None or self.training else self.gate.used_layers()
+        layers = self.prior_layers if self.gate is None or train else self.gate.used_layers()
         if self.prior_head is None and self.task_head is None:
             layers = (self.last_layer,)
         maps = frozenset(layers)

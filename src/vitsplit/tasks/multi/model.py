@@ -25,10 +25,9 @@ class MultiModel(Trainee):
         super().__init__()
         self.models = nn.ModuleDict(models)
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """What serves all heads: the union of what each asks for."""
-        return functools.reduce(operator.or_, (model.request for model in self.members().values()))
+        return functools.reduce(operator.or_, (model.request(train=train) for model in self.members().values()))
 
     def members(self) -> dict[str, TaskModel]:
         """The models by name."""

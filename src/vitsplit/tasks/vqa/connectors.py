@@ -32,8 +32,7 @@ class PenultimateLayer(nn.Module):
         self.width = backbone.width
         self.layer = backbone.num_layers - 2
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The last block but one's map."""
         return TapRequest(raw_maps=frozenset({self.layer}))
 
@@ -77,8 +76,7 @@ class ReleaseConnector(nn.Module):
         self.prior = ConvBlock(backbone.width, backbone.width, deformable=False, plain_bias=True)
         self.fusion = ConvBlock(2 * backbone.width, language_width, deformable=False, plain_bias=True)
 
-    @property
-    def request(self) -> TapRequest:
+    def request(self, *, train: bool) -> TapRequest:
         """The tokens that enter the last block but one, and the map that leaves it."""
         return TapRequest(tokens=frozenset({self.layer}), raw_maps=frozenset({self.layer}))
 
