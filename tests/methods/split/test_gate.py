@@ -82,8 +82,25 @@ def test_eval_reads_only_the_kept_layers_and_gives_what_training_gave():
     used = gate.eval()({layer: maps[layer] for layer in gate.used_layers()})
     for a, b in zip(trained, used, strict=True):
         torch.testing.assert_close(a, b)
+    some = {layer: maps[layer] for layer in (1, 2, 3)}
+    with pytest.raises(RuntimeError):
+        gate(some)
     with pytest.raises(KeyError):
-        gate({layer: maps[layer] for layer in (1, 2, 3)})
+        gate.train()(some)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_compiles_as_one_graph_with_the_same_values(train):
+    """No value is read on the host: that would break the graph."""
+    gate, maps = _gate().train(train), _maps()
+    if not train:
+        maps = {layer: maps[layer] for layer in gate.used_layers()}
+    compiled = torch.compile(gate, fullgraph=True, backend="aot_eager")
+    eager, traced = torch.stack(gate(maps)), torch.stack(compiled(maps))
+    torch.testing.assert_close(traced, eager)
+    seed = torch.linspace(-1, 1, eager.numel()).view(eager.shape)
+    grads = [torch.autograd.grad((mixed * seed).sum(), gate.scores_LJ)[0] for mixed in (eager, traced)]
+    torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

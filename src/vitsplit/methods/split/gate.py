@@ -45,38 +45,41 @@ class SparseGate(nn.Module):
         return tuple(self.weights().any(dim=1).nonzero().flatten().tolist())
 
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
-        """Layer index to map (B, D, h, w), to K_p mixed maps.
+        """Layer index to map (B, D, h, w), to K_p mixed maps. Nothing waits for the device.
 
-        In training every layer must be there, since a weight of zero has a gradient too; in eval mode ``used_layers``
-        is enough, and no other layer is held or read.
+        In training every layer must be there, since a weight of zero has a gradient too; otherwise ``used_layers``
+        is enough.
+
+        Raises:
+            KeyError: In training, a layer is missing.
+            RuntimeError: Otherwise, a layer of ``used_layers`` is missing.
         """
-        if self.training:
-            return list(_MixAll.apply(self.weights(), *(maps[layer] for layer in range(self.scores_LJ.shape[0]))))
-        return _mix(self.weights().tolist(), maps)
+        weights_LJ = self.weights()
+        layers: Sequence[int] = range(len(weights_LJ))
+        if not self.training:
+            missing = [layer for layer in layers if layer not in maps]
+            if missing:
+                torch._assert_async(~weights_LJ[missing].any(), f"the gate keeps a layer among {missing}")
+            layers = [layer for layer in layers if layer in maps]
+            weights_LJ = weights_LJ[layers]
+        return list(_Mix.apply(weights_LJ, *(maps[layer] for layer in layers)))
 
 
-def _mix(weights_LJ: Sequence[Sequence[float]], maps: Mapping[int, Tensor]) -> list[Tensor]:
-    """``mixed_j = sum_l weights[l][j] * map_l``, map after map, added up in float32; reads no map of weight 0."""
-    kept = {layer: weights_J for layer, weights_J in enumerate(weights_LJ) if any(weights_J)}
-    first = maps[next(iter(kept))]
-    mixed = [torch.zeros_like(first, dtype=torch.float32) for _ in weights_LJ[0]]
-    for layer, weights_J in kept.items():
-        for out, weight in zip(mixed, weights_J, strict=True):
-            if weight:
-                out.add_(maps[layer], alpha=weight)
-    return [out.to(first.dtype) for out in mixed]
+class _Mix(torch.autograd.Function):
+    """``mixed_j = sum_l weights[l][j] * map_l``, map after map, added up in float32, with the gradient of the weights.
 
-
-class _MixAll(torch.autograd.Function):
-    """``_mix`` with the gradient of every weight. Keeps the L maps as they came (they are constants) and nothing else.
-
-    Plain arithmetic would do the same with a temporary map and a graph node for each of the L x K_p products.
+    Keeps the L maps as they came (they are constants) and nothing else. Plain arithmetic would do the same with a
+    temporary map and a graph node for each of the L x K_p products.
     """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weights_LJ: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*maps)
-        return tuple(_mix(weights_LJ.tolist(), dict(enumerate(maps))))
+        mixed = [torch.zeros_like(maps[0], dtype=torch.float32) for _ in weights_LJ[0]]
+        for weights_J, map_BDhw in zip(weights_LJ, maps, strict=True):
+            for out, weight in zip(mixed, weights_J, strict=True):
+                out.addcmul_(map_BDhw, weight)
+        return tuple(out.to(maps[0].dtype) for out in mixed)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
