@@ -1,10 +1,8 @@
 """Multi-scale deformable attention (Zhu et al. 2021, Eq. 3) in plain PyTorch operations.
 
-Every query looks at a few positions of every level, which it chooses itself, and weighs what it finds there. A sampled
-value is a weighted sum of four neighbouring pixels, and what a head keeps of a pixel is one row of memory: so a head's
-answer to a query is one embedding bag over four rows per position, without a tensor of sampled values in between. On a
-processor that is three to four times as fast as sampling each level with ``grid_sample``, forward and backward
-together, where queries are many.
+Every query looks at a few positions of every level, which it chooses itself, and weighs what it finds there: a head's
+output for a query is one embedding bag over four rows per position (``bilinear_sampling``), without a tensor of sampled
+values in between.
 
 Shapes: B batch, Q queries, D width, S positions of all levels one after the other, H heads, C channels of a head,
 L levels, P points per head and level.
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
+from vitsplit.nn.bilinear_sampling import bilinear_neighbors
 
 Size = tuple[int, int]
 """Height and width of a map."""
@@ -148,44 +147,24 @@ def sample_levels(value_BSHC: Tensor, position_BQHLP2: Tensor, weight_BQHLP: Ten
     Returns:
         ``(B, Q, H * C)``.
     """
-    batch, _, num_heads, channels = value_BSHC.shape
-    bags = batch * position_BQHLP2.shape[1] * num_heads
-    index_BQHM, share_BQHM = _neighbours(value_BSHC, position_BQHLP2, weight_BQHLP, geometry)
+    batch, num_positions, num_heads, channels = value_BSHC.shape
+    device = value_BSHC.device
+    image_B1111 = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1) * num_positions
+    index_BQHLP4, share_BQHLP4 = bilinear_neighbors(
+        position_BQHLP2[..., 0],
+        position_BQHLP2[..., 1],
+        geometry.width_L[:, None],
+        geometry.height_L[:, None],
+        first=image_B1111 + geometry.first_L[:, None],
+        weight=weight_BQHLP,
+    )
+    # A row is what one head keeps of one pixel of one image.
+    head_H111 = torch.arange(num_heads, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
+    row_BQHLP4 = index_BQHLP4 * num_heads + head_H111
     found_XC = F.embedding_bag(
-        index_BQHM.view(bags, -1),
+        row_BQHLP4.flatten(3).flatten(0, 2),
         value_BSHC.reshape(-1, channels),
-        per_sample_weights=share_BQHM.view(bags, -1),
+        per_sample_weights=share_BQHLP4.flatten(3).flatten(0, 2),
         mode="sum",
     )
     return found_XC.view(batch, -1, num_heads * channels)
-
-
-def _neighbours(
-    value_BSHC: Tensor, position_BQHLP2: Tensor, weight_BQHLP: Tensor, geometry: Geometry
-) -> tuple[Tensor, Tensor]:
-    """The rows of the four pixels around each position, and how much each counts; M = 4 * L * P.
-
-    A row is what one head keeps of one pixel of one image. A neighbour beyond the border keeps a valid row and counts
-    nothing.
-    """
-    batch, num_positions, num_heads, _ = value_BSHC.shape
-    device = value_BSHC.device
-    x_BQHLP, y_BQHLP = position_BQHLP2.unbind(-1)
-    width_L1, height_L1, first_L1 = (part[:, None] for part in (geometry.width_L, geometry.height_L, geometry.first_L))
-    left, top = x_BQHLP.detach().floor(), y_BQHLP.detach().floor()
-    right_share, low_share = x_BQHLP - left, y_BQHLP - top
-    # One row and column beyond the border is enough to stand for all that lies further out, and keeps integers small.
-    left = left.clamp(min=-2).minimum(width_L1).int()
-    top = top.clamp(min=-2).minimum(height_L1).int()
-    image_B1111 = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1, 1) * num_positions
-    head_H11 = torch.arange(num_heads, dtype=torch.int32, device=device).view(-1, 1, 1)
-    indices, shares = [], []
-    for y, share_y in ((top, 1 - low_share), (top + 1, low_share)):
-        row = image_B1111 + first_L1 + y.clamp(min=0).minimum(height_L1 - 1) * width_L1
-        inside_y = (y >= 0) & (y < height_L1)
-        weighted = share_y * weight_BQHLP
-        for x, share_x in ((left, 1 - right_share), (left + 1, right_share)):
-            inside = inside_y & (x >= 0) & (x < width_L1)
-            indices.append((row + x.clamp(min=0).minimum(width_L1 - 1)) * num_heads + head_H11)
-            shares.append(weighted * share_x * inside)
-    return torch.stack(indices, dim=-1).flatten(3), torch.stack(shares, dim=-1).flatten(3)

@@ -1,9 +1,9 @@
 """Deformable convolution, version 1 (Dai et al. 2017), in plain PyTorch operations.
 
-A sampled value is a weighted sum of four neighbouring pixels, and a pixel with channels innermost is one row of memory:
-so sampling is an embedding bag of four rows, and the convolution is one matrix product over the sampled rows. Equal to
-``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but several times faster on a processor and at
-home in bfloat16, for which that operator has no kernel; on a GPU up to three times (``benchmarks/deformable.py``).
+Sampling is an embedding bag of four rows per position (``bilinear_sampling``), and the convolution is one matrix
+product over the sampled rows. Equal to ``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but
+several times faster on a CPU and at home in bfloat16, for which that operator has no kernel; on a GPU up to three times
+(``benchmarks/deformable.py``).
 
 Shapes: B batch, D channels in, E channels out, h w grid, N = B*h*w pixels; 9 taps of the 3x3 kernel in row-major order.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from vitsplit.nn.activation_checkpointing import recomputed
+from vitsplit.nn.bilinear_sampling import bilinear_neighbors
 
 NUM_TAPS = 9
 Implementation = Literal["rows", "torchvision"]
@@ -69,7 +70,7 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
     """
     batch, width, height, columns = map_BDhw.shape
     rows_ND = map_BDhw.permute(0, 2, 3, 1).reshape(-1, width)
-    index_M4, share_M4 = _neighbours(offset_BChw, height, columns)
+    index_M4, share_M4 = _neighbors(offset_BChw, height, columns)
     kernel_CE = weight_EDkk.permute(2, 3, 1, 0).reshape(NUM_TAPS * width, -1)
     # Where a GPU samples, it is in float32: it has no kernel for the gradient of bfloat16 shares.
     sample_dtype = rows_ND.dtype if rows_ND.device.type == "cpu" else share_M4.dtype
@@ -84,11 +85,10 @@ def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel
     return sampled_MD.to(rows_ND.dtype).view(-1, len(kernel_CE)) @ kernel_CE
 
 
-def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each sampled position and their bilinear shares; M = N * 9 positions, taps innermost.
+def _neighbors(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each sampled position and their shares; M = N * 9 positions, taps innermost.
 
-    Positions are at least float32 in every precision, since bfloat16 cannot tell pixels apart beyond 256. A neighbour
-    beyond the border keeps a valid index and gets the share zero.
+    Positions are at least float32 in every precision.
     """
     batch, device = offset_BChw.shape[0], offset_BChw.device
     position_dtype = torch.promote_types(offset_BChw.dtype, torch.float32)
@@ -96,18 +96,7 @@ def _neighbours(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor,
     reach = torch.arange(-1, 2, device=device)
     y_Bhw9 = offset_Bhw92[..., 0] + reach.repeat_interleave(3) + torch.arange(height, device=device).view(-1, 1, 1)
     x_Bhw9 = offset_Bhw92[..., 1] + reach.repeat(3) + torch.arange(columns, device=device).view(-1, 1)
-    top_Bhw9, left_Bhw9 = y_Bhw9.detach().floor(), x_Bhw9.detach().floor()
-    low_y, low_x = y_Bhw9 - top_Bhw9, x_Bhw9 - left_Bhw9
-    # One row and column beyond the border is enough to stand for all that lies further out, and keeps integers small.
-    top_Bhw9 = top_Bhw9.clamp(-2, height).long()
-    left_Bhw9 = left_Bhw9.clamp(-2, columns).long()
-    first_pixel_B111 = torch.arange(batch, device=device).view(-1, 1, 1, 1) * (height * columns)
-    indices, shares = [], []
-    for row_Bhw9, share_y in ((top_Bhw9, 1 - low_y), (top_Bhw9 + 1, low_y)):
-        for column_Bhw9, share_x in ((left_Bhw9, 1 - low_x), (left_Bhw9 + 1, low_x)):
-            inside = (row_Bhw9 >= 0) & (row_Bhw9 < height) & (column_Bhw9 >= 0) & (column_Bhw9 < columns)
-            indices.append(
-                first_pixel_B111 + row_Bhw9.clamp(0, height - 1) * columns + column_Bhw9.clamp(0, columns - 1)
-            )
-            shares.append(share_y * share_x * inside)
-    return torch.stack(indices, dim=-1).view(-1, 4), torch.stack(shares, dim=-1).view(-1, 4)
+    sides = (torch.full((), side, dtype=torch.int32, device=device) for side in (columns, height))
+    first_B111 = torch.arange(batch, dtype=torch.int32, device=device).view(-1, 1, 1, 1) * (height * columns)
+    index_Bhw94, share_Bhw94 = bilinear_neighbors(x_Bhw9, y_Bhw9, *sides, first=first_B111)
+    return index_Bhw94.view(-1, 4), share_Bhw94.view(-1, 4)
