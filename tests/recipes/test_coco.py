@@ -6,10 +6,10 @@ import pytest
 
 from vitsplit.analysis.cost import count_parameters, shape_model
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.data.crops import fit_size
 from vitsplit.engine.schedule import lr_factor
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import RECIPES, recipe
-from vitsplit.tasks.segmentation.augment import fit_size
 
 # Table 10 with Eq. 2's layers, and the release's layer decay: K_t, K_p, b, layers, decay.
 ROWS = {

@@ -136,7 +136,7 @@ class TrainDepth:
 
     def __getitem__(self, key: tuple[int, int]) -> DepthSample:
         # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.depth.augment import augment
+        from vitsplit.tasks.depth.transforms import augment
 
         index, seed = key
         sample = self.data.load(index)

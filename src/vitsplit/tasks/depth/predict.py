@@ -15,10 +15,10 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from vitsplit.data.crops import fit_size
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.paint import colour, colour_range, with_scale_bar
-from vitsplit.tasks.segmentation.augment import fit_size
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 PNG_MAX = 65535

@@ -248,7 +248,7 @@ class TrainDetection:
 
     def __getitem__(self, key: tuple[int, int]) -> DetectionSample:
         # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.detection.augment import augment
+        from vitsplit.tasks.detection.transforms import augment
 
         index, seed = key
         return augment(self.data.load(index), self.config, torch.Generator().manual_seed(seed))

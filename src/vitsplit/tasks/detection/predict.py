@@ -21,12 +21,12 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.classes import ClassList
+from vitsplit.data.crops import fit_size
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
 from vitsplit.tasks.detection.draw import draw_objects
-from vitsplit.tasks.segmentation.augment import fit_size
 from vitsplit.types import LayerTaps
 
 DRAWN_SCORE = 0.5

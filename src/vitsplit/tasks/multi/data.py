@@ -94,7 +94,7 @@ class MultiData:
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.multi.augment import random_crop
+        from vitsplit.tasks.multi.transforms import random_crop
 
         index, seed = key
         image_CHW = read_image(self.image_paths[index])

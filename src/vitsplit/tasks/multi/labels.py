@@ -18,7 +18,7 @@ from vitsplit.tasks.depth import data as depth
 from vitsplit.tasks.depth.task import DepthTask
 from vitsplit.tasks.detection import data as detection
 from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.multi.augment import Crop
+from vitsplit.tasks.multi.transforms import Crop
 from vitsplit.tasks.segmentation import data as segmentation
 from vitsplit.tasks.segmentation.task import SegmentationTask
 
@@ -97,15 +97,12 @@ class DetectionLabels:
 
     def sample(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: Crop) -> detection.DetectionSample:
         """The crop and its objects, cut as detection's own augmentation cuts them."""
-        from vitsplit.tasks.detection import augment
+        from vitsplit.tasks.detection import transforms
 
         detection.require_annotated_size(image_CHW.shape[-2:], self.images.items[index], self.images.source)
-        top, left, height, width, out_height, out_width = crop.window
-        view = augment.View(top, left, top + height, left + width, out_height, out_width)
         # One channel is enough to say where the image lies: its pixels are those of the crop.
-        sample = augment.cut(self.images.label(index, image_CHW[:1]), view)
-        sample = augment.pad(augment.flip(sample) if crop.mirrored else sample, crop.size)
-        return dataclasses.replace(sample, image_CHW=crop_CHW, extent=crop.extent)
+        sample = transforms.cut(self.images.label(index, image_CHW[:1]), crop.part)
+        return dataclasses.replace(transforms.pad(sample, crop.size), image_CHW=crop_CHW, extent=crop.extent)
 
 
 LABELS: Mapping[str, Callable[[Any], Labels]] = {

@@ -141,7 +141,7 @@ class TrainSegmentation:
 
     def __getitem__(self, key: tuple[int, int]) -> SegmentationSample:
         # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.segmentation.augment import augment
+        from vitsplit.tasks.segmentation.transforms import augment
 
         index, seed = key
         sample = self.data.load(index)

@@ -6,8 +6,8 @@ import torch
 from torch import Generator
 
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.depth.augment import LARGEST_VALUE, augment, change_colours
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.transforms import LARGEST_VALUE, augment, change_colors
 
 PLAIN = DepthConfig(crop_size=(40, 60), rotate_share=0.0, flip=0.0, colour_share=0.0)
 STEP = 0.05
@@ -127,7 +127,7 @@ def test_smaller_images_are_padded_below_and_at_the_right_with_invalid_depth():
 def test_colours_follow_their_formula():
     """255 (x/255)^gamma brightness colour lies between the extremes of the three factors, which are about reached."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
-    outs = np.stack([change_colours(values, generator(seed)).numpy() for seed in range(400)]).reshape(400, 3, 256)
+    outs = np.stack([change_colors(values, generator(seed)).numpy() for seed in range(400)]).reshape(400, 3, 256)
     x = np.arange(256) / 255
     low, high = 255 * x**1.1 * 0.75 * 0.9, np.minimum(255, 255 * x**0.9 * 1.25 * 1.1)
     assert (outs >= low - 0.51).all() and (outs <= high + 0.51).all()
@@ -146,7 +146,7 @@ def test_colours_are_spread_as_the_formula_on_that_range_spreads_them(color_valu
     gamma, brightness, colour = (rng.uniform(*each, 40_000) for each in ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1)))
     values = [10, 60, 128, 240]
     image = torch.tensor(values, dtype=torch.uint8).expand(3, 1, 4)
-    draws = [change_colours(image, generator(seed), LARGEST_VALUE[color_values])[1, 0].tolist() for seed in range(3000)]
+    draws = [change_colors(image, generator(seed), LARGEST_VALUE[color_values])[1, 0].tolist() for seed in range(3000)]
     for value, ours in zip(values, np.array(draws).T, strict=True):
         theirs = np.clip((value * largest / 255) ** gamma * brightness * colour * 255 / largest, 0, 255)
         for share in (0.05, 0.25, 0.5, 0.75, 0.95):
@@ -166,7 +166,7 @@ def test_the_setting_decides_on_the_range():
         for _ in range(2):  # the crop's place
             torch.randint(1, (), generator=at)
         torch.rand((), generator=at)
-        assert torch.equal(found[0], change_colours(ramp()[0], at, largest))
+        assert torch.equal(found[0], change_colors(ramp()[0], at, largest))
 
 
 def test_colours_change_as_often_as_asked():

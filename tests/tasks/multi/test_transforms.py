@@ -12,13 +12,13 @@ from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.task import DepthTask
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.multi.augment import random_crop
 from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
 from vitsplit.tasks.multi.data import MultiData
 from vitsplit.tasks.multi.labels import open_labels
-from vitsplit.tasks.segmentation.augment import augment
+from vitsplit.tasks.multi.transforms import random_crop
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.tasks.segmentation.transforms import augment
 
 GEOMETRY = GeometryConfig(crop_size=(40, 56), image_scale=(64, 48), scale_range=(0.6, 1.6))
 HEIGHT, WIDTH = 72, 96
@@ -112,7 +112,7 @@ def test_twice_as_large_is_half_as_far(data):
         crop, _ = random_crop(torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), data.geometry, generator(seed))
         sample = data[0, seed]
         x1, y1, x2, y2 = sample["detection"].boxes_N4[0].tolist()
-        whole = x1 > 0 and y1 > 0 and x2 < crop.window.out_width and y2 < crop.window.out_height
+        whole = x1 > 0 and y1 > 0 and x2 < crop.part.width and y2 < crop.part.height
         if whole:
             depth = sample["depth"].depth_HW[sample["depth"].depth_HW > 0].min().item()
             found.append((x2 - x1) * depth)

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from vitsplit.tasks.detection.augment import MIN_SIDE, View, augment, cut, fit, flip, mask_extents, random_detr_view
+from vitsplit.data.crops import Crop
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionSample
+from vitsplit.tasks.detection.transforms import MIN_SIDE, augment, cut, fit, mask_extents, random_detr_crop
 
 HEIGHT, WIDTH = 120, 160
 SMALL = DetectionConfig(
     train_sides=(96, 112, 128), image_scale=(200, 128), crop_size=(100, 140), scale_range=(0.3, 2.0), flip=0.5
 )
+FLIP = Crop.whole((HEIGHT, WIDTH))._replace(flipped=True)
 JITTERS = ("detr", "large-scale", "none")
 
 
@@ -102,27 +104,27 @@ def test_a_cut_box_is_tightened_to_its_mask_and_another_stays_as_annotated():
     loose_4 = torch.tensor([45.25, 27.5, 112.0, 71.75])
     sample = dataclasses.replace(sample, boxes_N4=torch.stack([sample.boxes_N4[0], loose_4, sample.boxes_N4[2]]))
     bottom = max(y2 - 20, 80)
-    out = cut(sample, View(0, 0, bottom, WIDTH, bottom, WIDTH))
+    out = cut(sample, Crop(0, 0, bottom, WIDTH, bottom, WIDTH))
     if bottom < y2 - 12:
         assert out.boxes_N4[0].tolist() == [x1, y1, x1 + 14, bottom]
     assert out.boxes_N4[1].tolist() == loose_4.tolist()
-    clipped = cut(dataclasses.replace(sample, masks_NHW=None), View(0, 0, bottom, WIDTH, bottom, WIDTH))
+    clipped = cut(dataclasses.replace(sample, masks_NHW=None), Crop(0, 0, bottom, WIDTH, bottom, WIDTH))
     assert clipped.boxes_N4[0].tolist() == [x1, y1, x2, min(y2, bottom)]
 
 
 def test_objects_that_vanish_are_dropped():
     sample = painted()
-    assert cut(sample, View(70, 90, 110, 150, 40, 60)).labels_N.tolist().count(7) == 1
-    edge = View(0, 0, HEIGHT, 90, HEIGHT, 90)  # ends where the rectangle begins
+    assert cut(sample, Crop(70, 90, 110, 150, 40, 60)).labels_N.tolist().count(7) == 1
+    edge = Crop(0, 0, HEIGHT, 90, HEIGHT, 90)  # ends where the rectangle begins
     assert 7 not in cut(sample, edge).labels_N.tolist()
-    tiny = cut(dataclasses.replace(sample, masks_NHW=None), View(0, 0, HEIGHT, WIDTH, 2, 3))
+    tiny = cut(dataclasses.replace(sample, masks_NHW=None), Crop(0, 0, HEIGHT, WIDTH, 2, 3))
     sides = sample.boxes_N4[:, 2:] - sample.boxes_N4[:, :2]
     kept = (sides * torch.tensor([3 / WIDTH, 2 / HEIGHT]) >= MIN_SIDE).all(1)
     assert tiny.labels_N.tolist() == sample.labels_N[kept].tolist() and not kept.all()
     hollow = dataclasses.replace(
         sample, masks_NHW=sample.masks_NHW * torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None, None]
     )
-    assert cut(hollow, View(0, 0, HEIGHT, WIDTH, HEIGHT, WIDTH)).labels_N.tolist() == [4, 7]
+    assert cut(hollow, Crop(0, 0, HEIGHT, WIDTH, HEIGHT, WIDTH)).labels_N.tolist() == [4, 7]
 
 
 @pytest.mark.parametrize("jitter", JITTERS)
@@ -143,9 +145,9 @@ def test_images_without_objects(jitter, with_masks):
 
 def test_flip_mirrors_and_twice_is_nothing():
     sample = painted()
-    once = flip(sample)
+    once = cut(sample, FLIP)
     assert extent(once.image_CHW[0]) == once.boxes_N4[0].tolist()
-    twice = flip(once)
+    twice = cut(once, FLIP)
     assert torch.equal(twice.image_CHW, sample.image_CHW) and torch.equal(twice.boxes_N4, sample.boxes_N4)
     config = dataclasses.replace(SMALL, jitter="none", image_scale=(WIDTH, HEIGHT), flip=0.3)
     count = sum(not torch.equal(augment(sample, config, seeded(k)).image_CHW, sample.image_CHW) for k in range(400))
@@ -171,8 +173,8 @@ def test_augmentation_is_a_function_of_the_seed_alone(jitter):
 
 
 def detr_views(size, config, count=400):
-    whole = View(0, 0, *size, *size)
-    return [random_detr_view(whole, config, seeded(seed)) for seed in range(count)]
+    whole = Crop.whole(size)
+    return [random_detr_crop(whole, config, seeded(seed)) for seed in range(count)]
 
 
 def test_detr_sizes_are_those_of_the_release():

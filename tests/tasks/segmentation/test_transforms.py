@@ -6,17 +6,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from vitsplit.tasks.segmentation.augment import (
-    Window,
-    adjust_hue_saturation,
-    augment,
-    cut,
-    distort,
-    fit_size,
-    random_size,
-    random_window,
-)
+from vitsplit.data.crops import Crop, fit_size, random_size
+from vitsplit.data.photometric import adjust_hue_saturation, distort
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.transforms import augment, varied_crop
 
 PLAIN = SegmentationConfig(
     crop_size=(40, 56), image_scale=None, scale_range=(1.0, 1.0), max_class_ratio=1.0, flip=0.0, photometric=False
@@ -59,8 +52,7 @@ def test_fit_size_fills_the_box_without_leaving_it():
 
 
 def test_random_size_covers_the_range():
-    config = dataclasses.replace(PLAIN, image_scale=(400, 100), scale_range=(0.5, 2.0))
-    shorts = [min(random_size((120, 160), config, seeded(seed))) for seed in range(400)]
+    shorts = [min(random_size((120, 160), (400, 100), (0.5, 2.0), seeded(seed))) for seed in range(400)]
     assert 50 <= min(shorts) < 55 and 195 < max(shorts) <= 200
     assert abs(np.mean(shorts) - 125) < 5  # the factor is uniform, so its mean is 1.25
 
@@ -101,7 +93,8 @@ def test_cut_equals_resize_and_crop():
     """Resizing the whole image and then cropping, as mmseg does, gives the same where windows fall on whole pixels."""
     image_CHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 60, 80), dtype=np.uint8))
     mask_HW = torch.from_numpy(np.random.default_rng(1).integers(0, 5, (60, 80), dtype=np.uint8))
-    out_CHW, out_HW = cut(image_CHW, mask_HW, Window(10, 20, 30, 40, 60, 80))
+    crop = Crop(10, 20, 40, 60, height=60, width=80)
+    out_CHW, out_HW = crop.image(image_CHW), crop.labels(mask_HW)
     whole_CHW = F.resize(image_CHW, [120, 160], antialias=True)[:, 20:80, 40:120]
     inner = slice(2, -2)  # at the window's edge the filter does not see beyond it
     assert (out_CHW.int() - whole_CHW.int())[:, inner, inner].abs().max() <= 1
@@ -111,8 +104,7 @@ def test_cut_equals_resize_and_crop():
 def test_masks_made_smaller_keep_the_pixels_in_the_middle():
     """So that the mask lies as the bilinear image does, and not half a pixel beside it."""
     mask_HW = torch.arange(81, dtype=torch.uint8).reshape(9, 9)
-    _, out_HW = cut(torch.zeros(3, 9, 9, dtype=torch.uint8), mask_HW, Window(0, 0, 9, 9, 3, 3))
-    assert torch.equal(out_HW, mask_HW[1::3, 1::3])
+    assert torch.equal(Crop.whole((9, 9)).resize((3, 3)).labels(mask_HW), mask_HW[1::3, 1::3])
 
 
 def test_small_image_is_padded_below_and_right():
@@ -148,7 +140,7 @@ def test_crops_of_one_class_are_drawn_again():
     mask_HW[:, :10] = 255
     accepted = lambda left: max(class_shares(mask_HW[:, left : left + 20].numpy()).values(), default=1.0) < 0.75
     single = np.mean([accepted(left) for left in range(81)])  # an eighth of the positions
-    lefts = [random_window(mask_HW, (20, 100), config, seeded(seed)).left for seed in range(600)]
+    lefts = [int(varied_crop(mask_HW, (20, 100), config, seeded(seed)).left) for seed in range(600)]
     expected = 1 - (1 - single) ** 10
     assert abs(np.mean([accepted(left) for left in lefts]) - expected) < 0.07
     assert abs(expected - single) > 0.5
@@ -169,7 +161,7 @@ def test_ignored_pixels_do_not_count_in_the_class_ratio():
 def count_draws(mask_HW, size, config):
     """How many crops were drawn: two random numbers each."""
     generator = seeded(3)
-    random_window(mask_HW, size, config, generator)
+    varied_crop(mask_HW, size, config, generator)
     state = generator.get_state()
     other = seeded(3)
     for draws in range(1, 20):

@@ -1,0 +1,69 @@
+"""The paper's augmentation (Section 4.1): scale, crop with a limit on one class, flip, photometric distortion, padding.
+
+Every image is uint8 and every random number is drawn from the generator that is passed in.
+
+Shapes: C channels, H W pixels, K label values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from vitsplit.data.classes import IGNORE
+from vitsplit.data.crops import Crop, pad_to, random_crop, random_size, uniform
+from vitsplit.data.extents import Extent
+from vitsplit.data.photometric import distort
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+
+CROP_TRIES = 10
+
+
+def augment(
+    image_CHW: Tensor, mask_HW: Tensor, config: SegmentationConfig, generator: Generator
+) -> tuple[Tensor, Tensor, Extent]:
+    """Makes one training crop.
+
+    As in mmseg: resize by a random factor, crop, flip, distort the colors, pad.
+
+    Args:
+        image_CHW: uint8, RGB.
+        mask_HW: uint8, 255 is ignored.
+        config: Crop size, scales, probabilities.
+        generator: Source of every random number.
+
+    Returns:
+        ``image_CHW`` and ``mask_HW`` of ``config.crop_size``; a smaller image is padded below and at the right, with
+        zeros and with 255. The third is the size before padding.
+    """
+    size = random_size(mask_HW.shape, config.image_scale, config.scale_range, generator)
+    crop = varied_crop(mask_HW, size, config, generator)
+    crop = crop._replace(flipped=uniform(generator) < config.flip)
+    image_CHW = crop.image(image_CHW)
+    if config.photometric:
+        image_CHW = distort(image_CHW, generator)
+    padded_HW = pad_to(crop.labels(mask_HW), config.crop_size, IGNORE)
+    return pad_to(image_CHW, config.crop_size), padded_HW, (crop.height, crop.width)
+
+
+def varied_crop(mask_HW: Tensor, size: tuple[int, int], config: SegmentationConfig, generator: Generator) -> Crop:
+    """Draws a crop of the image resized to ``size``, and again while one class covers too much of it.
+
+    As in mmseg a crop is refused if one class has ``max_class_ratio`` of its labeled pixels or more, or none is
+    labeled. The tenth crop is taken as it is.
+    """
+    can_vary = size[0] > config.crop_size[0] or size[1] > config.crop_size[1]
+    tries = CROP_TRIES if config.max_class_ratio < 1.0 and can_vary else 1
+    for attempt in range(tries):
+        crop = random_crop(mask_HW.shape, size, config.crop_size, generator)
+        if attempt == tries - 1 or _is_varied(mask_HW, crop, config.max_class_ratio):
+            break
+    return crop
+
+
+def _is_varied(mask_HW: Tensor, crop: Crop, max_class_ratio: float) -> bool:
+    part_HW = mask_HW[crop.pixels(mask_HW.shape)]
+    # A crop that will be made smaller is counted at about its final size.
+    step = max(1, len(part_HW) // crop.height)
+    counts_K = torch.bincount(part_HW[::step, ::step].flatten(), minlength=IGNORE + 1)[:IGNORE]
+    return float(counts_K.max()) < max_class_ratio * float(counts_K.sum())
