@@ -37,9 +37,9 @@ class Balance(HTMLParser):
         self.text += data
 
 
-def parsed(page: Page, path: Path) -> Balance:
+def parsed(page: Page, folder: Path) -> Balance:
     parser = Balance()
-    parser.feed(page.write(path).read_text(encoding="utf-8"))
+    parser.feed(page.write(folder).read_text(encoding="utf-8"))
     parser.close()
     assert parser.open == []
     return parser
@@ -55,17 +55,17 @@ def test_names_with_markup_are_shown_as_they_are(tmp_path: Path) -> None:
     page.legend([(nasty, (1, 2, 3))])
     page.code(nasty)
     page.pictures([(Image.new("RGB", (4, 3)), nasty)])
-    page.told(Image.new("RGB", (4, 3)), nasty, [nasty], [[nasty]])
-    result = parsed(page, tmp_path / "sub" / "page.html")
+    page.picture_beside_table(Image.new("RGB", (4, 3)), nasty, [nasty], [[nasty]])
+    result = parsed(page, tmp_path / "sub")
     assert result.text.count(nasty) == 16
-    assert "<script" not in (tmp_path / "sub" / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in (tmp_path / "sub" / "index.html").read_text(encoding="utf-8")
 
 
 def test_masks_in_a_page_keep_their_exact_colours(tmp_path: Path) -> None:
     mask = np.array([[0, 1], [255, 1]], dtype=np.uint8)
     page = Page("masks")
     page.pictures([(paint(mask, ((10, 20, 30), (200, 100, 50))), "mask")])
-    (source,) = parsed(page, tmp_path / "page.html").pictures
+    (source,) = parsed(page, tmp_path).pictures
     kind, _, data = source.partition(";base64,")
     assert kind == "data:image/png"
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))

@@ -73,7 +73,7 @@ def _run(config: DemoConfig, folders: DemoFolders, say: Callable[[str], None]) -
         config, folders.scenes, {task: folders.run(task) for task in TASKS}, model, evaluations, minutes
     )
     picture = write_picture(result, folders.out / "picture.jpg")
-    page = write_page(result, folders.out / "index.html")
+    page = write_page(result, folders.out)
     miou, rmse = evaluations["segmentation"][0].metrics["miou"], evaluations["depth"][0].metrics["rmse"]
     say(f"mIoU {100 * miou:.1f} %, depth RMSE {rmse:.2f} m after {sum(minutes.values()):.1f} minutes of training")
     say(f"shown: {model.describe_passes()}; picture: {picture}")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,7 +16,7 @@ from vitsplit.bundle import WEIGHTS, find_bundle
 from vitsplit.engine.config import DemoConfig
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.inference.multitask import MultiPredictor
-from vitsplit.report import Page
+from vitsplit.report import Page, spread_evenly
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.depth.paint import colour, colour_range
 from vitsplit.tasks.segmentation.report import add_class_table, paint
@@ -52,7 +51,7 @@ class DemoResult:
         depth: Any = self.evaluations["depth"][1]
         images, depths = segmentation.val_images(), depth.val_images()
         rows = []
-        for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+        for index in spread_evenly(count, len(images)):
             sample, depth_HW = images.load(index), depths.load(index).depth_HW.numpy()
             answers = self.model.predict(sample.image_CHW)
             mask_HW, metres_HW = answers["segmentation"].mask, answers["depth"].depth
@@ -82,7 +81,7 @@ def write_picture(result: DemoResult, path: Path) -> Path:
     return path
 
 
-def write_page(result: DemoResult, path: Path) -> Path:
+def write_page(result: DemoResult, folder: Path) -> Path:
     """The page: figures, what is shared, pictures, curves, classes, how to go on."""
     model, config = result.model, result.config
     info = model.backbone.info
@@ -116,7 +115,7 @@ def write_page(result: DemoResult, path: Path) -> Path:
         f"vitsplit predict {runs} IMAGE.jpg --out predictions\n"
         f"vitsplit evaluate {result.runs['depth']} --data {result.scenes}\nvitsplit info {runs}"
     )
-    return page.write(path)
+    return page.write(folder)
 
 
 def _add_sharing(page: Page, result: DemoResult) -> None:

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vitsplit.analysis.features import ModelMaps, first_channel, principal_components, stretched
-from vitsplit.atomic_files import write_json
 from vitsplit.report import Page
 
 Show = Literal["channel", "pca"]
@@ -43,7 +42,6 @@ def write_features(
     """
     folder.mkdir(parents=True, exist_ok=True)
     coloured, shares = colour_models(models, show)
-    write_json(folder / "features.json", _facts(models, images, shares, show=show, normed=normed))
     page = Page("What every layer sees", subtitle=_subtitle(models, show, normed))
     names = _file_names([name for name, _ in images])
     for index, (name, pixels) in enumerate(images):
@@ -70,7 +68,7 @@ def write_features(
             ],
         )
         page.text("In the order of the pictures; all images of a layer share one set of components.", soft=True)
-    return page.write(folder / "index.html")
+    return page.write(folder, {"features": _facts(models, images, shares, show=show, normed=normed)})
 
 
 def colour_models(

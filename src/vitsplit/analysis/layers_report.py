@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitsplit.analysis.cka import CONTRAST, Similarity
 from vitsplit.analysis.proposals import Proposal
-from vitsplit.report import Page, write_files
+from vitsplit.report import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +32,6 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
         images: What the images were, for the page.
         normed: Whether layers were compared after the final norm.
     """
-    picture = plot_cka(found)
-    write_files(folder, "cka", cka_to_json(found, normed=normed), picture)
     layers = "after the final norm" if normed else "as they leave their blocks"
     page = Page(
         "How alike the layers are", subtitle=f"Linear CKA on {found.images} images of {images}; layers {layers}"
@@ -47,7 +45,7 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
     )
     for name in found.layers:
         page.text(describe_split(found, name))
-    page.plot(picture)
+    page.plot(plot_cka(found), "cka")
     page.text(
         "A bright square along the diagonal is a block of layers that see images alike. The line divides the layers "
         "where the two blocks are most alike inside compared with each other: what comes after it is what a task head "
@@ -59,7 +57,7 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
         cka_LL = found.between(name, name)
         head = ["layer", *map(str, range(len(cka_LL)))]
         page.table(head, [[str(layer), *(f"{value:.2f}" for value in row)] for layer, row in enumerate(cka_LL)])
-    return page.write(folder / "index.html")
+    return page.write(folder, {"cka": cka_to_json(found, normed=normed)})
 
 
 def describe_split(found: Similarity, name: str) -> str:
@@ -133,8 +131,6 @@ def write_layers(
         gate_LJ: Weights of a trained gate.
     """
     (name,) = found.layers
-    picture = plot_layers(found, proposals, gate_LJ)
-    write_files(folder, "layers", layers_to_json(found, proposals, gate_LJ), picture)
     first = proposals[0]
     page = Page(
         f"Which layers of {name}", subtitle=f"Linear CKA on {found.images} images of {images}; costs for {task}"
@@ -148,7 +144,7 @@ def write_layers(
         ]
     )
     page.text(describe_split(found, name))
-    page.plot(picture)
+    page.plot(plot_layers(found, proposals, gate_LJ), "layers")
     page.heading("Proposals")
     page.table(*table(proposals))
     for proposal in proposals:
@@ -159,7 +155,7 @@ def write_layers(
         "candidates. `vitsplit train --layers auto` takes the first proposal, from its own training images.",
         soft=True,
     )
-    return page.write(folder / "index.html")
+    return page.write(folder, {"layers": layers_to_json(found, proposals, gate_LJ)})
 
 
 def table(proposals: Sequence[Proposal]) -> tuple[list[str], list[list[str]]]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from vitsplit.analysis.runs import Outcome
 from vitsplit.analysis.study import Row, to_json
-from vitsplit.atomic_files import write_json
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
 from vitsplit.files import real_number
@@ -52,8 +51,6 @@ def write_study(
         grid: Whether quality is also to be drawn over K_t and over K_p.
         curves: Whether it is also to be drawn over the time of training, where runs were evaluated on their way.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", to_json(rows))
     page = Page(title, subtitle=subtitle)
     done = [row for row in rows if row.scores]
     if done:
@@ -67,8 +64,7 @@ def write_study(
         if curves and any(len(progress(each)) > 1 for row in done for each in row.by_seed.values()):
             figures["curves"] = plot_curves(done)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
-            page.plot(figure)
+            page.plot(figure, name)
         page.text(
             "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. "
             "Parameters are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the "
@@ -78,7 +74,7 @@ def write_study(
         )
         page.heading("Runs")
         page.table(*_run_table(done))
-    return page.write(folder / "index.html")
+    return page.write(folder, {"results": to_json(rows)})
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

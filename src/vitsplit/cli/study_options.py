@@ -184,15 +184,10 @@ def _run(
 
 def _print_table(found: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from vitsplit.analysis.study_report import table
+    from vitsplit.report import screen_table
 
     # The runs of every seed are in the page; a terminal of 80 columns has no room for them.
     (*head, _), cells = table(found)
-    shown = Table(box=None, pad_edge=False)
-    for index, column in enumerate(head):
-        shown.add_column(column, justify="right" if index else "left", no_wrap=True)
-    for row in cells:
-        shown.add_row(*row[:-1])
-    Console().print(shown)
+    Console().print(screen_table(head, [row[:-1] for row in cells], no_wrap=True, box=None, pad_edge=False))

@@ -10,7 +10,7 @@ from vitsplit.analysis.bench.predict import PAPER, PredictResult
 from vitsplit.analysis.bench.report import add_tables, finish, where
 from vitsplit.analysis.bench.train_step import REFERENCE
 from vitsplit.analysis.measure import Spread
-from vitsplit.report import Page, write_files
+from vitsplit.report import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,8 +138,6 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    picture = plot_predictions(result)
-    write_files(folder, "predict", to_json(result), picture)
     page = Page("Predictions, side by side", subtitle=describe_setting(result))
     most = max(result.sharing, default=None)
     page.figures(
@@ -157,11 +155,11 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
             ),
         ]
     )
-    page.plot(picture)
+    page.plot(plot_predictions(result), "predict")
     page.text(
         "From pixels on the device to the decoder's output: enlarging and writing cost the same with every method. "
         "Bundles are those of ViT-Split; separate ones have a pass of the backbone each.",
         soft=True,
     )
     add_tables(page, {"Methods": methods_table(result), "Sharing": sharing_table(result)})
-    return finish(page, folder, command)
+    return finish(page, folder, command, {"predict": to_json(result)})

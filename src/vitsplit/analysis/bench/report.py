@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from vitsplit.report import Page
+from vitsplit.report import Page, screen_table
 
 Rows = Sequence[Sequence[str]]
 """A table: its head, then its rows."""
@@ -17,13 +17,8 @@ Rows = Sequence[Sequence[str]]
 
 def on_screen(rows: Rows) -> Table:
     """A table for the terminal, with its rows side by side: what is compared is few, and its figures are many."""
-    first, *others = zip(*rows, strict=True)
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for index, name in enumerate(first):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for figures in others:
-        table.add_row(*figures)
-    return table
+    head, *columns = zip(*rows, strict=True)
+    return screen_table(head, columns, no_wrap=True, box=SIMPLE_HEAD, show_edge=False)
 
 
 def where(machine: Mapping[str, Any]) -> str:
@@ -40,8 +35,8 @@ def add_tables(page: Page, tables: Mapping[str, Rows]) -> None:
             page.table(head, rows)
 
 
-def finish(page: Page, folder: Path, command: str) -> Path:
-    """Ends a page with the command that made it, and writes it as ``index.html``."""
+def finish(page: Page, folder: Path, command: str, data: Mapping[str, Any]) -> Path:
+    """Ends a page with the command that made it, and writes it with its figures."""
     page.heading("Command")
     page.code(command)
-    return page.write(folder / "index.html")
+    return page.write(folder, data)

@@ -10,7 +10,7 @@ from vitsplit.analysis.bench.report import add_tables, finish, where
 from vitsplit.analysis.bench.train_step import REFERENCE, TrainStepResult
 from vitsplit.analysis.bench.workload import PARTS
 from vitsplit.analysis.measure import Spread
-from vitsplit.report import Page, write_files
+from vitsplit.report import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -164,8 +164,6 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    picture = plot_steps(result)
-    write_files(folder, "train-step", to_json(result), picture)
     page = Page("A training step, side by side", subtitle=describe_setting(result))
     others = [label for label in result.methods if label != REFERENCE]
     page.figures(
@@ -174,7 +172,7 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
             *((f"{result.time_ratio(label).median:.2f}x", f"as long: {label}") for label in others),
         ]
     )
-    page.plot(picture)
+    page.plot(plot_steps(result), "train-step")
     page.text(
         "A step is divided in the frozen backbone's pass, the pass of what trains, the loss, the backward pass and the "
         "update; lines are quartiles of the whole step. The mark of the multiply-adds is where a method would be if "
@@ -184,7 +182,7 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
     tables = {"Ratios": ratios_table(result), "Figures": figures_table(result), "Parts": parts_table(result)}
     add_tables(page, tables)
     page.text(NOTES, soft=True)
-    return finish(page, folder, command)
+    return finish(page, folder, command, {"train-step": to_json(result)})
 
 
 NOTES = (

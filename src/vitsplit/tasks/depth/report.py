@@ -5,6 +5,7 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.atomic_files import write_json
-from vitsplit.report import Page
+from vitsplit.report import Page, screen_table, spread_evenly
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.depth.data import keep_range
 from vitsplit.tasks.depth.metrics import METRICS
@@ -43,17 +43,15 @@ def write_report(
     task: DepthTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
-    write_json(folder / "metrics.json", metrics)
     page = Page(title, subtitle=f"{metrics['images']} validation images; {describe_protocol(metrics)}")
     delta1 = (f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within a factor of 1.25")
     page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), delta1])
     page.heading("Pictures")
     add_gallery(page, task, forward, count)
     page.heading("Figures")
-    page.table(["metric", "mean over images"], [[LABELS[name], f"{metrics[name]:.4f}"] for name in METRICS])
-    return page.write(folder / "index.html")
+    page.table(["metric", "mean over images"], _rows(metrics))
+    return page.write(folder, {"metrics": metrics})
 
 
 def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> None:
@@ -64,7 +62,7 @@ def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> No
         f"relative error, white at 0 and dark red from {ERROR_RANGE[1]:.0%} on.",
         soft=True,
     )
-    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+    for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = task.predict(forward, sample.image_CHW[None])[0]
         truth_HW = keep_range(sample.depth_HW, config.min_depth, config.max_depth).numpy()
@@ -109,11 +107,10 @@ def metrics_table(evaluation: Evaluation) -> Table:
     """The table for the screen."""
     metrics = evaluation.metrics
     title = f"RMSE {metrics['rmse']:.3f} m   AbsRel {metrics['abs_rel']:.3f}   delta1 {metrics['delta1']:.3f}"
-    table = Table(
-        title=title, min_width=len(title) + 4, caption=f"{metrics['images']} images; {describe_protocol(metrics)}"
-    )
-    table.add_column("metric")
-    table.add_column("mean over images", justify="right")
-    for name in METRICS:
-        table.add_row(LABELS[name], f"{metrics[name]:.4f}")
-    return table
+    caption = f"{metrics['images']} images; {describe_protocol(metrics)}"
+    head = ["metric", "mean over images"]
+    return screen_table(head, _rows(metrics), title=title, min_width=len(title) + 4, caption=caption)
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    return [[LABELS[name], f"{metrics[name]:.4f}"] for name in METRICS]

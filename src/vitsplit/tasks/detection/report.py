@@ -8,12 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.atomic_files import write_json
-from vitsplit.report import Page
+from vitsplit.report import Page, screen_table, spread_evenly
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.detection.data import DetectionSample
 from vitsplit.tasks.detection.draw import draw_objects
@@ -36,7 +34,6 @@ def write_report(
     The results are those of the task's last evaluation; where it made none, there are none to write.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", evaluation.metrics)
     if task.results is not None:
         write_results(task.results, folder)
     page = Page(title, subtitle=f"{len(task.classes)} classes, {len(task.val_images())} validation images")
@@ -46,7 +43,7 @@ def write_report(
     add_gallery(page, task, forward, count)
     page.heading("Classes")
     page.table(["class", *_titles(evaluation)], _rows(evaluation))
-    return page.write(folder / "index.html")
+    return page.write(folder, {"metrics": metrics})
 
 
 def add_gallery(page: Page, task: DetectionTask, forward: Forward, count: int) -> None:
@@ -54,7 +51,7 @@ def add_gallery(page: Page, task: DetectionTask, forward: Forward, count: int) -
     images = task.val_images()
     page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
     page.text(f"Objects with a score of {DRAWN_SCORE} and above are drawn.", soft=True)
-    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+    for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = task.predict(forward, sample.image_CHW[None])[0]
         drawn = int((prediction.scores >= DRAWN_SCORE).sum())
@@ -80,15 +77,8 @@ def draw_truth(sample: DetectionSample, task: DetectionTask) -> Image.Image:
 def metrics_table(evaluation: Evaluation) -> Table:
     """The table for the screen."""
     metrics = evaluation.metrics
-    table = Table(
-        title="   ".join(f"{name} {percent(metrics[key])}" for key, name in FIGURES.items() if key in metrics)
-    )
-    table.add_column("class")
-    for name in _titles(evaluation):
-        table.add_column(name, justify="right")
-    for row in _rows(evaluation):
-        table.add_row(*row)
-    return table
+    title = "   ".join(f"{name} {percent(metrics[key])}" for key, name in FIGURES.items() if key in metrics)
+    return screen_table(["class", *_titles(evaluation)], _rows(evaluation), title=title)
 
 
 def _titles(evaluation: Evaluation) -> list[str]:

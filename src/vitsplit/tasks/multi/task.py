@@ -120,7 +120,7 @@ class MultiTask:
             own_forward = functools.partial(forward, head=name)
             task.write_report(own_forward, found, folder / name, title=f"{title}: {name}", count=count)
             page.link("All figures, and pictures", f"{name}/index.html")
-        return page.write(folder / "index.html")
+        return page.write(folder)
 
     def describe(self) -> dict[str, Any]:
         """What each task's bundle must record, by its name."""

@@ -5,17 +5,17 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.atomic_files import write_json
 from vitsplit.data.classes import IGNORE
-from vitsplit.report import Page
+from vitsplit.report import Page, screen_table, spread_evenly
 from vitsplit.tasks.base import Evaluation, Forward
 
 if TYPE_CHECKING:
@@ -28,15 +28,13 @@ def write_report(
     task: SegmentationTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (table, ``count`` images spread over the set); returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", evaluation.metrics)
     page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")
     add_figures(page, evaluation)
     page.heading("Pictures")
     add_gallery(page, task, forward, count)
     page.heading("Classes")
     add_class_table(page, evaluation)
-    return page.write(folder / "index.html")
+    return page.write(folder, {"metrics": evaluation.metrics})
 
 
 def add_figures(page: Page, evaluation: Evaluation) -> None:
@@ -49,10 +47,7 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
 def add_class_table(page: Page, evaluation: Evaluation) -> None:
     """IoU, accuracy and share of every class, best first."""
     rows = sorted(evaluation.metrics["classes"].items(), key=lambda item: -(item[1]["iou"] or -1.0))
-    page.table(
-        ["class", "IoU", "accuracy", "share of pixels"],
-        [[name, *(percent(row[key]) for key in ("iou", "accuracy", "share"))] for name, row in rows],
-    )
+    page.table(["class", "IoU", "accuracy", "share of pixels"], _class_rows(rows))
 
 
 def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int) -> None:
@@ -60,7 +55,7 @@ def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int
     images = task.val_images()
     page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
     page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
-    for index in np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist():
+    for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = task.predict(forward, sample.image_CHW[None])[0]
         truth_HW = sample.mask_HW.numpy()
@@ -91,13 +86,13 @@ def _error(mask_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8]) -> Image.Ima
 def metrics_table(evaluation: Evaluation) -> Table:
     """The table for the screen."""
     metrics = evaluation.metrics
-    table = Table(title=f"mIoU {percent(metrics['miou'])}   pixel accuracy {percent(metrics['pixel_accuracy'])}")
-    table.add_column("class")
-    for title in ("IoU", "accuracy", "share"):
-        table.add_column(title, justify="right")
-    for name, row in metrics["classes"].items():
-        table.add_row(name, *(percent(row[key]) for key in ("iou", "accuracy", "share")))
-    return table
+    title = f"mIoU {percent(metrics['miou'])}   pixel accuracy {percent(metrics['pixel_accuracy'])}"
+    rows = _class_rows(metrics["classes"].items())
+    return screen_table(["class", "IoU", "accuracy", "share"], rows, title=title)
+
+
+def _class_rows(classes: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
+    return [[name, *(percent(row[key]) for key in ("iou", "accuracy", "share"))] for name, row in classes]
 
 
 def percent(value: float | None) -> str:

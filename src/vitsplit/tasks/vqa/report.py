@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from vitsplit.atomic_files import write_json
 from vitsplit.data.images import read_image
-from vitsplit.report import Page
+from vitsplit.report import Page, screen_table, spread_evenly
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.vqa.metrics import set_match
 
@@ -32,9 +31,7 @@ def write_report(
     task: VqaTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = evaluation.metrics
-    write_json(folder / "metrics.json", metrics)
     page = Page(title, subtitle=f"{metrics['questions']} questions on {metrics['images']} validation samples")
     page.figures(
         [
@@ -45,8 +42,7 @@ def write_report(
     )
     page.heading("Questions and answers")
     samples = task.val_samples().samples
-    shown = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int).tolist()
-    for sample in (samples[index] for index in shown):
+    for sample in (samples[index] for index in spread_evenly(count, len(samples))):
         _, answerer = task.look(forward, sample)
         turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
         answers = answerer.answer([turn.question for turn in turns])
@@ -59,20 +55,18 @@ def write_report(
             page.table(head, rows)
         else:
             image_HWC = read_image(sample.image).permute(1, 2, 0).numpy()
-            page.told(Image.fromarray(image_HWC), sample.image.name, head, rows)
+            page.picture_beside_table(Image.fromarray(image_HWC), sample.image.name, head, rows)
     page.heading("Figures")
-    page.table(["metric", "value"], [[label, f"{metrics[name]:.4f}"] for name, label in LABELS.items()])
-    return page.write(folder / "index.html")
+    page.table(["metric", "value"], _rows(metrics))
+    return page.write(folder, {"metrics": metrics})
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
     """The table for the screen."""
     metrics = evaluation.metrics
-    table = Table(
-        title=f"exact match {100 * metrics['exact_match']:.1f} %", caption=f"{metrics['questions']} questions"
-    )
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, label in LABELS.items():
-        table.add_row(label, f"{metrics[name]:.4f}")
-    return table
+    title, caption = f"exact match {100 * metrics['exact_match']:.1f} %", f"{metrics['questions']} questions"
+    return screen_table(["metric", "value"], _rows(metrics), title=title, caption=caption)
+
+
+def _rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    return [[label, f"{metrics[name]:.4f}"] for name, label in LABELS.items()]
