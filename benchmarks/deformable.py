@@ -8,13 +8,12 @@ The two take turns; their ratio is the median over turns.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, paired_ratio
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, in_turns, paired_ratio
 from vitsplit.engine.precision import DTYPES, autocast
 from vitsplit.nn.deformable_convolution import deform_conv3x3
 
@@ -47,9 +46,12 @@ def main() -> None:
 
     print(describe_machine(device))
     difference = max(_difference(a, b) for a, b in zip(rows(), torchvision(), strict=True))
-    times = _in_turns([rows, torchvision], device, options.turns)
-    ours, theirs = (1e3 * Spread.of(samples).median for samples in times)
-    print(f"rows {ours:.2f} ms, torchvision {theirs:.2f} ms: {paired_ratio(times[1], times[0]).median:.2f} times")
+    watch = Stopwatch(device)
+    forms = {"rows": lambda: watch.time(rows), "torchvision": lambda: watch.time(torchvision)}
+    seconds = in_turns(forms, turns=options.turns, warmup=2)
+    ours, theirs = (1e3 * Spread.of(samples).median for samples in seconds.values())
+    ratio = paired_ratio(seconds["torchvision"], seconds["rows"]).median
+    print(f"rows {ours:.2f} ms, torchvision {theirs:.2f} ms: {ratio:.2f} times")
     print(f"largest relative difference of output and gradients: {difference:.1e}")
 
 
@@ -59,18 +61,6 @@ def _with_gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-
-
-def _in_turns(forms: list[Callable[[], list[Tensor]]], device: torch.device, turns: int) -> list[list[float]]:
-    watch, times = Stopwatch(device), [list[float]() for _ in forms]
-    for turn in range(2 + turns):
-        for form, samples in zip(forms, times, strict=True):
-            watch.start()
-            form()
-            seconds, _ = watch.stop("step")
-            if turn >= 2:
-                samples.append(seconds)
-    return times
 
 
 if __name__ == "__main__":

@@ -12,17 +12,18 @@ frozen pass once instead of once per head. What both do alike (reading labels, l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from vitsplit.analysis.cost import step_gmacs
+from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
 from vitsplit.assemble import assemble
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
@@ -80,14 +81,10 @@ def measure(config: MultiConfig, data: Mapping[str, Path]) -> dict[str, object]:
             gmacs = step_gmacs(config.own(name), config.geometry.crop_size, num_classes=classes)
             trained_gmacs.append(3 * gmacs["trained"])
             frozen_gmacs.append(gmacs["frozen"])
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for index in range(config.loop.steps):
-        for way in ways if index % 2 else reversed(ways):
-            started = time.perf_counter()
-            steps[way](index)
-            if index >= WARM_UP:
-                seconds[way].append(time.perf_counter() - started)
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    watch = Stopwatch(accelerator.device)
+    takers = {way: partial(watch.time, step) for way, step in steps.items()}
+    seconds = in_turns(takers, turns=config.loop.steps - WARM_UP, warmup=WARM_UP)
+    medians = {way: Spread.of(values).median for way, values in seconds.items()}
     separate = sum(medians[name] for name in config.heads())
     return {
         "threads": torch.get_num_threads(),
@@ -104,8 +101,8 @@ def measure(config: MultiConfig, data: Mapping[str, Path]) -> dict[str, object]:
 
 def prepare(
     config: MultiConfig, data: Mapping[str, Path], accelerator: Accelerator
-) -> tuple[Callable[[int], object], dict[str, int]]:
-    """A function that takes a step of a run, and the number of classes of its tasks."""
+) -> tuple[Callable[[], object], dict[str, int]]:
+    """A function that takes the next step of a run, and the number of classes of its tasks."""
     backbone, task, model, _ = assemble(config, data)
     run_backbone, engine = set_up_model(accelerator, config, backbone, model)
     view = ProgressView(None, steps=config.loop.steps, start=0)
@@ -115,7 +112,8 @@ def prepare(
     batches: Iterator[object] = open_batches(config.loop, task, task.train_data(), accelerator, start=0)
     step = TrainStep(session)
     num_classes = {name: len(each.get("classes", ())) for name, each in task.describe().items()}
-    return lambda index: step(index, batches), num_classes
+    indices = itertools.count()
+    return lambda: step(next(indices), batches), num_classes
 
 
 if __name__ == "__main__":

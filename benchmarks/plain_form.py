@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor
 
-from vitsplit.analysis.measure import describe_machine
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, in_turns
 from vitsplit.backbone import load_backbone
 from vitsplit.data.classes import IGNORE, ClassList
 from vitsplit.engine.optim import build_optimizer
@@ -73,15 +72,14 @@ class Steps:
         mask_BHW = torch.randint(0, num_classes, (batch_size, *size), dtype=torch.uint8)
         self.batch = SegmentationBatch(image_BCHW, mask_BHW, ["random"] * batch_size)
 
-    def take(self, form: Form) -> float:
-        """One step: its seconds."""
+    def take(self, form: Form) -> None:
+        """One step."""
         for module in [*self.backbone.modules(), *self.model.modules()]:
             if isinstance(module, DeformConv3x3):
                 module.implementation = "rows" if form.deformable else "torchvision"
             elif isinstance(module, Attention):
                 module.fused_attn = form.attention
         optimizer: Any = self.fused if form.optimiser else self.plain
-        began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=form.bf16):
             taps = self.backbone(self.batch.image_BCHW, self.model.request(train=True))
@@ -96,7 +94,6 @@ class Steps:
             loss = self._plain_loss(logits_BKhw, taps)
         loss.backward()
         optimizer.step()
-        return time.perf_counter() - began
 
     def _plain_loss(self, logits_BKhw: Tensor, taps: Any) -> Tensor:
         full_BKHW = resize_logits(logits_BKhw, taps.image_size, taps.padding)
@@ -117,13 +114,10 @@ def main() -> None:
     forms = list(FORMS)
     if (speedup := bf16_speedup()) > 1.5:
         forms.append(Form("+ bf16", True, True, True, True, True))
-    seconds: dict[str, list[float]] = {form.name: [] for form in forms}
-    for turn in range(1 + options.steps):
-        for form in forms:
-            took = steps.take(form)
-            if turn:
-                seconds[form.name].append(took)
-    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
+    watch = Stopwatch(torch.device("cpu"))
+    takers = {form.name: partial(watch.time, partial(steps.take, form)) for form in forms}
+    seconds = in_turns(takers, turns=options.steps, warmup=1)
+    medians = {name: Spread.of(samples).median for name, samples in seconds.items()}
     plain = medians["plain"]
     print(f"a product of matrices is {speedup:.2f} times as fast in bf16 here")
     for name, median in medians.items():

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 import vitsplit
+from vitsplit.analysis.measure import Spread, Stopwatch, in_turns, peak_resident_bytes
+from vitsplit.analysis.processes import in_new_process
 from vitsplit.analysis.sharing import Sharer, compare_sharing
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
 
@@ -31,21 +34,16 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[: options.count]
-    if options.memory_of:
-        models = load(options.memory_of, options.runs, options.precision)
-        for model in models:
-            model.predict(files[0])
-        print(own_peak_memory_mb())
-        return
     facts = {
         "images": len(files),
         "precision": options.precision,
         **measure_seconds(options.runs, files, options.precision),
     }
-    facts["peak_memory_mb"] = {way: peak_memory_mb(way) for way in WAYS}
+    facts["peak_memory_mb"] = {
+        way: in_new_process(peak_memory_mb, way, options.runs, files[0], options.precision) for way in WAYS
+    }
     print(json.dumps(facts, indent=1))
 
 
@@ -57,19 +55,13 @@ def load(way: str, runs: list[str], precision: str) -> list[vitsplit.MultiPredic
 
 def measure_seconds(runs: list[str], files: list[Path], precision: str) -> dict[str, object]:
     models = {way: load(way, runs, precision) for way in WAYS}
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for index, file in enumerate([*files[:1] * WARM_UP, *files]):
-        image_CHW = read_image(file)
-        for way in WAYS if index % 2 else WAYS[::-1]:
-            started = time.perf_counter()
-            for model in models[way]:
-                model.predict(image_CHW)
-            if index >= WARM_UP:
-                seconds[way].append(time.perf_counter() - started)
+    images = [read_image(file) for file in files]
+    takers = {way: predictions(models[way], [*images[:1] * WARM_UP, *images]) for way in WAYS}
+    seconds = in_turns(takers, turns=len(images), warmup=WARM_UP)
     shared = models["shared"][0]
     sharers = {name: Sharer(bundle.card.config, bundle.card.description) for name, bundle in shared.items()}
-    arithmetic = compare_sharing(sharers, (image_CHW.shape[-2], image_CHW.shape[-1]))
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    arithmetic = compare_sharing(sharers, (images[-1].shape[-2], images[-1].shape[-1]))
+    medians = {way: Spread.of(values).median for way, values in seconds.items()}
     return {
         "passes": shared.describe_passes(),
         "seconds": medians,
@@ -80,15 +72,22 @@ def measure_seconds(runs: list[str], files: list[Path], precision: str) -> dict[
     }
 
 
-def own_peak_memory_mb() -> float:
-    # Not getrusage: what it tells begins with the peak of the process that started this one.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
+def predictions(models: list[Any], images: list[Tensor]) -> Callable[[], float]:
+    """Predicts the next image whenever it is called; returns the seconds."""
+    pending, watch = iter(images), Stopwatch(torch.device("cpu"))  # a prediction ends on the CPU
+
+    def predict() -> None:
+        image_CHW = next(pending)
+        for model in models:
+            model.predict(image_CHW)
+
+    return lambda: watch.time(predict)
 
 
-def peak_memory_mb(way: str) -> float:
-    command = [sys.executable, *sys.argv, "--memory-of", way]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def peak_memory_mb(way: str, runs: list[str], file: Path, precision: str) -> float:
+    for model in load(way, runs, precision):
+        model.predict(file)
+    return peak_resident_bytes() / 2**20
 
 
 if __name__ == "__main__":

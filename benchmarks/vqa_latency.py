@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import vitsplit
+from vitsplit.analysis.measure import Spread, Stopwatch
 from vitsplit.data.images import read_image
+from vitsplit.report import screen_table
 
 WARM_UP = 1
 PARTS = ("backbone", "connector", "prefix", "question")
@@ -43,52 +43,38 @@ def main() -> None:
     Console().print(table(facts))
 
 
-class Watch:
-    """Adds up the seconds of a function of an object, which it takes the place of."""
+def mark_calls(owner: Any, name: str, watch: Stopwatch, part: str) -> None:
+    """Lets a stopwatch know which time is that of a function of an object; all other is the question's."""
+    function: Callable[..., Any] = getattr(owner, name)
 
-    def __init__(self, owner: Any, name: str, device: torch.device) -> None:
-        self.device, self.calls = device, list[float]()
-        self._function: Callable[..., Any] = getattr(owner, name)
-        setattr(owner, name, self._timed)
-
-    def _timed(self, *args: Any, **kwargs: Any) -> Any:
-        started = now(self.device)
-        result = self._function(*args, **kwargs)
-        self.calls.append(now(self.device) - started)
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        watch.mark("question")
+        result = function(*args, **kwargs)
+        watch.mark(part)
         return result
 
-    def take(self) -> float:
-        """The seconds since the last time."""
-        seconds = sum(self.calls)
-        self.calls.clear()
-        return seconds
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    setattr(owner, name, marked)
 
 
 def measure(model: Any, image_CHW: torch.Tensor, questions: list[str], rounds: int) -> dict[str, Any]:
     device = model.backbone.mean_C11.device
-    backbone, connector = Watch(model.backbone, "forward", device), Watch(model.model, "forward", device)
+    watch = Stopwatch(device)
+    mark_calls(model.backbone, "forward", watch, "backbone")
+    mark_calls(model.model, "forward", watch, "connector")
     spent: list[list[dict[str, float]]] = [[], []]
     for index in range(WARM_UP + rounds):
-        started = now(device)
+        watch.start()
         prediction = model.predict(image_CHW)
-        prefix = Watch(prediction.answerer, "_begin", device)
+        mark_calls(prediction.answerer, "_begin", watch, "prefix")
         for which, question in enumerate(questions):
             prediction.ask(question, max_new_tokens=1)
-            whole = now(device) - started
-            parts = {"backbone": backbone.take(), "connector": connector.take(), "prefix": prefix.take()}
-            parts["question"] = whole - sum(parts.values())
+            whole, parts = watch.stop("question")
             if index >= WARM_UP:
-                spent[which].append({**parts, "whole": whole})
-            started = now(device)
+                spent[which].append({**dict.fromkeys(PARTS, 0.0), **parts, "whole": whole})
+            watch.start()
         assert prediction.answerer.prefills == 1
     first, second = (
-        {part: statistics.median(each[part] for each in several) for part in (*PARTS, "whole")} for several in spent
+        {part: Spread.of([each[part] for each in several]).median for part in (*PARTS, "whole")} for several in spent
     )
     vision = [each["backbone"] + each["connector"] for each in (first, second)]
     return {
@@ -107,14 +93,13 @@ def measure(model: Any, image_CHW: torch.Tensor, questions: list[str], rounds: i
 
 
 def table(facts: dict[str, Any]) -> Table:
-    shown = Table(title="time to the first token, as shares of the first question's")
-    shown.add_column("")
-    for column in ("first question", "second question"):
-        shown.add_column(column, justify="right")
     whole = facts["first_seconds"]["whole"]
-    for part in (*PARTS, "whole"):
-        shown.add_row(part, *(f"{facts[which][part] / whole:.1%}" for which in ("first_seconds", "second_seconds")))
-    return shown
+    rows = [
+        [part, *(f"{facts[which][part] / whole:.1%}" for which in ("first_seconds", "second_seconds"))]
+        for part in (*PARTS, "whole")
+    ]
+    title = "time to the first token, as shares of the first question's"
+    return screen_table(["", "first question", "second question"], rows, title=title)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,21 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
 from vitsplit import __version__
 
+T = TypeVar("T")
+Say = Callable[[str], None]
+"""Is told the progress of a measurement."""
+
 PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}
-"""Side of the matrices of the yardstick: large enough for a device's full speed, and quick."""
+"""Side of the matrices of the reference product: large enough for a device's full speed, and quick."""
 _WARM_UP_PRODUCTS = 2
 
 
@@ -53,10 +57,42 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return Spread.of([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
+def in_turns(
+    takers: Mapping[str, Callable[[], T]],
+    *,
+    turns: int,
+    warmup: int,
+    say: Say = lambda text: None,
+) -> dict[str, list[T]]:
+    """Lets everybody take a turn in every round, so that other work on the machine falls on all of them alike.
+
+    Who begins changes from round to round, as one finds the caches as the one before has left them.
+
+    Args:
+        takers: Functions by name.
+        turns: Rounds that count.
+        warmup: Rounds before them that do not.
+        say: Is told the progress.
+
+    Returns:
+        What each function returned in every round that counts.
+    """
+    order = list(takers)
+    found: dict[str, list[T]] = {name: [] for name in order}
+    for turn in range(-warmup, turns):
+        first = (turn + warmup) % len(order)
+        for name in order[first:] + order[:first]:
+            result = takers[name]()
+            if turn >= 0:
+                found[name].append(result)
+        say("warming up" if turn < 0 else f"turn {turn + 1} of {turns}")
+    return found
+
+
 class Stopwatch:
     """Divides the time between ``start`` and ``stop`` among named parts.
 
-    On a GPU the marks are events in its own queue, so that a part is what the device spent on it; on a processor they
+    On a GPU the marks are events in its own queue, so that a part is what the device spent on it; on a CPU they
     are readings of the clock.
 
     Args:
@@ -97,6 +133,12 @@ class Stopwatch:
             parts[name] = parts.get(name, 0.0) + self._between(before, after)
         return total, parts
 
+    def time(self, function: Callable[[], object]) -> float:
+        """Seconds of a call, the device's work included."""
+        self.start()
+        function()
+        return self.stop("call")[0]
+
     def _now(self) -> Any:
         if self.device.type != "cuda":
             return time.perf_counter()
@@ -117,7 +159,7 @@ class Stopwatch:
 def product_speed(
     device: torch.device, dtype: torch.dtype, *, repeats: int = 4, side: int | None = None
 ) -> list[float]:
-    """Speeds of a product of two square matrices, in 10^9 multiply-adds per second: the yardstick of a device.
+    """Speeds of a product of two square matrices, in 10^9 multiply-adds per second: what a device can reach.
 
     Args:
         device: Where.
@@ -127,14 +169,10 @@ def product_speed(
     """
     side = side or PRODUCT_SIDES[device.type]
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    watch, speeds = Stopwatch(device), []
-    for repeat in range(_WARM_UP_PRODUCTS + repeats):
-        watch.start()
-        left @ right
-        seconds, _ = watch.stop("product")
-        if repeat >= _WARM_UP_PRODUCTS:
-            speeds.append(side**3 / seconds / 1e9)
-    return speeds
+    watch = Stopwatch(device)
+    products = {"product": lambda: watch.time(lambda: left @ right)}
+    seconds = in_turns(products, turns=repeats, warmup=_WARM_UP_PRODUCTS)["product"]
+    return [side**3 / each / 1e9 for each in seconds]
 
 
 def free_memory(device: torch.device) -> None:
@@ -142,6 +180,42 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a piece of work has needed.
+
+    Attributes:
+        step: Bytes on top of what was there before it. On a GPU what PyTorch has allocated at most; on a CPU how far
+            the peak of the process's resident set has grown.
+        process: Bytes of the process's resident set at its peak, libraries included; on a GPU the same as ``step``.
+    """
+
+    step: int
+    process: int
+
+
+class MemoryMeter:
+    """Reads how much memory is needed from its making on, by a process that does nothing else.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = peak_resident_bytes()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self) -> PeakMemory:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            return PeakMemory(peak, peak)
+        after = peak_resident_bytes()
+        return PeakMemory(after - self._before, after)
 
 
 def peak_resident_bytes() -> int:

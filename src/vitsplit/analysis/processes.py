@@ -1,14 +1,17 @@
-"""Several commands at once, each in a process of its own, which hears of signals from this one alone."""
+"""Commands and functions in processes of their own; the commands hear of signals from this process alone."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +19,7 @@ from vitsplit.engine.signals import StopRequest
 from vitsplit.errors import TrainingError
 
 POLL_SECONDS = 0.2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +96,14 @@ def _start(job: Job, place: int, processes: int) -> subprocess.Popen[bytes]:
 def _last_words(job: Job) -> str:
     lines = job.errors.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "it said nothing.")
+
+
+def in_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """What a function returns (or raises) in a process that has done nothing else, as its peak memory asks for.
+
+    Args:
+        function: Of a module, not a nested one.
+        arguments: What can be pickled.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

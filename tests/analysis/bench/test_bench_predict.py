@@ -38,18 +38,18 @@ def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
             passes.append(len(image_BCHW))
             return super().forward(image_BCHW, request)
 
-    def take_each_once(takers, watch, **options):
-        for name, (take, seconds) in takers.items():
+    def take_each_once(takers, **options):
+        for name, take in takers.items():
             passes.clear()
-            taken[name] = (take(), list(passes))
-            seconds.append(1.0)
+            taken[name] = (take.args[0](), list(passes))
+        return {name: [1.0] for name in takers}
 
     def counted(settings):
         plain = open_backbone(settings)
         return CountedBackbone(plain.model, plain.info)
 
     monkeypatch.setattr(workload, "open_backbone", counted)
-    monkeypatch.setattr(predict, "_take_turns", take_each_once)
+    monkeypatch.setattr(predict, "in_turns", take_each_once)
     measure_predictions(tiny_plan())
     shared, separate = taken["3 shared"], taken["3 separate"]
     assert shared[1] == [1] and separate[1] == [1, 1, 1], "passes of the backbone, by images"
@@ -70,8 +70,8 @@ def test_bound_of_sharing():
 
 def made_up() -> PredictResult:
     methods = {
-        "vitsplit": predict.MethodTimes(gmacs=10.0, latency=[1.0, 2.0, 4.0], batch=[4.0, 4.0, 4.0]),
-        "full-finetune": predict.MethodTimes(gmacs=5.0, latency=[0.5, 1.0, 1.0], batch=[2.0, 2.0, 2.0]),
+        "vitsplit": predict.MethodTimes(gmacs=10.0, seconds=[1.0, 2.0, 4.0], batch=[4.0, 4.0, 4.0]),
+        "full-finetune": predict.MethodTimes(gmacs=5.0, seconds=[0.5, 1.0, 1.0], batch=[2.0, 2.0, 2.0]),
     }
     times = {"shared_batch": [2.0, 2.0, 2.0], "separate_batch": [8.0, 5.0, 1.0]}
     sharing = {4: SharingTimes(bound=2.5, shared=[1.0, 2.0, 4.0], separate=[2.0, 4.0, 12.0], **times)}
@@ -111,7 +111,7 @@ def test_page_json_and_screen(tmp_path, capsys, monkeypatch):
 def test_wrong_plans_are_refused():
     for changes, message in (
         ({"methods": ("linear-probe",)}, "add vitsplit"),
-        ({"methods": ("vitsplit", "vitsplit")}, "each method once"),
+        ({"methods": ("vitsplit", "vitsplit")}, "vitsplit was given more than once"),
         ({"methods": ("vitsplit", "magic")}, "there is no method 'magic'"),
         ({"bundles": (0,)}, "--bundles 0: each is at least 1"),
         ({"batch_size": 0}, "--batch-size must be at least 1"),

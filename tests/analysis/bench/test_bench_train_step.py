@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import torch
 
-from vitsplit.analysis.bench.memory import PeakMemory, measure_memory
 from vitsplit.analysis.bench.train_step import (
     PAPER,
     BenchPlan,
@@ -11,8 +10,7 @@ from vitsplit.analysis.bench.train_step import (
     PaperRatio,
     TrainStepResult,
     measure,
-    plan_workloads,
-    take_turns,
+    measure_memory,
 )
 from vitsplit.analysis.bench.train_step_report import (
     figures_table,
@@ -23,6 +21,7 @@ from vitsplit.analysis.bench.train_step_report import (
 )
 from vitsplit.analysis.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
 from vitsplit.analysis.cost import step_gmacs
+from vitsplit.analysis.measure import PeakMemory
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
 from vitsplit.engine.run_folder import RunFolder
@@ -140,27 +139,6 @@ def test_the_papers_ratios_follow_from_its_times():
     assert str(PAPER["vit-adapter", "upernet"][384]) == "about 4" and ("vit-adapter", "own") not in PAPER
 
 
-def test_methods_take_turns_and_the_first_turns_do_not_count():
-    called = []
-
-    def taker(label):
-        def take():
-            called.append(label)
-            return float(len(called)), dict.fromkeys(PARTS, 0.0)
-
-        return take
-
-    labels = ["a", "b", "c"]
-    figures = {
-        label: MethodFigures(method=label, decoder="own", gmacs=1.0, trained_parameters=1, paper=None)
-        for label in labels
-    }
-    take_turns({label: taker(label) for label in labels}, figures, turns=2, warmup=1, say=lambda text: None)
-    assert "".join(called) == "abc" + "bca" + "cab"
-    assert figures["a"].seconds == [6.0, 8.0] and figures["b"].seconds == [4.0, 9.0]
-    assert all(len(samples) == 2 for samples in figures["c"].parts.values())
-
-
 def test_a_measurement_has_all_figures():
     said = []
     result = measure(plan(product=True), say=said.append)
@@ -182,7 +160,7 @@ def test_a_measurement_has_all_figures():
 
 def test_the_step_is_that_of_training():
     """Without a stopwatch the same weights come out."""
-    workload = plan_workloads(plan(batch_size=4, config=override(plan().config, {"accumulate": 2})))[0]
+    workload = plan(batch_size=4, config=override(plan().config, {"accumulate": 2})).workloads("fp32")[0]
     accelerator = open_accelerator("cpu")
     timed = TimedStep(workload, accelerator, Backbones())
     plain = TimedStep(workload, accelerator, Backbones())  # for its untrained model alone
@@ -227,7 +205,7 @@ def test_depth_can_be_measured_too():
 
 @pytest.mark.slow
 def test_peak_memory_is_measured_in_a_process_of_its_own():
-    workload = plan_workloads(plan())[0]
+    workload = plan().workloads("fp32")[0]
     found = measure_memory(workload, threads=1)
     trained = TimedStep(workload, open_accelerator("cpu"), Backbones()).trained_parameters
     # Weights, gradients and two moments of what trains.

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from vitsplit.analysis.bench.train_step import Say
 from vitsplit.analysis.bench.workload import Backbones, TimedStep, Workload, open_accelerator
-from vitsplit.analysis.measure import free_memory
+from vitsplit.analysis.measure import Say, free_memory, in_turns
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import resolve_precision
@@ -37,7 +36,7 @@ def steps_within(
         seconds: The time for the steps of a run; reading images is not counted.
         num_classes: K; 0 for depth.
         device: Where runs are trained.
-        say: Is told what goes on.
+        say: Is told the progress.
 
     Raises:
         ConfigError: Not even one step fits, or the task's steps cannot be measured.
@@ -56,14 +55,9 @@ def steps_within(
             device=str(device),
         )
         steps[label] = TimedStep(workload, accelerator, backbones)
-    times: dict[str, list[float]] = {label: [] for label in steps}
-    for turn in range(WARMUP + TURNS):
-        say(f"timing steps, turn {turn + 1} of {WARMUP + TURNS}")
-        for label, step in steps.items():
-            took, _ = step()
-            if turn >= WARMUP:
-                times[label].append(took)
-    del step, steps, backbones
+    taken = in_turns(steps, turns=TURNS, warmup=WARMUP, say=say)
+    times = {label: [seconds for seconds, _ in samples] for label, samples in taken.items()}
+    del steps, backbones
     free_memory(accelerator.device)
     return steps_of(times, seconds)
 

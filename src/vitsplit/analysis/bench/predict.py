@@ -8,6 +8,8 @@ Shapes: B batch, H W pixels.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitsplit.analysis.bench.train_step import REFERENCE, Say, method_workloads
+from vitsplit.analysis.bench.comparison import REFERENCE, Comparison, Plan
 from vitsplit.analysis.bench.workload import Backbones, Workload, random_batch
 from vitsplit.analysis.cost import step_gmacs
-from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, paired_ratio
+from vitsplit.analysis.measure import Say, Spread, Stopwatch, describe_machine, in_turns, paired_ratio
 from vitsplit.backbone import Backbone
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import ConfigError
@@ -28,7 +29,6 @@ from vitsplit.inference.predictor import choose_device
 from vitsplit.model import build_model
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.model import TaskModel
-from vitsplit.types import TapRequest
 
 Taker = Callable[[], object]
 PAPER = {
@@ -41,30 +41,17 @@ PAPER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictPlan:
-    """What is to be measured.
+class PredictPlan(Plan):
+    """What is to be measured; a batch is for the throughput, the latency is that of one image.
 
     Attributes:
-        config: The recipe, with whatever settings were changed.
-        methods: ``NAME`` or ``NAME:DECODER`` each.
         bundles: Numbers of ViT-Split bundles that share a backbone.
-        size: Height and width of the images.
-        batch_size: Images at a time for the throughput; the latency is that of one image.
-        num_classes: K; None: that of the recipe's data.
         turns: Turns that count.
-        warmup: Turns before them that do not.
-        device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
 
-    config: TrainConfig[Any]
-    methods: tuple[str, ...]
     bundles: tuple[int, ...] = (1, 2, 3, 4)
-    size: tuple[int, int] = (512, 512)
     batch_size: int = 4
-    num_classes: int | None = None
     turns: int = 10
-    warmup: int = 2
-    device: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +59,13 @@ class MethodTimes:
     """What was measured of a method.
 
     Attributes:
-        latency: Seconds for one image, in every turn.
-        batch: Seconds for a batch, in every turn.
+        seconds: Of one image, in every turn.
+        batch: Seconds of a batch, in every turn.
         gmacs: Multiply-adds of one image, in 10^9.
     """
 
     gmacs: float
-    latency: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     batch: list[float] = field(default_factory=list)
 
 
@@ -107,25 +94,10 @@ class SharingTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictResult:
-    """A whole measurement; ``sharing`` is by the number of bundles, ``methods`` by label."""
+class PredictResult(Comparison[MethodTimes]):
+    """A whole measurement of predictions; ``sharing`` is by the number of bundles."""
 
-    recipe: str
-    size: tuple[int, int]
-    batch_size: int
-    num_classes: int
-    precision: str
-    machine: Mapping[str, Any]
-    methods: Mapping[str, MethodTimes]
     sharing: Mapping[int, SharingTimes]
-
-    def time_ratio(self, label: str) -> Spread:
-        """How many times as long as ViT-Split a method takes for one image."""
-        return paired_ratio(self.methods[label].latency, self.methods[REFERENCE].latency)
-
-    def gmacs_ratio(self, label: str) -> float:
-        """The same, if time went by multiply-adds."""
-        return self.methods[label].gmacs / self.methods[REFERENCE].gmacs
 
 
 def sharing_bound(frozen: float, trained: float, bundles: int) -> float:
@@ -139,48 +111,24 @@ def sharing_bound(frozen: float, trained: float, bundles: int) -> float:
     return bundles * (frozen + trained) / (frozen + bundles * trained)
 
 
-def check_plan(plan: PredictPlan) -> None:
-    """Refuses what cannot be measured.
-
-    Raises:
-        ConfigError: A number is out of range.
-    """
-    for name, value, least in (
-        ("turns", plan.turns, 1),
-        ("warmup", plan.warmup, 0),
-        ("batch-size", plan.batch_size, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"--{name} must be at least {least}, not {value}.")
-    if any(bundles < 1 for bundles in plan.bundles):
-        raise ConfigError(f"--bundles {' '.join(map(str, plan.bundles))}: each is at least 1.")
-
-
 def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> PredictResult:
     """Measures a plan.
 
     Args:
         plan: What is to be measured.
-        say: Is told what goes on.
+        say: Is told the progress.
 
     Raises:
         ConfigError: The plan cannot be carried out.
-        WeightsError: Pretrained weights were asked for and cannot be had.
+        WeightsError: Pretrained weights were asked for and are unavailable.
     """
-    check_plan(plan)
+    if any(bundles < 1 for bundles in plan.bundles):
+        raise ConfigError(f"--bundles {' '.join(map(str, plan.bundles))}: each is at least 1.")
     device = choose_device(plan.device)
     precision = resolve_precision(plan.config.loop.precision, device)
-    base = override(plan.config, {"precision": precision})
-    workloads = method_workloads(
-        base,
-        plan.methods,
-        size=plan.size,
-        batch_size=plan.batch_size,
-        num_classes=plan.num_classes,
-        device=plan.device,
-    )
+    workloads = plan.workloads(precision)
     if any(workload.config.loop.cache_features for workload in workloads):
-        raise ConfigError("Features are kept of training images, not of those that are predicted: leave cached away.")
+        raise ConfigError("Features are cached of training images, not of those that are predicted: omit :cached.")
     num_classes = workloads[0].num_classes
     backbones, takers = Backbones(), dict[str, tuple[Taker, list[float]]]()
     methods: dict[str, MethodTimes] = {}
@@ -189,8 +137,8 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
         cost = step_gmacs(workload.config, plan.size, num_classes=num_classes)
         times = methods[workload.label] = MethodTimes(gmacs=cost["frozen"] + cost["trained"])
         passes = _Passes(workload, backbones, device, models=1)
-        takers[f"{workload.label}, one image"] = (passes.one_by_one(1), times.latency)
-        takers[f"{workload.label}, a batch"] = (passes.one_by_one(plan.batch_size), times.batch)
+        takers[f"{workload.label}, one image"] = (passes.taker(1, shared=False), times.seconds)
+        takers[f"{workload.label}, a batch"] = (passes.taker(plan.batch_size, shared=False), times.batch)
     reference = next(workload for workload in workloads if workload.label == REFERENCE)
     cost = step_gmacs(reference.config, plan.size, num_classes=num_classes)
     sharing = {
@@ -198,14 +146,17 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     }
     for bundles, shared in sharing.items():
         passes = _Passes(reference, backbones, device, models=bundles)
-        takers[f"{bundles} shared"] = (passes.together(1), shared.shared)
-        takers[f"{bundles} separate"] = (passes.one_by_one(1), shared.separate)
-        takers[f"{bundles} shared, a batch"] = (passes.together(plan.batch_size), shared.shared_batch)
-        takers[f"{bundles} separate, a batch"] = (passes.one_by_one(plan.batch_size), shared.separate_batch)
+        takers[f"{bundles} shared"] = (passes.taker(1, shared=True), shared.shared)
+        takers[f"{bundles} separate"] = (passes.taker(1, shared=False), shared.separate)
+        takers[f"{bundles} shared, a batch"] = (passes.taker(plan.batch_size, shared=True), shared.shared_batch)
+        takers[f"{bundles} separate, a batch"] = (passes.taker(plan.batch_size, shared=False), shared.separate_batch)
     machine = describe_machine(device)
-    _take_turns(takers, Stopwatch(device), turns=plan.turns, warmup=plan.warmup, say=say)
+    watch = Stopwatch(device)
+    passes_by_name = {name: functools.partial(watch.time, take) for name, (take, _) in takers.items()}
+    for name, seconds in in_turns(passes_by_name, turns=plan.turns, warmup=plan.warmup, say=say).items():
+        takers[name][1].extend(seconds)
     return PredictResult(
-        recipe=base.name,
+        recipe=plan.config.name,
         size=plan.size,
         batch_size=plan.batch_size,
         num_classes=num_classes,
@@ -237,53 +188,23 @@ class _Passes:
         if self.dtype != torch.float32:
             self.backbone.set_precision(self.dtype)
 
-    def one_by_one(self, images: int) -> Taker:
-        """A pass of the backbone for every model."""
+    def taker(self, images: int, *, shared: bool) -> Taker:
+        """Lets all models predict: with one pass of the backbone for all of them, or with one for each."""
         image_BCHW = self._images(images)
+        groups = [self.models] if shared else [[model] for model in self.models]
 
         @torch.inference_mode()
         def take() -> object:
-            return [self._predict(model, image_BCHW, model.request(train=False)) for model in self.models]
+            return [output for models in groups for output in self._pass(models, image_BCHW)]
 
         return take
 
-    def together(self, images: int) -> Taker:
-        """One pass of the backbone for all models."""
-        image_BCHW = self._images(images)
-        request = TapRequest()
-        for model in self.models:
-            request = request | model.request(train=False)
-
-        @torch.inference_mode()
-        def take() -> object:
-            taps = self.backbone(image_BCHW, request)
-            with autocast(self.device.type, self.dtype):
-                return [model(taps) for model in self.models]
-
-        return take
-
-    def _predict(self, model: TaskModel, image_BCHW: Tensor, request: TapRequest) -> object:
+    def _pass(self, models: Sequence[TaskModel], image_BCHW: Tensor) -> list[object]:
+        request = functools.reduce(operator.or_, (model.request(train=False) for model in models))
         taps = self.backbone(image_BCHW, request)
         with autocast(self.device.type, self.dtype):
-            return model(taps)
+            return [model(taps) for model in models]
 
     def _images(self, count: int) -> Tensor:
         image_BCHW: Tensor = random_batch(replace(self.workload, batch_size=count)).image_BCHW
         return image_BCHW.to(self.device)
-
-
-def _take_turns(
-    takers: Mapping[str, tuple[Taker, list[float]]], watch: Stopwatch, *, turns: int, warmup: int, say: Say
-) -> None:
-    """Lets everybody predict in every turn. Who begins changes from turn to turn."""
-    order: Sequence[str] = list(takers)
-    for turn in range(warmup + turns):
-        first = turn % len(order)
-        for name in [*order[first:], *order[:first]]:
-            take, seconds = takers[name]
-            watch.start()
-            take()
-            took, _ = watch.stop("pass")
-            if turn >= warmup:
-                seconds.append(took)
-        say(f"turn {turn + 1 - warmup} of {turns}" if turn >= warmup else "warming up")

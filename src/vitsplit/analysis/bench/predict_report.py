@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsplit.analysis.bench.comparison import REFERENCE
 from vitsplit.analysis.bench.predict import PAPER, PredictResult
 from vitsplit.analysis.bench.report import add_tables, finish, where
-from vitsplit.analysis.bench.train_step import REFERENCE
 from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page
 
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 def to_json(result: PredictResult) -> dict[str, Any]:
     """The figures, JSON-ready: seconds, and 10^9 multiply-adds per image."""
     return {
-        "recipe": result.recipe,
-        "size": list(result.size),
-        "batch_size": result.batch_size,
-        "num_classes": result.num_classes,
-        "precision": result.precision,
-        "machine": dict(result.machine),
+        **result.setting(),
         "methods": {
             label: {
-                "latency_seconds": asdict(Spread.of(found.latency)),
+                "latency_seconds": asdict(Spread.of(found.seconds)),
                 "images_per_second": result.batch_size / Spread.of(found.batch).median,
                 "gmacs": found.gmacs,
                 "ratio": {
@@ -57,7 +52,7 @@ def methods_table(result: PredictResult) -> list[list[str]]:
     head = ["method", "seconds, one image", "quartiles", f"images/s, {result.batch_size} at a time", "G multiply-adds"]
     rows = [[*head, f"times {REFERENCE}", "by multiply-adds", "paper"]]
     for label, found in result.methods.items():
-        latency = Spread.of(found.latency)
+        latency = Spread.of(found.seconds)
         rows.append(
             [
                 label,
@@ -95,7 +90,7 @@ def sharing_table(result: PredictResult) -> list[list[str]]:
 
 def describe_setting(result: PredictResult) -> str:
     """What was measured, where, in words."""
-    turns = len(result.methods[REFERENCE].latency)
+    turns = len(result.methods[REFERENCE].seconds)
     return (
         f"{result.recipe}, random images of {result.size[0]} x {result.size[1]} pixels, {result.precision}, medians of "
         f"{turns} turns; {where(result.machine)}"
@@ -110,7 +105,7 @@ def plot_predictions(result: PredictResult) -> Figure:
     figure = Figure(figsize=(11, max(3.2, 1.2 + 0.5 * len(labels))), layout="constrained")
     left, right = figure.subplots(1, 2)
     for row, found in enumerate(result.methods.values()):
-        latency = Spread.of(found.latency)
+        latency = Spread.of(found.seconds)
         colour = "#ee6c4d" if labels[row] == REFERENCE else "#98c1d9"
         left.barh(row, latency.median, color=colour, height=0.62)
         low, high = latency.median - latency.q1, latency.q3 - latency.median
@@ -142,7 +137,7 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
     most = max(result.sharing, default=None)
     page.figures(
         [
-            (f"{Spread.of(result.methods[REFERENCE].latency).median:.3f} s", f"an image with {REFERENCE}"),
+            (f"{result.median(REFERENCE):.3f} s", f"an image with {REFERENCE}"),
             *(
                 (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
                 for label in result.methods

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitsplit.analysis.bench.comparison import REFERENCE
 from vitsplit.analysis.bench.report import add_tables, finish, where
-from vitsplit.analysis.bench.train_step import REFERENCE, TrainStepResult
+from vitsplit.analysis.bench.train_step import TrainStepResult
 from vitsplit.analysis.bench.workload import PARTS
 from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page
@@ -45,14 +46,9 @@ def to_json(result: TrainStepResult) -> dict[str, Any]:
             },
         }
     return {
-        "recipe": result.recipe,
-        "size": list(result.size),
-        "batch_size": result.batch_size,
-        "num_classes": result.num_classes,
-        "precision": result.precision,
+        **result.setting(),
         "steps": len(result.methods[REFERENCE].seconds),
         "warmup": result.warmup,
-        "machine": dict(result.machine),
         "matrix_product_gmacs_per_second": asdict(Spread.of(result.product)) if result.product else None,
         "methods": methods,
     }
@@ -168,15 +164,15 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
     others = [label for label in result.methods if label != REFERENCE]
     page.figures(
         [
-            (f"{Spread.of(result.methods[REFERENCE].seconds).median:.3f} s", f"a step of {REFERENCE}"),
+            (f"{result.median(REFERENCE):.3f} s", f"a step of {REFERENCE}"),
             *((f"{result.time_ratio(label).median:.2f}x", f"as long: {label}") for label in others),
         ]
     )
     page.plot(plot_steps(result), "train-step")
     page.text(
-        "A step is divided in the frozen backbone's pass, the pass of what trains, the loss, the backward pass and the "
-        "update; lines are quartiles of the whole step. The mark of the multiply-adds is where a method would be if "
-        "time went by them alone.",
+        "A step is divided in the frozen backbone's pass, the pass of head and decoder, the loss, the backward pass "
+        "and the update; lines are quartiles of the whole step. The mark of the multiply-adds is where a method would "
+        "be if time went by them alone.",
         soft=True,
     )
     tables = {"Ratios": ratios_table(result), "Figures": figures_table(result), "Parts": parts_table(result)}
@@ -187,9 +183,9 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
 
 NOTES = (
     "A ratio is the median over turns of a method's step and ViT-Split's in the same turn. Multiply-adds are those of "
-    "the frozen pass once and of what trains three times. The share is of what a product of 2048-cubed matrices "
+    "the frozen pass once and of the trained part three times. The share is of what a product of 2048-cubed matrices "
     "reaches in the same process and precision. Peak memory is that of a process that trains this method alone: on a "
-    "processor how far its resident set has grown since the libraries were loaded, on a GPU what PyTorch has "
+    "CPU how far its resident set has grown since the libraries were loaded, on a GPU what PyTorch has "
     "allocated. The paper's ratios (Fig. 8, Table 15) are of 10,000 steps at 512 x 512 pixels on four GPUs, data "
     "loading included."
 )
