@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitsplit.analysis.cost import _MmcvRules, count_parameters, gmacs, shape_model, step_gmacs
+from vitsplit.analysis.cost import MMCV_RULES, _Counter, count_parameters, gmacs, shape_model, step_gmacs
 from vitsplit.backbone import meta_backbone
 from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
@@ -230,14 +230,14 @@ def test_every_family_can_be_counted(name):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
 def test_the_rules_of_mmcv(module, shape, expected):
-    with torch.no_grad(), _MmcvRules() as counted:
+    with torch.no_grad(), _Counter(MMCV_RULES) as counted:
         module(torch.randn(shape))
     assert counted.macs == expected
 
 
 def test_attention_is_no_part_of_the_rules():
     query = torch.randn(1, 2, 5, 4)
-    with _MmcvRules() as counted:
+    with _Counter(MMCV_RULES) as counted:
         F.scaled_dot_product_attention(query, query, query)
         query @ query.transpose(-1, -2)
     assert counted.macs == 0

@@ -85,8 +85,8 @@ def gmacs(
     A detector's cost depends on what it finds. It is counted at its full load, 1000 proposals and ``max_detections``
     masks; its proposals' selection and the pooling of boxes, which have no products of matrices, are left out.
     """
-    config = replace(config, split=_ungated(config.split, used_layers))
-    rules = _MmcvRules()
+    config = replace(config, split=ungated(config.split, used_layers))
+    rules = _Counter(MMCV_RULES)
     with rules:
         cost = _forward_gmacs(config, size, num_classes, description)
     return {"total": cost.frozen + cost.trained, "mmcv_rules": rules.macs / 1e9}
@@ -101,7 +101,7 @@ def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: 
         one but where the matrix itself is frozen (LoRA's and the like). A gate is counted as ``gmacs`` counts an
         untrained one.
     """
-    config = replace(config, split=_ungated(config.split, None))
+    config = replace(config, split=ungated(config.split, None))
     cost = _forward_gmacs(config, size, num_classes, None)
     step = cost.frozen + 3 * cost.trained - cost.frozen_matrices
     return {"frozen": cost.frozen, "trained": cost.trained, "step": step}
@@ -122,7 +122,7 @@ def _forward_gmacs(
     backbone, model = shape_model(config, num_classes, description)
     image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
     frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    matrices = _FrozenMatrices()
+    matrices = _Counter(FROZEN_MATRICES)
     with torch.no_grad():
         with frozen:
             taps = backbone(image_BCHW, model.request(train=False))
@@ -156,7 +156,7 @@ def without_language_model(description: Mapping[str, Any]) -> dict[str, Any]:
     return {name: said for name, said in description.items() if name != "language_model"}
 
 
-def _ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitConfig:
+def ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitConfig:
     """A selection of K_p fixed layers that costs what the gate's K_p mixtures do, as their last layer is the same."""
     if split.selection != "gate":
         return split
@@ -174,41 +174,27 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-class _MmcvRules(TorchFunctionMode):
-    """Adds up multiply-adds by the rules of ``mmcv.cnn.get_model_complexity_info``, which counts layers, not products.
+class _Counter(TorchFunctionMode):
+    """Adds up multiply-adds of functions by rules.
 
     Functions are watched rather than modules, so that a layer whose weight is used without calling it (EVA-02's query,
     key and value) is counted as well.
+
+    Args:
+        rules: Function to what counts it, from its output and its arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Mapping[Callable[..., Any], Callable[..., int]]) -> None:
         super().__init__()
+        self.rules = rules
         self.macs = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in _RULES:
-            self.macs += _RULES[func](out, *args, **(kwargs or {}))
-        return out
-
-
-class _FrozenMatrices(TorchFunctionMode):
-    """Adds up the products with weights that do not train: their backward pass has one product, not two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (F.linear, F.conv2d):
-            weight = kwargs["weight"] if kwargs and "weight" in kwargs else args[1]
-            if not weight.requires_grad:
-                self.macs += out.numel() * weight[0].numel()
+        if func in self.rules:
+            self.macs += self.rules[func](out, *args, **(kwargs or {}))
         return out
 
 
@@ -228,10 +214,17 @@ def _norm(out: Tensor, *_: Any, **__: Any) -> int:
     return 2 * out.numel()
 
 
-_RULES: dict[Callable[..., Any], Callable[..., int]] = {
+def _frozen_product(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return 0 if weight.requires_grad else out.numel() * weight[0].numel()
+
+
+MMCV_RULES: dict[Callable[..., Any], Callable[..., int]] = {
     F.conv2d: _convolution,
     F.conv_transpose2d: _transposed,
     F.linear: _linear,
     F.layer_norm: _norm,
     F.group_norm: _norm,
 }
+"""How ``mmcv.cnn.get_model_complexity_info`` counts: layers, not products."""
+FROZEN_MATRICES: dict[Callable[..., Any], Callable[..., int]] = {F.linear: _frozen_product, F.conv2d: _frozen_product}
+"""Products with weights that do not train: their backward pass has one product, not two."""

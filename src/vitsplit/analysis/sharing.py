@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsplit.analysis.cost import shape_model, without_language_model
+from vitsplit.analysis.cost import shape_model, ungated, without_language_model
 from vitsplit.backbone import Backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
@@ -72,7 +72,9 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
     Raises:
         ConfigError: The backbones are not the same.
     """
-    configs = {name: _ungated(sharer) for name, sharer in sharers.items()}
+    configs = {
+        name: replace(each.config, split=ungated(each.config.split, each.used_layers)) for name, each in sharers.items()
+    }
     models = {name: shape_model(configs[name], description=sharer.description) for name, sharer in sharers.items()}
     backbone = _same_backbone({name: backbone for name, (backbone, _) in models.items()})
     views = {
@@ -148,19 +150,6 @@ def _passes(views: Mapping[str, Sequence[_View]]) -> list[dict[str, Any]]:
             one["bundles"].append(name)
             one["gmacs"] = max(one["gmacs"], view.backbone_gmacs)
     return list(passes.values())
-
-
-def _ungated(sharer: Sharer) -> TrainConfig[Any]:
-    """The configuration with the layers of a gate fixed; of one that is not trained, the last, which cost most."""
-    config, split = sharer.config, sharer.config.split
-    if split.selection != "gate":
-        return config
-    if sharer.used_layers is None:
-        return replace(config, split=replace(split, selection="last"))
-    # As many maps as the gate mixes, so that the head has its size; the last one decides how far the backbone runs.
-    end = max(sharer.used_layers) + 1
-    layers = tuple(range(end - split.num_prior_layers, end))
-    return replace(config, split=replace(split, selection="explicit", prior_layers=layers))
 
 
 def _same_backbone(backbones: Mapping[str, Backbone]) -> Backbone:
