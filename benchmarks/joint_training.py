@@ -6,7 +6,7 @@
 Joint and separate steps take turns in one process, after a warm-up; medians. A step is that of the training engine,
 reading and augmenting images included. Without --data the images are generated scenes, and the weights are random
 unless --backbone has cached ones: speed does not depend on what they hold. The bound is what multiply-adds allow: the
-frozen pass once instead of once per head. What both do alike (reading labels, losses, the optimiser) is not in it.
+frozen pass once instead of once per head. What both do alike (reading labels, losses, the optimizer) is not in it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The plain form is how one writes the method down first, in float32: torchvision's operator for the deformable
 convolution, attention as two products around a softmax, logits enlarged to full resolution for the loss and for an
-accuracy in every step, and an optimiser that goes through tensors one by one. All forms compute the same; they take
+accuracy in every step, and an optimizer that goes through tensors one by one. All forms compute the same; they take
 turns in one process.
 
     python benchmarks/plain_form.py --steps 5
@@ -43,7 +43,7 @@ class Form:
     deformable: bool = False
     loss: bool = False
     attention: bool = False
-    optimiser: bool = False
+    optimizer: bool = False
     bf16: bool = False
 
 
@@ -52,7 +52,7 @@ FORMS = [
     Form("+ deformable convolution by rows", deformable=True),
     Form("+ loss a few rows at a time, no accuracy", deformable=True, loss=True),
     Form("+ fused attention", deformable=True, loss=True, attention=True),
-    Form("+ fused optimiser: as the package", deformable=True, loss=True, attention=True, optimiser=True),
+    Form("+ fused optimizer: as the package", deformable=True, loss=True, attention=True, optimizer=True),
 ]
 
 
@@ -79,7 +79,7 @@ class Steps:
                 module.implementation = "rows" if form.deformable else "torchvision"
             elif isinstance(module, Attention):
                 module.fused_attn = form.attention
-        optimizer: Any = self.fused if form.optimiser else self.plain
+        optimizer: Any = self.fused if form.optimizer else self.plain
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=form.bf16):
             taps = self.backbone(self.batch.image_BCHW, self.model.request(train=True))

@@ -4,7 +4,7 @@
 
 Connector and language model are tuned together from the start: one that had first learned to answer without seeing did
 not begin to look (docs/benchmarks.md). One more run is shown other images than the questions are on: what it reaches is
-reached without seeing. Runs that are there already are not trained again, and one that was interrupted goes on.
+reached without seeing. Runs that are there already are not trained again, and one that was interrupted is resumed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from vitsplit.analysis.features import (
     stretched,
     trained_maps,
 )
-from vitsplit.analysis.features_report import COLUMNS, colour_models, draw_sheet
+from vitsplit.analysis.features_report import COLUMNS, color_models, draw_sheet
 from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.full_finetune import FullFineTune
@@ -132,7 +132,7 @@ def test_stretching_leaves_one_percent_at_either_end():
 def test_colours_of_a_first_channel_follow_it():
     map_BDhw = torch.zeros(1, 3, 1, 4)
     map_BDhw[0, 0, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    ((colours,),), _ = colour_models([ModelMaps("m", ("layer 0",), (map_BDhw,))], "channel")
+    ((colours,),), _ = color_models([ModelMaps("m", ("layer 0",), (map_BDhw,))], "channel")
     from matplotlib import colormaps
 
     ends = np.array(colormaps["viridis"]([0.0, 1.0]))[:, :3] * 255

@@ -78,7 +78,7 @@ def with_advised_layers(config: ConfigT, data: Folders, *, most_images: int = MO
 
 
 def with_layers_of(run: RunFolder, config: ConfigT) -> ConfigT:
-    """The configuration with the choice that a run began with, so that it can go on.
+    """The configuration with the choice that a run began with, so that it can be resumed.
 
     Raises:
         RunError: The run's configuration cannot be read, or is not of the same heads.
@@ -90,7 +90,7 @@ def with_layers_of(run: RunFolder, config: ConfigT) -> ConfigT:
         return override(config, {name: _choice_in(saved[name]) for name in config.heads()})
     except (KeyError, TypeError) as error:
         raise RunError(
-            f"{run.config_file} is not of the same heads ({error}). Give another --out, or leave --resume away."
+            f"{run.config_file} is not of the same heads ({error}). Give another --out, or omit --resume."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """How alike the layers of frozen models are: linear CKA, estimated from small batches (Figures 3, 12 and 15).
 
-Centred kernel alignment (Kornblith et al. 2019) of two layers compares their n x n similarities of the same n images.
+Centered kernel alignment (Kornblith et al. 2019) of two layers compares their n x n similarities of the same n images.
 Of a batch it is built from the unbiased estimate of HSIC (Song et al. 2012), and batches are averaged before the
 quotient is taken (Nguyen et al. 2021), so that neither the size of a batch nor the number of images biases it, and
 memory does not grow with the number of images.
@@ -168,7 +168,7 @@ def compare_layers(
 
 
 def split_point(cka_LL: NDArray[np.float64]) -> SplitPoint:
-    """The division into two blocks of neighbouring layers with the greatest contrast; each has at least two layers.
+    """The division into two blocks of neighboring layers with the greatest contrast; each has at least two layers.
 
     Raises:
         ConfigError: There are fewer than four layers.
@@ -207,8 +207,8 @@ def _similarities(features_BF: Tensor) -> Tensor:
 
     The mean is taken off first: the estimate does not depend on it, and differences of large numbers would.
     """
-    centred_BF = features_BF.float() - features_BF.float().mean(0, keepdim=True)
-    similarities_BB = (centred_BF @ centred_BF.T).double()
+    centered_BF = features_BF.float() - features_BF.float().mean(0, keepdim=True)
+    similarities_BB = (centered_BF @ centered_BF.T).double()
     return similarities_BB.fill_diagonal_(0.0)
 
 

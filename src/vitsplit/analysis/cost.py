@@ -33,10 +33,10 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
     """Parameters by part.
 
     Returns:
-        ``task_head``, ``prior_head`` (with the gate's scores), ``fusion`` and ``decoder``: what trains in each;
-        ``trainable``: all that trains; ``frozen``: the backbone. Of visual question answering also ``connector``: all
+        ``task_head``, ``prior_head`` (with the gate's scores), ``fusion``, ``decoder``: trainable parameters of each;
+        ``trainable``: all of these; ``frozen``: the backbone. Of visual question answering also ``connector``: all
         that trains but the language model, which is not read for this. Of baselines that do not read the frozen maps
-        also ``tuned``, what trains of the pretrained model, and ``added``, what trains beside it; ``frozen`` is then
+        also ``tuned``, trainable ones of the pretrained model, and ``added``, those beside it; ``frozen`` is then
         what they compute with and do not train.
     """
     head = model.head
@@ -140,7 +140,7 @@ def shape_model(
         config: The configuration.
         num_classes: K; None: that of the configuration's data set. Depth has none.
         description: What a bundle says of its task (``Card.description``), in place of K classes. A language model in
-            it is left away: only what is in front of it is counted.
+            it is omitted: only what is in front of it is counted.
     """
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
     if description is None:

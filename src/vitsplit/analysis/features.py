@@ -30,7 +30,7 @@ class ModelMaps:
         name: The model's name.
         labels: What each map is: ``layer 3`` (frozen), ``tuned 9`` (a trained block in place of layer 9), ``prior``,
             ``fused``.
-        maps: ``map_BDhw`` of each, float32, on the processor.
+        maps: ``map_BDhw`` of each, float32, on the CPU.
     """
 
     name: str

@@ -20,7 +20,7 @@ from vitsplit.report import Page
 Show = Literal["channel", "pca"]
 COLUMNS, CELL, TEXT, GAP = 14, 128, 12, 4
 BACKGROUND, INK, SOFT = (255, 255, 255), (28, 32, 36), (96, 100, 108)
-COLOUR_MAP = "viridis"
+COLOR_MAP = "viridis"
 
 
 def write_features(
@@ -41,11 +41,11 @@ def write_features(
         normed: Whether layers were taken after the final norm.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    coloured, shares = colour_models(models, show)
+    colored, shares = color_models(models, show)
     page = Page("What every layer sees", subtitle=_subtitle(models, show, normed))
     names = _file_names([name for name, _ in images])
     for index, (name, pixels) in enumerate(images):
-        rows = [(model.name, model.labels, [maps[index] for maps in coloured[row]]) for row, model in enumerate(models)]
+        rows = [(model.name, model.labels, [maps[index] for maps in colored[row]]) for row, model in enumerate(models)]
         sheet = draw_sheet(pixels, rows)
         sheet.save(folder / f"{names[index]}.png")
         page.heading(name)
@@ -71,36 +71,36 @@ def write_features(
     return page.write(folder, {"features": _facts(models, images, shares, show=show, normed=normed)})
 
 
-def colour_models(
+def color_models(
     models: Sequence[ModelMaps], show: Show
 ) -> tuple[list[list[NDArray[np.uint8]]], list[list[tuple[float, ...]]]]:
-    """Colours ``(B, h, w, 3)`` uint8 of every map of every model, and what its components explain.
+    """Colors ``(B, h, w, 3)`` uint8 of every map of every model, and what its components explain.
 
     Signs of components are those of the layer before, and of the first model's map in the same place.
     """
     from matplotlib import colormaps
 
-    coloured: list[list[NDArray[np.uint8]]] = []
+    colored: list[list[NDArray[np.uint8]]] = []
     explained: list[list[tuple[float, ...]]] = []
     first: dict[int, Tensor] = {}
     for row, model in enumerate(models):
-        colours: list[NDArray[np.uint8]] = []
+        colors: list[NDArray[np.uint8]] = []
         shares: list[tuple[float, ...]] = []
         before: Tensor | None = None
         for place, map_BDhw in enumerate(model.maps):
             if show == "channel":
                 value_Bhw = stretched(first_channel(map_BDhw)[..., None])[..., 0]
-                colours.append((colormaps[COLOUR_MAP](value_Bhw.numpy())[..., :3] * 255).round().astype(np.uint8))
+                colors.append((colormaps[COLOR_MAP](value_Bhw.numpy())[..., :3] * 255).round().astype(np.uint8))
                 shares.append(())
                 continue
             before, share = principal_components(map_BDhw, first.get(place, before))
             if row == 0:
                 first[place] = before
-            colours.append((stretched(before).numpy() * 255).round().astype(np.uint8))
+            colors.append((stretched(before).numpy() * 255).round().astype(np.uint8))
             shares.append(share)
-        coloured.append(colours)
+        colored.append(colors)
         explained.append(shares)
-    return coloured, explained
+    return colored, explained
 
 
 def draw_sheet(

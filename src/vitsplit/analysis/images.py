@@ -19,7 +19,7 @@ from vitsplit.errors import ConfigError
 
 
 def choose_files(folder: Path, limit: int) -> list[Path]:
-    """Images of a folder, evenly drawn, in an order in which neighbours (frames of a film) are far apart.
+    """Images of a folder, evenly drawn, in an order in which neighbors (frames of a film) are far apart.
 
     Args:
         folder: The folder; folders inside it count too.

@@ -139,7 +139,7 @@ def write_layers(
         [
             (str(first.num_tuned_layers), "K_t: last blocks to copy"),
             (" ".join(map(str, first.prior_layers)), "prior layers to read"),
-            (f"{first.cost.parameters / 1e6:.2f} M", "parameters that train"),
+            (f"{first.cost.parameters / 1e6:.2f} M", "trainable parameters"),
             (f"{first.cost.gmacs:.1f} G", "multiply-adds of a prediction"),
         ]
     )

@@ -23,7 +23,7 @@ from vitsplit import __version__
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-"""Is told the progress of a measurement."""
+"""Shows the progress of a measurement."""
 
 PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}
 """Side of the matrices of the reference product: large enough for a device's full speed, and quick."""
@@ -72,7 +72,7 @@ def in_turns(
         takers: Functions by name.
         turns: Rounds that count.
         warmup: Rounds before them that do not.
-        say: Is told the progress.
+        say: Shows the progress.
 
     Returns:
         What each function returned in every round that counts.
@@ -234,10 +234,10 @@ def peak_resident_bytes() -> int:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a figure of time must be read with: device, processor, threads, versions, and other work on the machine."""
+    """What a figure of time must be read with: device, CPU, threads, versions, and other work on the machine."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _processor(),
+        "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -250,8 +250,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
+def _cpu_name() -> str:
+    """The CPU's name, as far as the system knows it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -56,28 +56,28 @@ def run_at_once(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[]
     """
     waiting, running = list(jobs), dict[subprocess.Popen[bytes], tuple[Job, int]]()
     failed: Job | None = None
-    told = False
+    passed_on = False
     with StopRequest() as stop:
         while running or (waiting and stop.received is None and failed is None):
             while waiting and len(running) < processes and stop.received is None and failed is None:
                 place = min(set(range(processes)) - {taken for _, taken in running.values()})
                 job = waiting.pop(0)
                 running[_start(job, place, processes)] = (job, place)
-            if (stop.received is not None or failed is not None) and not told:
+            if (stop.received is not None or failed is not None) and not passed_on:
                 for process in running:
                     process.send_signal(signal.SIGTERM)
-                told = True
+                passed_on = True
             time.sleep(POLL_SECONDS)
             for process in [each for each in running if each.poll() is not None]:
                 job, _ = running.pop(process)
                 if process.returncode == 0:
                     on_finished()
-                elif not told and failed is None:
+                elif not passed_on and failed is None:
                     failed = job
     if failed is not None:
         raise TrainingError(
-            f"The run {failed.name} failed: {_last_words(failed)} The others were stopped and can go on: mend it, and "
-            "give the same command again."
+            f"The run {failed.name} failed: {_last_words(failed)} The others were stopped and can be resumed: correct "
+            "the cause and give the same command again."
         )
     return stop.received
 

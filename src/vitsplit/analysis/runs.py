@@ -8,7 +8,7 @@
       runs/full-seed0/        the runs; each can be evaluated, predicted with, resumed by itself
 
 A run is finished when its last checkpoint says so and its configuration is the one that is wanted; it is not trained
-again. One that was interrupted goes on where it stopped. Variants that come to the same configuration share a run.
+again. One that was interrupted is resumed. Variants that come to the same configuration share a run.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def outcome(trial: Trial) -> Outcome:
     """
     state = _state(trial)
     if state is None or not state.finished:
-        raise RunError(f"{trial.folder} holds no finished run. Train it, or go on with it, first.")
+        raise RunError(f"{trial.folder} holds no finished run. Train or resume it first.")
     if "" not in state.standings:
         raise RunError(f"{trial.folder} holds a joint run, not one of this study. Give another --out.")
     last = state.standings[""]

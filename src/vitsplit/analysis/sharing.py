@@ -138,7 +138,7 @@ def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, in
 
 
 class _SeenError(Exception):
-    """A detector or a language model has seen its one view; there is nothing to go on with."""
+    """A detector or a language model has seen its one view; nothing is left to compute."""
 
 
 def _passes(views: Mapping[str, Sequence[_View]]) -> list[dict[str, Any]]:

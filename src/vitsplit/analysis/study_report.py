@@ -27,7 +27,7 @@ SCORES = {
     "exact_match": "exact match",
 }
 """What tasks' scores are called."""
-COLOURS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8", "#c2569a", "#6f7780", "#7f9c3b", "#7a4b32")
+COLORS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8", "#c2569a", "#6f7780", "#7f9c3b", "#7a4b32")
 
 
 def write_study(
@@ -67,7 +67,7 @@ def write_study(
             page.plot(figure, name)
         page.text(
             "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. "
-            "Parameters are those that train. GMACs are 10^9 multiply-adds of one prediction at the crop size, the "
+            "Parameters are the trainable ones. GMACs are 10^9 multiply-adds of one prediction at the crop size, the "
             "frozen backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy "
             "machine, they say little.",
             soft=True,
@@ -106,16 +106,16 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
         ("multiply-adds of a prediction, G", lambda row: row.cost.gmacs),
         ("seconds of training", lambda row: row.seconds),
     ]
-    few = len(rows) <= len(COLOURS)  # so that a colour is one variant's
+    few = len(rows) <= len(COLORS)  # so that a color is one variant's
     for axis, (label, cost) in zip(axes, costs, strict=True):
         middle = (min(map(cost, rows)) + max(map(cost, rows))) / 2
         for index, row in enumerate(rows):
-            colour, scale, at = COLOURS[index % len(COLOURS)], _scale(row), cost(row)
+            color, scale, at = COLORS[index % len(COLORS)], _scale(row), cost(row)
             scores, name = [score * scale for score in row.scores], row.variant.label
             runs = axis.transData + beside
-            axis.plot([at] * len(scores), scores, "x", color=colour, alpha=0.7, markersize=4, transform=runs)
+            axis.plot([at] * len(scores), scores, "x", color=color, alpha=0.7, markersize=4, transform=runs)
             bar = (row.spread or 0) * scale
-            axis.errorbar(at, row.mean * scale, yerr=bar, fmt="o", color=colour, capsize=3, label=name)
+            axis.errorbar(at, row.mean * scale, yerr=bar, fmt="o", color=color, capsize=3, label=name)
             if not few:
                 side = {"ha": "left", "xytext": (5, 4)} if at <= middle else {"ha": "right", "xytext": (-5, 4)}
                 axis.annotate(name, (at, row.mean * scale), textcoords="offset points", fontsize=7, **side)
@@ -129,18 +129,18 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
 
 
 def plot_curves(rows: Sequence[Row]) -> Figure:
-    """Quality over steps and over seconds of training, a line per run, variants by colour."""
+    """Quality over steps and over seconds of training, a line per run, variants by color."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for number, row in enumerate(rows):
-        colour, label = COLOURS[number % len(COLOURS)], row.variant.label
+        color, label = COLORS[number % len(COLORS)], row.variant.label
         for each in row.by_seed.values():
             steps, seconds, scores = zip(*progress(each), strict=True)
             scaled = [score * _scale(row) for score in scores]
             for axes, values in ((over_steps, steps), (over_seconds, seconds)):
-                axes.plot(values, scaled, ".-", color=colour, label=label, linewidth=1.2)
+                axes.plot(values, scaled, ".-", color=color, label=label, linewidth=1.2)
             label = "_"  # one entry per variant
     over_steps.set_xlabel("steps")
     over_seconds.set_xlabel("seconds of training")
@@ -198,7 +198,7 @@ def plot_grid(rows: Sequence[Row]) -> Figure:
                 [_symbol(row, over) for row in ordered],
                 [row.mean * _scale(row) for row in ordered],
                 yerr=[(row.spread or 0) * _scale(row) for row in ordered],
-                color=COLOURS[values.index(value) % len(COLOURS)],
+                color=COLORS[values.index(value) % len(COLORS)],
                 linestyle=("-", "--", ":", "-.")[selections.index(selection) % 4],
                 marker="o",
                 capsize=3,
@@ -220,7 +220,7 @@ def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
             f"{best.mean * _scale(best):.2f}",
             f"best mean {_score_name(best)}: {best.variant.label}",
         ),
-        (f"{best.cost.parameters / 1e6:.2f} M", "parameters that train in it"),
+        (f"{best.cost.parameters / 1e6:.2f} M", "its trainable parameters"),
         (str(runs), "finished runs"),
     ]
 

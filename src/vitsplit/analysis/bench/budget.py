@@ -36,7 +36,7 @@ def steps_within(
         seconds: The time for the steps of a run; reading images is not counted.
         num_classes: K; 0 for depth.
         device: Where runs are trained.
-        say: Is told the progress.
+        say: Shows the progress.
 
     Raises:
         ConfigError: Not even one step fits, or the task's steps cannot be measured.

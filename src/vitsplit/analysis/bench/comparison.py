@@ -52,7 +52,8 @@ class Plan:
         if min(self.size) < 1:
             raise ConfigError(f"--size {self.size[0]} {self.size[1]}: height and width are at least 1.")
         if REFERENCE not in self.methods:
-            raise ConfigError(f"--methods {' '.join(self.methods)}: add {REFERENCE}, which others are compared with.")
+            given = " ".join(self.methods)
+            raise ConfigError(f"--methods {given}: add {REFERENCE}, which all others are compared with.")
         doubled = {label for label in self.methods if self.methods.count(label) > 1}
         if doubled:
             raise ConfigError(f"--methods: {', '.join(sorted(doubled))} was given more than once.")
@@ -60,15 +61,29 @@ class Plan:
         if classes > MAX_CLASSES or (self.num_classes is not None and classes < 1):
             raise ConfigError(f"--num-classes must be from 1 to {MAX_CLASSES}, not {classes}.")
         base = override(self.config, {"precision": precision})
-        common = {"size": self.size, "batch_size": self.batch_size, "num_classes": classes, "device": self.device}
-        return [Workload(label=label, config=method_config(base, label), **common) for label in self.methods]
+        return [
+            Workload(
+                label=label,
+                config=method_config(base, label),
+                size=self.size,
+                batch_size=self.batch_size,
+                num_classes=classes,
+                device=self.device,
+            )
+            for label in self.methods
+        ]
 
 
 class Timed(Protocol):
-    """What is measured of a method: seconds in every turn, and 10^9 multiply-adds."""
+    """What is measured of a method."""
 
-    seconds: list[float]
-    gmacs: float
+    @property
+    def seconds(self) -> list[float]:
+        """Of every turn."""
+
+    @property
+    def gmacs(self) -> float:
+        """Multiply-adds, in 10^9."""
 
 
 MethodT = TypeVar("MethodT", bound=Timed)

@@ -116,7 +116,7 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
 
     Args:
         plan: What is to be measured.
-        say: Is told the progress.
+        say: Shows the progress.
 
     Raises:
         ConfigError: The plan cannot be carried out.

@@ -106,17 +106,17 @@ def plot_predictions(result: PredictResult) -> Figure:
     left, right = figure.subplots(1, 2)
     for row, found in enumerate(result.methods.values()):
         latency = Spread.of(found.seconds)
-        colour = "#ee6c4d" if labels[row] == REFERENCE else "#98c1d9"
-        left.barh(row, latency.median, color=colour, height=0.62)
+        color = "#ee6c4d" if labels[row] == REFERENCE else "#98c1d9"
+        left.barh(row, latency.median, color=color, height=0.62)
         low, high = latency.median - latency.q1, latency.q3 - latency.median
         left.errorbar(latency.median, row, xerr=[[low], [high]], color="black", capsize=3, linewidth=1)
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set_xlabel("seconds for one image")
     bundles = list(result.sharing)
-    for name, colour in (("separate", "#98c1d9"), ("shared", "#ee6c4d")):
+    for name, color in (("separate", "#98c1d9"), ("shared", "#ee6c4d")):
         medians = [Spread.of(getattr(found, name)).median for found in result.sharing.values()]
-        right.plot(bundles, medians, "o-", color=colour, label=name)
+        right.plot(bundles, medians, "o-", color=color, label=name)
     right.set_xticks(bundles)
     right.set_ylim(bottom=0)
     right.set_xlabel("bundles")

@@ -130,7 +130,7 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
 
     Args:
         plan: What is to be measured.
-        say: Is told the progress.
+        say: Shows the progress.
 
     Raises:
         ConfigError: The plan cannot be carried out.

@@ -16,7 +16,7 @@ from vitsplit.report import Page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#8e9aaf", "#3d5a80", "#98c1d9", "#ee6c4d", "#293241", "#d9d9d9")
+COLORS = ("#8e9aaf", "#3d5a80", "#98c1d9", "#ee6c4d", "#293241", "#d9d9d9")
 """Of the parts of a step, in the order of ``PARTS``."""
 GB = 1e9
 
@@ -125,9 +125,9 @@ def plot_steps(result: TrainStepResult) -> Figure:
     figure = Figure(figsize=(11, 1.2 + 0.55 * len(labels)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
     starts = [0.0] * len(labels)
-    for part, colour in zip(PARTS, COLOURS, strict=True):
+    for part, color in zip(PARTS, COLORS, strict=True):
         widths = [Spread.of(found.parts[part]).median for found in result.methods.values()]
-        left.barh(labels, widths, left=starts, color=colour, label=part, height=0.62)
+        left.barh(labels, widths, left=starts, color=color, label=part, height=0.62)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for row, found in enumerate(result.methods.values()):
         seconds = Spread.of(found.seconds)
