@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import vitsplit
-from vitsplit.analysis.measure import Spread, Stopwatch, in_turns, peak_resident_bytes
+from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
 from vitsplit.analysis.processes import in_new_process
 from vitsplit.analysis.sharing import Sharer, compare_sharing
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.memory import peak_resident_bytes
 
 WAYS = ("shared", "separate")
 WARM_UP = 2

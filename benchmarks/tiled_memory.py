@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pyvips
 
-from vitsplit.analysis.measure import peak_resident_bytes
 from vitsplit.analysis.processes import in_new_process
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.cli.main import main as run_vitsplit
 from vitsplit.data.classes import ClassList
 from vitsplit.engine.override import override
+from vitsplit.memory import peak_resident_bytes
 from vitsplit.model import build_model
 from vitsplit.recipes import recipe
 from vitsplit.sample.scene import generate_scene

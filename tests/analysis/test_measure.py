@@ -1,7 +1,3 @@
-import resource
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +8,6 @@ from vitsplit.analysis.measure import (
     describe_machine,
     in_turns,
     paired_ratio,
-    peak_resident_bytes,
     product_speed,
 )
 
@@ -80,16 +75,6 @@ def test_the_speed_of_a_product(monkeypatch):
     speeds = product_speed(CPU, torch.float32, repeats=2, side=10)
     # From the second reading of a start to the last of a stop are two, each half a second after the one before.
     assert speeds == pytest.approx([1000 / 1.0 / 1e9] * 2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_is_what_the_system_says():
-    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    peak = peak_resident_bytes()
-    # The other figure is of the same pages, and no less than the parent's at the start of this process.
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    assert 0.99 * now <= peak <= 1.01 * most
-    assert peak_resident_bytes() >= peak  # a peak stays
 
 
 def test_the_machine_is_named():

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from vitsplit import __version__
+from vitsplit.memory import peak_resident_bytes
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -216,21 +217,6 @@ class MemoryMeter:
             return PeakMemory(peak, peak)
         after = peak_resident_bytes()
         return PeakMemory(after - self._before, after)
-
-
-def peak_resident_bytes() -> int:
-    """The most memory that this process has had in use (its resident set) since it began.
-
-    On Linux this is ``VmHWM``: unlike what ``getrusage`` says there, it does not begin with the parent's peak.
-    """
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not on every system
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +10,8 @@ from typing import Self
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from vitsplit.memory import peak_resident_bytes
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -105,11 +106,4 @@ def peak_memory_gb(device: torch.device) -> float:
     """The most memory the run has held, in 2**30 bytes: on the GPU, or of the process where it computes on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset / 2**30
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    return peak_resident_bytes() / 2**30
