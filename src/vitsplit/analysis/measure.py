@@ -47,6 +47,10 @@ class Spread:
         q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(median, q1, q3)
 
+    def quartiles(self, digits: int) -> str:
+        """The quartiles in words."""
+        return f"{self.q1:.{digits}f} to {self.q3:.{digits}f}"
+
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     """How many times the one is the other, turn by turn.

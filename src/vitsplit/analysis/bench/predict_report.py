@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitsplit.analysis.bench.comparison import REFERENCE
 from vitsplit.analysis.bench.predict import PAPER, PredictResult
-from vitsplit.analysis.bench.report import add_tables, finish, where
+from vitsplit.analysis.bench.report import add_tables, comparison_page, draw_quartiles, finish, where
 from vitsplit.analysis.measure import Spread
-from vitsplit.report import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +56,7 @@ def methods_table(result: PredictResult) -> list[list[str]]:
             [
                 label,
                 f"{latency.median:.3f}",
-                f"{latency.q1:.3f} to {latency.q3:.3f}",
+                latency.quartiles(3),
                 f"{result.batch_size / Spread.of(found.batch).median:.2f}",
                 f"{found.gmacs:.1f}",
                 f"{result.time_ratio(label).median:.2f}",
@@ -79,7 +78,7 @@ def sharing_table(result: PredictResult) -> list[list[str]]:
                 f"{Spread.of(found.shared).median:.3f}",
                 f"{Spread.of(found.separate).median:.3f}",
                 f"{found.ratio.median:.2f}",
-                f"{found.ratio.q1:.2f} to {found.ratio.q3:.2f}",
+                found.ratio.quartiles(2),
                 f"{found.bound:.2f}",
                 f"{result.batch_size / Spread.of(found.shared_batch).median:.2f}",
                 f"{result.batch_size / Spread.of(found.separate_batch).median:.2f}",
@@ -108,8 +107,7 @@ def plot_predictions(result: PredictResult) -> Figure:
         latency = Spread.of(found.seconds)
         color = "#ee6c4d" if labels[row] == REFERENCE else "#98c1d9"
         left.barh(row, latency.median, color=color, height=0.62)
-        low, high = latency.median - latency.q1, latency.q3 - latency.median
-        left.errorbar(latency.median, row, xerr=[[low], [high]], color="black", capsize=3, linewidth=1)
+        draw_quartiles(left, row, latency)
     left.set_yticks(range(len(labels)), labels)
     left.invert_yaxis()
     left.set_xlabel("seconds for one image")
@@ -133,22 +131,14 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    page = Page("Predictions, side by side", subtitle=describe_setting(result))
-    most = max(result.sharing, default=None)
-    page.figures(
-        [
-            (f"{result.median(REFERENCE):.3f} s", f"an image with {REFERENCE}"),
-            *(
-                (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
-                for label in result.methods
-                if label != REFERENCE
-            ),
-            *(
-                []
-                if most is None
-                else [(f"{result.sharing[most].ratio.median:.2f}x", f"as fast: {most} bundles, shared")]
-            ),
-        ]
+    most = max(result.sharing, default=0)
+    shared = [(f"{result.sharing[most].ratio.median:.2f}x", f"as fast: {most} bundles, shared")] if most else []
+    page = comparison_page(
+        "Predictions, side by side",
+        result,
+        describe_setting(result),
+        of_reference=f"an image with {REFERENCE}",
+        more=shared,
     )
     page.plot(plot_predictions(result), "predict")
     page.text(

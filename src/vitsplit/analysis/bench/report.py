@@ -9,6 +9,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from vitsplit.analysis.bench.comparison import REFERENCE, Comparison
+from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page, screen_table
 
 Rows = Sequence[Sequence[str]]
@@ -25,6 +27,26 @@ def where(machine: Mapping[str, Any]) -> str:
     """The machine in words."""
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return f"{device}, {machine['threads']} threads, PyTorch {machine['torch']}"
+
+
+def comparison_page(
+    title: str, result: Comparison[Any], subtitle: str, *, of_reference: str, more: Sequence[tuple[str, str]] = ()
+) -> Page:
+    """A page with the seconds of ViT-Split and every method's ratio to it as large figures."""
+    page = Page(title, subtitle=subtitle)
+    ratios = [
+        (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
+        for label in result.methods
+        if label != REFERENCE
+    ]
+    page.figures([(f"{result.median(REFERENCE):.3f} s", of_reference), *ratios, *more])
+    return page
+
+
+def draw_quartiles(axis: Any, row: int, found: Spread) -> None:
+    """A line from quartile to quartile of a bar in a picture."""
+    distances = [[found.median - found.q1], [found.q3 - found.median]]
+    axis.errorbar(found.median, row, xerr=distances, color="black", capsize=3, linewidth=1)
 
 
 def add_tables(page: Page, tables: Mapping[str, Rows]) -> None:

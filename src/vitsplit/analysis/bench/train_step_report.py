@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.analysis.bench.comparison import REFERENCE
-from vitsplit.analysis.bench.report import add_tables, finish, where
+from vitsplit.analysis.bench.report import add_tables, comparison_page, draw_quartiles, finish, where
 from vitsplit.analysis.bench.train_step import TrainStepResult
 from vitsplit.analysis.bench.workload import PARTS
 from vitsplit.analysis.measure import Spread
-from vitsplit.report import Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +63,7 @@ def figures_table(result: TrainStepResult) -> list[list[str]]:
             [
                 label,
                 f"{seconds.median:.3f}",
-                f"{seconds.q1:.3f} to {seconds.q3:.3f}",
+                seconds.quartiles(3),
                 f"{result.batch_size / seconds.median:.2f}",
                 "-" if found.memory is None else f"{found.memory.step / GB:.2f}",
                 f"{found.gmacs:.1f}",
@@ -87,7 +86,7 @@ def ratios_table(result: TrainStepResult) -> list[list[str]]:
             [
                 label,
                 f"{ratio.median:.2f}",
-                f"{ratio.q1:.2f} to {ratio.q3:.2f}",
+                ratio.quartiles(2),
                 f"{result.gmacs_ratio(label):.2f}",
                 "-" if found.paper is None else str(found.paper),
                 "-" if memory is None else f"{memory:.2f}",
@@ -130,9 +129,7 @@ def plot_steps(result: TrainStepResult) -> Figure:
         left.barh(labels, widths, left=starts, color=color, label=part, height=0.62)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     for row, found in enumerate(result.methods.values()):
-        seconds = Spread.of(found.seconds)
-        low, high = seconds.median - seconds.q1, seconds.q3 - seconds.median
-        left.errorbar(seconds.median, row, xerr=[[low], [high]], color="black", capsize=3, linewidth=1)
+        draw_quartiles(left, row, Spread.of(found.seconds))
     left.invert_yaxis()
     left.set_xlabel("seconds of a training step")
     rows = range(len(labels))
@@ -160,13 +157,8 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
         folder: Where to; it is made.
         command: The command that measured it, for the page.
     """
-    page = Page("A training step, side by side", subtitle=describe_setting(result))
-    others = [label for label in result.methods if label != REFERENCE]
-    page.figures(
-        [
-            (f"{result.median(REFERENCE):.3f} s", f"a step of {REFERENCE}"),
-            *((f"{result.time_ratio(label).median:.2f}x", f"as long: {label}") for label in others),
-        ]
+    page = comparison_page(
+        "A training step, side by side", result, describe_setting(result), of_reference=f"a step of {REFERENCE}"
     )
     page.plot(plot_steps(result), "train-step")
     page.text(
