@@ -22,7 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_area, box_iou
 
 JOIN_IOU = 0.5
 COVERED = 0.5
@@ -140,7 +142,7 @@ def _halves(
         return []
     a_4, b_4 = found.seen_N4[first[0]], found.seen_N4[second[0]]
     low_2, high_2 = np.maximum(a_4[:2], b_4[:2]), np.minimum(a_4[2:], b_4[2:])
-    iou_NM = box_iou(_clip(found.boxes_N4[first], low_2, high_2), _clip(found.boxes_N4[second], low_2, high_2))
+    iou_NM = _iou(_clip(found.boxes_N4[first], low_2, high_2), _clip(found.boxes_N4[second], low_2, high_2))
     iou_NM[found.labels_N[first][:, None] != found.labels_N[second]] = 0
     pairs = []
     while iou_NM.max() >= JOIN_IOU:
@@ -153,9 +155,9 @@ def _halves(
 def _repeats(box_4: Boxes, cut: bool, others_N4: Boxes, iou_threshold: float) -> bool:
     if not len(others_N4):
         return False
-    if (box_iou(box_4[None], others_N4) > iou_threshold).any():
+    if (_iou(box_4[None], others_N4) > iou_threshold).any():
         return True
-    return cut and bool((_intersection(box_4[None], others_N4) >= COVERED * _area(box_4[None])).any())
+    return cut and bool((_area(_clip(others_N4, box_4[:2], box_4[2:])) >= COVERED * _area(box_4[None])).any())
 
 
 def _from_other_tiles(found: TileObjects, group: Sequence[int], other: Sequence[int]) -> bool:
@@ -171,21 +173,13 @@ def _cells(box_4: Boxes, cell_2: Boxes, label: int) -> list[tuple[int, int, int]
     return [(label, x, y) for y in range(top, bottom + 1) for x in range(left, right + 1)]
 
 
-def box_iou(first_N4: Boxes, second_M4: Boxes) -> Boxes:
+def _iou(first_N4: Boxes, second_M4: Boxes) -> Boxes:
     """Intersection over union of every pair, (N, M); 0 where both are empty."""
-    shared_NM = _intersection(first_N4, second_M4)
-    union_NM = _area(first_N4)[:, None] + _area(second_M4) - shared_NM
-    return np.divide(shared_NM, union_NM, out=np.zeros_like(shared_NM), where=union_NM > 0)
-
-
-def _intersection(first_N4: Boxes, second_M4: Boxes) -> Boxes:
-    low_NM2 = np.maximum(first_N4[:, None, :2], second_M4[:, :2])
-    high_NM2 = np.minimum(first_N4[:, None, 2:], second_M4[:, 2:])
-    return (high_NM2 - low_NM2).clip(0).prod(-1)
+    return box_iou(torch.from_numpy(first_N4), torch.from_numpy(second_M4)).nan_to_num_(0.0).numpy()
 
 
 def _area(boxes_N4: Boxes) -> Boxes:
-    return (boxes_N4[:, 2:] - boxes_N4[:, :2]).clip(0).prod(-1)
+    return box_area(torch.from_numpy(boxes_N4)).numpy()
 
 
 def _clip(boxes_N4: Boxes, low_2: Boxes, high_2: Boxes) -> Boxes:
