@@ -16,6 +16,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,16 +26,17 @@ from accelerate import Accelerator
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
 from vitsplit.assemble import assemble
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.setup import Session, make_accelerator, open_batches, set_up_model
 from vitsplit.engine.signals import StopRequest
-from vitsplit.engine.starting_point import starting_multi_config
+from vitsplit.engine.starting_point import starting_heads
 from vitsplit.engine.step import TrainStep
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import TASKS
-from vitsplit.tasks.multi.config import MultiConfig
 
 WARM_UP = 2
 
@@ -57,7 +59,7 @@ def main() -> None:
         "workers": 0,
         "precision": options.precision,
     }
-    config = override(starting_multi_config(options.tasks), settings)
+    config = override(starting_heads({task: task for task in options.tasks}), settings)
     with tempfile.TemporaryDirectory() as folder:
         given = dict(each.split("=", 1) for each in options.data)
         data = {name: Path(given[name]) for name in options.tasks} if given else generate(options.tasks, Path(folder))
@@ -70,22 +72,22 @@ def generate(tasks: list[str], folder: Path) -> dict[str, Path]:
     return dict.fromkeys(tasks, scenes)
 
 
-def measure(config: MultiConfig, data: Mapping[str, Path]) -> dict[str, object]:
+def measure(config: TrainConfig, data: Mapping[str, Path]) -> dict[str, object]:
     """Medians and ranges of seconds per step, their ratio, and the ratio that multiply-adds give."""
     accelerator = make_accelerator()
-    ways = {"joint": config} | {name: config.only([name]) for name in config.heads()}
+    ways = {"joint": config} | {name: replace(config, heads={name: head}) for name, head in config.heads.items()}
     steps, trained_gmacs, frozen_gmacs = {}, [], []
     for way, each in ways.items():
-        steps[way], num_classes = prepare(each, {name: data[name] for name in each.heads()}, accelerator)
+        steps[way], num_classes = prepare(each, {name: data[name] for name in each.heads}, accelerator)
         for name, classes in num_classes.items() if way != "joint" else ():
-            gmacs = step_gmacs(config.own(name), config.geometry.crop_size, num_classes=classes)
+            gmacs = step_gmacs(config.only(name), config.geometry.crop_size, num_classes=classes)
             trained_gmacs.append(3 * gmacs["trained"])
             frozen_gmacs.append(gmacs["frozen"])
     watch = Stopwatch(accelerator.device)
     takers = {way: partial(watch.time, step) for way, step in steps.items()}
     seconds = in_turns(takers, turns=config.loop.steps - WARM_UP, warmup=WARM_UP)
     medians = {way: Spread.of(values).median for way, values in seconds.items()}
-    separate = sum(medians[name] for name in config.heads())
+    separate = sum(medians[name] for name in config.heads)
     return {
         "threads": torch.get_num_threads(),
         "precision": config.loop.precision,
@@ -100,10 +102,11 @@ def measure(config: MultiConfig, data: Mapping[str, Path]) -> dict[str, object]:
 
 
 def prepare(
-    config: MultiConfig, data: Mapping[str, Path], accelerator: Accelerator
+    config: TrainConfig, data: Mapping[str, Path], accelerator: Accelerator
 ) -> tuple[Callable[[], object], dict[str, int]]:
     """A function that takes the next step of a run, and the number of classes of its tasks."""
-    backbone, task, model, _ = assemble(config, data)
+    backbone, tasks, model, _ = assemble(config, data)
+    task = RunTasks(config, tasks)
     run_backbone, engine = set_up_model(accelerator, config, backbone, model)
     view = ProgressView(None, steps=config.loop.steps, start=0)
     run = RunFolder("unused")

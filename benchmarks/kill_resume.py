@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from vitsplit.atomic_files import write_json
 from vitsplit.cli.main import main as run_vitsplit
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
 
@@ -72,7 +72,7 @@ class Bench:
         self.root = root
         self.data = write_segmentation_set(root / "data", 6, 3, (48, 64), seed=1, workers=1)
         self.config = root / "settings.json"
-        write_json(self.config, to_dict(override(recipe("laptop-segmentation"), SETTINGS)))
+        write_json(self.config, config_to_dict(override(recipe("laptop-segmentation"), SETTINGS)))
         self.straight = root / "straight"
         accesses = root / "accesses.json"
         began = time.perf_counter()

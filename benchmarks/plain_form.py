@@ -27,7 +27,7 @@ from vitsplit.data.classes import IGNORE, ClassList
 from vitsplit.engine.optim import build_optimizer
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import bf16_speedup
-from vitsplit.model import build_model
+from vitsplit.model import build_head
 from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
 from vitsplit.tasks.segmentation.data import SegmentationBatch
@@ -63,8 +63,8 @@ class Steps:
         config = override(recipe("ade20k-small"), {"random_weights": True})
         self.task = SegmentationTask(config.task, ClassList(tuple(f"class {index}" for index in range(num_classes))))
         self.backbone = load_backbone(config.backbone.backbone, random_weights=True)
-        self.model = build_model(config, self.backbone, self.task).train()
-        self.fused = build_optimizer(self.model, config.optim)
+        self.model = build_head(config, self.backbone, self.task).train()
+        self.fused = build_optimizer({"segmentation": self.model}, config.optims())
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [{"params": [parameter]} for parameter in trained]
         self.plain = torch.optim.AdamW(groups, lr=config.optim.lr, foreach=False, fused=False)

@@ -48,7 +48,7 @@ def main() -> None:
     print(json.dumps(facts, indent=1))
 
 
-def load(way: str, runs: list[str], precision: str) -> list[vitsplit.MultiPredictor | vitsplit.Predictor]:
+def load(way: str, runs: list[str], precision: str) -> list[vitsplit.Predictor]:
     if way == "shared":
         return [vitsplit.load(*runs, precision=precision)]
     return [vitsplit.load(run, precision=precision) for run in runs]

@@ -26,7 +26,7 @@ from vitsplit.cli.main import main as run_vitsplit
 from vitsplit.data.classes import ClassList
 from vitsplit.engine.override import override
 from vitsplit.memory import peak_resident_bytes
-from vitsplit.model import build_model
+from vitsplit.model import build_head
 from vitsplit.recipes import recipe
 from vitsplit.sample.scene import generate_scene
 from vitsplit.tasks.segmentation.task import SegmentationTask
@@ -48,8 +48,8 @@ def write_bundle(folder: Path, backbone_name: str, num_classes: int) -> None:
     config = override(recipe("laptop-segmentation"), {"backbone": backbone_name, "random_weights": True})
     task = SegmentationTask(config.task, ClassList(tuple(f"class {index}" for index in range(num_classes))))
     backbone = load_backbone(backbone_name, random_weights=True)
-    model = build_model(config, backbone, task)
-    save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics={})
+    model = build_head(config, backbone, task)
+    save_bundle(folder, config=config, task=task, backbone=backbone, head=model, metrics={})
 
 
 def predict(words: list[str]) -> tuple[int, float, float]:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--precision")
     parser.add_argument("--language-weights")
     options = parser.parse_args()
-    model = vitsplit.load(options.run, precision=options.precision, language_weights=options.language_weights)
+    model = vitsplit.load(options.run, precision=options.precision, language_weights=options.language_weights)["vqa"]
     facts = measure(model, read_image(options.image), options.questions, options.rounds)
     print(json.dumps(facts))
     Console().print(table(facts))

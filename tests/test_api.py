@@ -42,7 +42,7 @@ def test_evaluation_counts_pixels(run: Path, scenes: Path) -> None:
     intersection, union = np.zeros(7), np.zeros(7)
     for path in sorted((scenes / "images" / "val").iterdir()):
         truth = read_mask(scenes / "masks" / "val" / f"{path.stem}.png").numpy()
-        mask = predictor.predict(path).mask
+        mask = predictor.predict(path)["segmentation"].mask
         right, total = right + (mask == truth).sum(), total + truth.size
         for index in range(7):
             intersection[index] += ((mask == index) & (truth == index)).sum()
@@ -58,7 +58,9 @@ def test_linear_probe_trains_nothing_but_norm_and_classifier(scenes: Path, tmp_p
     state = load_file(result.run / "best" / "head.safetensors")
     parameters = {name: tensor for name, tensor in state.items() if "running" not in name and "num_batches" not in name}
     assert sum(tensor.numel() for tensor in parameters.values()) == 2 * 192 + 192 * 7 + 7
-    assert vitsplit.load(result.run).predict(next((scenes / "images" / "val").iterdir())).mask.shape == (48, 64)
+    assert vitsplit.load(result.run).predict(next((scenes / "images" / "val").iterdir()))[
+        "segmentation"
+    ].mask.shape == (48, 64)
 
 
 @pytest.mark.parametrize("settings", [{"selection": "gate"}, {"dice_weight": 1.0, "class_weights": "auto"},
@@ -137,12 +139,14 @@ def test_image_of_one_pixel_and_of_odd_sizes(run: Path) -> None:
     predictor = vitsplit.load(run)
     for height, width in ((1, 1), (7, 300), (129, 65)):
         image = torch.zeros(3, height, width, dtype=torch.uint8)
-        assert predictor.predict(image).mask.shape == (height, width)
+        assert predictor.predict(image)["segmentation"].mask.shape == (height, width)
 
 
 def test_read_image_is_what_predict_sees(run: Path, scenes: Path) -> None:
     path = next((scenes / "images" / "val").iterdir())
-    assert np.array_equal(vitsplit.load(run).predict(path).image, read_image(path).permute(1, 2, 0).numpy())
+    assert np.array_equal(
+        vitsplit.load(run).predict(path)["segmentation"].image, read_image(path).permute(1, 2, 0).numpy()
+    )
 
 
 def test_the_training_images_can_be_measured_too(run: Path, scenes: Path) -> None:

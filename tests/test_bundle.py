@@ -19,7 +19,7 @@ from vitsplit.bundle import read_card, save_bundle
 from vitsplit.data.classes import ClassList, default_colours
 from vitsplit.engine.override import override
 from vitsplit.errors import BundleError
-from vitsplit.model import build_model
+from vitsplit.model import build_head
 from vitsplit.recipes import recipe
 from vitsplit.tasks.segmentation.task import SegmentationTask
 
@@ -43,8 +43,8 @@ def test_small_ade20k_bundle_size(tmp_path: Path, precision: str, most_mb: int) 
     classes = ClassList(names=tuple(f"c{index}" for index in range(150)), colours=default_colours(150))
     task = SegmentationTask(config.task, classes)
     backbone = load_backbone("dinov2-small", random_weights=True)
-    model = build_model(config, backbone, task)
-    save_bundle(tmp_path, config=config, task=task, backbone=backbone, model=model, metrics={})
+    model = build_head(config, backbone, task)
+    save_bundle(tmp_path, config=config, task=task, backbone=backbone, head=model, metrics={})
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     # 10,230,330 parameters of Table 6 in 4 or 2 bytes, and little else.
     assert 10_230_330 * (4 if precision == "fp32" else 2) < size <= most_mb * 1e6
@@ -59,7 +59,7 @@ def test_a_loaded_bundle_predicts_what_was_trained(run: Path, scenes: Path) -> N
     live = first.model.state_dict()
     assert all(torch.equal(live[name], tensor) for name, tensor in stored.items())
     # The model is the trained one: it is not what the same seed builds.
-    fresh = build_model(first.card.config, first.backbone, first.task).state_dict()
+    fresh = build_head(first.card.config, first.backbone, first.task).state_dict()
     assert not torch.equal(fresh["decoder.classify.weight"], live["decoder.classify.weight"])
 
 
@@ -134,7 +134,7 @@ def test_every_form_of_an_image_gives_the_same_mask(run: Path, scenes: Path, for
              "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1)}  # fmt: skip
     prediction = predictor.predict(forms[form])
     assert prediction.mask.shape == array.shape[:2] and prediction.mask.dtype == np.uint8
-    assert np.array_equal(prediction.mask, predictor.predict(path).mask)
+    assert np.array_equal(prediction.mask, predictor.predict(path)["segmentation"].mask)
     assert prediction.classes.names == ("wall", "floor", "ceiling", "ball", "box", "cylinder", "cone")
 
 

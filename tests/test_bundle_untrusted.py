@@ -337,7 +337,7 @@ def test_no_path_of_a_card_is_followed(bundles: dict[str, Path], tmp_path: Path)
         put("config", "task", "val_file", to="deep/val.jsonl"),
     )
     card = read_card(bundle)
-    assert str(place) not in json.dumps(vitsplit.bundle.to_dict(card.config)) and "secret" not in str(card.config)
+    assert str(place) not in json.dumps(vitsplit.bundle.flat_to_dict(card.config)) and "secret" not in str(card.config)
     assert card.config.task.val_file == "deep/val.jsonl", "a name inside of the data"
     assert card.paths == {
         **{f"--{name}": str(place) for name in ("weights", "cache-folder", "start-from", "language-weights")},

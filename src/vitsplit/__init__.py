@@ -2,7 +2,7 @@
 
 >>> import vitsplit
 >>> vitsplit.train(data="my_data", out="runs/first")  # doctest: +SKIP
->>> vitsplit.load("runs/first").predict("image.jpg").overlay()  # doctest: +SKIP
+>>> vitsplit.load("runs/first").predict("image.jpg")["segmentation"].overlay()  # doctest: +SKIP
 >>> vitsplit.load("runs/first", "runs/depth").predict("image.jpg")["depth"]  # doctest: +SKIP
 """
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "MultiPredictor",
     "Predictor",
     "TrainResult",
     "VitsplitError",
@@ -25,10 +24,9 @@ __all__ = [
 if TYPE_CHECKING:
     from vitsplit.api import TrainResult, evaluate, load, predict, train
     from vitsplit.errors import VitsplitError
-    from vitsplit.inference.multitask import MultiPredictor
     from vitsplit.inference.predictor import Predictor
 
-_MODULE_OF = {"MultiPredictor": "inference.multitask", "Predictor": "inference.predictor", "VitsplitError": "errors"}
+_MODULE_OF = {"Predictor": "inference.predictor", "VitsplitError": "errors"}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,4 +35,11 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(f"vitsplit.{_MODULE_OF.get(name, 'api')}"), name)
+    if name == "MultiPredictor":
+        import warnings
+
+        from vitsplit.inference.predictor import Predictor
+
+        warnings.warn("vitsplit.MultiPredictor is vitsplit.Predictor now.", FutureWarning, stacklevel=2)
+        return Predictor
     raise AttributeError(f"module 'vitsplit' has no attribute '{name}'")

@@ -28,14 +28,14 @@ from vitsplit.atomic_files import json_text
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.serialise import from_dict, to_dict
+from vitsplit.engine.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
+from vitsplit.model import Head
 from vitsplit.ranges import Opens, settings_of, with_value
-from vitsplit.tasks import TASKS, check_description, config_type, task_name
+from vitsplit.tasks import TASKS, check_description, task_name
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
-from vitsplit.tasks.model import TaskModel
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
@@ -65,7 +65,7 @@ class Card:
     """
 
     task: str
-    config: TrainConfig[Any]
+    config: TrainConfig
     description: Mapping[str, Any]
     backbone: Mapping[str, str]
     prior_layers: tuple[int, ...]
@@ -83,15 +83,15 @@ class Card:
 def save_bundle(
     folder: Path,
     *,
-    config: TrainConfig[Any],
+    config: TrainConfig,
     task: Task,
     backbone: Backbone,
-    model: TaskModel,
+    head: Head,
     metrics: Mapping[str, Any],
 ) -> None:
     """Writes a bundle into ``folder``; ``config.loop.bundle_precision`` may round its matrices to bf16."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = model.trainable_state()
+    state = head.trainable_state()
     if config.loop.bundle_precision == "bf16":
         # Not the gate's scores: which layers they keep hangs on differences that bf16 would round away.
         state = {
@@ -99,7 +99,7 @@ def save_bundle(
             for name, tensor in state.items()
         }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    request = model.request(train=False)
+    request = head.request(train=False)
     info = backbone.info
     card = {
         "format": FORMAT,
@@ -116,7 +116,7 @@ def save_bundle(
         "prior_layers": sorted(request.maps | request.raw_maps),
         "description": task.describe(),
         "metrics": dict(metrics),
-        "config": to_dict(config),
+        "config": flat_to_dict(config),
     }
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(card, state), encoding="utf-8")
@@ -153,7 +153,7 @@ def find_bundle(path: str | Path) -> Path:
     """The one bundle folder that a RUN means, see ``find_bundles``.
 
     Raises:
-        BundleError: There is none, or several, as in a joint run; the message names them.
+        BundleError: There is none, or several; the message names them.
     """
     folders = find_bundles(path)
     if len(folders) > 1:
@@ -163,7 +163,7 @@ def find_bundle(path: str | Path) -> Path:
 
 
 def find_bundles(path: str | Path) -> list[Path]:
-    """The bundle folders that a RUN means: a bundle itself, a run folder's best (else last), or all of a joint run's.
+    """The bundle folders that a RUN means: a bundle itself, or a run folder's best (else last), of each of its heads.
 
     Raises:
         BundleError: There is none.
@@ -172,14 +172,21 @@ def find_bundles(path: str | Path) -> list[Path]:
     for folder in (path, path / "best", path / "last"):
         if (folder / CARD).is_file():
             return [folder]
-        # A joint run has one folder per task in them.
-        found = [folder / task for task in TASKS if (folder / task / CARD).is_file()]
+        # Of several heads there is one folder per head in them.
+        found = {card.parent.name: card.parent for card in folder.glob(f"*/{CARD}") if _is_of_head(card)}
         if found:
-            return found
+            names = [*(task for task in TASKS if task in found), *sorted(found.keys() - TASKS.keys())]
+            return [found[name] for name in names]
     hint = (
         "It holds no finished evaluation yet." if (path / "config.json").is_file() else "Name a run or bundle folder."
     )
     raise BundleError(f"{path}: there is no head bundle here (no {CARD}, best/{CARD} or last/{CARD}). {hint}")
+
+
+def _is_of_head(card: Path) -> bool:
+    # Neither a run's own two folders, nor what a killed run left of a folder that it was replacing.
+    name = card.parent.name
+    return card.is_file() and name not in ("best", "last") and not name.startswith(".")
 
 
 def read_card(path: str | Path) -> Card:
@@ -201,7 +208,7 @@ def read_card(path: str | Path) -> Card:
     if not isinstance(task, str) or task not in TASKS:
         raise BundleError(f"{where}: task is {shown(task)}, not one of {', '.join(TASKS)}. Update vitsplit.")
     try:
-        config, paths = _without_paths(from_dict(config_type(task), data["config"], f"{where}: config"))
+        config, paths = _without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
     except ConfigError as error:
         raise BundleError(f"{error} {ADVICE}") from error
     backbone = _read_backbone(data["backbone"], where)
@@ -219,7 +226,7 @@ def read_card(path: str | Path) -> Card:
     )
 
 
-def _without_paths(config: TrainConfig[Any]) -> tuple[TrainConfig[Any], dict[str, str]]:
+def _without_paths(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
     """A card's configuration without the paths that lead elsewhere, and these by their flags."""
     paths = {}
     for setting in list(settings_of(config)):
@@ -301,7 +308,7 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
         )
 
 
-def check_header(path: str | Path, model: TaskModel, *, without: str | None = None) -> None:
+def check_header(path: str | Path, model: Head, *, without: str | None = None) -> None:
     """Compares the names, shapes and kinds of a bundle's tensors with those of a model, before any of them is read.
 
     Args:
@@ -330,7 +337,7 @@ def check_header(path: str | Path, model: TaskModel, *, without: str | None = No
         raise BundleError(f"{file}: does not fit its card ({'; '.join(wrong[:4])}{more}). {ADVICE}")
 
 
-def load_weights(path: str | Path, model: TaskModel) -> None:
+def load_weights(path: str | Path, model: Head) -> None:
     """Reads a bundle's weights into a model built from its card.
 
     Raises:

@@ -81,7 +81,7 @@ def _run(config: DemoConfig, folders: DemoFolders, say: Callable[[str], None]) -
     return page
 
 
-def settings(config: DemoConfig, task: str, backbone: str) -> TrainConfig[Any]:
+def settings(config: DemoConfig, task: str, backbone: str) -> TrainConfig:
     """The laptop's recipe of a task, cut to the demo's size."""
     changes: dict[str, Any] = {
         "name": "demo",

@@ -15,7 +15,7 @@ from PIL import Image
 from vitsplit.bundle import WEIGHTS, find_bundle
 from vitsplit.engine.config import DemoConfig
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.inference.multitask import MultiPredictor
+from vitsplit.inference.predictor import Predictor
 from vitsplit.report import Page, spread_evenly
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.tasks.depth.paint import colour, colour_range
@@ -41,7 +41,7 @@ class DemoResult:
     config: DemoConfig
     scenes: Path
     runs: dict[str, Path]
-    model: MultiPredictor
+    model: Predictor
     evaluations: dict[str, tuple[Evaluation, Task]]
     minutes: dict[str, float]
 

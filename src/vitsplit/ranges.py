@@ -117,7 +117,7 @@ class Setting(typing.NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Its flag, such as ``--crop-size`` or, of one head of a joint run, ``--depth.lr``."""
+        """Its flag, such as ``--crop-size`` or, of one of several heads, ``--depth.lr``."""
         return f"--{self.prefix}{self.place[-1].replace('_', '-')}"
 
     def marks(self, mark: type) -> list[Any]:
@@ -181,8 +181,10 @@ def settings_of(config: Any, prefix: str = "", place: tuple[str, ...] = ()) -> I
     for field in dataclasses.fields(config):
         value, here = getattr(config, field.name), (*place, field.name)
         if dataclasses.is_dataclass(value):
-            is_head = place == () and any(each.name == "task" for each in dataclasses.fields(value))
-            yield from settings_of(value, f"{field.name}." if is_head else prefix, here)
+            yield from settings_of(value, prefix, here)
+        elif field.name == "heads":
+            for name, head in value.items():
+                yield from settings_of(head, f"{name}." if len(value) > 1 else prefix, (*here, name))
         else:
             yield Setting(here, kinds[field.name], value, prefix)
 
@@ -190,6 +192,8 @@ def settings_of(config: Any, prefix: str = "", place: tuple[str, ...] = ()) -> I
 def with_value(config: Any, place: tuple[str, ...], value: Any) -> Any:
     """The configuration with one setting changed."""
     name, *rest = place
+    if isinstance(config, Mapping):  # heads by their names
+        return {**config, name: with_value(config[name], tuple(rest), value)}
     new = with_value(getattr(config, name), tuple(rest), value) if rest else value
     return dataclasses.replace(config, **{name: new})
 

@@ -12,6 +12,7 @@ from vitsplit.analysis.auto_layers import remembered_similarity, training_images
 from vitsplit.analysis.cka import Similarity
 from vitsplit.backbone import load_backbone
 from vitsplit.engine.override import override
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import open_task
@@ -29,7 +30,7 @@ def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypat
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
     out = tmp_path / "run"
     result = vitsplit.train(data=scenes, out=out, layers="auto", **{**SMALL_RUN, "steps": 1, "num_prior_layers": 2})
-    split = json.loads((out / "config.json").read_text())["split"]
+    split = json.loads((out / "config.json").read_text())["heads"]["segmentation"]["split"]
     assert (split["num_tuned_layers"], split["selection"], split["prior_layers"]) == (4, "explicit", [3, 9])
     card = json.loads((out / "best" / "head.json").read_text())
     assert card["prior_layers"] == [3, 9] and card["config"]["split"] == split
@@ -43,7 +44,7 @@ def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypat
 
 def test_the_training_images_are_looked_at_each_once(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
-    task = open_task(config, scenes)
+    task = RunTasks(config, {"segmentation": open_task(config, scenes)})
     (batch,) = training_images(task, 64)  # six, too few for a second batch
     assert batch.shape == (6, 3, 48, 64)
     assert len({image.numpy().tobytes() for image in batch}) == 6
@@ -57,7 +58,7 @@ def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, mo
     backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
     monkeypatch.setattr(auto_layers, "open_backbone", lambda _: backbone)
     found = remembered_similarity(config, scenes, tmp_path / "cka.json")
-    (batch,) = training_images(open_task(config, scenes), 64)
+    (batch,) = training_images(RunTasks(config, {"segmentation": open_task(config, scenes)}), 64)
     pixels = (batch / 255 - 0.5) / 0.5
     assert backbone.info.mean == backbone.info.std == (0.5, 0.5, 0.5)
     maps = backbone.model.forward_intermediates(pixels, indices=12, norm=True, intermediates_only=True)
@@ -82,14 +83,14 @@ def unbiased_cka(k, m):
 
 
 def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
-    from vitsplit.engine.starting_point import starting_multi_config
+    from vitsplit.engine.starting_point import starting_heads
 
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
-    config = starting_multi_config(["segmentation", "detection"])
+    config = starting_heads({"segmentation": "segmentation", "detection": "detection"})
     chosen = with_advised_layers(config, {"segmentation": "a", "detection": "b"})
-    assert chosen.heads()["segmentation"].split.num_tuned_layers == 6  # at most half of the layers
-    assert chosen.heads()["detection"].split.num_tuned_layers == 9
-    assert {head.split.selection for head in chosen.heads().values()} == {"explicit"}
+    assert chosen.heads["segmentation"].split.num_tuned_layers == 6  # at most half of the layers
+    assert chosen.heads["detection"].split.num_tuned_layers == 9
+    assert {head.split.selection for head in chosen.heads.values()} == {"explicit"}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
 )
 def test_methods_without_layers(name, settings, said):
     with pytest.raises(ConfigError, match=said):
-        with_advised_layers(override(recipe(name), settings), "data")
+        config = override(recipe(name), settings)
+        with_advised_layers(config, dict.fromkeys(config.heads, "data"))
 
 
 def test_no_other_way_of_choosing(scenes):
@@ -112,7 +114,7 @@ def test_no_other_way_of_choosing(scenes):
 def test_too_few_images(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     with pytest.raises(DataError, match="at least 4 training images, and there are fewer"):
-        with_advised_layers(config, scenes, most_images=3)
+        with_advised_layers(config, {"segmentation": scenes}, most_images=3)
 
 
 @pytest.mark.parametrize(

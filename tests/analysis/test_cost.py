@@ -7,9 +7,9 @@ from torch import nn
 
 from vitsplit.analysis.cost import MMCV_RULES, _Counter, count_parameters, gmacs, shape_model, step_gmacs
 from vitsplit.backbone import meta_backbone
+from vitsplit.model import Head
 from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
-from vitsplit.tasks.model import TaskModel
 
 # Recipe -> the count of its parts by hand (Tables 1, 2, 3, 8 and 16 print them in millions).
 PARAMETERS = {
@@ -63,7 +63,7 @@ def test_trainable_parameters(name):
 def test_trainable_parameters_of_table_6(switches, small, base):
     for name, expected in (("ade20k-small", small), ("ade20k-base", base)):
         config = recipe(name)
-        config = dataclasses.replace(config, split=dataclasses.replace(config.split, **switches))
+        config = config.change(split=dataclasses.replace(config.split, **switches))
         backbone, model = shape_model(config)
         assert count_parameters(model, backbone)["trainable"] == expected
 
@@ -80,7 +80,7 @@ def test_parts_and_frozen_parameters():
 
 
 def test_a_linear_probe_trains_its_decoder_only():
-    config = dataclasses.replace(recipe("ade20k-small"), method="linear-probe")
+    config = recipe("ade20k-small").change(method="linear-probe")
     backbone, model = shape_model(config, num_classes=39)
     counts = count_parameters(model, backbone)
     decoder = 2 * 384 + 384 * 39 + 39
@@ -173,7 +173,7 @@ def test_depth_is_its_parts_written_out():
 
 def test_windows_save_what_their_attention_saves():
     config = recipe("coco-small")
-    windowed = dataclasses.replace(config, split=dataclasses.replace(config.split, task_head_window=16))
+    windowed = config.change(split=dataclasses.replace(config.split, task_head_window=16))
     saved = gmacs(config, (1024, 1024))["total"] - gmacs(windowed, (1024, 1024))["total"]
     per_block = 2 * 384 * (4097**2 - 16 * 257**2) - 15 * 12 * 384**2  # and fifteen more class tokens
     assert saved * 1e9 == pytest.approx(10 * per_block, rel=1e-9)
@@ -183,7 +183,7 @@ def test_only_the_blocks_that_must_run_are_counted():
     config = recipe("ade20k-small")
     block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
     explicit = dataclasses.replace(config.split, selection="explicit", prior_layers=(0, 1, 2, 3))
-    full, short = gmacs(config, (518, 518)), gmacs(dataclasses.replace(config, split=explicit), (518, 518))
+    full, short = gmacs(config, (518, 518)), gmacs(config.change(split=explicit), (518, 518))
     # The task head branches off after nine blocks; the last three run for the prior head's sake alone.
     assert (full["total"] - short["total"]) * 1e9 == pytest.approx(3 * block, rel=1e-9)
 
@@ -201,7 +201,7 @@ def test_a_trained_gate_costs_what_its_last_kept_layer_makes_run():
 @pytest.mark.parametrize("name", ["dinov3-small", "eva02-large", "sam-base", "siglip2-base", "dinov2-small-reg"])
 def test_every_family_can_be_counted(name):
     config = recipe("ade20k-small")
-    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, backbone=name))
+    config = config.change(backbone=dataclasses.replace(config.backbone, backbone=name))
     cost = gmacs(config, (256, 256))
     backbone = meta_backbone(name)
     # Linear layers alone: all blocks and K_t copies, on the patches.
@@ -245,7 +245,7 @@ def test_attention_is_no_part_of_the_rules():
 
 def test_counting_needs_no_memory_for_weights():
     backbone, model = shape_model(recipe("ade20k-giant-896"))
-    assert isinstance(model, TaskModel) and not model.training
+    assert isinstance(model, Head) and not model.training
     assert all(tensor.is_meta for tensor in [*backbone.parameters(), *model.parameters(), *model.buffers()])
 
 

@@ -18,11 +18,11 @@ from vitsplit.errors import ConfigError
 from vitsplit.methods.full_finetune import FullFineTune
 from vitsplit.methods.linear_probe import LastLayer
 from vitsplit.methods.split.head import SplitHead
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 
 
 def model_of(head):
-    return TaskModel(head, torch.nn.Identity()).eval()
+    return Head(head, torch.nn.Identity()).eval()
 
 
 def close(first, second):

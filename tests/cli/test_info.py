@@ -9,7 +9,7 @@ from safetensors import safe_open
 from vitsplit.backbone import meta_backbone
 from vitsplit.cli.main import main
 from vitsplit.cli.recipes import main as recipes_main
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import flat_to_dict
 from vitsplit.recipes import RECIPES, recipe
 
 PARTS = ["task_head", "prior_head", "fusion", "decoder", "trainable", "frozen"]
@@ -114,7 +114,7 @@ def test_a_bundle_of_any_task_is_described_by_its_card(recipe_name, description,
         "prior_layers": [2, 5, 8, 11],
         "description": description,
         "metrics": {"score": 0.5},
-        "config": to_dict(config),
+        "config": flat_to_dict(config),
     }
     (tmp_path / "head.json").write_text(json.dumps(card))
     assert _info(capsys, str(tmp_path))["parameters"]["trainable"] == trainable

@@ -10,22 +10,23 @@ from small_run import SMALL_RUN
 from vitsplit.cli.main import main
 from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.recipes import recipe
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("multi", "Give --task TASK=FOLDER for each"),
-        ("multi --task depth=DATA --data DATA", r"--data DATA: every head of a joint run has its own data"),
-        ("multi --task depth=DATA --recipe ade20k-small", r"--recipe ade20k-small: every head of a joint run"),
-        ("multi --task vqa=DATA", "'vqa' is no task that others are trained with"),
-        ("multi --task depth=DATA --segmentation.lr 1", "this run has no segmentation head"),
-        ("multi --task depth=DATA --depth.flip 0.1", "Give it to all: --flip"),
-        ("depth --task depth=DATA", "--task depth=DATA goes with `vitsplit train multi`"),
-        ("depth", "Give their folder with --data FOLDER"),
-        ("depth --data DATA --depth.lr 1", "There is no flag --depth.lr"),
+        ("multi", "Missing required option --head"),
+        ("--head depth:DATA --data DATA", r"--data DATA: every head has its own data"),
+        ("--head depth:DATA --recipe ade20k-small", r"--recipe ade20k-small: every head"),
+        ("--head vqa:DATA", "'vqa' is no task that others are trained with"),
+        ("--lr 1 --head depth:DATA --segmentation.lr 1", "no flag --segmentation.lr"),
+        ("--head depth:DATA --depth.flip 0.1", "Give it to all: --flip"),
+        ("--head rooms=segmentation:A --head rooms=depth:B", "there is a head rooms already"),
+        ("depth --task depth=DATA", "--head TASK:FOLDER"),
+        ("depth", "Missing required option --data"),
+        ("depth --data DATA --lrr 1", "There is no flag --lrr"),
     ],
 )
 def test_one_message_says_what_is_wrong(words, said, capsys):
@@ -39,14 +40,14 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, scenes, ca
         words = ["train", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "run")]
         assert main(words) == 2
         assert f"process {os.getpid()} on " in capsys.readouterr().err
-        (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(recipe("laptop-segmentation"))))
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config_to_dict(recipe("laptop-segmentation"))))
         assert main([*words, "--resume"]) == 2
         assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_a_start_that_failed_on_its_data_can_be_repeated_and_resumed(tmp_path, scenes, capsys):
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps(to_dict(override(recipe("laptop-segmentation"), {**SMALL_RUN, "steps": 1}))))
+    settings.write_text(json.dumps(config_to_dict(override(recipe("laptop-segmentation"), {**SMALL_RUN, "steps": 1}))))
     out = tmp_path / "run"
     words = ["train", "segmentation", "--config", str(settings), "--out", str(out), "--data"]
     assert main([*words, str(tmp_path / "typo")]) == 2
@@ -56,3 +57,25 @@ def test_a_start_that_failed_on_its_data_can_be_repeated_and_resumed(tmp_path, s
     assert "starting from the beginning" in capsys.readouterr().out
     assert json.loads((out / "config.json").read_text())["backbone"]["backbone"] == SMALL_RUN["backbone"]
     assert not (out / ".start.json").exists() and not (out / ".lock").exists()
+
+
+def test_heads_on_one_crop_by_today_and_yesterdays_options(tmp_path, scenes, capsys):
+    flags = [word for name, value in SMALL_RUN.items() for word in words_of(name, value)]
+    flags += ["--steps", "1", "--depth.lr", "3e-4", "--image-scale", "64", "48"]
+    heads = ["--head", f"rooms=segmentation:{scenes}", "--head", f"depth:{scenes}"]
+    assert main(["train", *flags, *heads, "--out", str(tmp_path / "new")]) == 0
+    assert {path.name for path in (tmp_path / "new" / "best").iterdir()} == {"rooms", "depth"}
+    saved = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert saved["heads"]["depth"]["optim"]["lr"] == 3e-4 != saved["heads"]["rooms"]["optim"]["lr"]
+    assert saved["heads"]["rooms"]["task"]["kind"] == "segmentation"
+    capsys.readouterr()
+    assert main(["train", "multi", "--task", f"depth={scenes}", *flags, "--out", str(tmp_path / "old")]) == 0
+    assert "--head" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "old" / "best").iterdir()] == ["depth"]
+
+
+def words_of(name, value):
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]

@@ -13,7 +13,7 @@ from PIL import Image
 from vitsplit.cli import values
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, RunError
-from vitsplit.inference.predictor import choose_device
+from vitsplit.inference.loading import choose_device
 from vitsplit.ranges import Range
 
 

@@ -8,7 +8,7 @@ import pytest
 from vitsplit.atomic_files import write_json
 from vitsplit.cli.main import main
 from vitsplit.cli.vqa_stages import stage_config, stage_recipe
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
@@ -52,7 +52,7 @@ def test_without_a_stage_the_recipe_decides():
 
 def test_stages_that_go_on_have_their_own_settings(tmp_path):
     begun = stage_config(options(), ["--lr", "3e-4", "--lora-rank", "7"], "instruct", "vitsplit")
-    write_json(stage_file(tmp_path, "instruct"), to_dict(begun))
+    write_json(stage_file(tmp_path, "instruct"), config_to_dict(begun))
     again = {"resume": True, "stage": "both", "out": str(tmp_path)}
     assert stage_config(options(**again), [], "instruct", "vitsplit") == begun
     assert stage_config(options(**again), ["--lr", "1e-4"], "instruct", "vitsplit").optim.lr == 1e-4
@@ -60,7 +60,9 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
         stage_config(options(**again), [], "align", "vitsplit")
     (tmp_path / "align").mkdir()
     align = stage_config(options(), ["--lr", "5e-4"], "align", "vitsplit")
-    write_json(tmp_path / "align" / "config.json", to_dict(align))  # of a version that kept no settings of stages
+    write_json(
+        tmp_path / "align" / "config.json", config_to_dict(align)
+    )  # of a version that kept no settings of stages
     assert stage_config(options(**again), [], "align", "vitsplit") == align
     stage_file(tmp_path, "instruct").unlink()
     assert stage_config(options(**again), [], "instruct", "vitsplit") == recipe("laptop-vqa")

@@ -17,7 +17,7 @@ from vitsplit.errors import RunError
 
 def run_tensors():
     model = tiny_model(TinyTask(), batch_norm=True)
-    moment = moments(model, build_optimizer(model, OptimConfig()))
+    moment = moments(model, build_optimizer(model.heads, {"tiny": OptimConfig()}))
     return RunTensors(weights=model.trainable_state(), moments=moment, average=None, loss_scale={})
 
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_holds_what_trains_and_no_pickle(tmp_path):
     }
     weights = load_file(newest / "weights.safetensors")
     training = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
-    buffers = {f"head.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    buffers = {f"heads.tiny.head.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert weights.keys() == training | buffers
     moments = load_file(newest / "optimizer.safetensors")
     assert moments.keys() == {f"{name}/{kind}" for name in training for kind in ("step", "exp_avg", "exp_avg_sq")}
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_while_bundles_are_saved_leaves_the_earlier_ones(tmp
     disk_with_room_for(resource.RLIM_INFINITY)
     assert kept and {path: path.read_bytes() for path in bundle_files()} == kept
     resumed = tiny_run(tmp_path / "run", resume=True, task=TinyTask(scores=[0.9, 0.2]), **settings)
-    assert resumed.result.state.standings[""].best_step == 8
+    assert resumed.result.state.standings["tiny"].best_step == 8
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def change(**values):
     def damage(checkpoint):
         state = json.loads((checkpoint / "state.json").read_text())
         for name, value in values.items():
-            where = state["standings"][""] if name in state["standings"][""] else state
+            where = state["standings"]["tiny"] if name in state["standings"]["tiny"] else state
             where[name] = value
         (checkpoint / "state.json").write_text(json.dumps(state))
 
@@ -182,7 +182,7 @@ def change(**values):
         {"step": -1}, {"step": "4"}, {"step": True}, {"step": 4.0}, {"step": 10**30}, {"step": None},
         {"seconds": "a"}, {"seconds": -1}, {"seconds": [1]},
         {"evaluated": 5}, {"evaluated": -1}, {"finished": 1}, {"finished": "no"},
-        {"standings": {}}, {"standings": []}, {"standings": {"": 3}}, {"standings": {"depth": {}}},
+        {"standings": {}}, {"standings": []}, {"standings": {"tiny": 3}}, {"standings": {"depth": {}}},
         {"best_step": 9}, {"without_gain": -2}, {"best_score": "high"}, {"last_metrics": [1]}, {"score_name": 3},
         {"window": {"loss": "x"}, "window_steps": 1}, {"window": {"loss": 1.0}, "window_steps": 0},
         {"loss_scale": {"scale": "x"}}, {"loss_scale": [1]}, {"samples": 1.5}, {"processes": 0}, {"backbone_hash": 1},
@@ -224,7 +224,7 @@ def poisoned(tensor):
     return tensor
 
 
-WEIGHT, MOMENT = "head.task_head.weight", "head.task_head.weight/exp_avg"
+WEIGHT, MOMENT = "heads.tiny.head.task_head.weight", "heads.tiny.head.task_head.weight/exp_avg"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ WEIGHT, MOMENT = "head.task_head.weight", "head.task_head.weight/exp_avg"
         (rewrite("optimizer.safetensors", set_to(MOMENT, lambda tensor: tensor.long())), "int64"),
         (rewrite("optimizer.safetensors", set_to(MOMENT, poisoned)), "not finite"),
         (rewrite("optimizer.safetensors", lambda tensors: tensors.pop(MOMENT)), "missing.*exp_avg"),
-        (rewrite("optimizer.safetensors", lambda tensors: tensors.update(a=torch.zeros(1))), "unexpected.*'a'"),
+        (rewrite("optimizer.safetensors", lambda tensors: tensors.update(a=torch.zeros(1))), "unexpected.*a'"),
     ],
 )
 def test_tensors_of_another_model_are_refused_before_any_is_loaded(finished, tmp_path, damage, named):
@@ -277,5 +277,5 @@ def test_infinite_moments_and_statistics_that_are_no_numbers_are_a_runs_own(fini
     shutil.copytree(folder.path, tmp_path / "run")
     copy = tmp_path / "run" / "checkpoints" / checkpoint.name
     rewrite("optimizer.safetensors", set_to(f"{WEIGHT}/exp_avg_sq", lambda tensor: tensor + torch.inf))(copy)
-    rewrite("weights.safetensors", set_to("head.norm.running_var", poisoned))(copy)
+    rewrite("weights.safetensors", set_to("heads.tiny.head.norm.running_var", poisoned))(copy)
     tiny_run(tmp_path / "run", resume=True, **SETTINGS)

@@ -16,8 +16,8 @@ import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.engine.override import override
 from vitsplit.engine.sampling import SampleStream
-from vitsplit.engine.serialise import to_dict
-from vitsplit.engine.starting_point import starting_multi_config
+from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.engine.starting_point import starting_heads
 from vitsplit.recipes import recipe
 from vitsplit.tasks import task_entry
 
@@ -121,7 +121,7 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled
     settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
     config = override(recipe(task_entry("segmentation").default_recipe), settings)
     file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(to_dict(config)))
+    file.write_text(json.dumps(config_to_dict(config)))
     arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]
     launch("-m", "vitsplit", "train", "segmentation", *arguments)
     one = vitsplit.train(config, data=half_labelled, out=tmp_path / "one")
@@ -143,11 +143,11 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled
 def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
     settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
     heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
-    config = override(starting_multi_config(heads), settings | heads)
+    config = override(starting_heads({name: name for name in heads}), settings | heads)
     file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(to_dict(config)))
-    tasks = [argument for head in heads for argument in ("--task", f"{head}={half_labelled}")]
-    launch("-m", "vitsplit", "train", "multi", *tasks, "--out", str(two), "--config", str(file))
+    file.write_text(json.dumps(config_to_dict(config)))
+    tasks = [argument for head in heads for argument in ("--head", f"{head}:{half_labelled}")]
+    launch("-m", "vitsplit", "train", *tasks, "--out", str(two), "--config", str(file))
     one = vitsplit.train(config, data=dict.fromkeys(heads, half_labelled), out=tmp_path / "one")
     # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
     alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))

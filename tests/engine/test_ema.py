@@ -20,6 +20,6 @@ def test_the_average_follows_its_recurrence_and_the_model_gets_its_own_weights_b
     with average.applied():
         for name, tensor in model.trainable_state().items():
             torch.testing.assert_close(tensor, expected[name])
-        assert not model.trainable_state()["decoder.weight"].equal(own["decoder.weight"])
+        assert not model.trainable_state()["heads.tiny.decoder.weight"].equal(own["heads.tiny.decoder.weight"])
     assert all(tensor.equal(own[name]) for name, tensor in model.trainable_state().items())
     assert not any("frozen" in name for name in average.state)

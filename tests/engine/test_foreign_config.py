@@ -11,15 +11,15 @@ import pytest
 
 from vitsplit.cli.options import config_from_cli
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import to_dict
-from vitsplit.engine.starting_point import starting_config, starting_multi_config
+from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 
 
 def write(path: Path, config: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_dict(config)))
+    path.write_text(json.dumps(config_to_dict(config)))
     return path
 
 
@@ -64,11 +64,11 @@ def test_the_run_that_goes_on_keeps_its_own_folder(tmp_path, caplog):
 
 
 def test_joint_runs_too(tmp_path, caplog):
-    config = override(starting_multi_config(["depth", "segmentation"]), {"cache_folder": "/x"})
+    config = override(starting_heads({"depth": "depth", "segmentation": "segmentation"}), {"cache_folder": "/x"})
     file = write(tmp_path / "run" / "config.json", config)
-    assert starting_multi_config(["depth"], config_file=file).loop.cache_folder is None
+    assert starting_heads({"depth": "depth"}, config_file=file).loop.cache_folder is None
     assert "--cache-folder" in caplog.text
-    assert starting_multi_config(["depth"], resumed=tmp_path / "run").loop.cache_folder == "/x"
+    assert starting_heads({"depth": "depth"}, resumed=tmp_path / "run").loop.cache_folder == "/x"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import TinyTask, save_tiny_bundle, tiny_backbone, tiny_config, tiny_model, tiny_run
+from tiny import TinyTask, save_tiny_bundle, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
 
 from vitsplit.engine import precision
 from vitsplit.engine.loop import fit
@@ -51,32 +51,33 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
 
     class Task(TinyTask):
         def evaluate(self, forward, **options):
-            kept[len(kept)] = {name: tensor.clone() for name, tensor in self.model.trainable_state().items()}
+            kept[len(kept)] = {name: tensor.clone() for name, tensor in self.head.trainable_state().items()}
             return super().evaluate(forward, **options)
 
     task = Task(scores=[0.1, 0.7, 0.3])
-    task.model = tiny_model(task)
+    model = tiny_model(task)
+    task.head = model.heads["tiny"]
     with RunFolder.open(tmp_path / "run") as run:
         result = fit(
             tiny_config(eval_every=4),
-            task=task,
+            tasks={"tiny": task},
             backbone=tiny_backbone(),
-            model=task.model,
+            model=model,
             run=run,
-            save_bundle=save_tiny_bundle(task.model),
+            save_bundle=save_tiny_bundle(model),
             console=Console(file=io.StringIO()),
         )
     assert equal(load_file(run.best / "head.safetensors"), kept[1])
     assert equal(load_file(run.last / "head.safetensors"), kept[2])
-    assert (result.state.standings[""].best_score, result.state.standings[""].best_step) == (0.7, 8)
-    assert repr(result.best_metrics) == (run.best / "metrics.txt").read_text()
+    assert (result.state.standings["tiny"].best_score, result.state.standings["tiny"].best_step) == (0.7, 8)
+    assert repr(result.best_metrics["tiny"]) == (run.best / "metrics.txt").read_text()
     assert not equal(kept[1], kept[2])
 
 
 def test_patience_counts_evaluations_without_a_better_one(tmp_path):
     run = tiny_run(tmp_path / "run", eval_every=2, patience=2, task=TinyTask(scores=[0.5, 0.4, 0.6, 0.6, 0.1, 0.9]))
     assert run.result.state.step == 10 and run.result.state.finished
-    assert run.result.state.standings[""].best_step == 6
+    assert run.result.state.standings["tiny"].best_step == 6
     assert [row["step"] for row in run.rows("eval")] == [2, 4, 6, 8, 10]
     assert "no better result in 2 evaluations" in run.printed
 
@@ -98,7 +99,7 @@ def test_evaluation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
 
 def test_the_average_is_what_is_evaluated_and_saved_and_training_is_untouched(tmp_path):
     plain = tiny_run(tmp_path / "plain", steps=1, eval_every=1)
-    start = tiny_model(TinyTask()).trainable_state()
+    start = tiny_head(TinyTask()).trainable_state()
     averaged = tiny_run(tmp_path / "averaged", steps=1, eval_every=1, ema=0.75)
     assert equal(plain.weights, averaged.weights)
     for name, saved in averaged.last.items():
@@ -231,7 +232,7 @@ def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
     averaged = tiny_run(tmp_path / "run", eval_every=4, ema=0.5, task=TinyTask(scores=[0.3, 0.7, 0.6]))
     page = json.loads((averaged.folder.pictures / "index.html").read_text())
     assert (page["title"], page["count"], page["score"]) == ("run, step 12", 12, 0.6)
-    model = tiny_model(TinyTask())
+    model = tiny_head(TinyTask())
     model.load_trainable_state(averaged.last)
     backbone = tiny_backbone()
     taps = backbone(torch.zeros(1, 3, 28, 28, dtype=torch.uint8), model.head.request(train=False))
@@ -291,7 +292,7 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
 
     scores = [float("nan"), float("nan"), 0.4, float("nan"), 0.3, 0.2]
     run = tiny_run(tmp_path / "run", eval_every=2, task=Task(scores=[*scores]))
-    standing = run.result.state.standings[""]
+    standing = run.result.state.standings["tiny"]
     assert (standing.best_step, standing.without_gain) == (6, 3)
     rows = [json.loads(line, parse_constant=refuse) for line in run.folder.metrics_file.read_text().splitlines()]
     assert [row["eval"]["rare"] for row in rows if "eval" in row] == [None] * 6
@@ -301,7 +302,7 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
     stopping.scores = scores[:2]
     tiny_run(tmp_path / "again", eval_every=2, task=stopping)
     resumed = tiny_run(tmp_path / "again", eval_every=2, resume=True, task=Task(scores=scores[2:]))
-    standing = resumed.result.state.standings[""]
+    standing = resumed.result.state.standings["tiny"]
     assert (standing.best_step, standing.without_gain) == (6, 3)
 
 

@@ -1,13 +1,18 @@
 import pytest
 import torch
-from tiny import TinyTask, tiny_model
+from tiny import TinyTask, tiny_head
 
 from vitsplit.backbone import meta_backbone
 from vitsplit.engine.config import OptimConfig, SplitConfig
-from vitsplit.engine.optim import build_optimizer, current_lr, load_moments, moments, set_lr
+from vitsplit.engine.optim import build_optimizer as build_for_heads
+from vitsplit.engine.optim import current_lr, load_moments, moments, set_lr
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.head import SplitHead
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
+
+
+def build_optimizer(head, config):
+    return build_for_heads({"tiny": head}, {"tiny": config})
 
 
 def names_of(model, group):
@@ -16,9 +21,9 @@ def names_of(model, group):
 
 
 def test_the_task_head_learns_at_its_own_rate_and_nothing_frozen_is_there():
-    model = tiny_model(TinyTask())
+    model = tiny_head(TinyTask())
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3, task_head_lr_scale=0.1))
-    set_lr(optimizer, 0.5)
+    set_lr(optimizer, 0.5, "tiny")
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert names_of(model, groups["task_head"]) == {"head.task_head.weight", "head.task_head.bias"}
     assert names_of(model, groups["base"]) == {
@@ -29,12 +34,12 @@ def test_the_task_head_learns_at_its_own_rate_and_nothing_frozen_is_there():
         "decoder.weight",
         "decoder.bias",
     }
-    assert current_lr(optimizer) == pytest.approx({"lr": 5e-4, "lr_task_head": 5e-5})
+    assert current_lr(optimizer) == pytest.approx({("tiny", "lr"): 5e-4, ("tiny", "lr_task_head"): 5e-5})
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-2}
 
 
 def test_norms_and_biases_need_not_decay():
-    model = tiny_model(TinyTask())
+    model = tiny_head(TinyTask())
     optimizer = build_optimizer(model, OptimConfig(decay_norms=False, weight_decay=0.3))
     decayed = set().union(*(names_of(model, group) for group in optimizer.param_groups if group["weight_decay"]))
     spared = set().union(*(names_of(model, group) for group in optimizer.param_groups if not group["weight_decay"]))
@@ -44,7 +49,7 @@ def test_norms_and_biases_need_not_decay():
 
 
 def test_nothing_to_train_is_refused():
-    model = tiny_model(TinyTask()).requires_grad_(False)
+    model = tiny_head(TinyTask()).requires_grad_(False)
     with pytest.raises(ConfigError, match="Nothing trains"):
         build_optimizer(model, OptimConfig())
 
@@ -54,7 +59,7 @@ def test_moments_come_back_exactly(layout):
     """Three steps, a save and load in between, against three steps of torch's optimiser alone."""
 
     def model_and_optimizer():
-        model = tiny_model(TinyTask()).to(memory_format=layout)
+        model = tiny_head(TinyTask()).to(memory_format=layout)
         return model, build_optimizer(model, OptimConfig())
 
     def steps(model, optimizer, count, first):
@@ -81,11 +86,11 @@ def test_moments_come_back_exactly(layout):
 
 
 def test_a_head_without_a_task_head_has_one_rate():
-    model = tiny_model(TinyTask())
+    model = tiny_head(TinyTask())
     model.head.param_groups = lambda: {"base": list(model.head.conv.parameters())}
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
     assert len(optimizer.param_groups) == 1
-    assert current_lr(optimizer) == {"lr": 1e-3}
+    assert current_lr(optimizer) == {("tiny", "lr"): 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -96,10 +101,10 @@ def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
     """The last copy of S learns at rate^2, the first at rate^12; everything else at the full rate."""
     split = SplitConfig(num_tuned_layers=num_tuned_layers)
     with torch.device("meta"):
-        model = TaskModel(SplitHead(meta_backbone("dinov2-small"), split), torch.nn.Conv2d(384, 5, 1))
+        model = Head(SplitHead(meta_backbone("dinov2-small"), split), torch.nn.Conv2d(384, 5, 1))
     config = OptimConfig(lr=1e-4, task_head_lr_scale=1.0, layer_decay=rate, weight_decay=0.05, decay_norms=False)
     optimizer = build_optimizer(model, config)
-    set_lr(optimizer, 0.5)
+    set_lr(optimizer, 0.5, "tiny")
     rates, decays = {}, {}
     for group in optimizer.param_groups:
         for name in names_of(model, group):
@@ -118,11 +123,11 @@ def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
     assert rates.keys() == {name for name, parameter in by_name.items() if parameter.requires_grad}
     # Two groups a copy, and two for the rest.
     assert len(optimizer.param_groups) == 2 * num_tuned_layers + 2
-    assert current_lr(optimizer) == pytest.approx({"lr": 0.5e-4, "lr_task_head": 0.5e-4 * last})
+    assert current_lr(optimizer) == pytest.approx({("tiny", "lr"): 0.5e-4, ("tiny", "lr_task_head"): 0.5e-4 * last})
 
 
 def test_layer_decay_comes_on_top_of_the_task_heads_rate():
     with torch.device("meta"):
-        model = TaskModel(SplitHead(meta_backbone("dinov2-small"), SplitConfig()), torch.nn.Conv2d(384, 5, 1))
+        model = Head(SplitHead(meta_backbone("dinov2-small"), SplitConfig()), torch.nn.Conv2d(384, 5, 1))
     optimizer = build_optimizer(model, OptimConfig(lr=1.0, task_head_lr_scale=0.5, layer_decay=0.1))
     assert sorted(group["peak_lr"] for group in optimizer.param_groups) == pytest.approx([5e-5, 5e-4, 5e-3, 1.0])

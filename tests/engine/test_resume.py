@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import TinyTask, tiny_run
 
 from vitsplit.engine import checkpoint as checkpoint_module
 from vitsplit.engine import precision
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.saved_config import upgraded_name
 from vitsplit.errors import RunError
 
 SETTINGS = {
@@ -323,7 +324,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
     def forget(*names):
         config = json.loads(config_file.read_text())
         for group, name in names:
-            config[group].pop(name)
+            (config if group in config else config["heads"]["tiny"])[group].pop(name)
         config_file.write_text(json.dumps(config))
 
     forget(("loop", "sharding"), ("loop", "max_seconds"), ("optim", "language_model_lr_scale"))
@@ -331,3 +332,34 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
     forget(("loop", "accumulate"))
     with pytest.raises(RunError, match=r"loop\.accumulate: 1 in the run, 2 now"):
         tiny_run(tmp_path / "run", resume=True, accumulate=2, **settings)
+
+
+def as_an_earlier_version_wrote_it(run):
+    """The only head had no name, in tensors, results and settings."""
+    for file in run.glob("checkpoints/*/*.safetensors"):
+        tensors = {name.removeprefix("heads.tiny."): tensor for name, tensor in load_file(file).items()}
+        assert any(name.startswith("decoder.") for name in tensors)
+        save_file(tensors, file)
+    for file in run.glob("checkpoints/*/state.json"):
+        state = json.loads(file.read_text())
+        if state["standings"]:
+            state["standings"] = {"": state["standings"]["tiny"]}
+        (state["description"],) = state["description"].values()
+        file.write_text(json.dumps(state))
+    config = json.loads((run / "config.json").read_text())
+    (head,) = config.pop("heads").values()
+    del config["geometry"], head["task"]["kind"]
+    (run / "config.json").write_text(json.dumps({**head, **config}))
+
+
+def test_a_run_that_an_earlier_version_began_ends_as_if_it_never_stopped(tmp_path):
+    straight = tiny_run(tmp_path / "straight", **SETTINGS)
+    killed(tmp_path / "run", ("fetch", 16))
+    as_an_earlier_version_wrote_it(tmp_path / "run")
+    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), straight)
+
+
+def test_tensors_of_several_heads_had_another_name():
+    heads = ("rooms", "depth")
+    assert upgraded_name("models.depth.decoder.weight/exp_avg", heads) == "heads.depth.decoder.weight/exp_avg"
+    assert upgraded_name("heads.depth.decoder.weight", heads) == "heads.depth.decoder.weight"

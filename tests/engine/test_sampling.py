@@ -68,7 +68,7 @@ def test_workers_change_nothing():
 
     def images(workers):
         batches = MicroBatches(SampleStream(23, 0), start=2, stop=8, batch_size=4, accumulate=1, rank=0, world=1)
-        read = read_batches(task, task.train_data(), batches, workers=workers, pin=False)
+        read = read_batches(task.collate, task.train_data(), batches, workers=workers, pin=False)
         return [(each.batch.names, each.batch.image_BCHW) for each in read]
 
     alone, helped = images(0), images(2)
@@ -85,7 +85,7 @@ def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(scenes, tmp_path,
     task = SegmentationTask.open(SegmentationConfig(crop_size=(48, 64)), data, ("train", "val"))
     batches = MicroBatches(SampleStream(6, 0), start=0, stop=3, batch_size=2, accumulate=1, rank=0, world=1)
     with pytest.raises(DataError) as caught:
-        list(read_batches(task, task.train_data(), batches, workers=workers, pin=False))
+        list(read_batches(task.collate, task.train_data(), batches, workers=workers, pin=False))
     assert str(damaged) in str(caught.value)
     assert "Traceback" not in str(caught.value) and len(str(caught.value).splitlines()) == 1
 

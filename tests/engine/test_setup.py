@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from tiny import TinyTask, tiny_backbone, tiny_config, tiny_model, tiny_run
+from tiny import TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
 from torch import nn
 
 from vitsplit.engine import setup
@@ -29,9 +29,11 @@ def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
     model = tiny_model(TinyTask(), batch_norm=True)
     names = list(model.trainable_state())
     _, engine = setup.set_up_model(stub_accelerator(kind), tiny_config(), tiny_backbone(), model)
-    assert type(model.head.norm) is expected
+    assert type(model.heads["tiny"].head.norm) is expected
     assert list(model.trainable_state()) == names
-    assert any(p is model.head.norm.weight for group in engine.optimizer.param_groups for p in group["params"])
+    assert any(
+        p is model.heads["tiny"].head.norm.weight for group in engine.optimizer.param_groups for p in group["params"]
+    )
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, fp16)
             return super().loss_sums(Overflow.apply(output) if not self.seen else output, batch, taps)
 
     run = tiny_run(tmp_path / "run", steps=1, task=Task())
-    start = tiny_model(TinyTask()).trainable_state()
+    start = tiny_head(TinyTask()).trainable_state()
     assert all(tensor.equal(run.weights[name]) for name, tensor in start.items())
     state = json.loads((run.folder.checkpoints / "step-00000001" / "state.json").read_text())
     assert state["loss_scale"]["scale"] == 2.0**15

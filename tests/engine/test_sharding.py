@@ -18,7 +18,7 @@ from small_run import SMALL_RUN
 from vitsplit.engine.config import OptimConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.sampling import SampleStream
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding, empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
@@ -143,7 +143,7 @@ def test_bf16_keeps_float32_masters_and_learns_alike(sharded, tmp_path):
     # Six steps at this rate move a weight by less than bf16 tells apart, so masters in bf16 would stand still.
     start = tiny_model(WordedTask()).trainable_state()
     moved = load_file(run / f"{LAST}/weights.safetensors")
-    name = "decoder.language_model.model.norm.weight"
+    name = "heads.tiny.decoder.language_model.model.norm.weight"
     assert 0 < float((moved[name] - start[name]).abs().max()) < 2**-7
 
 
@@ -160,7 +160,7 @@ def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(scenes, tmp
     settings = SMALL_RUN | {"steps": 3, "decoder_norm": "group", "lr": 3e-5, "num_tuned_layers": 2}
     config = override(recipe(task_entry("segmentation").default_recipe), settings)
     file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(to_dict(config)))
+    file.write_text(json.dumps(config_to_dict(config)))
     arguments = ["--data", str(scenes), "--out", str(two), "--config", str(file), "--sharding", "fsdp2"]
     launch("-m", "vitsplit", "train", "segmentation", *arguments)
     one = vitsplit.train(config, data=scenes, out=tmp_path / "one")
@@ -266,18 +266,19 @@ def test_a_model_is_emptied_and_filled_without_the_other_losing_anything():
     assert all(tensor.equal(before[name]) for name, tensor in other.state_dict().items())
     with filled(model, {name: parameter.detach() for name, parameter in other.named_parameters()}):
         assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
-        assert model.decoder.language_model.lm_head.weight is model.decoder.language_model.model.embed_tokens.weight
+        words = model.heads["tiny"].decoder.language_model
+        assert words.lm_head.weight is words.model.embed_tokens.weight
         assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     # Buffers, such as running statistics, are the same tensors in both.
-    other.head.norm.running_mean.fill_(7.0)
-    assert bool((model.head.norm.running_mean == 7.0).all())
+    other.heads["tiny"].head.norm.running_mean.fill_(7.0)
+    assert bool((model.heads["tiny"].head.norm.running_mean == 7.0).all())
 
 
 def test_frozen_weights_of_a_language_model_are_rounded_and_what_trains_is_float32():
     model = tiny_model(WordedTask(frozen=True))
-    model.head.conv.bfloat16()
+    model.heads["tiny"].head.conv.bfloat16()
     prepare_parameters(model, torch.bfloat16, torch.device("cpu"))
     for name, parameter in model.named_parameters():
-        rounded = name.startswith("decoder.language_model.")
+        rounded = name.startswith("heads.tiny.decoder.language_model.")
         assert parameter.dtype == (torch.bfloat16 if rounded else torch.float32), name

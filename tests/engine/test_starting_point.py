@@ -5,8 +5,8 @@ import pytest
 import vitsplit
 from vitsplit.cli.train import main
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import to_dict
-from vitsplit.engine.starting_point import starting_config, starting_multi_config
+from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS
@@ -20,7 +20,7 @@ def write(path, values):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
     config = recipe(f"laptop-{task}")
-    write(tmp_path / "config.json", to_dict(config))
+    write(tmp_path / "config.json", config_to_dict(config))
     assert starting_config(task, resumed=tmp_path) == config
     for other in TASKS.keys() - {task}:
         with pytest.raises(ConfigError, match=rf"config\.json is of a run for {task}, not for {other}.*train {task}`"):
@@ -28,8 +28,10 @@ def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
 
 
 def test_a_joint_run_is_no_run_of_one_task(tmp_path):
-    file = write(tmp_path / "config.json", to_dict(starting_multi_config(["segmentation", "depth"])))
-    with pytest.raises(ConfigError, match="is of a joint run, not of a run for depth alone"):
+    file = write(
+        tmp_path / "config.json", config_to_dict(starting_heads({"segmentation": "segmentation", "depth": "depth"}))
+    )
+    with pytest.raises(ConfigError, match="is of heads that share a crop, not of a run for depth alone"):
         starting_config("depth", config_file=file)
 
 
@@ -57,15 +59,15 @@ def test_a_recipe_alone_says_the_task(tmp_path):
 
 def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
     config = override(recipe("laptop-depth"), {"cache_folder": "/somewhere/else", "cache_features": 2})
-    file = write(tmp_path / "config.json", to_dict(config))
+    file = write(tmp_path / "config.json", config_to_dict(config))
     assert starting_config("depth", resumed=tmp_path) == config
     assert not caplog.records
     foreign = starting_config("depth", config_file=file)
     assert foreign == override(config, {"cache_folder": None})
     assert "/somewhere/else" in caplog.text and "--cache-folder" in caplog.text
-    joint = override(starting_multi_config(["depth"]), {"cache_folder": "/somewhere/else"})
-    assert starting_multi_config(["depth"], config_file=write(file, to_dict(joint))).loop.cache_folder is None
-    assert starting_multi_config(["depth"], resumed=tmp_path) == joint
+    joint = override(starting_heads({"depth": "depth"}), {"cache_folder": "/somewhere/else"})
+    assert starting_heads({"depth": "depth"}, config_file=write(file, config_to_dict(joint))).loop.cache_folder is None
+    assert starting_heads({"depth": "depth"}, resumed=tmp_path) == joint
 
 
 @pytest.mark.parametrize(("left", "said"), [(None, "no such folder"), ("log.txt", "without --resume")])
@@ -77,7 +79,7 @@ def test_what_to_do_where_there_are_no_settings_to_go_on_with(tmp_path, left, sa
         starting_config("depth", resumed=tmp_path / "run")
     if left is not None:  # as they were given, until the run has its own
         given = override(recipe("laptop-depth"), {"lr": 3e-4})
-        write(tmp_path / "run" / ".start.json", to_dict(given))
+        write(tmp_path / "run" / ".start.json", config_to_dict(given))
         assert starting_config("depth", resumed=tmp_path / "run") == given
-        write(tmp_path / "run" / "config.json", to_dict(recipe("laptop-depth")))
+        write(tmp_path / "run" / "config.json", config_to_dict(recipe("laptop-depth")))
         assert starting_config("depth", resumed=tmp_path / "run") == recipe("laptop-depth")

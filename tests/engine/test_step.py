@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import IGNORE, TinyTask, tiny_backbone, tiny_config, tiny_model, tiny_run
+from tiny import IGNORE, TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_run
 
 from vitsplit.engine.optim import set_lr
 from vitsplit.engine.sampling import SampleStream
@@ -21,10 +21,10 @@ def by_hand(steps, *, clip_norm=None, **changes):
     """The loop that a textbook would write: one batch, mean losses, torch's AdamW and clipping."""
     config = tiny_config(steps=steps, **changes)
     task, backbone = TinyTask(), tiny_backbone()
-    model = tiny_model(task)
+    model = tiny_head(task)
     head = [p for name, p in model.named_parameters() if "task_head" in name]
     base = [p for name, p in model.named_parameters() if "task_head" not in name and "frozen" not in name]
-    groups = [{"params": head, "peak_lr": 1e-3}, {"params": base, "peak_lr": 1e-2}]
+    groups = [{"head": "tiny", "params": head, "peak_lr": 1e-3}, {"head": "tiny", "params": base, "peak_lr": 1e-2}]
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, foreach=False)
     stream, data = SampleStream(23, 0), task.train_data()
     losses, norms = [], []
@@ -37,7 +37,7 @@ def by_hand(steps, *, clip_norm=None, **changes):
         optimizer.zero_grad()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm or float("inf")).item())
-        set_lr(optimizer, lr_factor(step, steps, config.optim))
+        set_lr(optimizer, lr_factor(step, steps, config.optim), "tiny")
         optimizer.step()
         losses.append(loss.item())
     return model.trainable_state(), losses, norms
@@ -82,7 +82,7 @@ def test_a_term_with_nothing_to_normalise_is_zero(tmp_path):
 
 def test_only_what_trains_moves(tmp_path):
     run = tiny_run(tmp_path / "run")
-    before = tiny_model(TinyTask())
+    before = tiny_head(TinyTask())
     for (name, parameter), start in zip(run.model.named_parameters(), before.parameters(), strict=True):
         assert parameter.equal(start) == ("frozen" in name), name
     assert not any("frozen" in name for name in run.last)

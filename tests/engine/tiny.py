@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone, BackboneInfo
 from vitsplit.data.extents import move_extents
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig
+from vitsplit.engine.config import HeadConfig, LoopConfig, OptimConfig, TrainConfig
 from vitsplit.engine.loop import FitResult, fit
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.model import Head, Model
 from vitsplit.tasks.base import Evaluation
-from vitsplit.tasks.model import TaskModel
+from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.types import TapRequest
 
 SIZE, GRID, CLASSES, IGNORE = 28, 2, 3, 255
@@ -36,7 +37,7 @@ def tiny_backbone() -> Backbone:
     return Backbone(model, info)
 
 
-class TinyHead(nn.Module):
+class TinyMethod(nn.Module):
     """Reads the last map; has a task head, a frozen part, dropout, and batch norm if asked."""
 
     def __init__(self, width: int = 32, dropout: float = 0.0, batch_norm: bool = False) -> None:
@@ -168,32 +169,31 @@ class TinyTask:
         return {"classes": ["dark", "grey", "bright"], "sides": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinyConfig:
-    """Settings of the tiny task."""
-
-    width: int = 32
-
-
-def tiny_config(**changes: Any) -> TrainConfig[TinyConfig]:
+def tiny_config(**changes: Any) -> TrainConfig:
     optim_names = OptimConfig.__dataclass_fields__
     optim = {"lr": 1e-2, "warmup_steps": 3} | {name: value for name, value in changes.items() if name in optim_names}
     loop = {"steps": 12, "batch_size": 4, "precision": "fp32", "workers": 0, "log_every": 2, "track": ()} | {
         name: value for name, value in changes.items() if name not in optim_names
     }
-    return TrainConfig(task=TinyConfig(), optim=OptimConfig(**optim), loop=LoopConfig(**loop))
+    # The tiny task reads no settings; those of any task will do.
+    head = HeadConfig(task=DepthConfig(), optim=OptimConfig(**optim))
+    return TrainConfig(heads={"tiny": head}, loop=LoopConfig(**loop))
 
 
-def tiny_model(task: TinyTask, seed: int = 0, **head: Any) -> TaskModel:
+def tiny_head(task: TinyTask, seed: int = 0, **method: Any) -> Head:
     torch.manual_seed(seed)
-    built = TinyHead(**head)
-    return TaskModel(built, task.build_decoder(built.width, 1))
+    built = TinyMethod(**method)
+    return Head(built, task.build_decoder(built.width, 1))
 
 
-def save_tiny_bundle(model: TaskModel):
-    def save(folder: Path, config: TrainConfig[TinyConfig], metrics: dict[str, Any], head: str) -> None:
-        save_file(model.trainable_state(), folder / "head.safetensors")
-        (folder / "config.json").write_text(json.dumps(to_dict(config)))
+def tiny_model(task: TinyTask, seed: int = 0, **method: Any) -> Model:
+    return Model({"tiny": tiny_head(task, seed, **method)})
+
+
+def save_tiny_bundle(model: Model):
+    def save(folder: Path, config: TrainConfig, metrics: dict[str, Any], head: str) -> None:
+        save_file(model.heads[head].trainable_state(), folder / "head.safetensors")
+        (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
         (folder / "metrics.txt").write_text(repr(metrics))
 
     return save
@@ -204,13 +204,13 @@ class TinyRun:
     """What a tiny run left: its result, its model, its folder, and what it printed."""
 
     result: FitResult
-    model: TaskModel
+    model: Model
     folder: RunFolder
     printed: str
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        return self.model.trainable_state()
+        return self.model.heads["tiny"].trainable_state()
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl that have a key (``loss`` or ``eval``)."""
@@ -239,7 +239,7 @@ def tiny_run(
     with RunFolder.open(out, resume=resume) as folder:
         result = fit(
             tiny_config(**changes),
-            task=task,
+            tasks={"tiny": task},
             backbone=backbone or tiny_backbone(),
             model=model,
             run=folder,

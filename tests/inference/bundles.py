@@ -12,8 +12,8 @@ from vitsplit.backbone import load_backbone
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
-from vitsplit.model import build_model
-from vitsplit.tasks import bare_task
+from vitsplit.model import build_head
+from vitsplit.tasks import bare_task, one_head
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -53,21 +53,21 @@ def write_detection_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] 
     return write_bundle(folder, _config(DetectionConfig(**settings), "fp32", seed, BACKBONE, split), description)
 
 
-def write_bundle(folder: Path, config: TrainConfig[Any], description: dict[str, Any]) -> Path:
+def write_bundle(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Path:
     """An untrained bundle, whose random output differs from pixel to pixel."""
     backbone = _backbone(config.backbone.backbone)
     task = bare_task(config, description)
-    model = build_model(config, backbone, task)
+    model = build_head(config, backbone, task)
     generator = torch.Generator().manual_seed(config.loop.seed)
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var"):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.02 + 0.001)
-    save_bundle(folder, config=config, task=task, backbone=backbone, model=model, metrics={})
+    save_bundle(folder, config=config, task=task, backbone=backbone, head=model, metrics={})
     return folder
 
 
-def _config(task: Any, precision: Any, seed: int, backbone: str, split: dict[str, Any]) -> TrainConfig[Any]:
-    return TrainConfig(
+def _config(task: Any, precision: Any, seed: int, backbone: str, split: dict[str, Any]) -> TrainConfig:
+    return one_head(
         task=task,
         backbone=BackboneConfig(backbone=backbone, random_weights=True),
         split=SplitConfig(**({"num_tuned_layers": 2} | split)),

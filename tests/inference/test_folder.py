@@ -18,8 +18,8 @@ from PIL import Image
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.data.images import read_mask
-from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import LOG
+from vitsplit.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def batches_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
-    original = MultiPredictor.predict_batch
+    original = Predictor.predict_batch
 
-    def predict_batch(self: MultiPredictor, image_BCHW: torch.Tensor) -> Any:
+    def predict_batch(self: Predictor, image_BCHW: torch.Tensor) -> Any:
         seen.append(tuple(image_BCHW.shape))
         return original(self, image_BCHW)
 
-    monkeypatch.setattr(MultiPredictor, "predict_batch", predict_batch)
+    monkeypatch.setattr(Predictor, "predict_batch", predict_batch)
     return seen
 
 
@@ -74,7 +74,7 @@ def test_one_run_writes_the_tasks_own_names(runs: dict[str, Path], photos: Path,
     assert list(found) == [f"{index}_mask.png" for index in range(6)] + ["deep/6_mask.png", "deep/7_mask.png"]
     model = vitsplit.load(runs["rooms"])
     for name, mask in found.items():
-        assert np.array_equal(mask, model.predict(photos / name.replace("_mask", "")).mask)
+        assert np.array_equal(mask, model.predict(photos / name.replace("_mask", ""))["segmentation"].mask)
     assert len(list(out.rglob("*_overlay.jpg"))) == 8 and not (out / ".partial").exists()
 
 
@@ -86,7 +86,7 @@ def test_runs_of_one_task_write_their_names_into_the_files_and_share_the_pass(
     names = {f"{index}_{run}_{what}" for index in (0, 1) for run in runs for what in ("mask.png", "overlay.jpg")}
     assert {path.name for path in out.iterdir()} == names | {LOG}
     for run, folder in runs.items():
-        expected = vitsplit.load(folder).predict(photos / "0.png").mask
+        expected = vitsplit.load(folder).predict(photos / "0.png")["segmentation"].mask
         assert np.array_equal(read_mask(out / f"0_{run}_mask.png").numpy(), expected)
     # One image stands, the other lies: 64 x 48 and 48 x 64.
     assert "2 passes at 2 sizes for rooms and cars" in capsys.readouterr().out
@@ -114,14 +114,14 @@ def test_a_stopped_command_goes_on_where_it_was(
     out, whole = tmp_path / "out", tmp_path / "whole"
     assert predict(runs["rooms"], photos, "--out", whole) == 0
     with monkeypatch.context() as patch:
-        original = MultiPredictor.predict_batch
+        original = Predictor.predict_batch
 
-        def dies(self: MultiPredictor, image_BCHW: torch.Tensor) -> Any:
+        def dies(self: Predictor, image_BCHW: torch.Tensor) -> Any:
             if len(batches_seen) == 8 + 4:
                 raise KeyboardInterrupt
             return original(self, image_BCHW)
 
-        patch.setattr(MultiPredictor, "predict_batch", dies)
+        patch.setattr(Predictor, "predict_batch", dies)
         assert predict(runs["rooms"], photos, "--out", out) == 130
     noted = (out / LOG).read_text().splitlines()[1:]
     assert len(noted) <= 4
@@ -146,7 +146,7 @@ def test_what_is_done_is_not_done_again_unless_it_changed(
     assert predict(runs["rooms"], photos, "--out", out) == 0
     batches_seen.clear()
     with monkeypatch.context() as patch:  # nothing to do: not even the backbone is read
-        patch.setattr("vitsplit.inference.predictor.open_backbone", lambda *_, **__: pytest.fail("backbone read"))
+        patch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("backbone read"))
         assert predict(runs["rooms"], photos, "--out", out) == 0
     assert "8 of them predicted before" in capsys.readouterr().out
     (out / "2_overlay.jpg").unlink()

@@ -18,10 +18,9 @@ from pycocotools import mask as official
 
 import vitsplit
 from vitsplit.backbone.frozen import Backbone
-from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.large import PIXELS_PER_PASS, default_tile, predict_large
-from vitsplit.tasks import bare_task
+from vitsplit.tasks import bare_task, one_head
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
@@ -36,7 +35,7 @@ DESCRIPTION = {"classes": ["red", "green", "blue"], "colours": COLOURS, "categor
 
 def stand_in(task_config: Any, output: Any) -> Any:
     """A predictor whose network is ``output`` of the pixels (float32, 0..255), and that records what it was shown."""
-    config = TrainConfig(task=task_config)
+    config = one_head(task=task_config)
     shown = []
 
     def forward(image_BCHW):
@@ -45,7 +44,15 @@ def stand_in(task_config: Any, output: Any) -> Any:
         return output(image_BCHW.float()), LayerTaps(image_size=size, padding=Padding(), grid=size, num_prefix_tokens=0)
 
     card = SimpleNamespace(config=config, description=DESCRIPTION)
-    return SimpleNamespace(card=card, task=bare_task(config, DESCRIPTION), forward=forward, shown=shown)
+    predictor = StandIn(only=SimpleNamespace(card=card, task=bare_task(config, DESCRIPTION), forward=forward))
+    predictor.shown = shown
+    return predictor
+
+
+class StandIn(dict):
+    """A predictor of one head."""
+
+    shown: list[tuple[int, ...]]
 
 
 def segmenter(**settings: Any) -> Any:
@@ -144,7 +151,7 @@ def test_an_odd_size_at_a_scale_keeps_every_row(tmp_path):
 def test_extreme_shapes_through_a_real_backbone(tmp_path, height, width):
     path = save(tmp_path / "a.png", patches(height, width))
     model = vitsplit.load(write_segmentation_bundle(tmp_path / "bundle"))
-    assert model.predict(path).mask.shape == (height, width)
+    assert model.predict(path)["segmentation"].mask.shape == (height, width)
     mask, _ = predict_large(model, path, tmp_path / "out", "a")
     assert Image.open(mask).size == (width, height)
 
@@ -182,9 +189,9 @@ def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, suffix):
 def test_default_tiles():
     depth = stand_in(DepthConfig(crop_size=(30, 50)), None)
     detection = stand_in(DetectionConfig(image_scale=(120, 80)), None)
-    assert default_tile([segmenter()]) == (48, 64)
-    assert default_tile([depth, segmenter()]) == (48, 64)
-    assert default_tile([detection]) == (80, 120)
+    assert default_tile(segmenter().values()) == (48, 64)
+    assert default_tile([*depth.values(), *segmenter().values()]) == (48, 64)
+    assert default_tile(detection.values()) == (80, 120)
 
 
 def find_rectangles(limits, image_BCHW):
@@ -289,6 +296,6 @@ def test_several_bundles_share_one_pass_per_tile(tmp_path, monkeypatch):
 
 def test_the_bundle_s_own_settings_stay_as_they_are(tmp_path):
     model = segmenter()
-    before = dataclasses.asdict(model.task.config)
+    before = dataclasses.asdict(model["only"].task.config)
     predict_large(model, save(tmp_path / "a.png", patches(60, 60)), tmp_path, "a")
-    assert dataclasses.asdict(model.task.config) == before
+    assert dataclasses.asdict(model["only"].task.config) == before

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vitsplit.cli.main import main
 from vitsplit.engine.folder_lock import hold_folder
-from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import LOG
+from vitsplit.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -207,15 +207,15 @@ def test_a_full_disk_ends_in_one_message_and_the_same_command_goes_on(
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert predict(bundles[0], photos, "--out", whole)[0] == 0
     seen: list[int] = []
-    original = MultiPredictor.predict_batch
+    original = Predictor.predict_batch
 
-    def predict_batch(self: MultiPredictor, image_BCHW: Any) -> Any:
+    def predict_batch(self: Predictor, image_BCHW: Any) -> Any:
         seen.append(1)
         if len(seen) == 3:
             largest_file(600)
         return original(self, image_BCHW)
 
-    monkeypatch.setattr(MultiPredictor, "predict_batch", predict_batch)
+    monkeypatch.setattr(Predictor, "predict_batch", predict_batch)
     status, said = predict(bundles[0], photos, "--out", out)
     assert status == 2 and str(out) in said and "could not be written" in said and "--out" in said
     largest_file(resource.RLIM_INFINITY)

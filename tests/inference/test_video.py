@@ -70,7 +70,7 @@ def test_one_bundle_paints_every_frame(runs: list[Path], tmp_path: Path, capsys:
     assert times == [Fraction(index, 10) for index in range(7)]
     model = vitsplit.load(runs[0])
     for index in (0, 3, 6):
-        expected = np.asarray(model.predict(frames[index]).overlay())
+        expected = np.asarray(model.predict(frames[index])["segmentation"].overlay())
         assert difference(painted[index], expected) < 4 < difference(painted[index], frames[index]) / 3
 
 

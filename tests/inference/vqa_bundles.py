@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from bundles import BACKBONE, write_bundle
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig
+from vitsplit.tasks import one_head
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
 
@@ -60,7 +61,7 @@ def write_vqa_bundle(
         "language_model": "tiny", "language_weights": str(language), "language_width": WIDTH, "stage": "align",
         "crop_size": (48, 64), "fit": "stretch", "visual_grid": (2, 3), "max_new_tokens": 8,
     } | (task or {})  # fmt: skip
-    config = TrainConfig(
+    config = one_head(
         task=VqaConfig(**settings),
         backbone=BackboneConfig(backbone=BACKBONE, random_weights=True),
         split=SplitConfig(**({"num_tuned_layers": 1, "num_prior_layers": 1, "selection": "last"} | split)),

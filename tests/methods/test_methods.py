@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 import vitsplit
 from vitsplit.backbone import load_backbone, meta_backbone
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, BaselineConfig, MethodName, OptimConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, BaselineConfig, MethodName, OptimConfig
 from vitsplit.engine.optim import build_optimizer, parameter_groups
 from vitsplit.methods.settings import ADAPTERS, backbone_settings
-from vitsplit.model import build_model
-from vitsplit.tasks import bare_task
+from vitsplit.model import build_head
+from vitsplit.tasks import bare_task, one_head
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import SegmentationBatch
@@ -28,7 +28,7 @@ DESCRIPTION = {"classes": ["a", "b", "c"], "colours": [[0, 0, 0], [9, 9, 9], [90
 
 def config_of(method, decoder="auto"):
     task = SegmentationConfig(crop_size=(32, 48), image_scale=(48, 32), test_mode="whole")
-    return TrainConfig(method=method, task=task, backbone=BACKBONE, baseline=BaselineConfig(decoder=decoder))
+    return one_head(method=method, task=task, backbone=BACKBONE, baseline=BaselineConfig(decoder=decoder))
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def backward(backbone, model, task):
 def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
     config = config_of(method, decoder)
     task = bare_task(config, DESCRIPTION)
-    model = build_model(config, backbone, task)
+    model = build_head(config, backbone, task)
     frozen = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     still = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    optimizer = build_optimizer({"a": model}, {"a": OptimConfig(lr=1e-3)})
     backward(backbone, model, task)
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     optimizer.step()
@@ -73,13 +73,13 @@ def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
 def test_a_bundle_predicts_what_was_saved(backbone, tmp_path, method):
     config = config_of(method)
     task = bare_task(config, DESCRIPTION)
-    model = build_model(config, backbone, task)
+    model = build_head(config, backbone, task)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # as if trained: other numbers everywhere, other statistics
         for name, tensor in model.trainable_state().items():
             if tensor.is_floating_point():
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * (0.3 if "running" in name else 0.02))
-    save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, model=model, metrics={})
+    save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, head=model, metrics={})
     stored = load_file(tmp_path / method / "head.safetensors")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained <= stored.keys()
@@ -95,9 +95,9 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
     for method in ("lora", "upernet", "vitsplit", "vpt", "vit-adapter"):
         config = config_of(method)
         task = bare_task(config, DESCRIPTION)
-        model = build_model(config, backbone, task)
-        save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, model=model, metrics={})
-        alone[method] = vitsplit.load(tmp_path / method, precision="bf16").predict(images()[0]).mask
+        model = build_head(config, backbone, task)
+        save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, head=model, metrics={})
+        alone[method] = vitsplit.load(tmp_path / method, precision="bf16").predict(images()[0])["segmentation"].mask
     together = vitsplit.load({name: tmp_path / name for name in alone if name != "vpt"}, precision="bf16")
     together.add(tmp_path / "vpt", "vpt")
     answers = together.predict(images()[0])
@@ -108,8 +108,8 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
 
 @pytest.mark.parametrize("method", ["frozen-head", "full-finetune"])
 def test_they_are_for_depth_too(backbone, method):
-    config = replace(config_of(method), task=DepthConfig())
-    model = build_model(config, backbone, bare_task(config, {}))
+    config = config_of(method).change(task=DepthConfig())
+    model = build_head(config, backbone, bare_task(config, {}))
     metres = model(backbone(images(), model.request(train=False)))
     assert metres.shape == (2, 1, 8, 12)
     metres.sum().backward()
@@ -125,9 +125,9 @@ def rates_of(model, **optim):
 @pytest.mark.parametrize("method", ["full-finetune", "upernet", "vit-adapter", "vit-comer"])
 def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
     """With layer decay r: block i of n at r^(n + 1 - i), what is before them at r^(n + 2), what is new at 1."""
-    config = replace(config_of(method), backbone=BackboneConfig(backbone="vit_small_patch16_224"))
+    config = config_of(method).change(backbone=BackboneConfig(backbone="vit_small_patch16_224"))
     with torch.device("meta"):
-        model = build_model(config, meta_backbone("vit_small_patch16_224"), bare_task(config, DESCRIPTION))
+        model = build_head(config, meta_backbone("vit_small_patch16_224"), bare_task(config, DESCRIPTION))
     rates = rates_of(model, task_head_lr_scale=0.1)
     pretrained = {name for name in rates if "trunk.model." in name}
     assert {rates[name] for name in pretrained} == {0.1}
@@ -143,24 +143,24 @@ def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
 @pytest.mark.parametrize("method", ["lora", "vpt", "adaptformer"])
 def test_what_is_new_within_a_block_learns_at_the_full_rate(backbone, method):
     config = config_of(method)
-    model = build_model(config, backbone, bare_task(config, DESCRIPTION))
+    model = build_head(config, backbone, bare_task(config, DESCRIPTION))
     assert set(rates_of(model, task_head_lr_scale=0.1, layer_decay=0.5).values()) == {1.0}
 
 
 def test_only_the_adapters_change_the_patch_size_and_not_one_that_is_given():
     at_14 = BackboneConfig(backbone="dinov2-small")
     for method in METHODS:
-        config = replace(config_of(method), backbone=at_14)
+        config = config_of(method).change(backbone=at_14)
         assert backbone_settings(config) == (replace(at_14, patch_size=16) if method in ADAPTERS else at_14)
         given = replace(at_14, patch_size=12)
-        assert backbone_settings(replace(config, backbone=given)) == given
+        assert backbone_settings(config.change(backbone=given)) == given
 
 
 def test_initial_weights_depend_on_the_seed_alone(backbone):
     config = config_of("lora")
     task = bare_task(config, DESCRIPTION)
     torch.manual_seed(1)
-    first = build_model(config, backbone, task).trainable_state()
+    first = build_head(config, backbone, task).trainable_state()
     torch.manual_seed(2)
-    second = copy.deepcopy(build_model(config, backbone, task).trainable_state())
+    second = copy.deepcopy(build_head(config, backbone, task).trainable_state())
     assert all(torch.equal(first[name], second[name]) for name in first)

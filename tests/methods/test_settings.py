@@ -1,18 +1,15 @@
 """What cannot be combined is refused, with what to do instead."""
 
 import importlib.util
-from dataclasses import replace
 
 import pytest
 
 from vitsplit.cli.main import main
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import from_dict, to_dict
+from vitsplit.engine.saved_config import config_from_dict, flat_to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.methods.settings import check_method, decoder_kind
 from vitsplit.recipes import recipe
-from vitsplit.tasks import config_type
-from vitsplit.tasks.multi.config import MultiConfig
 
 SEGMENTATION = recipe("ade20k-small")
 
@@ -42,14 +39,14 @@ def test_contradictions(settings, said):
 def test_methods_of_segmentation_alone(name):
     for method in ("upernet", "lora", "vpt", "adaptformer", "vit-adapter", "vit-comer"):
         with pytest.raises(ConfigError, match=rf"--method {method} is for segmentation, not for .* full-finetune"):
-            check_method(replace(recipe(name), method=method))
+            check_method(recipe(name).change(method=method))
     for method in ("vitsplit", "linear-probe", "frozen-head", "full-finetune"):
-        check_method(replace(recipe(name), method=method))
+        check_method(recipe(name).change(method=method))
 
 
 def test_questions_have_baselines_of_their_own():
     with pytest.raises(ConfigError, match=r"--method full-finetune: visual question .* --connector mlp2x"):
-        check_method(replace(recipe("laptop-vqa"), method="full-finetune"))
+        check_method(recipe("laptop-vqa").change(method="full-finetune"))
 
 
 @pytest.mark.parametrize(
@@ -88,19 +85,14 @@ def test_lora_without_its_library(monkeypatch, capsys):
 
 
 def test_settings_of_before_there_were_baselines_still_load():
-    written = to_dict(SEGMENTATION)
+    written = flat_to_dict(SEGMENTATION)
     del written["baseline"]
-    assert from_dict(config_type("segmentation"), written, "config.json") == SEGMENTATION
-    joint = MultiConfig.of({"segmentation": recipe("laptop-segmentation"), "depth": recipe("laptop-depth")})
-    written = to_dict(joint)
-    for head in ("segmentation", "depth"):
-        del written[head]["baseline"]
-    assert from_dict(MultiConfig, written, "config.json") == joint
+    assert config_from_dict(written, "config.json", task="segmentation") == SEGMENTATION
 
 
 def test_an_adapter_in_a_joint_run_needs_its_patch_size_said(scenes, tmp_path):
     import vitsplit
 
     settings = {"backbone": "dinov2-small", "random_weights": True, "segmentation": {"method": "vit-adapter"}}
-    with pytest.raises(ConfigError, match=r"--segmentation\.method vit-adapter wants patches of 16 .*--patch-size 16"):
+    with pytest.raises(ConfigError, match=r"--segmentation\.method vit-adapter needs patches of 16 .*--patch-size 16"):
         vitsplit.train(data={"segmentation": scenes, "depth": scenes}, out=tmp_path / "run", **settings)

@@ -18,7 +18,7 @@ from vitsplit.methods.pyramid import PUBLISHED, ConvFFN, PyramidOutput, PyramidS
 from vitsplit.methods.pyramid_stem import PyramidStem, Scales, as_tokens
 from vitsplit.methods.trunk import Trunk
 from vitsplit.methods.vit_adapter import Exchange, ViTAdapter
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 
 TINY = PyramidSettings(num_heads=3, deform_ratio=1.0, drop_path=0.0, dim_ratio=1.0)
 PATCH_16 = {"patch_size": 16, "img_size": 64}
@@ -76,7 +76,7 @@ def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypat
         assert all(torch.equal(scale.gamma, torch.ones(48)) for block in blocks for scale in (block.ls1, block.ls2))
         assert not any(isinstance(each, LayerScale) for each in backbone.modules())  # the frozen one is not touched
     # A bundle of before has none: as one of ones.
-    model = TaskModel(head, nn.Identity())
+    model = Head(head, nn.Identity())
     former = {name: t.clone() for name, t in model.trainable_state().items() if added == 0 or ".ls" not in name}
     assert len(model.trainable_state()) - len(former) == (8 if added else 0)
     with torch.no_grad():

@@ -85,7 +85,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.fixture
 def bundle(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     bundle = Bundle()
-    monkeypatch.setattr(plugin, "load_predictor", lambda run, **_: bundle)
+    monkeypatch.setattr(plugin, "load_head", lambda run, **_: bundle)
 
     def without_image(predictor: Any, questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
         assert predictor is bundle
@@ -162,11 +162,11 @@ def test_what_a_bundle_cannot_do_is_said(model: Any, plugin: ModuleType, monkeyp
     assert [record.message for record in caplog.records] == [
         "colours asks for sampling or several beams; vitsplit answers greedily"
     ]
-    monkeypatch.setattr(plugin, "load_predictor", lambda run, **_: Bundle(conversation="plain"))
+    monkeypatch.setattr(plugin, "load_head", lambda run, **_: Bundle(conversation="plain"))
     with pytest.raises(ConfigError, match="it reads no question"):
         plugin.VitSplitLmms(run="runs/vqa")
     with pytest.raises(ConfigError, match="--batch_size 8"):
         plugin.VitSplitLmms(run="runs/vqa", batch_size="8")
-    monkeypatch.setattr(plugin, "load_predictor", lambda run, **_: Bundle("depth"))
+    monkeypatch.setattr(plugin, "load_head", lambda run, **_: Bundle("depth"))
     with pytest.raises(ConfigError, match="runs/depth: a bundle of depth"):
         plugin.VitSplitLmms(run="runs/depth")

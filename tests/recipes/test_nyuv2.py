@@ -5,7 +5,7 @@ import torch
 
 from vitsplit.backbone import meta_backbone
 from vitsplit.methods.split.layers import select_layers
-from vitsplit.model import build_model
+from vitsplit.model import build_head
 from vitsplit.recipes import RECIPES, recipe
 from vitsplit.tasks import bare_task, task_name
 from vitsplit.tasks.depth.metrics import crop_box
@@ -20,7 +20,7 @@ PAPER = {
 
 def trainable(config):
     with torch.device("meta"):
-        model = build_model(config, meta_backbone(config.backbone.backbone), bare_task(config, {}))
+        model = build_head(config, meta_backbone(config.backbone.backbone), bare_task(config, {}))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -73,12 +73,12 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
 )
 def test_trainable_parameters(name, num_tuned, counted, width, block):
     config = recipe(name)
-    config = replace(config, split=replace(config.split, num_tuned_layers=num_tuned))
+    config = config.change(split=replace(config.split, num_tuned_layers=num_tuned))
     assert trainable(config) == counted == by_hand(width, block, num_tuned)
 
 
 def test_the_linear_probe_is_batch_norm_and_one_convolution():
-    assert trainable(replace(recipe("nyuv2-small"), method="linear-probe")) == 2 * 384 + 384 + 1
+    assert trainable(recipe("nyuv2-small").change(method="linear-probe")) == 2 * 384 + 384 + 1
 
 
 def test_the_laptop_recipe():

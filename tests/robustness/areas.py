@@ -771,9 +771,9 @@ def accept_bundle(found: Any, broken: Broken) -> bool:
 def read_bundle(folder: Path) -> Any:
     import torch
 
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.predictor import load_head
 
-    predictor = load_predictor(folder, device="cpu")
+    predictor = load_head(folder, device="cpu")
     output, _ = predictor.forward(torch.full((1, 3, 48, 64), 100, dtype=torch.uint8))
     tensors = [output] if isinstance(output, torch.Tensor) else []
     return predictor, all(bool(tensor.isfinite().all()) for tensor in tensors)
@@ -873,10 +873,10 @@ def accept_checkpoint(found: Any, broken: Broken) -> bool:
 
 
 def build_settings(folder: Path) -> None:
-    from vitsplit.engine.serialise import to_dict
+    from vitsplit.engine.saved_config import config_to_dict
     from vitsplit.recipes import recipe
 
-    (folder / "config.json").write_text(json.dumps(to_dict(recipe("laptop-segmentation"))))
+    (folder / "config.json").write_text(json.dumps(config_to_dict(recipe("laptop-segmentation"))))
 
 
 def read_settings(folder: Path) -> Any:
@@ -889,17 +889,17 @@ def read_settings(folder: Path) -> Any:
 
 
 def accept_settings(config: Any, broken: Broken) -> bool:
-    from vitsplit.engine.serialise import to_dict
+    from vitsplit.engine.saved_config import config_to_dict
     from vitsplit.recipes import recipe
 
-    good = json.loads(json.dumps(to_dict(recipe("laptop-segmentation"))))
+    good = json.loads(json.dumps(config_to_dict(recipe("laptop-segmentation"))))
     return broken.content is not NotImplemented and card_rule(good, broken.content) and set(broken.content) <= set(good)
 
 
 def build_state(folder: Path) -> None:
     content = {
         "step": 12, "seconds": 3.5, "evaluated": 6, "finished": False, "window": {"loss": 1.5}, "window_steps": 2,
-        "standings": {"": {"best_score": 0.5, "best_step": 6, "best_metrics": {"miou": 0.5}, "last_score": 0.5,
+        "standings": {"depth": {"best_score": 0.5, "best_step": 6, "best_metrics": {"miou": 0.5}, "last_score": 0.5,
                            "last_metrics": {"miou": 0.5}, "score_name": "miou", "without_gain": 0}},
         "loss_scale": {}, "samples": 23, "processes": 1, "backbone_hash": "ab" * 32, "description": {"classes": ["a"]},
     }  # fmt: skip
@@ -920,7 +920,7 @@ def state_rule(content: Any) -> bool:
 def read_run_state(folder: Path) -> Any:
     from vitsplit.engine.checkpoint import read_state
 
-    return read_state(folder)
+    return read_state(folder, ["depth"])
 
 
 def accept_state(_: Any, broken: Broken) -> bool:

@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -18,19 +18,20 @@ from torch import Tensor
 
 from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
+from vitsplit.assemble import open_tasks
 from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
+from vitsplit.engine.run_data import OwnAugmentation
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
+from vitsplit.engine.saved_config import upgraded_config
 from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
-from vitsplit.tasks import open_task, task_name
-from vitsplit.tasks.base import TrainableTask
-from vitsplit.tasks.multi.config import MultiConfig
-from vitsplit.tasks.multi.task import MultiTask
+from vitsplit.tasks import task_kind
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.data import TrainVqa
 
@@ -41,88 +42,81 @@ MOST_IMAGES = 64
 BATCH_SIZE = 8
 _AGAIN = "Delete it: it is then made again."
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfig[Any] | MultiConfig)
-Folders = str | Path | Mapping[str, str | Path]
-"""A data set, or one per task by the tasks' names."""
+Folders = Mapping[str, str | Path]
+"""The data set of each head, by its name."""
 
 
-def with_advised_layers(config: ConfigT, data: Folders, *, most_images: int = MOST_IMAGES) -> ConfigT:
+def with_advised_layers(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> TrainConfig:
     """The configuration with K_t and prior layers chosen from the training images, and why, in the log.
 
     Args:
-        config: Of a run of one task, or of several, whose heads then each have a choice of their own.
-        data: The data set, or one per task.
+        config: The configuration, whose heads each have a choice of their own.
+        data: The data set of each head.
         most_images: How many images are looked at, evenly drawn and augmented as in training.
 
     Raises:
         ConfigError: The method has no layers to choose.
         DataError: There are fewer than four training images.
     """
-    heads = {"": config} if isinstance(config, TrainConfig) else {name: config.own(name) for name in config.heads()}
-    for head in heads.values():
-        check_choice(head, "--layers auto")
+    for name in config.heads:
+        check_choice(config.only(name), "--layers auto")
     # Of several processes one decides: rounding elsewhere must not lead to other layers there.
     chosen: list[dict[str, Advice]] = [{}]
     if process_state().is_main_process:
-        chosen = [_advice(config, heads, data, most_images)]
+        chosen = [_advice(config, data, most_images)]
     broadcast_object_list(chosen)
     for name, advice in chosen[0].items():
-        prefix = f"{name}: " if name else ""
+        prefix = f"{name}: " if len(config.heads) > 1 else ""
         if "num_tuned_layers" in advice.settings:
             logger.info("layers auto: %sK_t = %d: %s", prefix, advice.num_tuned_layers, advice.why_tuned)
         if "prior_layers" in advice.settings:
             logger.info("layers auto: %s%s", prefix, advice.why_prior)
-    if isinstance(config, TrainConfig):
-        return override(config, chosen[0][""].settings)
     return override(config, {name: advice.settings for name, advice in chosen[0].items()})
 
 
-def with_layers_of(run: RunFolder, config: ConfigT) -> ConfigT:
+def with_layers_of(run: RunFolder, config: TrainConfig) -> TrainConfig:
     """The configuration with the choice that a run began with, so that it can be resumed.
 
     Raises:
         RunError: The run's configuration cannot be read, or is not of the same heads.
     """
-    saved = run.read_config()
+    (first, *_) = config.heads.values()
+    saved = upgraded_config(run.read_config(), task_kind(first.task))
     try:
-        if isinstance(config, TrainConfig):
-            return override(config, _choice_in(saved))
-        return override(config, {name: _choice_in(saved[name]) for name in config.heads()})
+        return override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
     except (KeyError, TypeError) as error:
         raise RunError(
             f"{run.config_file} is not of the same heads ({error}). Give another --out, or omit --resume."
         ) from error
 
 
-def training_similarity(
-    config: TrainConfig[Any] | MultiConfig, data: Folders, *, most_images: int = MOST_IMAGES
-) -> Similarity:
+def training_similarity(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> Similarity:
     """The CKA of a backbone's layers, as the heads read them, on training images as they are augmented.
 
     Raises:
         DataError: There are fewer than four training images.
     """
-    task = _open(config, data)
+    tasks = RunTasks(config, open_tasks(config, data))
     backbone = open_backbone(config.backbone).to(process_state().device)
-    batches = list(training_images(task, most_images))
+    batches = list(training_images(tasks, most_images))
     if not batches:
         raise DataError(
-            f"{data}: layers are compared on at least {LEAST_BATCH} training images, and there are fewer. Give more "
-            "images, or leave the choice to the recipe (--layers recipe)."
+            f"{', '.join(map(str, data.values()))}: layers are compared on at least {LEAST_BATCH} training images, and "
+            "there are fewer. Give more images, or leave the choice to the recipe (--layers recipe)."
         )
     return compare_layers({"backbone": backbone}, ([batch] for batch in batches), normed=_reads_normed(config))
 
 
-def training_images(task: TrainableTask, most_images: int) -> Iterator[Tensor]:
+def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
     """Batches ``image_BCHW`` of at least four training images, evenly drawn, each image once.
 
     Crops that are smaller than their batch are padded with black here, whatever ``pad_color`` says.
     """
-    data = task.train_data()
+    data = tasks.train_data()
     indices = list(range(len(data)))
-    if isinstance(data, TrainVqa):
+    if isinstance(data, OwnAugmentation) and isinstance(data.data, TrainVqa):
         # Of the samples on one image the first; none of text alone.
-        first = {sample.image: index for index, sample in reversed(list(enumerate(data.data.samples)))}
+        first = {sample.image: index for index, sample in reversed(list(enumerate(data.data.data.samples)))}
         indices = sorted(index for image, index in first.items() if image is not None)
     if len(indices) > most_images:
         indices = [indices[place * len(indices) // most_images] for place in range(most_images)]
@@ -131,10 +125,10 @@ def training_images(task: TrainableTask, most_images: int) -> Iterator[Tensor]:
     for begin in range(0, len(indices), BATCH_SIZE):
         chunk = indices[begin : begin + BATCH_SIZE]
         if len(chunk) >= LEAST_BATCH:
-            yield task.collate([data[index, index] for index in chunk]).image_BCHW
+            yield tasks.collate([data[index, index] for index in chunk]).image_BCHW
 
 
-def remembered_similarity(config: TrainConfig[Any], data: Path, file: Path) -> Similarity:
+def remembered_similarity(config: TrainConfig, data: Path, file: Path) -> Similarity:
     """``training_similarity``, kept in a file: a study that is called again must choose the same layers.
 
     Raises:
@@ -153,7 +147,7 @@ def remembered_similarity(config: TrainConfig[Any], data: Path, file: Path) -> S
             images = whole_number(saved.get("images"), f"{file}: images", 1, 1 << 40, error=RunError, advice=_AGAIN)
             return Similarity({"backbone": len(cka_LL)}, cka_LL, images)
     logger.info("comparing the layers of %s on training images", config.backbone.backbone)
-    found = training_similarity(config, data)
+    found = training_similarity(config, dict.fromkeys(config.heads, data))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"about": about, "images": found.images, "cka": found.cka_MM.tolist()})
     return found
@@ -171,15 +165,10 @@ def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
     return np.array(numbers)
 
 
-def _advice(
-    config: TrainConfig[Any] | MultiConfig,
-    heads: Mapping[str, TrainConfig[Any]],
-    data: Folders,
-    most_images: int,
-) -> dict[str, Advice]:
+def _advice(config: TrainConfig, data: Folders, most_images: int) -> dict[str, Advice]:
     found = training_similarity(config, data, most_images=most_images)
     logger.info("layers auto: compared %d layers on %d training images", len(found.cka_MM), found.images)
-    return {name: advise(found.cka_MM, head.split, task_name(head)) for name, head in heads.items()}
+    return {name: advise(found.cka_MM, head.split, task_kind(head.task)) for name, head in config.heads.items()}
 
 
 def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,22 +176,11 @@ def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: config["split"][name] for name in names}
 
 
-def _open(config: TrainConfig[Any] | MultiConfig, data: Folders) -> Any:
-    if isinstance(config, TrainConfig) and not isinstance(data, Mapping):
-        return open_task(config, Path(data))
-    if isinstance(config, MultiConfig) and isinstance(data, Mapping):
-        tasks = {name: open_task(config.own(name), Path(data[name])) for name in config.heads()}
-        return MultiTask(config.geometry, tasks)
-    raise ConfigError("A joint run takes one folder of data per task, by its name; a run of one task takes one folder.")
+def _reads_normed(config: TrainConfig) -> bool:
+    return all(head.split.tap_norm for head in config.heads.values())
 
 
-def _reads_normed(config: TrainConfig[Any] | MultiConfig) -> bool:
-    if isinstance(config, TrainConfig):
-        return config.split.tap_norm
-    return all(head.split.tap_norm for head in config.heads().values())
-
-
-def check_choice(config: TrainConfig[Any], said: str) -> None:
+def check_choice(config: TrainConfig, said: str) -> None:
     """Refuses a configuration whose method has no layers to choose; ``said`` is what asked for it.
 
     Raises:

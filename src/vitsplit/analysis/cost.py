@@ -22,14 +22,13 @@ from vitsplit.backbone import Backbone, open_backbone
 from vitsplit.engine.config import SplitConfig, TrainConfig
 from vitsplit.methods.settings import backbone_settings
 from vitsplit.methods.split.head import SplitHead
-from vitsplit.model import build_model
+from vitsplit.model import Head, build_head
 from vitsplit.recipes import count_classes
 from vitsplit.tasks import bare_task
-from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.decoder import VqaDecoder
 
 
-def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
+def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
     """Parameters by part.
 
     Returns:
@@ -60,7 +59,7 @@ def count_parameters(model: TaskModel, backbone: Backbone) -> dict[str, int]:
 
 
 def gmacs(
-    config: TrainConfig[Any],
+    config: TrainConfig,
     size: tuple[int, int],
     *,
     num_classes: int | None = None,
@@ -85,14 +84,14 @@ def gmacs(
     A detector's cost depends on what it finds. It is counted at its full load, 1000 proposals and ``max_detections``
     masks; its proposals' selection and the pooling of boxes, which have no products of matrices, are left out.
     """
-    config = replace(config, split=ungated(config.split, used_layers))
+    config = config.change(split=ungated(config.split, used_layers))
     rules = _Counter(MMCV_RULES)
     with rules:
         cost = _forward_gmacs(config, size, num_classes, description)
     return {"total": cost.frozen + cost.trained, "mmcv_rules": rules.macs / 1e9}
 
 
-def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:
+def step_gmacs(config: TrainConfig, size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:
     """Multiply-adds, in 10^9, of a training step per image, counted as ``gmacs`` counts its ``total``.
 
     Returns:
@@ -101,7 +100,7 @@ def step_gmacs(config: TrainConfig[Any], size: tuple[int, int], *, num_classes: 
         one but where the matrix itself is frozen (LoRA's and the like). A gate is counted as ``gmacs`` counts an
         untrained one.
     """
-    config = replace(config, split=ungated(config.split, None))
+    config = config.change(split=ungated(config.split, None))
     cost = _forward_gmacs(config, size, num_classes, None)
     step = cost.frozen + 3 * cost.trained - cost.frozen_matrices
     return {"frozen": cost.frozen, "trained": cost.trained, "step": step}
@@ -116,7 +115,7 @@ class _Gmacs(NamedTuple):
 
 
 def _forward_gmacs(
-    config: TrainConfig[Any], size: tuple[int, int], num_classes: int | None, description: Mapping[str, Any] | None
+    config: TrainConfig, size: tuple[int, int], num_classes: int | None, description: Mapping[str, Any] | None
 ) -> _Gmacs:
     """Products on one image."""
     backbone, model = shape_model(config, num_classes, description)
@@ -132,8 +131,8 @@ def _forward_gmacs(
 
 
 def shape_model(
-    config: TrainConfig[Any], num_classes: int | None = None, description: Mapping[str, Any] | None = None
-) -> tuple[Backbone, TaskModel]:
+    config: TrainConfig, num_classes: int | None = None, description: Mapping[str, Any] | None = None
+) -> tuple[Backbone, Head]:
     """Backbone and model of a configuration in eval mode, without memory for their weights.
 
     Args:
@@ -147,7 +146,7 @@ def shape_model(
         classes = range(count_classes(config) if num_classes is None else num_classes)
         description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
     with torch.device("meta"):
-        model = build_model(config, backbone, bare_task(config, without_language_model(description)))
+        model = build_head(config, backbone, bare_task(config, without_language_model(description)))
     return backbone, model.eval()
 
 

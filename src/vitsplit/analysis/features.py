@@ -17,8 +17,8 @@ from vitsplit.methods.full_finetune import FullFineTune
 from vitsplit.methods.linear_probe import LastLayer
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead
+from vitsplit.model import Head
 from vitsplit.nn.windows import Windows
-from vitsplit.tasks.model import TaskModel
 from vitsplit.types import LayerTaps, TapRequest
 
 
@@ -51,9 +51,7 @@ def backbone_maps(name: str, backbone: Backbone, image_BCHW: Tensor, *, normed: 
 
 
 @torch.no_grad()
-def trained_maps(
-    name: str, backbone: Backbone, model: TaskModel, image_BCHW: Tensor, *, normed: bool = False
-) -> ModelMaps:
+def trained_maps(name: str, backbone: Backbone, model: Head, image_BCHW: Tensor, *, normed: bool = False) -> ModelMaps:
     """The maps of a trained model: frozen layers, then what was trained in place of the last ones.
 
     Of ViT-Split the task head's blocks stand for the last K_t layers, and the prior head's map and the fused one

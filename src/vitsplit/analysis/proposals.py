@@ -57,7 +57,7 @@ class Proposal:
 
 
 def propose(
-    config: TrainConfig[Any],
+    config: TrainConfig,
     cka_LL: NDArray[np.float64],
     *,
     description: Mapping[str, Any] | None = None,
@@ -135,11 +135,11 @@ def _proposal(
     name: str,
     why: str,
     settings: Mapping[str, Any],
-    config: TrainConfig[Any],
+    config: TrainConfig,
     num_layers: int,
     description: Mapping[str, Any] | None,
 ) -> Proposal:
-    bare = replace(config, split=replace(config.split, selection="uniform", prior_layers=()))
+    bare = config.change(split=replace(config.split, selection="uniform", prior_layers=()))
     changed = override(bare, settings)
     layers = select_layers(changed.split, num_layers)
     return Proposal(

@@ -26,7 +26,7 @@ from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.resume import check_same_config
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, shown
 from vitsplit.tasks import task_name
@@ -67,7 +67,7 @@ class Trial:
 
     variant: Variant
     seed: int
-    config: TrainConfig[Any]
+    config: TrainConfig
     folder: Path
 
 
@@ -109,7 +109,7 @@ class StudyResult:
     stopped_by: str | None = None
 
 
-def plan(base: TrainConfig[Any], variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> list[Trial]:
+def plan(base: TrainConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> list[Trial]:
     """All variants with all seeds, seed after seed, so that a study that is cut short has all variants of some seeds.
 
     Raises:
@@ -157,9 +157,9 @@ def outcome(trial: Trial) -> Outcome:
     state = _state(trial)
     if state is None or not state.finished:
         raise RunError(f"{trial.folder} holds no finished run. Train or resume it first.")
-    if "" not in state.standings:
-        raise RunError(f"{trial.folder} holds a joint run, not one of this study. Give another --out.")
-    last = state.standings[""]
+    if state.standings.keys() != trial.config.heads.keys():
+        raise RunError(f"{trial.folder} holds a run of other heads, not one of this study. Give another --out.")
+    ((head, last),) = state.standings.items()
     return Outcome(
         trial=trial,
         score=last.last_score,
@@ -168,7 +168,7 @@ def outcome(trial: Trial) -> Outcome:
         metrics=last.last_metrics,
         steps=state.step,
         seconds=state.seconds,
-        description=state.description,
+        description=state.description[head],
     )
 
 
@@ -206,7 +206,7 @@ def run_trials(
     once = {trial.folder: trial for trial in trials}.values()
     due = [trial for trial in once if standing(trial) != "finished"]
     for trial in once:
-        write_json(_config_file(out, trial), to_dict(trial.config))
+        write_json(_config_file(out, trial), config_to_dict(trial.config))
 
     def report() -> tuple[Outcome, ...]:
         found = tuple(outcome(trial) for trial in trials if standing(trial) == "finished")
@@ -258,9 +258,9 @@ def _config_file(out: Path, trial: Trial) -> Path:
 
 def _state(trial: Trial) -> TrainState | None:
     checkpoint = latest_checkpoint(RunFolder(trial.folder).checkpoints)
-    return None if checkpoint is None else read_state(checkpoint)
+    return None if checkpoint is None else read_state(checkpoint, trial.config.heads)
 
 
-def without_seed(trial: Trial) -> TrainConfig[Any]:
+def without_seed(trial: Trial) -> TrainConfig:
     """The configuration that all seeds of a variant have in common."""
     return replace(trial.config, loop=replace(trial.config.loop, seed=0))

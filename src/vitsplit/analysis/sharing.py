@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from vitsplit.analysis.cost import shape_model, ungated, without_language_model
 from vitsplit.backbone import Backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
+from vitsplit.model import Head
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.model import TaskModel
 from vitsplit.tasks.vqa.task import VqaTask
 from vitsplit.types import LayerTaps
 
@@ -36,7 +36,7 @@ class Sharer:
         used_layers: Layers that a trained gate keeps, if it has one.
     """
 
-    config: TrainConfig[Any]
+    config: TrainConfig
     description: Mapping[str, Any]
     used_layers: tuple[int, ...] | None = None
 
@@ -73,7 +73,7 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
         ConfigError: The backbones are not the same.
     """
     configs = {
-        name: replace(each.config, split=ungated(each.config.split, each.used_layers)) for name, each in sharers.items()
+        name: each.config.change(split=ungated(each.config.split, each.used_layers)) for name, each in sharers.items()
     }
     models = {name: shape_model(configs[name], description=sharer.description) for name, sharer in sharers.items()}
     backbone = _same_backbone({name: backbone for name, (backbone, _) in models.items()})
@@ -113,7 +113,7 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
     }
 
 
-def _views(task: Task, backbone: Backbone, model: TaskModel, size: tuple[int, int]) -> list[_View]:
+def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -> list[_View]:
     """What one prediction of a bundle sends through the network, with its products of matrices and convolutions."""
     views: list[_View] = []
 

@@ -38,7 +38,7 @@ class Row:
     """
 
     variant: Variant
-    config: TrainConfig[Any]
+    config: TrainConfig
     cost: Cost
     by_seed: Mapping[int, Outcome]
 
@@ -74,11 +74,11 @@ class Costs:
     def __init__(
         self,
         description: Mapping[str, Any],
-        count: Callable[[TrainConfig[Any], Mapping[str, Any]], Cost] | None = None,
+        count: Callable[[TrainConfig, Mapping[str, Any]], Cost] | None = None,
     ) -> None:
         self._description = description
         self._count = count or count_cost
-        self._known: list[tuple[TrainConfig[Any], Cost]] = []
+        self._known: list[tuple[TrainConfig, Cost]] = []
 
     def of(self, trial: Trial) -> Cost:
         """The cost of a run, which its seed does not change."""
@@ -91,7 +91,7 @@ class Costs:
         return cost
 
 
-def count_cost(config: TrainConfig[Any], description: Mapping[str, Any] | None) -> Cost:
+def count_cost(config: TrainConfig, description: Mapping[str, Any] | None) -> Cost:
     """Counts on shapes, for an image of the crop's size. A gate is counted as if it kept the last layer.
 
     Without a description the classes are those of the configuration's data set.

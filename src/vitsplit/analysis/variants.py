@@ -76,7 +76,7 @@ def count_variants(prior: Sequence[int]) -> list[Variant]:
     return [Variant(name=f"kp{each}", title=f"K_p = {each}", settings={"num_prior_layers": each}) for each in prior]
 
 
-def check_variants(base: TrainConfig[Any], variants: Sequence[Variant], num_layers: int) -> None:
+def check_variants(base: TrainConfig, variants: Sequence[Variant], num_layers: int) -> None:
     """Refuses, before anything is trained, what a backbone of ``num_layers`` cannot be.
 
     Raises:

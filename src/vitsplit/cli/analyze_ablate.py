@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def _variants(options: argparse.Namespace) -> MakeVariants:
-    def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+    def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         groups: dict[str, Callable[[], list[Variant]]] = {
             "parts": part_variants,
             "selection": lambda: selection_variants(config.split.num_prior_layers, SELECTIONS, least_alike),

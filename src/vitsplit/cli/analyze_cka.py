@@ -46,7 +46,7 @@ def cka(
     from vitsplit.analysis.layers_report import describe_split, write_cka
     from vitsplit.backbone import load_backbone
     from vitsplit.cli.values import writable
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.loading import choose_device
 
     where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)

@@ -56,7 +56,7 @@ def features(
     from vitsplit.analysis.images import choose_files, read_batch
     from vitsplit.backbone import load_backbone
     from vitsplit.cli.values import writable
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.loading import choose_device
 
     where = choose_device(device)
     files = [images] if images.is_file() else sorted(choose_files(images, limit))
@@ -87,13 +87,13 @@ def _trained(
     """The maps of every bundle of the runs, after those of the frozen models that they were trained on if asked for."""
     from vitsplit.analysis.features import backbone_maps, trained_maps
     from vitsplit.bundle import find_bundles
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.predictor import load_head
 
     own: dict[str, ModelMaps] = {}
     found: list[ModelMaps] = []
     for run in runs:
         for folder in find_bundles(run):
-            loaded = load_predictor(folder, weights=weights, device=device, precision="fp32")
+            loaded = load_head(folder, weights=weights, device=device, precision="fp32")
             title = loaded.card.backbone_title
             if with_own and loaded.backbone.info.weights_hash not in own:
                 own[loaded.backbone.info.weights_hash] = backbone_maps(

@@ -63,7 +63,7 @@ def layers(
     from vitsplit.cli.values import writable
     from vitsplit.engine.override import override
     from vitsplit.errors import ConfigError
-    from vitsplit.inference.predictor import choose_device, weights_of
+    from vitsplit.inference.loading import choose_device, weights_of
     from vitsplit.tasks import task_name
 
     where = choose_device(device)
@@ -104,7 +104,7 @@ def layers(
     return 0
 
 
-def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig[Any], Any, bool]:
+def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool]:
     """The settings to start from, what the task says of its data, and whether there is a gate to read out."""
     from vitsplit.bundle import read_card
     from vitsplit.errors import ConfigError

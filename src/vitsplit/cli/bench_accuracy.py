@@ -14,7 +14,7 @@ from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
 from vitsplit.cli.values import real
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import changed_settings, override
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import flat_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.ranges import Range
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def _variants(options: argparse.Namespace) -> MakeVariants:
-    def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+    def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         from vitsplit.analysis.bench.workload import method_config
 
         return [
@@ -81,7 +81,7 @@ def _variants(options: argparse.Namespace) -> MakeVariants:
     return make
 
 
-def _equal_seconds(variants: list[Variant], config: TrainConfig[Any], options: argparse.Namespace) -> list[Variant]:
+def _equal_seconds(variants: list[Variant], config: TrainConfig, options: argparse.Namespace) -> list[Variant]:
     """With ``--seconds``: the variants with as many steps as each takes in that time."""
     if options.seconds is None:
         return variants
@@ -108,15 +108,15 @@ def read_steps(file: Path) -> dict[str, Any]:
     return {name: known[name] for name in ("seconds", "settings", "steps")}
 
 
-def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig[Any]]) -> dict[str, int]:
+def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig]) -> dict[str, int]:
     """How many steps each method takes in the time: as found when this study first had it."""
     from vitsplit.analysis.bench.budget import steps_within
     from vitsplit.atomic_files import write_json
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.loading import choose_device
     from vitsplit.tasks import open_task
 
     file = options.out / "steps.json"
-    timed = {name: to_dict(config) for name, config in configs.items()}
+    timed = {name: flat_to_dict(config) for name, config in configs.items()}
     known: dict[str, Any] = {"seconds": options.seconds, "settings": {}, "steps": {}}
     if file.is_file():
         known = read_steps(file)

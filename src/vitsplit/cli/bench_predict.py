@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         to_json,
         write_predictions,
     )
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.loading import choose_device
 
     plan = PredictPlan(
         config=override(config, {"random_weights": True}),

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         to_json,
         write_train_step,
     )
-    from vitsplit.inference.predictor import choose_device
+    from vitsplit.inference.loading import choose_device
 
     plan = BenchPlan(
         config=override(config, {"random_weights": options.random_weights}),

@@ -41,12 +41,12 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from vitsplit.inference.asking import name_to_ask
-    from vitsplit.inference.multitask import read_bundles
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.loading import read_bundles
+    from vitsplit.inference.predictor import load_head
 
     bundles = read_bundles([options.run])
     folder, card = bundles[name_to_ask({name: card for name, (_, card) in bundles.items()})]
-    predictor = load_predictor(folder, **loading_options(options))
+    predictor = load_head(folder, **loading_options(options))
     chat = Chat(predictor, Console(highlight=False), max_new_tokens=options.max_new_tokens)
     if card.config.task.conversation == "plain":
         chat.tell("This bundle was trained on captions alone (plain): it reads no question.")

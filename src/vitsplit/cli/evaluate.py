@@ -46,10 +46,10 @@ def main(argv: list[str]) -> int:
     from vitsplit import api
     from vitsplit.atomic_files import writing_to
     from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.predictor import load_head
 
     settings = task_settings(options.run, flags)
-    predictor = load_predictor(options.run, **loading_options(options))
+    predictor = load_head(options.run, **loading_options(options))
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     default = Path(options.run) / f"evaluation-{options.split}"
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def task_settings(run: str, flags: Sequence[str]) -> dict[str, Any]:
 
     trained = read_card(run).config
     changed = config_from_cli(trained, flags, prog=f"vitsplit evaluate {run}")
-    if dataclasses.replace(changed, task=trained.task) != trained:
+    if changed.change(task=trained.task) != trained:
         raise ConfigError(
             f"{' '.join(flags)}: only settings of the task can be changed when a trained bundle is evaluated; "
             "what it computes with is fixed."

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from vitsplit.bundle import find_bundle, read_card
     from vitsplit.engine.folder_lock import hold_folder
     from vitsplit.inference.prediction_log import bundle_ids
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.predictor import load_head
     from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
     from vitsplit.tasks.vqa.prompts import check_reads_questions
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         )
     check_reads_questions(card.config.task, str(bundle))
     benchmark = open_benchmark(options.benchmark, options.data, limit=options.limit, hint=card.config.task.answer_hint)
-    predictor = load_predictor(options.run, **loading_options(options))
+    predictor = load_head(options.run, **loading_options(options))
     name = Path(options.run).resolve().name
     folder = Path(options.out) if options.out else Path(options.run) / f"benchmark-{benchmark.name}"
     made_by = {"bundle": bundle_ids({name: bundle})[name], "precision": str(predictor.backbone.precision)}

@@ -56,7 +56,7 @@ class Subject:
     """
 
     title: str
-    config: TrainConfig[Any]
+    config: TrainConfig
     num_classes: int
     description: Mapping[str, Any] | None
     used_layers: tuple[int, ...] | None

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
     """Recipes by their names, and bundles by the names that they would have when they are loaded together."""
-    from vitsplit.inference.multitask import read_bundles
+    from vitsplit.inference.loading import read_bundles
 
     subjects: dict[str, Subject] = {}
     for target in targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Container, Iterator, Sequence
@@ -9,39 +10,67 @@ from typing import Any, TypeVar
 
 import tyro
 
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.heads import changed
 from vitsplit.errors import ConfigError
 from vitsplit.ranges import check_ranges
 
-ConfigT = TypeVar("ConfigT")
+SettingsT = TypeVar("SettingsT")
 
 _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 
 
-def config_from_cli(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit", prefix: str = "") -> ConfigT:
-    """The configuration with some settings changed by flags: ``--lr 1e-4 --crop-size 448 448 --no-task-head``.
+def config_from_cli(base: TrainConfig, argv: Sequence[str], *, prog: str = "vitsplit", prefix: str = "") -> TrainConfig:
+    """The configuration with some settings changed by flags: ``--lr 1e-4 --crop-size 448 448 --depth.lr 3e-4``.
 
-    Every field is one flag in kebab case, whatever dataclass it is in; help texts are the fields' docstrings. With
-    ``--help`` all flags are printed with the values of ``base``, and the process ends with status 0; a value of a wrong
-    type ends it with status 2.
+    Every field is one flag in kebab case, whatever dataclass it is in; help texts are the fields' docstrings. A flag is
+    that of all heads, or with a head's name of one. With ``--help`` all flags are printed with the values of ``base``,
+    and the process ends with status 0; a value of a wrong type ends it with status 2.
 
     Args:
-        base: Where the settings that are not named come from: of a run of one task, or of one head of a joint run.
+        base: Where the settings that are not named come from.
         argv: Flags and their values.
         prog: The command as it was called, for help and errors.
-        prefix: What stood before the flags' names and was taken off, such as ``depth.``, for errors.
+        prefix: What stood before the flags' names and was taken off, such as ``full.``, for errors.
 
     Raises:
         ConfigError: There is no such flag (close ones are given), a value has no flag, or it is out of its range.
     """
-    kind: Any = type(base)[type(base.task)]  # type: ignore[index,attr-defined]
-    config, unknown = tyro.cli(
-        kind, default=base, args=list(argv), return_unknown_args=True, config=_STYLE, prog=prog, description=""
+    flags = split_by_name(argv, base.heads)
+    shared = flags.pop("", [])
+    return changed(
+        base,
+        lambda flat: _read(flat, shared, prog, prefix),
+        lambda name, head: _read(head, flags[name], prog, f"{prefix}{name}.") if name in flags else head,
+    )
+
+
+def print_settings(base: TrainConfig, *, prog: str) -> None:
+    """Prints every flag with its value: those of all heads, then those of each."""
+    name, *_ = base.heads
+    print(f"\nsettings of all heads, with the values of {name}; --{name}.lr and the like change those of one head:\n")
+    _print_help(base.flat(name), prog)
+    for name, head in base.heads.items():
+        print(f"\nsettings of the {name} head, to be written --{name}.SETTING:\n")
+        _print_help(head, f"{prog} --{name}.")
+
+
+def _print_help(settings: Any, prog: str) -> None:
+    with contextlib.suppress(SystemExit):
+        _read(settings, ["--help"], prog, "")
+
+
+def _read(settings: SettingsT, argv: Sequence[str], prog: str, prefix: str) -> SettingsT:
+    """Settings of a head, alone or beside those that it shares, with those changed that flags name."""
+    kind: Any = type(settings)[type(settings.task)]  # type: ignore[index,attr-defined]
+    read, unknown = tyro.cli(
+        kind, default=settings, args=list(argv), return_unknown_args=True, config=_STYLE, prog=prog, description=""
     )
     if unknown:
-        raise ConfigError(_unknown(unknown, base, prefix))
-    check_ranges(config, prefix=prefix)
-    settings: ConfigT = config
-    return settings
+        raise ConfigError(_unknown(unknown, settings, prefix))
+    check_ranges(read, prefix=prefix)
+    result: SettingsT = read
+    return result
 
 
 def split_by_name(argv: Sequence[str], names: Container[str] | None = None) -> dict[str, list[str]]:
@@ -74,6 +103,8 @@ def _unknown(arguments: Sequence[str], base: Any, prefix: str) -> str:
     flag = flags[0].partition("=")[0]
     if flag == "--device":
         return f"There is no flag {flag}: a run takes the first GPU. CUDA_VISIBLE_DEVICES=1 chooses another, '' none."
+    if "." in flag:
+        return f"There is no flag {flag}: this run has no head of that name."
     close = difflib.get_close_matches(flag.replace("_", "-"), list(flag_names(base)), n=3)
     hint = f"Did you mean {' or '.join(_prefixed(name, prefix) for name in close)}? " if close else ""
     return f"There is no flag {_prefixed(flag, prefix)}. {hint}--help lists all flags."

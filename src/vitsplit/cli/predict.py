@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
     from vitsplit.inference.folder import Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
-    from vitsplit.inference.multitask import read_bundles
+    from vitsplit.inference.loading import read_bundles
     from vitsplit.inference.prediction_log import PredictionLog, bundle_ids
     from vitsplit.inference.video import require_av
 
@@ -85,9 +85,9 @@ def _predict(
     runs: Sequence[str], todo: Sequence[Input], log: PredictionLog, tiling: Tiling, options: argparse.Namespace
 ) -> Summary:
     from vitsplit.inference.folder import FolderWriter
-    from vitsplit.inference.multitask import load_several
+    from vitsplit.inference.predictor import load_predictor
 
-    model = load_several(runs, **loading_options(options))
+    model = load_predictor(runs, **loading_options(options))
     with _Bars(len(todo)) as bars:
         writer = FolderWriter(
             model,
@@ -131,9 +131,9 @@ def _check_questions(cards: Mapping[str, Card], options: argparse.Namespace) -> 
 def _print_answers(runs: Sequence[str], inputs: Sequence[Input], options: argparse.Namespace) -> int:
     """Asks about one image after the other, and prints every answer under its question."""
     from vitsplit.inference.asking import read_whole
-    from vitsplit.inference.multitask import load_several
+    from vitsplit.inference.predictor import load_predictor
 
-    model = load_several(runs, **loading_options(options))
+    model = load_predictor(runs, **loading_options(options))
     failed = 0
     for item in inputs:
         try:

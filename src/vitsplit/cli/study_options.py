@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from vitsplit.analysis.variants import LeastAlike
     from vitsplit.engine.config import TrainConfig
 
-MakeVariants = Callable[["TrainConfig[Any]", "LeastAlike"], "list[Variant]"]
+MakeVariants = Callable[["TrainConfig", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
-Finish = Callable[["list[Variant]", "TrainConfig[Any]", argparse.Namespace], "list[Variant]"]
+Finish = Callable[["list[Variant]", "TrainConfig", argparse.Namespace], "list[Variant]"]
 """Variants with all their settings, the configuration of all runs, and the words, to what is trained."""
 
 
@@ -92,7 +92,7 @@ def run_study(
         )
     with_own = with_own_settings(make_variants(options), flags, prog=parser.prog)
 
-    def make(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+    def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         return finish(with_own(config, least_alike), config, options)
 
     from vitsplit.engine.folder_lock import hold_folder
@@ -113,7 +113,7 @@ def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *,
         ConfigError: (from what is returned) There is no such variant or flag.
     """
 
-    def made(config: TrainConfig[Any], least_alike: LeastAlike) -> list[Variant]:
+    def made(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         variants = make(config, least_alike)
         names = [variant.name for variant in variants]
         for name in flags.keys() - set(names):
@@ -123,7 +123,7 @@ def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *,
     return made
 
 
-def _with_own_settings(variant: Variant, config: TrainConfig[Any], flags: Sequence[str], *, prog: str) -> Variant:
+def _with_own_settings(variant: Variant, config: TrainConfig, flags: Sequence[str], *, prog: str) -> Variant:
     if not flags:
         return variant
     plain = override(config, variant.settings)
@@ -134,7 +134,7 @@ def _with_own_settings(variant: Variant, config: TrainConfig[Any], flags: Sequen
 
 def _run(
     options: argparse.Namespace,
-    config: TrainConfig[Any],
+    config: TrainConfig,
     make: MakeVariants,
     *,
     title: str,

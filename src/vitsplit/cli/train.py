@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from vitsplit.cli.multi_options import multi_config_from_cli, print_settings
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.options import config_from_cli, print_settings
 from vitsplit.cli.vqa_stages import NAMES, TASK, add_stage_flags, check_stage_flags, stage_config
-from vitsplit.engine.starting_point import starting_config, starting_multi_config
+from vitsplit.engine.heads import SHARING_TASKS
+from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
-from vitsplit.tasks.multi.config import HEAD_NAMES
 
-MULTI = "multi"
-"""What stands in place of a task's name where several heads are trained together."""
+HEADS = "multi"
+"""What stood in place of a task's name, with ``--task TASK=FOLDER``, before there was ``--head``."""
+_HEAD = re.compile(r"(?:([^=:]*)=)?([^=:]+):(.+)", re.DOTALL)
 
 DESCRIPTION = """\
 Trains a head bundle for one task on a frozen backbone.
@@ -31,10 +32,11 @@ recipe the task's own for a laptop is taken. Every setting of the recipe can be 
 
 Several heads are trained together on the same images, with one pass of the backbone for all of them, by
 
-  vitsplit train multi --task segmentation=my_data --task depth=my_depth --out runs/both
+  vitsplit train --head rooms=segmentation:my_rooms --head parts=segmentation:my_parts --head depth:my_depth
 
-A setting is then that of all heads (--lr 1e-4), or with a task's name before it that of one (--depth.lr 3e-4). Every
-head becomes a bundle of its own: runs/both/best/segmentation and runs/both/best/depth.
+A setting is then that of all heads (--lr 1e-4), or with a head's name before it that of one (--depth.lr 3e-4). A head
+without a name has its task's. Every head becomes a bundle of its own: RUN/best/rooms, RUN/best/depth. Images
+are the same if their files have the same name, and place, in the heads' data sets.
 
 Visual question answering is trained in one stage or in two:
 
@@ -54,16 +56,17 @@ def main(argv: list[str]) -> int:
         add_help=False,
     )
     parser.add_argument(
-        "learn", metavar="TASK", nargs="?", choices=[*TASKS, MULTI], help=f"{', '.join(TASKS)} or {MULTI}"
+        "learn", metavar="TASK", nargs="?", choices=[*TASKS, HEADS], help=f"{', '.join(TASKS)}; omit it with --head"
     )
     parser.add_argument("--data", metavar="FOLDER", help="the data set (required)")
     parser.add_argument(
-        "--task",
-        metavar="TASK=FOLDER",
+        "--head",
+        metavar="[NAME=]TASK:FOLDER",
         action="append",
         default=[],
-        help=f"with {MULTI}, once for every task: what to learn from which data set",
+        help="once for every head that is trained together with others: its task and its data set",
     )
+    parser.add_argument("--task", metavar="TASK=FOLDER", action="append", default=[], help=argparse.SUPPRESS)
     parser.add_argument("--out", metavar="FOLDER", help="the run folder; default: a new one under runs/")
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
     parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of another run")
@@ -82,6 +85,8 @@ def main(argv: list[str]) -> int:
     )
     add_stage_flags(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting with its default")
+    if any(word.partition("=")[0] == "--head" for word in argv) and HEADS not in argv:
+        argv = [HEADS, *argv]  # or the value of a setting would be taken for the task
     options, rest = parser.parse_known_args(argv)
     if options.learn is None:
         parser.print_help()
@@ -89,10 +94,10 @@ def main(argv: list[str]) -> int:
     if options.help:
         parser.print_help()
     check_stage_flags(options)
-    prog = f"vitsplit train {options.learn}"
+    prog = "vitsplit train" if options.learn == HEADS else f"vitsplit train {options.learn}"
     if options.stage == "both" and not options.help:
         return _both(options, rest, prog)
-    configure = _several if options.learn == MULTI else _one
+    configure = _several if options.learn == HEADS else _one
     chosen = configure(options, rest, prog)
     if chosen is None:
         return 0
@@ -129,7 +134,7 @@ def _ended(task: str, result: Any, config: Any) -> int:
 def _one(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any, Any] | None:
     """Settings and data of a run of one task; None where only help was asked for."""
     if options.task:
-        raise ConfigError(f"--task {options.task[0]} goes with `vitsplit train {MULTI}`, for several heads at once.")
+        raise ConfigError(f"--task {options.task[0]}: name heads, without a TASK, by --head TASK:FOLDER.")
     if options.learn == TASK and not options.help:
         _require_data(options)
         return stage_config(options, flags, options.stage, prog), options.data
@@ -165,46 +170,57 @@ def _both(options: argparse.Namespace, flags: list[str], prog: str) -> int:
 
 def _require_data(options: argparse.Namespace) -> None:
     if options.data is None:
-        raise ConfigError("Which images? Give their folder with --data FOLDER.")
+        raise ConfigError("Missing required option --data FOLDER.")
 
 
 def _several(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[Any, Any] | None:
-    """Settings and data of a joint run; None where only help was asked for."""
+    """Settings and data of heads that share a crop; None where only help was asked for."""
     if options.data or options.recipe:
         given = f"--data {options.data}" if options.data else f"--recipe {options.recipe}"
         raise ConfigError(
-            f"{given}: every head of a joint run has its own data and starts from its task's recipe for a laptop. Give "
-            "--task TASK=FOLDER for each, and change settings by flags, or give --config of another joint run."
+            f"{given}: every head has its own data and starts from its task's recipe for a laptop. Give --head "
+            "[NAME=]TASK:FOLDER for each, and change settings by flags, or give --config of another such run."
         )
-    folders = task_folders(options.task)
+    heads = named_heads(options.head + [_former(each) for each in options.task])
     resumed = options.out if options.resume else None
-    base = starting_multi_config(folders or HEAD_NAMES, config_file=options.config, resumed=resumed)
+    tasks = {name: task for name, (task, _) in heads.items()} or {task: task for task in SHARING_TASKS}
+    base = starting_heads(tasks, config_file=options.config, resumed=resumed)
     if options.help:
         print_settings(base, prog=prog)
         return None
-    if not folders:
-        raise ConfigError(
-            "Which tasks, and which images? Give --task TASK=FOLDER for each, such as --task depth=my_data."
-        )
-    return multi_config_from_cli(base, flags, prog=prog), folders
+    if not heads:
+        raise ConfigError("Missing required option --head [NAME=]TASK:FOLDER, such as --head depth:my_data.")
+    return config_from_cli(base, flags, prog=prog), heads
 
 
-def task_folders(given: list[str]) -> dict[str, Path]:
-    """``["depth=a", ...]`` as a mapping.
+def _former(given: str) -> str:
+    """``depth=a`` of the option ``--task`` as ``depth:a`` of ``--head``."""
+    task, equals, folder = given.partition("=")
+    if not (task and equals and folder):
+        raise ConfigError(f"--task {given}: give a task and its data as --head TASK:FOLDER, such as depth:my_data.")
+    print(f"warning: --task {given} is --head {task}:{folder} now", file=sys.stderr)
+    return f"{task}:{folder}"
+
+
+def named_heads(given: list[str]) -> dict[str, tuple[str, Path]]:
+    """``["rooms=segmentation:a", "depth:b"]`` as ``{"rooms": ("segmentation", a), "depth": ("depth", b)}``.
 
     Raises:
-        ConfigError: A part is missing, a task does not exist or comes twice.
+        ConfigError: A part is missing, a task cannot share a crop, or a name comes twice.
     """
-    folders: dict[str, Path] = {}
+    heads: dict[str, tuple[str, Path]] = {}
     for each in given:
-        task, _, folder = each.partition("=")
-        if not folder:
-            raise ConfigError(f"--task {each}: give a task and its data as TASK=FOLDER, such as depth=my_data.")
-        if task not in HEAD_NAMES:
+        match = _HEAD.fullmatch(each)
+        if match is None:
+            raise ConfigError(f"--head {each}: give a task and its data as [NAME=]TASK:FOLDER, such as depth:my_data.")
+        name, task, folder = match[2] if match[1] is None else match[1], match[2], match[3]
+        if task not in SHARING_TASKS:
             raise ConfigError(
-                f"--task {each}: '{task}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}."
+                f"--head {each}: '{task}' is no task that others are trained with. Choose {' or '.join(SHARING_TASKS)}."
             )
-        if task in folders:
-            raise ConfigError(f"--task {each}: {task} has {folders[task]} already. A joint run has one head per task.")
-        folders[task] = Path(folder)
-    return folders
+        if name in heads:
+            raise ConfigError(
+                f"--head {each}: there is a head {name} already. Give this one another name: NAME={task}:FOLDER."
+            )
+        heads[name] = (task, Path(folder))
+    return heads

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from torch import Tensor
 
 from vitsplit.atomic_files import replace_folder, write_json
 from vitsplit.engine.run_folder import MOST_STEPS
+from vitsplit.engine.saved_config import upgraded_name, upgraded_state
 from vitsplit.engine.serialise import from_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
+from vitsplit.model import Model
 from vitsplit.tasks.base import Evaluation
-from vitsplit.tasks.model import Trainee
 
 KEPT = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -86,7 +87,7 @@ class TrainState:
         step: Optimiser steps done.
         seconds: Wall time spent on them, over all starts.
         evaluated: The step of the last evaluation, 0 for none.
-        standings: The evaluations so far of every head, by its name; ``""`` in a run of one task.
+        standings: The evaluations so far of every head, by its name.
         finished: Whether nothing is left to do: all steps done, or patience at an end.
         window: Sums of what the next row of ``metrics.jsonl`` averages.
         window_steps: Steps in them.
@@ -94,7 +95,7 @@ class TrainState:
         samples: Size of the training set.
         processes: Number of processes.
         backbone_hash: Hash of the frozen weights.
-        description: What the task is about (``Task.describe``): classes, colours, units.
+        description: What each head's task is about (``Task.describe``), by its name: classes, colors, units.
     """
 
     step: int = 0
@@ -116,7 +117,7 @@ class RunTensors:
     """What a checkpoint holds besides ``TrainState``, every tensor whole.
 
     Attributes:
-        weights: What ``Trainee.trainable_state`` gives.
+        weights: What ``Model.trainable_state`` gives.
         moments: What ``optim.moments`` gives.
         average: The averaged weights, where the run keeps an average.
         loss_scale: State of the gradient scaler (fp16).
@@ -163,8 +164,8 @@ def last_good(folder: Path) -> str:
     return f"{survivor} Make room on that disk, then go on with --resume."
 
 
-def read_state(checkpoint: Path) -> TrainState:
-    """The numbers of a checkpoint.
+def read_state(checkpoint: Path, heads: Collection[str]) -> TrainState:
+    """The numbers of a checkpoint of a run with these heads.
 
     Raises:
         RunError: ``state.json`` cannot be read, a number in it is none that a run can have, or it is of another version
@@ -172,6 +173,8 @@ def read_state(checkpoint: Path) -> TrainState:
     """
     file = checkpoint / "state.json"
     values = read_json(file, error=RunError, advice=_DELETE)
+    if isinstance(values, dict):
+        values = upgraded_state(values, heads)
     standings = values.get("standings") if isinstance(values, dict) else None
     if not isinstance(standings, dict) or not all(isinstance(each, dict) for each in standings.values()):
         raise RunError(f"{file}: not the state of a run. {_DELETE}")
@@ -228,7 +231,7 @@ def _names(cls: type) -> set[str]:
 
 
 def load_checkpoint(
-    checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, model: Trainee, averaged: bool
+    checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, model: Model, averaged: bool
 ) -> None:
     """Hands a checkpoint's tensors, and the gradient scaler's state of ``state``, to what puts them back in place.
 
@@ -245,14 +248,14 @@ def load_checkpoint(
         RunError: A file is missing or damaged, or it holds other tensors than the model.
     """
     tensors = RunTensors(
-        weights=_read_tensors(checkpoint / "weights.safetensors"),
-        moments=_read_tensors(checkpoint / "optimizer.safetensors"),
-        average=_read_tensors(checkpoint / "ema.safetensors") if averaged else None,
+        weights=_read_tensors(checkpoint / "weights.safetensors", model.heads),
+        moments=_read_tensors(checkpoint / "optimizer.safetensors", model.heads),
+        average=_read_tensors(checkpoint / "ema.safetensors", model.heads) if averaged else None,
         loss_scale=state.loss_scale,
     )
     try:
-        if state.standings and state.standings.keys() != model.members().keys():
-            raise KeyError(f"results of the heads {sorted(state.standings)} instead of {sorted(model.members())}")
+        if state.standings and state.standings.keys() != model.heads.keys():
+            raise KeyError(f"results of the heads {sorted(state.standings)} instead of {sorted(model.heads)}")
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         own = model.trainable_state()
         for weights in (tensors.weights, tensors.average):
@@ -317,11 +320,11 @@ def _check_numbers(tensors: Mapping[str, Tensor], *, infinite: bool = False) -> 
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _read_tensors(file: Path, heads: Collection[str]) -> dict[str, Tensor]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise OSError(f"{file.name} is not a regular file")
-        return load_file(file)
+        return {upgraded_name(name, heads): tensor for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(_unreadable(file.parent, error)) from error
 

@@ -8,11 +8,11 @@ over all classes. The resolved configuration is written beside every result (``c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from vitsplit.ranges import Length, Opens, Range
+from vitsplit.ranges import MAX_SIDE, Length, Opens, Range
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
@@ -192,46 +192,138 @@ class LoopConfig:
     """Trackers that follow the run beside `metrics.jsonl`."""
 
 
-class RunConfig(Protocol):
-    """What the training engine asks of a configuration: of one task (``TrainConfig``), or of several."""
+@dataclass(frozen=True, kw_only=True)
+class GeometryConfig:
+    """One crop of an image for several heads, drawn from the image's size alone, without a look at any label.
 
-    @property
-    def loop(self) -> LoopConfig:
-        """Settings of the training loop."""
-        ...
+    Zooming in by s brings everything s times as near, so depths are divided by s (Eigen et al. 2014, Section 3.4).
+    """
 
-    def optims(self) -> Mapping[str, OptimConfig]:
-        """Settings of the optimiser for every head, by its name; the only head of a run of one task is ``""``."""
-        ...
+    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (252, 336)
+    """Height and width of the training crops."""
+    image_scale: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE)] = (1024, 252)
+    """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
+    scale_range: Annotated[tuple[float, float], Range(0.01, 100)] = (0.75, 1.5)
+    """Random factor on `image_scale` in training; depths are divided by it (1 1: as they are)."""
+    flip: Annotated[float, Range(0, 1)] = 0.5
+    """Probability of a horizontal flip in training."""
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue in training."""
+    pad_color: Literal["black", "mean"] = "black"
+    """Color of what a training image lacks below and at the right: black, or the mean that pixels are normalized with
+    (exactly zero after it), as in the release."""
 
 
 TaskConfigT = TypeVar("TaskConfigT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Generic[TaskConfigT]):
-    """Everything that decides the outcome of a run, except the data themselves."""
+class HeadConfig(Generic[TaskConfigT]):
+    """Settings of one head: a method and a decoder for one task, and how they are optimized."""
 
     name: str = "custom"
-    """Name of the recipe that this configuration started from."""
+    """Name of the recipe that these settings started from."""
     method: MethodName = "vitsplit"
     """How images become maps: the paper's way, or one that it is compared with."""
     task: TaskConfigT
     """Settings of the task."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """Settings of the frozen model."""
     split: SplitConfig = field(default_factory=SplitConfig)
     """Settings of the method."""
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     """Settings of the other methods."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Settings of the optimiser."""
+    """Settings of the optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatConfig(HeadConfig[TaskConfigT]):
+    """Settings of one head beside those that it shares: what flags name, and what a bundle's card records."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Settings of the frozen model."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Settings of the training loop."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run, except the data themselves: heads, and what they share."""
+
+    geometry: GeometryConfig | None = None
+    """The crop that all heads share; None: the only head has its task's own augmentation."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """Settings of the frozen model."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Settings of the training loop."""
+    heads: Mapping[str, HeadConfig[Any]]
+    """The heads, by their names."""
+
+    @property
+    def head(self) -> HeadConfig[Any]:
+        """The only head.
+
+        Raises:
+            ValueError: There are several.
+        """
+        (head,) = self.heads.values()
+        return head
+
+    @property
+    def name(self) -> str:
+        """The recipe of the only head."""
+        return self.head.name
+
+    @property
+    def method(self) -> MethodName:
+        """The method of the only head."""
+        return self.head.method
+
+    @property
+    def task(self) -> Any:
+        """The task's settings of the only head."""
+        return self.head.task
+
+    @property
+    def split(self) -> SplitConfig:
+        """ViT-Split's settings of the only head."""
+        return self.head.split
+
+    @property
+    def baseline(self) -> BaselineConfig:
+        """The baseline's settings of the only head."""
+        return self.head.baseline
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The optimizer's settings of the only head."""
+        return self.head.optim
+
     def optims(self) -> dict[str, OptimConfig]:
-        """Settings of the optimiser for the only head."""
-        return {"": self.optim}
+        """Settings of the optimizer, by head."""
+        return {name: head.optim for name, head in self.heads.items()}
+
+    def only(self, name: str) -> TrainConfig:
+        """The configuration of one head as its bundle records it: nothing tells that it is trained beside others."""
+        return replace(self, geometry=None, heads={name: self.heads[name]})
+
+    def change(self, **changes: Any) -> TrainConfig:
+        """A configuration of one head with some of its fields changed, or of those that it shares."""
+        shared = {each: changes.pop(each) for each in ("geometry", "backbone", "loop") if each in changes}
+        ((name, head),) = self.heads.items()
+        return replace(self, heads={name: replace(head, **changes)}, **shared)
+
+    def flat(self, name: str) -> FlatConfig[Any]:
+        """Settings of one head beside those that it shares; its task's are the geometry where heads share a crop."""
+        head = self.heads[name]
+        own = {each.name: getattr(head, each.name) for each in fields(head)}
+        if self.geometry is not None:
+            own["task"] = self.geometry
+        return FlatConfig(**own, backbone=self.backbone, loop=self.loop)
+
+    def named(self, head: str, name: str) -> str:
+        """What a figure, a file or a folder of a head is called: ``head/name`` where heads share a crop, else
+        ``name``."""
+        return name if self.geometry is None else f"{head}/{name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vitsplit.tasks.model import Trainee
+from vitsplit.model import Model
 
 
 class WeightAverage:
@@ -22,7 +22,7 @@ class WeightAverage:
         decay: Share of the old average that a step keeps, between 0 and 1.
     """
 
-    def __init__(self, model: Trainee, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.model = model
         self.state: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in _live(model).items()}
         self._average = get_ema_multi_avg_fn(decay)
@@ -61,5 +61,5 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _live(model: Trainee) -> dict[str, Tensor]:
+def _live(model: Model) -> dict[str, Tensor]:
     return model.trainable_state()

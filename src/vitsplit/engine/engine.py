@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import OptimConfig, RunConfig
+from vitsplit.engine.config import OptimConfig, TrainConfig
 from vitsplit.engine.ema import WeightAverage
-from vitsplit.engine.optim import build_joint_optimizer, load_moments, moments, trainable
+from vitsplit.engine.optim import build_optimizer, load_moments, moments, trainable
 from vitsplit.engine.precision import train_in_float32
-from vitsplit.tasks.model import Trainee
+from vitsplit.model import Model
 
 Admit = Callable[[Sequence[Tensor]], None]
 """Looks at the norms of the gradient, one or more that add up in squares, and raises if the step must not stand."""
@@ -24,9 +24,9 @@ Admit = Callable[[Sequence[Tensor]], None]
 class Engine(Protocol):
     """Trains a model. Where a method says so, all processes must call it together."""
 
-    model: Trainee
+    model: Model
     """The caller's model, as evaluations and bundles see it: whole within ``evaluated``."""
-    trained: Trainee
+    trained: Model
     """What the steps train: the same model, or one like it whose parameters are spread over processes."""
     wrapped: nn.Module
     """The same as steps call it."""
@@ -73,7 +73,7 @@ class Engine(Protocol):
         ...
 
 
-def build_engine(accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> Engine:
+def build_engine(accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> Engine:
     """The engine that ``config.loop.sharding`` asks for.
 
     Raises:
@@ -92,9 +92,9 @@ def build_engine(accelerator: Accelerator, config: RunConfig, model: Trainee, dt
             return ZeroEngine(accelerator, config, model, dtype)
 
 
-def head_parameters(model: Trainee) -> dict[str, list[nn.Parameter]]:
+def head_parameters(model: Model) -> dict[str, list[nn.Parameter]]:
     """What trains of every head."""
-    return {head: list(trainable(member).values()) for head, member in model.members().items()}
+    return {head: list(trainable(member).values()) for head, member in model.heads.items()}
 
 
 def clip(parameters: Sequence[nn.Parameter], optim: OptimConfig, norm: Tensor) -> None:
@@ -106,13 +106,13 @@ def clip(parameters: Sequence[nn.Parameter], optim: OptimConfig, norm: Tensor) -
 class PlainEngine:
     """The whole model on every process; with several, data-parallel training averages their gradients."""
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
         self.accelerator = accelerator
         self.optims: Mapping[str, OptimConfig] = config.optims()
         train_in_float32(model)
         self.model = self.trained = model
         self.wrapped: nn.Module = accelerator.prepare_model(torch.compile(model) if config.loop.compile else model)
-        self.optimizer: torch.optim.Optimizer = build_joint_optimizer(model.members(), self.optims)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(model.heads, self.optims)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=dtype == torch.float16)
         self.average = None if config.loop.ema is None else WeightAverage(model, config.loop.ema)
         self.parameters = head_parameters(model)

@@ -6,7 +6,7 @@ Shapes: B batch, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from vitsplit.atomic_files import replace_folder
 from vitsplit.engine.checkpoint import Standing, TrainState, last_good
-from vitsplit.engine.config import RunConfig
-from vitsplit.engine.optim import named
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.setup import Session
 from vitsplit.errors import RunError
 from vitsplit.tasks.base import Evaluation
@@ -25,7 +24,7 @@ from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
 
-SaveBundle = Callable[[Path, RunConfig, dict[str, Any], str], None]
+SaveBundle = Callable[[Path, TrainConfig, dict[str, Any], str], None]
 """Fills a folder, which it makes if there is none, with the bundle of a head's present weights. The second argument is
 the resolved configuration; the third the metrics that the weights reached, empty where they were not evaluated; the
 fourth the head's name."""
@@ -47,6 +46,7 @@ class Evaluator:
 
     def __init__(self, session: Session, save_bundle: SaveBundle) -> None:
         self.session = session
+        self.config = session.config
         self.accelerator = session.accelerator
         self.engine = session.engine
         self.model = session.engine.model
@@ -60,10 +60,10 @@ class Evaluator:
         """
         with self.engine.evaluated():
             try:
-                evaluation = self._evaluate()
+                evaluations = self._evaluate()
             except _StoppedError:
                 return False
-            better = self._note(state, evaluation)
+            better = self._note(state, evaluations)
             self._save_last(state)
             for head in better:
                 self._save_best(head, state.standings[head])
@@ -81,13 +81,14 @@ class Evaluator:
             RunError: They could not be written.
         """
         title = f"{self.session.run.path.resolve().name}, step {state.step}"
+        last = {head: standing.last_evaluation() for head, standing in state.standings.items()}
         # All processes have a part in making a sharded model whole.
         with self.engine.evaluated():
             if self.accelerator.is_main_process:
                 with self._replace(self.session.run.pictures) as folder:
-                    self.session.task.write_report(self._forward, _last(state), folder, title=title, count=PICTURES)
+                    self.session.tasks.write_report(self._forward, last, folder, title=title, count=PICTURES)
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> dict[str, Evaluation]:
         self._share_statistics()
         advance = self.session.view.evaluating()
         # One process may leave at any image; several must reach the sum over processes together.
@@ -99,7 +100,7 @@ class Evaluator:
                 raise _StoppedError
 
         try:
-            return self.session.task.evaluate(
+            return self.session.tasks.evaluate(
                 self._forward,
                 shard=(self.accelerator.process_index, self.accelerator.num_processes),
                 gather=self._sum_over_processes,
@@ -118,11 +119,10 @@ class Evaluator:
                 torch.distributed.broadcast(buffer, src=0)
 
     @torch.no_grad()
-    def _forward(self, image_BCHW: Tensor, head: str = "") -> tuple[Any, LayerTaps]:
-        model = self.model.members()[head]
-        taps = self.session.backbone(
-            image_BCHW.to(self.accelerator.device, non_blocking=True), model.request(train=False)
-        )
+    def _forward(self, image_BCHW: Tensor, *, head: str) -> tuple[Any, LayerTaps]:
+        model = self.model.heads[head]
+        image_BCHW = image_BCHW.to(self.accelerator.device, non_blocking=True)
+        taps = self.session.backbone(image_BCHW, model.request(train=False))
         with self.session.autocast():
             return model(taps), taps
 
@@ -130,18 +130,20 @@ class Evaluator:
         summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
         return summed.to(tensor.device)
 
-    def _note(self, state: TrainState, evaluation: Evaluation) -> list[str]:
-        """Takes the evaluation down; returns the heads that are better than ever."""
+    def _note(self, state: TrainState, evaluations: Mapping[str, Evaluation]) -> list[str]:
+        """Takes the evaluations down; returns the heads that are better than ever."""
         state.evaluated = state.step
         better = []
-        for head, found in (evaluation.by_head or {"": evaluation}).items():
+        for head, found in evaluations.items():
             standing = state.standings.setdefault(head, Standing())
             best = "best so far"
             if standing.note(found, state.step):
                 better.append(head)
             else:
                 best = f"best {standing.best_score:.4g} at step {standing.best_step}"
-            logger.info("step %d: %s %.4g (%s)", state.step, named(head, found.score_name), found.score, best)
+            logger.info(
+                "step %d: %s %.4g (%s)", state.step, self.config.named(head, found.score_name), found.score, best
+            )
         return better
 
     def _save_last(self, state: TrainState) -> None:
@@ -149,15 +151,15 @@ class Evaluator:
             return
         evaluated = state.evaluated == state.step
         with self._replace(self.session.run.last) as folder:
-            for head in self.model.members():
+            for head in self.model.heads:
                 metrics = state.standings[head].last_metrics if evaluated else {}
-                self.save_bundle(folder / head, self.session.config, metrics, head)
+                self.save_bundle(folder / self.config.named(head, ""), self.config, metrics, head)
 
     def _save_best(self, head: str, standing: Standing) -> None:
         if not self.accelerator.is_main_process:
             return
-        with self._replace(self.session.run.best / head) as folder:
-            self.save_bundle(folder, self.session.config, standing.last_metrics, head)
+        with self._replace(self.session.run.best / self.config.named(head, "")) as folder:
+            self.save_bundle(folder, self.config, standing.last_metrics, head)
 
     @contextmanager
     def _replace(self, path: Path) -> Iterator[Path]:
@@ -166,9 +168,3 @@ class Evaluator:
                 yield folder
         except RunError as error:
             raise RunError(f"{error} {last_good(self.session.run.checkpoints)}") from error
-
-
-def _last(state: TrainState) -> Evaluation:
-    """The last evaluation of all heads."""
-    by_head = {head: standing.last_evaluation() for head, standing in state.standings.items()}
-    return by_head[""] if "" in by_head else Evaluation(by_head=by_head)

@@ -19,20 +19,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import RunConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.ema import WeightAverage
 from vitsplit.engine.engine import Admit, clip, head_parameters
-from vitsplit.engine.optim import build_joint_optimizer, load_moments, moments, trainable
+from vitsplit.engine.optim import build_optimizer, load_moments, moments, trainable
 from vitsplit.engine.sharding import empty, filled, language_models, prepare_parameters, split_off
 from vitsplit.errors import TrainingError
 from vitsplit.methods.split.task_head import TaskHead
-from vitsplit.tasks.model import Trainee
+from vitsplit.model import Model
 
 
 class Fsdp2Engine:
     """See ``Engine``."""
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
         self.accelerator = accelerator
         self.optims = config.optims()
         prepare_parameters(model, dtype, accelerator.device)
@@ -42,7 +42,7 @@ class Fsdp2Engine:
         shard(accelerator, self.trained, dtype)
         self.wrapped: nn.Module = self.trained
         # Built on the pieces, so that its moments are in pieces too.
-        self.optimizer: torch.optim.Optimizer = build_joint_optimizer(self.trained.members(), self.optims)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(self.trained.heads, self.optims)
         self.average = None if config.loop.ema is None else WeightAverage(self.trained, config.loop.ema)
         self.parameters = head_parameters(self.trained)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from rich.console import Console
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
-from vitsplit.engine.config import LoopConfig, RunConfig
+from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.evaluation import Evaluator, SaveBundle
 from vitsplit.engine.feature_cache import FeatureCache
-from vitsplit.engine.optim import current_lr, named
+from vitsplit.engine.optim import current_lr
 from vitsplit.engine.progress import Pace, ProgressView, forget_peak_memory, peak_memory_gb
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import ReadBatch
 from vitsplit.engine.setup import (
     Cadence,
@@ -38,8 +39,8 @@ from vitsplit.engine.signals import StopRequest, StopSignal
 from vitsplit.engine.step import NotFiniteError, StepResult, TrainStep
 from vitsplit.engine.tracking import Metrics, log_to
 from vitsplit.errors import TrainingError
-from vitsplit.tasks.base import TrainableTask
-from vitsplit.tasks.model import Trainee
+from vitsplit.model import Model
+from vitsplit.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,9 @@ class FitResult:
     stopped_by: StopSignal | None = None
 
     @property
-    def best_metrics(self) -> dict[str, Any]:
-        """All metrics of the best evaluation, by head where there are several; empty without one."""
-        by_head = {head: standing.best_metrics for head, standing in self.state.standings.items()}
-        return by_head.get("", by_head)
+    def best_metrics(self) -> dict[str, dict[str, Any]]:
+        """All metrics of the best evaluation, by head; empty without one."""
+        return {head: standing.best_metrics for head, standing in self.state.standings.items()}
 
     @property
     def exit_status(self) -> int:
@@ -71,11 +71,11 @@ class FitResult:
 
 
 def fit(
-    config: RunConfig,
+    config: TrainConfig,
     *,
-    task: TrainableTask,
+    tasks: Mapping[str, Task],
     backbone: Backbone,
-    model: Trainee,
+    model: Model,
     run: RunFolder,
     save_bundle: SaveBundle,
     resume: bool = False,
@@ -83,11 +83,11 @@ def fit(
     console: Console | None = None,
     resume_command: str | None = None,
 ) -> FitResult:
-    """Trains a model on a task, in as many processes as were launched.
+    """Trains the heads of a model on their tasks, in as many processes as were launched.
 
     Args:
         config: All settings; the precision that ``auto`` comes to is written to ``config.json``.
-        task: Data, loss and metrics.
+        tasks: Data, loss and metrics of every head, by its name.
         backbone: The frozen model. It is moved to the device and rounded to the run's precision.
         model: What trains, built under ``config.loop.seed`` so that every start begins with the same weights.
         run: The run's folder, within the block of ``RunFolder.open``.
@@ -113,23 +113,26 @@ def fit(
             logger.info("nothing was trained in %s yet: starting from the beginning", run.path)
         resume = resume and run.holds_run
         config = resolve_config(config, accelerator, run, resume=resume)
-        data = task.train_data()
+        run_tasks = RunTasks(config, tasks)
+        data = run_tasks.train_data()
         checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         state = first_state(
-            task, len(data), accelerator, backbone, run, checkpoint, allow_changed_data=allow_changed_data
+            run_tasks, len(data), accelerator, backbone, run, checkpoint, allow_changed_data=allow_changed_data
         )
-        look_up = open_features(config.loop, task, data, backbone, model.request(train=True), compute_dtype(config))
-        batches = open_batches(config.loop, task, data, accelerator, start=state.step, look_up=look_up)
+        look_up = open_features(
+            config.loop, run_tasks, data, backbone, model.request(train=True), compute_dtype(config)
+        )
+        batches = open_batches(config.loop, run_tasks, data, accelerator, start=state.step, look_up=look_up)
         run_backbone, engine = set_up_model(accelerator, config, backbone, model)
         if checkpoint is not None:
             averaged = engine.average is not None
             load_checkpoint(checkpoint, engine.load, state, model=engine.model, averaged=averaged)
         view = ProgressView(console if accelerator.is_main_process else None, steps=config.loop.steps, start=state.step)
         features = None if look_up is None else FeatureCache(look_up.store, backbone, run_backbone)
-        session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop, features)
+        session = Session(accelerator, config, run_tasks, backbone, run_backbone, engine, run, view, stop, features)
         stopped_by = _train(session, state, batches, save_bundle, saved=checkpoint is not None)
         if stopped_by is not None:
-            command = resume_command or f"vitsplit train {task.name} ... --out {shlex.quote(str(run.path))} --resume"
+            command = resume_command or f"vitsplit train ... --out {shlex.quote(str(run.path))} --resume"
             logger.info(
                 "stopped by %s after step %d of %d. To go on: %s", stopped_by, state.step, config.loop.steps, command
             )
@@ -203,7 +206,17 @@ class _Loop:
 
     def _after_evaluation(self) -> None:
         state, patience = self.state, self.config.patience
-        self.metrics.evaluation(state.step, {head: found.last_metrics for head, found in state.standings.items()})
+        config = self.session.config
+        by_head = {head: standing.last_metrics for head, standing in state.standings.items()}
+        numbers = {
+            config.named(head, name): value
+            for head, metrics in by_head.items()
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        }
+        # The file has groups by head where it has groups at all, see ``TrainConfig.named``.
+        (alone,) = by_head.values() if config.geometry is None else (by_head,)
+        self.metrics.evaluation(state.step, alone, numbers)
         without_gain = min(standing.without_gain for standing in state.standings.values())
         out_of_patience = patience is not None and without_gain >= patience
         state.finished = out_of_patience or self._at_end()
@@ -244,12 +257,13 @@ class _Loop:
         values = {"loss": result.loss, "grad_norm": result.grad_norm}
         if len(result.terms) > 1:
             for name, value in result.terms.items():
-                head, _, term = name.rpartition("/")
-                values[named(head, f"loss_{term}")] = value
+                head, slash, term = name.rpartition("/")
+                values[f"{head}{slash}loss_{term}"] = value
         for name, value in values.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
-        lr = current_lr(self.session.engine.optimizer)
+        by_head = current_lr(self.session.engine.optimizer)
+        lr = {self.session.config.named(head, name): rate for (head, name), rate in by_head.items()}
         memory_gb = peak_memory_gb(self.session.accelerator.device)
         images_per_second = self.config.batch_size / self.pace.seconds_per_step
         if state.step % self.config.log_every == 0 or state.step == self.config.steps:

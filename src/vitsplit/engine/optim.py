@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitsplit.engine.config import OptimConfig
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 
 # Among the names of parameters: the blocks of a ``TaskHead`` or of a ``Trunk``, counted from the first, and what is
 # before the first block of a trunk.
@@ -20,27 +20,20 @@ _EMBEDDING = re.compile(r"\btrunk\.model\.(?:patch_embed|pos_embed|cls_token|reg
 _LANGUAGE_MODEL = "decoder.language_model."
 
 
-def build_optimizer(model: TaskModel, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW for one head, see ``build_joint_optimizer``."""
-    return build_joint_optimizer({"": model}, {"": config})
-
-
-def build_joint_optimizer(members: Mapping[str, TaskModel], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
+def build_optimizer(heads: Mapping[str, Head], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
     """Fused AdamW over the groups of all heads, see ``parameter_groups``.
 
-    Each group carries ``head`` (the key of its model), ``name`` (``task_head``, ``language_model`` or ``base``) and
+    Each group carries ``head`` (its name), ``name`` (``task_head``, ``language_model`` or ``base``) and
     ``peak_lr``, which the schedule is multiplied with.
 
     Raises:
         ConfigError: Nothing trains in a head.
     """
-    groups = [
-        {"head": head, **group} for head, model in members.items() for group in parameter_groups(model, optims[head])
-    ]
+    groups = [{"head": name, **group} for name, head in heads.items() for group in parameter_groups(head, optims[name])]
     return torch.optim.AdamW(groups, fused=True)
 
 
-def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Head, config: OptimConfig) -> list[dict[str, Any]]:
     """The groups of one head, as AdamW takes them: base and task head, decayed or not.
 
     With ``layer_decay`` each tuned block has groups of its own: of n copied blocks, or n of a baseline's transformer,
@@ -85,10 +78,10 @@ def parameter_groups(model: TaskModel, config: OptimConfig) -> list[dict[str, An
     ]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float, head: str = "") -> None:
+def set_lr(optimizer: torch.optim.Optimizer, factor: float, head: str) -> None:
     """Sets the learning rate of a head's groups to their peak times the factor."""
     for group in optimizer.param_groups:
-        if group.get("head", "") == head:
+        if group["head"] == head:
             group["lr"] = group["peak_lr"] * factor
 
 
@@ -122,8 +115,8 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
         optimizer.state[parameter][kind] = value.copy_(saved)
 
 
-def current_lr(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rate of the last step: ``lr``, and ``lr_task_head`` where there is a task head, see ``named``.
+def current_lr(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], float]:
+    """The learning rates of the last step, by head: ``lr``, and ``lr_task_head`` where there is a task head.
 
     With ``layer_decay`` the task head's is that of its last block, the largest.
     """
@@ -133,13 +126,8 @@ def current_lr(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         by_role[key] = max(group["lr"], by_role.get(key, 0.0))
     names = {"base": "lr", "task_head": "lr_task_head", "language_model": "lr_language_model"}
     return {
-        named(head, names[role]): by_role[head, role]
+        (head, names[role]): by_role[head, role]
         for head in dict.fromkeys(head for head, _ in by_role)
         for role in names
         if (head, role) in by_role
     }
-
-
-def named(head: str, name: str) -> str:
-    """``head/name``, or the bare name where there is only one head."""
-    return f"{head}/{name}" if head else name

@@ -11,12 +11,14 @@ from typing import Any, get_args
 
 from vitsplit.atomic_files import json_text
 from vitsplit.engine.checkpoint import TrainState
-from vitsplit.engine.config import Precision, RunConfig
+from vitsplit.engine.config import Precision, TrainConfig
 from vitsplit.engine.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.saved_config import config_to_dict, upgraded_config
 from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import RunError
 from vitsplit.files import shown
+from vitsplit.tasks import task_kind
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ FREE = frozenset(
 )
 
 
-def check_same_config(config: RunConfig, run: RunFolder) -> Precision:
+def check_same_config(config: TrainConfig, run: RunFolder) -> Precision:
     """Refuses a configuration under which the run would end with other weights than it would have.
 
     Returns:
@@ -46,7 +48,10 @@ def check_same_config(config: RunConfig, run: RunFolder) -> Precision:
     Raises:
         RunError: Settings differ; the message names each with both values.
     """
-    saved, given = _flat(_with_new_settings(run.read_config(), config)), _flat(to_dict(config))
+    given = _by_setting(config_to_dict(config))
+    (first, *_) = config.heads.values()
+    read = upgraded_config(run.read_config(), task_kind(first.task))
+    saved = _by_setting(_with_new_settings(read, config))
     # The precision that `auto` came to is the run's from then on.
     free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE
     differing = _differences(_without(saved, free), _without(given, free))
@@ -72,7 +77,13 @@ def _with_new_settings(saved: dict[str, Any], config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in saved:
-            if dataclasses.is_dataclass(value) and isinstance(saved[field.name], dict):
+            if field.name == "heads" and isinstance(saved["heads"], dict):
+                own = config.heads
+                filled["heads"] = {
+                    name: _with_new_settings(head, own[name]) if name in own and isinstance(head, dict) else head
+                    for name, head in saved["heads"].items()
+                }
+            elif dataclasses.is_dataclass(value) and isinstance(saved[field.name], dict):
                 filled[field.name] = _with_new_settings(saved[field.name], value)
         elif field.default is not dataclasses.MISSING:
             filled[field.name] = json.loads(json_text(field.default))
@@ -87,7 +98,7 @@ def check_same_task(saved: TrainState, present: TrainState, run: RunFolder) -> N
     Raises:
         RunError: Names what differs.
     """
-    differing = _differences(_flat(_by_index(saved.description)), _flat(_by_index(present.description)))
+    differing = _differences(_described(saved.description), _described(present.description))
     if differing:
         shown = "; ".join(differing[:SHOWN]) + (f"; and {len(differing) - SHOWN} more" * (len(differing) > SHOWN))
         raise RunError(
@@ -156,6 +167,26 @@ def check_same_world(saved: TrainState, present: TrainState, run: RunFolder, *, 
         saved.processes = present.processes
 
 
+def _described(by_head: dict[str, Any]) -> dict[str, Any]:
+    """What tasks say of themselves, by dotted names; the name of an only head is omitted."""
+    (first, *others) = by_head.values()
+    return _flat(_by_index(by_head if others else first))
+
+
+def _by_setting(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as values by dotted names: those of a head begin with its name, unless it has its task's own
+    augmentation."""
+    values = dict(values)
+    heads = values.pop("heads", None)
+    if not isinstance(heads, dict):
+        return _flat(values)
+    if values.get("geometry") is None and len(heads) == 1:
+        values.pop("geometry", None)
+        (head,) = heads.values()
+        return _flat(values) | (_flat(head) if isinstance(head, dict) else {})
+    return _flat(values) | _flat(heads)
+
+
 def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
     """What differs, by name and with both values."""
     return [
@@ -166,7 +197,8 @@ def _differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
 
 
 def _without(flat: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if key not in names}
+    # A name may be that of one head's setting.
+    return {key: value for key, value in flat.items() if key not in names and key.partition(".")[2] not in names}
 
 
 def _by_index(value: Any) -> Any:

@@ -7,7 +7,7 @@ RUN/
   environment.json   one entry per start: versions, device, processes
   log.txt            everything that was said
   metrics.jsonl      one JSON object per row: {"step", "loss", "lr", ...} or {"step", "eval": {...}}; null: not finite
-  best/  last/       head bundles: the best evaluation's and the latest; with a folder for each head in a joint run
+  best/  last/       head bundles: the best evaluation's and the latest; in folders by head where heads share a crop
   checkpoints/       the last two, for --resume
   pictures/          figures and pictures of the last evaluation, once the run is finished: index.html
   tensorboard/       event files

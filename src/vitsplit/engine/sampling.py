@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitsplit.engine.feature_store import Kept
+from vitsplit.engine.run_data import Batch, RunData
 from vitsplit.errors import ConfigError, DataError, VitsplitError
-from vitsplit.tasks.base import Batch, TrainableTask, TrainData
 
 LENGTH_POOL = 50
 """Batches that are sorted by length together: more would make the order of an epoch less random."""
@@ -170,8 +170,8 @@ class ReadBatch:
 
 
 def read_batches(
-    task: TrainableTask,
-    data: TrainData,
+    collate: Callable[[Sequence[Any]], Batch],
+    data: RunData,
     batches: MicroBatches,
     *,
     workers: int,
@@ -186,7 +186,7 @@ def read_batches(
         VitsplitError: On reaching it, what a sample could not be read for: the same with workers as without.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Reader(task, data, look_up),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
+        _Reader(collate, data, look_up),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
         sampler=batches,
         batch_size=None,
         collate_fn=_as_it_is,
@@ -205,15 +205,18 @@ class _Reader:
     """
 
     def __init__(
-        self, task: TrainableTask, data: TrainData, look_up: Callable[[Tensor, Tensor | None], Kept] | None = None
+        self,
+        collate: Callable[[Sequence[Any]], Batch],
+        data: RunData,
+        look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
     ) -> None:
-        self.task = task
+        self.collate = collate
         self.data = data
         self.look_up = look_up
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> ReadBatch | VitsplitError:
         try:
-            batch = self.task.collate([self.data[key] for key in keys])
+            batch = self.collate([self.data[key] for key in keys])
         except VitsplitError as error:
             return error
         return ReadBatch(batch, None if self.look_up is None else self.look_up(batch.image_BCHW, batch.extent_B2))

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -22,27 +23,46 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: Any, data: Any, source: str) -> Any:
+def from_dict(cls: Any, data: Any, source: str, where: str | None = None) -> Any:
     """The configuration that ``to_dict`` wrote, or that somebody wrote by hand. What is left out keeps its default.
 
     Args:
-        cls: The dataclass; a generic one with its argument, as in ``TrainConfig[SegmentationConfig]``.
+        cls: The dataclass; a generic one with its argument, as in ``HeadConfig[DepthConfig]``.
         data: The parsed JSON.
         source: Where it comes from, for messages.
+        where: The place in a whole whose ranges are checked later, for messages; None: this is the whole.
 
     Raises:
         ConfigError: An unknown key (with the closest known ones), a missing one, or a value of a wrong type or out of
             its range.
     """
-    config = _read_dataclass(cls, data, source, "")
-    check_ranges(config, source)
+    config = _read_dataclass(cls, data, source, where or "")
+    if where is None:
+        check_ranges(config, source)
     return config
+
+
+def check_keys(data: Any, known: list[str], source: str, where: str = "") -> None:
+    """Refuses what is no object, or has a key that is not known.
+
+    Raises:
+        ConfigError: Names the key, and the closest known ones.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{source}: {where or 'the configuration'} must be an object with settings, not {shown(data)}."
+        )
+    for key in data:
+        if key not in known:
+            raise ConfigError(
+                f"{source}: there is no setting {shown(_join(where, key))}. {_suggestion(key[:100], known)}"
+            )
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
@@ -50,18 +70,11 @@ def _plain(value: Any) -> Any:
 
 
 def _read_dataclass(cls: Any, data: Any, source: str, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{source}: {where or 'the configuration'} must be an object with settings, not {shown(data)}."
-        )
     generic = typing.get_origin(cls) or cls
+    fields = {field.name: field for field in dataclasses.fields(generic)}
+    check_keys(data, list(fields), source, where)
     arguments = dict(zip(getattr(generic, "__parameters__", ()), typing.get_args(cls), strict=False))
     hints = typing.get_type_hints(generic)
-    fields = {field.name: field for field in dataclasses.fields(generic)}
-    for key in data:
-        if key not in fields:
-            named = shown(_join(where, key))
-            raise ConfigError(f"{source}: there is no setting {named}. {_suggestion(key[:100], list(fields))}")
     values = {
         key: _read(arguments.get(hints[key], hints[key]), item, source, _join(where, key)) for key, item in data.items()
     }

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,36 +16,36 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.checkpoint import TrainState, read_state
-from vitsplit.engine.config import LoopConfig, RunConfig
+from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.engine import Engine, build_engine
 from vitsplit.engine.feature_cache import FeatureCache, LookUp, bytes_per_image, check_size
 from vitsplit.engine.feature_store import FeatureStore
-from vitsplit.engine.optim import named
+from vitsplit.engine.heads import check_heads
 from vitsplit.engine.precision import DTYPES, Resolved, autocast, resolve_precision
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.progress import ProgressView
 from vitsplit.engine.resume import check_same_config, check_same_files, check_same_task, check_same_world
+from vitsplit.engine.run_data import RunData
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import MicroBatches, ReadBatch, SampleStream, read_batches, resolve_workers
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.tracking import Metrics, check_trackers
 from vitsplit.errors import ConfigError
+from vitsplit.model import Model
 from vitsplit.ranges import check_ranges
 from vitsplit.registry_package import cache_folder
-from vitsplit.tasks.base import FromFiles, LengthGroups, TrainableTask, TrainData
-from vitsplit.tasks.model import Trainee
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)
 
 RunBackbone = Callable[[Tensor, TapRequest, Tensor | None], LayerTaps]
 """As ``Backbone.forward``."""
-RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
-def make_accelerator(config: RunConfig | None = None) -> Accelerator:
+def make_accelerator(config: TrainConfig | None = None) -> Accelerator:
     """Joins the processes of the launch; with a configuration, refuses sharding that cannot work in them.
 
     Raises:
@@ -59,13 +58,14 @@ def make_accelerator(config: RunConfig | None = None) -> Accelerator:
     return Accelerator(mixed_precision="no")
 
 
-def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder, *, resume: bool) -> RunConfigT:
+def resolve_config(config: TrainConfig, accelerator: Accelerator, run: RunFolder, *, resume: bool) -> TrainConfig:
     """The configuration with the precision that ``auto`` comes to: found once in a run, by one process.
 
     Raises:
         ConfigError: A setting that cannot work.
         RunError: The run to be resumed had other settings.
     """
+    check_heads(config)
     check_settings(config)
     precision = config.loop.precision
     if resume:
@@ -74,12 +74,12 @@ def resolve_config(config: RunConfigT, accelerator: Accelerator, run: RunFolder,
     broadcast_object_list(choice)
     logger.info("precision: %s%s", choice[0], " (auto)" if config.loop.precision == "auto" else "")
     loop = dataclasses.replace(config.loop, precision=choice[0])
-    resolved = dataclasses.replace(config, loop=loop)  # type: ignore[type-var]  # all configurations are dataclasses
+    resolved = dataclasses.replace(config, loop=loop)
     check_sharding(resolved, accelerator.num_processes)
     return resolved
 
 
-def check_settings(config: RunConfig) -> None:
+def check_settings(config: TrainConfig) -> None:
     """Refuses settings that cannot work, before anything is written.
 
     Raises:
@@ -90,7 +90,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def set_up_model(
-    accelerator: Accelerator, config: RunConfig, backbone: Backbone, model: Trainee
+    accelerator: Accelerator, config: TrainConfig, backbone: Backbone, model: Model
 ) -> tuple[RunBackbone, Engine]:
     """Moves backbone and model to the device.
 
@@ -112,7 +112,7 @@ def set_up_model(
     return run_backbone, build_engine(accelerator, config, model, dtype)
 
 
-def compute_dtype(config: RunConfig) -> torch.dtype:
+def compute_dtype(config: TrainConfig) -> torch.dtype:
     """What the forward pass of a resolved configuration computes in."""
     precision = config.loop.precision
     assert precision != "auto", "resolve_config comes first"
@@ -120,7 +120,7 @@ def compute_dtype(config: RunConfig) -> torch.dtype:
 
 
 def first_state(
-    task: TrainableTask,
+    tasks: RunTasks,
     samples: int,
     accelerator: Accelerator,
     backbone: Backbone,
@@ -134,21 +134,22 @@ def first_state(
     Raises:
         RunError: The checkpoint cannot be read, or is of another task, other data or another backbone.
     """
-    files = task.files() if accelerator.is_main_process and isinstance(task, FromFiles) else None
+    files = tasks.files() if accelerator.is_main_process else None
     present = TrainState(
         samples=samples,
         processes=accelerator.num_processes,
         backbone_hash=backbone.info.weights_hash,
-        description=task.describe(),
+        description=tasks.describe(),
     )
     if checkpoint is None:
         check_same_files(files, run, resume=False, allow_changed=allow_changed_data)
         return present
-    saved = read_state(checkpoint)
+    saved = read_state(checkpoint, tasks.tasks)
     check_same_task(saved, present, run)
     check_same_files(files, run, resume=True, allow_changed=allow_changed_data)
     check_same_world(saved, present, run, allow_changed=allow_changed_data)
     if saved.finished:
+        named = tasks.config.named
         best = ", ".join(
             f"best {named(head, standing.score_name)} {standing.best_score:.4g} at step {standing.best_step}"
             for head, standing in saved.standings.items()
@@ -160,7 +161,7 @@ def first_state(
 
 
 def open_features(
-    loop: LoopConfig, task: TrainableTask, data: TrainData, backbone: Backbone, request: TapRequest, dtype: torch.dtype
+    loop: LoopConfig, tasks: RunTasks, data: RunData, backbone: Backbone, request: TapRequest, dtype: torch.dtype
 ) -> LookUp | None:
     """Where the backbone's features are kept, if they are, after a check that there is room for them.
 
@@ -169,14 +170,14 @@ def open_features(
     """
     if not loop.cache_features:
         return None
-    if not task.same_size:
+    if not tasks.same_size:
         raise ConfigError(
-            f"--cache-features keeps features of single images, and {task.name} pads an image to the largest of its "
-            "batch: leave it away."
+            f"--cache-features keeps features of single images, and {', '.join(tasks.tasks)} pads an image to the "
+            "largest of its batch: omit it."
         )
     folder = cache_folder() / "features" if loop.cache_folder is None else Path(loop.cache_folder)
     store = FeatureStore(folder, backbone.info.weights_hash, str(dtype).removeprefix("torch."))
-    height, width = task.collate([data[0, 0]]).image_BCHW.shape[-2:]
+    height, width = tasks.collate([data[0, 0]]).image_BCHW.shape[-2:]
     each = bytes_per_image(backbone, request, (height, width))
     taken = check_size(
         len(data), loop.cache_features, each, limit_gb=loop.cache_limit_gb, present=store.size(), free=store.room()
@@ -187,15 +188,15 @@ def open_features(
 
 def open_batches(
     loop: LoopConfig,
-    task: TrainableTask,
-    data: TrainData,
+    tasks: RunTasks,
+    data: RunData,
     accelerator: Accelerator,
     *,
     start: int,
     look_up: LookUp | None = None,
 ) -> Iterator[ReadBatch]:
     """This process's micro-batches from a step to the end of the run, with what is kept of their images."""
-    lengths = data.lengths() if isinstance(data, LengthGroups) else None
+    lengths = data.lengths()
     keys = MicroBatches(
         SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size, views=loop.cache_features),
         start=start,
@@ -207,17 +208,22 @@ def open_batches(
     )
     workers = resolve_workers(loop.workers)
     pin = accelerator.device.type == "cuda"
-    return read_batches(task, data, keys, workers=workers, pin=pin, look_up=look_up)
+    return read_batches(tasks.collate, data, keys, workers=workers, pin=pin, look_up=look_up)
 
 
-def begin_records(config: RunConfig, run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
+def begin_records(config: TrainConfig, run: RunFolder, accelerator: Accelerator, *, step: int) -> Metrics:
     """Writes what the folder says about a start of the run, and opens ``metrics.jsonl`` and the trackers."""
-    run_id = ""
+    run_id, values = "", config_to_dict(config)
     if accelerator.is_main_process:
-        run.write_config(to_dict(config))
+        run.write_config(values)
         run_id = run.record_start(accelerator.device, accelerator.num_processes)
     return Metrics(
-        run, config.loop.track, config=to_dict(config), run_id=run_id, step=step, main=accelerator.is_main_process
+        run,
+        config.loop.track,
+        config=config_to_dict(config),
+        run_id=run_id,
+        step=step,
+        main=accelerator.is_main_process,
     )
 
 
@@ -228,7 +234,7 @@ class Session:
     Attributes:
         accelerator: Device and processes.
         config: The resolved configuration.
-        task: What is learnt.
+        tasks: What the heads learn.
         backbone: The frozen model; it runs outside the data-parallel wrapping.
         run_backbone: The same as steps run it: compiled where that was asked for. Evaluations never run compiled code,
             which would be compiled anew for every size of image.
@@ -240,8 +246,8 @@ class Session:
     """
 
     accelerator: Accelerator
-    config: RunConfig
-    task: TrainableTask
+    config: TrainConfig
+    tasks: RunTasks
     backbone: Backbone
     run_backbone: RunBackbone
     engine: Engine

@@ -13,27 +13,20 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vitsplit.engine.config import LoopConfig, OptimConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.precision import train_in_float32
 from vitsplit.errors import ConfigError
 
-TraineeT = TypeVar("TraineeT", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit train ..."
 
 
-class _Run(Protocol):
-    @property
-    def loop(self) -> LoopConfig: ...
-
-    def optims(self) -> Mapping[str, OptimConfig]: ...
-
-
-def check_sharding(config: _Run, processes: int) -> None:
+def check_sharding(config: TrainConfig, processes: int) -> None:
     """Refuses what cannot be combined with sharding, before anything is loaded.
 
     Raises:
@@ -70,7 +63,7 @@ def _check_launcher() -> None:
             )
 
 
-def split_off(model: TraineeT) -> TraineeT:
+def split_off(model: ModuleT) -> ModuleT:
     """A second model of the same structure over the very same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=shared)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitsplit.engine.config import LoopConfig, TrainConfig
-from vitsplit.engine.serialise import from_dict
+from vitsplit.engine.config import GeometryConfig, LoopConfig, TrainConfig
+from vitsplit.engine.heads import SHARING_TASKS, check_head_name, sharing_crops
+from vitsplit.engine.saved_config import KIND, config_from_dict, upgraded_config
 from vitsplit.errors import ConfigError
 from vitsplit.files import read_json, shown
 from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.recipes import recipe as named_recipe
-from vitsplit.tasks import TASKS, config_type, task_entry, task_name
-from vitsplit.tasks.multi.config import HEAD_NAMES, MultiConfig
+from vitsplit.tasks import TASKS, task_entry, task_kind, task_name
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, START_FILE = "config.json", ".start.json"
 """Settings in the folder of a run: resolved, once it stands; as they were given, before that."""
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
-"""Length of a joint run and its images per step, unless told otherwise."""
+"""Length of a run of heads on one crop, and its images per step, unless told otherwise."""
 
 
 def starting_config(
@@ -31,7 +31,7 @@ def starting_config(
     recipe: str | None = None,
     config_file: str | Path | None = None,
     resumed: str | Path | None = None,
-) -> TrainConfig[Any]:
+) -> TrainConfig:
     """A recipe's settings, those of a file, those of the run that goes on, or the task's own for a laptop.
 
     A file may come from a stranger: what it names to be read is told in the log, and what it names to be written to is
@@ -63,34 +63,50 @@ def starting_config(
         return config
     values = _read(config_file)
     _require_task(task, values, str(config_file))
-    read: TrainConfig[Any] = from_dict(config_type(task), values, str(config_file))
+    read = config_from_dict(values, str(config_file), task=task)
     return _told(read, str(config_file)) if is_foreign else read
 
 
-def starting_multi_config(
-    tasks: Collection[str], *, config_file: str | Path | None = None, resumed: str | Path | None = None
-) -> MultiConfig:
-    """A joint run's settings: those of a file, of the run that goes on, or each task's own for a laptop.
+def starting_heads(
+    tasks: Mapping[str, str], *, config_file: str | Path | None = None, resumed: str | Path | None = None
+) -> TrainConfig:
+    """Settings of heads on one crop: those of a file, of the run that is resumed, or each task's own for a laptop.
 
     Args:
-        tasks: Names of the tasks. Other heads of a file are left out.
-        config_file: A ``config.json`` of a joint run. Folders in it that are written to are not taken: see ``_told``.
+        tasks: The tasks of the heads, by the heads' names. Other heads of a file are dropped.
+        config_file: A ``config.json`` of such a run. Folders in it that are written to are not taken: see ``_told``.
         resumed: The run that goes on; its settings are taken unless a file is named.
 
     Raises:
-        ConfigError: There is no such task in a joint run, or the file cannot be read or has no head for a task.
+        ConfigError: A task cannot share a crop, a name cannot be a head's, or the file cannot be read or has no such
+            head.
     """
-    for name in tasks:
-        if name not in HEAD_NAMES:
-            raise ConfigError(f"'{name}' is no task that others are trained with. Those are {', '.join(HEAD_NAMES)}.")
-    recipes = {name: named_recipe(task_entry(name).default_recipe) for name in tasks}
+    for name, task in tasks.items():
+        check_head_name(name)
+        if task not in SHARING_TASKS:
+            raise ConfigError(f"'{task}' is no task that others are trained with. Choose {' or '.join(SHARING_TASKS)}.")
+    recipes = {name: named_recipe(task_entry(task).default_recipe) for name, task in tasks.items()}
     is_foreign = config_file is not None
     if config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
     if config_file is None:
-        return MultiConfig.of(recipes, loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
-    config: MultiConfig = from_dict(MultiConfig, _read(config_file), str(config_file))
-    return (_told(config, str(config_file)) if is_foreign else config).only(tasks)
+        loop = LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE)
+        return sharing_crops(recipes, GeometryConfig(), loop=loop)
+    config = config_from_dict(_read(config_file), str(config_file), task=next(iter(tasks.values())))
+    if config.geometry is None:
+        raise ConfigError(
+            f"{config_file} is of a run of one head with its task's own augmentation. Use `vitsplit train TASK --data "
+            "FOLDER`, or another file."
+        )
+    for name, task in tasks.items():
+        if name not in config.heads:
+            raise ConfigError(f"{config_file} has no head {name}, only {', '.join(config.heads)}.")
+        if task_kind(config.heads[name].task) != task:
+            raise ConfigError(
+                f"{config_file}: its head {name} is for {task_kind(config.heads[name].task)}, not {task}."
+            )
+    config = dataclasses.replace(config, heads={name: config.heads[name] for name in tasks})
+    return _told(config, str(config_file)) if is_foreign else config
 
 
 def stage_file(root: str | Path, stage: str) -> Path:
@@ -137,18 +153,26 @@ def _told(config: Any, source: str) -> Any:
 
 
 def _require_task(task: str, values: Any, source: str) -> None:
-    """Refuses the settings of a joint run or of another task as such, and not for the first setting that is unknown."""
-    if not isinstance(values, dict):
+    """Refuses settings of heads on one crop or of another task as such, and not for the first unknown setting."""
+    values = upgraded_config(values, task)
+    heads = values.get("heads") if isinstance(values, dict) else None
+    if not isinstance(heads, dict):
         return  # said when it is read
-    if TASKS.keys() & values.keys():
+    if values.get("geometry") is not None or len(heads) != 1:
         raise ConfigError(
-            f"{source} is of a joint run, not of a run for {task} alone. Use `vitsplit train multi`, or another file."
+            f"{source} is of heads that share a crop, not of a run for {task} alone. Use `vitsplit train --head "
+            "NAME=TASK:FOLDER`, or another file."
         )
-    given = values.get("task")
+    (head,) = heads.values()
+    given = head.get("task") if isinstance(head, dict) else None
+    if not isinstance(given, dict):
+        return  # said when it is read
+    # A file of an earlier version does not say its task.
+    names = given.keys() - {KIND}
     fitting = [
         name
         for name, entry in TASKS.items()
-        if isinstance(given, dict) and given.keys() <= {field.name for field in dataclasses.fields(entry.config)}
+        if given.get(KIND) in (task, name) and names <= {field.name for field in dataclasses.fields(entry.config)}
     ]
     if fitting and task not in fitting:
         raise ConfigError(

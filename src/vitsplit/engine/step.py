@@ -19,12 +19,12 @@ from torch import Tensor
 from vitsplit.engine.compilation import compiler_errors
 from vitsplit.engine.config import LoopConfig
 from vitsplit.engine.optim import set_lr
+from vitsplit.engine.run_data import Batch
 from vitsplit.engine.sampling import ReadBatch, derive_seed
 from vitsplit.engine.schedule import lr_factor
 from vitsplit.engine.setup import Session
 from vitsplit.engine.signals import STOP_SIGNALS, StopSignal
 from vitsplit.errors import TrainingError
-from vitsplit.tasks.base import Batch
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class TrainStep:
     """Runs optimiser steps.
 
     Args:
-        session: Task, model, device, settings.
+        session: Tasks, model, device, settings.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.accelerator = session.accelerator
-        self.task = session.task
+        self.tasks = session.tasks
         self.engine = session.engine
         self.loop: LoopConfig = session.config.loop
         self.optims = session.config.optims()
@@ -89,7 +89,7 @@ class TrainStep:
 
     def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """One over each term's normaliser over the whole batch; zero where there is nothing to normalise."""
-        normalisers = [self.task.normalisers(batch) for batch in micro_batches]
+        normalisers = [self.tasks.normalisers(batch) for batch in micro_batches]
         names = list(normalisers[0])
         totals = torch.stack([sum(n[name] for n in normalisers).double() for name in names])  # type: ignore[union-attr]
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
@@ -104,8 +104,8 @@ class TrainStep:
         with self.engine.micro_batch(last=last):
             batch, taps = read.batch, self.session.taps(read, self.engine.trained.request(train=True))
             with self.session.autocast():
-                output = self.engine.wrapped(taps, self.task.targets(batch, taps))
-            sums = self.task.loss_sums(output, batch, taps)
+                output = self.engine.wrapped(taps, self.tasks.targets(batch, taps))
+            sums = self.tasks.loss_sums(output, batch, taps)
             terms = torch.stack([sums[name].float() * scale for name, scale in scales.items()])
             self.engine.backward(terms.sum(), last=last)
         return terms.detach()

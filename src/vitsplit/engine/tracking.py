@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,6 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from rich.console import Console
 
 from vitsplit.engine.config import Tracker
-from vitsplit.engine.optim import named
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import ConfigError, RunError
 
@@ -62,20 +61,9 @@ class Metrics:
         """One row of training."""
         self._write({"step": step, **values}, {f"train/{name}": value for name, value in values.items()}, step)
 
-    def evaluation(self, step: int, by_head: dict[str, dict[str, Any]]) -> None:
-        """One row of evaluation; trackers get its numbers (those per class stay in the file).
-
-        Args:
-            step: Steps that are done.
-            by_head: The metrics of every head, by its name; the only head of a run of one task is ``""``.
-        """
-        numbers = {
-            f"eval/{named(head, name)}": value
-            for head, metrics in by_head.items()
-            for name, value in metrics.items()
-            if isinstance(value, int | float)
-        }
-        self._write({"step": step, "eval": by_head.get("", by_head)}, numbers, step)
+    def evaluation(self, step: int, metrics: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+        """One row of evaluation: ``metrics`` in the file, and for trackers ``numbers``, without those per class."""
+        self._write({"step": step, "eval": metrics}, {f"eval/{name}": value for name, value in numbers.items()}, step)
 
     def _write(self, row: dict[str, Any], numbers: dict[str, Any], step: int) -> None:
         if not self.main:

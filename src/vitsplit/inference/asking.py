@@ -82,7 +82,7 @@ def _located(card: Card, folder: Path, language_weights: str | Path | None, lang
         _check_known(card, folder)
     weights = None if language_weights is None else str(language_weights)
     task = replace(task, language_model=language_model or task.language_model, language_weights=weights)
-    return replace(card, config=replace(card.config, task=task))
+    return replace(card, config=card.config.change(task=task))
 
 
 def _check_known(card: Card, folder: Path) -> None:

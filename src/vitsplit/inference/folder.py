@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,8 @@ from vitsplit.inference.asking import names_to_ask, read_whole
 from vitsplit.inference.batches import batches, in_background
 from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
-from vitsplit.inference.multitask import MultiPredictor
 from vitsplit.inference.prediction_log import PredictionLog
+from vitsplit.inference.predictor import Predictor
 from vitsplit.inference.tiling import check_overlap
 from vitsplit.inference.video import predict_video
 from vitsplit.tasks.vqa.predict import VqaPrediction
@@ -96,7 +96,7 @@ class FolderWriter:
 
     def __init__(
         self,
-        model: MultiPredictor,
+        model: Predictor,
         log: PredictionLog,
         *,
         batch_size: int | None = None,
@@ -185,9 +185,8 @@ class FolderWriter:
 
     def _large(self, item: Input) -> list[Path]:
         stem, placed = Path(item.name).name, []
-        files: tuple[Path, ...] = ()
         if self._drawn:
-            files += predict_large(
+            files = predict_large(
                 self._drawn,
                 item.path,
                 self.log.stage(item),
@@ -197,18 +196,14 @@ class FolderWriter:
                 scale=self.tiling.scale,
                 on_tile=lambda done, total: self.on_part(item, done, total),
             )
+            placed += _by_head(files, stem, self._drawn)
         if self._asked:
-            answer = self._asked.predict(read_whole(item.path))
-            self._ask(answer)
-            for bundle, prediction in answer.items():
-                files += tuple(prediction.save(self.log.stage(item), f"{stem}_{bundle}"))
-        # Of several bundles, names go on with the bundle's. The longest first: one may be the beginning of another.
-        for bundle in sorted(self.model, key=len, reverse=True):
-            beginning = f"{stem}_{bundle}"
-            placed += [
-                (bundle, file.name.removeprefix(beginning), file) for file in files if file.name.startswith(beginning)
-            ]
-            files = tuple(file for file in files if not file.name.startswith(beginning))
+            predictions = self._asked.predict(read_whole(item.path))
+            self._ask(predictions)
+            for head, prediction in predictions.items():
+                beginning = f"{stem}_{head}"
+                saved = prediction.save(self.log.stage(item), beginning)
+                placed += [(head, file.name.removeprefix(beginning), file) for file in saved]
         return self.log.place(item, placed)
 
     def _video(self, item: Input) -> list[Path]:
@@ -249,3 +244,15 @@ class FolderWriter:
         if self.model.backbone.mean_C11.device.type == "cpu":
             return 1
         return max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // (height * width)))
+
+
+def _by_head(files: Iterable[Path], stem: str, heads: Collection[str]) -> list[tuple[str, str, Path]]:
+    """Files of ``predict_large`` with the head that each is of, and what its name ends with."""
+    if len(heads) == 1:
+        return [(head, file.name.removeprefix(stem), file) for head in heads for file in files]
+    found = []
+    for file in files:
+        # The longest: one may be the beginning of another.
+        head = max((each for each in heads if file.name.startswith(f"{stem}_{each}")), key=len)
+        found.append((head, file.name.removeprefix(f"{stem}_{head}"), file))
+    return found

@@ -19,7 +19,7 @@ import torch
 
 from vitsplit.inference.dense_answer import DENSE_FILES, DenseAnswer
 from vitsplit.inference.detection_answer import DetectionAnswer
-from vitsplit.inference.predictor import Predictor, make_forward
+from vitsplit.inference.predictor import LoadedHead, Predictor, make_forward
 from vitsplit.inference.shared_pass import SharedPass
 from vitsplit.inference.strips import ImageStrips, is_large
 from vitsplit.inference.tiling import Grid, plan_grid
@@ -39,7 +39,7 @@ Answer = DenseAnswer | DetectionAnswer
 
 
 def predict_large(
-    predictor: Predictor | Mapping[str, Predictor],
+    predictor: Predictor,
     path: str | Path,
     out_folder: str | Path,
     name: str,
@@ -57,7 +57,7 @@ def predict_large(
     has the image's own size.
 
     Args:
-        predictor: What ``vitsplit.load`` returns: one bundle, or several by name, which share one pass per tile.
+        predictor: What ``vitsplit.load`` returns: heads by name, which share one pass per tile.
         path: The image: PNG, TIFF, JPEG or WebP.
         out_folder: Where to write.
         name: What the files' names begin with; may hold folders.
@@ -69,30 +69,28 @@ def predict_large(
     Returns:
         The files. Segmentation: class ids with a palette (``NAME_mask.tif``, tiled, for a TIFF, else ``.png``) and an
         overlay. Depth: metres as a tiled TIFF of float32, and a picture with a scale bar. Detection: COCO results, and
-        an overlay. Pictures have at most 4000 pixels a side. Of several bundles, names continue with the bundle's.
+        an overlay. Pictures have at most 4000 pixels a side. Of several heads, names continue with the head's.
 
     Raises:
         ConfigError: pyvips is missing, or tile, overlap or scale cannot work.
         DataError: The image cannot be read; nothing is left of what was written.
     """
-    several = isinstance(predictor, Mapping)
-    predictors = dict(predictor) if isinstance(predictor, Mapping) else {"": predictor}
-    chosen = tile or default_tile(predictors.values())
+    chosen = tile or default_tile(predictor.values())
     strips = ImageStrips(path, scale)
     grid = plan_grid(strips.size, chosen, min(chosen) // 4 if overlap is None else overlap)
     if tile is None:
-        _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictors.values()])
-    forwards, one_pass = _forwards(predictors)
+        _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictor.values()])
+    forwards, one_pass = _forwards(predictor)
     tiff = Path(path).suffix.lower() in _TIFF_SUFFIXES
     answers: list[Answer] = []
     try:
-        for bundle, each in predictors.items():
-            stem = Path(out_folder) / (f"{name}_{bundle}" if several else name)
+        for head, each in predictor.items():
+            stem = Path(out_folder) / (f"{name}_{head}" if len(predictor) > 1 else name)
             task = _task_for_tiles(each, grid)
             if task.name in DENSE_FILES:
-                answers.append(DenseAnswer(task, forwards[bundle], grid, strips.own_size, stem, tiff=tiff))
+                answers.append(DenseAnswer(task, forwards[head], grid, strips.own_size, stem, tiff=tiff))
             else:
-                answers.append(DetectionAnswer(task, forwards[bundle], grid, strips.own_size, stem))
+                answers.append(DetectionAnswer(task, forwards[head], grid, strips.own_size, stem))
         _run(strips, grid, answers, one_pass, on_tile)
         return tuple(file for answer in answers for file in answer.close())
     except BaseException:
@@ -101,12 +99,12 @@ def predict_large(
         raise
 
 
-def default_tile(predictors: Iterable[Predictor]) -> tuple[int, int]:
+def default_tile(heads: Iterable[LoadedHead]) -> tuple[int, int]:
     """Height and width of tiles: what a bundle was trained on, of several bundles the largest.
 
     The ``crop_size`` of dense tasks; of detection the ``image_scale``, lying, which all its images are brought to.
     """
-    sizes = [_trained_size(each.card.config.task) for each in predictors]
+    sizes = [_trained_size(each.card.config.task) for each in heads]
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
@@ -159,24 +157,22 @@ def _run(
 
 
 def _forwards(
-    predictors: Mapping[str, Predictor],
+    heads: Mapping[str, LoadedHead],
 ) -> tuple[dict[str, Forward], Callable[[], AbstractContextManager[None]]]:
     """The bundles' forward passes, and the time in which they share one."""
-    if len(predictors) == 1:
-        return {name: each.forward for name, each in predictors.items()}, nullcontext
-    backbone = next(iter(predictors.values())).backbone
+    if len(heads) == 1:
+        return {name: each.forward for name, each in heads.items()}, nullcontext
+    backbone = next(iter(heads.values())).backbone
     shared = SharedPass(backbone)
     forwards = {
         name: make_forward(backbone, each.model, shared.attach(name, each.model.request(train=False)))
-        for name, each in predictors.items()
+        for name, each in heads.items()
     }
     return forwards, shared.image
 
 
-def _task_for_tiles(predictor: Predictor, grid: Grid) -> Any:
+def _task_for_tiles(head: LoadedHead, grid: Grid) -> Any:
     """The bundle's task with settings under which a tile is neither resized nor cut again."""
-    config = predictor.card.config
+    config = head.card.config
     sides = {"crop_size": grid.tile, "image_scale": (max(grid.tile), min(grid.tile))}
-    return bare_task(
-        dataclasses.replace(config, task=dataclasses.replace(config.task, **sides)), predictor.card.description
-    )
+    return bare_task(config.change(task=dataclasses.replace(config.task, **sides)), head.card.description)

@@ -1,55 +1,54 @@
-"""A bundle and its backbone, ready to use.
+"""Heads on one backbone, ready to use: in memory once, and one pass per image and input size.
 
 Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor
 
-from vitsplit.backbone import open_backbone
-from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.frozen import Backbone
-from vitsplit.backbone.weights import cached_weights
-from vitsplit.bundle import (
-    CARD,
-    LANGUAGE_MODEL,
-    Card,
-    check_backbone,
-    check_header,
-    find_bundle,
-    load_weights,
-    read_card,
-)
+from vitsplit.bundle import Card, find_bundle, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.engine.config import Precision
 from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
-from vitsplit.errors import BundleError, ConfigError, DataError, NotPicklableError, WeightsError
-from vitsplit.files import shown
+from vitsplit.errors import BundleError, ConfigError, NotPicklableError
 from vitsplit.inference.asking import name_to_ask, with_language_model
-from vitsplit.inference.shared_pass import TapSource
-from vitsplit.methods.settings import backbone_settings
-from vitsplit.model import build_model, model_shapes
-from vitsplit.tasks import bare_task
+from vitsplit.inference.loading import (
+    backbone_of,
+    backbone_title,
+    check_weights,
+    choose_device,
+    head_name,
+    open_head,
+    read_bundles,
+    run_name,
+    same_precision,
+)
+from vitsplit.inference.shared_pass import PassCount, SharedPass, TapSource, add_passes, describe_passes
+from vitsplit.model import Head
 from vitsplit.tasks.base import Forward, Task
-from vitsplit.tasks.model import TaskModel
-from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.types import LayerTaps
 
 
-def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None = None) -> Forward:
-    """One pass of the backbone and one of the model, without gradient, in the backbone's precision.
+def make_forward(backbone: Backbone, model: Head, source: TapSource | None = None) -> Forward:
+    """One pass of the backbone and one of a head, without gradient, in the backbone's precision.
 
     Args:
         backbone: The backbone.
-        model: Head and decoder.
-        source: Where the taps come from; None: a pass of the backbone for this model alone.
+        model: The head.
+        source: Where the taps come from; None: a pass of the backbone for this head alone.
     """
+
+    request = model.request(train=False)  # once: a gate's choice of layers is read from the device
 
     request = model.request(train=False)  # once: a gate's choice of layers is read from the device
 
@@ -63,25 +62,38 @@ def make_forward(backbone: Backbone, model: TaskModel, source: TapSource | None 
     return forward
 
 
-def not_picklable(what: str) -> NotPicklableError:
-    """The error of who sends a predictor to another process."""
-    return NotPicklableError(
-        f"A {what} cannot be sent to another process or copied: its backbone's weights would be. Call vitsplit.load in "
-        "each process, as the initializer of a pool does, and send images and predictions."
-    )
+class Predictions(dict[str, Any]):
+    """Predictions of one image, by the heads' names.
+
+    For one version, attributes of the prediction of an only head are found here too, with a ``FutureWarning``.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if len(self) != 1 or name.startswith("__"):
+            raise AttributeError(f"Predictions are by head ({', '.join(self)}): write predictions[HEAD].{name}.")
+        ((head, prediction),) = self.items()
+        value = getattr(prediction, name)
+        warnings.warn(
+            f"predict() returns a dictionary by head: write .predict(image)[{head!r}].{name} in place of "
+            f".predict(image).{name}, which the next version will not know.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return value
 
 
-class Predictor:
-    """What ``vitsplit.load`` returns for one bundle.
-
-    Several threads may predict with it. In several processes, load it in each: it cannot be pickled.
+class LoadedHead:
+    """One head of a ``Predictor``, which can be used on its own too; its taps then are not shared.
 
     Attributes:
         card: The bundle's card.
         task: The task, with its classes.
+        backbone: The backbone.
+        model: Method and decoder.
+        forward: A pass of the backbone and the head, see ``make_forward``.
     """
 
-    def __init__(self, card: Card, task: Task, backbone: Backbone, model: TaskModel) -> None:
+    def __init__(self, card: Card, task: Task, backbone: Backbone, model: Head) -> None:
         self.card = card
         self.task = task
         self.backbone = backbone
@@ -89,7 +101,7 @@ class Predictor:
         self.forward = make_forward(backbone, self.model)
 
     def __reduce__(self) -> NoReturn:
-        raise not_picklable("predictor")
+        raise not_picklable()
 
     def predict(self, image: Any) -> Any:
         """The task's typed prediction for one image, at the image's own size.
@@ -113,23 +125,7 @@ class Predictor:
     def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
 
     def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
-        """The answer to a question on an image, or those to several; of bundles of visual question answering.
-
-        To ask more later without looking at the image again, keep its prediction: ``model.predict(image).ask(...)``.
-
-        Args:
-            image: What ``predict`` takes.
-            question: A question, or several; each is answered as if it were asked alone.
-            max_new_tokens: The most tokens of an answer; None: as the bundle says.
-
-        Raises:
-            ConfigError: The bundle is of another task.
-            DataError: The image cannot be read or has an unknown form.
-
-        Example:
-            >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
-            'a lamp'
-        """
+        """See ``Predictor.ask``."""
         name_to_ask({self.task.name: self.card})
         prediction = self.predict(image)
         if isinstance(question, str):
@@ -137,8 +133,229 @@ class Predictor:
         return list(prediction.ask_many(question, max_new_tokens=max_new_tokens))
 
 
+class Predictor(Mapping[str, LoadedHead]):
+    """What ``vitsplit.load`` returns: a mapping of names to heads on one backbone.
+
+    Several threads may predict with it, one image after the other. In several processes, load it in each: it cannot be
+    pickled.
+
+    Args:
+        backbone: The backbone, on its device.
+        precision: What was asked for; None: what every bundle asks for, which must be the same.
+
+    Attributes:
+        backbone: The one backbone.
+        passes: How many passes of which size served which heads, over everything predicted so far; sizes beyond the
+            first thousand are counted together, as 0 x 0.
+
+    Example:
+        >>> model = vitsplit.load("runs/rooms", "runs/depth")  # doctest: +SKIP
+        >>> predictions = model.predict("image.jpg")  # doctest: +SKIP
+        >>> predictions["segmentation"].mask, predictions["depth"].depth  # doctest: +SKIP
+        >>> model.describe_passes()  # doctest: +SKIP
+        '1 pass at 252x336 for segmentation and depth'
+    """
+
+    def __init__(self, backbone: Backbone, precision: Precision | None = None) -> None:
+        self.backbone = backbone
+        self.precision = precision
+        self.passes: PassCount = Counter()
+        self._lock = threading.RLock()
+        self._shared = SharedPass(backbone)
+        self._heads: dict[str, LoadedHead] = {}
+        self._forwards: dict[str, Forward] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise not_picklable()
+
+    def __getitem__(self, name: str) -> LoadedHead:
+        return self._heads[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._heads)
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __getattr__(self, name: str) -> Any:
+        """For one version: what the predictor of one bundle had, with a ``FutureWarning``."""
+        if name not in ("card", "task", "model", "forward") or len(self) != 1:
+            raise AttributeError(f"A predictor has no attribute {name}. Its heads may: predictor[HEAD].{name}.")
+        ((head, loaded),) = self.items()
+        warnings.warn(
+            f"A predictor is a mapping of heads: write predictor[{head!r}].{name} in place of predictor.{name}, which "
+            "the next version will not know.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return getattr(loaded, name)
+
+    def predict(self, image: Any) -> Predictions:
+        """Every head's typed prediction for one image at its own size, by the head's name; each as if loaded alone.
+
+        Args:
+            image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W).
+
+        Raises:
+            DataError: The image cannot be read or has an unknown form.
+        """
+        return self.predict_batch(to_image_tensor(image)[None])[0]
+
+    def predict_batch(self, image_BCHW: Tensor) -> list[Predictions]:
+        """The same for images (uint8, RGB) of one size."""
+        with self._lock:
+            with self._shared.image():
+                found = {
+                    name: head.task.predict(self._forwards[name], image_BCHW) for name, head in self._heads.items()
+                }
+            add_passes(self.passes, self._shared.passes)
+        return [
+            Predictions({name: several[index] for name, several in found.items()}) for index in range(len(image_BCHW))
+        ]
+
+    @overload
+    def ask(self, image: Any, question: str, *, max_new_tokens: int | None = None) -> str: ...
+
+    @overload
+    def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
+
+    def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
+        """The answer of the one head of visual question answering to a question on an image, or those to several.
+
+        No other head runs. To have all heads' predictions of the image too, from one pass, or to ask more later
+        without looking at the image again: ``predictions = model.predict(image)``, and then
+        ``predictions["vqa"].ask(question)``.
+
+        Args:
+            image: What ``predict`` takes.
+            question: A question, or several; each is answered as if it were asked alone.
+            max_new_tokens: The most tokens of an answer; None: as the bundle says.
+
+        Raises:
+            ConfigError: No head answers questions, or several do: ask one of them, ``model[name].ask(...)``.
+            DataError: The image cannot be read or has an unknown form.
+
+        Example:
+            >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
+            'a lamp'
+        """
+        name = name_to_ask({name: head.card for name, head in self.items()})
+        return self[name].ask(image, question, max_new_tokens=max_new_tokens)
+
+    def only(self, names: Iterable[str]) -> Predictor:
+        """Some of the heads, in the same memory. Their passes count here too."""
+        some = Predictor(self.backbone, self.precision)
+        some.passes, some._lock = self.passes, self._lock
+        for name in names:
+            some._take(name, self[name])
+        return some
+
+    def describe_passes(self) -> str:
+        """The passes so far in words: ``1 pass at 252x336 for segmentation and depth; ...``."""
+        with self._lock:
+            return describe_passes(self.passes)
+
+    def add(
+        self,
+        run: str | Path,
+        name: str | None = None,
+        *,
+        language_weights: str | Path | None = None,
+        language_model: str | None = None,
+    ) -> str:
+        """Adds a bundle to the backbone in memory.
+
+        Args:
+            run: Run or bundle folder.
+            name: What to call it; None: its name in its run, or the run folder's where that name is taken.
+            language_weights: See ``load_predictor``.
+            language_model: See ``load_predictor``.
+
+        Returns:
+            Its name.
+
+        Raises:
+            BundleError: It is broken, or was trained on another backbone or for another precision.
+            ConfigError: The name is taken.
+        """
+        folder = find_bundle(run)
+        card = read_card(folder)
+        own = head_name(folder, card)
+        name = name or (own if own not in self else run_name(folder))
+        if name in self:
+            raise ConfigError(f"There is a bundle '{name}' already ({', '.join(self)}): give this one another name.")
+        expected = self.backbone.info
+        if card.backbone["weights_hash"] != expected.weights_hash:
+            raise BundleError(
+                f"{folder} was trained on {backbone_title(card)}; in memory is {expected.name} (weights "
+                f"{expected.weights_hash[:16]}). One backbone serves only bundles that were trained on it."
+            )
+        if self.precision is None:
+            same_precision({**{each: head.card for each, head in self.items()}, name: card}, self._device)
+        located = with_language_model({name: (folder, card)}, language_weights, language_model)
+        check_weights(card, folder)
+        self.attach(name, *located[name])
+        return name
+
+    def drop(self, name: str) -> None:
+        """Takes a head out of memory; the backbone stays.
+
+        Raises:
+            ConfigError: There is no head of that name.
+        """
+        if name not in self:
+            raise ConfigError(f"There is no bundle '{name}'. Bundles: {', '.join(self) or 'none'}.")
+        with self._lock:
+            self._shared.detach(name)
+            del self._heads[name], self._forwards[name]
+
+    def attach(self, name: str, folder: Path, card: Card) -> None:
+        """Reads the weights of a bundle whose card was checked, and takes it in under a free name."""
+        task, model = open_head(card, folder, self.backbone)
+        self._take(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
+
+    def _take(self, name: str, head: LoadedHead) -> None:
+        with self._lock:
+            source = self._shared.attach(name, head.model.request(train=False))
+            self._heads[name] = head
+            self._forwards[name] = make_forward(self.backbone, head.model, source)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.backbone.mean_C11.device
+
+
+def the_head(predictor: Predictor) -> LoadedHead:
+    """The only head of a predictor.
+
+    Raises:
+        BundleError: There are several.
+    """
+    if len(predictor) != 1:
+        raise BundleError(f"There are {len(predictor)} heads here. Name one of them: {', '.join(predictor)}.")
+    (head,) = predictor.values()
+    return head
+
+
+def load_head(run: str | Path, **options: Any) -> LoadedHead:
+    """The one head of a run or bundle folder, with ``options`` of ``load_predictor``.
+
+    Raises:
+        BundleError: There is none, or there are several; the message names them.
+    """
+    return the_head(load_predictor([find_bundle(run)], **options))
+
+
+def not_picklable() -> NotPicklableError:
+    """The error of who sends a predictor to another process."""
+    return NotPicklableError(
+        "A predictor cannot be sent to another process or copied: its backbone's weights would be. Call vitsplit.load "
+        "in each process, as the initializer of a pool does, and send images and predictions."
+    )
+
+
 def load_predictor(
-    run: str | Path,
+    runs: Sequence[str | Path] | Mapping[str, str | Path],
     *,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
@@ -146,140 +363,30 @@ def load_predictor(
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> Predictor:
-    """Loads a bundle and the backbone that it was trained on.
+    """Loads bundles and the one backbone that all of them were trained on, see ``vitsplit.load``.
 
     Args:
-        run: A run folder (its best bundle) or a bundle folder.
-        weights: File or folder of the backbone's weights, where they are neither cached nor to be fetched.
-        language_weights: Folder of the language model of a bundle that has one.
-        language_model: Its name, where it is none of those that vitsplit knows and may be taken from the hub.
-        device: Where to compute; None: the first GPU, else the processor.
-        precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
+        runs: Run or bundle folders, or a mapping of your own names to them.
+        weights: See ``vitsplit.load``.
+        language_weights: See ``vitsplit.load``.
+        language_model: See ``vitsplit.load``.
+        device: See ``vitsplit.load``.
+        precision: See ``vitsplit.load``.
 
     Raises:
-        BundleError: The bundle is broken, or the backbone or the language model is another one.
-        ConfigError: ``language_weights`` of a bundle without a language model.
-        WeightsError: The weights of the backbone or the language model cannot be had.
+        BundleError, ConfigError, WeightsError: See ``vitsplit.load``.
     """
-    folder = find_bundle(run)
-    card = read_card(folder)
-    ((_, card),) = with_language_model({card.task: (folder, card)}, language_weights, language_model).values()
+    bundles = with_language_model(read_bundles(runs), language_weights, language_model)
     device = choose_device(device)
-    check_weights(card, folder)
-    backbone = backbone_of(card, folder, weights)
-    task, model = open_model(card, folder, backbone)
-    backbone.set_precision(DTYPES[resolve_precision(precision or precision_of(card), device)])
-    return Predictor(card, task, backbone.to(device), model.to(device))
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device; None: the first GPU, else the processor.
-
-    Raises:
-        ConfigError: There is no such device on this machine.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"--device {shown(str(device))} is no device. {_devices()}") from None
-    if (chosen.index or 0) >= _devices_there().get(chosen.type, 0):
-        raise ConfigError(f"--device {chosen}: this machine has none. {_devices()}")
-    return chosen
-
-
-def _devices_there() -> dict[str, int]:
-    """How many devices of each type this machine has."""
-    accelerator = torch.accelerator.current_accelerator()
-    return {"cpu": 1} if accelerator is None else {"cpu": 1, accelerator.type: torch.accelerator.device_count()}
-
-
-def _devices() -> str:
-    """The devices of this machine, in words."""
-    names = [f"{kind}:{index}" for kind, count in _devices_there().items() for index in range(count) if kind != "cpu"]
-    return f"Choose among: {', '.join(['cpu', *names])}."
-
-
-def backbone_of(card: Card, folder: Path, weights: str | Path | None = None) -> Backbone:
-    """The backbone that a bundle was trained on, float32, on the processor.
-
-    Raises:
-        BundleError: The weights are others than those it was trained on.
-        WeightsError: The weights cannot be had.
-    """
-    backbone = open_backbone(backbone_settings(card.config), weights=weights_of(card, folder, weights))
-    check_backbone(card, backbone, folder)
-    return backbone
-
-
-def weights_of(card: Card, folder: Path, weights: str | Path | None) -> str | Path | None:
-    """The file of a bundle's backbone; None: that of the catalog's name, or random weights.
-
-    A card names no file that is opened, and no download but the catalog's: what it says is shown, and asked for.
-
-    Raises:
-        WeightsError: It was trained with a file, or with a model that is neither in the catalog nor in the hub's cache.
-    """
-    name = card.config.backbone.backbone
-    if weights is not None or card.config.backbone.random_weights:
-        return weights
-    path = card.paths.get("--weights")
-    if path is not None:
-        raise WeightsError(
-            f"{folder}: trained with weights read from {shown(path, 1024)}. A bundle does not decide which file is "
-            "opened: say where they are, --weights PATH (weights=PATH)."
-        )
-    if name in CATALOG:
-        return None
-    found = cached_weights(name)
-    if found is None:
-        raise WeightsError(
-            f"{folder}: trained on {shown(name)}, which is not in the catalog (`vitsplit backbones`). A bundle does "
-            "not decide what is downloaded: download its weights yourself, and give them with --weights PATH "
-            "(weights=PATH)."
-        )
-    return found
-
-
-def check_weights(card: Card, folder: Path) -> None:
-    """Compares what is known of a bundle's tensors with its card's model, without memory for either.
-
-    Raises:
-        BundleError: They do not fit each other, or no model can be made of the card.
-    """
-    try:
-        model = model_shapes(card.config, card.description)
-    except (ConfigError, DataError) as error:
-        raise BundleError(f"{folder / CARD}: no model can be made of it. {error}") from error
-    request = model.request(train=True)
-    read = request.maps | request.raw_maps
-    if not set(card.prior_layers) <= read:
-        raise BundleError(
-            f"{folder / CARD}: prior_layers {shown(card.prior_layers)} are not among those that its settings read "
-            f"({shown(sorted(read))}). Copy the bundle again from where it was trained."
-        )
-    check_header(folder, model, without=LANGUAGE_MODEL)
-
-
-def open_model(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, TaskModel]:
-    """A bundle's task, and its head and decoder with their weights.
-
-    Raises:
-        BundleError: The weights are missing, damaged, or do not fit the card.
-    """
-    task = bare_task(card.config, card.description)
-    model = build_model(card.config, backbone, task)
-    load_weights(folder, model)
-    if isinstance(model.decoder, VqaDecoder) and model.decoder.language_model is not None:
-        # It trains no more: one that was tuned whole is then kept in the precision of its answers, like any other.
-        model.decoder.language_model.requires_grad_(False)
-    return task, model
-
-
-def precision_of(card: Card) -> Precision:
-    """What a bundle is used in unless told otherwise: float32 if its run computed in it, else what suits the machine.
-
-    bf16 and fp16 are matters of the machine: another one may lack them, or be slow in them.
-    """
-    return "fp32" if card.config.loop.precision == "fp32" else "auto"
+    for folder, card in bundles.values():
+        check_weights(card, folder)
+    if precision is None:
+        resolved = same_precision({name: card for name, (_, card) in bundles.items()}, device)
+    else:
+        resolved = resolve_precision(precision, device)
+    folder, card = next(iter(bundles.values()))
+    model = Predictor(backbone_of(card, folder, weights).to(device), precision)
+    for name, (folder, card) in bundles.items():
+        model.attach(name, folder, card)
+    model.backbone.set_precision(DTYPES[resolved])
+    return model

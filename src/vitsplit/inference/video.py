@@ -22,7 +22,7 @@ from PIL import Image
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import is_file
 from vitsplit.inference.batches import in_background
-from vitsplit.inference.multitask import MultiPredictor
+from vitsplit.inference.predictor import Predictor
 from vitsplit.inference.side_by_side import side_by_side
 from vitsplit.inference.strips import LARGE_PIXELS
 
@@ -52,7 +52,7 @@ class Frame:
 
 
 def predict_video(
-    model: MultiPredictor,
+    model: Predictor,
     path: str | Path,
     target: Path,
     *,
@@ -107,7 +107,7 @@ def require_av(path: str | Path) -> Any:
 
 
 def _predicted(
-    model: MultiPredictor, frames: Iterator[Frame], batch_limit: Callable[[int, int], int]
+    model: Predictor, frames: Iterator[Frame], batch_limit: Callable[[int, int], int]
 ) -> Iterator[tuple[Frame, dict[str, Any]]]:
     for group in _groups(frames, batch_limit):
         image_BHWC = torch.from_numpy(np.stack([frame.image for frame in group]))

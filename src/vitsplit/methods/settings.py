@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from vitsplit.engine.config import BackboneConfig, MethodName, TrainConfig
 from vitsplit.errors import ConfigError
@@ -21,7 +20,7 @@ ADAPTER_PATCH_SIZE = 16
 """Pixels per side: the maps of the adapters then have strides of powers of two."""
 
 
-def backbone_settings(config: TrainConfig[Any]) -> BackboneConfig:
+def backbone_settings(config: TrainConfig) -> BackboneConfig:
     """The settings of a configuration's backbone, with the patch size that its method wants where none is given.
 
     Whatever opens a backbone for a configuration or a bundle opens this one.
@@ -31,7 +30,7 @@ def backbone_settings(config: TrainConfig[Any]) -> BackboneConfig:
     return config.backbone
 
 
-def decoder_kind(config: TrainConfig[Any]) -> DecoderKind:
+def decoder_kind(config: TrainConfig) -> DecoderKind:
     """What decodes the maps of a configuration's method, see ``BaselineConfig.decoder``."""
     if config.method == "linear-probe":
         return "probe"
@@ -41,7 +40,7 @@ def decoder_kind(config: TrainConfig[Any]) -> DecoderKind:
     return "upernet" if config.baseline.decoder == "upernet" else "own"
 
 
-def check_method(config: TrainConfig[Any]) -> None:
+def check_method(config: TrainConfig) -> None:
     """Refuses a method for a task that it is not for, and settings that contradict it.
 
     Raises:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vitsplit.engine.config import Precision
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.inference.predictor import load_predictor
+from vitsplit.inference.predictor import load_head
 from vitsplit.tasks.vqa.predict import ask_without_image
 from vitsplit.tasks.vqa.prompts import check_reads_questions
 
@@ -65,7 +65,7 @@ class VitSplitLmms(lmms):
             raise ConfigError(f"--batch_size {batch_size}: vitsplit asks questions one by one. Give 1.")
         if device is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        self.predictor = load_predictor(
+        self.predictor = load_head(
             run,
             weights=weights,
             language_weights=language_weights,

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
 
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context, vqa
 from vitsplit.tasks import task_name
 
-RECIPES: dict[str, Callable[[], TrainConfig[Any]]] = {
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
     "laptop-depth": laptop.laptop_depth,
     "laptop-detection": laptop.laptop_detection,
@@ -58,7 +57,7 @@ DEFAULT_CLASSES = {"segmentation": 150, "detection": 80}
 classes."""
 
 
-def recipe(name: str) -> TrainConfig[Any]:
+def recipe(name: str) -> TrainConfig:
     """The configuration of a recipe.
 
     Raises:
@@ -71,7 +70,7 @@ def recipe(name: str) -> TrainConfig[Any]:
     return RECIPES[name]()
 
 
-def count_classes(config: TrainConfig[Any]) -> int:
+def count_classes(config: TrainConfig) -> int:
     """The number of classes of the data that a configuration is for, as far as it is known; 0 for depth."""
     default = DEFAULT_CLASSES.get(task_name(config), 0)
     return DATASET_CLASSES.get(config.task.format, default)

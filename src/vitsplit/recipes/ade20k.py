@@ -23,18 +23,17 @@ from dataclasses import replace
 
 from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 from vitsplit.recipes.gate import with_gate
+from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
-Recipe = TrainConfig[SegmentationConfig]
 
-
-def ade20k_small() -> Recipe:
+def ade20k_small() -> TrainConfig:
     """ViT-Split-S on ADE20K at 512 px: 51.6 mIoU, 10.2 M trainable (Table 1).
 
     The release trains this size at 3e-4: ``--lr 3e-4``. With the last four layers (``--selection last``) the paper
     reports 51.3 (Table 7).
     """
-    return TrainConfig(
+    return one_head(
         name="ade20k-small",
         task=SegmentationConfig(
             format="ade20k", crop_size=(512, 512), image_scale=(2048, 512), pad_color="mean", loss_average="all"
@@ -45,29 +44,28 @@ def ade20k_small() -> Recipe:
     )
 
 
-def ade20k_base() -> Recipe:
+def ade20k_base() -> TrainConfig:
     """ViT-Split-B on ADE20K at 512 px: 55.7 mIoU, 40.5 M trainable (Table 1).
 
     With the last four layers (``--selection last``) the paper reports 54.9 (Table 7). Figure 8 prints 33.2 M for this
     model, which fits none of its settings.
     """
-    return replace(ade20k_small(), name="ade20k-base", backbone=BackboneConfig(backbone="dinov2-base"))
+    return ade20k_small().change(name="ade20k-base", backbone=BackboneConfig(backbone="dinov2-base"))
 
 
-def ade20k_large() -> Recipe:
+def ade20k_large() -> TrainConfig:
     """ViT-Split-L on ADE20K at 512 px: 58.2 mIoU, 88.6 M trainable (Table 1).
 
     With the last eight layers (``--selection last``) the paper reports 57.3 (Table 7).
     """
-    return replace(
-        ade20k_base(),
+    return ade20k_base().change(
         name="ade20k-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
         split=SplitConfig(num_tuned_layers=4, num_prior_layers=8, first_prior_layer=2),
     )
 
 
-def ade20k_large_896() -> Recipe:
+def ade20k_large_896() -> TrainConfig:
     """ViT-Split-L on ADE20K at 896 px: 59.0 mIoU, 59.6 multi-scale, 86.2 M trainable as printed (Table 2).
 
     It is the model of ``ade20k-large`` and has its 88.6 M parameters; the table's 86.2 M is unexplained. Windows are
@@ -76,14 +74,13 @@ def ade20k_large_896() -> Recipe:
     return _at_896(ade20k_large())
 
 
-def ade20k_giant_896() -> Recipe:
+def ade20k_giant_896() -> TrainConfig:
     """ViT-Split-G on ADE20K at 896 px: 60.2 mIoU, 60.8 multi-scale, 326 M trainable (Table 2).
 
     K_t = 8, K_p = 14 and b = 26 make the last 14 layers. The release sets b = 27, which names layer 27 twice and cannot
     run, and 40k iterations where the paper has 50k: ``--steps 40000``.
     """
-    return replace(
-        _at_896(ade20k_large()),
+    return _at_896(ade20k_large()).change(
         name="ade20k-giant-896",
         backbone=BackboneConfig(backbone="dinov2-giant"),
         split=SplitConfig(num_tuned_layers=8, num_prior_layers=14, first_prior_layer=26),
@@ -91,7 +88,7 @@ def ade20k_giant_896() -> Recipe:
     )
 
 
-def ade20k_small_gate() -> Recipe:
+def ade20k_small_gate() -> TrainConfig:
     """ViT-Split-S with the sparse gate on ADE20K at 512 px: 51.5 mIoU, 10.2 M trainable (Table 9).
 
     K_p = 4 as without the gate, so 48 parameters more than ``ade20k-small``.
@@ -99,7 +96,7 @@ def ade20k_small_gate() -> Recipe:
     return with_gate(ade20k_small())
 
 
-def ade20k_base_gate() -> Recipe:
+def ade20k_base_gate() -> TrainConfig:
     """ViT-Split-B with the sparse gate on ADE20K at 512 px: 55.5 mIoU, 40.5 M trainable (Table 9).
 
     K_p = 4 as without the gate, so 48 parameters more than ``ade20k-base``. The release's file for it cannot run.
@@ -107,7 +104,7 @@ def ade20k_base_gate() -> Recipe:
     return with_gate(ade20k_base())
 
 
-def ade20k_large_gate() -> Recipe:
+def ade20k_large_gate() -> TrainConfig:
     """ViT-Split-L with the sparse gate on ADE20K at 512 px: 58.1 mIoU, 88.6 M trainable as printed (Table 9).
 
     The gate mixes K_p = 4 maps at every size, so this has 84.4 M trainable parameters; the table repeats the 88.6 M of
@@ -116,12 +113,12 @@ def ade20k_large_gate() -> Recipe:
     return with_gate(ade20k_large())
 
 
-def ade20k_mae_base() -> Recipe:
+def ade20k_mae_base() -> TrainConfig:
     """ViT-Split on MAE-B, ADE20K at 512 px, K_t = 8, K_p = 4: 75.9 M trainable (Figure 9)."""
     return _figure_9("mae-base")
 
 
-def ade20k_sam_base() -> Recipe:
+def ade20k_sam_base() -> TrainConfig:
     """ViT-Split on SAM-B, ADE20K at 512 px, K_t = 8, K_p = 4: 76.0 M trainable (Figure 9).
 
     SAM has no class token and no final norm: maps are read as they leave their blocks. Copied blocks keep their
@@ -130,21 +127,20 @@ def ade20k_sam_base() -> Recipe:
     return _figure_9("sam-base")
 
 
-def ade20k_siglip_base() -> Recipe:
+def ade20k_siglip_base() -> TrainConfig:
     """ViT-Split on SigLIP-B, ADE20K at 512 px, K_t = 8, K_p = 4: 75.9 M trainable (Figure 9)."""
     return _figure_9("siglip-base")
 
 
-def _figure_9(backbone: str) -> Recipe:
+def _figure_9(backbone: str) -> TrainConfig:
     """Figure 9 gives K_t and K_p; the rest is that of ``ade20k-base``. All three have patches of 16 pixels."""
-    return replace(
-        ade20k_base(),
+    return ade20k_base().change(
         name=f"ade20k-{backbone}",
         backbone=BackboneConfig(backbone=backbone),
         split=SplitConfig(num_tuned_layers=8, num_prior_layers=4, first_prior_layer=2),
     )
 
 
-def _at_896(config: Recipe) -> Recipe:
+def _at_896(config: TrainConfig) -> TrainConfig:
     task = replace(config.task, crop_size=(896, 896), image_scale=(3584, 896), test_stride=(341, 341))
-    return replace(config, name=f"{config.name}-896", task=task)
+    return config.change(name=f"{config.name}-896", task=task)

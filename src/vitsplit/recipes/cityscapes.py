@@ -18,22 +18,19 @@ Differences that are no flags are those of ADE20K's recipes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 from vitsplit.recipes.gate import with_gate
+from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
-Recipe = TrainConfig[SegmentationConfig]
 
-
-def cityscapes_small() -> Recipe:
+def cityscapes_small() -> TrainConfig:
     """ViT-Split-S on Cityscapes at 896 px: not in the paper; the release's settings.
 
     Layers 2 4 6 9 11 (4.5 is rounded to even); the release's file names the last four, 8 to 11:
     ``--selection last --num-prior-layers 4``. It slows down the prior head and the fusion net too, by its tenth.
     """
-    return TrainConfig(
+    return one_head(
         name="cityscapes-small",
         task=SegmentationConfig(
             format="cityscapes",
@@ -50,29 +47,28 @@ def cityscapes_small() -> Recipe:
     )
 
 
-def cityscapes_base() -> Recipe:
+def cityscapes_base() -> TrainConfig:
     """ViT-Split-B on Cityscapes at 896 px: 84.2 mIoU, 85.2 multi-scale, 55.2 M trainable (Table 3).
 
     Layers 2 4 6 9 11 (4.5 is rounded to even); the release reads the last five, 7 to 11: ``--selection last``.
     """
-    return replace(cityscapes_small(), name="cityscapes-base", backbone=BackboneConfig(backbone="dinov2-base"))
+    return cityscapes_small().change(name="cityscapes-base", backbone=BackboneConfig(backbone="dinov2-base"))
 
 
-def cityscapes_large() -> Recipe:
+def cityscapes_large() -> TrainConfig:
     """ViT-Split-L on Cityscapes at 896 px: 85.8 mIoU, 86.7 multi-scale, 164.1 M trainable (Tables 3 and 8).
 
     The release trains this size at 1e-4: ``--lr 1e-4``. Its evaluation averages four scales by default
     (``--test-scales 1 1.25 1.5 1.75``), and notes there the number that Table 3 gives for a single scale.
     """
-    return replace(
-        cityscapes_base(),
+    return cityscapes_base().change(
         name="cityscapes-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
         split=SplitConfig(num_tuned_layers=10, num_prior_layers=8, first_prior_layer=2),
     )
 
 
-def cityscapes_large_gate() -> Recipe:
+def cityscapes_large_gate() -> TrainConfig:
     """ViT-Split-L with the sparse gate on Cityscapes at 896 px: 85.7 mIoU, 164.1 M trainable as printed (Table 8).
 
     The gate mixes K_p = 4 maps, so this has 159.9 M trainable parameters; the table repeats the 164.1 M of the eight

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
 
 from vitsplit.engine.config import TrainConfig
 
-TaskConfigT = TypeVar("TaskConfigT")
 GATE_MAPS = 4
 """K_p of every gate in the release: four mixtures, each of at most four layers."""
 
 
-def with_gate(config: TrainConfig[TaskConfigT]) -> TrainConfig[TaskConfigT]:
+def with_gate(config: TrainConfig) -> TrainConfig:
     """The recipe with learned layers: all L layers in training, those that the gate keeps at inference."""
     split = replace(config.split, selection="gate", num_prior_layers=GATE_MAPS)
-    return replace(config, name=f"{config.name}-gate", split=split)
+    return config.change(name=f"{config.name}-gate", split=split)

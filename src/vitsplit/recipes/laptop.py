@@ -9,12 +9,13 @@ from vitsplit.engine.config import (
     SplitConfig,
     TrainConfig,
 )
+from vitsplit.tasks import one_head
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
-def laptop_segmentation() -> TrainConfig[SegmentationConfig]:
+def laptop_segmentation() -> TrainConfig:
     """Your own images on a laptop: DINOv2-S at 252 x 336 px for 300 steps of 8 images, in minutes on two cores.
 
     The paper's model for ADE20K (K_t = 3, K_p = 4, b = 2) on crops of 18 x 24 patches, the shape of most photographs.
@@ -23,7 +24,7 @@ def laptop_segmentation() -> TrainConfig[SegmentationConfig]:
     pixels. For a larger set raise ``--steps``; for finer masks ``--crop-size`` and ``--image-scale`` together, in
     multiples of 14.
     """
-    return TrainConfig(
+    return one_head(
         name="laptop-segmentation",
         task=SegmentationConfig(
             crop_size=(252, 336), image_scale=(1024, 252), scale_range=(0.75, 1.5), test_mode="whole"
@@ -35,7 +36,7 @@ def laptop_segmentation() -> TrainConfig[SegmentationConfig]:
     )
 
 
-def laptop_depth() -> TrainConfig[DepthConfig]:
+def laptop_depth() -> TrainConfig:
     """Depth from your own images on a laptop: DINOv2-S at 238 x 322 px for 200 steps of 8 images, in minutes.
 
     The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches out of images whose shorter side
@@ -45,7 +46,7 @@ def laptop_depth() -> TrainConfig[DepthConfig]:
     one-cycle ends at PyTorch's rate (the release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
     give ``--max-depth`` where the sensor's range ends.
     """
-    return TrainConfig(
+    return one_head(
         name="laptop-depth",
         task=DepthConfig(crop_size=(238, 322), image_scale=(1024, 252), test_flip=False),
         backbone=BackboneConfig(backbone="dinov2-small"),
@@ -55,7 +56,7 @@ def laptop_depth() -> TrainConfig[DepthConfig]:
     )
 
 
-def laptop_detection() -> TrainConfig[DetectionConfig]:
+def laptop_detection() -> TrainConfig:
     """Objects in your own images on a laptop: DINOv2-S at 252 x 336 px for 800 steps of 4 images, in half an hour.
 
     Patch 14 and the three copied blocks of the other recipes for a laptop (the paper: patch 16 and eleven), and images
@@ -68,7 +69,7 @@ def laptop_detection() -> TrainConfig[DetectionConfig]:
     ``--image-scale``, ``--train-sides`` and ``--crop-size`` together, for a large set ``--steps``,
     ``--pyramid-width 256`` and ``--sampled-proposals 512``.
     """
-    return TrainConfig(
+    return one_head(
         name="laptop-detection",
         task=DetectionConfig(
             image_scale=(1024, 252),

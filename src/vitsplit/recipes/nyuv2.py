@@ -24,17 +24,14 @@ The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` beside the 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
+from vitsplit.tasks import one_head
 from vitsplit.tasks.depth.config import DepthConfig
 
-Recipe = TrainConfig[DepthConfig]
 
-
-def nyuv2_small() -> Recipe:
+def nyuv2_small() -> TrainConfig:
     """ViT-Split-S on NYUv2 depth: RMSE 0.3358 m, AbsRel 0.0897, 9.3 M trainable (Table 11)."""
-    return TrainConfig(
+    return one_head(
         name="nyuv2-small",
         task=DepthConfig(
             format="nyuv2",
@@ -51,27 +48,25 @@ def nyuv2_small() -> Recipe:
     )
 
 
-def nyuv2_base() -> Recipe:
+def nyuv2_base() -> TrainConfig:
     """ViT-Split-B on NYUv2 depth: RMSE 0.3019 m, AbsRel 0.0853, 37.0 M trainable as printed (Table 11).
 
     K_t = 4 as in Table 10 and the release, which makes 44.0 M; Table 11's count is that of K_t = 3:
     ``--num-tuned-layers 3``.
     """
-    return replace(
-        nyuv2_small(),
+    return nyuv2_small().change(
         name="nyuv2-base",
         backbone=BackboneConfig(backbone="dinov2-base"),
         split=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
     )
 
 
-def nyuv2_large() -> Recipe:
+def nyuv2_large() -> TrainConfig:
     """ViT-Split-L on NYUv2 depth: RMSE 0.2672 m, AbsRel 0.078, 65.5 M trainable (Table 11).
 
     Eq. 2 makes layers 6, 12, 17 and 23 of b = 6; the release truncates 11.67 to 11: ``--rounding int``.
     """
-    return replace(
-        nyuv2_small(),
+    return nyuv2_small().change(
         name="nyuv2-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
         split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=6),

@@ -18,8 +18,6 @@ Differences that are no flags are those of ADE20K's recipes.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vitsplit.engine.config import (
     BackboneConfig,
     LoopConfig,
@@ -27,17 +25,16 @@ from vitsplit.engine.config import (
     SplitConfig,
     TrainConfig,
 )
+from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
-Recipe = TrainConfig[SegmentationConfig]
 
-
-def pascal_context_base() -> Recipe:
+def pascal_context_base() -> TrainConfig:
     """ViT-Split-B on Pascal Context at 480 px: 66.4 mIoU, 66.8 multi-scale, 47.5 M trainable (Table 16).
 
     Layers 2 5 8 11; the release reads 8 to 11.
     """
-    return TrainConfig(
+    return one_head(
         name="pascal-context-base",
         task=SegmentationConfig(
             format="pascal-context",
@@ -54,14 +51,13 @@ def pascal_context_base() -> Recipe:
     )
 
 
-def pascal_context_large() -> Recipe:
+def pascal_context_large() -> TrainConfig:
     """ViT-Split-L on Pascal Context at 480 px: 68.1 mIoU, 68.6 multi-scale, 115.8 M trainable (Table 16).
 
     Layers 2 4 7 9 11 14 16 18 21 23 with the paper's rounding, 2 4 6 9 11 13 16 18 20 23 with ``--rounding int``; the
     release reads 14 to 23.
     """
-    return replace(
-        pascal_context_base(),
+    return pascal_context_base().change(
         name="pascal-context-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
         split=SplitConfig(num_tuned_layers=6, num_prior_layers=10, first_prior_layer=2),

@@ -16,15 +16,15 @@ import math
 from dataclasses import replace
 
 from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
+from vitsplit.tasks import one_head
 from vitsplit.tasks.vqa.config import VqaConfig
 
-Recipe = TrainConfig[VqaConfig]
 ALIGN_SAMPLES, INSTRUCT_SAMPLES = 558_128, 665_298
 
 
-def llava15_7b_align() -> Recipe:
+def llava15_7b_align() -> TrainConfig:
     """LLaVA-1.5's first stage: CLIP-L/14-336, Vicuna-7B, the connector alone on 558 K captions."""
-    return TrainConfig(
+    return one_head(
         name="llava15-7b-align",
         task=VqaConfig(stage="align", conversation="plain", format="llava", fit="crop", gradient_checkpointing=True),
         backbone=BackboneConfig(backbone="clip-large-336"),
@@ -34,11 +34,10 @@ def llava15_7b_align() -> Recipe:
     )
 
 
-def llava15_7b_instruct() -> Recipe:
+def llava15_7b_instruct() -> TrainConfig:
     """LLaVA-1.5's second stage: connector and language model on 665 K conversations (Table 4)."""
     align, steps = llava15_7b_align(), INSTRUCT_SAMPLES // 128
-    return replace(
-        align,
+    return align.change(
         name="llava15-7b-instruct",
         task=replace(align.task, stage="instruct", conversation="v1", fit="pad", group_by_length=True),
         optim=_llava(lr=2e-5, steps=steps),
@@ -46,22 +45,20 @@ def llava15_7b_instruct() -> Recipe:
     )
 
 
-def llava15_7b_align_release() -> Recipe:
+def llava15_7b_align_release() -> TrainConfig:
     """The release's first stage: half LLaVA-1.5's rate, and the release's own head (182,475,776)."""
     align = llava15_7b_align()
-    return replace(
-        align,
+    return align.change(
         name="llava15-7b-align-release",
         task=replace(align.task, connector="vitsplit-release"),
         optim=replace(align.optim, lr=5e-4),
     )
 
 
-def llava15_7b_instruct_release() -> Recipe:
+def llava15_7b_instruct_release() -> TrainConfig:
     """The release's second stage: 256 conversations a step, and the release's own head (182,475,776)."""
     instruct, steps = llava15_7b_instruct(), INSTRUCT_SAMPLES // 256
-    return replace(
-        instruct,
+    return instruct.change(
         name="llava15-7b-instruct-release",
         task=replace(instruct.task, connector="vitsplit-release"),
         optim=_llava(lr=2e-5, steps=steps),
@@ -69,14 +66,14 @@ def llava15_7b_instruct_release() -> Recipe:
     )
 
 
-def laptop_vqa() -> Recipe:
+def laptop_vqa() -> TrainConfig:
     """Questions on your own images on a laptop: DINOv2-S, 48 visual tokens, SmolLM2-135M with adapters, in an hour.
 
     Three copied blocks and four prior layers, as in the other recipes for a laptop, whose pass of the backbone a bundle
     shares: images are brought to 252 x 336 pixels. Connector and adapters train together; with few samples a first
     stage (``--stage both``) is not needed. Eight images are a step, each with at most eight of its questions.
     """
-    return TrainConfig(
+    return one_head(
         name="laptop-vqa",
         task=VqaConfig(
             visual_grid=(6, 8),
@@ -100,11 +97,10 @@ def laptop_vqa() -> Recipe:
     )
 
 
-def laptop_vqa_align() -> Recipe:
+def laptop_vqa_align() -> TrainConfig:
     """The first stage of laptop-vqa by itself: the connector alone, for as long as a quarter of the second."""
     recipe = laptop_vqa()
-    return replace(
-        recipe,
+    return recipe.change(
         name="laptop-vqa-align",
         task=replace(recipe.task, stage="align"),
         optim=replace(recipe.optim, lr=1e-3),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.config import BackboneConfig, HeadConfig, LoopConfig, TrainConfig
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
@@ -55,14 +55,29 @@ def task_entry(name: str) -> TaskEntry:
     return TASKS[name]
 
 
-def config_type(task: str) -> Any:
-    """The class of a whole configuration for a task, ``TrainConfig[...]``, for reading one from JSON or flags."""
-    return TrainConfig[task_entry(task).config]  # type: ignore[misc]
+def one_head(
+    *, task: Any, backbone: BackboneConfig | None = None, loop: LoopConfig | None = None, **head: Any
+) -> TrainConfig:
+    """The configuration of one head, under its task's name.
+
+    Args:
+        task: Settings of the task.
+        backbone: Settings of the frozen model; None: the defaults.
+        loop: Settings of the training loop; None: the defaults.
+        head: Other fields of ``HeadConfig``.
+    """
+    heads = {task_kind(task): HeadConfig(task=task, **head)}
+    return TrainConfig(backbone=backbone or BackboneConfig(), loop=loop or LoopConfig(), heads=heads)
 
 
-def task_name(config: TrainConfig[Any]) -> str:
-    """The name of the task that a configuration is for."""
-    return next(name for name, entry in TASKS.items() if isinstance(config.task, entry.config))
+def task_kind(settings: Any) -> str:
+    """The name of the task that settings of a task are for."""
+    return next(name for name, entry in TASKS.items() if isinstance(settings, entry.config))
+
+
+def task_name(config: TrainConfig) -> str:
+    """The name of the task of a configuration of one head."""
+    return task_kind(config.task)
 
 
 def _task_class(name: str) -> Any:
@@ -70,7 +85,7 @@ def _task_class(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def open_task(config: TrainConfig[Any], data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
+def open_task(config: TrainConfig, data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
     """The task of a configuration on a data set.
 
     Raises:
@@ -79,7 +94,7 @@ def open_task(config: TrainConfig[Any], data: Path, splits: tuple[str, ...] = ("
     return _task_class(task_name(config)).open(config.task, data, splits)
 
 
-def check_description(config: TrainConfig[Any], description: Any, where: str) -> None:
+def check_description(config: TrainConfig, description: Any, where: str) -> None:
     """Refuses what a stranger's card says of a task, before anything is made of it.
 
     Args:
@@ -96,6 +111,6 @@ def check_description(config: TrainConfig[Any], description: Any, where: str) ->
         raise BundleError(f"{where}: {error}") from error
 
 
-def bare_task(config: TrainConfig[Any], description: Mapping[str, Any]) -> Task:
+def bare_task(config: TrainConfig, description: Mapping[str, Any]) -> Task:
     """The task of a bundle, without data: enough to predict."""
     return _task_class(task_name(config)).from_description(config.task, description)

@@ -84,13 +84,11 @@ class Evaluation:
         metrics: Name to value, JSON-ready (nested where per class).
         score: The one figure that decides which bundle is best; higher is better.
         score_name: Its name.
-        by_head: Where several tasks were evaluated: the evaluation of each, by its name.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     score: float = 0.0
     score_name: str = ""
-    by_head: dict[str, Evaluation] = field(default_factory=dict)
 
 
 class Prediction(Protocol):
@@ -107,9 +105,10 @@ class Prediction(Protocol):
         ...
 
 
-class TrainableTask(Protocol):
-    """What the training engine asks: of one task on its data set, or of several on the same images."""
+class Task(Protocol):
+    """One task on one data set (or, at prediction, on none)."""
 
+    config: Any
     name: ClassVar[str]
     same_size: ClassVar[bool]
     """Whether all training images are brought to one size, so that none depends on its batch."""
@@ -159,12 +158,6 @@ class TrainableTask(Protocol):
     def describe(self) -> dict[str, Any]:
         """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
         ...
-
-
-class Task(TrainableTask, Protocol):
-    """One task on one data set (or, at prediction, on none)."""
-
-    config: Any
 
     def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
         """The decoder from ``fused_BDhw`` (D = width) to the task's output.

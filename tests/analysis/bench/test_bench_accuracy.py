@@ -31,7 +31,9 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     assert main(arguments) == 0
     runs = {folder.name for folder in (out / "runs").iterdir()}
     assert runs == {"vitsplit-seed0", "vitsplit-seed1", "linear-probe-seed0", "linear-probe-seed1"}
-    configs = {name: json.loads((out / "runs" / name / "config.json").read_text()) for name in runs}
+    configs = {
+        name: json.loads((out / "runs" / name / "config.json").read_text())["heads"]["segmentation"] for name in runs
+    }
     assert all(name.startswith(config["method"]) for name, config in configs.items())
     rates = {"vitsplit": 1e-3, "linear-probe": 5e-3}
     assert all(config["optim"]["lr"] == rates[config["method"]] for config in configs.values())

@@ -34,6 +34,7 @@ from vitsplit.ranges import with_value
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
 
+AT_LR = ("heads", "segmentation", "optim", "lr")
 TINY = {"backbone": "vit_tiny_patch16_224", "random_weights": True, "num_tuned_layers": 2, "precision": "fp32"}
 
 
@@ -231,7 +232,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
             {"config": override(recipe("ade20k-small"), TINY | {"accumulate": 2}), "batch_size": 3},
             "--batch-size 3 cannot",
         ),
-        ({"config": with_value(override(recipe("ade20k-small"), TINY), ("optim", "lr"), -1.0)}, "--lr must be above 0"),
+        ({"config": with_value(override(recipe("ade20k-small"), TINY), AT_LR, -1.0)}, "--lr must be above 0"),
         ({"config": override(recipe("laptop-detection"), TINY)}, "is for detection: training steps are measured for"),
     ],
 )

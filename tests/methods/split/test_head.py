@@ -9,7 +9,7 @@ from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.types import TapRequest
 
@@ -30,10 +30,10 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _build(name: str, config: SplitConfig) -> TaskModel:
+def _build(name: str, config: SplitConfig) -> Head:
     backbone = meta_backbone(name)
     with torch.device("meta"):
-        return TaskModel(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 150))
+        return Head(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 150))
 
 
 @pytest.mark.parametrize(("switches", "small", "base"), TABLE_6.values(), ids=TABLE_6.keys())
@@ -79,7 +79,7 @@ def test_before_training_the_task_map_is_the_frozen_models_own(backbone: Backbon
 def test_every_trainable_parameter_gets_a_gradient_and_nothing_else_does(backbone: Backbone, image_BCHW: Tensor):
     torch.manual_seed(0)
     for config in (SMALL, SplitConfig(num_tuned_layers=2, num_prior_layers=2, selection="gate")):
-        model = TaskModel(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 5))
+        model = Head(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 5))
         taps = backbone(image_BCHW, model.head.request(train=True))
         output = model(taps)
         (output * torch.randn(output.shape)).sum().backward()
@@ -110,7 +110,7 @@ def test_training_changes_neither_the_backbone_nor_the_frozen_norm(plain_backbon
 
 
 def test_what_is_saved_is_what_trains(plain_backbone: Backbone):
-    model = TaskModel(SplitHead(plain_backbone, SMALL), SegmentationDecoder(plain_backbone.width, 5))
+    model = Head(SplitHead(plain_backbone, SMALL), SegmentationDecoder(plain_backbone.width, 5))
     state = model.trainable_state()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable <= state.keys()

@@ -10,7 +10,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
-from vitsplit.engine.config import BackboneConfig, SplitConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, SplitConfig
+from vitsplit.tasks import one_head
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS
@@ -32,7 +33,7 @@ def test_parameters_are_the_releases_and_a_background(width, maps_and_pyramid):
 
 
 def test_coco_small_has_the_papers_parameters():
-    config = TrainConfig(
+    config = one_head(
         task=DetectionConfig(),
         backbone=BackboneConfig(backbone="dinov2-small"),
         split=SplitConfig(num_tuned_layers=11, num_prior_layers=4),
@@ -44,8 +45,8 @@ def test_coco_small_has_the_papers_parameters():
 
 def test_cost_counts_the_heads_on_shapes_alone():
     """At 1000 proposals and 100 masks, as mmdetection's counter."""
-    config = TrainConfig(task=DetectionConfig(), method="linear-probe")
-    boxes_only = dataclasses.replace(config, task=DetectionConfig(masks="off"))
+    config = one_head(task=DetectionConfig(), method="linear-probe")
+    boxes_only = config.change(task=DetectionConfig(masks="off"))
     with_masks, without, one_class_more = (
         gmacs(each, (28, 28), num_classes=classes)["total"] * 1e9
         for each, classes in ((config, 80), (boxes_only, 80), (boxes_only, 81))

@@ -10,7 +10,7 @@ from tiny_backbones import image, tiny_backbone
 from vitsplit.cli.main import main
 from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import PenultimateLayer, ReleaseConnector, build_head, build_projection, pool
 
@@ -87,7 +87,7 @@ def test_the_release_s_connector_is_as_stated(kind):
 def test_a_state_of_before_the_biases_is_one_with_zeros():
     backbone = tiny_backbone("clip-large-336")
     head = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), SPLIT, backbone)
-    model = TaskModel(head, torch.nn.Identity())
+    model = Head(head, torch.nn.Identity())
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
     with torch.no_grad():
         for name, parameter in head.named_parameters():

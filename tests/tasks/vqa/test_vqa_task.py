@@ -12,11 +12,11 @@ import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.api import train_stages
 from vitsplit.engine.override import override
-from vitsplit.engine.serialise import to_dict
+from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.model import Head
 from vitsplit.recipes import recipe
-from vitsplit.tasks.model import Trainee
 from vitsplit.tasks.vqa import task as task_module
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
@@ -120,7 +120,7 @@ def test_full_tuning_changes_and_saves_the_language_model(scenes, tmp_path, lang
     for name, parameter in weights(opened[0]).items():
         assert torch.equal(loaded[name].float(), parameter.float()), name
     halved = vitsplit.load(result.run / "last", language_weights=language, precision="bf16")
-    halved.predict(next((scenes / "images" / "val").iterdir())).ask("what is there?")
+    halved.predict(next((scenes / "images" / "val").iterdir()))["vqa"].ask("what is there?")
     assert {p.dtype for p in halved.model.decoder.language_model.parameters()} == {torch.bfloat16}, "nothing trains"
 
 
@@ -141,7 +141,9 @@ def test_the_second_stage_starts_with_the_connector_of_the_first(scenes, tmp_pat
     assert not torch.allclose(fresh["decoder.projection.weight"], first["decoder.projection.weight"], atol=1e-4)
     # Both stages' settings are there from the start, for a first stage that is stopped and goes on.
     for stage, settings in zip(("align", "instruct"), stages, strict=True):
-        assert json.loads(stage_file(tmp_path / "two", stage).read_text()) == json.loads(json.dumps(to_dict(settings)))
+        assert json.loads(stage_file(tmp_path / "two", stage).read_text()) == json.loads(
+            json.dumps(config_to_dict(settings))
+        )
 
 
 def test_a_stage_does_not_start_for_another_language_model(scenes, tmp_path):
@@ -167,7 +169,7 @@ def test_a_bundle_answers(scenes, tmp_path, language, result):
     prediction = predictor.predict(path)
     questions = ["how many objects are there?", "is there a ball?"]
     answers = prediction.ask_many(questions)
-    assert answers == [predictor.predict(path).ask(question) for question in questions]
+    assert answers == [predictor.predict(path)["vqa"].ask(question) for question in questions]
     assert prediction.answerer.prefills == 1 and prediction.image.shape == (48, 64, 3)
     page = task.write_report(predictor.forward, evaluation, tmp_path / "page", title="Questions", count=2)
     text = page.read_text()
@@ -240,27 +242,15 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(scenes, tmp_path, language
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Both(Trainee):
-    def __init__(self, model):
-        super().__init__()
-        self.connector = torch.nn.Linear(2, 2)
-        self.language_model = model
-
-    request = property(lambda self: None)
-
-    def members(self):
-        return {}
-
-
 def test_a_shared_weight_is_saved_once_or_not_at_all(tmp_path):
-    frozen = Both(tiny_model(tied=True).requires_grad_(False))
-    assert frozen.trainable_state().keys() == {"connector.weight", "connector.bias"}
-    full = Both(tiny_model(tied=True))
+    frozen = Head(torch.nn.Linear(2, 2), tiny_model(tied=True).requires_grad_(False))
+    assert frozen.trainable_state().keys() == {"head.weight", "head.bias"}
+    full = Head(torch.nn.Linear(2, 2), tiny_model(tied=True))
     state = full.trainable_state()
-    assert "language_model.model.embed_tokens.weight" in state and "language_model.lm_head.weight" not in state
+    assert "decoder.model.embed_tokens.weight" in state and "decoder.lm_head.weight" not in state
     save_file(state, tmp_path / "state.safetensors")
-    other = Both(tiny_model(seed=1, tied=True))
+    other = Head(torch.nn.Linear(2, 2), tiny_model(seed=1, tied=True))
     other.load_trainable_state(load_file(tmp_path / "state.safetensors"))
     for name, tensor in full.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
-    assert other.language_model.lm_head.weight is other.language_model.model.embed_tokens.weight
+    assert other.decoder.lm_head.weight is other.decoder.model.embed_tokens.weight

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ TURNS, WARMUP = 5, 2
 
 
 def steps_within(
-    configs: Mapping[str, TrainConfig[Any]],
+    configs: Mapping[str, TrainConfig],
     seconds: float,
     *,
     num_classes: int,

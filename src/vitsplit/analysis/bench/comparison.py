@@ -31,7 +31,7 @@ class Plan:
         device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
 
-    config: TrainConfig[Any]
+    config: TrainConfig
     methods: tuple[str, ...]
     size: tuple[int, int] = (512, 512)
     batch_size: int

@@ -25,10 +25,9 @@ from vitsplit.backbone import Backbone
 from vitsplit.engine.override import override
 from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import ConfigError
-from vitsplit.inference.predictor import choose_device
-from vitsplit.model import build_model
+from vitsplit.inference.loading import choose_device
+from vitsplit.model import Head, build_head
 from vitsplit.tasks import bare_task
-from vitsplit.tasks.model import TaskModel
 
 Taker = Callable[[], object]
 PAPER = {
@@ -180,8 +179,8 @@ class _Passes:
         self.backbone: Backbone = backbones.open(config).to(device)
         classes = [f"class {index}" for index in range(workload.num_classes)]
         task: Any = bare_task(config, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
-        self.models: list[TaskModel] = [
-            build_model(override(config, {"seed": seed}), self.backbone, task).to(device).eval()
+        self.models: list[Head] = [
+            build_head(override(config, {"seed": seed}), self.backbone, task).to(device).eval()
             for seed in range(models)
         ]
         # After the heads have copied what they start with.
@@ -199,7 +198,7 @@ class _Passes:
 
         return take
 
-    def _pass(self, models: Sequence[TaskModel], image_BCHW: Tensor) -> list[object]:
+    def _pass(self, models: Sequence[Head], image_BCHW: Tensor) -> list[object]:
         request = functools.reduce(operator.or_, (model.request(train=False) for model in models))
         taps = self.backbone(image_BCHW, request)
         with autocast(self.device.type, self.dtype):

@@ -26,14 +26,16 @@ from vitsplit.engine.feature_cache import FeatureCache, LookUp
 from vitsplit.engine.feature_store import FeatureStore
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
+from vitsplit.engine.run_data import collate
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import ReadBatch
 from vitsplit.engine.setup import RunBackbone, Session, check_settings, make_accelerator, set_up_model
 from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
 from vitsplit.methods.settings import backbone_settings, check_method, decoder_kind
-from vitsplit.model import build_model
+from vitsplit.model import Model, build_head
 from vitsplit.tasks import bare_task, task_name
 from vitsplit.tasks.base import DecoderKind
 from vitsplit.tasks.depth.data import DepthBatch
@@ -63,7 +65,7 @@ class Workload:
     """
 
     label: str
-    config: TrainConfig[Any]
+    config: TrainConfig
     size: tuple[int, int]
     batch_size: int
     num_classes: int
@@ -75,7 +77,7 @@ class Workload:
         return decoder_kind(self.config)
 
 
-def method_config(base: TrainConfig[Any], label: str) -> TrainConfig[Any]:
+def method_config(base: TrainConfig, label: str) -> TrainConfig:
     """The configuration of a method that is named as ``NAME``, ``NAME:DECODER`` or ``NAME:cached``.
 
     Raises:
@@ -128,7 +130,7 @@ class Backbones:
     def __init__(self) -> None:
         self._loaded: dict[BackboneConfig, Backbone] = {}
 
-    def open(self, config: TrainConfig[Any]) -> Backbone:
+    def open(self, config: TrainConfig) -> Backbone:
         """The backbone of a configuration."""
         wanted = backbone_settings(config)
         if wanted not in self._loaded:
@@ -187,7 +189,8 @@ class TimedStep:
         backbone = backbones.open(config)
         classes = [f"class {index}" for index in range(workload.num_classes)]
         task: Any = bare_task(config, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
-        self.model = model = build_model(config, backbone, task)
+        (name,) = config.heads
+        self.model = model = Model({name: build_head(config, backbone, task)})
         self.width = backbone.width
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.watch = Stopwatch(accelerator.device)
@@ -201,7 +204,7 @@ class TimedStep:
         session = Session(
             accelerator=accelerator,
             config=config,
-            task=task,
+            tasks=RunTasks(config, {name: task}),
             backbone=backbone,
             run_backbone=timed_backbone,
             engine=_TimedEngine(engine, self.watch),  # type: ignore[arg-type]  # all of it that a step calls
@@ -211,7 +214,7 @@ class TimedStep:
             features=features,
         )
         share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
-        self._batches = _read(random_batch(share), look_up)
+        self._batches = _read(collate({name: [None]}, {name: lambda _: random_batch(share)}), look_up)
         if features is not None:  # what is measured are steps that find everything
             session.taps(next(self._batches).to(accelerator.device), model.request(train=True))
         self._step, self._taken, self._limit = TrainStep(session), 0, config.loop.steps

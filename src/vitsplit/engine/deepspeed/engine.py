@@ -15,15 +15,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import RunConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.deepspeed.settings import deepspeed_settings
 from vitsplit.engine.ema import WeightAverage
 from vitsplit.engine.engine import Admit
-from vitsplit.engine.optim import build_joint_optimizer, trainable
+from vitsplit.engine.optim import build_optimizer, trainable
 from vitsplit.engine.precision import autocast
 from vitsplit.engine.sharding import empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.model import Trainee
+from vitsplit.model import Model
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -35,7 +35,7 @@ class ZeroEngine:
     wrapped: nn.Module
     zero: Any  # DeepSpeed's own optimiser around AdamW
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig, model: Trainee, dtype: torch.dtype) -> None:
+    def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
         # Directly and not through accelerate, which can prepare one configuration in a process's life, and makes
         # transformers believe that every model of the process is in pieces.
         import deepspeed
@@ -49,7 +49,7 @@ class ZeroEngine:
         empty(model)
         if dtype == torch.float32:
             self.trained.float()  # what is frozen in bf16: DeepSpeed wants all alike
-        self.optimizer: torch.optim.Optimizer = build_joint_optimizer(self.trained.members(), config.optims())
+        self.optimizer: torch.optim.Optimizer = build_optimizer(self.trained.heads, config.optims())
         self.wrapped, self.zero, _, _ = deepspeed.initialize(
             model=_UnderAutocast(self.trained, accelerator.device.type, dtype),
             optimizer=self.optimizer,

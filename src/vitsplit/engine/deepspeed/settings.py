@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from vitsplit.engine.config import RunConfig
+from vitsplit.engine.config import TrainConfig
 
 
-def deepspeed_settings(config: RunConfig, processes: int, dtype: torch.dtype) -> dict[str, Any]:
+def deepspeed_settings(config: TrainConfig, processes: int, dtype: torch.dtype) -> dict[str, Any]:
     """What DeepSpeed is given: ``zero2.json`` or ``zero3.json``, and what depends on the run.
 
     Args:

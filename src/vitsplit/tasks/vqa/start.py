@@ -7,14 +7,14 @@ from pathlib import Path
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.bundle import check_backbone, find_bundle, read_card, read_weights
 from vitsplit.errors import BundleError
-from vitsplit.tasks.model import TaskModel
+from vitsplit.model import Head
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.task import VqaTask
 
 LANGUAGE_MODEL = "decoder.language_model."
 
 
-def start_from(run: str | Path, model: TaskModel, backbone: Backbone, task: VqaTask) -> None:
+def start_from(run: str | Path, model: Head, backbone: Backbone, task: VqaTask) -> None:
     """Puts the weights of a bundle into a new model.
 
     The connector must be the same. A language model that the bundle tuned is taken over if it is tuned in the same way

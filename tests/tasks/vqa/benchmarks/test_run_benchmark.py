@@ -143,7 +143,7 @@ def command(table_bundle: Any, tmp_path: Path, put: Put, monkeypatch: pytest.Mon
     monkeypatch.setattr("vitsplit.bundle.find_bundle", lambda run: Path(run))
     monkeypatch.setattr("vitsplit.bundle.read_card", lambda bundle: card)
     monkeypatch.setattr("vitsplit.inference.prediction_log.bundle_ids", lambda folders: {"first": "abc"})
-    monkeypatch.setattr("vitsplit.inference.predictor.load_predictor", lambda run, **_: table_bundle(Fours()))
+    monkeypatch.setattr("vitsplit.inference.predictor.load_head", lambda run, **_: table_bundle(Fours()))
     put("images/1.jpg")
     data = put("daquar_val.jsonl", [{"image": "1.jpg", "question": f"q{n}", "answer": str(n)} for n in (3, 4)])
     return ["evaluate", str(tmp_path / "first"), "--benchmark", "daquar", "--data", str(data)]

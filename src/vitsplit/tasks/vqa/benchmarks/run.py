@@ -14,7 +14,7 @@ from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
 
 if TYPE_CHECKING:
-    from vitsplit.inference.predictor import Predictor
+    from vitsplit.inference.predictor import LoadedHead
 
 ANSWERS = "answers.jsonl"
 LONGEST_ANSWER = 1 << 22
@@ -24,7 +24,7 @@ WITHOUT_IMAGE = 8
 
 
 def run_benchmark(
-    predictor: Predictor,
+    predictor: LoadedHead,
     benchmark: Benchmark,
     folder: Path,
     *,
@@ -114,7 +114,7 @@ def _groups(questions: Sequence[BenchmarkQuestion]) -> Iterator[list[BenchmarkQu
             yield group[start : start + size]
 
 
-def _ask(predictor: Predictor, group: Sequence[BenchmarkQuestion], tokens: int) -> list[str]:
+def _ask(predictor: LoadedHead, group: Sequence[BenchmarkQuestion], tokens: int) -> list[str]:
     prompts = [question.prompt for question in group]
     image = group[0].image
     if image is None:

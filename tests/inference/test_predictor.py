@@ -192,7 +192,7 @@ def test_bundles_come_and_go_while_the_backbone_stays(
 ) -> None:
     expected = vitsplit.load({"a": runs["rooms"], "b": runs["cars"]}, precision=precision).predict(image)
     model = vitsplit.load({"a": runs["rooms"]}, precision=precision)
-    monkeypatch.setattr("vitsplit.inference.predictor.open_backbone", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("loaded again"))
     model.predict(image)
     assert model.add(runs["cars"], "b") == "b"
     answers = model.predict(image)
@@ -228,7 +228,7 @@ def test_another_backbone_is_refused_with_both_names_and_hashes_before_weights_a
     other = write_segmentation_bundle(tmp_path / "other", backbone="vit_tiny_patch16_384")
     model = vitsplit.load({"rooms": runs["rooms"]})
     hashes = [vitsplit.load(run).card.backbone["weights_hash"][:16] for run in (runs["rooms"], other)]
-    monkeypatch.setattr("vitsplit.inference.predictor.open_backbone", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("weights were read"))
     monkeypatch.setattr("vitsplit.inference.predictor.load_weights", lambda *_, **__: pytest.fail("weights were read"))
     for attempt in (lambda: vitsplit.load(runs["rooms"], other), lambda: model.add(other)):
         with pytest.raises(BundleError) as error:
@@ -259,3 +259,19 @@ def test_the_list_form_of_predict(runs: dict[str, Path], image: np.ndarray) -> N
     several = vitsplit.predict([runs["rooms"], runs["cars"]], [image])
     assert np.array_equal(several[0]["rooms"].mask, single[0].mask)
     assert dataclasses.is_dataclass(several[0]["cars"])
+
+
+def test_what_one_bundle_gave_before_still_works_and_says_what_to_write(
+    runs: dict[str, Path], image: np.ndarray
+) -> None:
+    model = vitsplit.load(runs["rooms"])
+    predictions = model.predict(image)
+    with pytest.warns(FutureWarning, match=r"\['segmentation'\]\.mask"):
+        assert predictions.mask is predictions["segmentation"].mask
+    for name in ("card", "task", "model", "forward"):
+        with pytest.warns(FutureWarning, match=rf"\['segmentation'\]\.{name}"):
+            assert getattr(model, name) is getattr(model["segmentation"], name)
+    both = vitsplit.load(runs["rooms"], runs["cars"])
+    for of_several, name in ((both.predict(image), "mask"), (both, "card")):
+        with pytest.raises(AttributeError, match=name):
+            getattr(of_several, name)

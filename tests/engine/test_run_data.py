@@ -1,14 +1,14 @@
-"""Which images a joint run trains on, and its batches."""
+"""Which images heads are trained on together, and their batches."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from vitsplit.engine.run_data import collate, match_images
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.data import DepthSample
 from vitsplit.tasks.depth.data import collate as collate_depth
-from vitsplit.tasks.multi.data import collate, match_images
 from vitsplit.tasks.segmentation.data import SegmentationSample
 from vitsplit.tasks.segmentation.data import collate as collate_segmentation
 

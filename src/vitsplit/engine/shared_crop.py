@@ -13,7 +13,7 @@ from vitsplit.data import crops
 from vitsplit.data.crops import fit_size, pad_to, random_size, uniform
 from vitsplit.data.extents import Extent
 from vitsplit.data.photometric import distort
-from vitsplit.tasks.multi.config import GeometryConfig
+from vitsplit.engine.config import GeometryConfig
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from vitsplit.tasks.model import TaskModel
-from vitsplit.tasks.multi.model import MultiModel
+from vitsplit.model import Head, Model
 from vitsplit.types import LayerTaps, Padding, TapRequest
 
 
@@ -29,18 +28,18 @@ TAPS = LayerTaps((14, 14), Padding(), (1, 1), 1)
 
 def alone(draws: int) -> torch.Tensor:
     torch.manual_seed(5)
-    return TaskModel(Draws(1, draws), nn.Identity())(TAPS)
+    return Head(Draws(1, draws), nn.Identity())(TAPS)
 
 
 def test_every_head_draws_what_it_would_draw_alone():
-    model = MultiModel({"a": TaskModel(Draws(1, 3), nn.Identity()), "b": TaskModel(Draws(2, 7), nn.Identity())})
+    model = Model({"a": Head(Draws(1, 3), nn.Identity()), "b": Head(Draws(2, 7), nn.Identity())})
     torch.manual_seed(5)
-    output = model(TAPS)
+    output = model(TAPS, {"a": None, "b": None})
     assert output["a"].equal(alone(3)) and output["b"].equal(alone(7))
 
 
 def test_a_pass_serves_what_any_head_asks_for():
-    model = MultiModel({"a": TaskModel(Draws(1, 3), nn.Identity()), "b": TaskModel(Draws(2, 3), nn.Identity())})
+    model = Model({"a": Head(Draws(1, 3), nn.Identity()), "b": Head(Draws(2, 3), nn.Identity())})
     assert model.request(train=True) == TapRequest(tokens=frozenset({1, 2}), maps=frozenset({0, 1, 2}))
 
 
@@ -49,6 +48,5 @@ def test_targets_reach_their_own_decoder():
         def forward(self, fused_BDhw, targets="none"):
             return targets
 
-    model = MultiModel({name: TaskModel(Draws(1, 3), Decoder()) for name in ("a", "b")})
+    model = Model({name: Head(Draws(1, 3), Decoder()) for name in ("a", "b")})
     assert model(TAPS, {"a": "boxes", "b": None}) == {"a": "boxes", "b": "none"}
-    assert model(TAPS) == {"a": "none", "b": "none"}

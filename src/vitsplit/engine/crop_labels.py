@@ -1,4 +1,4 @@
-"""How each task's labels follow a crop that was drawn for all tasks. A further task is one class and one line.
+"""How each task's labels follow a crop that was drawn for all heads. A further task is one class and one line.
 
 Shapes: C channels, H W pixels.
 """
@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from vitsplit.data.classes import IGNORE
+from vitsplit.engine.shared_crop import Crop
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.depth import data as depth
 from vitsplit.tasks.depth.task import DepthTask
 from vitsplit.tasks.detection import data as detection
 from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.multi.transforms import Crop
 from vitsplit.tasks.segmentation import data as segmentation
 from vitsplit.tasks.segmentation.task import SegmentationTask
 
@@ -114,5 +114,5 @@ LABELS: Mapping[str, Callable[[Any], Labels]] = {
 
 
 def open_labels(tasks: Mapping[str, Task]) -> dict[str, Labels]:
-    """The labels of several tasks, by the tasks' names."""
-    return {name: LABELS[name](task) for name, task in tasks.items()}
+    """The labels of several heads, by the heads' names."""
+    return {name: LABELS[task.name](task) for name, task in tasks.items()}

@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from vitsplit.engine.config import GeometryConfig
+from vitsplit.engine.crop_labels import open_labels
+from vitsplit.engine.heads import with_geometry
+from vitsplit.engine.run_data import SharedCrops
+from vitsplit.engine.shared_crop import random_crop
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.task import DepthTask
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.multi.config import GeometryConfig, with_geometry
-from vitsplit.tasks.multi.data import MultiData
-from vitsplit.tasks.multi.labels import open_labels
-from vitsplit.tasks.multi.transforms import random_crop
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import SegmentationTask
 from vitsplit.tasks.segmentation.transforms import augment
@@ -43,7 +44,7 @@ def test_the_crops_are_those_of_segmentations_own_augmentation(geometry):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> MultiData:
+def data(tmp_path_factory) -> SharedCrops:
     """One image: a white object on black, with all labels."""
     root = tmp_path_factory.mktemp("square") / "data"
     object_HW = np.zeros((HEIGHT, WIDTH), bool)
@@ -72,7 +73,7 @@ def data(tmp_path_factory) -> MultiData:
         "depth": DepthTask.open(with_geometry(DepthConfig(), geometry), root, splits),
         "detection": DetectionTask.open(with_geometry(DetectionConfig(), geometry), root, splits),
     }
-    return MultiData.match(geometry, open_labels(tasks))
+    return SharedCrops.match(geometry, open_labels(tasks))
 
 
 def seen(image_CHW):

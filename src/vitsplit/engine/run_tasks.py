@@ -1,0 +1,136 @@
+"""What the heads of a run learn: the tasks by the heads' names, and what each says, under its name.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.crop_labels import open_labels
+from vitsplit.engine.heads import with_geometry
+from vitsplit.engine.run_data import Batch, OwnAugmentation, RunData, SharedCrops, collate
+from vitsplit.report import Page
+from vitsplit.tasks.base import Evaluation, FromFiles, Task
+from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.task import check_settings
+from vitsplit.types import LayerTaps
+
+ForwardHead = Callable[..., tuple[Any, LayerTaps]]
+"""As ``tasks.base.Forward``, with the name of the head that is to run: ``head="depth"``."""
+
+
+class RunTasks:
+    """Tasks that are trained together.
+
+    Args:
+        config: The run's configuration.
+        tasks: The task of every head by its name, opened on its data.
+
+    Raises:
+        ConfigError: The shared crop cannot work.
+    """
+
+    def __init__(self, config: TrainConfig, tasks: Mapping[str, Task]) -> None:
+        if config.geometry is not None:
+            # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.
+            check_settings(with_geometry(SegmentationConfig(), config.geometry))
+        self.config = config
+        self.tasks = tasks
+
+    @property
+    def same_size(self) -> bool:
+        """Whether all training images are brought to one size, so that none depends on its batch."""
+        return self.config.geometry is not None or all(task.same_size for task in self.tasks.values())
+
+    def train_data(self) -> RunData:
+        """Training samples with the labels of all heads.
+
+        Raises:
+            DataError: The heads have other images; the message counts and names them.
+        """
+        if self.config.geometry is not None:
+            return SharedCrops.match(self.config.geometry, open_labels(self.tasks))
+        ((name, task),) = self.tasks.items()
+        return OwnAugmentation(name, task.train_data())
+
+    def files(self) -> dict[str, Path] | None:
+        """The files of all samples, see ``FromFiles``; None: no task has any."""
+        by_head = {name: task.files() for name, task in self.tasks.items() if isinstance(task, FromFiles)}
+        named = self.config.named
+        return {named(name, file): path for name, files in by_head.items() for file, path in files.items()} or None
+
+    def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Samples to a batch."""
+        by_head = {name: [sample[name] for sample in samples] for name in self.tasks}
+        return collate(by_head, {name: task.collate for name, task in self.tasks.items()})
+
+    def normalisers(self, batch: Batch) -> dict[str, Tensor]:
+        """See ``Task.normalisers``; terms are named as ``TrainConfig.named`` says."""
+        return self._terms(lambda name, task: task.normalisers(batch.parts[name]))
+
+    def targets(self, batch: Batch, taps: LayerTaps) -> dict[str, Any]:
+        """See ``Task.targets``; by head."""
+        return {name: task.targets(batch.parts[name], taps) for name, task in self.tasks.items()}
+
+    def loss_sums(self, output: Mapping[str, Any], batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
+        """See ``Task.loss_sums``; named as ``normalisers``."""
+        return self._terms(lambda name, task: task.loss_sums(output[name], batch.parts[name], taps))
+
+    def _terms(self, ask: Callable[[str, Task], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {
+            self.config.named(name, term): value
+            for name, task in self.tasks.items()
+            for term, value in ask(name, task).items()
+        }
+
+    def evaluate(
+        self,
+        forward: ForwardHead,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_image: Callable[[], None] | None = None,
+    ) -> dict[str, Evaluation]:
+        """Each head's evaluation on its own validation images, which need not be those of the others.
+
+        Args:
+            forward: Runs one head.
+            shard: See ``Task.evaluate``.
+            gather: See ``Task.evaluate``.
+            on_image: See ``Task.evaluate``.
+        """
+        return {
+            name: task.evaluate(functools.partial(forward, head=name), shard=shard, gather=gather, on_image=on_image)
+            for name, task in self.tasks.items()
+        }
+
+    def write_report(
+        self, forward: ForwardHead, evaluations: Mapping[str, Evaluation], folder: Path, *, title: str, count: int
+    ) -> Path:
+        """Each head's page in a folder of its name, and a page that leads to them; without a shared crop one page."""
+        if self.config.geometry is None:
+            ((name, task),) = self.tasks.items()
+            own_forward = functools.partial(forward, head=name)
+            return task.write_report(own_forward, evaluations[name], folder, title=title, count=count)
+        page = Page(title, "One backbone, one pass per batch, several heads.")
+        for name, task in self.tasks.items():
+            found = evaluations[name]
+            # Scores grow with quality, so what is better when small is a score with its sign changed.
+            figure = found.score_name.removeprefix("neg_")
+            page.heading(name.capitalize())
+            page.figures([(f"{found.metrics[figure]:.3g}", figure.replace("_", " "))])
+            own_forward = functools.partial(forward, head=name)
+            task.write_report(own_forward, found, folder / name, title=f"{title}: {name}", count=count)
+            page.link("All figures, and pictures", f"{name}/index.html")
+        return page.write(folder)
+
+    def describe(self) -> dict[str, Any]:
+        """What each head's bundle must record, by its name."""
+        return {name: task.describe() for name, task in self.tasks.items()}

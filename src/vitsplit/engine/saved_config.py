@@ -1,0 +1,134 @@
+"""Configurations and states of runs as JSON: as they are written today, and as earlier versions wrote them.
+
+``config.json`` of a run holds ``geometry``, ``backbone``, ``loop`` and ``heads``: settings by the heads' names, with
+the task's name as ``task.kind``. An earlier version wrote the settings of a run of one task side by side (as a bundle's
+card has them, see ``FlatConfig``), and of several tasks under the tasks' names. Everything that turns the one into the
+other is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vitsplit.engine.config import BackboneConfig, FlatConfig, GeometryConfig, HeadConfig, LoopConfig, TrainConfig
+from vitsplit.engine.heads import check_head_name, from_flat
+from vitsplit.engine.serialise import check_keys, from_dict, to_dict
+from vitsplit.errors import ConfigError
+from vitsplit.files import shown
+from vitsplit.ranges import check_ranges
+from vitsplit.tasks import TASKS, task_entry, task_kind
+
+KIND = "kind"
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """A run's configuration as JSON-ready values."""
+    values = to_dict(config)
+    for name, head in config.heads.items():
+        task = values["heads"][name]["task"]
+        values["heads"][name]["task"] = {KIND: task_kind(head.task), **task}
+    return values
+
+
+def config_from_dict(values: Any, source: str, *, task: str | None = None) -> TrainConfig:
+    """The configuration that ``config_to_dict`` or an earlier version wrote, or that somebody wrote by hand.
+
+    Args:
+        values: The parsed JSON.
+        source: Where it comes from, for messages.
+        task: What a run of one task by an earlier version is for, which it does not say.
+
+    Raises:
+        ConfigError: An unknown or missing key, a value of a wrong type or out of its range, or a task that is none.
+    """
+    values = upgraded_config(values, task)
+    check_keys(values, [field.name for field in dataclasses.fields(TrainConfig)], source)
+    if not isinstance(values.get("heads"), dict) or not values["heads"]:
+        raise ConfigError(f"{source}: 'heads' must be an object with the settings of each head, by its name.")
+    heads = {}
+    for name, head in values["heads"].items():
+        check_head_name(name)
+        where = f"heads.{name}" if len(values["heads"]) > 1 else ""
+        check_keys(head, [field.name for field in dataclasses.fields(HeadConfig)], source, where)
+        given = head.get("task")
+        kind = given.get(KIND) if isinstance(given, dict) else None
+        if not isinstance(kind, str) or kind not in TASKS:
+            raise ConfigError(
+                f"{source}: heads.{name}.task.{KIND} must be one of {', '.join(TASKS)}, not {shown(kind)}."
+            )
+        settings = {key: value for key, value in given.items() if key != KIND}
+        heads[name] = from_dict(HeadConfig[TASKS[kind].config], {**head, "task": settings}, source, where)  # type: ignore[misc]
+    groups: dict[str, Any] = {"geometry": GeometryConfig, "backbone": BackboneConfig, "loop": LoopConfig}
+    shared = {
+        key: from_dict(kind, values[key], source, key)
+        for key, kind in groups.items()
+        if key in values and not (key == "geometry" and values[key] is None)
+    }
+    config = TrainConfig(**shared, heads=heads)
+    check_ranges(config, source)
+    return config
+
+
+def flat_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration of one head as a bundle's card has it."""
+    (name,) = config.heads
+    return to_dict(config.flat(name))
+
+
+def flat_from_dict(values: Any, task: str, source: str) -> TrainConfig:
+    """The configuration of a bundle's card, which is that of one head under its task's name.
+
+    Raises:
+        ConfigError: As ``config_from_dict``.
+    """
+    kind: Any = FlatConfig[task_entry(task).config]  # type: ignore[misc]
+    return from_flat(from_dict(kind, values, source), task)
+
+
+def upgraded_config(values: Any, task: str | None) -> Any:
+    """What an earlier version wrote, in today's form; what is of today, or no configuration, as it is."""
+    if not isinstance(values, dict) or "heads" in values:
+        return values
+    of_several = {name: head for name, head in values.items() if name in TASKS and isinstance(head, dict)}
+    if of_several:
+        shared = {name: value for name, value in values.items() if name not in TASKS}
+        return {"geometry": {}, **shared, "heads": {name: _with_kind(head, name) for name, head in of_several.items()}}
+    if task is None:
+        return values
+    shared = {name: value for name, value in values.items() if name in ("backbone", "loop")}
+    head = {name: value for name, value in values.items() if name not in shared}
+    return {"geometry": None, **shared, "heads": {task: _with_kind(head, task)}}
+
+
+def _with_kind(head: Mapping[str, Any], task: str) -> dict[str, Any]:
+    settings = head.get("task", {})
+    return {**head, "task": {KIND: task, **settings} if isinstance(settings, dict) else settings}
+
+
+def upgraded_state(values: dict[str, Any], heads: Collection[str]) -> dict[str, Any]:
+    """The numbers of a checkpoint (``state.json``), where an earlier version did not name the only head.
+
+    Args:
+        values: The parsed JSON.
+        heads: The names of the run's heads.
+    """
+    values = dict(values)
+    (first, *_) = heads
+    standings, description = values.get("standings"), values.get("description")
+    if isinstance(standings, dict) and "" in standings:
+        values["standings"] = {first: standings[""]}
+    if isinstance(description, dict) and description.keys() != set(heads):
+        values["description"] = {first: description}
+    return values
+
+
+def upgraded_name(name: str, heads: Collection[str]) -> str:
+    """The name of a checkpoint's tensor, where an earlier version began those of several heads with ``models.``, and
+    those of the only head with nothing."""
+    if name.startswith("heads."):
+        return name
+    return (
+        f"heads.{name.removeprefix('models.')}" if name.startswith("models.") else f"heads.{next(iter(heads))}.{name}"
+    )
