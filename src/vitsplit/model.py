@@ -43,8 +43,11 @@ class Method(Protocol):
         """What the method reads of the backbone: in training, or else only what its output depends on."""
         ...
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by role: ``task_head`` (pretrained; a fraction of the rate) and ``base`` (new)."""
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """Trainable parameters that start pretrained, which learn at a rate of their own; all others are new.
+
+        By the number of blocks between them and the output, for layer decay; None: not decayed.
+        """
         ...
 
     def __call__(self, taps: LayerTaps) -> Tensor | list[Tensor]:

@@ -87,7 +87,7 @@ def test_moments_come_back_exactly(layout):
 
 def test_a_head_without_a_task_head_has_one_rate():
     model = tiny_head(TinyTask())
-    model.head.param_groups = lambda: {"base": list(model.head.conv.parameters())}
+    model.head.pretrained_parameters = dict
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
     assert len(optimizer.param_groups) == 1
     assert current_lr(optimizer) == {("tiny", "lr"): 1e-3}

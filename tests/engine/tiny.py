@@ -53,9 +53,8 @@ class TinyMethod(nn.Module):
     def request(self, *, train: bool) -> TapRequest:
         return TapRequest(maps=frozenset({1, 3}) if train else frozenset({3}))
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        task_head = list(self.task_head.parameters())
-        return {"task_head": task_head, "base": [*self.conv.parameters(), *self.norm.parameters()]}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        return {0: list(self.task_head.parameters())}
 
     def forward(self, taps) -> Tensor:
         assert (1 in taps.maps) == self.training

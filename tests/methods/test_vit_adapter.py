@@ -140,10 +140,12 @@ def test_all_that_trains_has_a_gradient_by_the_third_step(kind):
 
 def test_what_trains_is_divided_in_pretrained_and_new():
     adapter = small_adapter("dinov2-small-reg")
-    pretrained, new = adapter.pretrained_parameters(), adapter.new_parameters()
-    trained = {id(p) for p in adapter.parameters() if p.requires_grad}
-    assert {id(p) for p in pretrained} | {id(p) for p in new} == trained
-    assert len(pretrained) + len(new) == len(trained)
+    pretrained = {id(p) for p in adapter.blocks.trunk.parameters() if p.requires_grad}
+    assert pretrained == {id(p) for p in adapter.parameters() if p.requires_grad} - {
+        id(p) for part in (adapter.stem, adapter.interactions, adapter.output) for p in part.parameters()
+    }
+    groups = adapter.blocks.trunk.pretrained_parameters().values()
+    assert sorted(id(p) for group in groups for p in group) == sorted(pretrained)
     frozen = {name for name, p in adapter.named_parameters() if not p.requires_grad}
     assert {name.removeprefix("blocks.trunk.model.") for name in frozen} == {
         "cls_token",
@@ -284,7 +286,8 @@ def test_parameters_are_as_many_as_published(size):
     assert millions(first.injector.parameters()) == pytest.approx(injector, abs=6e-4)
     assert millions(first.extractors[0].parameters()) == pytest.approx(extractor, abs=6e-4)
     assert [len(interaction.extractors) for interaction in adapter.interactions] == [1, 1, 1, 3]
-    assert millions(adapter.new_parameters()) == pytest.approx(new, abs=6e-3)
+    parts = (adapter.stem, adapter.interactions, adapter.output)
+    assert sum(millions(part.parameters()) for part in parts) == pytest.approx(new, abs=6e-3)
     trained = millions(p for p in adapter.parameters() if p.requires_grad)
     assert trained == pytest.approx(WITH_DINOV2[size], abs=0.007)
 

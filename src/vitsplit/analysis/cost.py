@@ -47,8 +47,8 @@ def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
         counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
     frozen = _count(backbone.parameters())
     if not isinstance(head, SplitHead) and model.request(train=False).pixels:
-        groups = head.param_groups()
-        counts |= {"tuned": _count(groups["task_head"]), "added": _count(groups["base"])}
+        tuned = sum(map(_count, head.pretrained_parameters().values()))
+        counts |= {"tuned": tuned, "added": _trainable(head) - tuned}
         frozen = _count(head.parameters()) - _trainable(head)
     return {
         **counts,

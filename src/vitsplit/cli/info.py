@@ -149,7 +149,7 @@ def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
         # Connectors of other kinds read what they read, whatever the settings of the method say.
         request = model.request(train=False)
         layers = tuple(sorted(request.maps | request.raw_maps))
-        copied = int(bool(model.head.param_groups()["task_head"]))
+        copied = int(bool(model.head.pretrained_parameters()))
     height, width = size
     return {
         "backbone": backbone.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +12,6 @@ from vitsplit.engine.config import OptimConfig
 from vitsplit.errors import ConfigError
 from vitsplit.model import Head
 
-# Among the names of parameters: the blocks of a ``TaskHead`` or of a ``Trunk``, counted from the first, and what is
-# before the first block of a trunk.
-_TUNED_BLOCK = re.compile(r"\b(?:task_head|trunk\.model)\.blocks\.(\d+)\.")
-_EMBEDDING = re.compile(r"\btrunk\.model\.(?:patch_embed|pos_embed|cls_token|reg_token|norm_pre)\b")
 _LANGUAGE_MODEL = "decoder.language_model."
 
 
@@ -41,25 +36,21 @@ def parameter_groups(model: Head, config: OptimConfig) -> list[dict[str, Any]]:
     twelfth power for the first of eleven, as in the release's detection. A transformer's embeddings have one power more
     than its first block. What is new inside of a block (``base``) learns at ``lr``.
     """
-    in_task_head = {id(parameter) for parameter in model.head.param_groups().get("task_head", [])}
-    by_name = trainable(model)
-    tuned = [name for name, parameter in by_name.items() if id(parameter) in in_task_head]
-    depths = {name: int(match[1]) for name in tuned if (match := _TUNED_BLOCK.search(name))}
-    num_blocks = max(depths.values(), default=-1) + 1
-    depths |= {name: -1 for name in tuned if _EMBEDDING.search(name)}
+    blocks_above = {id(p): above for above, group in model.head.pretrained_parameters().items() for p in group}
     scales = {
         "base": 1.0,
         "task_head": config.task_head_lr_scale,
         "language_model": config.language_model_lr_scale,
     }
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in by_name.items():
-        role = "task_head" if id(parameter) in in_task_head else "base"
+    for name, parameter in trainable(model).items():
+        role = "task_head" if id(parameter) in blocks_above else "base"
         if name.startswith(_LANGUAGE_MODEL):
             role = "language_model"
         peak_lr = config.lr * scales[role]
-        if config.layer_decay is not None and name in depths:
-            peak_lr *= config.layer_decay ** (num_blocks + 1 - depths[name])
+        above = blocks_above.get(id(parameter))
+        if config.layer_decay is not None and above is not None:
+            peak_lr *= config.layer_decay ** (above + 2)
         # Norms and biases are the parameters with one axis.
         decayed = config.decay_norms or parameter.ndim > 1
         groups.setdefault((role, peak_lr, decayed), []).append(parameter)

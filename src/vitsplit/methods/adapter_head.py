@@ -57,9 +57,9 @@ class AdapterHead(nn.Module):
         """The pixels: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The transformer, which is pretrained, and what is beside it."""
-        return {"task_head": self.adapter.pretrained_parameters(), "base": self.adapter.new_parameters()}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """The transformer's."""
+        return self.adapter.blocks.trunk.pretrained_parameters()
 
     def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state of this head, by name, with what earlier versions did not have: a layer scale of one is none."""

@@ -76,9 +76,9 @@ class AdaptFormer(nn.Module):
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The bottlenecks are new."""
-        return {"task_head": [], "base": [parameter for parameter in self.parameters() if parameter.requires_grad]}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None: the bottlenecks are new."""
+        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw`` of the last block, after the frozen final norm."""

@@ -34,9 +34,9 @@ class FullFineTune(nn.Module):
         """The pixels: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All of it is pretrained, and learns at the task head's rate."""
-        return {"task_head": list(self.parameters()), "base": []}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """All of it."""
+        return self.trunk.pretrained_parameters()
 
     def forward(self, taps: LayerTaps) -> Tensor | list[Tensor]:
         """``map_BDhw``; several of them, the last block's last, where several were asked for."""

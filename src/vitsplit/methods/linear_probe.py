@@ -24,9 +24,9 @@ class LastLayer(nn.Module):
         """The last block's map."""
         return TapRequest(maps=frozenset({self.last_layer}))
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Nothing trains here."""
-        return {"task_head": [], "base": []}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None."""
+        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw``."""

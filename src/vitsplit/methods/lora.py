@@ -60,9 +60,9 @@ class LowRank(nn.Module):
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """What is added is new."""
-        return {"task_head": [], "base": self._adapters()}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None: what is added is new."""
+        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw`` of the last block, after the frozen final norm."""

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
 
+_EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre")
+"""Attributes of a timm model that come before its first block."""
+
 
 class Trunk(nn.Module):
     """A copy of a backbone's model that can train.
@@ -85,6 +88,17 @@ class Trunk(nn.Module):
                 maps.append(self.as_map(self.final_norm(x_BTD), grid))
         return maps
 
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """Trainable parameters by the number of blocks between them and the output.
+
+        What comes before the first block has all blocks above it. None: the rest, such as the final norm.
+        """
+        embedding = [part for name in _EMBEDDING if (part := getattr(self.model, name, None)) is not None]
+        parts = {above: [block] for above, block in enumerate(reversed(self.blocks))} | {self.num_layers: embedding}
+        groups = {above: [p for part in of_depth for p in _trainable(part)] for above, of_depth in parts.items()}
+        grouped = {id(parameter) for group in groups.values() for parameter in group}
+        return {**groups, None: [p for p in _trainable(self.model) if id(p) not in grouped]}
+
     def set_drop_path(self, rate: float) -> None:
         """Skips branches of blocks at random in training: of the last at this rate, evenly less down to the first.
 
@@ -101,6 +115,11 @@ class Trunk(nn.Module):
     def as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         """A sequence without its prefix tokens as ``(B, D, h, w)``."""
         return x_BTD[:, self.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def _trainable(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    parameters = [part] if isinstance(part, nn.Parameter) else part.parameters()
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

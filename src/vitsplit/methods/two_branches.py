@@ -72,11 +72,3 @@ class TwoBranches(nn.Module):
         self.output: nn.Module = PyramidOutput(self.width)
         for part in (self.stem, self.interactions, self.output):
             initialise(part)
-
-    def pretrained_parameters(self) -> list[nn.Parameter]:
-        """What trains of the transformer."""
-        return [parameter for parameter in self.blocks.parameters() if parameter.requires_grad]
-
-    def new_parameters(self) -> list[nn.Parameter]:
-        """What trains beside it."""
-        return [p for part in (self.stem, self.interactions, self.output) for p in part.parameters()]

@@ -58,9 +58,9 @@ class DeepPrompts(nn.Module):
         """The pixels: no block of the bare frozen model is run."""
         return TapRequest(pixels=True)
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Prompts are new."""
-        return {"task_head": [], "base": [self.prompts_LPD]}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None: prompts are new."""
+        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw`` of the last block, after the frozen final norm: patches alone."""

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -98,8 +99,7 @@ def test_training_changes_neither_the_backbone_nor_the_frozen_norm(plain_backbon
     before = {name: tensor.clone() for name, tensor in plain_backbone.state_dict().items()}
     norm_before = [tensor.clone() for tensor in head.task_head.final_norm.state_dict().values()]
     blocks_before = [parameter.detach().clone() for parameter in head.task_head.blocks.parameters()]
-    groups = head.param_groups()
-    optimiser = torch.optim.AdamW([parameter for group in groups.values() for parameter in group], lr=0.1)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=0.1)
     head(plain_backbone(image_BCHW, head.request(train=True))).square().sum().backward()
     optimiser.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain_backbone.state_dict().items())
@@ -122,13 +122,15 @@ def test_what_is_saved_is_what_trains(plain_backbone: Backbone):
     }
 
 
-def test_groups_hold_every_trainable_parameter_once(plain_backbone: Backbone):
+def test_the_copied_blocks_are_pretrained_the_last_next_to_the_output(plain_backbone: Backbone):
     head = SplitHead(plain_backbone, SMALL)
-    groups = head.param_groups()
-    ids = [id(parameter) for group in groups.values() for parameter in group]
-    assert len(ids) == len(set(ids))
-    assert set(ids) == {id(parameter) for parameter in head.parameters() if parameter.requires_grad}
-    assert {id(p) for p in groups["task_head"]} == {id(p) for p in head.task_head.blocks.parameters()}
+    groups = head.pretrained_parameters()
+    blocks = list(head.task_head.blocks)
+    assert groups.keys() == set(range(len(blocks)))
+    for above, group in groups.items():
+        assert {id(p) for p in group} == {id(p) for p in blocks[-1 - above].parameters()}
+    without = dataclasses.replace(SMALL, task_head=False)
+    assert not SplitHead(plain_backbone, without).pretrained_parameters()
 
 
 @pytest.mark.parametrize("switches", list(itertools.product((True, False), repeat=3)), ids=str)

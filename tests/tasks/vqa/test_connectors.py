@@ -78,8 +78,9 @@ def test_the_release_s_connector_is_as_stated(kind):
     map_BDhw = connector(backbone(pixels_BCHW, connector.request(train=False)))
     assert map_BDhw.shape == (2, WIDTH, 4, 5)
     assert torch.allclose(map_BDhw, restated(connector, backbone, pixels_BCHW), atol=1e-5)
-    grouped = [p for group in connector.param_groups().values() for p in group]
-    assert {id(p) for p in grouped} == {id(p) for p in connector.parameters() if p.requires_grad}
+    (pretrained,) = connector.pretrained_parameters().values()
+    assert {id(p) for p in pretrained} == {id(p) for p in connector.block.parameters()}
+    assert all(p.requires_grad for p in connector.parameters())
     assert isinstance(build_projection("vitsplit-release", WIDTH, WIDTH), torch.nn.Identity)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 

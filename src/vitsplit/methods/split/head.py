@@ -76,12 +76,10 @@ class SplitHead(nn.Module):
             TapRequest(tokens=tokens, maps=maps) if self.config.tap_norm else TapRequest(tokens=tokens, raw_maps=maps)
         )
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters: ``task_head`` (a fraction of the learning rate) and ``base`` (all others)."""
-        task_head = [] if self.task_head is None else [p for p in self.task_head.parameters() if p.requires_grad]
-        in_task_head = {id(parameter) for parameter in task_head}
-        base = [p for p in self.parameters() if p.requires_grad and id(p) not in in_task_head]
-        return {"task_head": task_head, "base": base}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """The task head's copied blocks."""
+        blocks = [] if self.task_head is None else reversed(self.task_head.blocks)
+        return {above: list(block.parameters()) for above, block in enumerate(blocks)}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """Taps to ``fused_BDhw``."""

@@ -36,9 +36,9 @@ class PenultimateLayer(nn.Module):
         """The last block but one's map."""
         return TapRequest(raw_maps=frozenset({self.layer}))
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Nothing trains here."""
-        return {"task_head": [], "base": []}
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None."""
+        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw``."""
@@ -80,12 +80,9 @@ class ReleaseConnector(nn.Module):
         """The tokens that enter the last block but one, and the map that leaves it."""
         return TapRequest(tokens=frozenset({self.layer}), raw_maps=frozenset({self.layer}))
 
-    def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """All of it; the copied block is the task head."""
-        return {
-            "task_head": list(self.block.parameters()),
-            "base": [*self.prior.parameters(), *self.fusion.parameters()],
-        }
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """The copied block, which is not decayed."""
+        return {None: list(self.block.parameters())}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """Taps to ``(B, W, h, w)``."""
