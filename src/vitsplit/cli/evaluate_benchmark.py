@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     name = Path(options.run).resolve().name
     folder = Path(options.out) if options.out else Path(options.run) / f"benchmark-{benchmark.name}"
     made_by = {"bundle": bundle_ids({name: bundle})[name], "precision": str(predictor.backbone.precision)}
-    count = len(benchmark.questions())
+    count = len(benchmark.questions)
     columns = (TextColumn(benchmark.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with hold_folder(folder), writing_to(folder, "answers"):
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

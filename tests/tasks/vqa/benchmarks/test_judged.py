@@ -23,7 +23,7 @@ def test_mmvet(put: Put, tmp_path: Path) -> None:
     }
     put("mm-vet/mm-vet.json", rows)
     benchmark = open_benchmark("mmvet", tmp_path)
-    assert [question.prompt for question in benchmark.questions()] == ["What is x?", "Why?"]
+    assert [question.prompt for question in benchmark.questions] == ["What is x?", "Why?"]
     answers = {"v1_0": "x is 1", "v1_1": "So."}
     assert benchmark.measure(answers) == {}
     (file,) = benchmark.write(answers, tmp_path, "first")
@@ -53,5 +53,5 @@ def test_llava_bench(put: Put, tmp_path: Path) -> None:
     assert lines[0]["answer_id"] != lines[1]["answer_id"]
     assert benchmark.measure(answers) == {}
     put("questions.jsonl", [rows[0], rows[0]])
-    with pytest.raises(DataError, match="id 1 occurs twice"):
+    with pytest.raises(DataError, match="id 1 is not unique"):
         open_benchmark("llava-bench", tmp_path)

@@ -23,7 +23,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 Write = Callable[[list[dict[str, Any]]], Path]
 
 
-def picture(colour: str) -> str:
+def picture(color: str) -> str:
     file = io.BytesIO()
     # Noise, so that the cell is longer than what the csv module reads by itself.
     Image.effect_noise((400, 400), 90).save(file, "PNG")
@@ -52,7 +52,7 @@ def image() -> str:
 def row(index: int, options: str, answer: str, image: str, **more: str) -> dict[str, Any]:
     words = options.split()
     return {
-        "index": index, "question": f"Which {index % 1000000}?", "answer": answer, "category": "colour",
+        "index": index, "question": f"Which {index % 1000000}?", "answer": answer, "category": "color",
         "l2-category": "perception", "image": image, "split": "dev", **dict(zip("ABCD", words, strict=False)), **more,
     }  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_rotations_are_made_where_the_file_has_none(write: Write, image: str, tm
         row(252, "cat dog", "A", image, category="animal", **{"l2-category": "reasoning"}),
     ])  # fmt: skip
     benchmark = open_benchmark("mmbench", path)
-    prompts = {question.id: question.prompt for question in benchmark.questions()}
+    prompts = {question.id: question.prompt for question in benchmark.questions}
     assert prompts == {
         "241": f"Look.\nWhich 241?\nA. red\nB. green\nC. blue\n{LETTER}",
         "1000241": f"Look.\nWhich 241?\nA. green\nB. blue\nC. red\n{LETTER}",
@@ -75,12 +75,12 @@ def test_rotations_are_made_where_the_file_has_none(write: Write, image: str, tm
     answers = {"241": "B", "1000241": "A. green", "2000241": "(C)", "252": "A", "1000252": "A"}
     figures = benchmark.measure(answers)
     assert figures == {
-        "accuracy": 0.5, "single_pass_accuracy": 1.0, "by_category": {"animal": 0, "colour": 1},
+        "accuracy": 0.5, "single_pass_accuracy": 1.0, "by_category": {"animal": 0, "color": 1},
         "by_l2_category": {"perception": 1, "reasoning": 0}, "unread": 0, "questions": 2, "asked": 5,
     }  # fmt: skip
     assert benchmark.measure(answers | {"2000241": "green or blue"})["unread"] == pytest.approx(1 / 5)
     assert benchmark.measure(answers | {"2000241": "green or blue"})["accuracy"] == 0
-    assert {question.id for question in benchmark.take(1).questions()} == {"241", "1000241", "2000241"}
+    assert {question.id for question in benchmark.take(1).questions} == {"241", "1000241", "2000241"}
     # The server knows only the rows of the file.
     (file,) = benchmark.write(answers, tmp_path, "m")
     assert [cells[0].value for cells in openpyxl.load_workbook(file).active.iter_rows(min_row=2)] == [241, 252]
@@ -94,7 +94,7 @@ def test_rotations_of_the_file_are_taken_with_their_own_answers(write: Write, im
         row(1000008, "dog cat", "B", image),
     ])  # fmt: skip
     benchmark = open_benchmark("mmbench", path)
-    questions = {question.id: question for question in benchmark.questions()}
+    questions = {question.id: question for question in benchmark.questions}
     assert questions["1000007"].image == questions["7"].image
     assert len(questions) == 4
     figures = benchmark.measure({"7": "B", "1000007": "A", "8": "B", "1000008": "B"})
@@ -120,7 +120,7 @@ def test_a_split_without_answers_has_no_figures(write: Write, image: str) -> Non
 
 def test_chinese_asks_in_chinese(write: Write, image: str) -> None:
     benchmark = open_benchmark("mmbench-cn", write([row(7, "red green", "A", image)]))
-    assert benchmark.questions()[0].prompt == "Which 7?\nA. red\nB. green\n请直接回答选项字母。"
+    assert benchmark.questions[0].prompt == "Which 7?\nA. red\nB. green\n请直接回答选项字母。"
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_options_are_read(answer: str, letter: str | None) -> None:
 def test_what_is_refused(write: Write, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good = row(7, "red green", "A", image)
     for rows, said in (
-        ([good, good], "id 7 occurs twice"),
-        ([good | {"image": "%%"}], "image of row 7 is no base64"),
+        ([good, good], "id 7 is not unique"),
+        ([good | {"image": "%%"}], "image of row 7"),
         ([good | {"image": "99"}], "row 7 has no image"),
         ([good | {"answer": "C"}], "row 7 has 2 options and the answer 'C'"),
         ([good, row(8, "a b", "", image)], "1 of 2 rows have no answer"),
         ([row(1000007, "red green", "A", image)], "row 1000007 is a rotation of 7, which is not in the file"),
-        ([], "no rows, or not the columns"),
+        ([], "no columns"),
     ):
         with pytest.raises(DataError, match=said):
             open_benchmark("mmbench", write(rows))

@@ -29,15 +29,15 @@ def test_gqa(put: Put, tmp_path: Path) -> None:
     assert benchmark.measure(answers) == {"accuracy": pytest.approx(2 / 3), "open": 1, "binary": 0.5}
     (written,) = benchmark.write(answers, tmp_path, "m")
     assert json.loads(written.read_text())[0] == {"questionId": "201", "prediction": "boy"}
-    assert open_benchmark("gqa", file).questions() == benchmark.questions()
+    assert open_benchmark("gqa", file).questions == benchmark.questions
     put("questions1.2/testdev_balanced_questions.json", {"204": {"question": "Who?", "imageId": "n1"}})
     with pytest.raises(DataError, match="question 204 has no 'answer'"):
         open_benchmark("gqa", tmp_path)
     file.write_text('{"1": {}, "1": {}}')
-    with pytest.raises(DataError, match="'1' is given twice"):
+    with pytest.raises(DataError, match="'1'"):
         open_benchmark("gqa", tmp_path)
     file.write_text("{}")
-    with pytest.raises(DataError, match="no questions in it"):
+    with pytest.raises(DataError, match="no questions"):
         open_benchmark("gqa", tmp_path)
 
 
@@ -83,7 +83,7 @@ def science(put: Put) -> Path:
 
 def test_scienceqa(science: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("scienceqa", science)
-    first, second, _ = benchmark.questions()
+    first, second, _ = benchmark.questions
     assert first.prompt == f"Context: Look.\nWhich?\nA. ice\nB. sun\n{LETTER}"
     assert (first.image, second.image) == (science / "images/test/5/image.png", None)
     answers = {"5": "B", "6": "The answer is A.", "8": "C"}
@@ -100,7 +100,7 @@ def test_scienceqa(science: Path, tmp_path: Path) -> None:
     assert lenient.name == "scienceqa-lenient" and lenient.measure(hesitant)["accuracy"] == 1
     assert open_benchmark("scienceqa-img-lenient", science).measure(hesitant)["img_accuracy"] == 1
     with_images = open_benchmark("scienceqa-img", science)
-    assert [question.id for question in with_images.questions()] == ["5", "8"]
+    assert [question.id for question in with_images.questions] == ["5", "8"]
     assert with_images.measure({"5": "B", "8": "A"})["img_accuracy"] == 1
 
 
@@ -114,12 +114,12 @@ def test_scienceqa_from_llavas_file(science: Path, put: Put) -> None:
     file = put("llava_test_CQM-A.json", rows)
     for path in (science, file):
         benchmark = open_benchmark("scienceqa", path)
-        assert [question.prompt for question in benchmark.questions()] == [
+        assert [question.prompt for question in benchmark.questions] == [
             f"Which?\nA. ice\nB. sun\n{LETTER}", f"Why?\nA. a\n{LETTER}"
         ]  # fmt: skip
         assert benchmark.measure({"5": "B", "6": "A"})["accuracy"] == 1  # the answers are of problems.json
     (science / "problems.json").unlink()
-    with pytest.raises(DataError, match=r"problem 6 has no right answer. Put problems.json beside"):
+    with pytest.raises(DataError, match=r"problem 6 .*problems.json"):
         open_benchmark("scienceqa", science)
     put("llava_test_CQM-A.json", rows[:1])
     assert open_benchmark("scienceqa", science).measure({"5": "A"}) == {"accuracy": 0, "img_accuracy": 0, "unread": 0}
@@ -127,10 +127,10 @@ def test_scienceqa_from_llavas_file(science: Path, put: Put) -> None:
 
 def test_scienceqa_refuses(science: Path, put: Put) -> None:
     put("pid_splits.json", {"test": ["5", "99"]})
-    with pytest.raises(DataError, match=r"problem 99 of pid_splits.json is not in it"):
+    with pytest.raises(DataError, match=r"problem 99 of pid_splits.json"):
         open_benchmark("scienceqa", science)
     put("pid_splits.json", {"test": ["5", "5"]})
-    with pytest.raises(DataError, match="id 5 occurs twice"):
+    with pytest.raises(DataError, match="id 5 is not unique"):
         open_benchmark("scienceqa", science)
     put("pid_splits.json", {"test": ["5"]})
     (science / "images/test/5/image.png").unlink()
@@ -149,8 +149,8 @@ def test_daquar(put: Put, tmp_path: Path) -> None:
     put("daquar_train.jsonl", rows[:1])
     file = put("daquar_val.jsonl", rows)
     benchmark = open_benchmark("daquar", tmp_path, hint="Be short.")
-    assert benchmark.questions()[0].prompt == "what is on the desk? Be short."
-    assert open_benchmark("daquar", file).questions()[0].prompt == "what is on the desk?"
+    assert benchmark.questions[0].prompt == "what is on the desk? Be short."
+    assert open_benchmark("daquar", file).questions[0].prompt == "what is on the desk?"
     figures = benchmark.measure({"1": "lamp, chair", "2": "4.", "3": "Blue, red", "4": ""})
     # overlaps: {lamp} of 2 said and 3 true: 1/3; 1; 1; 0
     assert figures == {"exact_match": 0.25, "set_match": 0.5, "set_overlap": pytest.approx((1 / 3 + 1 + 1 + 0) / 4)}
@@ -160,9 +160,9 @@ def test_daquar(put: Put, tmp_path: Path) -> None:
 
 
 def test_names_and_limits_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no benchmark 'vqa'. Benchmarks: daquar, gqa,"):
+    with pytest.raises(ConfigError, match=r"'vqa'. Benchmarks: daquar, gqa,"):
         open_benchmark("vqa", tmp_path)
-    with pytest.raises(ConfigError, match="limit of 0"):
+    with pytest.raises(ConfigError, match="--limit 0"):
         open_benchmark("gqa", tmp_path, limit=0)
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="not found"):
         open_benchmark("gqa", tmp_path / "nowhere")

@@ -1,18 +1,18 @@
-"""The benchmarks of visual question answering, by name. One is a file here and a line of ``BENCHMARKS``."""
+"""Benchmarks of visual question answering: one module and one line of ``BENCHMARKS`` each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion
 from vitsplit.tasks.vqa.benchmarks.daquar import open_daquar
 from vitsplit.tasks.vqa.benchmarks.gqa import open_gqa
-from vitsplit.tasks.vqa.benchmarks.llava_bench import open_llava_bench
+from vitsplit.tasks.vqa.benchmarks.judged import open_llava_bench, open_mmvet
 from vitsplit.tasks.vqa.benchmarks.mmbench import open_mmbench
-from vitsplit.tasks.vqa.benchmarks.mmvet import open_mmvet
 from vitsplit.tasks.vqa.benchmarks.pope import open_pope
 from vitsplit.tasks.vqa.benchmarks.run import run_benchmark
 from vitsplit.tasks.vqa.benchmarks.scienceqa import open_scienceqa
@@ -22,7 +22,7 @@ from vitsplit.tasks.vqa.benchmarks.vqav2 import open_vqav2
 
 __all__ = ["BENCHMARKS", "Benchmark", "BenchmarkQuestion", "open_benchmark", "run_benchmark"]
 
-BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
+BENCHMARKS: dict[str, Callable[[Path], Benchmark[Any]]] = {
     "daquar": open_daquar,
     "gqa": open_gqa,
     "llava-bench": open_llava_bench,
@@ -39,29 +39,28 @@ BENCHMARKS: dict[str, Callable[[Path], Benchmark]] = {
     "vizwiz": open_vizwiz,
     "vqav2": open_vqav2,
 }
-"""Name to what opens it from a folder or file; its docstring says what must be there."""
+"""Name to a function that opens the benchmark from a folder or file, see its docstring."""
 
 
-def open_benchmark(name: str, path: str | Path, *, limit: int | None = None, hint: str = "") -> Benchmark:
+def open_benchmark(name: str, path: str | Path, *, limit: int | None = None, hint: str = "") -> Benchmark[Any]:
     """Reads a benchmark's files.
 
     Args:
         name: One of ``BENCHMARKS``.
-        path: Where its files are, or the file of questions.
-        limit: Only so many questions (see ``Benchmark.take``); None: all.
-        hint: What a bundle's training added to every question of a file of questions (``daquar``); benchmarks with
-            prompts of their own take none.
+        path: Folder of the files, or the file of questions.
+        limit: Maximum number of questions (see ``Benchmark.take``); None: all.
+        hint: Text appended to every question in training, for benchmarks without their own prompts (``daquar``).
 
     Raises:
-        ConfigError: There is no such benchmark, the limit is below 1, or a package is missing.
-        DataError: Files cannot be used; the message names file and question.
+        ConfigError: The benchmark is unknown, the limit is below 1, or a package is missing.
+        DataError: Files are invalid; the message names file and question.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"There is no benchmark '{name}'. Benchmarks: {', '.join(BENCHMARKS)}.")
+        raise ConfigError(f"Unknown benchmark '{name}'. Benchmarks: {', '.join(BENCHMARKS)}.")
     if limit is not None and limit < 1:
-        raise ConfigError(f"A limit of {limit} questions leaves none. Give at least 1.")
+        raise ConfigError(f"--limit {limit}: must be at least 1.")
     path = Path(path)
-    benchmark: Benchmark = open_daquar(path, hint=hint) if name == "daquar" else BENCHMARKS[name](path)
-    if not benchmark.questions():
-        raise DataError(f"{path}: no questions in it. Fetch the files again.")
+    benchmark: Benchmark[Any] = open_daquar(path, hint=hint) if name == "daquar" else BENCHMARKS[name](path)
+    if not benchmark.questions:
+        raise DataError(f"{path}: no questions found. Download the files again.")
     return benchmark if limit is None else benchmark.take(limit)

@@ -1,21 +1,28 @@
-"""The accuracy of VQAv2, VizWiz and TextVQA against ten human answers, and the two ways in which answers are cleaned.
+"""The accuracy of VQAv2, VizWiz and TextVQA against ten human answers, and their normalization of answers.
 
-Both ways are those of the official evaluation, with their oddities (a comma between digits makes all punctuation of
-the answer vanish, where otherwise it becomes a space), so that figures compare with published ones.
+Both normalizations follow the official scripts including their quirks (a comma between digits removes all punctuation,
+which is otherwise replaced by spaces), so that results are comparable with published ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitsplit.errors import DataError
+from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion, mean, mean_by
+from vitsplit.tasks.vqa.benchmarks.files import optional_text, require_fields
 
 ANSWERS = 10
-"""People who answered each question."""
+"""Number of human answers per question."""
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
 ARTICLES = frozenset({"a", "an", "the"})
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""What is removed or becomes a space. Apostrophes and colons stay: they tell possessives and times of day."""
+"""Marks that are removed or replaced by a space; apostrophes (possessives) and colons (times) are kept."""
 
 _WITH_APOSTROPHES = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
@@ -32,17 +39,57 @@ CONTRACTIONS = {
     for form in _WITH_APOSTROPHES.split()
     for mark in re.finditer("'", form)
 } | {"somebody'd": "somebodyd"}
-"""Words that lack one apostrophe, to what they become. The last one is as it is in the official table."""
+"""Words with a missing apostrophe to their correction; the last entry is as in the official table."""
 
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 
-def clean(answer: str) -> str:
-    """An answer as VQAv2's evaluation compares it: lower case, without articles, numbers as digits, apostrophes put in.
+@dataclass(frozen=True, kw_only=True)
+class HumanQuestion(BenchmarkQuestion):
+    """A question of VQAv2 or VizWiz.
 
-    A period stays only before a digit. A punctuation mark becomes a space, but is removed where it stands beside a
-    space, and wherever there is a comma between digits (``100,978`` is ``100978``).
+    Attributes:
+        truths: Ten human answers; empty if they are not public.
+        answer_type: Type of the answer (VQAv2: ``yes/no``, ``number`` or ``other``), or empty.
+    """
+
+    truths: tuple[str, ...] = ()
+    answer_type: str = ""
+
+
+class HumanAnswers(Benchmark[HumanQuestion]):
+    """A benchmark with ten human answers per question, measured as VQAv2."""
+
+    def metrics(self, answered: Sequence[tuple[HumanQuestion, str]]) -> dict[str, Any]:
+        """The official accuracy, in total and by type of answer; empty without human answers."""
+        if not answered[0][0].truths:
+            return {}
+        scores = [
+            (question.answer_type, consensus(clean(answer), clean_truths(question.truths)))
+            for question, answer in answered
+        ]
+        return {"accuracy": mean(score for _, score in scores), "by_answer_type": mean_by(scores)}
+
+
+def read_human_answers(row: Mapping[str, Any], file: Path, where: str) -> dict[str, Any]:
+    """``truths`` and ``answer_type`` of an entry with ``answers`` (a list of ``{"answer"}``) and ``answer_type``.
+
+    Raises:
+        DataError: There are not ten answers, or they are invalid.
+    """
+    (answers,) = require_fields(row, {"answers": "list"}, file, where)
+    truths = tuple(require_fields(answer, {"answer": "text"}, file, where)[0] for answer in answers)
+    if len(truths) != ANSWERS:
+        raise DataError(f"{file}: {where} has {len(truths)} answers, not {ANSWERS}. Download the file again.")
+    return {"truths": truths, "answer_type": optional_text(row, "answer_type", file, where)}
+
+
+def clean(answer: str) -> str:
+    """Normalizes an answer as VQAv2: lower case, no articles, digits for number words, corrected contractions.
+
+    A period is kept only before a digit. Other punctuation becomes a space, or is removed if it is next to a space or
+    if there is a comma between digits anywhere (``100,978`` becomes ``100978``).
     """
     words = [NUMBERS.get(word, word) for word in without_punctuation(_stripped(answer)).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
@@ -63,28 +110,28 @@ def _stripped(answer: str) -> str:
 
 
 def clean_as_server(answer: str) -> str:
-    """An answer as TextVQA's evaluation compares it and as LLaVA-1.5 sends it to the servers of VQAv2 and VizWiz.
+    """Normalizes an answer as TextVQA, and as LLaVA-1.5 does for submissions to VQAv2 and VizWiz.
 
-    First all commas and question marks go, and a possessive is cut off (``men's`` is ``men 's``); then as ``clean``.
+    Removes commas and question marks and separates possessives (``men's`` becomes ``men 's``), then as ``clean``.
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return clean(text.strip())
 
 
 def clean_truths(truths: Sequence[str]) -> list[str]:
-    """People's answers as VQAv2's evaluation compares them: without punctuation if they differ, else as they are.
+    """Normalizes human answers as VQAv2: removes punctuation if they differ, otherwise unchanged.
 
-    So the official ``vqaEval.py`` (GT-Vision-Lab/VQA) has it: articles, capital letters and words for numbers stay,
-    since the published answers have none of them, and what all ten wrote with a mark is matched by no cleaned answer.
+    As in the official ``vqaEval.py`` (GT-Vision-Lab/VQA): articles, capital letters and number words are kept (the
+    published answers have none), so an answer with punctuation given by all ten matches no normalized answer.
     """
     return [without_punctuation(truth) for truth in truths] if len(set(truths)) > 1 else list(truths)
 
 
 def consensus(answer: str, truths: Sequence[str]) -> float:
-    """The share of agreement of a cleaned answer with people's, see ``clean_truths``.
+    """Agreement of a normalized answer with the human ones, see ``clean_truths``.
 
-    For each of the ten people in turn: ``min(1, same / 3)``, where ``same`` of the other nine said the same. The mean
-    over the ten, as in the official evaluation: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten.
+    The mean over the ten humans of ``min(1, same / 3)``, where ``same`` of the other nine gave the answer, as in the
+    official evaluation: 0.3, 0.6, 0.9 and 1 for one, two, three and more of ten.
     """
     same = [truth == answer for truth in truths]
     total = sum(same)

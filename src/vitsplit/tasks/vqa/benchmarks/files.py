@@ -1,4 +1,4 @@
-"""Reading the benchmarks' files so that every gap ends in one message that names the file and the question."""
+"""Reading of benchmark files; errors name the file and the question."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vitsplit.data.folders import first
+from vitsplit.data.folders import preview
 from vitsplit.errors import DataError
 from vitsplit.files import LARGE_FILE, inside, is_file, read_json, read_json_lines, shown, string, whole_number
 
-FETCH, OFFICIAL = "Fetch the file again.", "Give the official file, or mend the entry."
+DOWNLOAD, OFFICIAL = "Download the file again.", "Use the official file, or correct the entry."
 LONGEST_TEXT = 1 << 20
-"""Characters: the most of a question, an answer or a prompt."""
+"""Length limit in characters of a question, an answer or a prompt."""
 LARGEST_NUMBER = 2**63 - 1
 
 
 def root_of(path: Path) -> Path:
-    """The folder that a benchmark's files are in: the path itself, or the folder of the file that was given."""
+    """The folder of a benchmark's files: the path itself, or the folder of a file."""
     return path if path.is_dir() else path.parent
 
 
 def find_file(path: Path, patterns: Sequence[str], *, what: str) -> Path:
-    """The one file that is meant.
+    """Finds a file.
 
     Args:
-        path: The file itself, or a folder in which the patterns are looked for, in their order.
+        path: The file itself, or a folder to search for the patterns, in order.
         patterns: Relative paths, with wildcards.
-        what: What the file holds, for the error.
+        what: Description of the file, for the error.
 
     Raises:
-        DataError: No such file, or several of one pattern.
+        DataError: No file or several files match a pattern.
     """
     found = find_optional(path, patterns)
     if found is None:
-        raise DataError(f"{path}: no {what} there ({', '.join(patterns)}). Check the path, or copy the file there.")
+        raise DataError(f"{path}: no {what} found ({', '.join(patterns)}). Check the path, or add the file.")
     return found
 
 
 def find_optional(path: Path, patterns: Sequence[str]) -> Path | None:
-    """As ``find_file``; None if there is no such file in the folder.
+    """As ``find_file``; None if no file matches.
 
     Raises:
         DataError: The path does not exist, or several files match one pattern.
@@ -47,26 +47,26 @@ def find_optional(path: Path, patterns: Sequence[str]) -> Path | None:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"{path}: there is no such file or folder. Check the path.")
+        raise DataError(f"{path}: file or folder not found. Check the path.")
     for pattern in patterns:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
-            names = first([str(file.relative_to(path)) for file in found])
-            raise DataError(f"{path}: several files could be meant ({names}). Give the path of one of them.")
+            names = preview([str(file.relative_to(path)) for file in found])
+            raise DataError(f"{path}: several files match ({names}). Give the path of one of them.")
         if found:
             return found[0]
     return None
 
 
 def read_object(file: Path, key: str | None = None) -> Any:
-    """The object in a JSON file, or the list under one of its keys.
+    """Reads the object in a JSON file, or the list under one of its keys.
 
     Raises:
-        DataError: The file cannot be read, or holds something else.
+        DataError: The file cannot be read, or has another type.
     """
-    content = read_json(file, limit=LARGE_FILE, advice=FETCH)
+    content = read_json(file, limit=LARGE_FILE, advice=DOWNLOAD)
     if not isinstance(content, dict):
-        raise DataError(f"{file}: holds {shown(content)}, not an object. {OFFICIAL}")
+        raise DataError(f"{file}: contains {shown(content)}, not an object. {OFFICIAL}")
     if key is None:
         return content
     if not isinstance(content.get(key), list):
@@ -75,38 +75,38 @@ def read_object(file: Path, key: str | None = None) -> Any:
 
 
 def read_list(file: Path) -> list[Any]:
-    """The list in a JSON file, which has something in it.
+    """Reads a non-empty list in a JSON file.
 
     Raises:
-        DataError: The file cannot be read, or holds something else.
+        DataError: The file cannot be read, or has another type.
     """
-    content = read_json(file, limit=LARGE_FILE, advice=FETCH)
+    content = read_json(file, limit=LARGE_FILE, advice=DOWNLOAD)
     if not isinstance(content, list) or not content:
-        raise DataError(f"{file}: holds {shown(content)}, not a list of questions. {OFFICIAL}")
+        raise DataError(f"{file}: contains {shown(content)}, not a list of questions. {OFFICIAL}")
     return content
 
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects in a file of JSON lines, each with where it stands (``line 3``); empty lines are left out.
+    """Reads the objects in a JSON Lines file, each with its location (``line 3``); empty lines are skipped.
 
     Raises:
-        DataError: The file cannot be read or has no lines, or a line is no JSON object.
+        DataError: The file cannot be read or is empty, or a line is not a JSON object.
     """
     rows = [(f"line {number}", row) for number, row in read_json_lines(file)]
     if not rows:
-        raise DataError(f"{file}: has no lines. {FETCH}")
+        raise DataError(f"{file}: the file is empty. {DOWNLOAD}")
     return rows
 
 
 Kind = Literal["text", "id", "number", "list", "object", "any"]
-"""What a value is: an id is a text, or a whole number that stands for one; numbers are whole and not negative."""
+"""Expected type of a value: an id is a string or an integer; numbers are non-negative integers."""
 
 
-def need(row: Any, keys: Mapping[str, Kind], file: Path, where: str) -> list[Any]:
-    """The values of keys that an entry must have, in their order; ids as texts.
+def require_fields(row: Any, keys: Mapping[str, Kind], file: Path, where: str) -> list[Any]:
+    """The values of required keys of an entry, in order; ids as strings.
 
     Raises:
-        DataError: The entry is no object, or one of them is missing, null or of another kind; the message says where.
+        DataError: The entry is not an object, or a value is missing, null or of another type.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{file}: {where} is {shown(row)}, not an object. {OFFICIAL}")
@@ -116,20 +116,20 @@ def need(row: Any, keys: Mapping[str, Kind], file: Path, where: str) -> list[Any
     return [_checked(row[key], kind, f"{file}: '{key}' of {where}") for key, kind in keys.items()]
 
 
-def need_texts(values: Sequence[Any], file: Path, where: str) -> tuple[str, ...]:
-    """A list's values, which are texts.
+def require_strings(values: Sequence[Any], file: Path, where: str) -> tuple[str, ...]:
+    """Checks that a list has strings only.
 
     Raises:
-        DataError: One is none.
+        DataError: A value is not a string.
     """
     return tuple(string(value, f"{file}: a value of {where}", LONGEST_TEXT, advice=OFFICIAL) for value in values)
 
 
 def optional_text(row: Mapping[str, Any], key: str, file: Path, where: str) -> str:
-    """The text of a key that an entry may have; empty if it is missing or null.
+    """The string of an optional key; empty if missing or null.
 
     Raises:
-        DataError: It is something else.
+        DataError: The value is not a string.
     """
     value = row.get(key)
     return "" if value is None else string(value, f"{file}: '{key}' of {where}", LONGEST_TEXT, advice=OFFICIAL)
@@ -154,30 +154,29 @@ def _checked(value: Any, kind: Kind, where: str) -> Any:
 
 
 def require_unique(ids: Iterable[str], file: Path) -> None:
-    """Raises DataError if an id occurs twice."""
+    """Raises DataError if an id is not unique."""
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise DataError(f"{file}: id {name} occurs twice. Remove one of the entries.")
+            raise DataError(f"{file}: id {name} is not unique. Remove one of the entries.")
         seen.add(name)
 
 
 def find_images(names: Mapping[str, str], root: Path, folders: Sequence[str], file: Path) -> dict[str, Path]:
-    """The image files of questions.
+    """Finds the image files of questions.
 
     Args:
-        names: Name of the image by id of the question.
-        root: Where the folders are looked for.
-        folders: Where the images may be; the first that holds the first image is taken. ``.`` is ``root``.
-        file: The file of questions, for the error.
+        names: Image name by question id.
+        root: Folder that ``folders`` are relative to.
+        folders: Possible folders of the images; the first one with the first image is used.
+        file: The file of questions, for errors.
 
     Raises:
-        DataError: None of the folders exists, a name leads out of them, or images are missing: counted, the first named
-            with its question.
+        DataError: None of the folders exists, a name leads out of them, or images are missing.
     """
     there = [root / folder for folder in folders if (root / folder).is_dir()]
     if not there:
-        raise DataError(f"{root}: no folder of images ({', '.join(folders)}). Copy the images there.")
+        raise DataError(f"{root}: no folder of images found ({', '.join(folders)}). Add the images.")
     for where, name in names.items():
         inside(there[0], name, f"{file}: the image of question {where}")
     sample = next(iter(names.values()), "")
@@ -187,18 +186,18 @@ def find_images(names: Mapping[str, str], root: Path, folders: Sequence[str], fi
     if missing:
         name, where = missing[0]
         raise DataError(
-            f"{file}: {len(missing)} of {len(names)} questions have no image in {folder}, such as {name} "
-            f"(question {where}). Copy the missing images there."
+            f"{file}: {len(missing)} of {len(names)} questions have no image in {folder}, such as {name} (question "
+            f"{where}). Add the missing images."
         )
     return {where: folder / name for where, name in names.items()}
 
 
 def require_answers(ids: Iterable[str], answers: Mapping[str, str], file: Path) -> None:
-    """Raises DataError if questions have no answer: counted, the first named."""
+    """Raises DataError if questions have no answer."""
     ids = list(ids)
     missing = [name for name in ids if name not in answers]
     if missing:
         raise DataError(
-            f"{file}: {len(missing)} of {len(ids)} questions have no answer ({first(missing)}). "
-            "Run the evaluation again: it goes on where it stopped."
+            f"{file}: {len(missing)} of {len(ids)} questions have no answer ({preview(missing)}). Run the evaluation "
+            "again to resume it."
         )

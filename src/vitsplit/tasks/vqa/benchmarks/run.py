@@ -1,4 +1,4 @@
-"""Asking a bundle the questions of a benchmark: images once each, and answers kept as they come."""
+"""Runs a bundle on a benchmark: encodes each image once, and saves answers incrementally."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
 
 ANSWERS = "answers.jsonl"
 LONGEST_ANSWER = 1 << 22
-"""Characters of a prompt or an answer that is read again."""
-WITHOUT_IMAGE = 8
-"""Questions without an image that are asked together."""
+"""Length limit in characters of a saved prompt or answer."""
+TEXT_BATCH = 8
+"""Batch size of questions without an image."""
 
 
 def run_benchmark(
     predictor: LoadedHead,
-    benchmark: Benchmark,
+    benchmark: Benchmark[Any],
     folder: Path,
     *,
     made_by: Mapping[str, Any] | None = None,
     max_new_tokens: int | None = None,
     on_question: Callable[[], None] | None = None,
 ) -> dict[str, str]:
-    """The bundle's answers, by id of the question.
+    """Answers all questions and returns the answers by question id.
 
-    Questions on one image are asked together, so that its visual tokens are computed once. Answers are appended to
-    ``answers.jsonl`` in ``folder`` as they come; its first line says what made them. A second start goes on.
+    Questions on one image are answered together, so its visual tokens are computed once. Answers are appended to
+    ``answers.jsonl`` in ``folder``, whose first line identifies the bundle and settings. A second call resumes.
 
     Args:
         predictor: A bundle of visual question answering.
-        benchmark: What to ask.
-        folder: Where the answers are kept; made if it is not there.
-        made_by: What tells the bundle from others, JSON-ready.
-        max_new_tokens: The most tokens of an answer; None: the benchmark's figure.
-        on_question: Called for every question that has its answer, also those of an earlier start.
+        benchmark: The questions.
+        folder: Folder of the answers; created if missing.
+        made_by: JSON-compatible identification of the bundle.
+        max_new_tokens: Length limit of an answer; None: the benchmark's default.
+        on_question: Called for every answered question, including those answered earlier.
 
     Raises:
-        RunError: The folder holds answers of another bundle, to another benchmark or with other settings.
+        RunError: The folder has answers of another bundle, benchmark or settings.
         DataError: An image cannot be read.
     """
     tokens = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     head = {"benchmark": benchmark.name, "max_new_tokens": tokens, **(made_by or {})}
-    questions = {question.id: question for question in benchmark.questions()}
+    questions = {question.id: question for question in benchmark.questions}
     known = _open_answers(folder / ANSWERS, head, questions)
     for _ in known:
         if on_question is not None:
@@ -70,32 +70,32 @@ def run_benchmark(
 
 
 def _open_answers(file: Path, head: Mapping[str, Any], questions: Mapping[str, BenchmarkQuestion]) -> dict[str, str]:
-    """The answers of an earlier start to these questions. The file then ends with a whole line."""
+    """Reads earlier answers to these questions, and removes an incomplete last line from the file."""
     rows = _read_answers(file)
     if rows and rows[0] != head:
         was = ", ".join(f"{name} {value}" for name, value in rows[0].items() if head.get(name) != value)
         raise RunError(
-            f"{file}: holds answers that were made otherwise ({was or 'with less said'}). "
-            "Give another folder with --out, or remove the file."
+            f"{file}: has answers of another run ({was or 'other settings'}). Give another folder with --out, or "
+            "remove the file."
         )
     for row in rows[1:]:
         question = questions.get(row["id"])
         if question is not None and row["prompt"] != question.prompt:
             raise RunError(
-                f"{file}: the question {row['id']} was asked otherwise before, so the benchmark's files have changed. "
-                "Give another folder with --out, or remove the file."
+                f"{file}: the prompt of question {row['id']} differs, so the benchmark's files have changed. Give "
+                "another folder with --out, or remove the file."
             )
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Written anew, since a kill may have left half a line at the end.
+    # Rewritten, since an interrupted write may have left an incomplete last line.
     write_text(file, "".join(json.dumps(row) + "\n" for row in (head, *rows[1:])))
     return {row["id"]: row["text"] for row in rows[1:] if row["id"] in questions}
 
 
 def _read_answers(file: Path) -> list[dict[str, Any]]:
-    """What is in the file, its head first. Half a line at the end, which a kill left, is passed over."""
+    """The rows of the file, the header first. An incomplete last line is ignored."""
     if not file.exists():
         return []
-    advice = "Remove the line; its question is asked again."
+    advice = "Remove the line to answer its question again."
     rows = read_json_lines(file, error=RunError, advice=advice, may_end_early=True)
     for number, row in rows[1:]:
         for key in ("id", "prompt", "text"):
@@ -104,12 +104,12 @@ def _read_answers(file: Path) -> list[dict[str, Any]]:
 
 
 def _groups(questions: Sequence[BenchmarkQuestion]) -> Iterator[list[BenchmarkQuestion]]:
-    """Questions on one image, in the order in which images first occur; those without in groups of a fixed size."""
+    """Groups questions by image, in order of first occurrence; those without image in groups of a fixed size."""
     by_image: dict[Path | bytes | None, list[BenchmarkQuestion]] = {}
     for question in questions:
         by_image.setdefault(question.image, []).append(question)
     for image, group in by_image.items():
-        size = WITHOUT_IMAGE if image is None else len(group)
+        size = TEXT_BATCH if image is None else len(group)
         for start in range(0, len(group), size):
             yield group[start : start + size]
 

@@ -1,110 +1,47 @@
-"""VQAv2: open questions on COCO with ten human answers each."""
+"""VQAv2: open questions on COCO images with ten human answers each."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import DataError
 from vitsplit.files import shown
-from vitsplit.tasks.vqa.benchmarks.base import SHORT, BenchmarkQuestion
-from vitsplit.tasks.vqa.benchmarks.consensus import ANSWERS, clean, clean_as_server, clean_truths, consensus
+from vitsplit.tasks.vqa.benchmarks.base import SHORT
+from vitsplit.tasks.vqa.benchmarks.consensus import HumanAnswers, HumanQuestion, clean_as_server, read_human_answers
 from vitsplit.tasks.vqa.benchmarks.files import (
     find_file,
     find_images,
     find_optional,
-    need,
-    optional_text,
     read_object,
-    require_answers,
+    require_fields,
     require_unique,
     root_of,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaItem:
-    """A question.
+class VqaV2(HumanAnswers):
+    """The questions of a split.
 
     Attributes:
-        question_id: As in the official file.
-        image: The image.
-        question: The question alone.
-        truths: Ten human answers, as in the official file; empty where they are not public.
-        answer_type: ``yes/no``, ``number`` or ``other``; empty without annotations.
+        other_ids: Further questions of the test split that a submission must include.
     """
 
-    question_id: int
-    image: Path
-    question: str
-    truths: tuple[str, ...] = ()
-    answer_type: str = ""
+    other_ids: tuple[int, ...] = ()
 
+    def submission(self, answered: Sequence[tuple[HumanQuestion, str]], model: str) -> dict[str, Any]:
+        """``vqav2-submission.json``: a list of ``{"question_id", "answer"}``, normalized as by LLaVA-1.5.
 
-@dataclass(frozen=True, kw_only=True)
-class VqaV2:
-    """The questions of a split."""
-
-    file: Path
-    items: tuple[VqaItem, ...]
-    unasked: tuple[int, ...] = ()
-    """Questions of the whole test split that are not asked, but must be in the file that is sent in."""
-    name: str = "vqav2"
-    max_new_tokens: int = 128
-
-    def questions(self) -> Sequence[BenchmarkQuestion]:
-        """LLaVA-1.5's prompts."""
-        return [
-            BenchmarkQuestion(str(item.question_id), item.image, f"{item.question}\n{SHORT}") for item in self.items
-        ]
-
-    def take(self, count: int) -> VqaV2:
-        """The first questions."""
-        return dataclasses.replace(self, items=self.items[:count])
-
-    def measure(self, answers: Mapping[str, str]) -> dict[str, Any]:
-        """The official accuracy, over all questions and by type of answer; empty without annotations.
-
-        The model's answers are cleaned, and people's where they differ, as the official script does.
+        The test-dev server requires all questions of the test split; the others have an empty answer.
         """
-        self._require(answers)
-        if not self.items[0].truths:
-            return {}
-        by_type = defaultdict(list)
-        for item in self.items:
-            truths = clean_truths(item.truths)
-            by_type[item.answer_type].append(consensus(clean(answers[str(item.question_id)]), truths))
-        scores = [score for values in by_type.values() for score in values]
-        return {
-            "accuracy": sum(scores) / len(scores),
-            "by_answer_type": {name: sum(values) / len(values) for name, values in sorted(by_type.items())},
-        }
-
-    def write(self, answers: Mapping[str, str], folder: Path, model: str) -> tuple[Path, ...]:
-        """``vqav2-submission.json``: a list of ``{"question_id", "answer"}``, cleaned as LLaVA-1.5 sends it in.
-
-        Questions of the whole test split that were not asked are in it with an empty answer: the server of test-dev
-        asks for all of them.
-        """
-        self._require(answers)
-        rows = [
-            {"question_id": item.question_id, "answer": clean_as_server(answers[str(item.question_id)])}
-            for item in self.items
-        ]
-        asked = {item.question_id for item in self.items}
-        rows += [{"question_id": number, "answer": ""} for number in self.unasked if number not in asked]
-        path = folder / "vqav2-submission.json"
-        path.write_text(json.dumps(rows), encoding="utf-8")
-        return (path,)
-
-    def _require(self, answers: Mapping[str, str]) -> None:
-        require_answers([str(item.question_id) for item in self.items], answers, self.file)
+        rows = [{"question_id": int(question.id), "answer": clean_as_server(answer)} for question, answer in answered]
+        included = {row["question_id"] for row in rows}
+        rows += [{"question_id": number, "answer": ""} for number in self.other_ids if number not in included]
+        return {"vqav2-submission.json": rows}
 
 
 def open_vqav2(path: Path) -> VqaV2:
@@ -113,66 +50,64 @@ def open_vqav2(path: Path) -> VqaV2:
     ::
 
         PATH/v2_OpenEnded_mscoco_SPLIT_questions.json   val2014, test2015 or test-dev2015
-        PATH/v2_mscoco_SPLIT_annotations.json           only of val2014 (and train2014): what is measured with
+        PATH/v2_mscoco_SPLIT_annotations.json           human answers, of val2014 (and train2014) only
         PATH/SPLIT/COCO_SPLIT_000000262148.jpg          images of test-dev2015 are those of test2015
 
-    Without annotations there are no figures, only the file for the server. For test-dev2015 it also holds the other
-    questions of test2015, unanswered, if their file is beside: the server asks for all.
+    Without annotations there are no metrics, only a submission. For test-dev2015 it includes the other questions of
+    test2015 if their file is in the folder, since the server requires all.
 
     Args:
-        path: The folder, or the file of questions where several are in it.
+        path: The folder, or the file of questions if the folder has several.
 
     Raises:
-        DataError: Files or images are missing, a question has no annotation, or an id occurs twice.
+        DataError: Files or images are missing, a question has no annotation, or an id is not unique.
     """
     file = find_file(path, ["v2_OpenEnded_mscoco_*_questions.json"], what="file of questions")
     content = read_object(file)
     rows = [
-        need(row, {"question_id": "number", "image_id": "number", "question": "text"}, file, f"question {index}")
+        require_fields(
+            row, {"question_id": "number", "image_id": "number", "question": "text"}, file, f"question {index}"
+        )
         for index, row in enumerate(read_object(file, "questions"))
     ]
     require_unique((str(number) for number, *_ in rows), file)
-    (subtype,) = need(content, {"data_subtype": "text"}, file, "the file")
+    (subtype,) = require_fields(content, {"data_subtype": "text"}, file, "the file")
     if not re.fullmatch(r"[\w-]{1,64}", subtype):
-        raise DataError(f"{file}: 'data_subtype' is {shown(subtype)}, which names no split. Give the official file.")
+        raise DataError(f"{file}: 'data_subtype' is {shown(subtype)}, not the name of a split. Use the official file.")
     split = subtype.replace("test-dev", "test")
     names = {str(number): f"COCO_{split}_{image:012d}.jpg" for number, image, _ in rows}
     root = root_of(file)
     images = find_images(names, root, (split, f"images/{split}", f"../{split}", "images", "."), file)
-    notes = find_optional(root, [f"v2_mscoco_{subtype}_annotations.json"])
-    known = {} if notes is None else _annotations(notes, [number for number, *_ in rows], file)
-    items = [
-        VqaItem(question_id=number, image=images[str(number)], question=question, **known.get(number, {}))
+    annotation_file = find_optional(root, [f"v2_mscoco_{subtype}_annotations.json"])
+    truths = {} if annotation_file is None else _annotations(annotation_file, [number for number, *_ in rows], file)
+    questions = [
+        HumanQuestion(str(number), images[str(number)], f"{question}\n{SHORT}", **truths.get(number, {}))
         for number, _, question in rows
     ]
-    return VqaV2(file=file, items=tuple(items), unasked=_whole_test(root, subtype))
+    return VqaV2(name="vqav2", file=file, questions=tuple(questions), other_ids=_test_ids(root, subtype))
 
 
-def _annotations(notes: Path, asked: Sequence[int], file: Path) -> dict[int, dict[str, Any]]:
-    known = {}
-    for index, row in enumerate(read_object(notes, "annotations")):
-        number, answers = need(row, {"question_id": "number", "answers": "list"}, notes, f"annotation {index}")
-        where = f"question {number}"
-        truths = tuple(need(answer, {"answer": "text"}, notes, where)[0] for answer in answers)
-        if len(truths) != ANSWERS:
-            raise DataError(f"{notes}: question {number} has {len(truths)} answers, not {ANSWERS}. Fetch it again.")
-        if number in known:
-            raise DataError(f"{notes}: question {number} occurs twice. Remove one of the annotations.")
-        known[number] = {"truths": truths, "answer_type": optional_text(row, "answer_type", notes, where)}
-    lonely = [number for number in asked if number not in known]
-    if lonely:
+def _annotations(annotation_file: Path, numbers: Sequence[int], file: Path) -> dict[int, dict[str, Any]]:
+    found = {}
+    for index, row in enumerate(read_object(annotation_file, "annotations")):
+        (number,) = require_fields(row, {"question_id": "number"}, annotation_file, f"annotation {index}")
+        if number in found:
+            raise DataError(f"{annotation_file}: question {number} is not unique. Remove one of the annotations.")
+        found[number] = read_human_answers(row, annotation_file, f"question {number}")
+    missing = [number for number in numbers if number not in found]
+    if missing:
         raise DataError(
-            f"{notes}: {len(lonely)} of {len(asked)} questions of {file.name} have no annotation, such as "
-            f"{lonely[0]}. Give the annotations of the same split."
+            f"{annotation_file}: {len(missing)} of {len(numbers)} questions of {file.name} have no annotation, such as "
+            f"{missing[0]}. Use the annotations of the same split."
         )
-    return known
+    return found
 
 
-def _whole_test(root: Path, subtype: str) -> tuple[int, ...]:
+def _test_ids(root: Path, subtype: str) -> tuple[int, ...]:
     if subtype != "test-dev2015":
         return ()
     file = find_optional(root, ["v2_OpenEnded_mscoco_test2015_questions.json"])
     if file is None:
         return ()
     rows = read_object(file, "questions")
-    return tuple(need(row, {"question_id": "number"}, file, f"question {i}")[0] for i, row in enumerate(rows))
+    return tuple(require_fields(row, {"question_id": "number"}, file, f"question {i}")[0] for i, row in enumerate(rows))
