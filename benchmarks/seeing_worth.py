@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from question_only import read_questions, word_counter
 from vitsplit.backbone import open_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.data.images import read_image
 from vitsplit.engine.config import BackboneConfig
 from vitsplit.tasks.vqa.metrics import exact_match

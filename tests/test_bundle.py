@@ -16,7 +16,7 @@ import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.backbone import load_backbone
 from vitsplit.bundle import read_card, save_bundle
-from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.data.classes import ClassList, default_colors
 from vitsplit.engine.override import override
 from vitsplit.errors import BundleError
 from vitsplit.model import build_head
@@ -40,7 +40,7 @@ def test_holds_only_what_trains_and_no_pickle(run: Path) -> None:
 @pytest.mark.parametrize(("precision", "most_mb"), [("fp32", 42), ("bf16", 21)])
 def test_small_ade20k_bundle_size(tmp_path: Path, precision: str, most_mb: int) -> None:
     config = override(recipe("ade20k-small"), {"random_weights": True, "bundle_precision": precision})
-    classes = ClassList(names=tuple(f"c{index}" for index in range(150)), colours=default_colours(150))
+    classes = ClassList(names=tuple(f"c{index}" for index in range(150)), colors=default_colors(150))
     task = SegmentationTask(config.task, classes)
     backbone = load_backbone("dinov2-small", random_weights=True)
     model = build_head(config, backbone, task)
@@ -144,12 +144,12 @@ def test_saved_prediction_is_read_back_by_pil(run: Path, scenes: Path, tmp_path:
     with Image.open(mask_path) as saved:
         assert saved.mode == "P" and np.array_equal(np.asarray(saved), prediction.mask)
         row, column = 20, 30
-        expected = prediction.classes.colours[prediction.mask[row, column]]
+        expected = prediction.classes.colors[prediction.mask[row, column]]
         assert saved.convert("RGB").getpixel((column, row)) == expected
     with Image.open(overlay_path) as overlay:
         assert overlay.size == (64, 48)
     mixed = np.asarray(prediction.overlay(opacity=0.5)).astype(int)
-    colours = np.array(prediction.classes.colours)[prediction.mask]
+    colours = np.array(prediction.classes.colors)[prediction.mask]
     assert np.abs(mixed - (prediction.image.astype(int) + colours) / 2).max() <= 1
     assert sum(prediction.shares().values()) == pytest.approx(1)
 

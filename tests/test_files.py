@@ -89,7 +89,7 @@ def test_json_is_read_as_the_standard_library_reads_it(tmp_path):
 def test_many_keys_take_linear_time():
     # A comparison of every pair of 300,000 keys would take hours.
     text = json.dumps({f"k{n}": n for n in range(300_000)})
-    with pytest.raises(DataError, match="'k7' is given twice"):
+    with pytest.raises(DataError, match="duplicate key 'k7'"):
         parse_json(text[:-1] + ', "k7": 0}', "here")
 
 
@@ -144,7 +144,7 @@ def test_names_that_stay_in_their_folder(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "out").symlink_to(tmp_path)
     assert inside(tmp_path / "root", "out/a", "list") == tmp_path / "root" / "out" / "a"
-    with pytest.raises(DataError, match="by a link"):
+    with pytest.raises(DataError, match="is a link"):
         inside(tmp_path / "root", "out/a", "list", follow_links=False)
 
 

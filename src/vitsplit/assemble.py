@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitsplit.backbone import open_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.engine.config import BackboneConfig, TrainConfig
 from vitsplit.engine.evaluation import SaveBundle

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vitsplit import __version__
 from vitsplit.atomic_files import json_text
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.errors import BundleError, ConfigError
@@ -109,7 +109,7 @@ def save_bundle(
             "name": info.name,
             "title": info.title,
             "timm_name": info.timm_name,
-            "licence": info.licence,
+            "licence": info.license,
             "source": info.source,
             "weights_hash": info.weights_hash,
         },

@@ -18,7 +18,7 @@ from vitsplit.engine.run_folder import RunFolder
 from vitsplit.inference.predictor import Predictor
 from vitsplit.report import Page, spread_evenly
 from vitsplit.tasks.base import Evaluation, Task
-from vitsplit.tasks.depth.paint import colour, colour_range
+from vitsplit.tasks.depth.colormap import apply_colormap, display_range
 from vitsplit.tasks.segmentation.report import add_class_table, paint
 
 PICTURE_ROWS, PAGE_ROWS, GAP = 3, 10, 6
@@ -55,14 +55,17 @@ class DemoResult:
             sample, depth_HW = images.load(index), depths.load(index).depth_HW.numpy()
             answers = self.model.predict(sample.image_CHW)
             mask_HW, metres_HW = answers["segmentation"].mask, answers["depth"].depth
-            range_m = colour_range(depth_HW)
+            range_m = display_range(depth_HW)
             rows.append(
                 [
                     (Image.fromarray(answers["depth"].image), Path(sample.name).name),
-                    (paint(sample.mask_HW.numpy(), segmentation.classes.colours), "classes, truth"),
-                    (paint(mask_HW, segmentation.classes.colours), "classes, prediction"),
-                    (colour(depth_HW, depth_HW > 0, range_m), f"depth, truth ({range_m[0]:.1f} to {range_m[1]:.1f} m)"),
-                    (colour(metres_HW, metres_HW > 0, range_m), "depth, prediction"),
+                    (paint(sample.mask_HW.numpy(), segmentation.classes.colors), "classes, truth"),
+                    (paint(mask_HW, segmentation.classes.colors), "classes, prediction"),
+                    (
+                        apply_colormap(depth_HW, depth_HW > 0, range_m),
+                        f"depth, truth ({range_m[0]:.1f} to {range_m[1]:.1f} m)",
+                    ),
+                    (apply_colormap(metres_HW, metres_HW > 0, range_m), "depth, prediction"),
                 ]
             )
         return rows
@@ -99,10 +102,10 @@ def write_page(result: DemoResult, folder: Path) -> Path:
         ]
     )
     _add_sharing(page, result)
-    page.text(f"Weights of the backbone: {info.source}, licence {info.licence}.", soft=True)
+    page.text(f"Weights of the backbone: {info.source}, licence {info.license}.", soft=True)
     page.heading("Scenes that they have not seen, both tasks from one pass")
     task: Any = result.evaluations["segmentation"][1]
-    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
     for row in result.cells(PAGE_ROWS):
         page.pictures(row)
     page.heading("Training")

@@ -1,4 +1,4 @@
-"""The errors that vitsplit raises on purpose.
+"""Exceptions of vitsplit.
 
 Each message says what is wrong, where (file, class, shape) and what to do next. The command line prints the message
 of a ``VitsplitError`` alone, without a traceback, and ends with exit status 2.
@@ -6,11 +6,11 @@ of a ``VitsplitError`` alone, without a traceback, and ends with exit status 2.
 
 
 class VitsplitError(Exception):
-    """Everything that a user can put right."""
+    """Base class of errors that the user can correct."""
 
 
 class ConfigError(VitsplitError, ValueError):
-    """A setting, or a combination of settings, that cannot work."""
+    """An invalid setting or combination of settings."""
 
 
 class DataError(VitsplitError):
@@ -18,20 +18,20 @@ class DataError(VitsplitError):
 
 
 class WeightsError(VitsplitError):
-    """Pretrained weights that could not be had, read or recognised."""
+    """Pretrained weights that are unavailable, unreadable or not recognized."""
 
 
 class BundleError(VitsplitError):
-    """A head bundle that is broken or does not fit what it is used with."""
+    """A head bundle that is corrupt or does not match the backbone or data it is used with."""
 
 
 class RunError(VitsplitError):
-    """A run folder that is taken, cannot be resumed or cannot be written."""
+    """A run folder that is in use, cannot be resumed or cannot be written."""
 
 
 class NotPicklableError(VitsplitError, TypeError):
-    """A predictor that was to be sent to another process; the message says how to load it there."""
+    """A predictor was pickled; the message says how to load it in another process."""
 
 
 class TrainingError(VitsplitError):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""

@@ -1,8 +1,8 @@
-"""Reading files that a user or a stranger wrote: one clear error for whatever is wrong with them.
+"""Safe reading of untrusted files: any problem is reported as one clear error.
 
-Every list of classes, annotation file, bundle card, configuration, state and log of the package is read here. A file is
-read only if it is a regular one (not a pipe or a device) of at most a stated size and in UTF-8; JSON in it must be what
-its standard says, with every key once. The functions below check the values.
+All text and JSON files of the package (class lists, annotations, bundle cards, configurations, states, logs) are read
+here. A file must be a regular file (no pipe or device) in UTF-8 and within a size limit; JSON must conform to the
+standard, without duplicate keys.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from vitsplit.errors import DataError, VitsplitError
 
 SMALL_FILE = 16 << 20
-"""Bytes: the most of a card, a configuration, a state, or a list of classes or of names."""
+"""Size limit in bytes of a card, a configuration, a state, or a list of classes or names."""
 LARGE_FILE = 2 << 30
-"""Bytes: the most of a file of annotations, questions or log rows (COCO's largest has 0.45e9)."""
+"""Size limit in bytes of a file of annotations, questions or log rows (COCO's largest has 0.45e9)."""
 YAML_FILE = 256 << 10
-"""Bytes: the most of a YAML file. Reading takes long by its length, and one that names classes has far fewer."""
+"""Size limit in bytes of a YAML file, which is slow to parse; files of class names are far smaller."""
 YAML_DEPTH = 20
-"""The most levels of a YAML file."""
+"""Nesting limit of a YAML file."""
 LONGEST_NAME = 1024
-"""Characters: the most of a name of a class, a file or a setting."""
+"""Length limit in characters of the name of a class, a file or a setting."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _LARGE = re.compile(r"\d[eE]\+?\d{3}|\d{309}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""Control characters, which no name has."""
+"""Control characters, which names must not contain."""
 
 ErrorType = type[VitsplitError]
 
@@ -44,19 +44,19 @@ def read_text(
 
     Args:
         path: The file.
-        limit: The most bytes that it may have.
-        error: What to raise.
-        advice: What the user can do if the file cannot be used: the last sentence of the message.
+        limit: Size limit in bytes.
+        error: Exception type to raise.
+        advice: The remedy: last sentence of the message.
 
     Raises:
-        VitsplitError: Of type ``error``: there is no such file, it is not a regular file or not readable, too large, or
+        VitsplitError: Of type ``error``: the file does not exist, is not a regular file, not readable, too large, or
             not UTF-8.
     """
     content = read_bytes(path, limit=limit, error=error, advice=advice)
     try:
         text = content.decode("utf-8-sig")
     except MemoryError as fault:
-        raise error(f"{path}: too large for the memory. {advice}") from fault
+        raise error(f"{path}: not enough memory. {advice}") from fault
     except UnicodeDecodeError as fault:
         raise error(
             f"{path}: not UTF-8 (byte {fault.start} is 0x{content[fault.start]:02x}). Save it as UTF-8. {advice}"
@@ -67,43 +67,43 @@ def read_text(
 def read_bytes(
     path: str | Path, *, limit: int, error: ErrorType = DataError, advice: str = "Replace the file."
 ) -> bytes:
-    """The bytes of a file. Arguments and errors are those of ``read_text``."""
+    """The bytes of a file; arguments and errors as in ``read_text``."""
     with open_regular(path, error=error, advice=advice) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             content = file.read(limit + 1) if size <= limit else b""
         except (OSError, MemoryError) as fault:
-            raise error(f"{path}: cannot be read ({fault or 'too large for the memory'}). {advice}") from fault
+            raise error(f"{path}: cannot be read ({fault or 'not enough memory'}). {advice}") from fault
     if size > limit or len(content) > limit:
-        raise error(f"{path}: larger than {limit / 1e6:g} MB, which no such file is. {advice}")
+        raise error(f"{path}: larger than the limit of {limit / 1e6:g} MB. {advice}")
     return content
 
 
 def open_regular(
     path: str | Path, *, error: ErrorType = DataError, advice: str = "Replace the file."
 ) -> BufferedReader:
-    """Opens a regular file to read its bytes; never waits, as a pipe without a writer would.
+    """Opens a regular file for reading; never blocks.
 
     Raises:
-        VitsplitError: Of type ``error``: there is no such file, it is not a regular file, or not readable.
+        VitsplitError: Of type ``error``: the file does not exist, is not a regular file, or not readable.
     """
     try:
         # A pipe without a writer would block here otherwise. Windows has no such flag.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as fault:
-        raise error(f"{path}: there is no such file. Check the path.") from fault
+        raise error(f"{path}: file not found. Check the path.") from fault
     except (OSError, ValueError) as fault:  # ValueError: a null character in the path
         raise error(f"{path}: cannot be read ({fault}). {advice}") from fault
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise error(f"{path}: a folder, a pipe or a device, not a regular file. {advice}")
+        raise error(f"{path}: not a regular file. {advice}")
     return os.fdopen(descriptor, "rb")
 
 
 def read_json(
     path: str | Path, *, limit: int = SMALL_FILE, error: ErrorType = DataError, advice: str = "Replace the file."
 ) -> Any:
-    """The value in a JSON file; see ``read_text`` for the arguments and ``parse_json`` for what is refused."""
+    """The value in a JSON file; see ``read_text`` for the arguments and ``parse_json`` for the checks."""
     return parse_json(read_text(path, limit=limit, error=error, advice=advice), str(path), error=error, advice=advice)
 
 
@@ -112,16 +112,16 @@ def parse_json(text: str, where: str, *, error: ErrorType = DataError, advice: s
 
     Args:
         text: The text.
-        where: The file, and the place in it, for the message.
-        error: What to raise.
-        advice: The last sentence of the message.
+        where: File and location in it, for the message.
+        error: Exception type to raise.
+        advice: The remedy: last sentence of the message.
 
     Raises:
-        VitsplitError: Of type ``error``: not JSON (with line and column), NaN or an infinity, a key twice in one
-            object, nested too deeply, a number of thousands of digits, or half of a surrogate pair in a text.
+        VitsplitError: Of type ``error``: invalid JSON (with line and column), NaN or infinity, a duplicate key,
+            nesting too deep, a number too large, or an unpaired surrogate in a string.
     """
     try:
-        # A function for every number takes time, so only where one could be too large for a float.
+        # Checking every number is slow, so only where one could be too large for a float.
         parse_float = _finite if _LARGE.search(text) else None
         value = json.loads(
             text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=parse_float
@@ -133,11 +133,11 @@ def parse_json(text: str, where: str, *, error: ErrorType = DataError, advice: s
             f"{where}: not valid JSON ({fault.msg}, line {fault.lineno}, column {fault.colno}). {advice}"
         ) from fault
     except RecursionError as fault:
-        raise error(f"{where}: nested too deeply to be read. {advice}") from fault
+        raise error(f"{where}: nested too deeply. {advice}") from fault
     except MemoryError as fault:
-        raise error(f"{where}: too large for the memory. {advice}") from fault
+        raise error(f"{where}: not enough memory. {advice}") from fault
     except UnicodeEncodeError as fault:
-        raise error(f"{where}: a text in it has half of a surrogate pair (\\ud800 to \\udfff). {advice}") from fault
+        raise error(f"{where}: unpaired surrogate (\\ud800 to \\udfff) in a string. {advice}") from fault
     except ValueError as fault:
         raise error(f"{where}: not valid JSON ({fault}). {advice}") from fault
     return value
@@ -151,19 +151,19 @@ def read_json_lines(
     advice: str = "Correct or remove the line.",
     may_end_early: bool = False,
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The objects in a file of JSON lines, each with the number of its line (from 1); empty lines are passed over.
+    """The objects in a JSON Lines file, each with its line number (from 1); empty lines are skipped.
 
     Args:
         path: The file.
-        limit: The most bytes that it may have.
-        error: What to raise.
-        advice: The last sentence of a message.
-        may_end_early: Whether the last line may be cut short, as by a kill; it is then omitted.
+        limit: Size limit in bytes.
+        error: Exception type to raise.
+        advice: The remedy: last sentence of the message.
+        may_end_early: Whether an incomplete last line (from an interrupted write) is ignored.
 
     Raises:
-        VitsplitError: Of type ``error``: as ``read_text`` and ``parse_json``, or a line holds no object.
+        VitsplitError: Of type ``error``: as ``read_text`` and ``parse_json``, or a line is not an object.
     """
-    # Not splitlines: it also breaks at characters that JSON allows inside a text.
+    # Not splitlines, which also splits at characters that JSON allows inside strings.
     lines = read_text(path, limit=limit, error=error, advice=advice).split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -174,7 +174,7 @@ def read_json_lines(
             if not isinstance(row, dict):
                 raise error(f"{path}: line {number} holds {shown(row)}, not an object. {advice}")
         except error:
-            # A complete line ends with a line break, after which split gives one more, empty one.
+            # A complete last line ends with a line break, after which split returns an empty string.
             if may_end_early and number == len(lines):
                 break
             raise
@@ -185,11 +185,11 @@ def read_json_lines(
 def read_yaml(
     path: str | Path, *, limit: int = YAML_FILE, error: ErrorType = DataError, advice: str = "Correct it."
 ) -> Any:
-    """The value of a YAML file of plain values; the arguments are those of ``read_text``.
+    """The value of a YAML file; arguments as in ``read_text``.
 
     Raises:
-        VitsplitError: Of type ``error``: as ``read_text``, or not YAML, with an alias (few of which make a value of
-            gigabytes), nested too deeply, with a key twice, or with a tag other than YAML's own.
+        VitsplitError: Of type ``error``: as ``read_text``, or invalid YAML, an alias (a few can expand to gigabytes),
+            nesting too deep, a duplicate key, or a non-standard tag.
     """
     import yaml  # type: ignore[import-untyped]
 
@@ -198,17 +198,17 @@ def read_yaml(
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ValueError("it has an alias or an anchor (& or *): write the value out")
+                raise ValueError("aliases and anchors (& and *) are not supported")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > YAML_DEPTH:
-                raise ValueError("it is nested too deeply")
+                raise ValueError("nested too deeply")
         return _construct_yaml(text)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as fault:
         raise error(f"{path}: not valid YAML ({' '.join(str(fault).split())[:300]}). {advice}") from fault
 
 
 def _construct_yaml(text: str) -> Any:
-    """The value of a YAML text without aliases; raises what the YAML reader does, or ValueError for a key twice."""
+    """The value of a YAML document without aliases."""
     import yaml
 
     loader = yaml.SafeLoader(text)
@@ -220,7 +220,7 @@ def _construct_yaml(text: str) -> Any:
             if isinstance(node, yaml.MappingNode):
                 keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
                 if len(set(keys)) < len(keys):
-                    raise ValueError(f"a key is given twice in {shown([value for _, value in keys])}")
+                    raise ValueError(f"duplicate key in {shown([value for _, value in keys])}")
                 nodes += [value for _, value in node.value]
             elif isinstance(node, yaml.SequenceNode):
                 nodes += node.value
@@ -232,9 +232,9 @@ def _construct_yaml(text: str) -> Any:
 def whole_number(
     value: Any, where: str, least: int, most: int, *, error: ErrorType = DataError, advice: str = "Correct it."
 ) -> int:
-    """The value, if it is an ``int`` (no ``bool``, no ``float``) from ``least`` to ``most``; raises ``error`` else."""
+    """Returns the value if it is an ``int`` (no ``bool``) from ``least`` to ``most``, otherwise raises ``error``."""
     if type(value) is not int or not least <= value <= most:
-        raise error(f"{where} must be a whole number from {least} to {most}, not {shown(value)}. {advice}")
+        raise error(f"{where} must be an integer from {least} to {most}, not {shown(value)}. {advice}")
     return value
 
 
@@ -247,7 +247,7 @@ def real_number(
     error: ErrorType = DataError,
     advice: str = "Correct it.",
 ) -> float:
-    """The value as a ``float``, if it is a finite number (no ``bool``) from ``least`` to ``most``; raises else."""
+    """Returns a finite number from ``least`` to ``most`` as ``float``, otherwise raises ``error``."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -262,11 +262,11 @@ def real_number(
 def string(
     value: Any, where: str, longest: int = LONGEST_NAME, *, error: ErrorType = DataError, advice: str = "Correct it."
 ) -> str:
-    """The value, if it is a ``str`` of at most ``longest`` characters; raises ``error`` else."""
+    """Returns the value if it is a ``str`` of at most ``longest`` characters, otherwise raises ``error``."""
     if not isinstance(value, str):
         raise error(f"{where} must be a string, not {shown(value)}. {advice}")
     if len(value) > longest:
-        raise error(f"{where} has {len(value)} characters, and at most {longest} are possible. {advice}")
+        raise error(f"{where} has {len(value)} characters, more than the limit of {longest}. {advice}")
     return value
 
 
@@ -279,20 +279,19 @@ def inside(
     error: ErrorType = DataError,
     advice: str = "Name a file inside that folder.",
 ) -> Path:
-    """The path of a file that another file names relative to ``folder``, and that must lie in it.
+    """Resolves an untrusted relative path, which must lie inside ``folder``.
 
     Args:
         folder: The folder.
-        name: What the other file says, of whatever type.
-        where: The other file, and the place in it, for the message.
-        follow_links: Whether links may lead out of the folder, as those that a user made to images elsewhere. Not where
-            the file is to be written or removed.
-        error: What to raise.
-        advice: The last sentence of the message.
+        name: The untrusted value, of any type.
+        where: File and location that the name was read from, for the message.
+        follow_links: Whether symbolic links may lead out of the folder. False for files that are written or removed.
+        error: Exception type to raise.
+        advice: The remedy: last sentence of the message.
 
     Raises:
         VitsplitError: Of type ``error``: ``name`` is not a string, is empty, has control characters, is absolute or
-            leads out of the folder.
+            outside of the folder.
     """
     text = string(name, where, error=error, advice=advice)
     parts = PurePosixPath(text.replace("\\", "/") if os.name == "nt" else text).parts
@@ -302,15 +301,15 @@ def inside(
         lowest = min(lowest, depth)
     is_absolute = PurePosixPath(text).is_absolute() or (os.name == "nt" and bool(PureWindowsPath(text).anchor))
     if not parts or CONTROL.search(text) or is_absolute or lowest < 0:
-        raise error(f"{where}: {shown(text)} is not the name of a file in {folder}. {advice}")
+        raise error(f"{where}: {shown(text)} is not a path inside {folder}. {advice}")
     path = folder / text
     if not follow_links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise error(f"{where}: {shown(text)} leads out of {folder} by a link. {advice}")
+        raise error(f"{where}: {shown(text)} is a link out of {folder}. {advice}")
     return path
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or folder; False, not an error, for a name that none can have, such as too long a one."""
+    """Whether the path exists; False, not an error, for an invalid name."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -318,12 +317,12 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; see ``exists``."""
+    """Whether the path is a regular file; see ``exists``."""
     return exists(path) and path.is_file()
 
 
 def shown(value: Any, length: int = 60) -> str:
-    """A value as a message shows it: strings in quotes and escaped, long ones cut, lists by their first values."""
+    """Formats a value for a message: strings quoted and escaped, long values truncated."""
     if isinstance(value, str):
         return repr(value) if len(value) <= length else f"{value[:length]!r}..."
     if isinstance(value, list | tuple):
@@ -331,29 +330,29 @@ def shown(value: Any, length: int = 60) -> str:
         return f"[{items}{', ...' if len(value) > 6 else ''}]"
     if isinstance(value, dict):
         return f"an object with {', '.join(shown(key, 20) for key in list(value)[:6])}" if value else "{}"
-    if type(value) is int and value.bit_length() > 256:  # printing it takes long, or Python refuses
+    if type(value) is int and value.bit_length() > 256:  # slow or impossible to print
         return f"a number of about {int(value.bit_length() * math.log10(2))} digits"
     return json.dumps(value) if value is None or isinstance(value, bool | float) else str(value)[:length]
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. With a key twice, the last would win unseen."""
+    """Builds a JSON object; raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"{shown(key)} is given twice")
+                raise ValueError(f"duplicate key {shown(key)}")
             seen.add(key)
     return found
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError(f"{shown(text, 20)} is too large a number")
+        raise ValueError(f"{shown(text, 20)} is too large")
     return number

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsplit.backbone import open_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.adapter_head import AdapterHead

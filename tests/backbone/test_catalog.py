@@ -15,8 +15,8 @@ from timm.layers import LayerScale
 from tiny_backbones import image
 
 from vitsplit.backbone import load_backbone, meta_backbone
-from vitsplit.backbone.build import build_model, licence_of, timm_name_of
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.backbone.models import build_model, license_of, timm_name_of
 from vitsplit.bundle import check_backbone
 from vitsplit.cli import backbones
 from vitsplit.errors import BundleError, ConfigError
@@ -27,7 +27,7 @@ NOT_TRUNK = ("head", "attn_pool", "neck")
 
 
 @pytest.mark.parametrize("spec", CATALOG.values(), ids=CATALOG)
-def test_sizes_and_licences_are_timms(spec):
+def test_sizes_and_licenses_are_timms(spec):
     with torch.device("meta"):
         model = timm.create_model(spec.timm_name)
     trunk = [value for name, value in model.named_parameters() if not name.startswith(NOT_TRUNK)]
@@ -36,7 +36,7 @@ def test_sizes_and_licences_are_timms(spec):
     assert (spec.patch_size,) * 2 == model.patch_embed.patch_size
     assert (spec.image_size,) * 2 == model.pretrained_cfg["input_size"][1:]
     if spec.name != "dinov2-small-focus":
-        assert spec.licence == model.pretrained_cfg["license"]
+        assert spec.license == model.pretrained_cfg["license"]
         assert spec.timm_name.endswith("." + model.pretrained_cfg["tag"])
 
 
@@ -46,7 +46,7 @@ def test_meta_backbones_have_the_tables_sizes_and_run(spec):
     assert sum(value.numel() for value in backbone.parameters()) == spec.parameters
     sizes = (backbone.width, backbone.num_layers, backbone.patch_size, backbone.family.name)
     assert sizes == (spec.width, spec.num_layers, spec.patch_size, spec.family)
-    assert (backbone.info.weights_hash, backbone.info.licence) == ("", spec.licence)
+    assert (backbone.info.weights_hash, backbone.info.license) == ("", spec.license)
     taps = backbone(image(200, 300).to("meta"), TapRequest(maps=frozenset({spec.num_layers - 1})))
     grid = (-(-200 // spec.patch_size), -(-300 // spec.patch_size))
     assert taps.maps[spec.num_layers - 1].shape == (2, spec.width, *grid)
@@ -137,18 +137,18 @@ def test_any_timm_name_of_the_families_works():
     model = build_model("deit_small_patch16_224", depth=1)
     assert (type(model).__name__, model.embed_dim) == ("VisionTransformer", 384)
     assert timm_name_of("vit_small_patch16_224") == "vit_small_patch16_224.augreg_in21k_ft_in1k"
-    assert licence_of("vit_large_patch16_224.mae") == "cc-by-nc-4.0"
+    assert license_of("vit_large_patch16_224.mae") == "cc-by-nc-4.0"
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("dinov2-smal", "Close to it: dinov2-small"),
+        ("dinov2-smal", "dinov2-small"),
         ("vit_small_patch14_dinov2.lvd142", r"vit_small_patch14_dinov2\.lvd142m"),
-        ("resnet50", "'resnet50' is no plain"),
-        ("vit_base_r50_s16_224", "is no plain"),
-        ("beit_base_patch16_224", "is no plain"),
-        ("!", "There is no backbone '!'. `vitsplit backbones` lists"),
+        ("resnet50", "'resnet50'"),
+        ("vit_base_r50_s16_224", r"is not a plain"),
+        ("beit_base_patch16_224", r"is not a plain"),
+        ("!", "'!'.*vitsplit backbones"),
     ],
 )
 def test_other_names_are_refused_with_what_is_close(name, said):
@@ -157,7 +157,7 @@ def test_other_names_are_refused_with_what_is_close(name, said):
 
 
 def test_learned_rotary_frequencies_are_refused():
-    with pytest.raises(ConfigError, match="learn their frequencies"):
+    with pytest.raises(ConfigError, match="learned frequencies"):
         meta_backbone("vit_base_patch16_rope_mixed_224")
 
 

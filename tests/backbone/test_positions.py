@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny_backbones import MEAN, STD, image, tiny_model
 
 from vitsplit.backbone import checkpoint, load_backbone, meta_backbone, open_backbone
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.engine.config import BackboneConfig, SplitConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.head import SplitHead
@@ -69,10 +69,10 @@ def test_the_fused_map_is_that_of_the_releases_positions(size):
 def test_models_whose_positions_are_of_patches_alone(kind):
     model = tiny_model(kind, img_size=64)
     backbone, image_BCHW = wrapped(model, "release"), image(96, 80)
-    tokens_BTD, _ = backbone.family.embed(model, backbone.normalise(image_BCHW))
+    tokens_BTD, _ = backbone.family.embed(model, backbone.normalize(image_BCHW))
     positions_1Dhw = model.pos_embed.reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
     positions_1Dhw = F.interpolate(positions_1Dhw, scale_factor=(6.1 / 4, 5.1 / 4), mode="bicubic")
-    want_BDhw = model.patch_embed.proj(backbone.normalise(image_BCHW)) + positions_1Dhw
+    want_BDhw = model.patch_embed.proj(backbone.normalize(image_BCHW)) + positions_1Dhw
     num_prefix = backbone.num_prefix_tokens
     torch.testing.assert_close(tokens_BTD[:, num_prefix:], want_BDhw.flatten(2).mT)
     if num_prefix:
@@ -83,8 +83,8 @@ def test_with_registers_the_rule_is_timms_and_the_backbone_the_same():
     model = tiny_model("dinov2-small-reg", img_size=518)
     oracle = as_stated(model, (35, 46), num_prefix=0, with_registers=True)
     image_BCHW = image(490, 644, batch=1)
-    have, _ = wrapped(model).family.embed(model, wrapped(model).normalise(image_BCHW))
-    want, _ = oracle.family.embed(oracle.model, oracle.normalise(image_BCHW))
+    have, _ = wrapped(model).family.embed(model, wrapped(model).normalize(image_BCHW))
+    want, _ = oracle.family.embed(oracle.model, oracle.normalize(image_BCHW))
     torch.testing.assert_close(have, want, rtol=0, atol=1e-6)
     released = meta_backbone("dinov2-small-reg", position_resample="release")
     assert (released.name, type(released.family)) == ("dinov2-small-reg", type(wrapped(model).family))

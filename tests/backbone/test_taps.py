@@ -16,7 +16,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def padded_by_hand(image_BCHW, patch):
-    """Normalised in numpy, with centred zeros: the oracle of everything that the backbone does to pixels."""
+    """Normalized in numpy, with centered zeros: the oracle of everything that the backbone does to pixels."""
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (MEAN, STD))
     pixels = (image_BCHW.numpy().astype(np.float32) / 255 - mean) / std
     pads = []
@@ -134,7 +134,7 @@ def test_a_shared_pass_gives_what_separate_passes_give():
         ((13, 27), Padding(left=0, top=0, right=1, bottom=1), (1, 2)),
     ],
 )
-def test_padding_is_centred(size, padding, grid):
+def test_padding_is_centered(size, padding, grid):
     backbone = tiny_backbone("dinov2-small")
     taps = backbone(image(*size, batch=1), TapRequest(pixels=True))
     assert (taps.padding, taps.grid, taps.image_size) == (padding, grid, size)
@@ -156,11 +156,11 @@ def test_bytes_and_fractions_are_the_same_image():
     "wrong", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.int32)]
 )
 def test_what_is_no_image_is_refused(wrong):
-    with pytest.raises(ConfigError, match=r"RGB images as \(B, 3, H, W\)"):
+    with pytest.raises(ConfigError, match=r"RGB images \(B, 3, H, W\)"):
         tiny_backbone("mae-base")(wrong, TapRequest(pixels=True))
 
 
 @pytest.mark.parametrize("request_", [TapRequest(tokens=frozenset({5})), TapRequest(maps=frozenset({4}))])
 def test_a_block_that_is_not_there_is_refused(request_):
-    with pytest.raises(ConfigError, match="has 4 blocks; 5 were asked for"):
+    with pytest.raises(ConfigError, match=r"4 blocks.* 5"):
         tiny_backbone("mae-base")(image(32, 32), request_)

@@ -24,7 +24,7 @@ DROPPED = ("head.",)
 
 @pytest.fixture(scope="module")
 def tiny_file(tmp_path_factory):
-    """Weights as a file, in timm's naming, unlike what random initialisation gives."""
+    """Weights as a file, in timm's naming, unlike what random initialization gives."""
     backbone = load_backbone(NAME, random_weights=True)
     state = {name: value + 0.5 for name, value in backbone.model.state_dict().items()}
     file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
@@ -61,7 +61,7 @@ def test_a_file_comes_before_everything(tiny_file, empty_hub, caplog):
     assert backbone.info.timm_name == NAME
     assert len(backbone.info.weights_hash) == 64
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == [f"backbone {NAME}: weights from the file {tiny_file.name} ({tiny_file}), licence apache-2.0"]
+    assert lines == [f"backbone {NAME}: weights from the file {tiny_file.name} ({tiny_file}), license apache-2.0"]
     assert load_backbone(NAME, weights=str(tiny_file.parent)).info.weights_hash == backbone.info.weights_hash
 
 
@@ -81,9 +81,9 @@ def test_without_a_hub_one_error_says_what_was_tried_and_the_ways_out(empty_hub)
         load_backbone("dinov2-small")
     assert time.perf_counter() - started < 5
     message = str(caught.value)
-    assert message.startswith("There are no weights for 'dinov2-small': the hub cache ")
-    assert f"{empty_hub} does not hold timm/vit_small_patch14_dinov2.lvd142m" in message
-    assert "http://127.0.0.1:9 could not be reached" in message
+    assert message.startswith("No weights available for 'dinov2-small': ")
+    assert str(empty_hub) in message and "timm/vit_small_patch14_dinov2.lvd142m" in message
+    assert "http://127.0.0.1:9 is unreachable" in message
     for way_out in ("--weights FILE", "HF_HOME", "dinov2-small-focus", "--random-weights"):
         assert way_out in message
 
@@ -91,12 +91,12 @@ def test_without_a_hub_one_error_says_what_was_tried_and_the_ways_out(empty_hub)
 def test_offline_mode_asks_nobody(empty_hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "reachable", lambda endpoint: pytest.fail("the network was asked"))
-    with pytest.raises(WeightsError, match="because HF_HUB_OFFLINE is set"):
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
         load_backbone(NAME)
 
 
 def test_a_model_without_hub_weights(empty_hub):
-    with pytest.raises(WeightsError, match=r"timm knows no hub repository .*--weights FILE"):
+    with pytest.raises(WeightsError, match=r"--weights FILE"):
         load_backbone("vit_huge_patch14_gap_224.in1k_ijepa")
 
 
@@ -109,7 +109,7 @@ def test_random_weights_are_seeded_and_apart():
     two = load_backbone(NAME, random_weights=True)
     assert one.info.weights_hash == two.info.weights_hash
     assert one.info.source == "random weights"
-    with pytest.raises(ConfigError, match="choose one"):
+    with pytest.raises(ConfigError, match="--random-weights"):
         load_backbone(NAME, random_weights=True, weights="file.pth")
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from vitsplit.backbone.build import build_model
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
+from vitsplit.backbone.models import build_model
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 _SMALL = {"depth": 4, "embed_dim": 48, "num_heads": 3}

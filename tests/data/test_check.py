@@ -60,7 +60,7 @@ def test_good_set(root):
     train, val = report.splits["train"], report.splits["val"]
     assert (train.images, val.images) == (6, 4)
     assert train.sizes == [(10, 8, 5), (30, 20, 1)] and val.sizes == [(10, 8, 4)]
-    assert train.converted == {"grey": 1}
+    assert train.converted == {"gray": 1}
     labelled = 4 * 80 + 16 + 600
     assert [(c.name, c.count, c.images) for c in train.classes] == [("left", 760, 5), ("right", 176, 5)]
     assert train.classes[1].share == pytest.approx(176 / labelled)
@@ -109,7 +109,7 @@ def test_mask_of_another_size(root):
 
 def test_mask_of_colours(root):
     write(root, "val", 1, mask=RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8))
-    assert "mask_colours" in only_error(root, "unreadable mask").message
+    assert "mask_colors" in only_error(root, "unreadable mask").message
 
 
 def test_image_in_two_splits_under_another_name_and_format(root):
@@ -182,7 +182,7 @@ def test_many_findings_are_counted(root):
 
 def test_missing_folder_and_unknown_task(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "absent")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "not found" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no check for the task 'sums'"):
         check_data(tmp_path, "sums")
 

@@ -121,7 +121,7 @@ def test_truncated_image_and_map(root):
 
 def test_picture_instead_of_a_map(root):
     Image.fromarray(RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)).save(root / "depth/train/1.png")
-    assert "mode RGB is a picture" in only(root, "error", "unreadable depth map").message
+    assert "mode RGB is not a depth map" in only(root, "error", "unreadable depth map").message
 
 
 def test_map_without_a_valid_pixel(root):

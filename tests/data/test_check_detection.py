@@ -82,11 +82,11 @@ def test_all_errors_are_found_at_once_and_the_rest_is_still_read(root):
     picture(root / "images" / "train" / "2.png", 9, 20, 20)
     found = errors(root)
     assert sorted(each.kind for each in found) == [
-        "annotations of images that are not there",
+        "annotations of missing images",
         "boxes outside their image",
-        "broken masks",
         "classes out of range",
         "duplicate annotation ids",
+        "invalid masks",
         "missing images",
         "size mismatch",
         "unreadable image",
@@ -135,7 +135,7 @@ def test_a_split_without_objects_and_one_that_is_no_json(root):
     (root / "annotations" / "val.json").write_text("{")
     found = errors(root)
     assert [each.kind for each in found] == ["split train cannot be opened", "split val cannot be opened"]
-    assert "no object in any of the 1 images" in found[0].message and "line 1" in found[1].message
+    assert "no object in the 1 images" in found[0].message and "line 1" in found[1].message
 
 
 def test_yolo(tmp_path):
@@ -156,7 +156,7 @@ def test_voc(tmp_path):
     (tmp_path / "Annotations" / "b.xml").write_text("<annotation>")
     report = check_data(tmp_path, "detection", workers=1)
     assert report.format == "voc" and report.splits["val"].facts["crowds"] == 1
-    assert sorted(each.kind for each in report.errors) == ["boxes outside their image", "broken entries"]
+    assert sorted(each.kind for each in report.errors) == ["boxes outside their image", "invalid entries"]
 
 
 def test_json(root, capsys):

@@ -32,9 +32,9 @@ def test_bad_samples_are_named_with_their_lines(questions):
     file.write_text("\n".join([*good, *bad]) + "\n")
     report = check_data(questions, "vqa")
     found = {finding.kind: finding.message for finding in report.errors}
-    assert found.keys() == {"no such image", "broken lines", "no answer"}
+    assert found.keys() == {"no such image", "invalid lines", "no answer"}
     assert f"questions_train.jsonl:{len(good) + 1}" in found["no such image"] and "gone.jpg" in found["no such image"]
-    assert f"questions_train.jsonl:{len(good) + 2}" in found["broken lines"]
+    assert f"questions_train.jsonl:{len(good) + 2}" in found["invalid lines"]
 
 
 def test_an_unreadable_image(questions):

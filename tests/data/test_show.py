@@ -32,12 +32,12 @@ def test_depth():
 
 
 def test_segmentation():
-    split = SplitReport(2, [(10, 8, 2)], {"grey": 1}, [ClassCount("wall", 75, 0.75, 2), ClassCount("bed", 0, 0.0, 0)])
+    split = SplitReport(2, [(10, 8, 2)], {"gray": 1}, [ClassCount("wall", 75, 0.75, 2), ClassCount("bed", 0, 0.0, 0)])
     split.ignored_share = 0.125
     said = shown(Report("set", "segmentation", "folder", splits={"val": split}))
     assert row(said, "0 wall") == ["75.00%", "2"] and row(said, "1 bed") == ["never", "0"]
-    assert "share of the labelled pixels" in said and "val pixels" in said
-    assert row(said, "val 2") == ["all", "10x8", "1", "grey", "12.5%"] and "figures" not in said
+    assert "fraction of labeled pixels" in said and "val pixels" in said
+    assert row(said, "val 2") == ["all", "10x8", "1", "gray", "12.5%"] and "figures" not in said
 
 
 def test_detection():

@@ -18,7 +18,7 @@ from vitsplit.errors import DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import open_task
-from vitsplit.tasks.detection.annotations import Ledger
+from vitsplit.tasks.detection.annotations import AnnotationLog
 from vitsplit.tasks.detection.yolo import read_yolo
 from vitsplit.tasks.vqa.samples import open_samples
 
@@ -214,5 +214,5 @@ def test_yolo_names_a_label_file_per_image(tmp_path):
     for name in ("a", "b"):
         Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(tmp_path / "images" / "train" / f"{name}.png")
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")  # b has no objects
-    found = read_yolo(tmp_path, "train", Ledger())
+    found = read_yolo(tmp_path, "train", AnnotationLog())
     assert set(found.files()) == {"images/train/a.png", "labels/train/a.txt", "images/train/b.png"}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import NUM_TRAIN, TinyData, TinyTask, tiny_backbone, tiny_run
 
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.engine.feature_cache import FeatureCache, LookUp, Times, bytes_per_image, check_size
 from vitsplit.engine.feature_store import FeatureStore
 from vitsplit.engine.sampling import SampleStream

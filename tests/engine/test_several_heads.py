@@ -102,7 +102,7 @@ def test_a_head_is_called_by_its_task_where_it_has_no_name(scenes, tmp_path):
 
 
 def test_the_backbone_runs_once_per_micro_batch(folders, tmp_path, monkeypatch):
-    from vitsplit.backbone.frozen import Backbone
+    from vitsplit.backbone.backbone import Backbone
 
     passes = []
     forward = Backbone.forward

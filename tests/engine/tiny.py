@@ -13,8 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
-from vitsplit.data.extents import move_extents
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
+from vitsplit.data.content_size import move_extents
 from vitsplit.engine.config import HeadConfig, LoopConfig, OptimConfig, TrainConfig
 from vitsplit.engine.loop import FitResult, fit
 from vitsplit.engine.run_folder import RunFolder

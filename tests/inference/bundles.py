@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vitsplit.backbone import load_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import save_bundle
 from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
 from vitsplit.model import build_head

@@ -78,7 +78,7 @@ def test_classes_do_not_mix():
     assert sorted(each.parts for each in merge_tiles(found, 0.5)) == [(0,), (1,)]
 
 
-def test_neighbours_that_disagree_in_the_shared_strip_are_two_objects():
+def test_neighbors_that_disagree_in_the_shared_strip_are_two_objects():
     # Both are cut, one above the other.
     found = objects(([40, 10, 120, 40], 0, 0.7, (0, 0)), ([70, 50, 180, 90], 0, 0.8, (0, 1)))
     assert sorted(each.parts for each in merge_tiles(found, 0.5)) == [(0,), (1,)]

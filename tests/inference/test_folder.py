@@ -241,15 +241,15 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["RUN"], "name images"),
-        (["RUN", "photos", "RUN"], "name all runs first"),
+        (["RUN"], "No inputs after the run"),
+        (["RUN", "photos", "RUN"], "follows the input"),
         (["photos", "RUN"], "no head bundle"),
         (["RUN", "photos", "typo"], "typo"),
         (["RUN", "empty"], "no images"),
         (["RUN", "unfinished", "photos"], "no finished evaluation"),
         (["RUN", "photos", "--batch-size", "0"], "--batch-size"),
-        (["RUN", "photos", "--out", "photos"], "Choose two"),
-        (["RUN", "photos", "photos/1.png"], "both be written as '1'"),
+        (["RUN", "photos", "--out", "photos"], "--out"),
+        (["RUN", "photos", "photos/1.png"], "same result name '1'"),
         (["RUN", "OTHER", "photos"], "vit_tiny_patch16_384"),
     ],
 )

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as official
 
 import vitsplit
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.large import PIXELS_PER_PASS, default_tile, predict_large
 from vitsplit.tasks import bare_task, one_head

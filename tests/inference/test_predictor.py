@@ -13,7 +13,7 @@ from bundles import write_segmentation_bundle
 from torch import Tensor
 
 import vitsplit
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference import shared_pass
 from vitsplit.types import TapRequest

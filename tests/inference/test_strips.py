@@ -27,7 +27,7 @@ def noise(*channels, dtype=np.uint8):
 
 
 def smooth():
-    """Colours that change slowly: JPEG decoders differ by rounding only."""
+    """Colors that change slowly: JPEG decoders differ by rounding only."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([y * 0.8, x, 255 - (x + y) * 0.4], -1).clip(0, 255).astype(np.uint8)
 
@@ -43,10 +43,10 @@ def vips_tiff(path, array, **options):
 
 
 EXACT = {
-    "grey.png": lambda path: Image.fromarray(noise()).save(path),
+    "gray.png": lambda path: Image.fromarray(noise()).save(path),
     "rgb.png": lambda path: Image.fromarray(noise(3)).save(path),
     "rgba.png": lambda path: Image.fromarray(noise(4)).save(path),
-    "grey_alpha.png": lambda path: Image.fromarray(noise(2), "LA").save(path),
+    "gray_alpha.png": lambda path: Image.fromarray(noise(2), "LA").save(path),
     "palette.png": palette,
     "one_bit.png": lambda path: Image.fromarray(noise() > 127).save(path),
     "grey16.png": lambda path: Image.fromarray(noise(dtype=np.uint16)).save(path),
@@ -64,7 +64,7 @@ EXACT = {
 NEAR = {
     "photo.jpg": lambda path: Image.fromarray(smooth()).save(path, quality=90),
     "progressive.jpg": lambda path: Image.fromarray(smooth()).save(path, quality=90, progressive=True),
-    "grey.jpg": lambda path: Image.fromarray(smooth()[..., 0]).save(path, quality=90),
+    "gray.jpg": lambda path: Image.fromarray(smooth()[..., 0]).save(path, quality=90),
     "cmyk.jpg": lambda path: Image.fromarray(smooth()).convert("CMYK").save(path, quality=90),
 }
 
@@ -131,7 +131,7 @@ def test_only_the_rows_in_use_are_kept(tmp_path):
     strips = ImageStrips(path)
     strips.rows(0, 64)
     assert strips.rows(48, 112).untyped_storage().nbytes() == 3 * 64 * WIDTH
-    with pytest.raises(AssertionError, match="from top to bottom"):
+    with pytest.raises(AssertionError, match="in order"):
         strips.rows(0, 10)
 
 
@@ -156,7 +156,7 @@ def test_corrupt_pixels_are_named(tmp_path):
 
 
 def test_missing_empty_and_unknown_files_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"no such file\. Check the path"):
+    with pytest.raises(DataError, match=r"not found"):
         ImageStrips(tmp_path / "absent.png")
     empty = tmp_path / "empty.png"
     empty.touch()
@@ -164,25 +164,25 @@ def test_missing_empty_and_unknown_files_are_named(tmp_path):
         ImageStrips(empty)
     notes = tmp_path / "notes.png"
     notes.write_text("these are notes")
-    with pytest.raises(DataError, match="PNG, TIFF, JPEG and WebP can: convert it") as caught:
+    with pytest.raises(DataError, match="PNG, TIFF, JPEG or WebP") as caught:
         ImageStrips(notes)
     assert str(notes) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_numbers_that_are_no_colours_are_refused(tmp_path):
-    path = tmp_path / "metres.tif"
+def test_numbers_that_are_no_colors_are_refused(tmp_path):
+    path = tmp_path / "meters.tif"
     Image.fromarray(np.full((HEIGHT, WIDTH), 7.5, np.float32)).save(path)
-    with pytest.raises(DataError, match=r"float values must lie in 0\.\.1"):
+    with pytest.raises(DataError, match=r"float values must be in 0\.\.1"):
         read_by_strips(path)
     vips_tiff(tmp_path / "complex.tif", np.zeros((4, 4), np.int32))
-    with pytest.raises(DataError, match=r"pixels of kind .* cannot be read"):
+    with pytest.raises(DataError, match=r"unsupported pixel format"):
         ImageStrips(tmp_path / "complex.tif")
 
 
 def test_a_scale_that_leaves_nothing_is_refused(tmp_path):
     path = tmp_path / "rgb.png"
     EXACT["rgb.png"](path)
-    with pytest.raises(DataError, match=f"at scale 0.001 nothing is left of {WIDTH}x{HEIGHT} pixels"):
+    with pytest.raises(DataError, match=f"--scale 0.001 .* {WIDTH}x{HEIGHT} pixels"):
         ImageStrips(path, 0.001)
     for scale in (0.0, -1.0):
         with pytest.raises(ConfigError, match=f"--scale {scale:g}: must be above 0"):

@@ -13,7 +13,7 @@ from bundles import write_segmentation_bundle
 from PIL import Image
 
 import vitsplit
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.cli.main import main
 from vitsplit.inference.side_by_side import side_by_side
 
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def write_clip(path: Path, size: tuple[int, int], times: list[int], *, rotation: int = 0) -> Path:
-    """Frames of soft colours that change, at ``times`` tenths of a second; without loss of colour resolution."""
+    """Frames of soft colors that change, at ``times`` tenths of a second; without loss of color resolution."""
     height, width = size
     y, x = np.mgrid[0:height, 0:width]
     with av.open(str(path), "w") as container:
@@ -53,7 +53,7 @@ def read_clip(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean difference of the colours of blocks of 4 x 4 pixels: H.264 keeps less of single pixels' colours."""
+    """Mean difference of the colors of blocks of 4 x 4 pixels: H.264 keeps less of single pixels' colors."""
     assert first.shape == second.shape
     height, width = (side // 4 * 4 for side in first.shape[:2])
     blocks = (first.astype(float) - second)[:height, :width].reshape(height // 4, 4, width // 4, 4, 3)

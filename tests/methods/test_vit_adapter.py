@@ -178,7 +178,7 @@ def test_an_interaction_written_out():
     # Attention by its inputs and nothing else: which queries it was given, which features, and of what geometry.
     class Sums(nn.Module):
         def forward(self, query, feature, geometry):
-            assert len(geometry.centre_QL2) == query.shape[1]
+            assert len(geometry.center_QL2) == query.shape[1]
             return query * 2 + feature.mean(1, keepdim=True)
 
     def norm(tokens):

@@ -39,7 +39,7 @@ class Sums(nn.Module):
     """Attention by its inputs and nothing else."""
 
     def forward(self, query, feature, geometry):
-        assert len(geometry.centre_QL2) == query.shape[1] == feature.shape[1]
+        assert len(geometry.center_QL2) == query.shape[1] == feature.shape[1]
         assert geometry.width_L.tolist() == [12, 6, 3]
         return query * 2 + feature.mean(1, keepdim=True)
 

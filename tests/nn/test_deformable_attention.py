@@ -115,7 +115,7 @@ def test_positions_too_far_for_an_index_give_zero():
 
 def test_queries_stand_in_the_middles_of_their_pixels():
     geometry = Geometry.between([(2, 3), (1, 1)], [(2, 3), (4, 6)], CPU)
-    own, finer = geometry.centre_QL2.unbind(1)
+    own, finer = geometry.center_QL2.unbind(1)
     grid = [(x, y) for y in range(2) for x in range(3)]
     torch.testing.assert_close(own, torch.tensor([*grid, (1.0, 0.5)], dtype=torch.float32))
     # A pixel of the coarse map covers two by two of the fine one: its middle is between them.
@@ -172,7 +172,7 @@ def test_it_starts_as_deformable_detr():
         for point in range(3):
             expected = torch.tensor(direction) * (point + 1.0)
             torch.testing.assert_close(offset[head, :, point], expected.expand(2, 2), atol=1e-6, rtol=0)
-    # Eight heads look at the eight neighbours: each step is one pixel in the larger of x and y.
+    # Eight heads look at the eight neighbors: each step is one pixel in the larger of x and y.
     diagonal = DeformableAttention(24, num_levels=1, num_heads=8, num_points=1).offset.bias.view(8, 2)
     torch.testing.assert_close(diagonal[1], torch.tensor([1.0, 1.0]))
     torch.testing.assert_close(diagonal[5], torch.tensor([-1.0, -1.0]))

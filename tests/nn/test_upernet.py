@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.data.classes import ClassList, default_colors
 from vitsplit.errors import ConfigError
 from vitsplit.nn.upernet import CHANNELS, ConvNorm, PyramidPooling, UperNet, WithAuxiliary
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -122,7 +122,7 @@ def test_the_auxiliary_head_is_there_in_training_alone():
 
 
 def test_the_loss_counts_the_auxiliary_head_four_tenths():
-    classes = ClassList(names=tuple("abcde"), colours=default_colours(CLASSES))
+    classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     task = SegmentationTask(SegmentationConfig(dice_weight=0.5), classes)
     generator = torch.Generator().manual_seed(3)
     logits, auxiliary = (torch.randn(2, CLASSES, size, size, generator=generator) for size in (8, 4))
@@ -143,7 +143,7 @@ def test_the_loss_counts_the_auxiliary_head_four_tenths():
 
 
 def test_dropout_is_the_published_unless_told():
-    classes = ClassList(names=tuple("abcde"), colours=default_colours(CLASSES))
+    classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     for given, upernet, own in ((None, 0.1, 0.0), (0.0, 0.0, 0.0), (0.3, 0.3, 0.3)):
         task = SegmentationTask(SegmentationConfig(dropout=given), classes)
         decoder = task.build_decoder(WIDTH, 14, kind="upernet")

@@ -87,4 +87,4 @@ def test_the_laptop_recipe():
     assert config.task.crop_size == (238, 322)
     assert (config.loop.steps, config.loop.batch_size, config.optim.schedule) == (200, 8, "one-cycle")
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
-    assert (RECIPES["laptop-depth"].__doc__ or "").startswith("Depth from your own images")
+    assert (RECIPES["laptop-depth"].__doc__ or "").startswith("Depth of custom data")

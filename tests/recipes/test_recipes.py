@@ -72,7 +72,7 @@ def test_the_releases_layers_are_an_option():
         config = recipe(name)
         split = dataclasses.replace(config.split, selection="last")
         assert list(select_layers(split, CATALOG[config.backbone.backbone].num_layers)) == last
-        assert "last" in (RECIPES[name].__doc__ or "") or "release reads" in (RECIPES[name].__doc__ or "")
+        assert "last" in (RECIPES[name].__doc__ or "") or "release uses" in (RECIPES[name].__doc__ or "")
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -120,7 +120,7 @@ def test_class_counts():
 
 
 def test_an_unknown_name_is_an_error_with_close_ones():
-    with pytest.raises(ConfigError, match=r"no recipe 'ade20k-smal'.*ade20k-small"):
+    with pytest.raises(ConfigError, match=r"'ade20k-smal'.*ade20k-small"):
         recipe("ade20k-smal")
     with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, .*ade20k-small"):
         recipe("zzz")

@@ -19,7 +19,7 @@ def inside(kind, half, x, y, z):
 
 
 def inside_solid(solid, point_N3):
-    x, y, z = (np.asarray(point_N3, float) - np.asarray(solid.centre)).T
+    x, y, z = (np.asarray(point_N3, float) - np.asarray(solid.center)).T
     cos, sin = math.cos(-solid.yaw), math.sin(-solid.yaw)
     return inside(solid.kind, solid.half, cos * x - sin * y, sin * x + cos * y, z)
 
@@ -39,7 +39,7 @@ def first_inside(test, low, high, step):
 
 
 def pixel_ray(layout, row, column, size):
-    """Origin and direction (with component 1 along the optical axis) through the centre of a pixel."""
+    """Origin and direction (with component 1 along the optical axis) through the center of a pixel."""
     camera = layout.camera
     right, down, forward = camera.axes_33.astype(float)
     focal = camera.focal * min(size[0], 0.75 * size[1])

@@ -13,11 +13,11 @@ SINGULAR = {"balls": "ball", "boxes": "box", "cylinders": "cylinder", "cones": "
 
 def _named(scene, words):
     """The one row that words such as 'red ball' or 'ball' name."""
-    *colour, kind = words.split()
+    *color, kind = words.split()
     rows = [
         row
         for row in range(len(scene.boxes_N4))
-        if CLASSES[scene.box_classes_N[row]] == kind and colour in ([], [scene.colours[row]])
+        if CLASSES[scene.box_classes_N[row]] == kind and color in ([], [scene.colors[row]])
     ]
     assert len(rows) == 1, f"'{words}' names {len(rows)} objects"
     return rows[0]
@@ -27,7 +27,7 @@ def _answer(scene, layout, question):
     """Answers from pixels, boxes and depth alone; what stands on what, from the layout's heights."""
     kinds = [CLASSES[index] for index in scene.box_classes_N]
     rows = range(len(kinds))
-    centre = [(box[0] + box[2]) / 2 for box in scene.boxes_N4]
+    center = [(box[0] + box[2]) / 2 for box in scene.boxes_N4]
     if question == "how many objects are there?":
         return str(len(np.unique(scene.instances_HW[scene.instances_HW > 0])))
     if match := re.fullmatch(r"how many (\w+) are there\?", question):
@@ -36,12 +36,12 @@ def _answer(scene, layout, question):
     if match := re.fullmatch(r"is there a (\w+)\?", question):
         return "yes" if ((scene.mask_HW == CLASSES.index(match[1])) & (scene.instances_HW > 0)).any() else "no"
     if match := re.fullmatch(r"what colour is the (.+)\?", question):
-        return scene.colours[_named(scene, match[1])]
+        return scene.colors[_named(scene, match[1])]
     if match := re.fullmatch(r"what is the (left|right)most object\?", question):
-        return kinds[(np.argmin if match[1] == "left" else np.argmax)(centre)]
+        return kinds[(np.argmin if match[1] == "left" else np.argmax)(center)]
     if match := re.fullmatch(r"what is to the (left|right) of the (.+)\?", question):
-        at = centre[_named(scene, match[2])]
-        beyond = [row for row in rows if (centre[row] < at if match[1] == "left" else centre[row] > at)]
+        at = center[_named(scene, match[2])]
+        beyond = [row for row in rows if (center[row] < at if match[1] == "left" else center[row] > at)]
         assert len(beyond) == 1
         return kinds[beyond[0]]
     if question == "what is nearest to the camera?":
@@ -50,12 +50,12 @@ def _answer(scene, layout, question):
     match = re.fullmatch(r"what is on top of the (.+)\?", question)
     assert match, question
     below = layout.solids[_named(scene, match[1])]
-    top = below.centre[2] + below.half[2]
+    top = below.center[2] + below.half[2]
     above = [
         solid
         for solid in layout.solids
-        if abs(solid.centre[2] - solid.half[2] - top) < 1e-6
-        and np.hypot(solid.centre[0] - below.centre[0], solid.centre[1] - below.centre[1]) < below.half[0]
+        if abs(solid.center[2] - solid.half[2] - top) < 1e-6
+        and np.hypot(solid.center[0] - below.center[0], solid.center[1] - below.center[1]) < below.half[0]
     ]
     assert below.kind == "box" and len(above) == 1
     return above[0].kind

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import ray_oracle as oracle
 
-from vitsplit.sample import cast
+from vitsplit.sample import ray_casting
 from vitsplit.sample.compose import random_layout
-from vitsplit.sample.render import colour, trace
+from vitsplit.sample.render import color, trace
 from vitsplit.sample.shading import shade
 from vitsplit.sample.solids import KINDS
 
@@ -66,9 +66,9 @@ def test_solids_stand_apart_inside_the_room():
         assert inside.sum(0).max() <= 1
         for solid in layout.solids:
             ground = (
-                0.0 if solid.on is None else sum(layout.solids[solid.on].centre[2:]) + layout.solids[solid.on].half[2]
+                0.0 if solid.on is None else sum(layout.solids[solid.on].center[2:]) + layout.solids[solid.on].half[2]
             )
-            assert solid.centre[2] - solid.half[2] == pytest.approx(ground, abs=1e-6)
+            assert solid.center[2] - solid.half[2] == pytest.approx(ground, abs=1e-6)
 
 
 def test_shadows_agree_with_marching_to_every_light_sample():
@@ -78,11 +78,11 @@ def test_shadows_agree_with_marching_to_every_light_sample():
         layout = _layout(seed)
         light = layout.lights[0]
         # Floor points below the solids' shadows: around the feet.
-        feet = np.array([solid.centre for solid in layout.solids])[rng.integers(len(layout.solids), size=12)]
+        feet = np.array([solid.center for solid in layout.solids])[rng.integers(len(layout.solids), size=12)]
         p = np.column_stack([feet[:, :2] + rng.uniform(-0.7, 0.7, (12, 2)), np.zeros(12)])
         p[:, :2] = np.clip(p[:, :2], 0.01, np.asarray(layout.room[:2]) - 0.01)
         floor = np.full(12, 4, np.int16)
-        seen = cast.visibility(layout, light, slice(None), p.T.astype(np.float32), np.ones(12, bool), floor)
+        seen = ray_casting.visibility(layout, light, slice(None), p.T.astype(np.float32), np.ones(12, bool), floor)
         for point, value in zip(p, seen, strict=True):
             shares = []
             for solid in layout.solids:
@@ -98,26 +98,26 @@ def test_shadows_agree_with_marching_to_every_light_sample():
 def test_floor_is_darker_beside_a_solid_and_in_corners():
     layout = next(la for la in map(_layout, range(9)) if any(s.kind == "box" and s.on is None for s in la.solids))
     box = next(solid for solid in layout.solids if solid.kind == "box" and solid.on is None)
-    beside = (box.centre[0] + box.footprint + 0.01, box.centre[1], 0.0)
+    beside = (box.center[0] + box.footprint + 0.01, box.center[1], 0.0)
     p_3N = np.array([beside, (0.02, 0.02, 0.0)], np.float32).T
     up = np.array([[0, 0], [0, 0], [1, 1]], np.float32)
     directions = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     floor = np.full(2, 4, np.int16)
-    beside_value, corner_value = cast.openness(layout, p_3N, up, floor, directions)
+    beside_value, corner_value = ray_casting.openness(layout, p_3N, up, floor, directions)
     bare = replace(layout, solids=())
-    free_value, _ = cast.openness(bare, p_3N, up, floor, directions)
+    free_value, _ = ray_casting.openness(bare, p_3N, up, floor, directions)
     assert 0.3 < beside_value < free_value - 0.03
     assert corner_value < 0.6
 
 
-def test_colour_is_anti_aliased():
+def test_color_is_anti_aliased():
     """Closer to a picture of three times the size, averaged, than one ray per pixel comes."""
     layout = _layout(1)
-    fine = colour(layout, (3 * SIZE[0], 3 * SIZE[1])).astype(float)
+    fine = color(layout, (3 * SIZE[0], 3 * SIZE[1])).astype(float)
     reference = fine.reshape(SIZE[0], 3, SIZE[1], 3, 3).mean((1, 3))
     one_ray = np.abs(fine[1::3, 1::3] - reference)
-    error = np.abs(colour(layout, SIZE) - reference)
+    error = np.abs(color(layout, SIZE) - reference)
     assert error.mean() < 0.75 * one_ray.mean()
     assert np.percentile(error, 99) < 0.75 * np.percentile(one_ray, 99)
 

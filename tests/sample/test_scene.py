@@ -24,7 +24,7 @@ def test_shapes_and_types(scenes):
         assert scene.depth_HW.shape == SIZE and scene.depth_HW.dtype == np.float32
         assert scene.boxes_N4.shape == (count, 4) and scene.boxes_N4.dtype == np.float32
         assert scene.box_classes_N.shape == (count,) and scene.box_classes_N.dtype == np.int64
-        assert len(scene.colours) == len(scene.resting_on) == count
+        assert len(scene.colors) == len(scene.resting_on) == count
 
 
 def test_mask_instances_and_boxes_agree(scenes):
@@ -70,18 +70,18 @@ def test_pictures_are_neither_dark_nor_blown_out(scenes):
     assert min(scene.image_HWC.std() for scene in scenes) > 20
 
 
-def test_depth_is_in_metres_inside_a_room(scenes):
+def test_depth_is_in_meters_inside_a_room(scenes):
     for scene in scenes:
         assert scene.depth_HW.min() > 0.2 and scene.depth_HW.max() < 11
         assert np.isfinite(scene.depth_HW).all()
 
 
-def test_colour_names_can_be_seen(scenes):
+def test_color_names_can_be_seen(scenes):
     """The hue of most of an object's pixels is the one that its name says."""
     degrees = {"red": (-15, 14), "yellow": (40, 65), "green": (95, 150), "blue": (200, 240), "purple": (258, 305)}
     right = []
     for scene in scenes:
-        for row, name in enumerate(scene.colours):
+        for row, name in enumerate(scene.colors):
             if name in degrees:
                 pixels = scene.image_HWC[scene.instances_HW == row + 1] / 255
                 r, g, b = np.median(pixels, axis=0)
@@ -91,15 +91,15 @@ def test_colour_names_can_be_seen(scenes):
     assert len(right) > 60 and np.mean(right) > 0.95
 
 
-def test_colour_tells_nothing_about_the_class(scenes):
-    pairs = {(scene.box_classes_N[row], name) for scene in scenes for row, name in enumerate(scene.colours)}
+def test_color_tells_nothing_about_the_class(scenes):
+    pairs = {(scene.box_classes_N[row], name) for scene in scenes for row, name in enumerate(scene.colors)}
     assert len(pairs) >= 0.9 * 4 * 10
 
 
 def test_layout_does_not_depend_on_the_size():
     for seed in range(4):
         small, large = generate_scene(seed, (60, 80)), generate_scene(seed, (120, 160))
-        assert small.colours == large.colours and small.resting_on == large.resting_on
+        assert small.colors == large.colors and small.resting_on == large.resting_on
         np.testing.assert_array_equal(small.box_classes_N, large.box_classes_N)
         np.testing.assert_allclose(small.boxes_N4 * 2, large.boxes_N4, atol=2)
         one, four = (np.bincount(scene.instances_HW.ravel())[1:] for scene in (small, large))

@@ -8,7 +8,7 @@ HALVES = {"ball": (0.4, 0.4, 0.4), "box": (0.3, 0.5, 0.2), "cylinder": (0.3, 0.3
 
 
 def _rays(seed, count=60):
-    """Rays from all around (from above, below, inside the cone's opening too) towards the neighbourhood of a solid."""
+    """Rays from all around (from above, below, inside the cone's opening too) towards the neighborhood of a solid."""
     rng = np.random.default_rng(seed)
     origin = rng.normal(size=(count, 3))
     origin *= 2.0 / np.linalg.norm(origin, axis=1, keepdims=True)

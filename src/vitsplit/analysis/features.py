@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods.full_finetune import FullFineTune
 from vitsplit.methods.linear_probe import LastLayer

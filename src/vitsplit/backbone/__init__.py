@@ -1,6 +1,6 @@
 """The frozen backbone: names, weights, and one pass from images to taps.
 
-``vitsplit.backbone.catalog`` needs neither torch nor timm; everything else is imported when it is first asked for.
+``vitsplit.backbone.catalog`` needs neither torch nor timm; everything else is imported lazily.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitsplit.backbone.backbone import Backbone, BackboneInfo
     from vitsplit.backbone.catalog import CATALOG, BackboneSpec
-    from vitsplit.backbone.frozen import Backbone, BackboneInfo
     from vitsplit.backbone.weights import load_backbone, meta_backbone, open_backbone
 
 __all__ = ["CATALOG", "Backbone", "BackboneInfo", "BackboneSpec", "load_backbone", "meta_backbone", "open_backbone"]
@@ -18,8 +18,8 @@ __all__ = ["CATALOG", "Backbone", "BackboneInfo", "BackboneSpec", "load_backbone
 _MODULE_OF = {
     "CATALOG": "catalog",
     "BackboneSpec": "catalog",
-    "Backbone": "frozen",
-    "BackboneInfo": "frozen",
+    "Backbone": "backbone",
+    "BackboneInfo": "backbone",
     "load_backbone": "weights",
     "meta_backbone": "weights",
     "open_backbone": "weights",

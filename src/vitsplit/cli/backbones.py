@@ -52,7 +52,7 @@ def _print_table() -> None:
         mark = f"[{notes.index(spec.note) + 1}]" if spec.note else ""
         gated = "yes" if spec.gated else "no"
         sizes = (str(spec.width), str(spec.num_layers), str(spec.patch_size), f"{spec.parameters / 1e6:,.1f} M")
-        table.add_row(spec.name, *sizes, spec.licence, gated, Text(mark))
+        table.add_row(spec.name, *sizes, spec.license, gated, Text(mark))
     console = Console()
     console.print(table)
     console.print()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vitsplit.data.images import decode_image, image_kind, rgb_array, row_blocks
-from vitsplit.data.pool import map_in_processes
+from vitsplit.data.processes import map_in_processes
 from vitsplit.errors import ConfigError, DataError
 
 ItemT = TypeVar("ItemT")

@@ -27,7 +27,7 @@ from vitsplit.data.check import (
 )
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.data import MissingScaleError, load_depth, median_depth, require_same_size, unit_warning
-from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognise
+from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognize
 
 BLOCK_ROWS = 128
 """Rows of a map that are looked at together: copies of a whole one would take gigabytes."""
@@ -56,7 +56,7 @@ def check_depth(
     root: Path, format: str, workers: int, progress: Progress, *, depth_scale: float | None = None
 ) -> Report:
     """Reads every image and depth map; see ``vitsplit.data.check.check_data``."""
-    report = Report(str(root), "depth", recognise(root, format)[1])
+    report = Report(str(root), "depth", recognize(root, format)[1])
     splits = list_depth_splits(root, format)
     sets = open_splits(report, splits, lambda split: open_depth_set(root, split, format, depth_scale))
     work = {split: (partial(inspect_pair, scale=data.scale), data.items) for split, data in sets.items()}

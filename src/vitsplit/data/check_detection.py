@@ -26,13 +26,13 @@ from vitsplit.data.check import (
     summarise_images,
 )
 from vitsplit.errors import DataError
-from vitsplit.tasks.detection.annotations import DEGENERATE, POLICIES, AnnotatedImage, Ledger
+from vitsplit.tasks.detection.annotations import CHANGES, DEGENERATE, AnnotatedImage, AnnotationLog
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionSet, require_annotated_size
 from vitsplit.tasks.detection.layouts import (
     list_detection_splits,
     read_detection_set,
-    recognise,
+    recognize,
     require_objects,
     require_same_classes,
 )
@@ -53,7 +53,7 @@ class ItemFacts:
 
 def check_detection(root: Path, format: str, workers: int, progress: Progress) -> Report:
     """Reads every image and label; see ``vitsplit.data.check.check_data``."""
-    place, name = recognise(root, format)
+    place, name = recognize(root, format)
     report = Report(str(root), "detection", name, counted="objects")
     config = DetectionConfig(format=name)  # type: ignore[arg-type]
     sets = open_splits(report, list_detection_splits(place, name), lambda split: _read(place, split, config, report))
@@ -97,15 +97,15 @@ def inspect_item(item: AnnotatedImage, source: Path) -> ItemFacts:
 
 def _read(root: Path, split: str, config: DetectionConfig, report: Report) -> DetectionSet:
     """Opens one split; wrong labels become errors of the report, and what is changed by policy warnings."""
-    ledger = Ledger()
-    data = read_detection_set(root, split, config, ledger)
-    for problem in ledger.problems:
+    log = AnnotationLog()
+    data = read_detection_set(root, split, config, log)
+    for problem in log.problems:
         report.findings.append(Finding("error", problem.kind.name, str(problem.file), problem.message))
-    for what, places in ledger.changed.items():
+    for what, places in log.changed.items():
         for place in places:
-            said = f"{data.source}: {place}: {what}, {POLICIES[what]}. Correct or remove them."
+            said = f"{data.source}: {place}: {what}, {CHANGES[what]}. Correct or remove them."
             report.findings.append(Finding("warning", what, str(data.source), said))
-    if not ledger.problems:  # else what is left of the split may be empty
+    if not log.problems:  # else what is left of the split may be empty
         require_objects(data)
     return data
 

@@ -30,7 +30,7 @@ from vitsplit.data.classes import IGNORE, LabelScheme
 from vitsplit.data.images import row_blocks
 from vitsplit.errors import DataError
 from vitsplit.tasks.segmentation.data import LabelRangeError, load_mask, require_same_size
-from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
+from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognize
 
 
 @dataclass
@@ -44,7 +44,7 @@ class PairFacts:
 
 def check_segmentation(root: Path, format: str, workers: int, progress: Progress) -> Report:
     """Reads every image and mask; see ``vitsplit.data.check.check_data``."""
-    report = Report(str(root), "segmentation", recognise(root, format)[1])
+    report = Report(str(root), "segmentation", recognize(root, format)[1])
     splits = list_segmentation_splits(root, format)
     sets = open_splits(report, splits, lambda split: open_segmentation_set(root, split, format))
     work = {split: (partial(inspect_pair, labels=data.labels), data.items) for split, data in sets.items()}

@@ -19,7 +19,7 @@ from vitsplit.data.check import (
     summarise_images,
 )
 from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.metrics import normalised
+from vitsplit.tasks.vqa.metrics import normalized
 from vitsplit.tasks.vqa.samples import SampleSet, open_samples
 
 SPLITS = ("train", "val")
@@ -61,7 +61,7 @@ def _images(data: SampleSet) -> list[Path]:
 def _summarise(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
     report = summarise_images(images)
     turns = [turn for sample in data.samples for conversation in sample.conversations for turn in conversation]
-    answers = Counter(normalised(turn.answer) for turn in turns)
+    answers = Counter(normalized(turn.answer) for turn in turns)
     common, count = answers.most_common(1)[0] if answers else ("none", 0)
     report.facts = {
         "questions": len(turns),

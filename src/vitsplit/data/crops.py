@@ -1,7 +1,7 @@
-"""The crop of an image and of all that belongs to it: cut on whole pixels of the file, then resized once.
+"""Crops of an image and its labels: taken at integer pixels of the file, then resized once.
 
-In training an image is resized, cropped and flipped. Here the crop is taken before it is resized, so that no pixel is
-computed and then thrown away. Every random number is drawn from the generator that is passed in.
+In training an image is resized, cropped and flipped. Here the crop is taken before resizing, so that no pixels are
+computed in vain. Random numbers are drawn from the given generator.
 
 Shapes: C channels, H W pixels.
 """
@@ -20,10 +20,10 @@ Size = tuple[int, ...]
 
 
 class Crop(NamedTuple):
-    """A part of an image, by its edges in pixels of the file; the size that it is resized to; whether it is flipped.
+    """A region of an image by its edges in pixels of the file, the size it is resized to, and whether it is flipped.
 
-    torchvision's class for masks is not used: it resizes by its ``NEAREST``, which lies half a pixel beside an image
-    that is made smaller.
+    torchvision's ``tv_tensors.Mask`` is not used: it resizes by ``NEAREST``, which is shifted by half a pixel relative
+    to a downsampled image.
     """
 
     top: float
@@ -36,25 +36,25 @@ class Crop(NamedTuple):
 
     @classmethod
     def whole(cls, size: Size) -> Crop:
-        """All of an image, as it is."""
+        """The whole image, without resizing."""
         return cls(0, 0, size[0], size[1], size[0], size[1])
 
     def resize(self, size: Size) -> Crop:
-        """The same part at another size."""
+        """The same region at another size."""
         return self._replace(height=size[0], width=size[1])
 
     def crop(self, top: int, left: int, height: int, width: int) -> Crop:
-        """A part of it, given in pixels of its size."""
+        """A subregion, in pixels of the resized crop."""
         scale_y, scale_x = (self.bottom - self.top) / self.height, (self.right - self.left) / self.width
         y, x = self.top + top * scale_y, self.left + left * scale_x
         return Crop(y, x, y + height * scale_y, x + width * scale_x, height, width)
 
     def pixels(self, size: Size) -> tuple[slice, slice]:
-        """The rows and columns of an image of ``size`` that are cut out: at least one of each."""
+        """The rows and columns of an image of ``size``, at least one of each."""
         return _whole_pixels(self.top, self.bottom, size[0]), _whole_pixels(self.left, self.right, size[1])
 
     def image(self, image_CHW: Tensor) -> Tensor:
-        """The crop of an image: bilinear with antialiasing."""
+        """Crops and resizes an image, bilinear with antialiasing."""
         image_CHW = image_CHW[:, *self.pixels(image_CHW.shape[-2:])]
         if image_CHW.shape[-2:] != (self.height, self.width):
             # Channels last: torchvision then resizes 8-bit images with vector instructions.
@@ -64,7 +64,7 @@ class Crop(NamedTuple):
         return F.horizontal_flip(image_CHW) if self.flipped else image_CHW
 
     def labels(self, labels: Tensor) -> Tensor:
-        """The crop of a value per pixel (class, depth, mask of an object), ``(..., H, W)``: nearest."""
+        """Crops and resizes labels per pixel (classes, depth, masks), ``(..., H, W)``, with nearest neighbor."""
         labels = labels[..., *self.pixels(labels.shape[-2:])]
         if labels.shape[-2:] != (self.height, self.width):
             maps = labels.reshape(-1, 1, *labels.shape[-2:])
@@ -75,11 +75,11 @@ class Crop(NamedTuple):
 
 
 def fit_size(size: Size, image_scale: tuple[int, int] | None) -> tuple[int, int]:
-    """The largest size of the same shape that fits in ``image_scale``, as mmseg's ``keep_ratio``.
+    """The largest size of the same aspect ratio within ``image_scale``, as mmseg's ``keep_ratio``.
 
     Args:
         size: Height and width.
-        image_scale: Longest and shortest side, in either order; None: the size as it is.
+        image_scale: Longest and shortest side, in either order; None: unchanged size.
 
     Returns:
         Height and width: neither the longer side exceeds the longest, nor the shorter the shortest.
@@ -98,14 +98,14 @@ def fit_size(size: Size, image_scale: tuple[int, int] | None) -> tuple[int, int]
 def random_size(
     size: Size, image_scale: tuple[int, int] | None, scale_range: tuple[float, float], generator: Generator
 ) -> tuple[int, int]:
-    """Draws the size to which the whole image would be resized: ``image_scale`` times a factor in ``scale_range``."""
+    """Samples the size of the resized image: ``image_scale`` times a factor in ``scale_range``."""
     factor = uniform(generator, *scale_range)
     base = image_scale or (max(size), min(size))
     return fit_size(size, (max(1, int(base[0] * factor)), max(1, int(base[1] * factor))))
 
 
 def random_crop(size: Size, resized: Size, crop_size: Size, generator: Generator) -> Crop:
-    """Draws a crop of an image of ``size`` resized to ``resized``: of ``crop_size``, or less where that is smaller."""
+    """Samples a crop of ``crop_size`` (or less) from an image of ``size`` resized to ``resized``."""
     height, width = min(crop_size[0], resized[0]), min(crop_size[1], resized[1])
     y = int(torch.randint(resized[0] - height + 1, (), generator=generator))
     x = int(torch.randint(resized[1] - width + 1, (), generator=generator))
@@ -114,13 +114,13 @@ def random_crop(size: Size, resized: Size, crop_size: Size, generator: Generator
 
 
 def pad_to(values: Tensor, size: Size, fill: float = 0.0) -> Tensor:
-    """Fills ``(..., H, W)`` below and at the right up to ``size``."""
+    """Pads ``(..., H, W)`` at the bottom and right to ``size``."""
     padding = [0, 0, size[1] - values.shape[-1], size[0] - values.shape[-2]]
     return F.pad(values[None], padding, fill=fill)[0].contiguous()
 
 
 def uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
-    """Draws a number from ``low`` to ``high``."""
+    """Samples a uniform number from ``low`` to ``high``."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 

@@ -1,4 +1,4 @@
-"""Reading images and masks so that a bad file ends in one message that names it.
+"""Safe reading of images and masks: any problem is reported as one error that names the file.
 
 Shapes: C channels, H W pixels.
 """
@@ -24,32 +24,32 @@ from vitsplit.files import open_regular
 
 RGB = tuple[int, int, int]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
-"""Files that are taken for images."""
+"""Suffixes of images."""
 MASK_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp"})
-"""Files that are taken for masks: formats without loss, since a changed value is another class."""
+"""Suffixes of masks: lossless formats only."""
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
-"""What Pillow may decode, told from the content: none of its readers that start programs or that nobody uses."""
+"""Formats that Pillow may decode, detected from the content; excludes readers that start other programs."""
 MAX_PIXELS = 2**28 // 3
-"""The most pixels of an image that is decoded whole: 89 million, from where on Pillow warns."""
+"""Limit of pixels of an image: 89 million, the threshold of Pillow's decompression bomb warning."""
 MAX_IMAGE_BYTES = 600_000_000
-"""The most bytes of the file of such an image: 6 a pixel, as an uncompressed one of 16-bit colors has."""
+"""Limit in bytes of an image file: about 6 per pixel, the size of uncompressed 16-bit RGB."""
 MAX_PLAIN_BYTES = 16_000_000
-"""The same of a PPM in plain text, which takes a microsecond a byte."""
+"""Limit in bytes of a plain text PPM, which is decoded at 1 MB/s."""
 MAX_SCANS = 200
-"""The most scans of a progressive JPEG. Encoders make about ten; each costs as much time as decoding the image once."""
+"""Limit of scans of a progressive JPEG. Encoders write about ten; each takes as long as decoding the image once."""
 BLOCK_PIXELS = 1 << 20
-"""Large arrays are worked on in blocks of rows of about this many pixels."""
+"""Pixels per block of rows when processing large arrays."""
 
 _KINDS = {
     "1": "1-bit",
-    "L": "grey",
-    "LA": "grey with alpha",
+    "L": "gray",
+    "LA": "gray with alpha",
     "P": "palette",
     "PA": "palette with alpha",
     "RGBA": "RGB with alpha",
     "RGBX": "RGB with alpha",
-    "I": "16-bit grey",
-    "F": "float grey",
+    "I": "16-bit gray",
+    "F": "float gray",
 }
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,22 +60,22 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientations, other than 1, to what makes the image upright."""
+"""EXIF orientations other than 1 to the transpose that makes the image upright."""
 _SIDES_CHANGED = (5, 6, 7, 8)
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TILE = 256, 257, (322, 323)
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Reads an image of any kind as RGB.
+    """Reads an image as RGB.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8, not clipped), alpha is dropped, and a
-    rotation that the camera noted (EXIF) is carried out.
+    Gray, palette, CMYK and 16-bit images are converted (16 bits are scaled to 8, not clipped), alpha is dropped, and
+    the EXIF orientation is applied.
 
     Args:
         path: The file.
 
     Returns:
-        ``image_CHW``, uint8, RGB, in channels-last memory (the order in which resizing is quickest).
+        ``image_CHW``, uint8, RGB, in channels-last memory (fastest for resizing).
 
     Raises:
         DataError: As ``open_image``.
@@ -84,27 +84,29 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def image_kind(image: Image.Image) -> str:
-    """What a decoded image held: ``"RGB"`` if nothing is converted on reading, else such as ``"CMYK"``."""
-    kind = "16-bit grey" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
+    """The kind of a decoded image: ``"RGB"`` if no conversion is needed, else for example ``"CMYK"``."""
+    kind = "16-bit gray" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
     return f"{kind}, turned by EXIF" if image.info.get("turned") is True else kind
 
 
 def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name: str = "image") -> Tensor:
-    """Makes ``image_CHW`` (uint8, RGB) of whatever a caller has.
+    """Converts an image to ``image_CHW``, uint8, RGB.
 
     Args:
         image: A path; a PIL image; an array ``HW`` or ``HWC``; or a tensor ``HW`` or ``CHW``; with 1, 3 or 4 channels
             (the fourth, alpha, is dropped), uint8, uint16, or float in 0..1.
-        name: What to call the image in an error.
+        name: Name of the image for errors.
 
     Raises:
-        DataError: Another type, shape, dtype or range, or a file that cannot be read.
+        DataError: The type, shape, dtype or range is not supported, or the file cannot be read.
     """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(_too_large(name, f"{image.width}x{image.height} pixels are not"))
+            raise DataError(
+                _too_large(name, f"{image.width}x{image.height} pixels, limit {MAX_PIXELS / 1e6:.0f} million")
+            )
         with _decoding(name):
             image.load()
             return _pil_to_tensor(_upright(image), name)
@@ -118,25 +120,25 @@ def to_image_tensor(image: str | Path | Image.Image | np.ndarray | Tensor, name:
     )
 
 
-def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Tensor:
-    """Reads the values of a label mask, upright as ``read_image`` turns its image (EXIF).
+def read_mask(path: str | Path, colors: Mapping[RGB, int] | None = None) -> Tensor:
+    """Reads the values of a label mask, with the EXIF orientation applied.
 
-    Palette masks give their indices, never their colours. A mask saved as RGB is taken for grey if its three channels
-    are equal.
+    Palette masks yield their indices. An RGB mask with three equal channels is read as gray.
 
     Args:
-        path: An index, palette, 1-bit or 16-bit image; with ``colours`` any image.
-        colours: Colour to value, for masks that are pictures of their labels; every mask is then read through it.
+        path: An index, palette, 1-bit or 16-bit image; with ``colors`` any image.
+        colors: Color to value, for RGB masks.
 
     Returns:
         ``mask_HW``, uint8, or int32 if the file has more than 8 bits.
 
     Raises:
-        DataError: The file cannot be read, holds colours without ``colours`` being given, or holds a colour not in it.
+        DataError: The file cannot be read, has colors but ``colors`` is None, or has a color that is not in
+            ``colors``.
     """
     image = decode_image(path)
-    if colours is not None:
-        return torch.from_numpy(_match_colours(image, colours, path))
+    if colors is not None:
+        return torch.from_numpy(_match_colors(image, colors, path))
     if image.mode in ("L", "P"):
         return torch.from_numpy(np.array(image))
     if image.mode == "1":
@@ -153,8 +155,8 @@ def read_mask(path: str | Path, colours: Mapping[RGB, int] | None = None) -> Ten
     )
 
 
-def find_colours(path: str | Path, most: int) -> set[RGB]:
-    """The colours that a mask holds; where there are more than ``most``, some of them, but more than that."""
+def find_colors(path: str | Path, most: int) -> set[RGB]:
+    """The colors of a mask; stops after more than ``most``."""
     found: set[int] = set()
     for _, block in _blocks(decode_image(path)):
         found.update(np.unique(_pack(np.asarray(block.convert("RGB")))).tolist())
@@ -163,26 +165,26 @@ def find_colours(path: str | Path, most: int) -> set[RGB]:
     return {_unpack(packed) for packed in found}
 
 
-def hex_colour(colour: RGB) -> str:
+def hex_color(color: RGB) -> str:
     """``#rrggbb``."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height from an image's header, turned as ``read_image`` turns it (EXIF).
+    """Width and height from an image's header, with the EXIF orientation applied.
 
     Raises:
         DataError: As ``open_image``.
     """
     with open_image(path) as image:
         width, height = image.size
-        if image.format == "TIFF":  # which Pillow may have turned already
+        if image.format == "TIFF":  # Pillow may have applied the orientation already
             width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]  # type: ignore[attr-defined]
         return (height, width) if _orientation(image) in _SIDES_CHANGED else (width, height)
 
 
 def decode_image(path: str | Path) -> Image.Image:
-    """Opens and decodes a whole file, in whatever mode it holds, and turns it upright (EXIF).
+    """Decodes an image in its own mode and applies the EXIF orientation.
 
     Raises:
         DataError: As ``open_image``.
@@ -194,17 +196,17 @@ def decode_image(path: str | Path) -> Image.Image:
 
 @contextmanager
 def open_image(path: str | Path, *, any_size: bool = False) -> Iterator[Image.Image]:
-    """Opens an image: the header is read, the pixels are not yet. The only place that has Pillow open files.
+    """Opens an image without decoding it. All files are opened with Pillow here.
 
-    Of a file of several frames or pages it is the first.
+    Yields the first frame or page of a file.
 
     Args:
         path: The file.
-        any_size: Whether it may be larger than ``MAX_PIXELS``: for the header alone.
+        any_size: Allow more than ``MAX_PIXELS``, to read the header only.
 
     Raises:
-        DataError: Whatever goes wrong here or in the block: the file is missing, not a regular one, empty, truncated,
-            not of ``PILLOW_FORMATS``, or too large.
+        DataError: The file is missing, not a regular file, empty, corrupt, not of ``PILLOW_FORMATS``, or too large;
+            also for errors in the block.
     """
     with (
         _decoding(path),
@@ -215,11 +217,11 @@ def open_image(path: str | Path, *, any_size: bool = False) -> Iterator[Image.Im
 
 
 def decode_bytes(content: bytes, name: str) -> Image.Image:
-    """As ``decode_image``, of an image that another file carries.
+    """As ``decode_image``, for encoded bytes.
 
     Args:
         content: The encoded image.
-        name: What to call it in an error.
+        name: Name of the image for errors.
 
     Raises:
         DataError: As ``open_image``.
@@ -234,15 +236,17 @@ def _open(file: BinaryIO, size: int, name: str | Path, *, any_size: bool) -> Ite
     if size == 0:
         raise DataError(f"{name}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
     if size > MAX_IMAGE_BYTES and not any_size:
-        raise DataError(_too_large(name, f"{size / 1e6:.0f} MB, and at most {MAX_IMAGE_BYTES / 1e6:.0f} MB are"))
-    # Of WebP, Pillow reads the whole file to know its size.
+        raise DataError(_too_large(name, f"{size / 1e6:.0f} MB, limit {MAX_IMAGE_BYTES / 1e6:.0f} MB"))
+    # Pillow reads a whole WebP file to determine its size.
     formats = [each for each in PILLOW_FORMATS if each != "WEBP" or size <= MAX_IMAGE_BYTES]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
         image = Image.open(file, formats=formats)
     with image:
         if image.tile and image.tile[0][0] == "ppm_plain" and size > MAX_PLAIN_BYTES:
-            raise DataError(_too_large(name, f"{size / 1e6:.0f} MB of numbers in plain text are"))
+            raise DataError(
+                _too_large(name, f"{size / 1e6:.0f} MB of plain text, limit {MAX_PLAIN_BYTES / 1e6:.0f} MB")
+            )
         if not any_size:
             _require_size(image, file, name)
         yield image
@@ -250,20 +254,20 @@ def _open(file: BinaryIO, size: int, name: str | Path, *, any_size: bool) -> Ite
 
 @contextmanager
 def _decoding(name: str | Path) -> Iterator[None]:
-    """Turns whatever a decoder raises into a DataError."""
+    """Converts exceptions of a decoder to DataError."""
     try:
         yield
     except DataError:
         raise
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{name}: not an image that is read here (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove the file."
+            f"{name}: not a supported image (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove the file."
         ) from error
-    except Image.DecompressionBombError as error:  # where Pillow's own limit is lower, or the size twice as large
-        raise DataError(_too_large(name, f"at most {MAX_PIXELS / 1e6:.0f} million pixels are")) from error
+    except Image.DecompressionBombError as error:  # if Pillow's limit is lower, or the size twice as large
+        raise DataError(_too_large(name, f"limit {MAX_PIXELS / 1e6:.0f} million pixels")) from error
     except MemoryError as error:
-        raise DataError(f"{name}: needs more memory than there is. Cut the image into smaller ones.") from error
-    except Exception as error:  # decoders raise whatever the broken bytes lead them to
+        raise DataError(f"{name}: not enough memory. Split the image into tiles.") from error
+    except Exception as error:  # a corrupt file can raise any exception
         raise DataError(
             f"{name}: the image is truncated or corrupt ({str(error)[:200]}). "
             "Copy it again from its source, or remove it."
@@ -271,38 +275,41 @@ def _decoding(name: str | Path) -> Iterator[None]:
 
 
 def _require_size(image: Image.Image, file: BinaryIO, path: str | Path) -> None:
-    """Refuses what would take gigabytes or minutes to decode."""
+    """Rejects images that would take gigabytes or minutes to decode."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise DataError(_too_large(path, f"{width}x{height} pixels, and at most {MAX_PIXELS / 1e6:.0f} million are"))
+        raise DataError(_too_large(path, f"{width}x{height} pixels, limit {MAX_PIXELS / 1e6:.0f} million"))
     if image.format == "TIFF":
         tile = [int(image.tag_v2.get(tag, 1)) for tag in _TIFF_TILE]  # type: ignore[attr-defined]
         if tile[0] * tile[1] > MAX_PIXELS:
-            raise DataError(f"{path}: a tile of {tile[0]}x{tile[1]} pixels in {width}x{height}. Save the image again.")
+            raise DataError(
+                f"{path}: invalid tile size {tile[0]}x{tile[1]} of an image of {width}x{height} pixels. Save the image "
+                "again."
+            )
     if image.info.get("progressive"):
         place = file.tell()
         file.seek(0)
-        scans = file.read().count(b"\xff\xda")  # the marker that begins one, which cannot stand in pixels
+        scans = file.read().count(b"\xff\xda")  # start-of-scan markers, which cannot occur in entropy-coded data
         file.seek(place)
         if scans > MAX_SCANS:
-            raise DataError(f"{path}: {scans} scans in one JPEG, of which none needs {MAX_SCANS}. Save it again.")
+            raise DataError(f"{path}: {scans} scans in one JPEG, limit {MAX_SCANS}. Save it again.")
 
 
-def _too_large(name: str | Path, said: str) -> str:
+def _too_large(name: str | Path, details: str) -> str:
     return (
-        f"{name}: too large to be decoded whole ({said} decoded whole). Cut it into tiles: `vitsplit predict` does so "
-        "by itself, in Python vitsplit.inference.large.predict_large."
+        f"{name}: too large to decode ({details}). Split it into tiles, or use `vitsplit predict` "
+        "(vitsplit.inference.large.predict_large), which predicts large images in tiles."
     )
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 where there is none or none that is known."""
+    """The EXIF orientation, 1 if missing or invalid."""
     value = image.getexif().get(ExifTag.Orientation, 1)
     return value if type(value) is int and value in _UPRIGHT else 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A decoded image as its orientation says; values change places, none is computed."""
+    """Applies the EXIF orientation to a decoded image, without resampling."""
     orientation = _orientation(image)
     if orientation == 1:
         return image
@@ -317,14 +324,14 @@ def _pil_to_tensor(image: Image.Image, name: str) -> Tensor:
 
 
 def rgb_array(image: Image.Image, name: str) -> np.ndarray:
-    """An upright image as a uint8 array HWC of three channels; ``name`` is for errors."""
+    """Converts an upright image to a uint8 array HWC with three channels; ``name`` is for errors."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         array = np.asarray(image)
-        if image.mode == "I":  # how older versions of Pillow open 16-bit PNGs
+        if image.mode == "I":  # older versions of Pillow open 16-bit PNGs in this mode
             if array.min() < 0 or array.max() > 65535:
                 raise DataError(
-                    f"{name}: a 32-bit image (values {array.min()} to {array.max()}) has no known range. "
-                    "Save it with 8 or 16 bits."
+                    f"{name}: a 32-bit image (values {array.min()} to {array.max()}) has an unknown range. Save it "
+                    "with 8 or 16 bits."
                 )
             array = array.astype(np.uint16)
         return _to_uint8(array, name)
@@ -332,13 +339,13 @@ def rgb_array(image: Image.Image, name: str) -> np.ndarray:
 
 
 def row_blocks(height: int, width: int) -> Iterator[slice]:
-    """The rows of an array in blocks of about ``BLOCK_PIXELS``: what is computed of a large one needs little memory."""
+    """Splits the rows of an array into blocks of about ``BLOCK_PIXELS``, to bound memory."""
     step = max(1, BLOCK_PIXELS // max(width, 1))
     return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def _blocks(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """An image in blocks of rows."""
+    """Splits an image into blocks of rows."""
     for rows in row_blocks(image.height, image.width):
         yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
@@ -379,8 +386,8 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # also true of NaN
             raise DataError(
-                f"{name}: float values must lie in 0..1, but they reach from {low:g} to {high:g}. "
-                "Give uint8 for 0..255, and do not normalise: the backbone does."
+                f"{name}: float values must be in 0..1, but are from {low:g} to {high:g}. Use uint8 for 0..255; do not "
+                "normalize, the backbone does."
             )
         array = np.rint(array * 255.0).astype(np.uint8)
     elif array.dtype != np.uint8:
@@ -391,23 +398,22 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _equal_channels(image: Image.Image, path: str | Path) -> np.ndarray:
-    """The values of a mask that was saved as RGB."""
+    """The values of an index mask saved as RGB."""
     mask_HW = np.empty((image.height, image.width), np.uint8)
     for rows, block in _blocks(image):
         array_HWC = np.asarray(block)
         mask_HW[rows] = array_HWC[..., 0]
         if not ((array_HWC[..., 0] == array_HWC[..., 1]).all() and (array_HWC[..., 0] == array_HWC[..., 2]).all()):
             raise DataError(
-                f"{path}: the mask holds colours (such as {hex_colour(_most_common(array_HWC))}), not label ids: "
-                "a palette mask was probably saved as RGB. Save it as an index or palette PNG, or list its colours in "
-                'classes.json as "mask_colours": {"#rrggbb": "class name"}.'
+                f"{path}: the mask has colors (such as {hex_color(_most_common(array_HWC))}), not label ids. Save it "
+                'as an index or palette PNG, or list its colors in classes.json as "mask_colors": {"#rrggbb": "name"}.'
             )
     return mask_HW
 
 
-def _match_colours(image: Image.Image, colours: Mapping[RGB, int], path: str | Path) -> np.ndarray:
-    """Colours to values, exactly; the error counts a colour that is not in the table."""
-    table = sorted((_pack(np.array(colour)).item(), value) for colour, value in colours.items())
+def _match_colors(image: Image.Image, colors: Mapping[RGB, int], path: str | Path) -> np.ndarray:
+    """Maps colors to values exactly."""
+    table = sorted((_pack(np.array(color)).item(), value) for color, value in colors.items())
     keys = np.array([key for key, _ in table], dtype=np.int32)
     values = np.array([value for _, value in table], dtype=np.uint8)
     mask_HW = np.empty((image.height, image.width), np.uint8)
@@ -424,14 +430,14 @@ def _match_colours(image: Image.Image, colours: Mapping[RGB, int], path: str | P
             pixels += int((packed_HW == _pack(np.array(unknown))).sum())
     if unknown is not None:
         raise DataError(
-            f"{path}: colour {hex_colour(unknown)} ({pixels} pixels) is not among the {len(keys)} mask colours of "
-            'classes.json. Add it there (a class, or "ignore"), or correct the mask: scaling and JPEG blend colours.'
+            f"{path}: color {hex_color(unknown)} ({pixels} pixels) is not one of the {len(keys)} mask colors in "
+            'classes.json. Add it (a class, or "ignore"), or correct the mask (resizing and JPEG blend colors).'
         )
     return mask_HW
 
 
-def _pack(colour: np.ndarray) -> np.ndarray:
-    red, green, blue = np.moveaxis(colour[..., :3].astype(np.int32), -1, 0)
+def _pack(color: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(color[..., :3].astype(np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue
 
 
@@ -439,6 +445,6 @@ def _unpack(packed: int) -> RGB:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _most_common(colours: np.ndarray) -> RGB:
-    values, counts = np.unique(_pack(colours), return_counts=True)
+def _most_common(colors: np.ndarray) -> RGB:
+    values, counts = np.unique(_pack(colors), return_counts=True)
     return _unpack(int(values[counts.argmax()]))

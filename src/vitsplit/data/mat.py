@@ -1,4 +1,4 @@
-"""Masks in MATLAB files: how Pascal Context is published."""
+"""Masks in MATLAB files, the published format of Pascal Context."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_mat_mask(path: str | Path) -> Tensor:
         ``mask_HW``, int32.
 
     Raises:
-        DataError: scipy is not installed, or the file cannot be read or has no such array of labels.
+        DataError: scipy is not installed, or the file cannot be read or has no such array.
     """
     try:
         scipy_io = importlib.import_module("scipy.io")
@@ -37,18 +37,18 @@ def read_mat_mask(path: str | Path) -> Tensor:
     advice = "Copy it again from its source."
     try:
         with open_regular(path, advice=advice) as file:
-            # The headers first: a compressed array is read whole, however large it becomes.
+            # Check the header first: a compressed array is expanded completely.
             shape = next(shape for name, shape, _ in scipy_io.whosmat(file) if name == ARRAY)
             if len(shape) != 2 or not 0 < math.prod(shape) <= MAX_PIXELS:
                 raise ValueError(f"{ARRAY} has the shape {shown(shape)}")
             file.seek(0)
             label_HW = scipy_io.loadmat(file, variable_names=[ARRAY])[ARRAY]
         if label_HW.dtype.kind not in "uif" or not (label_HW.min() >= 0 and label_HW.max() <= LARGEST_LABEL):
-            raise ValueError(f"{ARRAY} holds other than the numbers 0 to {LARGEST_LABEL}")
+            raise ValueError(f"{ARRAY} has values outside of 0 to {LARGEST_LABEL}")
         return torch.from_numpy(label_HW.astype(np.int32))
     except DataError:
         raise
-    except Exception as error:  # the reader raises whatever the broken bytes lead it to
+    except Exception as error:  # a corrupt file can raise any exception
         raise DataError(
             f"{path}: not a label file of Pascal Context, or truncated ({str(error)[:200]}). {advice}"
         ) from error

@@ -1,4 +1,4 @@
-"""A new data set on disk: its folder appears when it is complete."""
+"""Creates the folder of a data set atomically."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vitsplit.errors import DataError
 
 @contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``root`` that becomes ``root`` when the block ends without error.
+    """Yields a temporary folder next to ``root`` that is renamed to ``root`` if the block succeeds.
 
-    Whatever an error, or a stop by the keyboard, leaves half-written is removed; what a kill leaves is hidden (its name
-    begins with a dot) and goes the next time.
+    The temporary folder is removed after an error. After a kill it remains as a hidden folder, which the next call
+    removes.
 
     Raises:
-        DataError: There is something at ``root`` already; an empty folder does not count.
+        DataError: ``root`` exists and is not an empty folder.
     """
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise DataError(f"{root} already exists and is not an empty folder. Remove it or name another one.")
-    root = root.resolve()  # so that "." and links have a name and a place beside them
+    root = root.resolve()  # "." and links have no name to rename to
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The report of a data check on screen."""
+"""Console output of a data check."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.table import Table
 from vitsplit.data.check import Finding, Report, SplitReport
 
 SHOWN = 5
-"""Findings of one kind, and sizes, that are listed; the others are counted."""
+"""Maximum number of listed findings of one kind, and of listed sizes."""
 
 
 def show_report(report: Report, console: Console) -> None:
-    """Prints what a data set holds, then what is wrong with it, then the verdict."""
+    """Prints the statistics of a data set, the findings and the verdict."""
     console.print(f"[bold]{escape(report.path)}[/]: {report.task}, format {report.format}", highlight=False)
     if report.splits:
         console.print(_splits_table(report))
@@ -25,8 +25,8 @@ def show_report(report: Report, console: Console) -> None:
         console.print(_facts_table(report))
     if any(split.classes for split in report.splits.values()):
         console.print(_classes_table(report))
-    for level, colour in (("warning", "yellow"), ("error", "red")):
-        _show_findings([finding for finding in report.findings if finding.level == level], level, colour, console)
+    for level, color in (("warning", "yellow"), ("error", "red")):
+        _show_findings([finding for finding in report.findings if finding.level == level], level, color, console)
     errors, warnings = len(report.errors), len(report.warnings)
     verdict = "[red]not ready[/]" if errors else "[green]ready[/]"
     console.print(f"{verdict}: {_count(errors, 'error')}, {_count(warnings, 'warning')}", highlight=False)
@@ -51,7 +51,7 @@ def describe_sizes(split: SplitReport) -> str:
 
 
 def escape(text: str) -> str:
-    """Text of files as it can be printed: no markup, nothing that steers a terminal, no half of a character."""
+    """Escapes untrusted text for printing: markup, control characters and surrogates."""
     text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
     return escape_markup(text.encode(errors="backslashreplace").decode())
 
@@ -78,7 +78,7 @@ def _splits_table(report: Report) -> Table:
 
 
 def _facts_table(report: Report) -> Table:
-    """One row per figure, in the order of the check."""
+    """One row per figure, in the order of the checks."""
     table = _table("figures")
     table.add_column("")
     for name in report.splits:
@@ -90,9 +90,9 @@ def _facts_table(report: Report) -> Table:
 
 
 def _classes_table(report: Report) -> Table:
-    """One row per class: its share of the labelled pixels, or its objects, and the images that have it."""
+    """One row per class: its fraction of labeled pixels or its number of objects, and the number of its images."""
     pixels = report.counted == "pixels"
-    table = _table("classes, as share of the labelled pixels" if pixels else "classes")
+    table = _table("classes, as fraction of labeled pixels" if pixels else "classes")
     table.add_column("id", justify="right")
     table.add_column("class")
     for name in report.splits:
@@ -109,12 +109,12 @@ def _classes_table(report: Report) -> Table:
     return table
 
 
-def _show_findings(findings: list[Finding], level: str, colour: str, console: Console) -> None:
+def _show_findings(findings: list[Finding], level: str, color: str, console: Console) -> None:
     kinds: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         kinds[finding.kind].append(finding)
     for kind, group in kinds.items():
-        console.print(f"[{colour} bold]{level}: {escape(kind)}[/] ({len(group)})", highlight=False)
+        console.print(f"[{color} bold]{level}: {escape(kind)}[/] ({len(group)})", highlight=False)
         for finding in group[:SHOWN]:
             console.print(f"  {escape(finding.message)}", highlight=False, soft_wrap=True)
         if len(group) > SHOWN:

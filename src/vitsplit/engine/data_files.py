@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vitsplit.atomic_files import json_text, write_text
-from vitsplit.data.folders import first
+from vitsplit.data.folders import preview
 from vitsplit.errors import DataError, RunError
 from vitsplit.files import LARGE_FILE, read_json, whole_number
 
@@ -88,7 +88,7 @@ def changes(saved: Fingerprint, present: Fingerprint) -> str:
     same_size = both - set(resized)
     touched = [name for name in present if name in same_size and abs(saved[name][1] - present[name][1]) > SAME_TIME]
     said = [
-        f"{len(names)} {what} ({first(names, SHOWN)})"
+        f"{len(names)} {what} ({preview(names, SHOWN)})"
         for names, what in (
             (missing, "gone"),
             (new, "new"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.feature_store import Features, FeatureStore, Kept, rounded
 from vitsplit.errors import ConfigError
 from vitsplit.types import LayerTaps, TapRequest

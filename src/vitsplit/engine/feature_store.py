@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitsplit.data.extents import Extent
+from vitsplit.data.content_size import Extent
 from vitsplit.errors import RunError
 
 logger = logging.getLogger(__name__)

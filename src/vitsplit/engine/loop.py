@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast
 from rich.console import Console
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.evaluation import Evaluator, SaveBundle

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vitsplit.data.extents import move_extents, pin_extents
-from vitsplit.data.folders import first
+from vitsplit.data.content_size import move_extents, pin_extents
+from vitsplit.data.folders import preview
 from vitsplit.data.images import read_image
 from vitsplit.engine.config import GeometryConfig
 from vitsplit.engine.crop_labels import Labels
@@ -161,7 +161,7 @@ def match_images(paths: Mapping[str, Sequence[Path]]) -> list[dict[str, int]]:
     places = {name: _by_name(head_paths) for name, head_paths in paths.items()}
     everything = set().union(*places.values())
     said = [
-        f"{name} has none for {len(missing)} of {len(everything)} images ({first(missing)})"
+        f"{name} has none for {len(missing)} of {len(everything)} images ({preview(missing)})"
         for name, place in places.items()
         if (missing := sorted(everything - place.keys()))
     ]

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.checkpoint import TrainState, read_state
 from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.engine import Engine, build_engine

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from vitsplit.data import crops
+from vitsplit.data.content_size import Extent
 from vitsplit.data.crops import fit_size, pad_to, random_size, uniform
-from vitsplit.data.extents import Extent
 from vitsplit.data.photometric import distort
 from vitsplit.engine.config import GeometryConfig
 

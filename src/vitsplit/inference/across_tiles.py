@@ -1,16 +1,16 @@
-"""One list of objects from those that were found in overlapping tiles.
+"""Merges detections of overlapping tiles.
 
-The rule, for objects of one class:
+Rules for objects of one class:
 
-1. *Halves are joined.* Two objects of neighbouring tiles that both end at the tiles' facing cuts are one object if they
-   agree in the strip that both tiles see: their parts there have an IoU of at least ``JOIN_IOU``. Its box is the box
-   around both, its score the higher one. More than two parts join in a chain.
-2. *Repeats are dropped.* Objects that are whole (no cut, or every cut joined) are taken first, by score; then those
-   that are cut, the largest first, since a part's score says little of the object. One is dropped if an object from
-   another tile that was taken before overlaps it with an IoU above the detector's own threshold, or, where it is cut,
-   covers ``COVERED`` of its area. So an object that one tile sees whole stands for its parts in others.
+1. *Parts are joined.* Two objects of neighboring tiles that are cut by the tiles' facing borders are one object if
+  their parts in the overlap of the tiles have an IoU of at least ``JOIN_IOU``. The joined box encloses both, the score
+  is the maximum. Several parts are joined in chains.
+2. *Duplicates are removed.* Complete objects (not cut, or every cut joined) are processed first, by score; then cut
+  ones, the largest first, since the score of a part is unreliable. An object is removed if a previous one from another
+  tile has an IoU above the detector's threshold with it, or if it is cut and the previous one covers ``COVERED`` of its
+  area.
 
-Objects of the same tile are never compared: there the detector has done so.
+Objects of the same tile are not compared, since the detector has done so.
 
 Shapes: N objects. Boxes are (x1, y1, x2, y2) in pixels of the whole image.
 """
@@ -29,22 +29,22 @@ from torchvision.ops import box_area, box_iou
 JOIN_IOU = 0.5
 COVERED = 0.5
 CUT_MARGIN = 0.02
-"""An object ends at a cut if it comes this close to it, as a share of the tile's side: boxes are not exact."""
+"""Tolerance for an object to be cut by a border, relative to the tile's side."""
 
 Boxes = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class TileObjects:
-    """Objects and where they were found.
+    """Detections of all tiles.
 
     Attributes:
         boxes_N4: float64.
         labels_N: int64.
         scores_N: float64.
         tiles_N2: int64, row and column of the tile.
-        seen_N4: float64, the tile's own rectangle.
-        cut_N4: bool, whether the object ends at the tile's left, upper, right, lower border inside the image.
+        seen_N4: float64, rectangle of the tile.
+        cut_N4: bool, whether the object is cut by the left, top, right, bottom border of the tile inside the image.
     """
 
     boxes_N4: Boxes
@@ -60,10 +60,10 @@ class MergedObject:
     """An object of the whole image.
 
     Attributes:
-        parts: Which of the tiles' objects it is made of; one, unless halves were joined.
+        parts: Indices of the joined detections; usually one.
         box_4: float64.
         label: Class index.
-        score: Of its surest part.
+        score: Maximum score of its parts.
     """
 
     parts: tuple[int, ...]
@@ -73,18 +73,18 @@ class MergedObject:
 
 
 def cut_sides(boxes_N4: Boxes, seen_4: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which sides of boxes end at a border of their tile that is not one of the image (height and width)."""
+    """Which sides of boxes are at a border of their tile inside the image (height and width)."""
     margin_4 = CUT_MARGIN * np.tile(seen_4[2:] - seen_4[:2], 2)
     inside_4 = seen_4 != np.array([0, 0, size[1], size[0]])
     return (np.abs(boxes_N4 - seen_4) <= margin_4) & inside_4
 
 
 def merge_tiles(found: TileObjects, iou_threshold: float) -> list[MergedObject]:
-    """The objects of the whole image, the surest first; the rule stands at the top of this file.
+    """The objects of the whole image, sorted by score; see the rules at the top of this file.
 
     Args:
         found: Objects of all tiles.
-        iou_threshold: The detector's own threshold for two detections of one object.
+        iou_threshold: The detector's threshold of non-maximum suppression.
     """
     groups, open_N = _join(found)
     boxes_M4 = np.array(
@@ -109,7 +109,7 @@ def merge_tiles(found: TileObjects, iou_threshold: float) -> list[MergedObject]:
 
 
 def _join(found: TileObjects) -> tuple[list[list[int]], NDArray[np.bool_]]:
-    """Objects by the chains that halves form (most are alone), and whether each (N,) has a cut that nothing joined."""
+    """Groups of joined objects, and whether each object (N,) has a cut that was not joined."""
     open_N4 = found.cut_N4.copy()
     by_tile: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, (row, column) in enumerate(found.tiles_N2.tolist()):
@@ -135,7 +135,7 @@ def _join(found: TileObjects) -> tuple[list[list[int]], NDArray[np.bool_]]:
 def _halves(
     found: TileObjects, here: Sequence[int], there: Sequence[int], end: int, start: int
 ) -> list[tuple[int, int]]:
-    """Pairs, each object at most once, of one class that end at facing cuts and agree in the strip between them."""
+    """Pairs of objects of one class to be joined, each object at most once."""
     first = [index for index in here if found.cut_N4[index, end]]
     second = [index for index in there if found.cut_N4[index, start]]
     if not first or not second:
@@ -161,20 +161,20 @@ def _repeats(box_4: Boxes, cut: bool, others_N4: Boxes, iou_threshold: float) ->
 
 
 def _from_other_tiles(found: TileObjects, group: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two groups are not both of one and the same tile."""
+    """Whether two groups are not from a single tile."""
     tiles = {tuple(tile) for tile in found.tiles_N2[[*group, *other]].tolist()}
     return len(tiles) > 1
 
 
 def _cells(box_4: Boxes, cell_2: Boxes, label: int) -> list[tuple[int, int, int]]:
-    """Squares of a coarse grid that a box touches: only objects that share one can overlap."""
+    """Cells of a coarse grid that a box touches; only objects that share a cell can overlap."""
     left, top = (box_4[:2] // cell_2).astype(int).tolist()
     right, bottom = (box_4[2:] // cell_2).astype(int).tolist()
     return [(label, x, y) for y in range(top, bottom + 1) for x in range(left, right + 1)]
 
 
 def _iou(first_N4: Boxes, second_M4: Boxes) -> Boxes:
-    """Intersection over union of every pair, (N, M); 0 where both are empty."""
+    """Pairwise intersection over union, (N, M); 0 for empty boxes."""
     return box_iou(torch.from_numpy(first_N4), torch.from_numpy(second_M4)).nan_to_num_(0.0).numpy()
 
 

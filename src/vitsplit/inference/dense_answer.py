@@ -43,9 +43,9 @@ def segmentation_file(task: Any, stem: Path, size: tuple[int, int], *, tiff: boo
     path = _beside(stem, f"_mask.{'tif' if tiff else 'png'}")
     writer: PngWriter | TiffWriter
     if tiff:
-        writer = TiffWriter(path, size, dtype=np.uint8, palette=classes.colours)
+        writer = TiffWriter(path, size, dtype=np.uint8, palette=classes.colors)
     else:
-        writer = PngWriter(path, size, palette=classes.colours)
+        writer = PngWriter(path, size, palette=classes.colors)
     return DenseFile(
         writer,
         _beside(stem, "_overlay.jpg"),

@@ -20,7 +20,7 @@ from vitsplit.inference.across_tiles import MergedObject, TileObjects, cut_sides
 from vitsplit.inference.tiling import Grid
 from vitsplit.inference.writers import OVERLAY_SIDE, RowFile, Thumbnail
 from vitsplit.tasks.base import Forward
-from vitsplit.tasks.detection.masks import rasterise, to_rle
+from vitsplit.tasks.detection.masks import rasterize, to_rle
 from vitsplit.tasks.detection.predict import DRAWN_SCORE, encode, paste
 
 MAX_RUN_PIXELS = 1 << 32
@@ -43,7 +43,7 @@ class CropMask:
 
     def pixels(self) -> NDArray[np.bool_]:
         """(h, w) bool."""
-        return rasterise(self._encoded, *self._encoded["size"]).astype(bool)
+        return rasterize(self._encoded, *self._encoded["size"]).astype(bool)
 
     @classmethod
     def union(cls, parts: Sequence[CropMask]) -> CropMask:
@@ -175,13 +175,13 @@ class DetectionAnswer:
         shrink = (canvas_HWC.shape[0] / self.own_size[0], canvas_HWC.shape[1] / self.own_size[1])
         drawn = [merged for merged in objects if merged.score >= DRAWN_SCORE]
         for merged in drawn if self._masks else []:
-            _tint(canvas_HWC, self._mask(merged), shrink, self.task.classes.colours[merged.label])
+            _tint(canvas_HWC, self._mask(merged), shrink, self.task.classes.colors[merged.label])
         picture = Image.fromarray(canvas_HWC)
         pen = ImageDraw.Draw(picture)
         line = max(1, round(max(picture.size) / 1000))
         for merged in reversed(drawn):
             x1, y1, x2, y2 = (merged.box_4 * np.array([shrink[1], shrink[0]] * 2)).round().astype(int).tolist()
-            colour = self.task.classes.colours[merged.label]
+            colour = self.task.classes.colors[merged.label]
             pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
         return picture
 

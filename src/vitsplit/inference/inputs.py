@@ -1,4 +1,4 @@
-"""What a command line names: runs first, then images, folders of them, and videos."""
+"""Inputs of the command line: runs, followed by images, folders and videos."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vitsplit.errors import BundleError, ConfigError, DataError
 from vitsplit.files import exists, shown
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
-"""Files that are taken for videos."""
+"""Suffixes of videos."""
 _UNWRITABLE = re.compile("[\ud800-\udfff\x00-\x1f\x7f]")
-"""Control characters, and what Python makes of bytes that are not UTF-8: no log or screen could show such a name."""
+"""Control characters, and surrogates for bytes that are not UTF-8, which cannot be printed."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Input:
 
     Attributes:
         path: The file.
-        name: What the names of its results begin with; holds the folders under the one that was named.
+        name: Prefix of its results' names, including subfolders of the input folder.
     """
 
     path: Path
@@ -38,20 +38,20 @@ class Input:
 
 
 def split_runs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The runs that come first, and the rest.
+    """Splits arguments into leading runs and inputs.
 
     Raises:
-        BundleError: The first word is no run.
-        ConfigError: Nothing follows the runs, or a run follows the images.
+        BundleError: The first argument is not a run.
+        ConfigError: There are no inputs, or a run follows the inputs.
     """
     find_bundles(words[0])
     runs = [words[0], *itertools.takewhile(_is_run, words[1:])]
     rest = list(words[len(runs) :])
     if not rest:
-        raise ConfigError(f"{words[-1]} is a run; after the runs name images, folders of them, or videos.")
+        raise ConfigError(f"No inputs after the run {words[-1]}. Give images, folders of images, or videos.")
     for word in rest:
         if _is_run(word):
-            raise ConfigError(f"{word} is a run, and stands after {rest[0]}: name all runs first, then the images.")
+            raise ConfigError(f"The run {word} follows the input {rest[0]}. Give all runs first, then the inputs.")
     return runs, rest
 
 
@@ -59,7 +59,7 @@ def _is_run(word: str) -> bool:
     try:
         find_bundles(word)
     except BundleError:
-        # A run without a bundle yet is no folder of images: `find_bundles` says what it lacks.
+        # A run without a bundle: raise the error of `find_bundles`.
         if (Path(word) / "config.json").is_file():
             raise
         return False
@@ -67,26 +67,26 @@ def _is_run(word: str) -> bool:
 
 
 def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
-    """Files, and the images and videos in folders, each with a name of its own.
+    """Finds input files, and images and videos in folders, with unique names.
 
-    What lies in ``out`` (None: nothing is written) is left out, so that results are not predicted the next time; so is
-    what is hidden (names that begin with a dot).
+    Files in ``out`` (None: nothing is written) are skipped, so that results are not predicted again; so are hidden
+    files.
 
     Raises:
-        DataError: A file or folder is not there, a folder holds nothing, ``out`` is one of the folders, or two files
-            would have the same name, or one's has control characters or is not UTF-8.
+        DataError: A file or folder is missing, a folder is empty, ``out`` is an input folder, or a name is not unique,
+            has control characters or is not UTF-8.
     """
     found = [item for word in words for item in _of_word(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
         if _UNWRITABLE.search(item.name):
             raise DataError(
-                f"{shown(str(item.path), 200)}: its name has control characters or is not UTF-8. Rename the file."
+                f"{shown(str(item.path), 200)}: the name has control characters or is not UTF-8. Rename the file."
             )
         if item.name in taken:
             raise DataError(
-                f"{item.path} and {taken[item.name]} would both be written as '{item.name}'. "
-                "Rename one of them, or predict them into two folders."
+                f"{item.path} and {taken[item.name]} have the same result name '{item.name}'. Rename one of them, or "
+                "use two output folders."
             )
         taken[item.name] = item.path
     return found
@@ -94,14 +94,14 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
 
 def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
     if not exists(path):
-        raise DataError(f"{path}: there is no such file or folder, nor a run of that name. Check the path.")
+        raise DataError(f"{path}: file, folder or run not found. Check the path.")
     if not path.is_dir():
         yield Input(path, path.stem)
         return
     if path.resolve() == out:
-        raise DataError(f"{path} is the folder of the images and --out: results would be taken for images. Choose two.")
+        raise DataError(f"{path} is both the input folder and --out. Use different folders.")
     wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    # Whatever is no folder is an input: that a link leads nowhere, or a pipe is no image, is said where it is read.
+    # Broken links and irregular files are inputs too: their error is raised on reading.
     files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in wanted and not file.is_dir()]
     inside = [
         file
@@ -109,7 +109,7 @@ def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
         if not any(part.startswith(".") for part in file.relative_to(path).parts) and not _is_below(file, out)
     ]
     if not inside:
-        raise DataError(f"{path}: no images in this folder. Name image files, or a folder that holds some.")
+        raise DataError(f"{path}: no images found. Give image files, or a folder of images.")
     for file in inside:
         yield Input(file, str(file.relative_to(path).with_suffix("")))
 

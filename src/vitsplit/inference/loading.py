@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from vitsplit.backbone import open_backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.backbone.frozen import Backbone
 from vitsplit.backbone.weights import cached_weights
 from vitsplit.bundle import (
     CARD,

@@ -1,7 +1,7 @@
-"""What a folder of predictions holds, and which bundles made it: ``predictions.jsonl``.
+"""The log of a folder of predictions and their bundles: ``predictions.jsonl``.
 
-The first line says what made the predictions; every further line is one finished input with its files. A line is
-written when its files are in place, so that a stopped command goes on where it was, and an image is never half done.
+The first line identifies bundles and settings; each further line is one finished input with its files. It is written
+after its files, so that an interrupted command can be resumed.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from vitsplit.inference.inputs import Input
 
 LOG = "predictions.jsonl"
 LONGEST_PATH = 4096
-"""Characters: the most of an input's name."""
+"""Length limit in characters of an input's name."""
 LARGEST = 1 << 63
 
 
 class PredictionLog:
-    """The predictions in a folder, which nobody else writes to meanwhile: see ``open``.
+    """The predictions in a folder, which must be locked: see ``open``.
 
     Args:
         folder: The folder.
-        made_by: What the predictions depend on besides the images, JSON-ready (see ``bundle_ids``).
-        overwrite: Do everything anew. What other bundles left in the folder is then removed.
+        made_by: JSON-compatible identification of bundles (see ``bundle_ids``) and settings.
+        overwrite: Predict everything again, and remove predictions of other bundles.
 
     Raises:
-        RunError: The folder holds predictions of other bundles or settings, or its log cannot be read.
+        RunError: The folder has predictions of other bundles or settings, or its log cannot be read.
     """
 
     def __init__(self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -51,8 +51,8 @@ class PredictionLog:
         self._others = rows if rows and rows[0] != self._made_by else []
         if self._others and not overwrite:
             raise RunError(
-                f"{folder} holds predictions of {_says(rows[0])}, and these would be of {_says(made_by)}. "
-                "Give another folder with --out, or --overwrite to remove them and begin anew."
+                f"{folder} has predictions of {_says(rows[0])}, not of {_says(made_by)}. Use another folder with "
+                "--out, or --overwrite to replace them."
             )
         if not self._others:
             self._done = {row["name"]: row for row in rows[1:]}
@@ -60,41 +60,42 @@ class PredictionLog:
     @classmethod
     @contextmanager
     def open(cls, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[PredictionLog]:
-        """Makes the folder if there is none, and holds it within the block (see ``hold_folder``).
+        """Creates the folder if missing, and locks it within the block (see ``hold_folder``).
 
         Raises:
-            RunError: As ``PredictionLog``, or the folder cannot be made or written to, or another process holds it.
+            RunError: As ``PredictionLog``, or the folder cannot be created or written, or is locked by another
+                process.
         """
         with hold_folder(folder):
             yield cls(folder, made_by, overwrite=overwrite)
 
     def begin(self) -> None:
-        """Makes the folder ready to be written to.
+        """Prepares the folder for writing.
 
         Raises:
-            RunError: It could not be written, or it was to lead elsewhere.
+            RunError: It cannot be written, or has unsafe links.
         """
         if self._staging.is_symlink():
-            raise RunError(f"{self._staging} is a link: what is staged there would be written elsewhere. Remove it.")
+            raise RunError(f"{self._staging} is a link. Remove it.")
         shutil.rmtree(self._staging, ignore_errors=True)
-        # What lies in a folder that is a link is not this folder's: then nothing is removed at all.
+        # Check all files before removing any: links may lead out of the folder.
         outdated = [self._own(file) for row in self._others[1:] for file in row["files"]]
         for file in outdated:
             if file.is_dir():
-                raise RunError(f"{self._file} names the folder {file} as a prediction. Correct or remove the line.")
+                raise RunError(f"{self._file} lists the folder {file} as a prediction. Correct or remove the line.")
         for file in outdated:
             file.unlink(missing_ok=True)
-        # Written anew, since a kill may have left half a line at the end.
+        # Rewritten, since an interrupted write may have left an incomplete last line.
         rows = (self._made_by, *self._done.values())
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _own(self, name: str) -> Path:
-        """A file of the folder that is to be removed or written over, so not one that a link leads to."""
-        advice = "Remove the link, or give another folder with --out."
+        """The path of a file to remove or overwrite, which must not be reached by a link."""
+        advice = "Remove the link, or use another folder with --out."
         return inside(self.folder, name, str(self.folder), follow_links=False, error=RunError, advice=advice)
 
     def is_done(self, item: Input) -> bool:
-        """Whether the item's results are here, made from the file as it is now."""
+        """Whether the item's results exist and the input file is unchanged."""
         row = self._done.get(item.name)
         return (
             not self.overwrite
@@ -104,17 +105,17 @@ class PredictionLog:
         )
 
     def stage(self, item: Input, bundle: str = "") -> Path:
-        """A folder for an item's files, all or a bundle's, while they are not complete."""
+        """Temporary folder for an item's files, of all or one bundle."""
         digest = hashlib.sha256(item.name.encode()).hexdigest()[:16]
         return self._staging / digest / bundle
 
     def place(self, item: Input, files: Iterable[tuple[str, str, Path]]) -> list[Path]:
-        """Moves an item's files from where they were staged to where they belong.
+        """Moves an item's files from the temporary folder to their final paths.
 
         Args:
             item: The input.
-            files: A bundle's name, what follows the item's name in the name of the file (``_mask.png``), and the file.
-                Where bundles have a file of the same name, the bundle's is put into it: ``NAME_depth_overlay.jpg``.
+            files: Tuples of bundle name, suffix after the item's name (``_mask.png``), and file. For equal suffixes,
+                the bundle's name is inserted: ``NAME_depth_overlay.jpg``.
 
         Returns:
             Their new paths.
@@ -132,7 +133,7 @@ class PredictionLog:
         return placed
 
     def add(self, item: Input, files: list[Path]) -> None:
-        """Notes that an item's files are in place."""
+        """Records that an item is finished."""
         num_bytes, modified_ns = _state(item.path)
         row = {
             "name": item.name,
@@ -145,21 +146,21 @@ class PredictionLog:
             log.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        """Removes what was staged and never placed."""
+        """Removes the temporary folder."""
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _read(self) -> list[dict[str, Any]]:
-        """The rows; the end of a command that was killed is left out."""
+        """Reads the rows; an incomplete last line is ignored."""
         if not self._file.exists():
             return []
-        advice = "Correct or remove the line, or give another folder with --out."
+        advice = "Correct or remove the line, or use another folder with --out."
         found = read_json_lines(self._file, error=RunError, advice=advice, may_end_early=True)
         for number, row in found:
             where = f"{self._file}: line {number}"
             if number == found[0][0]:
                 bundles = row.get("bundles")
                 if not isinstance(bundles, dict) or not all(isinstance(each, str) for each in bundles.values()):
-                    raise RunError(f"{where} does not say which bundles made the predictions. {advice}")
+                    raise RunError(f"{where} does not name the bundles. {advice}")
                 continue
             string(row.get("name"), f"{where}: name", LONGEST_PATH, error=RunError, advice=advice)
             for name in ("bytes", "modified_ns"):
@@ -172,7 +173,7 @@ class PredictionLog:
 
 
 def bundle_ids(folders: Mapping[str, Path]) -> dict[str, str]:
-    """What tells bundles apart: by name, the SHA-256 over a bundle's card and weights."""
+    """Identification of bundles: SHA-256 of card and weights by name."""
     ids = {}
     for name, folder in folders.items():
         digest = hashlib.sha256()

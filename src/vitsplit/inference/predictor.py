@@ -15,7 +15,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import Card, find_bundle, read_card
 from vitsplit.data.images import to_image_tensor
 from vitsplit.engine.config import Precision

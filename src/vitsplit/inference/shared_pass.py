@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.types import LayerTaps, TapRequest
 
 TapSource = Callable[[Tensor, TapRequest], LayerTaps]

@@ -1,4 +1,4 @@
-"""Pictures of one size in a grid, each with its name."""
+"""Grids of labeled pictures."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw, ImageFont
 
 SCREEN = (3840, 2160)
-"""The largest width and height of a grid; also the shape of the screen that it is laid out for."""
+"""Maximum width and height of a grid, and its target aspect ratio."""
 SMALLEST_TEXT = 11
 BACKGROUND, INK, LABEL = (17, 17, 19), (255, 255, 255), (0, 0, 0, 150)
 
 
 def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """A grid of pictures, row by row, with their names in their upper left corners.
+    """Arranges pictures in a grid in row-major order, with their names in the top left corners.
 
-    As many columns as let the pictures be largest on a screen; the grid is shrunk to fit ``SCREEN``.
+    The number of columns maximizes the size of the pictures; the grid is scaled down to fit ``SCREEN``.
 
     Args:
-        pictures: RGB, all of one size, by name.
+        pictures: RGB pictures of one size by name.
 
     Example:
         >>> side_by_side({name: Image.new("RGB", (160, 90)) for name in ("video", "depth", "masks")}).size
@@ -44,5 +44,5 @@ def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
 
 
 def _shrink(columns: int, count: int, width: int, height: int) -> float:
-    """The factor at which a grid with so many columns fills the screen."""
+    """Scale factor at which a grid fills the screen."""
     return min(SCREEN[0] / (columns * width), SCREEN[1] / (math.ceil(count / columns) * height))

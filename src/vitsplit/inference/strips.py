@@ -1,6 +1,6 @@
-"""Images read from top to bottom, in strips, so that an image of any size needs little memory.
+"""Reads large images in strips from top to bottom, with little memory.
 
-libvips decodes; what comes out is what ``data.images.read_image`` gives for the same file, row by row.
+Decoded by libvips, with the same result as ``data.images.read_image``.
 
 Shapes: C channels, H W pixels.
 """
@@ -21,9 +21,9 @@ from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import open_regular
 
 MAX_UNPACKED_PIXELS = 1 << 30
-"""Of an image whose rows do not stand in order: 3 GB on disk for a while, 6 with 16 bits."""
+"""Limit of pixels of an image that must be decoded to a temporary file (3 GB, or 6 GB with 16 bits)."""
 LARGE_PIXELS = 50_000_000
-"""An image of more pixels is predicted in tiles. A photograph has fewer; whole, it would need gigabytes."""
+"""Images with more pixels are predicted in tiles."""
 
 VIPS_LOADERS = {
     "VipsForeignLoadPngFile": "pngload",
@@ -31,39 +31,39 @@ VIPS_LOADERS = {
     "VipsForeignLoadJpegFile": "jpegload",
     "VipsForeignLoadWebpFile": "webpload",
 }
-"""What libvips may read, told from the content: its name of a loader to the operation that is called."""
+"""Allowed loaders of libvips, detected from the content: loader name to operation."""
 
 _NUMPY_TYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32, "double": np.float64}
-_COLOURS = frozenset({"srgb", "rgb", "rgb16", "scrgb", "b-w", "grey16", "multiband", "cmyk"})
+_COLORS = frozenset({"srgb", "rgb", "rgb16", "scrgb", "b-w", "grey16", "multiband", "cmyk"})
 
 
 def is_large(path: str | Path) -> bool:
-    """Whether an image has more than ``LARGE_PIXELS`` pixels, told from its header; False where that cannot be read."""
+    """Whether an image has more than ``LARGE_PIXELS`` pixels, from its header; False if it cannot be read."""
     try:
         with open_image(path, any_size=True) as image:
             return image.width * image.height > LARGE_PIXELS
-    except DataError as error:  # unless it is too large even for Pillow, whoever reads it says what is wrong with it
+    except DataError as error:  # other errors are raised on reading
         return isinstance(error.__cause__, Image.DecompressionBombError)
 
 
 class ImageStrips:
-    """An image whose rows are asked for from top to bottom.
+    """An image that is read row by row from top to bottom.
 
-    PNG, TIFF (tiled or in strips), JPEG and WebP are read. Grey, palette, CMYK and 16-bit images are converted, alpha
-    is dropped and a camera's rotation is carried out, as in ``read_image``. Rotated images and interlaced PNGs, whose
-    first row stands at the end of the file, are first unpacked to a temporary file.
+    Supports PNG, TIFF (tiles or strips), JPEG and WebP. Gray, palette, CMYK and 16-bit images are converted, alpha is
+    dropped and the EXIF orientation is applied, as in ``read_image``. Rotated images and interlaced PNGs are first
+    decoded to a temporary file.
 
     Args:
         path: The file.
-        scale: Factor by which the image is resized as it is read (a linear filter, antialiased).
+        scale: Scale factor (linear filter with antialiasing).
 
     Attributes:
-        size: Height and width that the rows come in.
-        own_size: Height and width in the file, turned upright.
+        size: Height and width after scaling.
+        own_size: Height and width of the upright image in the file.
 
     Raises:
-        ConfigError: pyvips is not installed, or the scale is not above 0.
-        DataError: The file is missing, empty, of no format that can be read so, or too small for the scale.
+        ConfigError: pyvips is not installed, or the scale is not positive.
+        DataError: The file is missing, empty, of an unsupported format, or too small for the scale.
     """
 
     def __init__(self, path: str | Path, scale: float = 1.0) -> None:
@@ -71,10 +71,10 @@ class ImageStrips:
         self._vips = _load_vips(self.path)
         image = self._open()
         self.own_size = (image.height, image.width)
-        if image.interpretation not in _COLOURS or image.format not in _NUMPY_TYPES:
+        if image.interpretation not in _COLORS or image.format not in _NUMPY_TYPES:
             raise DataError(
-                f"{path}: pixels of kind {image.interpretation} {image.format} cannot be read. "
-                "Save it as RGB or grey with 8 or 16 bits."
+                f"{path}: unsupported pixel format {image.interpretation} {image.format}. Save the image as 8- or "
+                "16-bit RGB or gray."
             )
         self._cmyk = image.interpretation == "cmyk"
         if not self._cmyk and image.bands != 1:
@@ -88,13 +88,14 @@ class ImageStrips:
         self._kept_top = 0
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        """The rows from ``top`` (which never goes back) to ``bottom`` (exclusive): ``(3, bottom - top, W)`` uint8.
+        """Reads rows from ``top`` (non-decreasing between calls) to ``bottom`` (exclusive): ``(3, bottom - top, W)``
+        uint8.
 
         Raises:
-            DataError: The file is truncated or corrupt there.
+            DataError: The file is truncated or corrupt.
         """
         read = self._kept_top + self._kept_CHW.shape[1]
-        assert self._kept_top <= top <= read and top < bottom, "rows are read from top to bottom, without a gap"
+        assert self._kept_top <= top <= read and top < bottom, "rows must be read in order without gaps"
         kept_CHW = self._kept_CHW[:, top - self._kept_top :]
         if read < bottom:
             kept_CHW = torch.cat([kept_CHW, self._fetch(read, bottom)], 1)
@@ -106,8 +107,7 @@ class ImageStrips:
             data = self._region.fetch(0, top, self.size[1], bottom - top)
         except self._vips.Error as error:
             raise DataError(
-                f"{self.path}: the image is truncated or corrupt ({_reason(error)}). "
-                "Copy it again from its source, or remove it."
+                f"{self.path}: the image is truncated or corrupt ({_reason(error)}). Download it again, or remove it."
             ) from error
         array_HWC = np.frombuffer(data, _NUMPY_TYPES[self._image.format])
         array_HWC = array_HWC.reshape(bottom - top, self.size[1], self._image.bands)
@@ -115,7 +115,7 @@ class ImageStrips:
             picture = Image.frombytes("CMYK", (self.size[1], bottom - top), array_HWC.tobytes())
             array_HWC = np.asarray(picture.convert("RGB"))
         elif array_HWC.dtype == np.uint16 and array_HWC.shape[2] > 1:
-            array_HWC = (array_HWC >> 8).astype(np.uint8)  # as Pillow reads 16-bit colours
+            array_HWC = (array_HWC >> 8).astype(np.uint8)  # as Pillow converts 16-bit colors
         return to_image_tensor(array_HWC, str(self.path)).contiguous()
 
     def _resized(self, image: Any, scale: float) -> Any:
@@ -123,17 +123,15 @@ class ImageStrips:
             raise ConfigError(f"--scale {scale:g}: must be above 0.")
         if min(self.own_size) * scale < 0.5:
             raise DataError(
-                f"{self.path}: at scale {scale:g} nothing is left of {self.own_size[1]}x{self.own_size[0]} pixels. "
-                "Choose a larger one, with --scale."
+                f"{self.path}: --scale {scale:g} is too small for {self.own_size[1]}x{self.own_size[0]} pixels. Use a "
+                "larger one."
             )
         return image.resize(scale, kernel="linear", gap=0)
 
     def _open(self) -> Any:
         with open_regular(self.path, advice="Give an image file.") as file:
             if not file.read(1):
-                raise DataError(
-                    f"{self.path}: the file is empty (0 bytes). Copy it again from its source, or remove it."
-                )
+                raise DataError(f"{self.path}: the file is empty (0 bytes). Download it again, or remove it.")
         try:
             load = getattr(self._vips.Image, self._loader())
             image = load(str(self.path), access="sequential", fail_on="error")
@@ -141,26 +139,26 @@ class ImageStrips:
             if turned or image.get_typeof("interlaced") != 0:
                 if image.width * image.height > MAX_UNPACKED_PIXELS:
                     raise DataError(
-                        f"{self.path}: {image.width}x{image.height} pixels, rotated or interlaced, would be "
-                        "unpacked to disk first. Save the image upright and not interlaced."
+                        f"{self.path}: {image.width}x{image.height} pixels are too many for a rotated or interlaced "
+                        "image. Save the image upright and not interlaced."
                     )
                 image = load(str(self.path), access="random", fail_on="error").autorot()
         except self._vips.Error as error:
             raise DataError(
-                f"{self.path}: cannot be read in strips ({_reason(error)}). PNG, TIFF, JPEG and WebP can: convert it."
+                f"{self.path}: cannot be read in strips ({_reason(error)}). Convert it to PNG, TIFF, JPEG or WebP."
             ) from error
         return image
 
     def _loader(self) -> str:
-        """The operation that reads the file, told from its content.
+        """The loader of the file, detected from its content.
 
         Raises:
-            pyvips.Error: It is of no format that is read.
+            pyvips.Error: The format is not supported.
         """
         found = self._vips.vips_lib.vips_foreign_find_load(os.fsencode(self.path))
         name = "" if found == self._vips.ffi.NULL else self._vips.ffi.string(found).decode()
         if name not in VIPS_LOADERS:
-            raise self._vips.Error(f"{name or 'the content'} is not among the formats that are read")
+            raise self._vips.Error(f"{name or 'the content'} is not a supported format")
         return VIPS_LOADERS[name]
 
 
@@ -171,11 +169,11 @@ def _load_vips(path: Path) -> Any:
         raise ConfigError(
             f"{path}: predicting an image in tiles needs libvips. Install it: pip install 'vitsplit[large]'"
         ) from error
-    pyvips.block_untrusted_set(True)  # readers that were never made for files of strangers
+    pyvips.block_untrusted_set(True)  # disables loaders that are unsafe for untrusted files
     return pyvips
 
 
 def _reason(error: Exception) -> str:
-    """The last thing that libvips said, in one line."""
+    """The last line of libvips' error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1]

@@ -1,7 +1,7 @@
-"""Tiles that cover an image, and the blending of what was predicted in them.
+"""Tiling of large images, and blending of predictions of overlapping tiles.
 
-Every pixel's value is an average over the tiles that see it, with weights that fall to zero towards a tile's cut
-borders and sum to one. Values are held only where a further tile will still add to them.
+The value of a pixel is a weighted average over its tiles; weights decrease towards inner borders of tiles and sum to
+one. Only sums of unfinished pixels are stored.
 
 Shapes: C channels, H W pixels of a tile, h w of a finished block.
 """
@@ -22,10 +22,10 @@ class Axis:
     """The tiles along one side of an image.
 
     Attributes:
-        starts: Where the tiles begin, in pixels.
-        tile: Their length.
-        weights: One (tile,) float32 per tile; at every pixel of the image the weights of its tiles sum to one.
-        length: Of the image's side.
+        starts: Start of each tile in pixels.
+        tile: Length of a tile.
+        weights: One (tile,) float32 per tile; the weights of all tiles sum to one at every pixel.
+        length: Length of the image's side.
     """
 
     starts: tuple[int, ...]
@@ -34,14 +34,14 @@ class Axis:
     length: int
 
     def finished(self, index: int) -> int:
-        """Pixels of a tile, from its start on, that no later tile will see."""
+        """Number of pixels from the start of a tile that no later tile overlaps."""
         following = self.starts[index + 1] if index + 1 < len(self.starts) else self.length
         return following - self.starts[index]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of an image: every pair of a row's and a column's tile."""
+    """The tiles of an image: the product of row and column tiles."""
 
     rows: Axis
     columns: Axis
@@ -56,15 +56,15 @@ class Grid:
 
 
 def plan_grid(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> Grid:
-    """Tiles that cover an image, all of one size and evenly spread.
+    """Plans tiles of one size, evenly distributed over an image.
 
     Args:
         size: Height and width of the image.
-        tile: Height and width of a tile; a shorter side of the image is one tile of its own length.
-        overlap: The least number of pixels that two neighbours share, down and across.
+        tile: Height and width of a tile; reduced to the image's size if larger.
+        overlap: Minimum overlap of neighboring tiles in pixels.
 
     Raises:
-        ConfigError: A tile has no pixel, or the overlap is negative or above half a tile.
+        ConfigError: A side of the tile is below 1, or the overlap is negative or more than half a tile.
     """
     if min(tile) < 1:
         raise ConfigError(f"--tile {tile[0]} {tile[1]}: both must be at least 1 pixel.")
@@ -73,21 +73,21 @@ def plan_grid(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> Gri
 
 
 def check_overlap(tile: tuple[int, int], overlap: int) -> None:
-    """Raises a ConfigError if tiles of a size (height and width in pixels) cannot overlap by so many pixels."""
+    """Raises ConfigError if the overlap is negative or more than half a tile."""
     if not 0 <= 2 * overlap <= min(tile):
-        raise ConfigError(f"--overlap {overlap}: must lie between 0 and half a tile of {tile[0]}x{tile[1]} pixels.")
+        raise ConfigError(f"--overlap {overlap}: must be between 0 and half a tile of {tile[0]}x{tile[1]} pixels.")
 
 
 def plan_axis(length: int, tile: int, overlap: int) -> Axis:
-    """The tiles along a side; weights are raised cosines over ``overlap`` pixels, normalised.
+    """Plans the tiles along one side, with raised-cosine weights over ``overlap`` pixels.
 
-    The borders of the image are not cuts: there a tile weighs one.
+    Weights are one at the borders of the image.
     """
     tile = min(tile, length)
     overlap = min(overlap, tile // 2)
     count = 1 if tile == length else math.ceil((length - overlap) / (tile - overlap))
     starts = tuple(round(index * (length - tile) / max(1, count - 1)) for index in range(count))
-    # Half a pixel in, so that a pixel at a cut has some weight; without an overlap every pixel weighs one.
+    # At pixel centers, so that weights are positive; without overlap all weights are one.
     ramp = torch.sin((torch.arange(tile, dtype=torch.float64) + 0.5).div(max(overlap, 0.5)).clamp_max(1) * math.pi / 2)
     raw = []
     for start in starts:
@@ -105,10 +105,10 @@ def plan_axis(length: int, tile: int, overlap: int) -> Axis:
 
 
 class Blender:
-    """Averages the values of tiles that come row by row, each row from left to right.
+    """Blends tiles that are added in row-major order.
 
-    Between two tiles only the strips are held that a further tile overlaps: one below the row of tiles, as wide as the
-    image, and one beside the tile. Their size depends on the image's width and the overlap, not on its height.
+    Only sums in strips that later tiles overlap are stored: one below the row of tiles and one right of the tile.
+    Their size is independent of the image's height.
 
     Args:
         grid: The tiles.
@@ -117,25 +117,25 @@ class Blender:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._below_ChW: Tensor | None = None
-        """Sums in the rows that this row of tiles shares with the one above it (right of the tile), or below it."""
+        """Sums of rows shared with the row of tiles above (right of the current tile), or below."""
         self._below_rows = 0
         self._beside_CHw: Tensor | None = None
 
     def held_bytes(self) -> int:
-        """Bytes of the sums that are kept for tiles to come."""
+        """Bytes of the stored sums."""
         held = [part for part in (self._below_ChW, self._beside_CHw) if part is not None]
         return sum(part.numel() * part.element_size() for part in held)
 
     def add(self, row: int, column: int, values_CHW: Tensor) -> Tensor:
-        """Adds a tile and returns what is finished by it.
+        """Adds a tile and returns the pixels finished by it.
 
         Args:
-            row: Of the tile in the grid.
-            column: The same.
+            row: Row of the tile in the grid.
+            column: Column of the tile in the grid.
             values_CHW: float32, of the tile's size.
 
         Returns:
-            Averages ``(C, h, w)`` of the pixels, from the tile's start on, that no later tile will see.
+            Averages ``(C, h, w)`` of the pixels from the start of the tile that no later tile overlaps.
         """
         rows, columns = self.grid.rows, self.grid.columns
         device = values_CHW.device
@@ -148,7 +148,7 @@ class Blender:
         left = columns.starts[column]
         if row > 0:
             above = rows.starts[row - 1] + rows.tile - rows.starts[row]
-            assert self._below_ChW is not None, "tiles come row by row"
+            assert self._below_ChW is not None, "tiles must be added in row-major order"
             sums_CHW[:, :above, :width] += self._below_ChW[:, :above, left : left + width]
         if len(rows.starts) > 1:
             if self._below_ChW is None:

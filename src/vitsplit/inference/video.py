@@ -1,7 +1,6 @@
-"""Annotated videos: every frame through all bundles, and their pictures side by side.
+"""Annotated videos: predicts every frame with all bundles and writes their overlays in a grid.
 
-Frames keep their times (a variable frame rate stays one), a rotation that the camera noted is carried out, and sound is
-left out.
+Timestamps are preserved (also for variable frame rates), the rotation metadata is applied, and audio is dropped.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -27,14 +26,15 @@ from vitsplit.inference.side_by_side import side_by_side
 from vitsplit.inference.strips import LARGE_PIXELS
 
 DEFAULT_RATE = 25
-"""Frames per second of a video that does not say."""
+"""Default frame rate of a video without one."""
 OPENING = {
     "format_whitelist": "mov,matroska,avi,mpegts,mpeg,mpegvideo,asf",
     "protocol_whitelist": "file",
 }
-"""The containers of ``VIDEO_SUFFIXES``. FFmpeg goes by the content, and would follow a playlist to other files."""
+"""Containers of ``VIDEO_SUFFIXES``. FFmpeg detects formats from the content, and playlists could refer to other
+files."""
 CODECS = ("libx264", "mpeg4")
-"""The first that the installed FFmpeg has; both play everywhere."""
+"""The first one available in FFmpeg is used; both are widely supported."""
 CODEC_OPTIONS = {"libx264": {"crf": "18", "preset": "veryfast"}, "mpeg4": {"qscale": "3"}}
 
 
@@ -59,22 +59,22 @@ def predict_video(
     batch_limit: Callable[[int, int], int] = lambda height, width: 1,
     on_frame: Callable[[int, int | None], None] | None = None,
 ) -> int:
-    """Writes an annotated video: the overlay of one bundle, or the frame and the overlays of several in a grid.
+    """Writes an annotated video: the overlay of one bundle, or a grid of the frame and the overlays of several.
 
     Args:
-        model: The bundles; each frame takes one pass of their backbone (and one more per further input size).
+        model: The bundles; each frame takes one backbone pass per input size.
         path: The video.
-        target: The file to write, MP4 with H.264. Sides are made even by repeating the last row or column; a grid that
-            would be larger than 3840 x 2160 is shrunk.
-        batch_limit: From H and W to the most frames that go through the network together.
-        on_frame: Called with the frames written, and of the whole video if it says.
+        target: The file to write, MP4 with H.264. Odd sizes are padded by repeating the last row or column; a grid is
+            scaled down to at most 3840 x 2160.
+        batch_limit: Function from H and W to the maximum batch size.
+        on_frame: Called with the number of frames written, and the total if known.
 
     Returns:
         The number of frames.
 
     Raises:
         ConfigError: PyAV is not installed.
-        DataError: The video cannot be read to its end.
+        DataError: The video cannot be read completely.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with _Reader(path) as reader:
@@ -93,16 +93,18 @@ def predict_video(
             if writer is not None:
                 writer.close()
     if done == 0:
-        raise DataError(f"{path}: the video has no frames. Copy it again from its source, or remove it.")
+        raise DataError(f"{path}: the video has no frames. Download it again, or remove it.")
     return done
 
 
 def require_av(path: str | Path) -> Any:
-    """PyAV, or a ConfigError that says how to install it."""
+    """Imports PyAV, or raises ConfigError."""
     try:
         import av
     except ImportError as error:
-        raise ConfigError(f"{path}: reading a video needs PyAV. Install it: pip install 'vitsplit[video]'") from error
+        raise ConfigError(
+            f"{path}: reading a video needs the package PyAV. Install it: pip install 'vitsplit[video]'"
+        ) from error
     return av
 
 
@@ -136,36 +138,36 @@ def _draw(answer: tuple[Frame, Mapping[str, Any]]) -> tuple[NDArray[np.uint8], i
         picture = side_by_side({"video": Image.fromarray(frame.image), **overlays})
     array_HWC = np.asarray(picture)
     odd_rows, odd_columns = array_HWC.shape[0] % 2, array_HWC.shape[1] % 2
-    # H.264 keeps colours for two by two pixels.
+    # H.264 subsamples colors by 2 x 2 pixels.
     return np.pad(array_HWC, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge"), frame.time
 
 
 class _Reader:
-    """A video that is open for reading."""
+    """A video opened for reading."""
 
     def __init__(self, path: str | Path) -> None:
         self._av = require_av(path)
         self.path = Path(path)
         if not is_file(self.path):
-            raise DataError(f"{path}: there is no such file, or it is not a regular one. Check the path.")
+            raise DataError(f"{path}: file not found, or not a regular file. Check the path.")
         try:
             if self.path.stat().st_size == 0:
-                raise DataError(f"{path}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
+                raise DataError(f"{path}: the file is empty (0 bytes). Download it again, or remove it.")
             self._container = self._av.open(str(path), options=OPENING)
         except (self._av.error.FFmpegError, OSError) as error:
-            raise DataError(f"{path}: not a video that FFmpeg can read ({error}). Replace or remove it.") from error
+            raise DataError(f"{path}: FFmpeg cannot read the video ({error}). Replace or remove it.") from error
         if not self._container.streams.video:
             self._container.close()
-            raise DataError(f"{path}: there is no picture in this file, only sound or data. Remove it.")
+            raise DataError(f"{path}: the file has no video stream. Remove it.")
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
         if context.width * context.height > LARGE_PIXELS:
             self._container.close()
             raise DataError(
-                f"{path}: frames of {context.width}x{context.height} pixels, and at most {LARGE_PIXELS / 1e6:.0f} "
-                "million are possible. Scale the video down."
+                f"{path}: frames of {context.width}x{context.height} pixels exceed the limit of "
+                f"{LARGE_PIXELS / 1e6:.0f} million. Scale the video down."
             )
-        # For frames that are larger than the file says. Decoders count the margins that they add, too.
+        # For frames larger than stated in the header; decoders include their padding.
         context.options = {"max_pixels": str(2 * LARGE_PIXELS)}
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or DEFAULT_RATE)
@@ -179,10 +181,10 @@ class _Reader:
         self._container.close()
 
     def frames(self) -> Iterator[Frame]:
-        """The frames in the order in which they are shown.
+        """Yields the frames in presentation order.
 
         Raises:
-            DataError: The video is broken in the middle.
+            DataError: The video is corrupt.
         """
         first, last = None, -1
         step = max(1, round(1 / (self.rate * self.time_base)))
@@ -190,12 +192,12 @@ class _Reader:
             for frame in self._container.decode(self._stream):
                 time = last + step if frame.pts is None else frame.pts
                 first = time if first is None else first
-                last = max(time - first, last + 1)  # players want times that rise
+                last = max(time - first, last + 1)  # players need increasing timestamps
                 image_HWC = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield Frame(np.ascontiguousarray(image_HWC), last)
         except self._av.error.FFmpegError as error:
             raise DataError(
-                f"{self.path}: the video is truncated or corrupt ({error}). Copy it again, or remove it."
+                f"{self.path}: the video is truncated or corrupt ({error}). Download it again, or remove it."
             ) from error
 
     def _estimated_frames(self) -> int | None:
@@ -207,7 +209,7 @@ class _Reader:
 
 
 class _Writer:
-    """An MP4 that is written frame by frame, with the times of a video that is read."""
+    """An MP4 written frame by frame, with the timestamps of the input video."""
 
     def __init__(self, target: Path, size: tuple[int, int], reader: _Reader) -> None:
         self._av = require_av(target)
@@ -221,7 +223,7 @@ class _Writer:
         self._time_base = reader.time_base
 
     def write(self, picture_HWC: NDArray[np.uint8], time: int) -> None:
-        """Adds a picture; one of another size (the video's size changed) is brought to that of the first."""
+        """Adds a frame; frames of another size than the first one are resized."""
         if picture_HWC.shape[:2] != self.size:
             picture_HWC = np.asarray(Image.fromarray(picture_HWC).resize(self.size[::-1]))
         frame = self._av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")
@@ -229,6 +231,6 @@ class _Writer:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Completes the file."""
+        """Finalizes the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()

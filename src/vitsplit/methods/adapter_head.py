@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.methods.pyramid import PyramidOutput, published_settings
 from vitsplit.methods.pyramid_stem import Scales
 from vitsplit.methods.trunk import Trunk

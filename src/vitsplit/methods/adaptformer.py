@@ -10,7 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.trunk import Trunk

@@ -15,7 +15,7 @@ from typing import Any
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 
 _EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre")

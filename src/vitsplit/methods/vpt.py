@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT, SamViT
-from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.trunk import Trunk

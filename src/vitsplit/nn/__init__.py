@@ -1,1 +1,1 @@
-"""Layers that know nothing of this project."""
+"""Generic layers, independent of the rest of the package."""

@@ -1,4 +1,4 @@
-"""Memory for a little time: what is cheap to compute is not kept for the backward pass but computed again."""
+"""Activation checkpointing for cheap operations: recomputed in the backward pass instead of stored."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)``, which must draw no random numbers.
+    """``function(*tensors)`` without storing its intermediate tensors. The function must not draw random numbers.
 
-    Of all that it computes on the way nothing is kept. The backward pass begins it again, and stops where it has
-    everything that it needs: a product at the end of the function is not made twice.
+    The backward pass recomputes the function up to the last tensor it needs, so a matrix product at its end is not
+    computed twice.
     """
     if not torch.is_grad_enabled():
         return function(*tensors)

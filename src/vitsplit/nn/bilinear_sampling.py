@@ -14,25 +14,25 @@ from torch import Tensor
 def bilinear_neighbors(
     x: Tensor, y: Tensor, width: Tensor, height: Tensor, *, first: Tensor, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around each position of a map, and how much each counts.
+    """Indices and bilinear weights of the four pixels around each position of a map.
 
-    A neighbor beyond the border has a valid index and the share zero.
+    A neighbor outside the map has a valid index and weight zero.
 
     Args:
-        x: Positions in pixels, of any shape; whole numbers are the middles of pixels. At least float32: bfloat16
-            cannot tell pixels apart beyond 256.
-        y: The same, downwards.
-        width: Pixels in a row of the map, int32; broadcast against the positions.
-        height: Rows of the map, likewise.
+        x: Positions in pixels, of any shape; integers are pixel centers. At least float32, since bfloat16 cannot
+            represent pixel positions beyond 256.
+        y: Likewise, downwards.
+        width: Width of the map, int32; broadcast against the positions.
+        height: Height of the map, likewise.
         first: Index of the map's first pixel, likewise.
-        weight: Of each position; None: one.
+        weight: Weight of each position; None: one.
 
     Returns:
-        Index ``first + y * width + x`` (int32) and share of each neighbor: the shape of the positions, and 4.
+        Index ``first + y * width + x`` (int32) and weight of each neighbor, of the positions' shape and 4.
     """
     left, top = x.detach().floor(), y.detach().floor()
     right_share, low_share = x - left, y - top
-    # One row and column beyond the border is enough to stand for all that lies further out, and keeps integers small.
+    # Positions further out are clamped to one row and column outside the map, which keeps integers small.
     left = left.clamp(min=-2).minimum(width).int()
     top = top.clamp(min=-2).minimum(height).int()
     indices, shares = [], []

@@ -20,8 +20,7 @@ class ConvBlock(nn.Module):
         width: D.
         deformable: Deformable 3x3 convolution; otherwise a plain one.
         offset_init: See ``DeformConv3x3``.
-        plain_bias: Whether a plain 3x3 convolution has a bias. A deformable one never has, so that without it plain
-            differs from deformable by the offsets alone.
+        plain_bias: Whether a plain 3x3 convolution has a bias. A deformable one never has one.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """Multi-scale deformable attention (Zhu et al. 2021, Eq. 3) in plain PyTorch operations.
 
-Every query looks at a few positions of every level, which it chooses itself, and weighs what it finds there: a head's
-output for a query is one embedding bag over four rows per position (``bilinear_sampling``), without a tensor of sampled
-values in between.
+Every query samples a few positions per level, at predicted offsets, and sums the values with predicted weights: the
+output of a head is one embedding bag over four rows per position (``bilinear_sampling``), without an intermediate
+tensor of sampled values.
 
-Shapes: B batch, Q queries, D width, S positions of all levels one after the other, H heads, C channels of a head,
-L levels, P points per head and level.
+Shapes: B batch, Q queries, D width, S positions of all levels, concatenated, H heads, C channels of a head, L levels,
+P points per head and level.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Where queries stand on the levels that they look at. Made once per pass and shared by all its attentions.
+    """Reference points of the queries on each level, computed once per forward pass and shared by all its attention
+    layers.
 
     Attributes:
-        centre_QL2: Each query's own place ``(x, y)`` on each level, in that level's pixels; whole numbers are the
-            middles of pixels. Float32.
+        center_QL2: Reference point ``(x, y)`` of each query on each level, in pixels of that level; integers are pixel
+            centers. Float32.
         width_L: Width of each level, int32.
         height_L: Height of each level, int32.
-        first_L: Where each level begins among the S positions, int32.
+        first_L: Index of the first position of each level, int32.
     """
 
-    centre_QL2: Tensor
+    center_QL2: Tensor
     width_L: Tensor
     height_L: Tensor
     first_L: Tensor
 
     @classmethod
     def between(cls, queries: Sequence[Size], levels: Sequence[Size], device: torch.device) -> Self:
-        """Queries that are the pixels of maps, row by row and map after map, looking at levels laid out likewise."""
+        """Geometry of queries at the pixels of maps (row-major, concatenated) and levels of the same layout."""
         share_Q2 = torch.cat([_middles(height, width, device) for height, width in queries])
         first = [sum(height * width for height, width in levels[:index]) for index in range(len(levels))]
         table = [[width for _, width in levels], [height for height, _ in levels], first]
-        # One small tensor, so that a GPU is waited for once.
+        # One small tensor, so there is a single host-to-device copy.
         width_L, height_L, first_L = torch.tensor(table, dtype=torch.int32, device=device)
         return cls(
-            centre_QL2=share_Q2[:, None] * torch.stack([width_L, height_L], dim=-1) - 0.5,
+            center_QL2=share_Q2[:, None] * torch.stack([width_L, height_L], dim=-1) - 0.5,
             width_L=width_L,
             height_L=height_L,
             first_L=first_L,
@@ -60,7 +61,7 @@ class Geometry:
 
 
 def _middles(height: int, width: int, device: torch.device) -> Tensor:
-    """``(x, y)`` of a map's pixels, row by row, as shares of its sides."""
+    """``(x, y)`` of a map's pixel centers in row-major order, relative to width and height."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
@@ -69,8 +70,8 @@ def _middles(height: int, width: int, device: torch.device) -> Tensor:
 class DeformableAttention(nn.Module):
     """Attention of queries to P positions per head and level.
 
-    Initialised as Deformable DETR: at first each head looks 1 to P pixels into a direction of its own, with equal
-    weights, whatever the query.
+    Initialized as in Deformable DETR: each head samples 1 to P pixels away in its own direction, with equal weights,
+    independent of the query.
 
     Args:
         width: D, of queries and features.
@@ -100,7 +101,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialises all four layers."""
+        """Initializes all four layers."""
         num_heads, num_levels, num_points = self.layout
         angle_H = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
         direction_H2 = torch.stack([angle_H.cos(), angle_H.sin()], dim=-1)
@@ -115,18 +116,18 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query_BQD: Tensor, feature_BSD: Tensor, geometry: Geometry) -> Tensor:
-        """What every query finds, ``(B, Q, D)``.
+        """Attention output of every query, ``(B, Q, D)``.
 
         Args:
             query_BQD: Queries.
             feature_BSD: The levels' features.
-            geometry: Of these queries and levels.
+            geometry: Geometry of these queries and levels.
         """
         num_heads, num_levels, num_points = self.layout
         offset_BQHLP2 = self.offset(query_BQD).unflatten(-1, (*self.layout, 2))
         # Positions and weights in float32 in every precision: bfloat16 cannot tell pixels apart beyond 256.
         dtype = torch.promote_types(offset_BQHLP2.dtype, torch.float32)
-        position_BQHLP2 = geometry.centre_QL2[:, None, :, None] + offset_BQHLP2.to(dtype)
+        position_BQHLP2 = geometry.center_QL2[:, None, :, None] + offset_BQHLP2.to(dtype)
         weight_BQHM = self.weight(query_BQD).unflatten(-1, (num_heads, num_levels * num_points)).to(dtype).softmax(-1)
         value_BSHC = self.value(feature_BSD).unflatten(-1, (num_heads, -1)).to(dtype)
         found_BQE = sample_levels(
@@ -136,13 +137,13 @@ class DeformableAttention(nn.Module):
 
 
 def sample_levels(value_BSHC: Tensor, position_BQHLP2: Tensor, weight_BQHLP: Tensor, geometry: Geometry) -> Tensor:
-    """Sums of values sampled bilinearly, zeros beyond a level's border.
+    """Weighted sums of bilinearly sampled values, with zeros outside a level.
 
     Args:
         value_BSHC: Values.
-        position_BQHLP2: ``(x, y)`` in pixels of the level; whole numbers are the middles of pixels.
+        position_BQHLP2: ``(x, y)`` in pixels of the level; integers are pixel centers.
         weight_BQHLP: Weight of each sampled value.
-        geometry: Of the levels.
+        geometry: Geometry of the levels.
 
     Returns:
         ``(B, Q, H * C)``.
@@ -158,7 +159,7 @@ def sample_levels(value_BSHC: Tensor, position_BQHLP2: Tensor, weight_BQHLP: Ten
         first=image_B1111 + geometry.first_L[:, None],
         weight=weight_BQHLP,
     )
-    # A row is what one head keeps of one pixel of one image.
+    # A row holds one head's channels at one pixel of one image.
     head_H111 = torch.arange(num_heads, dtype=torch.int32, device=device).view(-1, 1, 1, 1)
     row_BQHLP4 = index_BQHLP4 * num_heads + head_H111
     found_XC = F.embedding_bag(

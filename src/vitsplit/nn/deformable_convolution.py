@@ -1,9 +1,9 @@
 """Deformable convolution, version 1 (Dai et al. 2017), in plain PyTorch operations.
 
 Sampling is an embedding bag of four rows per position (``bilinear_sampling``), and the convolution is one matrix
-product over the sampled rows. Equal to ``torchvision.ops.deform_conv2d`` without mask (the oracle of the tests), but
-several times faster on a CPU and at home in bfloat16, for which that operator has no kernel; on a GPU up to three times
-(``benchmarks/deformable.py``).
+product over the sampled rows. Equivalent to ``torchvision.ops.deform_conv2d`` without mask, but several times faster
+on a CPU, up to three times on a GPU (``benchmarks/deformable.py``), and available in bfloat16, for which that operator
+has no kernel.
 
 Shapes: B batch, D channels in, E channels out, h w grid, N = B*h*w pixels; 9 taps of the 3x3 kernel in row-major order.
 """
@@ -28,15 +28,15 @@ OffsetInit = Literal["default", "zero"]
 class DeformConv3x3(nn.Module):
     """Offsets from a plain 3x3 convolution, then a 3x3 deformable convolution: stride 1, padding 1, one offset group.
 
-    As in the release: the offset convolution has a bias and PyTorch's default initialisation, the deformable weight has
-    no bias and Kaiming-uniform initialisation for ReLU, and there is no modulation mask.
+    As in the release: the offset convolution has a bias and PyTorch's default initialization, the deformable weight has
+    no bias and Kaiming-uniform initialization for ReLU, and there is no modulation mask.
 
     Args:
         width: Channels in and out.
         offset_init: ``default``, or ``zero`` to start as a plain convolution.
 
     Attributes:
-        implementation: ``rows`` (this module's own form) or ``torchvision`` (its operator: float32, for export).
+        implementation: ``rows`` (this module) or ``torchvision`` (its operator: float32, for export).
     """
 
     def __init__(self, width: int, offset_init: OffsetInit = "default") -> None:
@@ -58,7 +58,7 @@ class DeformConv3x3(nn.Module):
 
 
 def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -> Tensor:
-    """3x3 deformable convolution with stride 1 and padding 1; zeros beyond the border.
+    """3x3 deformable convolution with stride 1 and padding 1; zeros outside the map.
 
     Args:
         map_BDhw: Input.
@@ -72,9 +72,9 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
     rows_ND = map_BDhw.permute(0, 2, 3, 1).reshape(-1, width)
     index_M4, share_M4 = _neighbors(offset_BChw, height, columns)
     kernel_CE = weight_EDkk.permute(2, 3, 1, 0).reshape(NUM_TAPS * width, -1)
-    # Where a GPU samples, it is in float32: it has no kernel for the gradient of bfloat16 shares.
+    # On a GPU sampling is in float32: there is no kernel for the gradient of bfloat16 weights.
     sample_dtype = rows_ND.dtype if rows_ND.device.type == "cpu" else share_M4.dtype
-    # The sampled rows are nine times as large as the map, and quickly sampled again.
+    # The sampled rows are nine times as large as the map and cheap to recompute.
     out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(sample_dtype), kernel_CE)
     return out_NE.view(batch, height, columns, -1).permute(0, 3, 1, 2)
 
@@ -86,7 +86,7 @@ def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel
 
 
 def _neighbors(offset_BChw: Tensor, height: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The four pixels around each sampled position and their shares; M = N * 9 positions, taps innermost.
+    """Indices and bilinear weights of the four pixels around each position; M = N * 9 positions, taps innermost.
 
     Positions are at least float32 in every precision.
     """

@@ -1,7 +1,7 @@
-"""Convolutions whose windows do not overlap, as one product of matrices each.
+"""Convolutions with non-overlapping windows, each computed as one matrix product.
 
-They have the parameters and the results of PyTorch's own. Maps have their channels innermost in memory, as they are
-here from the backbone on, and keep them there: PyTorch's operators copy such maps to and fro on a processor.
+Parameters and results equal those of PyTorch's layers. Maps stay in channels-last memory, which is the format of the
+backbone's outputs; on a CPU, PyTorch's operators convert such maps back and forth.
 
 Shapes: B batch, C channels in, E channels out, h w grid.
 """
@@ -19,24 +19,24 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
 
     def forward(self, map_BChw: Tensor) -> Tensor:
-        """``(B, C, h, w)`` to ``(B, E, h, w)``, channels innermost in memory."""
-        if map_BChw.is_meta:  # only shapes: whoever counts products knows the operator by its name
+        """``(B, C, h, w)`` to ``(B, E, h, w)``, in channels-last memory."""
+        if map_BChw.is_meta:  # shapes only: FLOP counters recognize the convolution operator
             return super().forward(map_BChw)
         return F.linear(map_BChw.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class Doubling(nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d(C, E, kernel_size=2, stride=2)``: every pixel becomes four.
+    """``nn.ConvTranspose2d(C, E, kernel_size=2, stride=2)``: doubles the resolution.
 
-    PyTorch's operator takes nearly three times as long for forward and backward pass on a processor.
+    On a CPU, PyTorch's operator takes nearly three times as long (forward and backward).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
 
     def forward(self, map_BChw: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """``(B, C, h, w)`` to ``(B, E, 2h, 2w)``, channels innermost in memory."""
-        if map_BChw.is_meta:  # as above
+        """``(B, C, h, w)`` to ``(B, E, 2h, 2w)``, in channels-last memory."""
+        if map_BChw.is_meta:  # see ``Pointwise``
             return super().forward(map_BChw)
         batch, _, height, columns = map_BChw.shape
         # Rows and columns of the window, then channels.

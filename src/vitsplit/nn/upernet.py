@@ -1,4 +1,4 @@
-"""UperNet (Xiao et al. 2018) with the auxiliary head that it is trained with: the decoder of the published baselines.
+"""UperNet (Xiao et al. 2018) with its auxiliary training head: the decoder of the published baselines.
 
 Shapes: B batch, D width, C channels, K classes, h w and H W sizes of maps.
 """
@@ -19,20 +19,20 @@ CHANNELS = 512
 AUXILIARY_CHANNELS = 256
 AUXILIARY_LEVEL = 2
 AUXILIARY_WEIGHT = 0.4
-"""What the auxiliary head's cross-entropy counts in the loss."""
+"""Weight of the auxiliary head's cross-entropy in the loss."""
 POOL_SIZES = (1, 2, 3, 6)
 DROPOUT = 0.1
-"""Of whole channels before both classifiers, where nothing else is asked for."""
+"""Default channel dropout before both classifiers."""
 GROUPS = 32
 NormName = Literal["batch", "group"]
 
 
 class WithAuxiliary(NamedTuple):
-    """What ``UperNet`` answers in training.
+    """Output of ``UperNet`` in training.
 
     Attributes:
-        logits: (B, K, h, w) of the finest map.
-        auxiliary: (B, K, h, w) of the auxiliary head, at the third map's size.
+        logits: (B, K, h, w) at the finest map's size.
+        auxiliary: Logits of the auxiliary head, (B, K, h', w') at the third map's size.
     """
 
     logits: Tensor
@@ -40,13 +40,13 @@ class WithAuxiliary(NamedTuple):
 
 
 class UperNet(nn.Module):
-    """Pyramid pooling on the coarsest of four maps, a feature pyramid, and all levels side by side at the finest size.
+    """Pyramid pooling on the coarsest of four maps, a feature pyramid, and all levels concatenated at the finest size.
 
-    mmsegmentation's ``UPerHead`` and ``FCNHead`` layer for layer, with PyTorch's initialisation, as the decoder that
-    it is compared with: 29.19 + 0.92 / 32.33 + 1.81 / 34.43 + 2.40 M parameters for S / B / L and 150 classes.
+    mmsegmentation's ``UPerHead`` and ``FCNHead`` layer for layer, with PyTorch's initialization, as the paper's
+    segmentation decoder: 29.19 + 0.92 / 32.33 + 1.81 / 34.43 + 2.40 M parameters for S / B / L and 150 classes.
 
-    The maps may have any sizes: with strides 4, 8, 16, 32 they are a pyramid, and with one and the same they are four
-    layers of a plain transformer.
+    The maps may have any sizes: those of a pyramid with strides 4, 8, 16, 32, or all the same for four layers of a
+    plain transformer.
 
     Args:
         width: D of every map.
@@ -72,7 +72,7 @@ class UperNet(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor | WithAuxiliary:
         """Four maps (B, D, ., .), the finest first, to logits (B, K, h, w) at the finest size.
 
-        In training the auxiliary head's logits come with them.
+        In training, the auxiliary head's logits are returned too.
         """
         levels = [lateral(map_BDhw) for lateral, map_BDhw in zip(self.laterals, maps[:3], strict=True)]
         levels.append(self.pooling(maps[3]))
@@ -87,7 +87,8 @@ class UperNet(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """A map beside its means over grids of 1, 2, 3 and 6 cells a side: (B, D, h, w) to (B, C, h, w).
+    """Pyramid pooling: a map concatenated with its averages over 1x1, 2x2, 3x3 and 6x6 grids, (B, D, h, w) to (B, C,
+    h, w).
 
     Args:
         width: D.
@@ -103,12 +104,13 @@ class PyramidPooling(nn.Module):
         """See the class.
 
         Raises:
-            ConfigError: In training, batch norm would have one number per channel to normalise.
+            ConfigError: In training with batch norm on a single image, which leaves one value per channel to
+                normalize.
         """
         if self.training and len(map_BDhw) == 1 and type(self.reduce[0].norm) is nn.BatchNorm2d:
             raise ConfigError(
-                "UperNet normalises the mean of an image over the batch, and a batch of one has no spread. Train with "
-                "at least two images per process and micro-batch (--batch-size, --accumulate), or --decoder-norm group."
+                "UperNet applies batch norm to 1x1 maps, which needs more than one image. Train with at least two "
+                "images per process and micro-batch (--batch-size, --accumulate), or --decoder-norm group."
             )
         pooled = [
             resize(reduce(F.adaptive_avg_pool2d(map_BDhw, size)), map_BDhw)

@@ -1,7 +1,7 @@
-"""Attention within windows: a patch grid cut into equal parts, each with its own copy of the prefix tokens.
+"""Window attention: partitions a patch grid into equal windows, each with a copy of the prefix tokens.
 
 Shapes: B batch, T tokens (prefix tokens first), P prefix tokens, D width, h w patch grid, M windows, n patches of a
-window, E numbers of a rotary position.
+window, E channels of a rotary position embedding.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from torch import Tensor
 
 
 class Windows:
-    """How a grid is cut, and put together again.
+    """Partition of a patch grid into windows, and its inverse.
 
-    Windows lie side by side from the top left corner. Those that leave the grid at the right and at the bottom are
-    filled up with zeros, which nobody attends to (``mask``). Class and register tokens go into every window, and are
-    the mean over the windows afterwards: each window tells them what it holds, and hears it back in the next block. A
-    window that covers the grid leaves everything as it is.
+    Windows start at the top left corner. Those that extend beyond the grid are padded with zeros, which are masked out
+    (``mask``). Class and register tokens are copied into every window and averaged over the windows afterwards. A
+    window that covers the grid changes nothing.
 
     Args:
         grid: ``(h, w)``.
@@ -39,13 +38,13 @@ class Windows:
         return self.rows * self.columns
 
     def cut(self, x_BTD: Tensor) -> Tensor:
-        """``x_BTD`` to ``(B M, P + n, D)``, the windows of an image one after the other."""
+        """``x_BTD`` to ``(B M, P + n, D)``, with the windows of an image adjacent."""
         prefix_BPD, patches_BND = x_BTD.tensor_split([self.num_prefix_tokens], dim=1)
         prefix_BMPD = prefix_BPD[:, None].expand(-1, self.count, -1, -1)
         return torch.cat([prefix_BMPD, self._cut_patches(patches_BND)], dim=2).flatten(0, 1)
 
     def join(self, x_XTD: Tensor) -> Tensor:
-        """What ``cut`` gave, back to ``x_BTD``; X is B M."""
+        """Inverse of ``cut``: ``(B M, P + n, D)`` to ``x_BTD``; X is B M."""
         x_BMTD = x_XTD.unflatten(0, (-1, self.count))
         prefix_BMPD, patches_BMnD = x_BMTD.tensor_split([self.num_prefix_tokens], dim=2)
         tiles = patches_BMnD.unflatten(2, (self.height, self.width)).unflatten(1, (self.rows, self.columns))
@@ -54,12 +53,12 @@ class Windows:
         return torch.cat([prefix_BMPD.mean(1), patches_BhwD.flatten(1, 2)], dim=1)
 
     def cut_rope(self, rope_NE: Tensor, batch: int) -> Tensor:
-        """Rotary positions of the grid's patches to those of every window, ``(B M, 1, n, E)`` (1: all heads)."""
+        """Rotary position embeddings of the grid to those of every window, ``(B M, 1, n, E)`` (1: all heads)."""
         rope_1MnE = self._cut_patches(rope_NE[None])
         return rope_1MnE.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
 
     def mask(self, batch: int, device: torch.device) -> Tensor | None:
-        """Which tokens are attended to, ``(B M, 1, 1, P + n)`` bool; None where no window leaves the grid."""
+        """Attention mask, ``(B M, 1, 1, P + n)`` bool, True for valid tokens; None if no window is padded."""
         if self.grid == (self.rows * self.height, self.columns * self.width):
             return None
         inside_1T1 = torch.ones(1, self.num_prefix_tokens + math.prod(self.grid), 1, dtype=torch.bool, device=device)

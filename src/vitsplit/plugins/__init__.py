@@ -1,4 +1,4 @@
-"""What other packages load of this one, by entry points."""
+"""Entry points that other packages load."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def lmms_eval_models() -> Any:
-    """The entry point ``lmms_eval.models``: lmms-eval calls it, and knows ``--model vitsplit`` from then on.
+    """The entry point ``lmms_eval.models``, which registers ``--model vitsplit`` in lmms-eval.
 
-    It names the class without importing it: entry points are read while lmms-eval itself is being imported.
+    The class is not imported here, since entry points are loaded while lmms-eval is being imported.
 
     Returns:
         A ``ModelManifest`` of lmms-eval.

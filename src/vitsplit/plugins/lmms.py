@@ -1,6 +1,6 @@
-"""lmms-eval asks a bundle: ``lmms-eval --model vitsplit --model_args run=runs/vqa --tasks mme,pope``.
+"""Evaluation of a bundle with lmms-eval: ``lmms-eval --model vitsplit --model_args run=runs/vqa --tasks mme,pope``.
 
-Needs lmms-eval 0.6 or later (``pip install 'vitsplit[lmms]'``); this module is imported by it alone.
+Needs lmms-eval 0.6 or later (``pip install 'vitsplit[lmms]'``), which imports this module.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from vitsplit.tasks.vqa.prompts import check_reads_questions
 logger = logging.getLogger(__name__)
 
 PLACE = "<image>"
-"""Stands in some tasks' texts for the image; a bundle's own prompt has a place for it."""
+"""Placeholder of the image in some tasks' texts, which is removed."""
 MAX_NEW_TOKENS = 1024
-"""The most tokens of an answer where the task does not say; as in lmms-eval's own models."""
+"""Default length limit of an answer, as in lmms-eval's models."""
 
 
 class VitSplitLmms(lmms):
-    """A bundle of visual question answering, as lmms-eval sees it: one image, or none, and a text; greedy.
+    """A bundle of visual question answering as a model of lmms-eval: text with at most one image, greedy decoding.
 
     Args:
         run: A run folder (its best bundle) or a bundle folder.
-        weights: File or folder of the backbone's weights, where they cannot be fetched.
+        weights: File or folder of the backbone's weights.
         language_weights: See ``vitsplit.load``.
         language_model: See ``vitsplit.load``.
-        device: Where to compute; None: the first GPU (with several processes, each its own), else the processor.
+        device: Device; None: the first GPU (with several processes, one each), else the CPU.
         precision: See ``vitsplit.load``.
-        batch_size: 1; questions are asked one by one.
-        max_batch_size: Of no use here; lmms-eval hands it over.
+        batch_size: Must be 1.
+        max_batch_size: Ignored.
 
     Raises:
-        ConfigError: Another batch size, or a bundle of another task.
+        ConfigError: The batch size is not 1, or the bundle is of another task.
     """
 
     is_simple = True
@@ -62,7 +62,7 @@ class VitSplitLmms(lmms):
     ) -> None:
         super().__init__()
         if str(batch_size) != "1":
-            raise ConfigError(f"--batch_size {batch_size}: vitsplit asks questions one by one. Give 1.")
+            raise ConfigError(f"--batch_size {batch_size}: must be 1.")
         if device is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         self.predictor = load_head(
@@ -74,7 +74,7 @@ class VitSplitLmms(lmms):
             precision=precision,
         )
         if self.predictor.task.name != "vqa":
-            raise ConfigError(f"{run}: a bundle of {self.predictor.task.name}; lmms-eval asks one of vqa.")
+            raise ConfigError(f"{run}: a bundle for {self.predictor.task.name}, but lmms-eval needs one for vqa.")
         check_reads_questions(self.predictor.task.config, run)
         self.batch_size = 1
         self._last: tuple[str, Any] | None = None
@@ -82,17 +82,18 @@ class VitSplitLmms(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; lmms-eval gathers counts there."""
+        """Device of the model, used by lmms-eval."""
         return self.predictor.backbone.mean_C11.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answers, cut off at the task's stop words.
+        """Answers, truncated at the task's stop strings.
 
         Args:
-            requests: With arguments (text, settings of generation, images of a document, its id, task, split).
+            requests: Requests with arguments (text, generation settings, function of images, document id, task,
+                split).
 
         Raises:
-            DataError: A document has several images, or something else than images.
+            DataError: A document has several images, or other media.
         """
         answers = []
         for request in requests:
@@ -102,38 +103,36 @@ class VitSplitLmms(lmms):
         return answers
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """The answers of all rounds, for tasks that make the next question of what was answered.
+        """Answers of all rounds, for multi-round tasks.
 
         Args:
-            requests: As of ``generate_until``, with the function of the next round after that of the images.
+            requests: As in ``generate_until``, with the function of the next round after that of the images.
 
         Raises:
-            DataError: As of ``generate_until``.
+            DataError: As in ``generate_until``.
         """
         answers = []
         for request in requests:
             text, settings, to_images, next_round, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
-            images, said, info, is_over = to_images(document), [], None, False
+            images, answered, info, is_over = to_images(document), [], None, False
             while not is_over:
-                said.append(self._answer(text, images, settings, f"{task}, {split} {doc_id}", task))
-                images, text, is_over, said, info = next_round(
-                    document, previous_output=list(said), round_idx=len(said), previous_round_info=info
+                answered.append(self._answer(text, images, settings, f"{task}, {split} {doc_id}", task))
+                images, text, is_over, answered, info = next_round(
+                    document, previous_output=list(answered), round_idx=len(answered), previous_round_info=info
                 )
-                said = list(said)
-            answers.append(said)
+                answered = list(answered)
+            answers.append(answered)
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refused: a bundle answers, and does not weigh given answers.
+        """Not supported.
 
         Raises:
-            ConfigError: Always; it names the tasks.
+            ConfigError: Always; the message names the tasks.
         """
         tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-        raise ConfigError(
-            f"{tasks}: compares likelihoods of given answers, which vitsplit does not tell. Leave it out."
-        )
+        raise ConfigError(f"{tasks}: log-likelihoods are not supported. Omit these tasks.")
 
     def _answer(self, text: str, images: Any, settings: Mapping[str, Any], where: str, task: str) -> str:
         self._warn_of_sampling(settings, task)
@@ -146,7 +145,7 @@ class VitSplitLmms(lmms):
         return _until(str(answer), settings.get("until"))
 
     def _look(self, image: Image.Image) -> Any:
-        """The prediction of an image; questions that follow each other on one image share its visual tokens."""
+        """The prediction of an image; consecutive questions about one image share its visual tokens."""
         picture = image.convert("RGB")
         digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
         if self._last is None or self._last[0] != digest:
@@ -157,19 +156,19 @@ class VitSplitLmms(lmms):
         samples = settings.get("do_sample") and (settings.get("temperature") or 0) > 0
         if (samples or (settings.get("num_beams") or 1) > 1) and task not in self._warned:
             self._warned.add(task)
-            logger.warning("%s asks for sampling or several beams; vitsplit answers greedily", task)
+            logger.warning("%s requests sampling or beam search, but vitsplit decodes greedily", task)
 
 
 def _one_image(images: Any, where: str) -> Image.Image:
     images = list(images)
     if len(images) != 1:
-        raise DataError(f"{where}: {len(images)} images; a bundle answers on one. Leave the task out.")
+        raise DataError(f"{where}: {len(images)} images, but only one is supported. Omit the task.")
     if not isinstance(images[0], Image.Image):
-        raise DataError(f"{where}: a {type(images[0]).__name__}, not an image. Leave the task out.")
+        raise DataError(f"{where}: a {type(images[0]).__name__}, not an image. Omit the task.")
     return images[0]
 
 
 def _until(answer: str, stops: str | Sequence[str] | None) -> str:
-    """The answer up to the first of the stop words."""
+    """The answer up to the first stop string."""
     stops = [stops] if isinstance(stops, str) else stops or []
     return answer[: min([answer.find(stop) for stop in stops if stop and stop in answer], default=len(answer))]

@@ -1,7 +1,7 @@
-"""Recipes: one function per row of the paper's tables, and small ones for a laptop. Each returns a ``TrainConfig``.
+"""Recipes: one function per row of the paper's tables, and small ones for laptops. Each returns a ``TrainConfig``.
 
-A recipe is a complete configuration; every field of it is a flag of ``vitsplit train``. What the paper states is the
-default. What it leaves open is the release's; where the two differ, the docstring says so and names the flag.
+A recipe is a complete configuration; every field is a flag of ``vitsplit train``. Values follow the paper, and the
+release where the paper does not specify them. Docstrings list other differences to the release and their flags.
 """
 
 from __future__ import annotations
@@ -48,29 +48,28 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "llava15-7b-align-release": vqa.llava15_7b_align_release,
     "llava15-7b-instruct-release": vqa.llava15_7b_instruct_release,
 }
-"""Name to function. The first line of a function's docstring is what ``vitsplit recipes`` shows."""
+"""Name to function. ``vitsplit recipes`` shows the first line of a function's docstring."""
 
 DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco": 80}
-"""Data format to its number of classes: enough to count a decoder without the data."""
+"""Data format to its number of classes: to count parameters without the data."""
 DEFAULT_CLASSES = {"segmentation": 150, "detection": 80}
-"""The number of classes to count with where a recipe is for no data set of its own, ADE20K's and COCO's. Depth has no
-classes."""
+"""Number of classes for recipes without a data set (those of ADE20K and COCO), to count parameters."""
 
 
 def recipe(name: str) -> TrainConfig:
     """The configuration of a recipe.
 
     Raises:
-        ConfigError: There is no recipe of that name; says which are close.
+        ConfigError: The recipe is unknown; the message lists similar names.
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Recipes: {', '.join(RECIPES)}."
-        raise ConfigError(f"There is no recipe '{name}'. {hint} `vitsplit recipes` describes them.")
+        raise ConfigError(f"Unknown recipe '{name}'. {hint} `vitsplit recipes` describes them.")
     return RECIPES[name]()
 
 
 def count_classes(config: TrainConfig) -> int:
-    """The number of classes of the data that a configuration is for, as far as it is known; 0 for depth."""
+    """The default number of classes of a configuration; 0 for depth."""
     default = DEFAULT_CLASSES.get(task_name(config), 0)
     return DATASET_CLASSES.get(config.task.format, default)

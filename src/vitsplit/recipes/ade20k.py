@@ -4,17 +4,16 @@ Paper: AdamW at 2e-4 (a tenth of it for the task head), weight decay 1e-2, 40k i
 
 The release differs in all of these recipes; each difference is a flag:
 
-- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``
-  (of the recipes on DINOv2);
+- it resamples position embeddings as DINOv2's code: ``--position-resample release`` (DINOv2 backbones);
 - it trains with 8 images per iteration: ``--batch-size 8``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``;
-- it truncates in Eq. 2, which changes no layer here: ``--rounding int``.
+- it truncates in Eq. 2, which does not change the layers here: ``--rounding int``.
 
 Warm-up, polynomial decay, augmentation, windows, padding of crops with the mean color (``--pad-color mean``) and the
-cross-entropy's mean over all pixels, ignored ones too (``--loss-average all``), are the release's, on which the paper
-is silent. What is left of differences in training is no flag: crops are cut before they are resized, on whole pixels of
-the file; images are made smaller with antialiasing, of which OpenCV's bilinear has none; and colors are distorted in
-floating point and rounded once, where mmseg rounds after every step.
+mean of the cross-entropy over all pixels including ignored ones (``--loss-average all``) are not specified in the
+paper and follow the release. Differences without a flag: crops are taken before resizing, at integer pixels;
+downsampling is antialiased, unlike OpenCV's bilinear; and color distortion is in floating point and rounded once, while
+mmseg rounds after every step.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def ade20k_base() -> TrainConfig:
     """ViT-Split-B on ADE20K at 512 px: 55.7 mIoU, 40.5 M trainable (Table 1).
 
     With the last four layers (``--selection last``) the paper reports 54.9 (Table 7). Figure 8 prints 33.2 M for this
-    model, which fits none of its settings.
+    model, which matches none of its settings.
     """
     return ade20k_small().change(name="ade20k-base", backbone=BackboneConfig(backbone="dinov2-base"))
 
@@ -68,8 +67,8 @@ def ade20k_large() -> TrainConfig:
 def ade20k_large_896() -> TrainConfig:
     """ViT-Split-L on ADE20K at 896 px: 59.0 mIoU, 59.6 multi-scale, 86.2 M trainable as printed (Table 2).
 
-    It is the model of ``ade20k-large`` and has its 88.6 M parameters; the table's 86.2 M is unexplained. Windows are
-    341 pixels apart as at 512, which is what the release does.
+    It is the model of ``ade20k-large`` and has its 88.6 M parameters; the table's 86.2 M is unexplained. The stride of
+    the windows is 341 pixels as at 512, as in the release.
     """
     return _at_896(ade20k_large())
 
@@ -77,8 +76,8 @@ def ade20k_large_896() -> TrainConfig:
 def ade20k_giant_896() -> TrainConfig:
     """ViT-Split-G on ADE20K at 896 px: 60.2 mIoU, 60.8 multi-scale, 326 M trainable (Table 2).
 
-    K_t = 8, K_p = 14 and b = 26 make the last 14 layers. The release sets b = 27, which names layer 27 twice and cannot
-    run, and 40k iterations where the paper has 50k: ``--steps 40000``.
+    K_t = 8, K_p = 14 and b = 26 make the last 14 layers. The release sets b = 27, which has layer 27 twice and fails,
+    and 40k iterations instead of the paper's 50k: ``--steps 40000``.
     """
     return _at_896(ade20k_large()).change(
         name="ade20k-giant-896",
@@ -99,7 +98,7 @@ def ade20k_small_gate() -> TrainConfig:
 def ade20k_base_gate() -> TrainConfig:
     """ViT-Split-B with the sparse gate on ADE20K at 512 px: 55.5 mIoU, 40.5 M trainable (Table 9).
 
-    K_p = 4 as without the gate, so 48 parameters more than ``ade20k-base``. The release's file for it cannot run.
+    K_p = 4 as without the gate, so 48 parameters more than ``ade20k-base``. The release's configuration fails.
     """
     return with_gate(ade20k_base())
 
@@ -108,7 +107,7 @@ def ade20k_large_gate() -> TrainConfig:
     """ViT-Split-L with the sparse gate on ADE20K at 512 px: 58.1 mIoU, 88.6 M trainable as printed (Table 9).
 
     The gate mixes K_p = 4 maps at every size, so this has 84.4 M trainable parameters; the table repeats the 88.6 M of
-    the eight uniform layers. The release's file for it names the model without a gate.
+    the eight uniform layers. The release's configuration is of the model without gate.
     """
     return with_gate(ade20k_large())
 
@@ -121,8 +120,8 @@ def ade20k_mae_base() -> TrainConfig:
 def ade20k_sam_base() -> TrainConfig:
     """ViT-Split on SAM-B, ADE20K at 512 px, K_t = 8, K_p = 4: 76.0 M trainable (Figure 9).
 
-    SAM has no class token and no final norm: maps are read as they leave their blocks. Copied blocks keep their
-    windows and relative positions.
+    SAM has no class token and no final norm: maps are the outputs of the blocks. Copied blocks keep their windows and
+    relative positions.
     """
     return _figure_9("sam-base")
 
@@ -133,7 +132,7 @@ def ade20k_siglip_base() -> TrainConfig:
 
 
 def _figure_9(backbone: str) -> TrainConfig:
-    """Figure 9 gives K_t and K_p; the rest is that of ``ade20k-base``. All three have patches of 16 pixels."""
+    """Figure 9 gives K_t and K_p; the rest follows ``ade20k-base``. All three have patches of 16 pixels."""
     return ade20k_base().change(
         name=f"ade20k-{backbone}",
         backbone=BackboneConfig(backbone=backbone),

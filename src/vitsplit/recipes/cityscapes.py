@@ -1,19 +1,19 @@
 """Cityscapes, 19 classes, at 896 px (Section 4.1, Tables 3, 8 and 10).
 
 Paper: AdamW at 2e-4 (a tenth of it for the task head), weight decay 1e-2, 16 images per iteration, 20k iterations in
-Tables 3 and 8 (Section 4.1 speaks of 40k). Table 10 has a row for the large model only; K_t = K_p = 5 of the base model
-follow from its 55.2 M parameters, and the small one is set likewise, as in the release.
+Tables 3 and 8 (40k in Section 4.1). Table 10 has a row for the large model only; K_t = K_p = 5 of the base model
+follow from its 55.2 M parameters, and the small one is set accordingly, as in the release.
 
 The release differs in all of these recipes; each difference is a flag:
 
-- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
+- it resamples position embeddings as DINOv2's code: ``--position-resample release``;
 - it trains with 8 images per iteration: ``--batch-size 8``;
-- the small and the base model read the last layers, against the paper's text: ``--selection last``;
+- the small and the base model use the last layers, contrary to the paper's text: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.
 
-Dropout of 0.1, the scale of 2048 x 1024, windows 512 pixels apart, padding with the mean color (``--pad-color mean``)
-and the cross-entropy's mean over all pixels (``--loss-average all``) are the release's, on which the paper is silent.
-Differences that are no flags are those of ADE20K's recipes.
+Dropout of 0.1, the scale of 2048 x 1024, a window stride of 512 pixels, padding with the mean color (``--pad-color
+mean``) and the mean of the cross-entropy over all pixels (``--loss-average all``) are not specified in the paper and
+follow the release. Differences without a flag are those of the ADE20K recipes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 def cityscapes_small() -> TrainConfig:
     """ViT-Split-S on Cityscapes at 896 px: not in the paper; the release's settings.
 
-    Layers 2 4 6 9 11 (4.5 is rounded to even); the release's file names the last four, 8 to 11:
-    ``--selection last --num-prior-layers 4``. It slows down the prior head and the fusion net too, by its tenth.
+    Layers 2 4 6 9 11 (4.5 is rounded to even); the release uses the last four, 8 to 11 (``--selection last
+    --num-prior-layers 4``), and a tenth of the learning rate for the prior head and fusion net too.
     """
     return one_head(
         name="cityscapes-small",
@@ -50,7 +50,7 @@ def cityscapes_small() -> TrainConfig:
 def cityscapes_base() -> TrainConfig:
     """ViT-Split-B on Cityscapes at 896 px: 84.2 mIoU, 85.2 multi-scale, 55.2 M trainable (Table 3).
 
-    Layers 2 4 6 9 11 (4.5 is rounded to even); the release reads the last five, 7 to 11: ``--selection last``.
+    Layers 2 4 6 9 11 (4.5 is rounded to even); the release uses the last five, 7 to 11: ``--selection last``.
     """
     return cityscapes_small().change(name="cityscapes-base", backbone=BackboneConfig(backbone="dinov2-base"))
 
@@ -59,7 +59,7 @@ def cityscapes_large() -> TrainConfig:
     """ViT-Split-L on Cityscapes at 896 px: 85.8 mIoU, 86.7 multi-scale, 164.1 M trainable (Tables 3 and 8).
 
     The release trains this size at 1e-4: ``--lr 1e-4``. Its evaluation averages four scales by default
-    (``--test-scales 1 1.25 1.5 1.75``), and notes there the number that Table 3 gives for a single scale.
+        (``--test-scales 1 1.25 1.5 1.75``), where it notes the single-scale value of Table 3.
     """
     return cityscapes_base().change(
         name="cityscapes-large",

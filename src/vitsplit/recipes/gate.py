@@ -1,4 +1,4 @@
-"""The sparse gate in place of Eq. 2 (Appendix B, Tables 8 and 9)."""
+"""The sparse gate instead of Eq. 2 (Appendix B, Tables 8 and 9)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ GATE_MAPS = 4
 
 
 def with_gate(config: TrainConfig) -> TrainConfig:
-    """The recipe with learned layers: all L layers in training, those that the gate keeps at inference."""
+    """The recipe with learned prior layers: all L layers in training, the selected ones at inference."""
     split = replace(config.split, selection="gate", num_prior_layers=GATE_MAPS)
     return config.change(name=f"{config.name}-gate", split=split)

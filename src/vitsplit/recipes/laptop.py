@@ -1,4 +1,4 @@
-"""Recipes for a machine of two cores, or one GPU, and a few hundred images."""
+"""Recipes for a laptop or one GPU, and a few hundred images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
 def laptop_segmentation() -> TrainConfig:
-    """Your own images on a laptop: DINOv2-S at 252 x 336 px for 300 steps of 8 images, in minutes on two cores.
+    """Custom data on a laptop: DINOv2-S at 252 x 336 px for 300 steps of 8 images, in minutes on two cores.
 
-    The paper's model for ADE20K (K_t = 3, K_p = 4, b = 2) on crops of 18 x 24 patches, the shape of most photographs.
-    Since 300 steps are few, the learning rate is 2.5e-4 (the paper's: 2e-4), the task head's three tenths of it (a
-    tenth), and images are scaled by 0.75 to 1.5 (0.5 to 2). Images are evaluated whole, their shorter side at 252
-    pixels. For a larger set raise ``--steps``; for finer masks ``--crop-size`` and ``--image-scale`` together, in
-    multiples of 14.
+    The paper's model for ADE20K (K_t = 3, K_p = 4, b = 2) on crops of 18 x 24 patches (aspect ratio 4:3). For the
+    short schedule, the learning rate is 2.5e-4 (paper: 2e-4), three tenths of it for the task head (paper: a tenth),
+    and images are scaled by 0.75 to 1.5 (paper: 0.5 to 2). Images are evaluated whole with a shorter side of 252
+    pixels. For larger data sets increase ``--steps``; for finer masks increase ``--crop-size`` and ``--image-scale``
+    together, in multiples of 14.
     """
     return one_head(
         name="laptop-segmentation",
@@ -37,14 +37,14 @@ def laptop_segmentation() -> TrainConfig:
 
 
 def laptop_depth() -> TrainConfig:
-    """Depth from your own images on a laptop: DINOv2-S at 238 x 322 px for 200 steps of 8 images, in minutes.
+    """Depth of custom data on a laptop: DINOv2-S at 238 x 322 px for 200 steps of 8 images, in minutes.
 
-    The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches out of images whose shorter side
-    is 252 pixels; they are evaluated whole at that size, which is that of ``laptop-segmentation``: both share one pass.
-    ``--test-flip`` averages with the mirror image, as the paper does, in a second pass. One-cycle at 5e-4 (the paper's:
-    3e-4), the task head at three tenths of it (a tenth), since 200 steps are few. Gamma acts on values of 0 to 1 and
-    one-cycle ends at PyTorch's rate (the release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
-    give ``--max-depth`` where the sensor's range ends.
+    The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches from images with a shorter side
+    of 252 pixels; they are evaluated whole at that size, as in ``laptop-segmentation``, so both can share a backbone
+    pass. ``--test-flip`` averages with the mirrored image, as in the paper. For the short schedule, one-cycle at 5e-4
+    (paper: 3e-4), three tenths of it for the task head (paper: a tenth). Gamma is applied to values of 0 to 1, and
+    one-cycle ends at PyTorch's default (release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
+    set ``--max-depth`` to the sensor's range.
     """
     return one_head(
         name="laptop-depth",
@@ -57,16 +57,14 @@ def laptop_depth() -> TrainConfig:
 
 
 def laptop_detection() -> TrainConfig:
-    """Objects in your own images on a laptop: DINOv2-S at 252 x 336 px for 800 steps of 4 images, in half an hour.
+    """Detection of custom data on a laptop: DINOv2-S at 252 x 336 px for 800 steps of 4 images, in half an hour.
 
-    Patch 14 and the three copied blocks of the other recipes for a laptop (the paper: patch 16 and eleven), and images
-    tested at their size, 252 pixels on the shorter side: one pass of the backbone serves a bundle of each. Training
-    draws shorter sides of 196 to 308, and anchors are half as large as usual, 16 to 256 pixels. A pyramid of 128
-    channels and 128 proposals per image in the losses (256 and 512) keep the detector from costing several times what
-    the rest does: masks, where every object has one, then add a fifth to a step. Pooling, anchors and losses of boxes
-    are mmdet's, as in the release: after 100 steps on BCCD the box AP is 0.318, with ``--rcnn torchvision`` 0.284 (one
-    seed). For small objects raise
-    ``--image-scale``, ``--train-sides`` and ``--crop-size`` together, for a large set ``--steps``,
+    Patch size 14, three copied blocks and a shorter side of 252 pixels as in the other laptop recipes (paper: patch
+    size 16 and eleven blocks), so all can share a backbone pass. Training uses shorter sides of 196 to 308, and anchors
+    are half as large as usual, 16 to 256 pixels. 128 pyramid channels and 128 sampled proposals per image (paper: 256
+    and 512) limit the cost of the detector. Pooling, anchors and box losses are mmdet's, as in the release: after 100
+    steps on BCCD the box AP is 0.318, with ``--rcnn torchvision`` 0.284 (one seed). For small objects increase
+    ``--image-scale``, ``--train-sides`` and ``--crop-size`` together; for large data sets increase ``--steps`` and use
     ``--pyramid-width 256`` and ``--sampled-proposals 512``.
     """
     return one_head(

@@ -1,25 +1,25 @@
-"""NYUv2, depth in metres (Section E.6, Tables 10 and 11).
+"""NYUv2, depth in meters (Section E.6, Tables 10 and 11).
 
-Paper: AdamW at 3e-4 (a tenth of it for the task head), weight decay 1e-2, one-cycle, 16 images, crops of 416 x 544.
-It prints 384K iterations; the release's 38,400 are 24 epochs of its 1,600 iterations, which is what is taken here.
-Release: the augmentation, whose gamma acts on values of 0 to 255 (``--color-values 0-255``), one-cycle's end at a
-2500th of the peak (``--final-div-factor 100``), gradients clipped at 35, the mirrored image in evaluation, which counts
-Eigen's pixels between 1 mm and 10 m.
+Paper: AdamW at 3e-4 (a tenth of it for the task head), weight decay 1e-2, one-cycle, 16 images, crops of 416 x 544. It
+states 384K iterations; the release's 38,400 (24 epochs of 1,600 iterations) are used here. Release: augmentation with
+gamma on values of 0 to 255 (``--color-values 0-255``), one-cycle down to 1/2500 of the peak (``--final-div-factor
+100``), gradient clipping at 35, averaging with the mirrored image, and evaluation on the Eigen crop between 1 mm and 10
+m.
 
 The release differs in these recipes; each difference is a flag:
 
-- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
+- it resamples position embeddings as DINOv2's code: ``--position-resample release``;
 - it trains with 2 images per iteration, the large model with 4: ``--batch-size 2``;
 - it trains the small model at 5e-4 with a polynomial decay: ``--lr 5e-4 --schedule poly --warmup-steps 3200``;
-- in the others its one-cycle hook (mmcv's) sets one peak for all groups, so that the tenth for the task head is in the
-  file but never in force: ``--task-head-lr-scale 1``;
+- in the others, mmcv's one-cycle hook uses one peak for all groups, so the tenth for the task head has no effect:
+  ``--task-head-lr-scale 1``;
 - it stretches the output of the padded image over the image: ``--pad-output stretch``;
-- its last layer begins with PyTorch's bias, near zero: ``--start-depth 0.01`` is close to that, 2.5 m is ours.
+- its last layer is initialized with a bias near zero: ``--start-depth 0.01`` is similar, the default here is 2.5 m.
 
-Changed colors are rounded to whole values, where the release goes on with fractions: that is no flag. Crops are never
-larger than their images, so nothing is padded.
+A difference without a flag: augmented colors are rounded to integers. Crops are never larger than images, so nothing
+is padded.
 
-The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` beside the images that they name, as for BTS.
+The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` with their images, as for BTS.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def nyuv2_small() -> TrainConfig:
 def nyuv2_base() -> TrainConfig:
     """ViT-Split-B on NYUv2 depth: RMSE 0.3019 m, AbsRel 0.0853, 37.0 M trainable as printed (Table 11).
 
-    K_t = 4 as in Table 10 and the release, which makes 44.0 M; Table 11's count is that of K_t = 3:
+    K_t = 4 as in Table 10 and the release results in 44.0 M; Table 11's count corresponds to K_t = 3:
     ``--num-tuned-layers 3``.
     """
     return nyuv2_small().change(
@@ -64,7 +64,7 @@ def nyuv2_base() -> TrainConfig:
 def nyuv2_large() -> TrainConfig:
     """ViT-Split-L on NYUv2 depth: RMSE 0.2672 m, AbsRel 0.078, 65.5 M trainable (Table 11).
 
-    Eq. 2 makes layers 6, 12, 17 and 23 of b = 6; the release truncates 11.67 to 11: ``--rounding int``.
+    Eq. 2 with b = 6 results in layers 6, 12, 17 and 23; the release truncates 11.67 to 11: ``--rounding int``.
     """
     return nyuv2_small().change(
         name="nyuv2-large",

@@ -6,14 +6,14 @@ parameters.
 
 The release differs in both recipes; each difference is a flag:
 
-- it resamples position embeddings, at sizes other than 518, by DINOv2's own rule: ``--position-resample release``;
-- it reads the last layers, where Table 10 has b = 2: ``--selection last``;
+- it resamples position embeddings as DINOv2's code: ``--position-resample release``;
+- it uses the last layers, while Table 10 has b = 2: ``--selection last``;
 - it stretches the logits of the padded image over the image: ``--pad-logits stretch``.
 
-Dropout of 0.1, the scale of 520 x 520, padding with the mean color (``--pad-color mean``) and the cross-entropy's mean
-over all pixels (``--loss-average all``) are the release's, on which the paper is silent. Its windows are 512 pixels
-apart, further than they are wide; on images of at most 520 pixels the default stride makes the same windows.
-Differences that are no flags are those of ADE20K's recipes.
+Dropout of 0.1, the scale of 520 x 520, padding with the mean color (``--pad-color mean``) and the mean of the
+cross-entropy over all pixels (``--loss-average all``) are not specified in the paper and follow the release. Its window
+stride of 512 exceeds the window size; for images up to 520 pixels, the default stride results in the same windows.
+Differences without a flag are those of the ADE20K recipes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 def pascal_context_base() -> TrainConfig:
     """ViT-Split-B on Pascal Context at 480 px: 66.4 mIoU, 66.8 multi-scale, 47.5 M trainable (Table 16).
 
-    Layers 2 5 8 11; the release reads 8 to 11.
+    Layers 2 5 8 11; the release uses 8 to 11.
     """
     return one_head(
         name="pascal-context-base",
@@ -55,7 +55,7 @@ def pascal_context_large() -> TrainConfig:
     """ViT-Split-L on Pascal Context at 480 px: 68.1 mIoU, 68.6 multi-scale, 115.8 M trainable (Table 16).
 
     Layers 2 4 7 9 11 14 16 18 21 23 with the paper's rounding, 2 4 6 9 11 13 16 18 20 23 with ``--rounding int``; the
-    release reads 14 to 23.
+    release uses 14 to 23.
     """
     return pascal_context_base().change(
         name="pascal-context-large",

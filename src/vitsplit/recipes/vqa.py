@@ -1,13 +1,14 @@
 """Visual question answering: LLaVA-1.5 with ViT-Split as its connector (Section 4.4, Table 4), and a small one.
 
-Two stages: ``align`` trains the connector alone, ``instruct`` the language model with it, from the first stage's run
-(``--from``). ``vitsplit train vqa --stage both`` runs one after the other.
+Two stages: ``align`` trains the connector only, ``instruct`` the connector and the language model, initialized from
+the first stage (``--from``). ``vitsplit train vqa --stage both`` runs both.
 
-Paper: "the same hyperparameter settings as the original LLaVA-1.5" (Appendix A.3): 558 K captions at 1e-3, 256 a step;
-665 K conversations at 2e-5, 128 a step; one epoch each, cosine decay after 3 % of warm-up, no weight decay, bf16; K_t =
-K_p = 1, from the last block (Table 10: b = 23). Its 512 x 512 pixels are taken for a slip: the release has 336.
-As in LLaVA, a sequence has at most 2048 tokens with its image's 576, and the cosine begins where the warm-up ends.
-Release: 5e-4 in the first stage and 256 a step in the second; and another head, ``--connector vitsplit-release``.
+Paper: "the same hyperparameter settings as the original LLaVA-1.5" (Appendix A.3): 558 K captions at 1e-3, batch size
+256; 665 K conversations at 2e-5, batch size 128; one epoch each, cosine decay after 3 % of warm-up, no weight decay,
+bf16; K_t = K_p = 1, from the last block (Table 10: b = 23). Its 512 x 512 pixels are assumed to be an error: the
+release uses 336. As in LLaVA, a sequence has at most 2048 tokens including the image's 576, and the cosine starts after
+the warm-up. Release: 5e-4 in the first stage, batch size 256 in the second, and another head, ``--connector
+vitsplit-release``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ALIGN_SAMPLES, INSTRUCT_SAMPLES = 558_128, 665_298
 
 
 def llava15_7b_align() -> TrainConfig:
-    """LLaVA-1.5's first stage: CLIP-L/14-336, Vicuna-7B, the connector alone on 558 K captions."""
+    """LLaVA-1.5's first stage: CLIP-L/14-336, Vicuna-7B, the connector only, on 558 K captions."""
     return one_head(
         name="llava15-7b-align",
         task=VqaConfig(stage="align", conversation="plain", format="llava", fit="crop", gradient_checkpointing=True),
@@ -46,7 +47,7 @@ def llava15_7b_instruct() -> TrainConfig:
 
 
 def llava15_7b_align_release() -> TrainConfig:
-    """The release's first stage: half LLaVA-1.5's rate, and the release's own head (182,475,776)."""
+    """The release's first stage: half LLaVA-1.5's learning rate, and the release's head (182,475,776 parameters)."""
     align = llava15_7b_align()
     return align.change(
         name="llava15-7b-align-release",
@@ -56,7 +57,7 @@ def llava15_7b_align_release() -> TrainConfig:
 
 
 def llava15_7b_instruct_release() -> TrainConfig:
-    """The release's second stage: 256 conversations a step, and the release's own head (182,475,776)."""
+    """The release's second stage: batch size 256, and the release's head (182,475,776 parameters)."""
     instruct, steps = llava15_7b_instruct(), INSTRUCT_SAMPLES // 256
     return instruct.change(
         name="llava15-7b-instruct-release",
@@ -67,11 +68,11 @@ def llava15_7b_instruct_release() -> TrainConfig:
 
 
 def laptop_vqa() -> TrainConfig:
-    """Questions on your own images on a laptop: DINOv2-S, 48 visual tokens, SmolLM2-135M with adapters, in an hour.
+    """Questions about custom images on a laptop: DINOv2-S, 48 visual tokens, SmolLM2-135M with LoRA, in an hour.
 
-    Three copied blocks and four prior layers, as in the other recipes for a laptop, whose pass of the backbone a bundle
-    shares: images are brought to 252 x 336 pixels. Connector and adapters train together; with few samples a first
-    stage (``--stage both``) is not needed. Eight images are a step, each with at most eight of its questions.
+    Three copied blocks, four prior layers and images of 252 x 336 pixels, as in the other laptop recipes, so all can
+    share a backbone pass. Connector and LoRA are trained together; with few samples a first stage (``--stage both``) is
+    not needed. The batch size is eight images, with at most eight questions each.
     """
     return one_head(
         name="laptop-vqa",
@@ -98,7 +99,7 @@ def laptop_vqa() -> TrainConfig:
 
 
 def laptop_vqa_align() -> TrainConfig:
-    """The first stage of laptop-vqa by itself: the connector alone, for as long as a quarter of the second."""
+    """The first stage of laptop-vqa: the connector only, with a quarter of the steps."""
     recipe = laptop_vqa()
     return recipe.change(
         name="laptop-vqa-align",
@@ -113,7 +114,7 @@ STAGES = {
     "llava15-7b": ("llava15-7b-align", "llava15-7b-instruct"),
     "llava15-7b-release": ("llava15-7b-align-release", "llava15-7b-instruct-release"),
 }
-"""The recipes of both stages, by what they have in common."""
+"""The recipes of both stages by common name."""
 
 
 def _llava(*, lr: float, steps: int) -> OptimConfig:
@@ -122,7 +123,7 @@ def _llava(*, lr: float, steps: int) -> OptimConfig:
         task_head_lr_scale=1.0,
         weight_decay=0.0,
         schedule="warmup-cosine",
-        warmup_steps=math.ceil(0.03 * steps),  # as transformers rounds it
+        warmup_steps=math.ceil(0.03 * steps),  # rounded as in transformers
         warmup_start=0.0,
         clip_norm=1.0,
     )

@@ -1,7 +1,7 @@
-"""Procedurally generated rooms with exact labels for all four tasks: for the demo, the tests and first steps.
+"""Procedurally generated rooms with exact labels for all four tasks: for the demo, tests and tutorials.
 
-The classes are told by shape: colours and textures are drawn apart from them. Everything is ray cast with numpy, and
-depends on the seed alone.
+Classes are defined by shape; colors and textures are independent of them. Scenes are ray cast with numpy and depend on
+the seed only.
 """
 
 from vitsplit.sample.dataset import DEPTH_SCALE, write_segmentation_set

@@ -1,4 +1,4 @@
-"""Random layouts: which room, which solids, where they stand, how they are lit and seen."""
+"""Random layouts: room, solids, lights and camera."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitsplit.sample.decor import lights, paint_room, paint_solid
+from vitsplit.sample.appearance import lights, paint_room, paint_solid
 from vitsplit.sample.layout import NOMINAL_ASPECT, NUM_PLANES, Camera, Layout, Point, Solid
 from vitsplit.sample.render import trace
 from vitsplit.sample.solids import KINDS, Half
@@ -15,15 +15,15 @@ Rng = np.random.Generator
 
 _FEWEST, _MOST = 3, 7
 _COVER = (0.014, 0.085)
-"""Least and greatest share of the nominal frame that an object may cover where nothing hides it (estimated)."""
+"""Minimum and maximum fraction of the nominal frame covered by an unoccluded object (estimated)."""
 _SEEN = 0.009
-"""Least share of the nominal frame in which an object must be seen; others are taken out of the layout."""
+"""Minimum visible fraction of the nominal frame; other objects are removed."""
 _PREVIEW = (96, 128)
 _TRIES = 25
 
 
 def random_layout(rng: Rng) -> Layout:
-    """A room with 3 to 7 objects, each of which is seen in at least 0.9 % of the nominal frame."""
+    """A room with 3 to 7 objects, each visible in at least 0.9 % of the nominal frame."""
     while True:
         room = (float(rng.uniform(4.2, 7.0)), float(rng.uniform(4.2, 7.0)), float(rng.uniform(2.3, 2.9)))
         camera = _camera(rng, room)
@@ -37,7 +37,7 @@ def random_layout(rng: Rng) -> Layout:
 
 
 def _camera(rng: Rng, room: Point) -> Camera:
-    """Near a wall or a corner, at table to eye height, looking across the room and down."""
+    """A camera near a wall or corner, at table to eye height, looking across the room and down."""
     heading = float(rng.uniform(0, 2 * np.pi))
     middle = np.array([room[0] / 2, room[1] / 2])
     back = np.array([np.cos(heading), np.sin(heading)])
@@ -56,10 +56,10 @@ def _camera(rng: Rng, room: Point) -> Camera:
 
 
 def _stand(rng: Rng, room: Point, camera: Camera, count: int) -> tuple[Solid, ...]:
-    """Places up to ``count`` solids on the floor and on boxes, free of each other and well inside the frame."""
+    """Places up to ``count`` solids on the floor and on boxes, without overlap and inside the frame."""
     solids: list[Solid] = []
     for _ in range(count):
-        # A kind keeps its turn until it fits, so that shapes that fit less easily are not rarer.
+        # Retry with the same kind, so that shapes that fit less easily are not rarer.
         kind = KINDS[rng.integers(len(KINDS))]
         for _ in range(_TRIES):
             free = [k for k, s in enumerate(solids) if s.kind == "box" and all(other.on != k for other in solids)]
@@ -75,7 +75,7 @@ def _stand(rng: Rng, room: Point, camera: Camera, count: int) -> tuple[Solid, ..
 
 
 def _half(rng: Rng, kind: str, scale: float) -> Half:
-    """Half extents in metres of a solid whose greatest width is about ``2 * scale``."""
+    """Half extents in meters of a solid of maximum width ``2 * scale``."""
     if kind == "ball":
         return scale, scale, scale
     if kind == "box":
@@ -92,9 +92,9 @@ def _half(rng: Rng, kind: str, scale: float) -> Half:
 
 
 def _solid(rng: Rng, kind: str, half: Half, foot: Point, on: int | None) -> Solid:
-    texture, colour = paint_solid(rng, max(half))
-    centre = (foot[0], foot[1], foot[2] + half[2])
-    return Solid(kind, centre, half, float(rng.uniform(0, 2 * np.pi)), texture, colour, on)
+    texture, color = paint_solid(rng, max(half))
+    center = (foot[0], foot[1], foot[2] + half[2])
+    return Solid(kind, center, half, float(rng.uniform(0, 2 * np.pi)), texture, color, on)
 
 
 def _on_floor(rng: Rng, kind: str, room: Point) -> Solid:
@@ -105,21 +105,21 @@ def _on_floor(rng: Rng, kind: str, room: Point) -> Solid:
 
 def _on_box(rng: Rng, kind: str, box: Solid, on: int) -> Solid:
     half = _half(rng, kind, min(box.half[0], box.half[1]) * float(rng.uniform(0.6, 0.95)))
-    if kind == "box":  # turned any way, its corners stay on top
+    if kind == "box":  # for any rotation, its corners stay on top
         half = (half[0] * 0.7, half[1] * 0.7, half[2])
-    return _solid(rng, kind, half, (box.centre[0], box.centre[1], box.centre[2] + box.half[2]), on)
+    return _solid(rng, kind, half, (box.center[0], box.center[1], box.center[2] + box.half[2]), on)
 
 
 def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera) -> bool:
-    """Whether a solid is inside the room, clear of the camera and of the others, and well sized in the frame."""
-    (x, y, z), reach = solid.centre, solid.footprint
+    """Whether a solid is inside the room, away from the camera and other solids, and has a valid size in the frame."""
+    (x, y, z), reach = solid.center, solid.footprint
     if min(x, y, room[0] - x, room[1] - y) < reach + 0.03 or z + solid.half[2] > room[2] - 0.2:
         return False
     if solid.on is None and any(
-        np.hypot(x - other.centre[0], y - other.centre[1]) < reach + other.footprint + 0.05 for other in others
+        np.hypot(x - other.center[0], y - other.center[1]) < reach + other.footprint + 0.05 for other in others
     ):
         return False
-    across, below, depth = camera.project(solid.centre)
+    across, below, depth = camera.project(solid.center)
     if depth < 1.2:
         return False
     width, height = camera.focal * reach / depth, camera.focal * solid.half[2] / depth
@@ -130,11 +130,11 @@ def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera) -> boo
 
 
 def _without_hidden(layout: Layout) -> Layout:
-    """Takes out the solids that are hardly seen, with what stands on them."""
+    """Removes barely visible solids, with the solids on them."""
     surface_HW, _ = trace(layout, _PREVIEW)
     seen = np.bincount(surface_HW.ravel(), minlength=NUM_PLANES + len(layout.solids)) / surface_HW.size
     kept: list[int] = []
-    for k, solid in enumerate(layout.solids):  # what stands on a box comes after it
+    for k, solid in enumerate(layout.solids):  # solids on a box come after it
         if seen[NUM_PLANES + k] >= _SEEN and (solid.on is None or solid.on in kept):
             kept.append(k)
     solids = tuple(

@@ -1,4 +1,4 @@
-"""Writes sets of generated scenes in the package's folder layout, with labels for all tasks."""
+"""Writes data sets of generated scenes in the package's folder layout, with labels for all tasks."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.new_folder import new_folder
-from vitsplit.data.pool import map_in_processes
+from vitsplit.data.processes import map_in_processes
 from vitsplit.sample.scene import CLASSES, OBJECT_CLASSES, SampleScene, generate_scene
 
 SPLITS = ("train", "val")
 DEPTH_SCALE = 0.001
-"""Metres per unit of a depth PNG."""
+"""Meters per unit of depth PNGs."""
 
 _MOST_WORKERS = 8
 _WORTH_WORKERS = 8
-"""Fewer scenes than this are rendered here: starting processes would take longer."""
+"""Fewer scenes are rendered in this process, since starting processes would take longer."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a scene adds to the files that are one for a whole split."""
+    """Entries of a scene in the files of a split."""
 
     annotations: list[dict[str, Any]]
     questions: tuple[tuple[str, str], ...]
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
-    """The seed of one scene of a set: it does not depend on the set's size."""
+    """The seed of a scene, independent of the number of scenes."""
     return int(np.random.SeedSequence([seed, SPLITS.index(split), index]).generate_state(1, np.uint64)[0])
 
 
@@ -62,28 +62,28 @@ def write_segmentation_set(
     *,
     workers: int | None = None,
 ) -> Path:
-    """Generates a data set that every task of the package can train on.
+    """Generates a data set for all tasks.
 
-    It holds ``classes.json``; ``images/SPLIT/NAME.jpg``; ``masks/SPLIT/NAME.png`` (class indices);
-    ``depth/SPLIT/NAME.png`` (16 bit, with the metres per unit in ``depth.json``); ``annotations/SPLIT.json`` (COCO,
-    masks as uncompressed RLE, categories 1 to 4) and ``questions_SPLIT.jsonl``, for the splits train and val. The
-    folder appears when it is complete.
+    Writes ``classes.json``; ``images/SPLIT/NAME.jpg``; ``masks/SPLIT/NAME.png`` (class indices);
+    ``depth/SPLIT/NAME.png`` (16-bit, with the scale in ``depth.json``); ``annotations/SPLIT.json`` (COCO, masks as
+    uncompressed RLE, categories 1 to 4) and ``questions_SPLIT.jsonl``, for the splits train and val. The folder is
+    created atomically.
 
     Args:
-        root: The folder to make; it may exist if it is empty.
+        root: The folder to create; may exist if empty.
         train: Number of training scenes.
         val: Number of validation scenes.
         size: ``(H, W)`` of the images.
-        seed: Scene i of a split depends on the seed, the split and i alone, not on the numbers or on ``workers``.
-        on_scene: Called after each scene with the scenes done and their total.
-        workers: Processes; None takes one per core, at most 8. With more than one, a script that calls this needs the
-            usual ``if __name__ == "__main__":``.
+        seed: Scene i of a split depends only on the seed, the split and i.
+        on_scene: Called after each scene with the number of finished scenes and their total.
+        workers: Number of processes; None: one per core, at most 8. With several, scripts need ``if __name__ ==
+            "__main__":``.
 
     Returns:
         ``root``.
 
     Raises:
-        DataError: The folder holds something already, or a process ended before its scenes were written.
+        DataError: The folder is not empty, or a process terminated.
     """
     root = Path(root)
     counts = {"train": train, "val": val}
@@ -108,7 +108,7 @@ def write_segmentation_set(
 def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
     workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS)
     workers = workers if len(jobs) >= _WORTH_WORKERS else 1
-    alone = "give workers=1 to do without processes"
+    alone = "use workers=1 to run without processes"
     return map_in_processes(_write_scene, jobs, workers, doing="writes scenes", alone=alone, chunksize=2)
 
 
@@ -117,13 +117,13 @@ def _write_scene(job: _Job) -> _Record:
     images, masks, depth = (job.folder / kind / job.split for kind in ("images", "masks", "depth"))
     Image.fromarray(scene.image_HWC).save(images / f"{job.name}.jpg", quality=93, subsampling=0)
     Image.fromarray(scene.mask_HW).save(masks / f"{job.name}.png")
-    millimetres_HW = np.rint(scene.depth_HW / DEPTH_SCALE).astype(np.uint16)
-    Image.fromarray(millimetres_HW).save(depth / f"{job.name}.png")
+    millimeters_HW = np.rint(scene.depth_HW / DEPTH_SCALE).astype(np.uint16)
+    Image.fromarray(millimeters_HW).save(depth / f"{job.name}.png")
     return _Record(_annotations(scene), scene.questions)
 
 
 def _annotations(scene: SampleScene) -> list[dict[str, Any]]:
-    """COCO annotations of a scene, still without ids."""
+    """COCO annotations of a scene without ids."""
     found = []
     for row, (x1, y1, x2, y2) in enumerate(scene.boxes_N4.tolist()):
         object_HW = scene.instances_HW == row + 1
@@ -140,7 +140,7 @@ def _annotations(scene: SampleScene) -> list[dict[str, Any]]:
 
 
 def run_lengths(object_HW: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """Uncompressed COCO RLE: lengths of the runs down the columns, zeros first."""
+    """Uncompressed COCO RLE: run lengths in column-major order, starting with zeros."""
     flat = object_HW.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=False))
     counts = np.diff(np.concatenate([[0], edges, [flat.size]]))

@@ -1,6 +1,6 @@
-"""What a scene consists of: a room, solids standing in it, lights, and a camera.
+"""The elements of a scene: room, solids, lights and camera.
 
-World frame: z up, metres; the room spans ``(0, 0, 0)`` to ``room``. The planes of the room are numbered 0 to 5: walls
+World frame: z up, meters; the room spans ``(0, 0, 0)`` to ``room``. The planes of the room are numbered 0 to 5: walls
 x = 0, x = room[0], y = 0, y = room[1], then floor and ceiling. Solid k is surface ``6 + k``.
 """
 
@@ -20,27 +20,27 @@ Point = tuple[float, float, float]
 NUM_PLANES = 6
 FLOOR, CEILING = 4, 5
 NOMINAL_ASPECT = 4 / 3
-"""Width over height of the frame that a scene is composed for; it lies inside the image whatever the image's size."""
+"""Aspect ratio of the nominal frame for which a scene is composed; the frame is inside the image for any image size."""
 
 
 @dataclass(frozen=True)
 class Solid:
-    """An object: one of the convex solids, upright, turned by ``yaw`` (radians) about its axis.
+    """An object: an upright convex solid, rotated by ``yaw`` (radians) about its axis.
 
-    ``colour`` is the name of its main colour; ``on`` the index of the solid that it stands on, None on the floor.
+    ``color`` is the name of its color; ``on`` the index of the solid below it, None for the floor.
     """
 
     kind: str
-    centre: Point
+    center: Point
     half: Half
     yaw: float
     texture: Texture
-    colour: str
+    color: str
     on: int | None = None
 
     @property
     def bound(self) -> float:
-        """Radius of a sphere around the centre that holds the solid."""
+        """Radius of the bounding sphere."""
         if self.kind == "ball":
             return self.half[0]
         if self.kind == "box":
@@ -49,15 +49,15 @@ class Solid:
 
     @property
     def footprint(self) -> float:
-        """Radius of a circle on the ground that holds the solid."""
+        """Radius of the bounding circle on the ground."""
         return float(np.hypot(self.half[0], self.half[1])) if self.kind == "box" else self.half[0]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A rectangle on a wall with a frame around it: a picture, a door, or (with ``glow``) a window.
+    """A framed rectangle on a wall: a picture, a door, or (with ``glow``) a window.
 
-    ``low`` and ``high`` are ``(u, z)`` corners in metres, u along the wall (world y on walls 0 and 1, else world x).
+    ``low`` and ``high`` are ``(u, z)`` corners in meters, u along the wall (world y on walls 0 and 1, else world x).
     """
 
     wall: int
@@ -73,15 +73,15 @@ class Light:
     """An area light.
 
     Attributes:
-        points_S3: Points spread over it; so is any subset with a stride.
-        centre: Its middle, ``(3,)``.
-        radius: Distance of its farthest point from the centre, metres.
-        axis: Unit direction that it faces.
+        points_S3: Sample points; strided subsets are evenly distributed too.
+        center: Its middle, ``(3,)``.
+        radius: Maximum distance of a point from the center, in meters.
+        axis: Unit normal.
         power: Linear RGB.
     """
 
     points_S3: Array
-    centre: Array
+    center: Array
     radius: float
     axis: Point
     power: RGB
@@ -92,9 +92,9 @@ class Camera:
     """A pinhole camera.
 
     Attributes:
-        position: In the room.
-        axes_33: Rows: right, down and forward, unit vectors in the world.
-        focal: Focal length in heights of the nominal frame.
+        position: Position in the room.
+        axes_33: Rows: right, down and forward unit vectors in world coordinates.
+        focal: Focal length relative to the height of the nominal frame.
     """
 
     position: Point
@@ -106,9 +106,9 @@ class Camera:
         return self.focal * min(size[0], size[1] / NOMINAL_ASPECT)
 
     def rays(self, rows_N: Array, columns_N: Array, size: tuple[int, int]) -> tuple[Array, Array, Array]:
-        """Directions ``(x, y, z)`` through image positions in pixels, where (0.5, 0.5) is the first pixel's centre.
+        """Ray directions ``(x, y, z)`` through image positions in pixels; (0.5, 0.5) is the center of the first pixel.
 
-        Their component along the optical axis is 1, so that the parameter along a ray is the depth in metres.
+        Their component along the optical axis is 1, so the ray parameter is the depth in meters.
         """
         focal = self.focal_px(size)
         right = ((columns_N - size[1] / 2) / focal).astype(np.float32)
@@ -118,14 +118,14 @@ class Camera:
         return x, y, z
 
     def project(self, point: Point) -> tuple[float, float, float]:
-        """``(x, y, depth)`` of a point, x and y in heights of the nominal frame from its centre, y down."""
+        """``(x, y, depth)`` of a point, x and y relative to the center and height of the nominal frame, y down."""
         right, down, depth = self.axes_33.astype(float) @ (np.asarray(point) - np.asarray(self.position))
         return float(self.focal * right / depth), float(self.focal * down / depth), float(depth)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A whole scene, before any image of it; ``planes`` holds the six textures of the room."""
+    """A scene without its image; ``planes`` are the six textures of the room."""
 
     room: Point
     planes: tuple[Texture, ...]

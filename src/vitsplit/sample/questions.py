@@ -1,4 +1,4 @@
-"""Questions on a scene with exact answers of one word or number."""
+"""Questions about a scene with exact one-word answers."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from vitsplit.sample.solids import KINDS
 PLURALS = {"ball": "balls", "box": "boxes", "cylinder": "cylinders", "cone": "cones"}
 
 MARGIN = 0.03
-"""Objects whose boxes' centres are closer than this share of the image's width are not told apart as left or right."""
+"""Minimum horizontal distance of box centers, relative to the image's width, for left/right questions."""
 DEPTH_MARGIN = 0.1
-"""Objects whose nearest points differ by less (metres of depth) are not told apart as nearer or farther."""
+"""Minimum difference in depth (meters) for nearer/farther questions."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What a question may ask of a visible object.
+    """Properties of a visible object.
 
     Attributes:
         kind: Its class.
-        colour: Name of its colour.
-        x: Centre of its box, in image widths.
-        depth: Depth of its nearest visible pixel, metres.
-        on: Index of the visible object that it stands on, or -1.
+        color: Name of its color.
+        x: Center of its box, relative to the image's width.
+        depth: Depth of its nearest visible pixel, meters.
+        on: Index of the visible object below it, or -1.
     """
 
     kind: str
-    colour: str
+    color: str
     x: float
     depth: float
     on: int
 
 
 def ask(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
-    """All questions that have one clear answer, as ``(question, answer)``.
+    """All unambiguous questions, as ``(question, answer)``.
 
-    Counting and existence are asked for every class; colour, sides, nearness and what stands on what only where the
-    words name one object and the answer is beyond the margins.
+    Counting and existence for every class; color, position, distance and support only for unambiguous names and
+    answers beyond the margins.
     """
-    return (*_counting(things), *_colours(things), *_sides(things), *_nearest(things), *_resting(things))
+    return (*_counting(things), *_colors(things), *_sides(things), *_nearest(things), *_resting(things))
 
 
 def _counting(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
@@ -53,18 +53,18 @@ def _counting(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
 
 
 def _name(things: Sequence[Thing], thing: Thing) -> str | None:
-    """Words that fit this object alone: its class, else colour and class, else None."""
+    """An unambiguous name: the class, else color and class, else None."""
     if sum(other.kind == thing.kind for other in things) == 1:
         return f"the {thing.kind}"
-    if sum((other.kind, other.colour) == (thing.kind, thing.colour) for other in things) == 1:
-        return f"the {thing.colour} {thing.kind}"
+    if sum((other.kind, other.color) == (thing.kind, thing.color) for other in things) == 1:
+        return f"the {thing.color} {thing.kind}"
     return None
 
 
-def _colours(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
+def _colors(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:
     for thing in things:
         if _name(things, thing) == f"the {thing.kind}":
-            yield f"what colour is the {thing.kind}?", thing.colour
+            yield f"what colour is the {thing.kind}?", thing.color
 
 
 def _sides(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:

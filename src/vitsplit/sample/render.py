@@ -1,4 +1,4 @@
-"""From a layout to pictures: exact labels at pixel centres, and an anti-aliased colour image.
+"""Rendering of a layout: exact labels at pixel centers, and an antialiased color image.
 
 Shapes: H W pixels, N all pixels, M some of them.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.sample.cast import nearest
 from vitsplit.sample.layout import Layout
+from vitsplit.sample.ray_casting import nearest
 from vitsplit.sample.shading import Lighting, meet, shade, tone_map
 from vitsplit.sample.solids import Vector
 
@@ -19,24 +19,24 @@ Array = NDArray[np.float32]
 Pixels = NDArray[np.intp]
 
 _CHUNK = 8192
-"""Rays at once: what keeps the working set in the cache."""
+"""Rays per chunk, so that the working set fits in the cache."""
 _CONTRAST = 0.05
-"""Pixels that differ by more than this from a neighbour (display values) get more rays."""
+"""Pixels that differ from a neighbor by more than this (display values) are supersampled."""
 _SUBPIXELS = ((-0.125, -0.375), (0.375, -0.125), (-0.375, 0.125), (0.125, 0.375))
-"""Rotated grid: (row, column) offsets from the centre; with the centre itself, five rays."""
+"""Rotated grid of (row, column) offsets from the center; five rays including the center."""
 _SAME_FACE = 0.95
-"""Rays of a pixel whose normals agree to this cosine share the light of its centre."""
+"""Rays of a pixel whose normals have at least this cosine reuse the lighting of the center."""
 
 
 def trace(layout: Layout, size: tuple[int, int]) -> tuple[NDArray[np.int16], Array]:
-    """Labels at pixel centres.
+    """Labels at pixel centers.
 
     Args:
         layout: The scene.
         size: ``(H, W)`` in pixels.
 
     Returns:
-        ``id_HW``, the surface numbers (see ``vitsplit.sample.layout``), and ``depth_HW``, metres along the optical
+        ``id_HW``, the surface numbers (see ``vitsplit.sample.layout``), and ``depth_HW``, meters along the optical
         axis.
     """
     id_N = np.empty(size[0] * size[1], np.int16)
@@ -46,20 +46,20 @@ def trace(layout: Layout, size: tuple[int, int]) -> tuple[NDArray[np.int16], Arr
     return id_N.reshape(size), depth_N.reshape(size)
 
 
-def colour(layout: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image ``(H, W, 3)``, RGB: one ray per pixel, five where a pixel differs from its neighbours."""
+def color(layout: Layout, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The RGB image ``(H, W, 3)``: one ray per pixel, five where a pixel differs from its neighbors."""
     count = size[0] * size[1]
     image_3N = np.empty((3, count), np.float32)
     id_N = np.empty(count, np.int16)
-    centre_10N = np.empty((10, count), np.float32)  # the light, and the normal that it holds for
+    center_10N = np.empty((10, count), np.float32)  # lighting and normal
     for pixels in _chunks(np.arange(count)):
         surface, light = shade(layout, _origin(layout), _rays(layout, pixels, size), slice(None))
         image_3N[:, pixels] = tone_map(light.reflected(surface))
         id_N[pixels] = surface.id_N
-        centre_10N[:, pixels] = np.concatenate([light.diffuse_3N, light.gain_N[None], light.extra_3N, surface.n_3N])
+        center_10N[:, pixels] = np.concatenate([light.diffuse_3N, light.gain_N[None], light.extra_3N, surface.n_3N])
     rough = np.flatnonzero(_rough(id_N.reshape(size), image_3N.reshape(3, *size)))
     for pixels in _chunks(rough):
-        image_3N[:, pixels] += _subpixels(layout, size, pixels, id_N[pixels], centre_10N[:, pixels])
+        image_3N[:, pixels] += _subpixels(layout, size, pixels, id_N[pixels], center_10N[:, pixels])
     image_3N[:, rough] /= 1 + len(_SUBPIXELS)
     return np.rint(image_3N.T * 255).astype(np.uint8).reshape(*size, 3)
 
@@ -80,19 +80,19 @@ def _chunks(pixels: Pixels) -> Iterator[Pixels]:
 
 
 def _subpixels(
-    layout: Layout, size: tuple[int, int], pixels: Pixels, id_M: NDArray[np.int16], centre_10M: Array
+    layout: Layout, size: tuple[int, int], pixels: Pixels, id_M: NDArray[np.int16], center_10M: Array
 ) -> Array:
-    """Sum over the rays beside the centre of ``pixels``, display values ``rgb_3M``.
+    """Sum over the off-center rays of ``pixels``, display values ``rgb_3M``.
 
-    Rays that meet the face that the centre met differ in texture alone and reuse the centre's light.
+    Rays that hit the same face as the center reuse its lighting.
     """
     sum_3M = np.zeros((3, pixels.size), np.float32)
-    light = Lighting(centre_10M[:3], centre_10M[3], centre_10M[4:7])
+    light = Lighting(center_10M[:3], center_10M[3], center_10M[4:7])
     for k, shift in enumerate(_SUBPIXELS):
         d = _rays(layout, pixels, size, shift)
         surface = meet(layout, _origin(layout), d)
         rgb_3M = light.reflected(surface)
-        other = np.flatnonzero((surface.id_N != id_M) | ((surface.n_3N * centre_10M[7:]).sum(0) < _SAME_FACE))
+        other = np.flatnonzero((surface.id_N != id_M) | ((surface.n_3N * center_10M[7:]).sum(0) < _SAME_FACE))
         if other.size:
             way = (d[0][other], d[1][other], d[2][other])
             edge, edge_light = shade(layout, _origin(layout), way, slice(k, None, 4))
@@ -102,7 +102,7 @@ def _subpixels(
 
 
 def _rough(id_HW: NDArray[np.int16], image_3HW: Array) -> NDArray[np.bool_]:
-    """Pixels that differ from a neighbour in surface or in colour."""
+    """Pixels that differ from a neighbor in surface or color."""
     rough = np.zeros(id_HW.shape, bool)
     across = (np.diff(id_HW, axis=1) != 0) | (np.abs(np.diff(image_3HW, axis=2)) > _CONTRAST).any(0)
     rough[:, :-1] |= across

@@ -1,6 +1,6 @@
-"""Light on surfaces: texture, diffuse light from area lights with soft shadows, ambient light, gloss and reflection.
+"""Shading: textures, area lights with soft shadows, ambient light, gloss and reflection.
 
-Shapes: N rays, S light samples. Colours are linear RGB until ``tone_map``.
+Shapes: N rays, S light samples. Colors are linear RGB until ``tone_map``.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.sample.cast import into_frame, nearest, offset, openness, out_of_frame, visibility
 from vitsplit.sample.layout import CEILING, FLOOR, NUM_PLANES, Layout, Light, Panel, Solid
+from vitsplit.sample.ray_casting import into_frame, nearest, offset, openness, out_of_frame, visibility
 from vitsplit.sample.solids import Vector, normal, surface_uv
 from vitsplit.sample.textures import albedo
 
 Array = NDArray[np.float32]
 
 _FRAME = 0.05
-"""Width of the frame around a panel, metres."""
+"""Width of the frame around a panel, meters."""
 _LAMP_GLOW = (3.0, 2.9, 2.7)
 _SHININESS = 60
 
 
 def _sphere_directions(count: int) -> Array:
-    """Evenly spread unit vectors ``(count, 3)`` (Fibonacci spiral)."""
+    """Evenly distributed unit vectors ``(count, 3)`` (Fibonacci sphere)."""
     i = np.arange(count) + 0.5
     z, turn = 1 - 2 * i / count, i * np.pi * (3 - np.sqrt(5.0))
     rho = np.sqrt(1 - z * z)
@@ -36,15 +36,15 @@ _AO_DIRECTIONS = _sphere_directions(24)
 
 @dataclass(frozen=True)
 class Surface:
-    """What the light falls on.
+    """Surface points.
 
     Attributes:
         id_N: Surface numbers, see ``vitsplit.sample.layout``.
-        p_3N: Points in the world.
+        p_3N: Points in world coordinates.
         n_3N: Unit normals.
         rgb_3N: Albedo.
-        gloss_N: Share of light that is mirrored head-on.
-        glow_3N: Light that the surface gives by itself.
+        gloss_N: Reflectance at normal incidence.
+        glow_3N: Emitted light.
     """
 
     id_N: NDArray[np.int16]
@@ -57,14 +57,14 @@ class Surface:
 
 @dataclass(frozen=True)
 class Lighting:
-    """Light apart from texture, so that the rays within a pixel can share it: see ``reflected``."""
+    """Lighting without texture, so that the rays of a pixel can share it."""
 
     diffuse_3N: Array
     gain_N: Array
     extra_3N: Array
 
     def reflected(self, surface: Surface) -> Array:
-        """Colour ``rgb_3N`` (linear) that comes back from surfaces."""
+        """Reflected color ``rgb_3N`` (linear)."""
         rgb_3N: Array = (surface.glow_3N + surface.rgb_3N * self.diffuse_3N) * self.gain_N + self.extra_3N
         return rgb_3N
 
@@ -72,14 +72,14 @@ class Lighting:
 def shade(
     layout: Layout, o: Vector, d: Vector, step: slice, leaving_N: NDArray[np.int16] | None = None
 ) -> tuple[Surface, Lighting]:
-    """Surfaces that rays meet, and the light on them.
+    """Intersects rays with surfaces and computes the lighting.
 
     Args:
         layout: The scene.
         o: Origins, see ``nearest``.
         d: Directions.
-        step: Which of the light samples to use; rays that are averaged may share them out.
-        leaving_N: Given for reflected rays: the surfaces that they leave. They are not reflected again.
+        step: Selects light samples; averaged rays may use different ones.
+        leaving_N: Starting surfaces of reflected rays, which are not reflected again.
     """
     surface = meet(layout, o, d, leaving_N)
     length = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
@@ -95,13 +95,13 @@ def shade(
 
 
 def meet(layout: Layout, o: Vector, d: Vector, leaving_N: NDArray[np.int16] | None = None) -> Surface:
-    """What rays meet first."""
+    """The first surfaces on rays."""
     t, id_N = nearest(layout, o, d, leaving_N)
     return describe(layout, np.stack([o[i] + t * d[i] for i in range(3)]), id_N)
 
 
 def describe(layout: Layout, p_3N: Array, id_N: NDArray[np.int16]) -> Surface:
-    """Normals, colours, gloss and glow of points on the surfaces ``id_N``."""
+    """Normals, colors, gloss and glow of points on the surfaces ``id_N``."""
     n_3N, rgb_3N, glow_3N = (np.zeros_like(p_3N) for _ in range(3))
     gloss_N = np.zeros(p_3N.shape[1], np.float32)
     for plane in range(NUM_PLANES):
@@ -125,7 +125,7 @@ def _plane_surface(layout: Layout, plane: int, p_3M: Array) -> tuple[Array, Arra
     gloss_M = np.full(p_3M.shape[1], texture.gloss, np.float32)
     glow_3M = np.zeros_like(p_3M)
     if plane == CEILING:
-        x, y, _ = layout.lights[0].centre
+        x, y, _ = layout.lights[0].center
         lamp = (p_3M[0] - x) ** 2 + (p_3M[1] - y) ** 2 < layout.lamp_radius**2
         glow_3M[:, lamp] = np.asarray(_LAMP_GLOW, np.float32)[:, None]
     elif plane != FLOOR:
@@ -160,7 +160,7 @@ def _solid_surface(solid: Solid, p_3M: Array) -> tuple[Array, Array]:
 
 
 def _ambient(layout: Layout, surface: Surface, step: slice) -> Array:
-    """Light from all around: white from above, tinted by the floor from below."""
+    """Ambient light: white from above, tinted by the floor from below."""
     floor = layout.planes[FLOOR]
     bounce = 0.55 * (np.asarray(floor.first, np.float32) + np.asarray(floor.second, np.float32)) / 2 + 0.25
     sky = np.asarray((0.97, 0.99, 1.02), np.float32)
@@ -179,12 +179,12 @@ def _add_direct(
     diffuse_3N: Array,
     shine_3N: Array,
 ) -> None:
-    """Adds what one area light gives: Lambert's law, and Blinn's highlight on what is glossy."""
-    way_3N = light.centre[:, None] - surface.p_3N
+    """Adds the light of one area light: Lambertian, and Blinn highlights on glossy surfaces."""
+    way_3N = light.center[:, None] - surface.p_3N
     squared = (way_3N * way_3N).sum(0)
     way_3N /= np.sqrt(squared)
     facing = np.maximum((way_3N * surface.n_3N).sum(0), 0)
-    # A lamp behind milk glass: most of the light goes ahead, some sideways.
+    # A diffused lamp: most of the light is emitted forward, some sideways.
     lobe = 0.3 + 0.7 * np.maximum(-(np.asarray(light.axis, np.float32) @ way_3N), 0)
     seen = visibility(layout, light, step, surface.p_3N, facing > 0, surface.id_N) * lobe / (squared + 0.5)
     power = np.asarray(light.power, np.float32)[:, None]
@@ -196,7 +196,7 @@ def _add_direct(
 
 
 def _add_reflection(layout: Layout, view_3N: Array, surface: Surface, lighting: Lighting) -> None:
-    """Mixes in, on glossy surfaces, the light that comes from the mirrored direction."""
+    """Adds reflections on glossy surfaces."""
     at = np.flatnonzero(surface.gloss_N > 0)
     if not at.size:
         return
@@ -213,7 +213,7 @@ def _add_reflection(layout: Layout, view_3N: Array, surface: Surface, lighting: 
 
 
 def tone_map(rgb_3N: Array) -> Array:
-    """Linear light to display values in 0 to 1: highlights are rolled off, then the sRGB curve."""
+    """Linear light to display values in 0 to 1: compresses highlights and applies the sRGB curve."""
     white = np.float32(2.2)
     x = np.maximum(rgb_3N, 0)
     x = np.minimum(x * (1 + x / (white * white)) / (1 + np.float32(0.55) * x), 1)

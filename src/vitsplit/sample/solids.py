@@ -1,7 +1,7 @@
-"""The four convex solids: where a ray is inside one, the normal and the texture coordinates on its surface.
+"""The four convex solids: ray intersections, normals and texture coordinates.
 
-A solid is described in its own frame: centre at the origin, axis along z, half extents ``half = (hx, hy, hz)`` in
-metres. Rays and points are tuples ``(x, y, z)`` of float32 arrays that broadcast against each other.
+A solid is defined in its own frame: center at the origin, axis along z, half extents ``half = (hx, hy, hz)`` in
+meters. Rays and points are tuples ``(x, y, z)`` of float32 arrays that broadcast against each other.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _cone(o: Vector, d: Vector, half: Half) -> Interval:
     c = o[0] * o[0] + o[1] * o[1] - slope * w * w
     root = np.sqrt(b * b - a * c)
     entry, leave = (-b - root) / a, (-b + root) / a
-    # A ray steeper than the side (a < 0) is inside the double cone outside of its two roots, one per nappe: it enters
-    # the lower nappe at the later root when it goes down, and leaves it at the earlier one when it goes up.
+    # A ray steeper than the side (a < 0) is inside the double cone outside of its two roots, one per nappe: going down
+    # it enters the lower nappe at the later root, going up it leaves it at the earlier one.
     steep, down = a < 0, d[2] < 0
     entry = np.where(steep & ~down, -np.inf, entry)
     leave = np.where(steep & down, np.inf, leave)
@@ -104,13 +104,13 @@ def normal(kind: str, half: Half, p_3N: Array) -> Array:
 
 
 def surface_uv(kind: str, half: Half, p_3N: Array, period: float) -> Array:
-    """Texture coordinates ``uv_2N`` in metres; around an axis they fit whole periods, so that no seam shows."""
+    """Texture coordinates ``uv_2N`` in meters, with whole periods around an axis to avoid seams."""
     x, y, z = p_3N
     if kind == "box":
         axis = _face_axis(half, p_3N)
         return np.stack([np.where(axis == 0, y, x), np.where(axis == 2, y, z)])
     circumference = 2 * np.pi * half[0]
-    # An even count keeps two-coloured checks whole across the seam.
+    # An even count keeps checkerboards continuous across the seam.
     turns = 2 * max(1, round(circumference / period / 2))
     around = np.arctan2(y, x) * np.float32(turns * period / (2 * np.pi))
     if kind == "ball":

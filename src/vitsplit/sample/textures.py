@@ -1,4 +1,4 @@
-"""Procedural textures: from coordinates on a surface (metres) to its colour (linear RGB)."""
+"""Procedural textures: surface coordinates (meters) to color (linear RGB)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _TILE = 256
 
 @dataclass(frozen=True)
 class Texture:
-    """A pattern of two colours.
+    """A pattern of two colors.
 
     Attributes:
         kind: A key of ``PATTERNS``.
-        first: Main colour, linear RGB.
-        second: The other colour.
-        period: Size of the pattern's cell in metres.
+        first: Main color, linear RGB.
+        second: The other color.
+        period: Period of the pattern in meters.
         angle: Rotation of the pattern on the surface, radians.
-        shift: Where on the endless pattern the surface lies; tells apart two surfaces of one kind.
-        gloss: Share of light that is mirrored head-on, 0 for matt.
+        shift: Offset in the infinite pattern, different for each surface.
+        gloss: Reflectance at normal incidence, 0 for matte.
     """
 
     kind: str
@@ -39,11 +39,12 @@ class Texture:
 
 
 def albedo(texture: Texture, uv_2N: Array) -> Array:
-    """Colour ``rgb_3N`` (linear, 0 to 1) of a texture at ``uv_2N`` (metres)."""
+    """Color ``rgb_3N`` (linear, 0 to 1) of a texture at ``uv_2N`` (meters)."""
     cos, sin = np.float32(np.cos(texture.angle)), np.float32(np.sin(texture.angle))
     u = (cos * uv_2N[0] + sin * uv_2N[1]) / np.float32(texture.period)
     v = (cos * uv_2N[1] - sin * uv_2N[0]) / np.float32(texture.period)
-    # The shift is a whole even number of cells: it moves the noise, not the phase of what must close around a solid.
+    # The shift is an even number of cells, which changes the noise but not the phase (patterns must close around
+    # solids).
     shift = np.float32(2 * round(texture.shift))
     mix, shade = PATTERNS[texture.kind](u + shift, v + shift)
     first = np.asarray(texture.first, np.float32)[:, None]
@@ -54,7 +55,7 @@ def albedo(texture: Texture, uv_2N: Array) -> Array:
 
 @lru_cache(maxsize=1)
 def _noise_tile() -> Array:
-    """Fractal value noise in [0, 1] with mean about 0.5, periodic; made once, the same in every process."""
+    """Fractal value noise in [0, 1] with mean about 0.5, periodic; the same in every process."""
     rng = np.random.default_rng(20240607)
     tile = np.zeros((_TILE, _TILE), np.float64)
     for octave in range(6):
@@ -89,7 +90,7 @@ def noise(u: Array, v: Array) -> Array:
 
 
 def _cell_hash(i: Array, j: Array, salt: int = 0) -> Array:
-    """A number in [0, 1) that belongs to a cell."""
+    """A pseudorandom number in [0, 1) per cell."""
     key = i.astype(np.int32) * np.int32(1619) ^ j.astype(np.int32) * np.int32(7907) ^ np.int32(salt * 911)
     return _hash_table()[key & 4095]
 
@@ -101,7 +102,7 @@ def _step(low: float, high: float, x: Array) -> Array:
 
 
 Pattern = Callable[[Array, Array], tuple[Array, Array]]
-"""From cell coordinates to (share of the second colour, brightness factor)."""
+"""Cell coordinates to (fraction of the second color, brightness factor)."""
 
 
 def _plain(u: Array, v: Array) -> tuple[Array, Array]:
@@ -190,7 +191,7 @@ def _weave(u: Array, v: Array) -> tuple[Array, Array]:
 
 
 def _hexagons(u: Array, v: Array) -> tuple[Array, Array]:
-    """Honeycomb: the nearer of two interleaved lattices of centres owns the point."""
+    """Honeycomb: the nearest center of two interleaved lattices."""
     root3 = np.float32(np.sqrt(3.0))
     y = v / root3
     i0, j0 = np.rint(u), np.rint(y)

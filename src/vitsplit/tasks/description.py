@@ -64,7 +64,7 @@ def check_classes(description: Mapping[str, Any], where: str) -> int:
         for part in colour:
             whole_number(part, f"{where}: colours", 0, 255, error=BundleError, advice=ADVICE)
     try:
-        ClassList(names=tuple(names), colours=tuple((red, green, blue) for red, green, blue in colours))
+        ClassList(names=tuple(names), colors=tuple((red, green, blue) for red, green, blue in colours))
     except DataError as error:
         raise BundleError(f"{where}: classes: {error}") from error
     return len(names)

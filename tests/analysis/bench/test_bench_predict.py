@@ -9,7 +9,7 @@ from vitsplit.analysis.bench import predict, workload
 from vitsplit.analysis.bench.predict import PredictPlan, PredictResult, SharingTimes, measure_predictions, sharing_bound
 from vitsplit.analysis.bench.predict_report import methods_table, sharing_table
 from vitsplit.backbone import open_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.cli.bench import main
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
 
 DEPTH, WIDTH = 4, 32
 FAMILIES = ("plain", "plain-registers", "rotary", "sam")
@@ -48,7 +48,7 @@ def make_backbone(family: str) -> Backbone:
     info = BackboneInfo(
         name=f"tiny-{family}",
         timm_name="none",
-        licence="none",
+        license="none",
         source="test",
         weights_hash="",
         mean=(0.485, 0.456, 0.406),

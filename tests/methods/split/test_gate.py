@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.head import SplitHead

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitsplit.backbone import meta_backbone
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.head import SplitHead

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 PATCH = 4
 
 
-def millimetres(low=500, high=9000, size=(12, 16)):
+def millimeters(low=500, high=9000, size=(12, 16)):
     return RNG.integers(low, high, size).astype(np.uint16)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder, Metres
+from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder, Meters
 
 CONFIG = DepthConfig()
 
@@ -40,7 +40,7 @@ def test_the_start_is_at_the_start_depth_with_gradient_almost_everywhere(decoder
 
 
 @pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
-def test_metres_are_float32_whatever_the_rest_computes_in(decoder):
+def test_meters_are_float32_whatever_the_rest_computes_in(decoder):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
         depth = decoder(64, CONFIG)(torch.randn(1, 64, 4, 4).bfloat16())
@@ -54,10 +54,10 @@ def test_group_norm_needs_no_batch():
 
 
 def test_the_range():
-    bounded = Metres(dataclasses.replace(CONFIG, min_depth=0.5, max_depth=10.0))
+    bounded = Meters(dataclasses.replace(CONFIG, min_depth=0.5, max_depth=10.0))
     x = torch.tensor([-3.0, 0.0, 2.0, 9.5, 40.0], requires_grad=True)
     assert bounded.eval()(x).tolist() == [0.5, 0.5, 2.5, 10.0, 10.0]
-    assert float(Metres(CONFIG).eval()(x.detach())[-1]) == pytest.approx(40.001)
+    assert float(Meters(CONFIG).eval()(x.detach())[-1]) == pytest.approx(40.001)
     # In training what overshoots can still be pulled back.
     bounded.train()(x)[-1].backward()
     assert x.grad is not None and x.grad.tolist() == [0, 0, 0, 0, 1]

@@ -6,8 +6,8 @@ import torch
 from depth_files import RNG, RedIsDepth
 from PIL import Image
 
+from vitsplit.tasks.depth.colormap import INVALID, add_scale_bar, apply_colormap, axis_ticks, display_range
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.paint import INVALID, colour, colour_range, ticks_of, with_scale_bar
 from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
 
 CONFIG = DepthConfig(test_flip=False)
@@ -110,14 +110,14 @@ def test_the_range_of_colours_is_round(near, far, expected):
     depth[10:] = far
     depth[0, :3] = 0.0
     depth[0, 3] = 1000.0  # less than a hundredth of the pixels
-    assert colour_range(depth) == pytest.approx(expected)
+    assert display_range(depth) == pytest.approx(expected)
 
 
 def test_invalid_pixels_are_grey():
     depth = np.array([[0.0, 2.0, 0.0, 4.0]], np.float32)
-    picture = np.asarray(colour(depth, depth > 0, (2.0, 4.0)))
+    picture = np.asarray(apply_colormap(depth, depth > 0, (2.0, 4.0)))
     assert [tuple(picture[0, k]) == INVALID for k in range(4)] == [True, False, True, False]
-    assert colour_range(np.zeros((2, 2), np.float32)) == (0.0, 1.0)
+    assert display_range(np.zeros((2, 2), np.float32)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -126,16 +126,18 @@ def test_invalid_pixels_are_grey():
      ((3, 80), [20, 40, 60, 80]), ((0.1, 0.15), [0.1, 0.11, 0.12, 0.13, 0.14, 0.15])],
 )  # fmt: skip
 def test_ticks_are_round(range_m, ticks):
-    assert ticks_of(range_m) == pytest.approx(ticks)
+    assert axis_ticks(range_m) == pytest.approx(ticks)
 
 
 def test_the_bar_has_the_colours_of_the_picture():
     depth = np.linspace(1, 5, 120, dtype=np.float32)[:, None].repeat(30, 1)
-    picture = colour(depth, depth > 0, (1.0, 5.0))
-    with_bar = np.asarray(with_scale_bar(picture, (1.0, 5.0))).astype(int)
+    picture = apply_colormap(depth, depth > 0, (1.0, 5.0))
+    with_bar = np.asarray(add_scale_bar(picture, (1.0, 5.0))).astype(int)
     assert np.array_equal(with_bar[:120, :30], np.asarray(picture))
     bar = with_bar[:, 30 + 5 + 4]  # inside the bar: after the gap and its frame
     for share in (0.25, 0.5, 0.75):
         row = round(10 + (120 - 20 - 1) * share)
-        expected = np.asarray(colour(np.array([[1 + 4 * share]], np.float32), np.array([[True]]), (1.0, 5.0)))[0, 0]
+        expected = np.asarray(apply_colormap(np.array([[1 + 4 * share]], np.float32), np.array([[True]]), (1.0, 5.0)))[
+            0, 0
+        ]
         assert np.abs(bar[row] - expected).max() <= 6

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from depth_files import RNG, RedIsDepth, millimetres, write_map, write_set
+from depth_files import RNG, RedIsDepth, millimeters, write_map, write_set
 from PIL import Image
 
 import vitsplit
@@ -111,7 +111,7 @@ def test_the_loss_is_the_release_s_times_ten_over_valid_pixels():
 
 
 def test_another_unit_is_warned_of_once(tmp_path, caplog):
-    write_set(tmp_path, [millimetres()] * 3, split="val", scale=1.0)
+    write_set(tmp_path, [millimeters()] * 3, split="val", scale=1.0)
     with caplog.at_level(logging.WARNING, logger="vitsplit"):
         opened(tmp_path)
     assert len(caplog.records) == 1 and "--depth-scale" in caplog.text and "outside 0.01..1000 m" in caplog.text
@@ -164,10 +164,10 @@ def test_a_run_trains_evaluates_and_predicts(scenes, tmp_path, method):
 
 
 def test_a_map_of_another_size_stops_training_with_its_name(tmp_path):
-    write_set(tmp_path, [millimetres(size=(48, 64))] * 2)
-    write_set(tmp_path, [millimetres(size=(48, 64))], split="val")
+    write_set(tmp_path, [millimeters(size=(48, 64))] * 2)
+    write_set(tmp_path, [millimeters(size=(48, 64))], split="val")
     for k in range(2):
-        write_map(tmp_path / f"depth/train/{k}.png", millimetres(size=(24, 32)))
+        write_map(tmp_path / f"depth/train/{k}.png", millimeters(size=(24, 32)))
     with pytest.raises(DataError, match=r"depth/train/\d\.png: the depth map is 32x24 .* is 64x48"):
         vitsplit.train(data=tmp_path, task="depth", out=tmp_path / "run", **SMALL_RUN)
 

@@ -14,7 +14,7 @@ from torchvision.ops import box_iou
 from vitsplit.engine.serialise import from_dict, to_dict
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import DetectionDecoder
-from vitsplit.tasks.detection.mmdet_form import OwnBestMatcher, box_loss, mask_loss, mask_targets
+from vitsplit.tasks.detection.mmdet_form import BestBoxMatcher, box_loss, mask_loss, mask_targets
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES
 from vitsplit.tasks.detection.strides import ExactAnchors, exact_pool
 
@@ -51,7 +51,7 @@ def test_anchors_are_mmdets():
 @pytest.mark.parametrize("patch_size", [14, 16])
 @pytest.mark.parametrize("bins", [7, 14])
 def test_pooling_takes_a_cell_for_an_area(patch_size, bins):
-    """A map of its cells' own coordinates, counted from cell 0: a bin's centre is half a cell less than in pixels."""
+    """A map of its cells' own coordinates, counted from cell 0: a bin's center is half a cell less than in pixels."""
     boxes_N4 = corner_boxes(patch_size, GRID)
     size = (GRID[0] * patch_size, GRID[1] * patch_size)
     pooled = exact_pool(patch_size, bins, aligned=True)(coordinate_maps(patch_size, GRID), [boxes_N4], [size])
@@ -117,7 +117,7 @@ def test_matches_are_mmdets(high, low, least):
     for _ in range(60):
         overlaps_GN = rng.integers(0, 20, (3, 12)) / 20  # coarse, so that there are ties
         overlaps_GN[0] *= rng.choice([0.25, 1])  # an object that no box overlaps much
-        ours = OwnBestMatcher(high, low, least)(torch.tensor(overlaps_GN)).tolist()
+        ours = BestBoxMatcher(high, low, least)(torch.tensor(overlaps_GN)).tolist()
         expected = assigned(overlaps_GN, high, low, least)
         assert ours == expected
         kinds |= {*expected}

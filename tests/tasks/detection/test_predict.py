@@ -18,7 +18,7 @@ from vitsplit.tasks.detection.predict import DetectionPrediction, detect
 from vitsplit.types import LayerTaps, Padding
 
 CONFIG = DetectionConfig(image_scale=(200, 100))
-CLASSES = ClassList(names=("cup", "plate"), colours=((250, 220, 30), (20, 60, 200)))
+CLASSES = ClassList(names=("cup", "plate"), colors=((250, 220, 30), (20, 60, 200)))
 
 
 def found(boxes, scores=None, masks=None, limits=None):
@@ -147,9 +147,9 @@ def test_the_overlay_shows_what_is_sure_enough():
     shown, everything = np.asarray(mine.overlay()), np.asarray(mine.overlay(min_score=0))
     assert np.array_equal(shown[45:, 75:], mine.image[45:, 75:]), "the weak object is not drawn"
     assert not np.array_equal(everything[45:, 75:], mine.image[45:, 75:])
-    tinted = (1 - OPACITY) * mine.image[50, 40] + OPACITY * np.array(CLASSES.colours[0])
+    tinted = (1 - OPACITY) * mine.image[50, 40] + OPACITY * np.array(CLASSES.colors[0])
     assert np.abs(shown[50, 40] - tinted).max() <= 1
-    assert tuple(shown[60, 20]) == tuple(shown[60, 69]) == CLASSES.colours[0], "the box's edge, inside of the box"
+    assert tuple(shown[60, 20]) == tuple(shown[60, 69]) == CLASSES.colors[0], "the box's edge, inside of the box"
     assert np.array_equal(shown[60, 71], mine.image[60, 71])
     assert np.array_equal(np.asarray(prediction([]).overlay()), mine.image)
 

@@ -14,16 +14,16 @@ from vitsplit.tasks.detection.strides import ExactAnchors, exact_pool
 @pytest.mark.parametrize("patch_size", [14, 16])
 @pytest.mark.parametrize("bins", [7, 14])
 def test_boxes_in_the_far_corner_round_trip(patch_size, bins):
-    """Coordinates are linear, so their mean over a bin is the coordinate of its centre."""
+    """Coordinates are linear, so their mean over a bin is the coordinate of its center."""
     boxes_N4 = corner_boxes(patch_size, GRID)
     size = (GRID[0] * patch_size, GRID[1] * patch_size)
     pooled = exact_pool(patch_size, bins)(coordinate_maps(patch_size, GRID), [boxes_N4], [size])
     steps = (torch.arange(bins) + 0.5) / bins
     for axis in (0, 1):
         low, high = boxes_N4[:, axis, None], boxes_N4[:, axis + 2, None]
-        centres = low + (high - low) * steps
+        centers = low + (high - low) * steps
         found = pooled[:, axis].mean(1 if axis == 0 else 2)
-        torch.testing.assert_close(found, centres, rtol=0, atol=2e-3)
+        torch.testing.assert_close(found, centers, rtol=0, atol=2e-3)
     # FPN, Eq. 1, with its 224 pixels at stride 16 as 14 cells.
     side_N = (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1).sqrt()
     levels_N = (2 + torch.log2(side_N / (14 * patch_size)) + 1e-6).floor().clamp(0, 3)
@@ -66,9 +66,9 @@ def test_anchors_stand_on_the_cells_at_the_far_corner(patch_size, dtype):
     assert anchors_A4.dtype == torch.float32
     per_level = anchors_A4.split([3 * level.shape[-2] * level.shape[-1] for level in maps.values()])
     for level, anchors, side in zip(maps.values(), per_level, SIZES, strict=True):
-        centres_A2 = (anchors[:, :2] + anchors[:, 2:]) / 2
+        centers_A2 = (anchors[:, :2] + anchors[:, 2:]) / 2
         expected_A2 = level[0, :2].flatten(1).T.repeat_interleave(3, 0)
-        torch.testing.assert_close(centres_A2, expected_A2, rtol=0, atol=1e-3)
+        torch.testing.assert_close(centers_A2, expected_A2, rtol=0, atol=1e-3)
         width_A, height_A = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
         torch.testing.assert_close((height_A / width_A)[:3], torch.tensor([0.5, 1.0, 2.0]), rtol=0.1, atol=0)
         torch.testing.assert_close((height_A * width_A).sqrt(), torch.full_like(width_A, side), rtol=0.05, atol=0)

@@ -178,7 +178,7 @@ def test_without_objects_a_validation_split_is_refused_before_training_and_a_tes
     content = json.loads((empty / "annotations" / "val.json").read_text())
     for split in ("val", "test"):
         (empty / "annotations" / f"{split}.json").write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(DataError, match=r"val.json: no object in any of the 3 images of the split val"):
+    with pytest.raises(DataError, match=r"val.json: no object in the 3 images of the split val"):
         DetectionTask.open(CONFIG, empty, ("train", "val"))
     shutil.copytree(empty / "images" / "val", empty / "images" / "test")
     task = DetectionTask.open(CONFIG, empty, ("test",))

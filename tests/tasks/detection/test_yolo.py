@@ -8,7 +8,7 @@ from label_files import HEIGHT, WIDTH, picture, write_yolo
 from PIL import Image
 
 from vitsplit.errors import DataError
-from vitsplit.tasks.detection.layouts import list_detection_splits, open_detection_set, recognise
+from vitsplit.tasks.detection.layouts import list_detection_splits, open_detection_set, recognize
 
 
 def message(root):
@@ -22,7 +22,7 @@ def test_boxes_are_shares_of_the_image(tmp_path):
     lines = [f"1 {30 / 60} {15 / 40} {30 / 60} {10 / 40}", "", "0 0.5 0.5 1 1"]
     write_yolo(tmp_path, {"a": lines, "b": None, "c": []})
     data = open_detection_set(tmp_path, "train")
-    assert recognise(tmp_path) == (tmp_path, "yolo") and data.classes.names == ("cat", "dog")
+    assert recognize(tmp_path) == (tmp_path, "yolo") and data.classes.names == ("cat", "dog")
     sample = data.load(0)
     assert np.allclose(sample.boxes_N4, [[15, 10, 45, 20], [0, 0, 60, 40]])
     assert sample.labels_N.tolist() == [1, 0] and sample.masks_NHW is None and not sample.crowd_N.any()
@@ -34,7 +34,7 @@ def test_boxes_are_shares_of_the_image(tmp_path):
 
 
 def test_polygons_fill_the_pixels_that_they_enclose(tmp_path):
-    """An L of whole pixels, as shares: its pixels are known without any rasteriser."""
+    """An L of whole pixels, as shares: its pixels are known without any rasterizer."""
     points = [(12, 6), (24, 6), (24, 26), (36, 26), (36, 34), (12, 34)]
     line = "0 " + " ".join(f"{x / WIDTH:.8f} {y / HEIGHT:.8f}" for x, y in points)
     write_yolo(tmp_path, {"a": [line, "1 0.1 0.1 0.9 0.1 0.9 0.9"]})
@@ -79,9 +79,9 @@ def test_names_from_yaml(tmp_path, text):
     ("text", "words"),
     [
         ("names: [cat\n", ["not valid YAML", "line 2"]),
-        ("nc: 2\n", ['no "names" in it']),
-        ("names:\n  1: cat\n  2: dog\n", ["the numbers from 0"]),
-        ("names: [cat, cat]\n", ["'cat' is listed twice"]),
+        ("nc: 2\n", ['no "names" found']),
+        ("names:\n  1: cat\n  2: dog\n", ["ids (from 0)"]),
+        ("names: [cat, cat]\n", ["'cat'"]),
     ],
 )
 def test_bad_names(tmp_path, text, words):
@@ -95,21 +95,21 @@ def test_bad_names(tmp_path, text, words):
 def test_missing_names_say_what_to_save(tmp_path):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
     (tmp_path / "classes.txt").unlink()
-    assert "classes.json: there is no such file, nor data.yaml" in message(tmp_path)
+    assert "classes.json: file not found, nor data.yaml" in message(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("2 0.5 0.5 0.5 0.5", ["classes out of range: 1 (line 2: class 2, but there are 0 to 1)"]),
+        ("2 0.5 0.5 0.5 0.5", ["classes out of range: 1 (line 2: class 2 is not in 0 to 1)"]),
         ("-1 0.5 0.5 0.5 0.5", ["classes out of range: 1 (line 2: class -1"]),
         ("0.5 0.5 0.5 0.5 0.5", ["class 0.5"]),
-        ("cat 0.5 0.5 0.5 0.5", ["broken entries: 1 (line 2: 'cat 0.5", "are not numbers"]),
+        ("cat 0.5 0.5 0.5 0.5", ["invalid entries: 1 (line 2: 'cat 0.5", "are not numbers"]),
         ("0 0.5 0.5 0.5", ["line 2: 4 values"]),
         ("0 0.1 0.1 0.5 0.5 0.9", ["line 2: 6 values"]),
         ("0 0.5 0.5 nan 0.5", ["are not numbers"]),
         ("0 0.5 0.5 1.2 0.5", ["boxes outside their image: 1 (line 2: x -6 to 66, y 10 to 30 in 60x40)"]),
-        ("0 0.5 0.5 -0.2 0.5", ["broken boxes: 1 (line 2: width -12"]),
+        ("0 0.5 0.5 -0.2 0.5", ["invalid boxes: 1 (line 2: width -12"]),
         ("0 31 22 10 8", ["boxes outside their image"]),
     ],
 )
@@ -139,7 +139,7 @@ def test_labels_without_image_and_broken_images(tmp_path):
 
 def test_no_object_to_train_on(tmp_path):
     write_yolo(tmp_path, {"a": [], "b": None})
-    assert "no object in any of the 2 images" in message(tmp_path)
+    assert "no object in the 2 images" in message(tmp_path)
 
 
 def test_shares_are_of_the_image_as_the_camera_meant_it(tmp_path):

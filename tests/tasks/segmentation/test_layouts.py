@@ -7,7 +7,7 @@ from PIL import Image
 from vitsplit.data import images
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.segmentation.data import LabelRangeError
-from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognise
+from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognize
 
 IDS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
@@ -33,7 +33,7 @@ def test_folder(tmp_path):
         save(tmp_path / "masks" / split / "a.png", IDS // 6)
     (tmp_path / "classes.json").write_text(json.dumps(["sky", "road"]))
     data = open_segmentation_set(tmp_path, "val")
-    assert recognise(tmp_path) == (tmp_path, "folder")
+    assert recognize(tmp_path) == (tmp_path, "folder")
     assert data.classes.names == ("sky", "road")
     assert data.items == ((tmp_path / "images/val/a.jpg", tmp_path / "masks/val/a.png"),)
     assert data.load(0).mask_HW.tolist() == (IDS // 6).tolist()
@@ -49,10 +49,10 @@ def test_missing_classes_shows_what_to_save(tmp_path):
     assert open_segmentation_set(tmp_path, "train").classes.names == ("class_0", "class_1", "class_2")
 
 
-def test_missing_classes_of_masks_of_colours(tmp_path):
-    for k, colours in enumerate([[(0, 0, 0), (128, 64, 128)], [(70, 130, 180), (0, 0, 0)]]):
+def test_missing_classes_of_masks_of_colors(tmp_path):
+    for k, colors in enumerate([[(0, 0, 0), (128, 64, 128)], [(70, 130, 180), (0, 0, 0)]]):
         picture(tmp_path / "images" / "train" / f"{k}.jpg", 1, 2)
-        save(tmp_path / "masks" / "train" / f"{k}.png", np.array([colours], np.uint8))
+        save(tmp_path / "masks" / "train" / f"{k}.png", np.array([colors], np.uint8))
     (tmp_path / "classes.json").write_text(message(tmp_path, "train").split("\n")[-1])
     data = open_segmentation_set(tmp_path, "train")
     assert [data.load(k).mask_HW.tolist() for k in range(2)] == [[[0, 2]], [[1, 0]]]
@@ -66,7 +66,7 @@ def test_ade20k(tmp_path, nested):
         picture(root / "images" / folder / f"ADE_{folder}.jpg", 1, 4)
         save(root / "annotations" / folder / f"ADE_{folder}.png", mask)
     data = open_segmentation_set(tmp_path, "val")
-    assert recognise(tmp_path)[1] == "ade20k"
+    assert recognize(tmp_path)[1] == "ade20k"
     assert len(data.classes) == 150
     assert [data.classes.names[k] for k in (0, 1, 12, 149)] == ["wall", "building", "person", "flag"]
     assert data.load(0).mask_HW.tolist() == [[255, 0, 1, 149]]
@@ -87,9 +87,9 @@ def test_cityscapes(tmp_path):
         save(tmp_path / "gtFine" / "val" / city / f"{name}_gtFine_labelIds.png", ids)
         save(tmp_path / "gtFine" / "val" / city / f"{name}_gtFine_color.png", np.zeros((1, 34, 3), np.uint8))
     data = open_segmentation_set(tmp_path, "val")
-    assert recognise(tmp_path)[1] == "cityscapes" and len(data) == 2 and len(data.classes) == 19
+    assert recognize(tmp_path)[1] == "cityscapes" and len(data) == 2 and len(data.classes) == 19
     assert data.load(0).mask_HW.tolist() == [[train_ids.get(label, 255) for label in range(34)]]
-    assert dict(zip(data.classes.names, data.classes.colours, strict=True))["car"] == (0, 0, 142)
+    assert dict(zip(data.classes.names, data.classes.colors, strict=True))["car"] == (0, 0, 142)
     assert "bonn" in data.load(0).name
 
 
@@ -107,19 +107,19 @@ def test_pascal_context_of_png(tmp_path):
     mask_path = tmp_path / "VOC2010" / "SegmentationClassContext" / "2008_000003.png"
     save(mask_path, np.array([[0, 1, 59, 255]], np.uint8))
     data = open_segmentation_set(tmp_path, "val")
-    assert recognise(tmp_path)[1] == "pascal-context"
+    assert recognize(tmp_path)[1] == "pascal-context"
     assert (len(data), len(data.classes)) == (1, 59)
     assert (data.classes.names[0], data.classes.names[58]) == ("aeroplane", "wood")
     assert data.load(0).mask_HW.tolist() == [[255, 0, 58, 255]]
     mask_path.unlink()
     said = message(tmp_path, "val")
     assert "1 files" in said and "2008_000003.png" in said
-    assert "train.txt: there is no such file" in message(tmp_path, "train")
+    assert "train.txt: file not found" in message(tmp_path, "train")
 
 
 def published_pascal(tmp_path):
     """The published labels: 459 names in an order of their own, and a MATLAB file per image."""
-    from vitsplit.data.known_classes import PASCAL_CONTEXT_59
+    from vitsplit.data.public_classes import PASCAL_CONTEXT_59
 
     pascal(tmp_path, "Main")
     others = iter(f"other thing {k}" for k in range(400))
@@ -158,19 +158,19 @@ def test_labels_file_that_is_missing_or_broken(tmp_path):
     (tmp_path / "labels.txt").write_text("1: wall\n2: pottedplant")
     assert "57 of the 59 classes" in message(tmp_path, "val")
     (tmp_path / "labels.txt").unlink()
-    assert f"{tmp_path / 'labels.txt'}: there is no such file" in message(tmp_path, "val")
+    assert f"{tmp_path / 'labels.txt'}: file not found" in message(tmp_path, "val")
 
 
 def test_unknown_layout_says_how_to_lay_out_ones_own(tmp_path):
     said = message(tmp_path, "train")
     assert str(tmp_path) in said and "images/train" in said and "classes.json" in said
     assert "leftImg8bit" in message(tmp_path, "train", "cityscapes")
-    assert "no such folder" in message(tmp_path / "absent", "train")
+    assert "not found" in message(tmp_path / "absent", "train")
 
 
 def test_a_folder_around_the_data_set_is_told_from_it(tmp_path):
     picture(tmp_path / "around" / "mine" / "images" / "a.jpg")
-    assert f"{tmp_path / 'around' / 'mine'} may be. Give that folder" in message(tmp_path / "around", "train")
+    assert f"{tmp_path / 'around' / 'mine'} may be" in message(tmp_path / "around", "train")
 
 
 def test_unknown_names(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitsplit.data.classes import ClassList, default_colours
+from vitsplit.data.classes import ClassList, default_colors
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import SegmentationBatch
 from vitsplit.tasks.segmentation.loss import IGNORE, cross_entropy_sum, dice_sum, resize_logits
@@ -213,7 +213,7 @@ def test_a_perfect_prediction_costs_nothing():
 @pytest.mark.parametrize("average", ["valid", "all"])
 def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighted):
     """mmseg 0.20: ``F.cross_entropy(..., reduction="none", ignore_index=255).mean()``, whatever the weights sum to."""
-    classes = ClassList(names=tuple("abcde"), colours=default_colours(CLASSES))
+    classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     task = SegmentationTask(SegmentationConfig(loss_average=average), classes)
     weights_K = task.class_weights_K = torch.tensor([1.0, 0.2, 3.0, 0.0, 1.7]) if weighted else None
     logits_BKhw, mask_BHW = _logits().detach(), _mask()

@@ -193,7 +193,7 @@ def test_saved_files_hold_the_ids_and_the_colours(tmp_path):
         assert picture.mode == "P"
         assert np.array_equal(np.asarray(picture), prediction.mask)
         colours = np.asarray(picture.convert("RGB"))
-    assert np.array_equal(colours, np.array(prediction.classes.colours, dtype=np.uint8)[prediction.mask])
+    assert np.array_equal(colours, np.array(prediction.classes.colors, dtype=np.uint8)[prediction.mask])
     with Image.open(overlay_path) as picture:
         assert picture.size == (32, 24)
 
@@ -201,7 +201,7 @@ def test_saved_files_hold_the_ids_and_the_colours(tmp_path):
 def test_overlay_mixes_image_and_colours():
     prediction = _prediction()
     y, x = 3, 5
-    colour = np.array(prediction.classes.colours[prediction.mask[y, x]])
+    colour = np.array(prediction.classes.colors[prediction.mask[y, x]])
     expected = 0.25 * colour + 0.75 * prediction.image[y, x]
     assert np.asarray(prediction.overlay(0.25))[y, x] == pytest.approx(expected, abs=0.51)
     assert np.array_equal(np.asarray(prediction.overlay(0.0)), prediction.image)

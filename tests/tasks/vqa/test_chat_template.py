@@ -80,7 +80,7 @@ def test_no_template_takes_long_or_much(name, monkeypatch):
     template = ChatTemplate(of(ATTACKS[name]))
     ChatTemplate(of("x")).render([(MESSAGES, True)])  # the process has started
     began = time.perf_counter()
-    with pytest.raises(ConfigError, match=r"chat template cannot be used: .*\. Give --conversation v1"):
+    with pytest.raises(ConfigError, match=r"chat template cannot be used: .*--conversation v1"):
         template.render([(MESSAGES, True)])
     assert time.perf_counter() - began < 6
     # Whoever comes next is served.
@@ -88,7 +88,7 @@ def test_no_template_takes_long_or_much(name, monkeypatch):
 
 
 def test_a_template_that_is_too_long_is_refused_at_once():
-    with pytest.raises(ConfigError, match=f"at most {LONGEST_TEMPLATE}"):
+    with pytest.raises(ConfigError, match=f"limit of {LONGEST_TEMPLATE}"):
         Prompter(of("a" * (LONGEST_TEMPLATE + 1)), "template")
 
 

@@ -43,7 +43,7 @@ def restated(connector, backbone, image_BCHW):
     """Facts of the release, in plain torch: what enters the block is hidden state -3, the prior is hidden state -2."""
     model = backbone.model
     with torch.no_grad():
-        x_BTD = model.norm_pre(model._pos_embed(model.patch_embed(backbone.normalise(image_BCHW))))
+        x_BTD = model.norm_pre(model._pos_embed(model.patch_embed(backbone.normalize(image_BCHW))))
         hidden = [x_BTD]
         for block in model.blocks:
             hidden.append(block(hidden[-1]))
@@ -120,7 +120,7 @@ def test_the_penultimate_layer_is_timm_s(connector, kind):
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
     with torch.no_grad():
         features = backbone.model.forward_intermediates(
-            backbone.normalise(pixels_BCHW), indices=[backbone.num_layers - 2], norm=False, intermediates_only=True
+            backbone.normalize(pixels_BCHW), indices=[backbone.num_layers - 2], norm=False, intermediates_only=True
         )
     map_BDhw = head(backbone(pixels_BCHW, head.request(train=False)))
     assert torch.allclose(map_BDhw, features[0], atol=1e-5)

@@ -73,8 +73,8 @@ def test_ids_and_answers_are_those_of_the_text_written_out(conversation, turns, 
     assert tokens.ids == ids
     assert tokens.is_answer == mask
     assert tokens.ids.count(IMAGE) == has_image
-    learnt = [token for token, answer in zip(tokens.ids, tokens.is_answer, strict=True) if answer]
-    assert prompter.tokenizer.decode(learnt) == "".join(piece for piece, answer in pieces if answer)
+    learned = [token for token, answer in zip(tokens.ids, tokens.is_answer, strict=True) if answer]
+    assert prompter.tokenizer.decode(learned) == "".join(piece for piece, answer in pieces if answer)
 
 
 def metaspace_tokenizer():
@@ -97,8 +97,8 @@ def test_llamas_spaces_are_as_llava_reads_them():
     halves = [tokenizer(half, add_special_tokens=False).input_ids for half in (before, after)]
     assert tokens.ids == [tokenizer.bos_token_id, *halves[0], IMAGE, *halves[1]]
     runs = []
-    for token, answer, learnt in zip(tokens.ids, tokens.is_answer, [False, *tokens.is_answer], strict=False):
-        if answer and not learnt:
+    for token, answer, learned in zip(tokens.ids, tokens.is_answer, [False, *tokens.is_answer], strict=False):
+        if answer and not learned:
             runs.append([])
         if answer:
             runs[-1].append(token)
@@ -118,7 +118,7 @@ def test_template_is_that_of_transformers(system):
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
     at = next(i for i in range(len(expected)) if expected[i : i + len(place)] == place)
     expected[at : at + len(place)] = [IMAGE, *line]
-    # The template writes a line break after the last answer, of which nothing can be learnt.
+    # The template writes a line break after the last answer, of which nothing can be learned.
     assert prompter.conversation_tokens(TURNS, has_image=True).ids + line == expected
     messages[0 if system is None else 1]["content"] = TURNS[0].question
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
@@ -172,5 +172,5 @@ def test_a_template_that_rewrites_what_it_wrote_is_refused():
     )
     prompter = Prompter(tokenizer, "template")
     prompter.conversation_tokens(TURNS[:1], has_image=True)
-    with pytest.raises(ConfigError, match="anew"):
+    with pytest.raises(ConfigError, match="--conversation v1"):
         prompter.conversation_tokens(TURNS, has_image=True)

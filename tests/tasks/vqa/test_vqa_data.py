@@ -16,11 +16,11 @@ from vitsplit.tasks.vqa.samples import Sample, SampleSet
 GREEN, RED, BLUE = (10, 200, 30), (250, 0, 0), (0, 0, 250)
 
 
-def filled(height, width, colour=GREEN):
-    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, height, width).clone()
+def filled(height, width, color=GREEN):
+    return torch.tensor(color, dtype=torch.uint8)[:, None, None].expand(3, height, width).clone()
 
 
-def colour_at(image_CHW, row, column):
+def color_at(image_CHW, row, column):
     return tuple(image_CHW[:, row, column].tolist())
 
 
@@ -32,13 +32,13 @@ def test_every_image_comes_to_the_size(fit, crop_size, size):
     assert image_CHW.shape == (3, *crop_size) and image_CHW.dtype == torch.uint8
 
 
-def test_pad_keeps_everything_between_borders_of_the_mean_colour():
+def test_pad_keeps_everything_between_borders_of_the_mean_color():
     wide_CHW = fit_image(filled(20, 60), VqaConfig(fit="pad", crop_size=(60, 60)))
     for row in (0, 10, 16, 43, 59):
-        assert colour_at(wide_CHW, row, 30) == BORDER == (122, 116, 104)
-    assert colour_at(wide_CHW, 24, 0) == colour_at(wide_CHW, 36, 59) == GREEN
+        assert color_at(wide_CHW, row, 30) == BORDER == (122, 116, 104)
+    assert color_at(wide_CHW, 24, 0) == color_at(wide_CHW, 36, 59) == GREEN
     high_CHW = fit_image(filled(60, 20), VqaConfig(fit="pad", crop_size=(30, 30)))
-    assert colour_at(high_CHW, 15, 3) == colour_at(high_CHW, 15, 26) == BORDER and colour_at(high_CHW, 0, 15) == GREEN
+    assert color_at(high_CHW, 15, 3) == color_at(high_CHW, 15, 26) == BORDER and color_at(high_CHW, 0, 15) == GREEN
 
 
 def test_crop_cuts_both_ends_off():
@@ -55,7 +55,7 @@ def test_stretch_keeps_what_is_at_the_ends():
     image_CHW = filled(20, 60)
     image_CHW[:, :, :20], image_CHW[:, :, 40:] = filled(20, 20, RED), filled(20, 20, BLUE)
     stretched_CHW = fit_image(image_CHW, VqaConfig(fit="stretch", crop_size=(20, 30)))
-    columns = [colour_at(stretched_CHW, 10, column) for column in (2, 15, 27)]
+    columns = [color_at(stretched_CHW, 10, column) for column in (2, 15, 27)]
     assert columns == [RED, GREEN, BLUE]
 
 

@@ -17,7 +17,7 @@ N = 6
 PROMPTER = Prompter(tiny_tokenizer(), "template")
 TURNS = [
     (Turn("what is on the desk?", "a book"),),
-    (Turn("how many chairs?", "two"), Turn("and the colour of the house?", "red")),
+    (Turn("how many chairs?", "two"), Turn("and the color of the house?", "red")),
     (Turn("why?", "I do not know at all"),),
 ]
 
@@ -40,7 +40,7 @@ def loss(decoder, tokens_INW, rows, images):
 
 
 def loss_of_transformers(model, tokens_NW, conversation):
-    """The sum over one conversation: the whole of it as embeddings, and -100 wherever nothing is to be learnt."""
+    """The sum over one conversation: the whole of it as embeddings, and -100 wherever nothing is to be learned."""
     embedded, labels = [], []
     for token, answer in zip(conversation.ids, conversation.is_answer, strict=True):
         if token == IMAGE:

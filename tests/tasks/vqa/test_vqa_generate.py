@@ -65,14 +65,14 @@ def test_a_prompt_longer_than_the_window_is_refused_or_cut(decoder, tokens_NW, m
     monkeypatch.setattr(settings, "max_position_embeddings", tokens - 1)
     one = answerer(decoder, tokens_NW)
     for ask in (lambda: one.answer(QUESTIONS), lambda: one.continue_conversation(longest)):
-        with pytest.raises(DataError, match=f"at most {tokens - 1}, {num_visual} of them the image's. Shorten it"):
+        with pytest.raises(DataError, match=f"{tokens - 1} tokens, including {num_visual} of the image"):
             ask()
-    with pytest.raises(DataError, match="begin a new conversation"):
+    with pytest.raises(DataError, match="start a new conversation"):
         list(one.stream("why?", (Turn(longest, longest),)))
     cutting = answerer(decoder, tokens_NW, cut=True)
     with caplog.at_level("WARNING", logger="vitsplit"):
         (answer,) = cutting.answer([longest])
-    kept = int(re.search(r"cut to its first (\d+) letters", caplog.text)[1])
+    kept = int(re.search(r"truncated to (\d+) characters", caplog.text)[1])
     assert answer == by_transformers(decoder, tokens_NW, longest[:kept])
     assert len(longest) / 2 < kept < len(longest)
 
@@ -82,7 +82,7 @@ def test_a_question_of_200_000_words_is_refused_before_it_is_broken_into_tokens(
     cut = answerer(decoder, visual(), cut=True)._prompt(long)
     assert len(cut) + N - 1 <= cut_window(decoder)
     monkeypatch.setattr(PROMPTER, "question_ids", lambda *_, **__: pytest.fail("broken into tokens"))
-    with pytest.raises(DataError, match="has 1000000 letters"):
+    with pytest.raises(DataError, match="has 1000000 characters"):
         answerer(decoder, visual()).answer([long])
 
 

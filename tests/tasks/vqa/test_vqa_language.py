@@ -44,7 +44,7 @@ def write_gguf(path, model, tokenizer):
         parts = name.removeprefix("model.").removesuffix(".weight").split(".")
         block = f"blk.{parts[1]}." if parts[0] == "layers" else ""
         place = ".".join(parts[2:] if block else parts)
-        if place in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp turns neighbours, transformers halves
+        if place in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp turns neighbors, transformers halves
             heads = config.num_attention_heads if "q_proj" in place else config.num_key_value_heads
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
         written.add_tensor(f"{block}{NAMES[place]}.weight", tensor.contiguous().numpy())

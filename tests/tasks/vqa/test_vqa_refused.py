@@ -36,10 +36,10 @@ def opened(folder, **settings):
 
 
 def test_a_sliding_window_that_is_shorter_than_a_sequence(short_sighted):
-    with pytest.raises(ConfigError, match=r"looks back 8 tokens at most.*--no-share-image"):
+    with pytest.raises(ConfigError, match=r"8 tokens.*--no-share-image"):
         opened(short_sighted)
     assert opened(short_sighted, share_image=False).config.sliding_window == 8
-    with pytest.raises(ConfigError, match=r"sequences may have 9, 3 of an image among them.*--max-length 8\."):
+    with pytest.raises(ConfigError, match=r"--max-length 9.*3 tokens.*--max-length 8\."):
         opened(short_sighted, max_length=9)
     assert opened(short_sighted, max_length=8).config.sliding_window == 8
 
@@ -57,17 +57,17 @@ def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch
     (folder / "tokenizer.model").write_bytes(b"")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else found(name))
-    with pytest.raises(ConfigError, match=r"in SentencePiece's form.*pip install 'vitsplit\[vqa\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'vitsplit\[vqa\]'"):
         find_language_model(VqaConfig(language_model=str(folder), language_width=WIDTH))
 
 
 @pytest.mark.parametrize(
     ("settings", "package", "said"),
     [
-        ({"quantize": "4bit", "tune": "full"}, "bitsandbytes", "freezes the language model: give --tune lora with it"),
+        ({"quantize": "4bit", "tune": "full"}, "bitsandbytes", "--tune lora"),
         ({"quantize": "4bit", "tune": "lora"}, None, r"pip install 'vitsplit\[4bit\]'"),
         ({"attention": "flash_attention_2", "share_image": False}, None, "needs the package flash-attn"),
-        ({"attention": "flash_attention_2"}, "flash_attn", "give --no-share-image with it"),
+        ({"attention": "flash_attention_2"}, "flash_attn", "--no-share-image"),
     ],
 )
 def test_what_needs_a_package_or_another_setting(settings, package, said, tmp_path, monkeypatch):
@@ -101,17 +101,17 @@ def test_half_a_language_model_in_the_hubs_cache_is_fetched_again(missing, tmp_p
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     config = VqaConfig(language_model="some/model", language_width=WIDTH)
-    with pytest.raises(WeightsError, match="nor in the hub's cache"):
+    with pytest.raises(WeightsError, match="nor in the hub cache"):
         find_language_model(config)
     assert asked == [True, False]
     (folder / missing).write_text("{}")
-    with pytest.raises(WeightsError, match="no tokenizer that can be read"):
+    with pytest.raises(WeightsError, match="tokenizer"):
         find_language_model(config)
     assert asked[2:] == [True], "a whole one is taken as it is"
 
 
 def test_weights_that_are_not_there_have_no_hash(tmp_path):
-    with pytest.raises(WeightsError, match="no weights in it"):
+    with pytest.raises(WeightsError, match="no weights found"):
         _ = LanguageSource("tiny", tmp_path, None).weights_hash
 
 
@@ -121,7 +121,7 @@ def test_weights_that_are_not_there_have_no_hash(tmp_path):
         ({"visual_grid": (0, 8)}, "--visual-grid.* 0 8"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be from 1 .* not 0"),
         ({"val_every": 1}, "--val-every must be from 2 .* not 1"),
-        ({"system_prompt": "An <image> is shown."}, "--system-prompt holds <image>"),
+        ({"system_prompt": "An <image> is shown."}, "--system-prompt .*<image>"),
     ],
 )
 def test_settings(settings, said):

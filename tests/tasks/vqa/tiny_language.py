@@ -19,7 +19,7 @@ CHATML = (
 )
 TEXTS = [
     "user\nwhat is on the desk?", "assistant\na book", "system\nhow many chairs are there in the room?",
-    "ASSISTANT: two", "USER: what is left of the tree?", "the colour of the house is red",
+    "ASSISTANT: two", "USER: what is left of the tree?", "the color of the house is red",
     "A chat between a curious user and a helper.",
 ]  # fmt: skip
 

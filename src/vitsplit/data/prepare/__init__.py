@@ -1,1 +1,1 @@
-"""Public data sets in their published files, turned into the package's folder layout."""
+"""Conversion of public data sets to the package's folder layout."""

@@ -1,4 +1,4 @@
-"""The published files of NYUv2: the labelled images (HDF5), the classes and the split (MATLAB).
+"""The published files of NYUv2: the labeled images (HDF5), the classes and the split (MATLAB).
 
 Shapes: N images, H W pixels, C channels, S the 894 names of the raw labels.
 """
@@ -20,22 +20,21 @@ from vitsplit.data.classes import IGNORE
 from vitsplit.errors import DataError
 
 NOT_A_CLASS = "otherprop"
-"""The one of the 40 classes that is no class here: any small object."""
+"""The one of the 40 classes that is ignored (any small object)."""
 CACHE_BYTES = 64 * 1024**2
-"""Of decompressed HDF5 per array: a chunk may span several images, and is then not decompressed for each."""
+"""HDF5 chunk cache per array: a chunk may span several images, and is decompressed once."""
 MOST_NUMBERS = 10_000_000
-"""Of an array in a MATLAB file: the published ones have thousands."""
-_PUBLISHED = "Take the one that is published with NYU Depth V2"
+"""Size limit of an array in a MATLAB file; the published ones have thousands of elements."""
+_PUBLISHED = "Use the file published with NYU Depth V2"
 
 
 @dataclass(frozen=True)
 class RawClasses:
-    """How raw labels become classes.
+    """Mapping of raw labels to classes.
 
     Attributes:
         names: The classes, in the order of their ids.
-        ids_S: uint8: raw label to class id, 255 where it is none; one longer than the names of the raw labels, as 0 is
-            unlabelled.
+        ids_S: uint8, raw label to class id, 255 for ignored; has one more entry than raw labels, since 0 is unlabeled.
     """
 
     names: tuple[str, ...]
@@ -43,14 +42,14 @@ class RawClasses:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One labelled image.
+class Labeled:
+    """One labeled image.
 
     Attributes:
-        where: The file, and the number of the image in it from 1, for errors.
+        where: File and 1-based image number, for errors.
         image_HWC: uint8, RGB.
-        depth_HW: float32, metres.
-        label_HW: uint16, raw labels; 0 is unlabelled.
+        depth_HW: float32, meters.
+        label_HW: uint16, raw labels; 0 is unlabeled.
     """
 
     where: str
@@ -59,10 +58,10 @@ class Labelled:
     label_HW: NDArray[np.uint16]
 
 
-class LabelledFile:
-    """``nyu_depth_v2_labeled.mat``, of which images are read one at a time.
+class LabeledFile:
+    """``nyu_depth_v2_labeled.mat``, read image by image.
 
-    MATLAB stores columns first, so that every array is turned here.
+    MATLAB arrays are column-major, so every array is transposed.
     """
 
     def __init__(self, path: Path, arrays: Any, depth: str) -> None:
@@ -74,23 +73,24 @@ class LabelledFile:
     def __len__(self) -> int:
         return int(self.images_NCWH.shape[0])
 
-    def read(self, index: int) -> Labelled:
-        """Reads one image, counted from 0.
+    def read(self, index: int) -> Labeled:
+        """Reads one image by its 0-based index.
 
         Raises:
-            DataError: The file is damaged there, or has a label without a name.
+            DataError: The file is corrupt, or has a label without a name.
         """
         where = f"{self.path}, image {index + 1}"
         try:
             image_CWH, depth_WH = self.images_NCWH[index], self.depths_NWH[index]
             label_WH = self.labels_NWH[index]
         except (OSError, RuntimeError) as error:
-            raise DataError(f"{where}: cannot be read, the file is damaged ({error}). Download it again.") from error
+            raise DataError(f"{where}: cannot be read, the file is corrupt ({error}). Download it again.") from error
         if label_WH.max() > self.raw_names:
             raise DataError(
-                f"{where}: has label {label_WH.max()}, but the file names {self.raw_names} labels. Download it again."
+                f"{where}: has label {label_WH.max()}, but the file has {self.raw_names} label names. Download it "
+                "again."
             )
-        return Labelled(where, image_CWH.transpose(2, 1, 0), depth_WH.T, label_WH.T)
+        return Labeled(where, image_CWH.transpose(2, 1, 0), depth_WH.T, label_WH.T)
 
     def _require_shapes(self) -> None:
         images, depths, labels = self.images_NCWH.shape, self.depths_NWH.shape, self.labels_NWH.shape
@@ -102,15 +102,15 @@ class LabelledFile:
 
 
 @contextmanager
-def open_labelled(path: Path, depth: str) -> Iterator[LabelledFile]:
-    """Opens the file of labelled images.
+def open_labeled(path: Path, depth: str) -> Iterator[LabeledFile]:
+    """Opens the file of labeled images.
 
     Args:
         path: ``nyu_depth_v2_labeled.mat``.
         depth: The array of depths: ``depths`` (holes filled) or ``rawDepths``.
 
     Raises:
-        DataError: h5py is not installed, or the file is missing, truncated or another one.
+        DataError: h5py is not installed, or the file is missing, truncated or not the expected one.
     """
     h5py = _import("h5py", path)
     _require_file(path)
@@ -125,38 +125,35 @@ def open_labelled(path: Path, depth: str) -> Iterator[LabelledFile]:
     with file:
         absent = [name for name in ("images", depth, "labels", "names") if not isinstance(file.get(name), h5py.Dataset)]
         if absent:
-            raise DataError(
-                f"{path}: there is no array {' or '.join(absent)} in it, so it is another file. "
-                f"{_PUBLISHED}: nyu_depth_v2_labeled.mat."
-            )
-        yield LabelledFile(path, file, depth)
+            raise DataError(f"{path}: array {' or '.join(absent)} not found. {_PUBLISHED}: nyu_depth_v2_labeled.mat.")
+        yield LabeledFile(path, file, depth)
 
 
 def read_mapping(path: Path, raw_names: int) -> RawClasses:
-    """Reads ``classMapping40.mat``: the classes are its 40 without ``otherprop``, in order.
+    """Reads ``classMapping40.mat``: its 40 classes in order, without ``otherprop``.
 
     Args:
         path: The file.
-        raw_names: Number of raw labels that the file of images names.
+        raw_names: Number of raw labels in the file of images.
 
     Raises:
-        DataError: scipy is not installed, or the file is missing, another one, or maps another number of labels.
+        DataError: scipy is not installed, or the file is missing or does not match the file of images.
     """
     classes_S, class_names = _load_arrays(path, "mapClass", "className")
     try:
         names = [str(np.ravel(name)[0]) for name in class_names.ravel()]
         classes_S = classes_S.ravel().astype(np.int64)
     except (ValueError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: its arrays are no names and numbers of classes. {_PUBLISHED}.") from error
+        raise DataError(f"{path}: unexpected array contents. {_PUBLISHED}.") from error
     if len(classes_S) != raw_names:
         raise DataError(
-            f"{path}: maps {len(classes_S)} raw labels, but the file of images names {raw_names}. "
-            f"{_PUBLISHED}: classMapping40.mat."
+            f"{path}: maps {len(classes_S)} raw labels, but the file of images has {raw_names}. {_PUBLISHED}: "
+            "classMapping40.mat."
         )
     if NOT_A_CLASS not in names or classes_S.min() < 1 or classes_S.max() > len(names):
         raise DataError(
-            f"{path}: maps to classes {classes_S.min()} to {classes_S.max()} of {len(names)} names, which must be 1 to "
-            f"{len(names)} and include {NOT_A_CLASS}. {_PUBLISHED}: classMapping40.mat."
+            f"{path}: maps to classes {classes_S.min()} to {classes_S.max()}, expected 1 to {len(names)} with "
+            f"{NOT_A_CLASS}. {_PUBLISHED}: classMapping40.mat."
         )
     kept = [name for name in names if name != NOT_A_CLASS]
     ids = [kept.index(name) if name in kept else IGNORE for name in names]
@@ -168,23 +165,23 @@ def read_split(path: Path, images: int) -> tuple[list[int], list[int]]:
 
     Args:
         path: The file.
-        images: Number of images that it must divide.
+        images: Number of images in the file of images.
 
     Returns:
-        Indices of the training and of the test images, from 0, in order.
+        Sorted 0-based indices of the training and test images.
 
     Raises:
-        DataError: scipy is not installed, or the file is missing, another one, or divides another number of images.
+        DataError: scipy is not installed, or the file is missing or does not match the file of images.
     """
     arrays = _load_arrays(path, "trainNdxs", "testNdxs")
     try:
         train, test = (sorted(int(k) - 1 for k in array.ravel()) for array in arrays)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: its arrays are no numbers of images. {_PUBLISHED}: splits.mat.") from error
+        raise DataError(f"{path}: unexpected array contents. {_PUBLISHED}: splits.mat.") from error
     if sorted(train + test) != list(range(images)):
         raise DataError(
-            f"{path}: its {len(train)} training and {len(test)} test images are not the {images} images of the file, "
-            f"each once. {_PUBLISHED}: splits.mat."
+            f"{path}: {len(train)} training and {len(test)} test images do not partition the {images} images. "
+            f"{_PUBLISHED}: splits.mat."
         )
     return train, test
 
@@ -193,18 +190,16 @@ def _load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     scipy_io = _import("scipy.io", path)
     _require_file(path)
     try:
-        # The headers first: a compressed array is read whole, however large it becomes.
+        # Check the headers first: a compressed array is expanded completely.
         for name, shape, _ in scipy_io.whosmat(path):
             if name in names and math.prod(shape) > MOST_NUMBERS:
                 raise ValueError(f"{name} has the shape {shape}")
         content = scipy_io.loadmat(path, variable_names=names)
-    except Exception as error:  # the reader raises whatever the broken bytes lead it to
-        raise DataError(
-            f"{path}: not a MATLAB file that SciPy can read, or truncated ({error}). {_PUBLISHED}."
-        ) from error
+    except Exception as error:  # a corrupt file can raise any exception
+        raise DataError(f"{path}: not a readable MATLAB file ({error}). {_PUBLISHED}.") from error
     absent = [name for name in names if name not in content]
     if absent:
-        raise DataError(f"{path}: there is no array {' or '.join(absent)} in it, so it is another file. {_PUBLISHED}.")
+        raise DataError(f"{path}: array {' or '.join(absent)} not found. {_PUBLISHED}.")
     return [content[name] for name in names]
 
 
@@ -213,11 +208,10 @@ def _import(module: str, path: Path) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{path}: reading it needs {module.partition('.')[0]}, which is not installed. "
-            "Run: pip install 'vitsplit[nyuv2]'"
+            f"{path}: reading this file needs {module.partition('.')[0]}. Install it: pip install 'vitsplit[nyuv2]'"
         ) from error
 
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file. Check the path.")
+        raise DataError(f"{path}: file not found. Check the path.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitsplit.backbone.frozen import Backbone
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.methods.split.fusion import FusionNet
 from vitsplit.methods.split.gate import SparseGate

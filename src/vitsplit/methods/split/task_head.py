@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import SamViT
-from vitsplit.backbone.frozen import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.nn.windows import Windows
 from vitsplit.types import LayerTaps

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
-from vitsplit.data.folders import named_files
+from vitsplit.data.content_size import Extent, move_extents, pin_extents, stack_extents
+from vitsplit.data.folders import relative_names
 from vitsplit.data.images import read_image, row_blocks
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
@@ -106,7 +106,7 @@ class DepthSet:
     def files(self) -> dict[str, Path]:
         """Images and labels in the order of the samples, and what says how labels are read, by their names in it."""
         scheme = self.root / "depth.json"
-        return named_files(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
+        return relative_names(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
 
     def load(self, index: int) -> DepthSample:
         """Reads one sample.

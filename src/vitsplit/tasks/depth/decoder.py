@@ -1,9 +1,9 @@
-"""From the fused map to metres: the paper's depth head, and the linear probe's.
+"""Depth decoders: the paper's depth head, and the linear probe's.
 
-Both answer ``min_depth + ReLU(x)`` metres, as the release, with no bins and no sigmoid. Both begin at ``start_depth``,
-the bias of the last layer: with a bias near zero half of the pixels begin where the ReLU has no gradient, and a linear
-probe may stay there. Where depth is bounded, predictions are clamped to ``max_depth``, but the output in training is
-not: a pixel that overshoots keeps its gradient.
+Both predict ``min_depth + ReLU(x)`` in meters as in the release, without bins or sigmoid. The bias of the last layer
+is initialized to predict ``start_depth``: near zero, half of the pixels would start without gradient, and a linear
+probe may stay there. Predictions are clamped to ``max_depth`` in eval mode only, so that gradients are not lost in
+training.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -21,17 +21,17 @@ from vitsplit.tasks.depth.config import DepthConfig
 
 GROUPS = 32
 CHANNELS = 64
-"""Channels before the last convolution, whatever the width."""
+"""Channels before the last convolution."""
 
 
 class DepthDecoder(nn.Module):
-    """ConvT 2x2 (D to D/2) -> GN -> GELU -> ConvT 2x2 (D/2 to 64) -> GN -> GELU -> BN -> Conv3x3 (64 to 1) -> metres.
+    """ConvT 2x2 (D to D/2) -> GN -> GELU -> ConvT 2x2 (D/2 to 64) -> GN -> GELU -> BN -> Conv3x3 (64 to 1) -> meters.
 
     ``2 D^2 + 129.5 D + 897`` parameters: 0.35 / 1.28 / 2.23 M for S / B / L (Table 12).
 
     Args:
         width: D, a multiple of 64.
-        config: ``decoder_norm``, and the range of depths.
+        config: ``decoder_norm``, and the depth range.
     """
 
     def __init__(self, width: int, config: DepthConfig) -> None:
@@ -43,47 +43,47 @@ class DepthDecoder(nn.Module):
         batch = config.decoder_norm == "batch"
         self.last_norm: nn.Module = nn.BatchNorm2d(CHANNELS) if batch else nn.GroupNorm(GROUPS, CHANNELS)
         self.regress = nn.Conv2d(CHANNELS, 1, kernel_size=3, padding=1)
-        start_at(self.regress, config)
-        self.metres = Metres(config)
+        init_bias(self.regress, config)
+        self.meters = Meters(config)
 
     def forward(self, fused_BDhw: Tensor) -> Tensor:
-        """``fused_BDhw`` to metres, (B, 1, 4h, 4w) float32."""
+        """``fused_BDhw`` to meters, (B, 1, 4h, 4w) float32."""
         x = F.gelu(self.norm1(self.up1(fused_BDhw)))
         x = F.gelu(self.norm2(self.up2(x)))
-        # Metres in bf16 would have steps of 3 cm from 4 m on.
+        # bf16 has a resolution of 3 cm at 4 m.
         with autocast(x.device.type, torch.float32):
-            return self.metres(self.regress(self.last_norm(x.float())))
+            return self.meters(self.regress(self.last_norm(x.float())))
 
 
 class LinearDepthDecoder(nn.Module):
-    """Batch norm and a 1x1 convolution to metres: (B, D, h, w) to (B, 1, h, w) float32."""
+    """Batch norm and a 1x1 convolution to meters: (B, D, h, w) to (B, 1, h, w) float32."""
 
     def __init__(self, width: int, config: DepthConfig) -> None:
         super().__init__()
         self.linear = LinearDecoder(width, 1)
-        start_at(self.linear.classify, config)
-        self.metres = Metres(config)
+        init_bias(self.linear.classify, config)
+        self.meters = Meters(config)
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
-        """``map_BDhw`` to metres."""
+        """``map_BDhw`` to meters."""
         with autocast(map_BDhw.device.type, torch.float32):
-            return self.metres(self.linear(map_BDhw.float()))
+            return self.meters(self.linear(map_BDhw.float()))
 
 
-class Metres(nn.Module):
-    """``min_depth + ReLU(x)``, in eval mode at most ``max_depth``."""
+class Meters(nn.Module):
+    """``min_depth + ReLU(x)``, clamped to ``max_depth`` in eval mode."""
 
     def __init__(self, config: DepthConfig) -> None:
         super().__init__()
         self.min_depth, self.max_depth = config.min_depth, config.max_depth
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any values to metres."""
+        """Network outputs to meters."""
         depth = F.relu(x) + self.min_depth
         return depth if self.training or self.max_depth is None else depth.clamp(max=self.max_depth)
 
 
-def start_at(last: nn.Conv2d, config: DepthConfig) -> None:
-    """Sets the bias of the layer before ``Metres`` so that the untrained decoder answers ``start_depth`` on average."""
+def init_bias(last: nn.Conv2d, config: DepthConfig) -> None:
+    """Initializes the bias of the last layer so that the untrained decoder predicts ``start_depth`` on average."""
     assert last.bias is not None
     nn.init.constant_(last.bias, config.start_depth - config.min_depth)

@@ -1,4 +1,4 @@
-"""The folder layouts that depth data come in. A further one is one function and one line of ``LAYOUTS``."""
+"""Folder layouts of depth data sets. A new layout is one function and one line of ``LAYOUTS``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vitsplit.data.folders import Pair, first, list_splits, require_folder, split_pairs
+from vitsplit.data.folders import Pair, list_splits, preview, require_folder, split_pairs
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import inside, is_file, read_json, read_text, real_number, shown
 from vitsplit.tasks.depth.data import DepthSet, MissingScaleError, missing_scale
@@ -19,17 +19,17 @@ logger = logging.getLogger(__name__)
 
 SCALE_FILE = "depth.json"
 SCALES = (1e-9, 1e6)
-"""The least and the most metres that one unit of a depth map can be."""
+"""Valid range of the meters per unit of a depth map."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one data set is laid out on disk.
+    """The layout of one format.
 
     Attributes:
-        open: Makes one split from the root of the data set; the scale is the user's, None where none was given.
-        marks: The root has one of these paths: how ``auto`` recognises the layout.
-        splits: The splits of a root.
+        open: Opens one split of a data set; the third argument is the user's depth scale, or None.
+        marks: Paths of which the root has at least one, for ``auto``.
+        splits: The splits of a data set.
     """
 
     open: Callable[[Path, str, float | None], DepthSet]
@@ -39,16 +39,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class ListFiles:
-    """A public data set that comes with lists of its splits: a line has an image, a depth map and a focal length.
+    """A public data set with a list per split; a line has an image, a depth map and a focal length.
 
     Attributes:
-        name: What to call it.
-        train: Names that the list of training images may have: those of the Monocular Depth Estimation Toolbox and of
-            BTS, which are the same lists.
-        val: The same of the images that the papers evaluate on.
-        images_at: Folders that the images' paths may begin in.
-        depth_at: The same of the depth maps.
-        scale: Metres of one unit of a depth map.
+        name: Name for errors.
+        train: File names of the training list in the Monocular Depth Estimation Toolbox and BTS.
+        val: File names of the evaluation list, likewise.
+        images_at: Folders that image paths may be relative to.
+        depth_at: Folders that depth paths may be relative to.
+        scale: Meters per unit of a depth map.
     """
 
     name: str
@@ -59,12 +58,12 @@ class ListFiles:
     scale: float
 
     def find(self, root: Path, split: str) -> Path | None:
-        """The list of a split, if the root has one; val and test are the same images."""
+        """The list of a split, or None; val and test are the same images."""
         names = self.train if split == "train" else self.val
         return next((root / name for name in names if (root / name).is_file()), None)
 
     def splits(self, root: Path) -> tuple[str, ...]:
-        """The splits that the root has a list of."""
+        """The splits with a list."""
         return tuple(split for split in ("train", "val") if self.find(root, split))
 
 
@@ -92,39 +91,39 @@ def open_depth_set(root: str | Path, split: str, format: str = "auto", depth_sca
     Args:
         root: Folder of the data set.
         split: ``train``, ``val`` or ``test``.
-        format: A key of ``LAYOUTS``, or ``auto`` to recognise it.
-        depth_scale: Metres of one unit of the depth maps; None: what the data set says.
+        format: A key of ``LAYOUTS``, or ``auto`` to recognize it.
+        depth_scale: Meters per unit of the depth maps; None: as stated by the data set.
 
     Raises:
-        ConfigError: The format is not known.
-        DataError: The folder is missing, empty, laid out otherwise, images and depth maps do not match, or the maps are
-            integers of an unknown unit.
+        ConfigError: The format is unknown.
+        DataError: The folder is missing, empty or has another layout, images and depth maps do not match, or the unit
+            of integer maps is unknown.
     """
-    place, name = recognise(root, format)
+    place, name = recognize(root, format)
     if split not in ("train", "val", "test"):
-        raise ConfigError(f"there is no split '{split}'. Splits: train, val, test.")
+        raise ConfigError(f"unknown split '{split}'. Splits: train, val, test.")
     return LAYOUTS[name].open(place, split, depth_scale)
 
 
 def list_depth_splits(root: str | Path, format: str = "auto") -> tuple[str, ...]:
-    """The splits that a data set has."""
-    place, name = recognise(root, format)
+    """The splits of a data set."""
+    place, name = recognize(root, format)
     return LAYOUTS[name].splits(place)
 
 
-def recognise(root: str | Path, format: str = "auto") -> tuple[Path, str]:
-    """The folder in which a data set begins, and the name of its layout."""
+def recognize(root: str | Path, format: str = "auto") -> tuple[Path, str]:
+    """Detects the root folder and format of a data set."""
     root = require_folder(root)
     if format != "auto" and format not in LAYOUTS:
-        raise ConfigError(f"there is no depth format '{format}'. Formats: auto, {', '.join(LAYOUTS)}.")
+        raise ConfigError(f"unknown depth format '{format}'. Formats: auto, {', '.join(LAYOUTS)}.")
     tried = LAYOUTS if format == "auto" else {format: LAYOUTS[format]}
     for name, layout in tried.items():
         if any((root / mark).exists() for mark in layout.marks):
             return root, name
     marks = ", ".join(mark for layout in tried.values() for mark in layout.marks)
     raise DataError(
-        f"{root}: not recognised as a set of depth maps (format {format}): it has none of {marks}. For your own data "
-        "put images in images/train and images/val, and depth maps of the same names in depth/train and depth/val."
+        f"{root}: not recognized as a depth data set (format {format}): none of {marks} found. For custom data, put "
+        "images in images/train and images/val, and depth maps of the same names in depth/train and depth/val."
     )
 
 
@@ -135,55 +134,54 @@ def open_folder(root: Path, split: str, depth_scale: float | None) -> DepthSet:
     scale = written if depth_scale is None else depth_scale
     if None not in (written, depth_scale) and written != depth_scale:
         logger.warning(
-            "--depth-scale %g is taken, and %s says %g: leave the flag away if the file is right.",
+            "--depth-scale %g overrides %s (%g). Omit the flag to use the file.",
             depth_scale,
             root / SCALE_FILE,
             written,
         )
     pngs = [depth_path for _, depth_path in items if depth_path.suffix.lower() == ".png"]
-    if scale is None and pngs:  # of the other types only the file itself tells whether it holds integers
+    if scale is None and pngs:  # other formats can be integers or floats
         raise MissingScaleError(missing_scale(pngs[0]))
     return DepthSet(root, split, items, scale)
 
 
 def open_listed(root: Path, split: str, depth_scale: float | None, *, files: ListFiles) -> DepthSet:
-    """The images of a public list; those without a depth map (``None``) are skipped, counted and named."""
+    """The images of a public list; those without a depth map (``None``) are skipped and logged."""
     listed = files.find(root, split)
     if listed is None:
         names = files.train if split == "train" else files.val
         raise DataError(
-            f"{root}: there is no {' or '.join(names)}, the public list of {files.name}'s images of the split {split}. "
-            "Copy it there."
+            f"{root}: no {' or '.join(names)} found, the public list of {files.name} for the split {split}. Add it."
         )
     items, skipped = _read_list(listed, files)
     if skipped:
-        logger.warning("%s: skipped %d images that have no depth map: %s", listed, len(skipped), first(skipped))
+        logger.warning("%s: skipped %d images that have no depth map: %s", listed, len(skipped), preview(skipped))
     missing = [str(path) for pair in items for path in pair if not is_file(path)]
     if missing or not items:
         raise DataError(
-            f"{listed}: {len(missing)} files of the {len(items)} images that it lists are missing "
-            f"({first(missing)}). Unpack them there."
+            f"{listed}: {len(missing)} files of the {len(items)} listed images are missing ({preview(missing)}). Add "
+            "them."
         )
     return DepthSet(root, split, tuple(items), files.scale if depth_scale is None else depth_scale)
 
 
 def read_scale(path: Path) -> float | None:
-    """The metres of one unit of the depth maps, from ``{"scale": 0.001}``; None if there is no such file.
+    """Reads the meters per unit from ``{"scale": 0.001}``; None if the file does not exist.
 
     Raises:
-        DataError: The file says something else.
+        DataError: The file is invalid.
     """
     if not os.path.lexists(path):
         return None
-    advice = 'State the metres of one unit as {"scale": 0.001}.'
+    advice = 'Write the meters per unit as {"scale": 0.001}.'
     content = read_json(path, advice=advice)
     if not isinstance(content, dict) or "scale" not in content:
-        raise DataError(f"{path}: holds {shown(content)}. {advice}")
+        raise DataError(f"{path}: contains {shown(content)}. {advice}")
     return real_number(content["scale"], f'{path}: "scale"', *SCALES, advice=advice)
 
 
 def _read_list(listed: Path, files: ListFiles) -> tuple[list[Pair], list[str]]:
-    """The pairs of a list, in its order, and the images that have no depth map."""
+    """The pairs of a list in order, and the images without a depth map."""
     items, skipped = [], []
     for number, line in enumerate(read_text(listed).split("\n"), start=1):
         if not line.strip():
@@ -191,7 +189,7 @@ def _read_list(listed: Path, files: ListFiles) -> tuple[list[Pair], list[str]]:
         image, *rest = line.split()
         where = f"{listed}, line {number}"
         if not rest:
-            raise DataError(f"{where}: {shown(line)} is not IMAGE DEPTH FOCAL. Copy the public list again.")
+            raise DataError(f"{where}: {shown(line)} is not IMAGE DEPTH FOCAL. Download the public list again.")
         if rest[0] == "None":
             skipped.append(image)
         else:
@@ -201,8 +199,8 @@ def _read_list(listed: Path, files: ListFiles) -> tuple[list[Pair], list[str]]:
 
 
 def _locate(root: Path, folders: tuple[str, ...], name: str, where: str) -> Path:
-    """The file in the first of the folders that has it, or else where it should be; never outside of them."""
-    # NYUv2's training list begins its paths with a slash.
+    """The file in the first folder that has it, otherwise in the first folder."""
+    # Paths in NYUv2's training list start with a slash.
     places = [inside(root / folder, name.lstrip("/"), where) for folder in folders]
     return next((place for place in places if is_file(place)), places[0])
 
@@ -216,4 +214,4 @@ LAYOUTS: dict[str, Layout] = {
         lambda root: tuple(list_splits(root, "depth")) or ("train", "val"),
     ),
 }
-"""Name of a format to its layout, in the order in which ``auto`` tries them."""
+"""Layout by format, in the order in which ``auto`` tries them."""

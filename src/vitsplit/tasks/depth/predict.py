@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.crops import fit_size
 from vitsplit.tasks.base import Forward
+from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.paint import colour, colour_range, with_scale_bar
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 PNG_MAX = 65535
@@ -38,11 +38,11 @@ class DepthPrediction:
 
     def overlay(self) -> Image.Image:
         """The depth in colours, near bright and far dark, at the image's size."""
-        return colour(self.depth, self.depth > 0, colour_range(self.depth))
+        return apply_colormap(self.depth, self.depth > 0, display_range(self.depth))
 
     def picture(self) -> Image.Image:
         """The depth in colours, beside a bar that says how many metres each colour is."""
-        return with_scale_bar(self.overlay(), colour_range(self.depth))
+        return add_scale_bar(self.overlay(), display_range(self.depth))
 
     def png_scale(self) -> float:
         """Metres of one unit of the PNG: a millimetre, or as many times ten as the farthest pixel needs."""

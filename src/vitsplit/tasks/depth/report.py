@@ -16,9 +16,9 @@ from rich.table import Table
 
 from vitsplit.report import Page, screen_table, spread_evenly
 from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.depth.colormap import apply_colormap, display_range
 from vitsplit.tasks.depth.data import keep_range
 from vitsplit.tasks.depth.metrics import METRICS
-from vitsplit.tasks.depth.paint import colour, colour_range
 
 if TYPE_CHECKING:
     from vitsplit.tasks.depth.task import DepthTask
@@ -66,19 +66,19 @@ def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> No
         sample = images.load(index)
         prediction = task.predict(forward, sample.image_CHW[None])[0]
         truth_HW = keep_range(sample.depth_HW, config.min_depth, config.max_depth).numpy()
-        range_m = colour_range(truth_HW if truth_HW.any() else prediction.depth)
+        range_m = display_range(truth_HW if truth_HW.any() else prediction.depth)
         error_HW = relative_error(prediction.depth, truth_HW)
         valid_HW = truth_HW > 0
         mean = f"mean {error_HW[valid_HW].mean():.1%}" if valid_HW.any() else "no valid depth"
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
-                (colour(truth_HW, valid_HW, range_m), "truth"),
+                (apply_colormap(truth_HW, valid_HW, range_m), "truth"),
                 (
-                    colour(prediction.depth, prediction.depth > 0, range_m),
+                    apply_colormap(prediction.depth, prediction.depth > 0, range_m),
                     f"prediction ({range_m[0]:g} to {range_m[1]:g} m)",
                 ),
-                (colour(error_HW, valid_HW, ERROR_RANGE, ERROR_COLOURS), f"relative error ({mean})"),
+                (apply_colormap(error_HW, valid_HW, ERROR_RANGE, ERROR_COLOURS), f"relative error ({mean})"),
             ]
         )
 

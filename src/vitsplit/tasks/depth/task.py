@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitsplit.data.folders import first
+from vitsplit.data.folders import preview
 from vitsplit.errors import BundleError, ConfigError, DataError
 from vitsplit.files import shown
 from vitsplit.ranges import check_pixels, check_ranges
@@ -153,7 +153,7 @@ class DepthTask:
             if on_image is not None:
                 on_image()
         if skipped:
-            logger.warning("%d images have no valid depth and do not count: %s", len(skipped), first(skipped))
+            logger.warning("%d images have no valid depth and do not count: %s", len(skipped), preview(skipped))
         *sums, measured, without = gather(total).tolist()
         if not measured:
             raise DataError(f"{images.root}: no image of the {images.split} split has a valid depth. Check its maps.")

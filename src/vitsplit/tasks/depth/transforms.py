@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vitsplit.data.content_size import Extent
 from vitsplit.data.crops import Crop, fit_size, pad_to, random_crop, uniform
-from vitsplit.data.extents import Extent
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 

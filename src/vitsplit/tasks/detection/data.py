@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList
-from vitsplit.data.extents import Extent, stack_extents
-from vitsplit.data.folders import named_files
+from vitsplit.data.content_size import Extent, stack_extents
+from vitsplit.data.folders import relative_names
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import AnnotatedImage, Annotation, Box, Segmentation
 from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.detection.masks import box_polygon, mask_area, rasterise
+from vitsplit.tasks.detection.masks import box_polygon, mask_area, rasterize
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class DetectionSet:
         category_ids: The id of every class in the labels: what results must be written with.
         items: The images with their objects.
         has_masks: Whether every object that is no crowd has a mask, and masks are wanted.
-        changed: What is not as it was annotated (``annotations.POLICIES``), to its places.
+        changed: What is not as it was annotated (``annotations.CHANGES``), to its places.
     """
 
     root: Path
@@ -149,7 +149,7 @@ class DetectionSet:
         """Images in the order of the samples, and the files of labels, by their names in the data set's folder."""
         labels = [self.source] if self.source.is_file() else []
         paths = [path for item in self.items for path in (item.path, item.labels) if path is not None]
-        return named_files(self.root, [*paths, *labels])
+        return relative_names(self.root, [*paths, *labels])
 
     def load_image(self, index: int) -> Tensor:
         """Reads ``image_CHW`` (uint8, RGB) alone.
@@ -211,7 +211,7 @@ class DetectionSet:
     def _masks(self, item: AnnotatedImage) -> Tensor:
         masks_NHW = torch.zeros(len(item.annotations), item.height, item.width, dtype=torch.uint8)
         for n, each in enumerate(item.annotations):
-            masks_NHW[n] = torch.from_numpy(rasterise(mask_or_box(each), item.height, item.width))
+            masks_NHW[n] = torch.from_numpy(rasterize(mask_or_box(each), item.height, item.width))
         return masks_NHW
 
     def _truth(self, each: Annotation, item: AnnotatedImage) -> dict[str, Any]:

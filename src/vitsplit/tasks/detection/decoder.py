@@ -1,9 +1,9 @@
-"""From the fused map to losses or detections: the release's feature pyramid, then Mask R-CNN.
+"""From the fused map to losses or detections: the release's feature pyramid and Mask R-CNN.
 
-It is torchvision's, or with ``rcnn = "mmdet"`` torchvision's with mmdetection's details, see ``mmdet_form``.
+Mask R-CNN is torchvision's, or with ``rcnn = "mmdet"`` modified as in mmdetection, see ``mmdet_form``.
 
-Shapes: B batch, D width, P patch size in pixels, h w patch grid, H W pixels, N objects of an image, K classes, m bins a
-side of a mask. Boxes are (x1, y1, x2, y2) in pixels of the padded image that the map was computed from.
+Shapes: B batch, D width, P patch size in pixels, h w patch grid, H W pixels, N objects of an image, K classes, m bins
+per side of a mask. Boxes are (x1, y1, x2, y2) in pixels of the padded image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitsplit.tasks.detection.strides import ASPECT_RATIOS, ExactAnchors, exact_
 HIDDEN = 1024
 BOX_BINS, MASK_BINS = 7, 14
 CANDIDATES = {"training": 2000, "testing": 1000}
-"""Proposals of a level before non-maximum suppression, and below those of an image after it, as in the release."""
+"""Proposals per level before non-maximum suppression; below: per image after it; as in the release."""
 PROPOSALS = {"training": 1000, "testing": 1000}
 LOSSES = {
     "loss_objectness": "objectness",
@@ -36,11 +36,11 @@ LOSSES = {
     "loss_box_reg": "box",
     "loss_mask": "mask",
 }
-"""torchvision's names of the losses, and ours."""
+"""Names of the losses by torchvision's names."""
 
 
 class Limits(NamedTuple):
-    """What a decoder leaves out of its detections, see ``DetectionConfig``."""
+    """Limits of a decoder's detections, see ``DetectionConfig``."""
 
     score_threshold: float
     nms_threshold: float
@@ -48,16 +48,16 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, config: DetectionConfig) -> Limits:
-        """As the configuration says."""
+        """The limits of a configuration."""
         return cls(config.score_threshold, config.nms_threshold, config.max_detections)
 
 
 @dataclass(frozen=True)
 class DetectionTargets:
-    """What the decoder samples its proposals against in training.
+    """Training targets.
 
     Attributes:
-        sizes: Height and width of every image, from the top left of the padded one: beyond there are no objects.
+        sizes: Height and width of every image within the padded one, which has the same top left corner.
         boxes: (N, 4) float32 per image.
         labels: (N,) int64 per image, class indices from 0.
         masks: (N, H, W) uint8 per image, of the padded size; None without masks.
@@ -71,14 +71,14 @@ class DetectionTargets:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in an image, the surest first.
+    """Detections in an image, sorted by score.
 
     Attributes:
         boxes_N4: float32.
         labels_N: int64, class indices from 0.
         scores_N: float32, in 0..1.
         masks_Nmm: float32, probability of the object in m x m bins over its box; None without masks.
-        limits: What was left out.
+        limits: Limits of the decoder.
     """
 
     boxes_N4: Tensor
@@ -91,19 +91,19 @@ class Detections:
 class DetectionDecoder(nn.Module):
     """Pyramid, region proposals, and heads for class, box and mask.
 
-    Same layers as the release's (mmdetection's) Mask R-CNN, except that torchvision's last layers predict a box and a
-    mask for the background too, ``4 * 1025 + 257`` parameters which no loss reaches.
+    Same layers as in the release (mmdetection), except that torchvision's last layers also predict a box and a mask
+    for the background, ``4 * 1025 + 257`` parameters without gradient.
 
-    The convolutions and products follow autocast; proposals, boxes and pooling are float32 always, because the
-    coordinates of a large image need more digits than bf16 has.
+    Convolutions and matrix products follow autocast; proposals, boxes and pooling are always float32, because bf16
+    cannot represent the coordinates of large images.
 
     Args:
         width: D.
         patch_size: P.
         num_classes: K.
-        masks: Mask R-CNN, else Faster R-CNN.
+        masks: Mask R-CNN, otherwise Faster R-CNN.
         config: Pyramid, anchors, thresholds.
-        learned_maps: False for the linear probe: the pyramid's maps are resized frozen features.
+        learned_maps: False for the linear probe, whose pyramid consists of resized frozen features.
     """
 
     def __init__(
@@ -142,11 +142,11 @@ class DetectionDecoder(nn.Module):
             self.roi_heads.mask_predictor = _MaskPredictor(channels, channels, num_classes + 1)
 
     def forward(self, fused_BDhw: Tensor, targets: DetectionTargets | None = None) -> Any:
-        """Losses in training, detections else.
+        """Losses in training, otherwise detections.
 
         Returns:
-            In training, by name (``LOSSES``): scalar float32, means over the proposals that were sampled in the batch.
-            Else a list of ``Detections``, one per image.
+            In training, losses by name (``LOSSES``): scalar float32, means over the sampled proposals of the batch.
+            Otherwise a list of ``Detections``, one per image.
         """
         maps = self.pyramid(fused_BDhw)
         if fused_BDhw.is_meta:
@@ -155,7 +155,7 @@ class DetectionDecoder(nn.Module):
         sizes = [(height * self.patch_size, width * self.patch_size)] * len(fused_BDhw)
         return self._detect({name: map_BChw.float() for name, map_BChw in maps.items()}, sizes, targets)
 
-    @torch.compiler.disable  # the number of proposals is another one in every image
+    @torch.compiler.disable  # the number of proposals is dynamic
     def _detect(
         self, maps: dict[str, Tensor], sizes: list[tuple[int, int]], targets: DetectionTargets | None
     ) -> dict[str, Tensor] | list[Detections]:
@@ -177,7 +177,7 @@ class DetectionDecoder(nn.Module):
         ]
 
     def _full_load(self, maps: dict[str, Tensor]) -> Tensor:
-        """All layers on as many proposals and detections as an image can have: shapes only, to count the cost of."""
+        """Runs all layers with the maximum number of proposals and detections on the meta device, to count FLOPs."""
         first_BChw = next(iter(maps.values()))
         batch, channels = first_BChw.shape[:2]
         heads = self.roi_heads
@@ -206,7 +206,7 @@ def _proposal_network(config: DetectionConfig, patch_size: int) -> RegionProposa
 
 
 def _torchvision_targets(targets: DetectionTargets) -> list[dict[str, Tensor]]:
-    """Per image; torchvision's class 0 is the background."""
+    """Targets per image in torchvision's format, where class 0 is the background."""
     objects = [
         {"boxes": boxes_N4, "labels": labels_N + 1}
         for boxes_N4, labels_N in zip(targets.boxes, targets.labels, strict=True)

@@ -1,4 +1,4 @@
-"""Polygons and run-length encodings to masks, by the rules of COCO's own tool.
+"""Conversion of polygons and run-length encodings to masks, as in pycocotools.
 
 Shapes: H W pixels.
 """
@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from vitsplit.tasks.detection.annotations import Box, Segmentation
 
 MERGED = 16
-"""Polygons that are united in one step."""
+"""Polygons merged in one step."""
 LONGEST_RUN = 7
-"""The most characters of one run in a compressed encoding: five bits each, of 32."""
+"""Maximum characters of one run in a compressed encoding (five of 32 bits each)."""
 
 
-def runs_fault(counts: Any, height: int, width: int) -> str:
-    """What is wrong with the runs of a run-length encoding, listed or compressed; an empty string if they are right.
+def run_problem(counts: Any, height: int, width: int) -> str:
+    """Describes a problem with the runs of a run-length encoding (list or compressed), or an empty string.
 
-    COCO's own decoders trust a compressed one, and write where its runs lead.
+    COCO's decoders do not check compressed encodings, and would write out of bounds.
     """
     if isinstance(counts, str):
         runs = decompress(counts)
         if runs is None:
-            return "its compressed runs cannot be decoded"
+            return "invalid compressed runs"
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         if any(count < 0 or count > height * width for count in counts):
             return f"a run is not in 0 to {height * width} pixels"
         runs = np.array(counts, dtype=np.int64)
     else:
-        return '"counts" must be a list of whole numbers from 0, or a compressed string'
+        return '"counts" must be a list of non-negative integers, or a compressed string'
     if runs.size and (runs.min() < 0 or runs.max() > height * width):
         return f"a run is not in 0 to {height * width} pixels"
     total = int(runs.sum())
@@ -41,10 +41,10 @@ def runs_fault(counts: Any, height: int, width: int) -> str:
 
 
 def decompress(text: str) -> NDArray[np.int64] | None:
-    """The runs in COCO's compressed form, or None if it is broken.
+    """Decodes COCO's compressed runs; None if invalid.
 
-    Characters from "0" hold six bits: five of a number, the lowest first, and whether more follow; the last one's fifth
-    is the sign. From the fourth run on, a number is the difference to the run before the last.
+    Characters from "0" encode six bits: five bits of a number, lowest first, and a continuation bit; the highest bit
+    of the last character is the sign. From the fourth run on, numbers are differences to the second-to-last run.
     """
     try:
         codes_C = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
@@ -68,10 +68,10 @@ def decompress(text: str) -> NDArray[np.int64] | None:
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Makes a compressed run-length encoding: ``size`` [H, W] and ``counts``. Polygons are united."""
+    """Converts to a compressed run-length encoding: ``size`` [H, W] and ``counts``. Polygons are merged."""
     if isinstance(segmentation, tuple):
         parts = mask_api.frPyObjects([part.tolist() for part in segmentation], height, width)
-        while len(parts) > MERGED:  # one after another would take time by the square of their number
+        while len(parts) > MERGED:  # merging one by one would take quadratic time
             parts = [mask_api.merge(parts[start : start + MERGED]) for start in range(0, len(parts), MERGED)]
         return mask_api.merge(parts)
     if isinstance(segmentation["counts"], list):
@@ -79,17 +79,17 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
     return segmentation
 
 
-def rasterise(segmentation: Segmentation, height: int, width: int) -> NDArray[np.uint8]:
-    """Makes ``mask_HW`` of 0 and 1; runs must be right, see ``runs_fault``."""
+def rasterize(segmentation: Segmentation, height: int, width: int) -> NDArray[np.uint8]:
+    """Converts to ``mask_HW`` of 0 and 1; runs must be valid, see ``run_problem``."""
     return mask_api.decode(to_rle(segmentation, height, width))
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> float:
-    """Pixels of a mask; runs must be right, see ``runs_fault``."""
+    """Area of a mask in pixels; runs must be valid, see ``run_problem``."""
     return float(mask_api.area(to_rle(segmentation, height, width)))
 
 
 def box_polygon(box: Box) -> Segmentation:
-    """A box (x, y, width, height) as a polygon."""
+    """Converts a box (x, y, width, height) to a polygon."""
     x, y, width, height = box
     return (np.array([x, y, x + width, y, x + width, y + height, x, y + height]),)

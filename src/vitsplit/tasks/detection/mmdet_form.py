@@ -1,10 +1,11 @@
-"""Mask R-CNN as mmdetection 2.22 trains it, and so the release, where torchvision's differs; ``--rcnn mmdet``.
+"""Mask R-CNN as in mmdetection 2.22 (used by the release), where it differs from torchvision; ``--rcnn mmdet``.
 
-- Losses of boxes are L1 (torchvision: smooth L1 with a corner at a ninth), summed over the four numbers of positive
-  samples and divided by all samples.
-- An object's best boxes are its own even below the threshold (torchvision: a box belongs to the object it overlaps
-  most), but only from an overlap of 0.3 for anchors (torchvision: from any) and 0.5 for proposals (torchvision: never).
-- A mask's target is cut out of it with half a pixel's shift, and is 0 or 1 (torchvision: unshifted, and a share).
+- Box losses are L1 (torchvision: smooth L1 with beta 1/9), summed over positive samples and divided by the number of
+  all samples.
+- The boxes that overlap an object most are matched to it even below the threshold (torchvision: a box is matched to
+  the object it overlaps most), from an IoU of 0.3 for anchors (torchvision: any) and 0.5 for proposals (torchvision:
+  never).
+- Mask targets are cropped with RoIAlign's half-pixel shift and are binary (torchvision: unshifted and fractional).
 
 Pooling and anchors are in ``strides``.
 
@@ -27,13 +28,13 @@ from torchvision.ops import roi_align
 LEAST_ANCHOR_OVERLAP, LEAST_PROPOSAL_OVERLAP = 0.3, 0.5
 
 
-class OwnBestMatcher(Matcher):
-    """Gives every object the boxes that overlap it most, from an overlap of ``least`` on; of several objects the last.
+class BestBoxMatcher(Matcher):
+    """Matches every object to the boxes that overlap it most, if by at least ``least``; the last object wins.
 
     Args:
-        high: Boxes that overlap an object by this much belong to it.
-        low: Those that overlap none by this much are background.
-        least: Overlap from which an object's best boxes are its own.
+        high: Boxes with at least this IoU are matched to an object.
+        low: Boxes with lower IoU are background.
+        least: Minimum IoU of an object's best boxes.
     """
 
     def __init__(self, high: float, low: float, least: float) -> None:
@@ -41,7 +42,7 @@ class OwnBestMatcher(Matcher):
         self.least = least
 
     def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
-        """Changes ``matches`` (N, index of the object or negative) by the overlaps (G, N)."""
+        """Updates ``matches`` (N, object index or negative) in place, from the IoU matrix (G, N)."""
         best_G1 = match_quality_matrix.amax(1, keepdim=True)
         is_own_GN = (match_quality_matrix == best_G1) & (best_G1 >= self.least)
         number_G1 = torch.arange(1, len(best_G1) + 1, device=matches.device)[:, None]
@@ -50,16 +51,16 @@ class OwnBestMatcher(Matcher):
 
 
 class MmdetProposalNetwork(RegionProposalNetwork):
-    """torchvision's, which takes the same arguments, with mmdet's matches and loss."""
+    """torchvision's region proposal network with mmdet's matching and loss."""
 
     def __init__(self, *arguments: Any, fg_iou_thresh: float, bg_iou_thresh: float, **options: Any) -> None:
         super().__init__(*arguments, fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=bg_iou_thresh, **options)
-        self.proposal_matcher = OwnBestMatcher(fg_iou_thresh, bg_iou_thresh, LEAST_ANCHOR_OVERLAP)
+        self.proposal_matcher = BestBoxMatcher(fg_iou_thresh, bg_iou_thresh, LEAST_ANCHOR_OVERLAP)
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Objectness and boxes of the sampled anchors, both divided by their number."""
+        """Objectness and box losses of the sampled anchors, divided by their number."""
         positive, negative = (torch.cat(each).bool() for each in self.fg_bg_sampler(labels))
         sampled = positive | negative
         label_N, target_N4 = torch.cat(labels), torch.cat(regression_targets)
@@ -68,11 +69,11 @@ class MmdetProposalNetwork(RegionProposalNetwork):
 
 
 class MmdetRoIHeads(RoIHeads):
-    """torchvision's, which takes the same arguments, with mmdet's matches and losses."""
+    """torchvision's RoI heads with mmdet's matching and losses."""
 
     def __init__(self, *, fg_iou_thresh: float, bg_iou_thresh: float, **options: Any) -> None:
         super().__init__(fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=bg_iou_thresh, **options)
-        self.proposal_matcher = OwnBestMatcher(fg_iou_thresh, bg_iou_thresh, LEAST_PROPOSAL_OVERLAP)
+        self.proposal_matcher = BestBoxMatcher(fg_iou_thresh, bg_iou_thresh, LEAST_PROPOSAL_OVERLAP)
 
     def forward(
         self,
@@ -81,7 +82,7 @@ class MmdetRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """As torchvision's: losses in training, results else."""
+        """As in torchvision: losses in training, otherwise detections."""
         if not self.training:
             found: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
             found = super().forward(features, proposals, image_shapes)
@@ -97,7 +98,7 @@ class MmdetRoIHeads(RoIHeads):
         }
         if self.has_mask():
             positive = [each > 0 for each in labels]
-            boxes, objects, labels = (_chosen(each, positive) for each in (boxes, objects, labels))
+            boxes, objects, labels = (_select(each, positive) for each in (boxes, objects, labels))
             logits_NKmm = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
             masks = [target["masks"] for target in targets]
             bins = logits_NKmm.shape[-1]
@@ -107,14 +108,14 @@ class MmdetRoIHeads(RoIHeads):
 
 
 def box_loss(deltas_NK4: Tensor, label_N: Tensor, target_N4: Tensor) -> Tensor:
-    """The L1 distance of the labels' own boxes to their targets, over the positive samples, divided by all."""
+    """L1 loss of the boxes of the target classes, summed over positive samples and divided by all samples."""
     positive_N = label_N > 0
     own_N4 = deltas_NK4.unflatten(1, (-1, 4))[positive_N, label_N[positive_N]]
     return F.l1_loss(own_N4, target_N4[positive_N], reduction="sum") / len(label_N)
 
 
 def mask_loss(logits_NKmm: Tensor, label_N: Tensor, target_Nmm: Tensor) -> Tensor:
-    """The binary cross-entropy of the labels' own masks, a mean over all bins; 0 without samples."""
+    """Mean binary cross-entropy of the masks of the target classes; 0 without samples."""
     if not len(label_N):
         return logits_NKmm.sum() * 0
     own_Nmm = logits_NKmm[torch.arange(len(label_N), device=label_N.device), label_N]
@@ -122,11 +123,11 @@ def mask_loss(logits_NKmm: Tensor, label_N: Tensor, target_Nmm: Tensor) -> Tenso
 
 
 def mask_targets(masks_GHW: Tensor, boxes_N4: Tensor, object_N: Tensor, bins: int) -> Tensor:
-    """What each box shows of its object's mask in m x m bins, (N, m, m) float32: 1 where half of a bin is covered."""
+    """Crops each box of its object's mask to m x m bins, (N, m, m) float32: 1 where half of a bin is covered."""
     rois_N5 = torch.cat([object_N[:, None].to(boxes_N4), boxes_N4], 1)
     share_N1mm = roi_align(masks_GHW[:, None].to(boxes_N4), rois_N5, bins, sampling_ratio=0, aligned=True)
     return (share_N1mm[:, 0] >= 0.5).float()
 
 
-def _chosen(values: Sequence[Tensor], which: Sequence[Tensor]) -> list[Tensor]:
+def _select(values: Sequence[Tensor], which: Sequence[Tensor]) -> list[Tensor]:
     return [each[chosen] for each, chosen in zip(values, which, strict=True)]

@@ -80,7 +80,7 @@ class DetectionPrediction:
         captions = [
             f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
         ]
-        colours = [self.classes.colours[label] for label in drawn.labels]
+        colours = [self.classes.colors[label] for label in drawn.labels]
         masks = None if drawn.mask_bins is None else drawn.each_mask()
         return draw_objects(self.image, drawn.boxes, captions, colours, masks)
 

@@ -49,7 +49,7 @@ def write_report(
 def add_gallery(page: Page, task: DetectionTask, forward: Forward, count: int) -> None:
     """Truth and prediction of images spread evenly over the validation set."""
     images = task.val_images()
-    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
     page.text(f"Objects with a score of {DRAWN_SCORE} and above are drawn.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
@@ -70,7 +70,7 @@ def draw_truth(sample: DetectionSample, task: DetectionTask) -> Image.Image:
     captions = [task.classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
     masks = None if sample.masks_NHW is None else (mask_HW.numpy() > 0 for mask_HW in sample.masks_NHW)
     image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
-    colours = [task.classes.colours[label] for label in labels]
+    colours = [task.classes.colors[label] for label in labels]
     return draw_objects(image_HWC, sample.boxes_N4.numpy(), captions, colours, masks)
 
 

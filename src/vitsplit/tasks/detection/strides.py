@@ -1,10 +1,9 @@
-"""Anchors and pooling with the pyramid's exact strides.
+"""Anchors and RoI pooling with the exact strides of the pyramid.
 
-torchvision infers both from the sizes of image and maps, for backbones whose strides are powers of two: it divides
-sizes as integers and rounds scales to powers of two. At patch 14 the strides are 3.5, 7, 14, 28 and 56 pixels, and both
-would be silently wrong, the more so the farther from the top left corner.
+torchvision infers strides from the sizes of image and maps, with integer division and rounding to powers of two. At
+patch 14 the strides are 3.5, 7, 14, 28 and 56 pixels, for which both would be silently wrong.
 
-Shapes: B batch, N boxes, A anchors of an image, C channels, h w grid, b bins a side.
+Shapes: B batch, N boxes, A anchors of an image, C channels, h w grid, b bins per side.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from torchvision.ops.poolers import LevelMapper
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
-"""Height by width of the anchors."""
+"""Ratio of height to width of the anchors."""
 CANONICAL_CELLS = 14
-"""An object of so many patches a side is read from the map at the patch grid: 224 pixels at stride 16 (FPN, Eq. 1)."""
+"""Objects of this size in patches are pooled from the map at the patch grid: 224 pixels at stride 16 (FPN, Eq. 1)."""
 SAMPLES_PER_BIN = 2
-"""Points a side that a pooled value is the mean of, in torchvision's form."""
+"""Sampling points per side of a bin, as in torchvision."""
 AS_MANY_AS_CELLS = 0
-"""The same in mmdet's: as many as a bin has cells of the map."""
+"""As in mmdet: as many sampling points as a bin has cells."""
 
 
 class ExactAnchors(AnchorGenerator):
-    """torchvision's anchors around the points ``(i * stride, j * stride)``, in float32 whatever the maps are in.
+    """torchvision's anchors at the points ``(i * stride, j * stride)``, always in float32.
 
     Args:
-        sizes: Side in pixels of the anchors, one per level.
+        sizes: Anchor size in pixels, one per level.
         patch_size: P, in pixels.
-        rounded: Whether their corners are rounded to whole pixels, as torchvision's; mmdet's are not.
+        rounded: Round corners to integers as torchvision does; mmdet does not.
     """
 
     def __init__(self, sizes: Sequence[int], patch_size: int, *, rounded: bool = True) -> None:
@@ -47,7 +46,7 @@ class ExactAnchors(AnchorGenerator):
         self.strides = tuple(stride * patch_size for stride in STRIDES)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors of every image, ``(A, 4)``, level by level as the maps are given."""
+        """The anchors of every image, ``(A, 4)``, in the order of the maps."""
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         grids = [[*feature_map.shape[-2:]] for feature_map in feature_maps]
         anchors_A4 = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))
@@ -55,17 +54,17 @@ class ExactAnchors(AnchorGenerator):
 
 
 def _around_zero(size: int) -> Tensor:
-    """The anchors of a size around (0, 0), (3, 4): all of its area, height by width as ``ASPECT_RATIOS``."""
+    """Anchors of equal area centered at (0, 0), (3, 4), with aspect ratios ``ASPECT_RATIOS``."""
     height_3 = size * torch.tensor(ASPECT_RATIOS).sqrt()
     width_3 = size**2 / height_3
     return torch.stack([-width_3, -height_3, width_3, height_3], 1) / 2
 
 
 class AlignedPool(MultiScaleRoIAlign):
-    """torchvision's pooling with RoIAlign's ``aligned``: a cell is an area, whose value stands in its middle."""
+    """torchvision's pooling with ``aligned=True`` of RoIAlign: values are at the centers of cells."""
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """As torchvision's, (N, C, bins, bins); ``scales`` and ``map_levels`` are those of ``exact_pool``."""
+        """As in torchvision, (N, C, bins, bins); ``scales`` and ``map_levels`` are set by ``exact_pool``."""
         maps = [x[name] for name in self.featmap_names]
         levels_N, rois_N5 = self.map_levels(boxes), convert_boxes_to_roi_format(boxes)
         pooled_NCbb = maps[0].new_zeros(len(rois_N5), maps[0].shape[1], *self.output_size)
@@ -78,13 +77,13 @@ class AlignedPool(MultiScaleRoIAlign):
 
 
 def exact_pool(patch_size: int, output_size: int, *, aligned: bool = False) -> MultiScaleRoIAlign:
-    """Pooling of boxes as torchvision's, each from the level of its size, with the scales ``1 / stride``.
+    """RoI pooling as in torchvision, from the level of each box's size, with exact scales ``1 / stride``.
 
     Args:
         patch_size: P, in pixels.
-        output_size: Bins a side.
-        aligned: mmdet's form: see ``AlignedPool``, and as many samples as cells (torchvision's: a cell's value stands
-            in its corner, and two by two samples).
+        output_size: Bins per side.
+        aligned: As in mmdet: ``AlignedPool`` with as many samples as cells (torchvision: values at corners of cells,
+            two by two samples).
     """
     canonical = CANONICAL_CELLS * patch_size
     kind, samples = (AlignedPool, AS_MANY_AS_CELLS) if aligned else (MultiScaleRoIAlign, SAMPLES_PER_BIN)

@@ -124,7 +124,7 @@ class DetectionTask:
         colours = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(
             config,
-            ClassList(names=tuple(description["classes"]), colours=colours),
+            ClassList(names=tuple(description["classes"]), colors=colours),
             category_ids=description.get("category_ids"),
             masks=description.get("masks", config.masks != "off"),
         )
@@ -250,7 +250,7 @@ class DetectionTask:
         """Classes, colours, their ids in the annotations, and whether there are masks."""
         return {
             "classes": list(self.classes.names),
-            "colours": [list(colour) for colour in self.classes.colours],
+            "colours": [list(colour) for colour in self.classes.colors],
             "category_ids": list(self.category_ids),
             "masks": self.masks,
         }

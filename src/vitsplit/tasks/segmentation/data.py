@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList, LabelScheme
-from vitsplit.data.extents import Extent, move_extents, pin_extents, stack_extents
-from vitsplit.data.folders import named_files
+from vitsplit.data.content_size import Extent, move_extents, pin_extents, stack_extents
+from vitsplit.data.folders import relative_names
 from vitsplit.data.images import read_image, read_mask, row_blocks
 from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
@@ -111,7 +111,7 @@ class SegmentationSet:
     def files(self) -> dict[str, Path]:
         """Images and labels in the order of the samples, and what says how labels are read, by their names in it."""
         scheme = self.root / "classes.json"
-        return named_files(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
+        return relative_names(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
 
     def load(self, index: int) -> SegmentationSample:
         """Reads one sample.
@@ -157,8 +157,8 @@ def load_mask(path: Path, labels: LabelScheme) -> Tensor:
         LabelRangeError: Values that are no class; the message gives the file, the values and their pixels.
         DataError: The file cannot be read.
     """
-    raw_HW = (read_mat_mask(path) if path.suffix == ".mat" else read_mask(path, labels.mask_colours)).numpy()
-    if labels.mask_colours is not None:
+    raw_HW = (read_mat_mask(path) if path.suffix == ".mat" else read_mask(path, labels.mask_colors)).numpy()
+    if labels.mask_colors is not None:
         return torch.from_numpy(raw_HW)
     lookup = labels.lookup
     mask_HW = np.empty(raw_HW.shape, np.uint8)

@@ -24,7 +24,7 @@ class SegmentationDecoder(nn.Module):
     Args:
         width: D, a multiple of 32.
         num_classes: K.
-        last_norm: ``batch``, or ``group`` which needs no statistics over the batch.
+        last_norm: ``batch``, or ``group`` which needs no batch statistics.
         dropout: Probability of dropping a whole channel before the classifier.
     """
 
@@ -43,6 +43,6 @@ class SegmentationDecoder(nn.Module):
     def forward(self, fused_BDhw: Tensor) -> Tensor:
         """``fused_BDhw`` to logits (B, K, 4h, 4w)."""
         x = F.gelu(self.norm1(self.up1(fused_BDhw)))
-        # Sixteen times the size of the map that came: too much to keep before and after a norm.
+        # Sixteen times the size of the input map: recomputed instead of stored.
         x = recomputed(lambda x: F.gelu(self.norm2(x)), self.up2(x))
         return self.classify(self.dropout(self.last_norm(x)))

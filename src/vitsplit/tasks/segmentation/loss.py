@@ -1,12 +1,12 @@
-"""Losses of semantic segmentation, as sums over valid pixels, one image at a time.
+"""Losses of semantic segmentation, as sums over valid pixels, computed image by image.
 
-Logits come at a quarter of the patch size; the loss is taken at the labels' resolution. At 150 classes and 512 pixels
-an enlarged image of float32 logits is 157 MB, of which autograd would keep several. Here each image's logits are
-enlarged, scored, differentiated and forgotten before the next: what stays is the gradient at the logits' own size.
+Logits have a stride of a quarter patch; the loss is computed at the labels' resolution. With 150 classes and 512
+pixels, the upsampled float32 logits of one image take 157 MB, and autograd would store several copies. Here the logits
+of each image are upsampled, scored and differentiated before the next; only the gradient at the original resolution is
+stored.
 
-The cross-entropy, which every step takes, goes further: bilinear enlarging is a product with a matrix along each side,
-and the gradient of the softmax is known, so that on a processor a few rows of pixels at a time are enlarged, scored and
-folded back while they are in its cache.
+The cross-entropy is further optimized: bilinear upsampling is a matrix product along each axis, and the softmax
+gradient is analytic, so on a CPU a few rows of pixels at a time are upsampled, scored and folded back within the cache.
 
 Shapes: B batch, K classes, h w grid of the logits, H W pixels, R rows of pixels, P pixels in a row.
 """
@@ -25,22 +25,21 @@ from vitsplit.types import Padding
 
 PadLogits = Literal["crop", "stretch"]
 ROWS_AT_A_TIME = 8
-"""Rows of pixels whose logits stay in a processor's cache: 2.4 MB at 150 classes and 512 pixels."""
+"""Rows of pixels whose logits fit in a CPU cache: 2.4 MB at 150 classes and 512 pixels."""
 ROWS_OF_A_STRIP = 64
-"""Rows of pixels whose logits are enlarged to the image's width together: a strip's 20 rows are 6 MB then, where all of
-an image would be 46. Neighbouring strips share a row or two, which are enlarged for both."""
+"""Rows of pixels whose logits are upsampled to the image's width together: 6 MB instead of 46 MB per image."""
 
 
 def resize_logits(
     logits_BKhw: Tensor, image_size: tuple[int, int], padding: Padding, pad_logits: PadLogits = "crop"
 ) -> Tensor:
-    """Logits of the padded image to logits of the image: (B, K, h, w) to (B, K, H, W), bilinear.
+    """Upsamples logits of the padded image to the image, bilinearly: (B, K, h, w) to (B, K, H, W).
 
     Args:
-        logits_BKhw: Logits over the padded image.
+        logits_BKhw: Logits of the padded image.
         image_size: (H, W) before padding.
-        padding: What was put around it.
-        pad_logits: ``crop`` the padding, or ``stretch`` it over the image as the release does.
+        padding: Padding of the image.
+        pad_logits: ``crop`` the padding, or ``stretch`` the padded map over the image as in the release.
     """
     height, width = image_size
     if pad_logits == "stretch":
@@ -64,7 +63,7 @@ def cross_entropy_sum(
 def dice_sum(logits_BKhw: Tensor, mask_BHW: Tensor, padding: Padding, pad_logits: PadLogits) -> Tensor:
     """``sum over images of 1 - mean over present classes of 2 |P Y| / (|P| + |Y|)``, float32 scalar, differentiable.
 
-    P are probabilities and Y one-hot labels over valid pixels; a class is present in an image if a pixel has its label.
+    P are probabilities and Y one-hot labels of valid pixels; a class is present if a pixel of the image has its label.
     """
 
     def image_loss(logits_1Khw: Tensor, mask_1HW: Tensor) -> Tensor:
@@ -83,10 +82,10 @@ def dice_sum(logits_BKhw: Tensor, mask_BHW: Tensor, padding: Padding, pad_logits
 
 
 def _by_pixel(logits_1Khw: Tensor, mask_1HW: Tensor, padding: Padding, pad_logits: PadLogits) -> tuple[Tensor, Tensor]:
-    """Enlarged logits and labels of an image's P pixels: (P, K) float32 and (P,) int64.
+    """Upsampled logits and labels of an image's P pixels: (P, K) float32 and (P,) int64.
 
-    Classes are innermost in memory, so the softmax reads along rows. Instead of cutting the padding off the logits,
-    which copies them and their gradient, the labels are padded: ignored pixels give neither loss nor gradient.
+    Channels-last, so the softmax reads contiguous memory. Instead of cropping the logits, which would copy them and
+    their gradient, the labels are padded with ``IGNORE``.
     """
     height, width = mask_1HW.shape[-2:]
     if pad_logits == "crop":
@@ -105,19 +104,19 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, logits_BKhw: Tensor, mask_BHW: Tensor, weights_K: Tensor | None
     ) -> Tensor:
         device, (height, width) = logits_BKhw.device, logits_BKhw.shape[-2:]
-        enlarge_Hh = _enlarging(height, mask_BHW.shape[1], device)
-        enlarge_Ww = _enlarging(width, mask_BHW.shape[2], device)
+        upsample_Hh = _upsampling_matrix(height, mask_BHW.shape[1], device)
+        upsample_Ww = _upsampling_matrix(width, mask_BHW.shape[2], device)
         grad_BhwK = logits_BKhw.new_empty((len(logits_BKhw), height, width, logits_BKhw.shape[1]))
         total = torch.zeros((), dtype=torch.float32, device=device)
         with torch.autocast(device.type, enabled=False):
             for index, mask_HW in enumerate(mask_BHW):
                 logits_hwK = logits_BKhw[index].permute(1, 2, 0).float()
                 grad_hwK = torch.zeros_like(logits_hwK)
-                for label_RW, enlarge_Rr, used in _strips(mask_HW.long(), enlarge_Hh, ROWS_OF_A_STRIP):
-                    wide_rWK = enlarge_Ww @ logits_hwK[used]
-                    loss, grad_rWK = _score_rows(wide_rWK, label_RW, enlarge_Rr, weights_K)
+                for label_RW, upsample_Rr, used in _strips(mask_HW.long(), upsample_Hh, ROWS_OF_A_STRIP):
+                    wide_rWK = upsample_Ww @ logits_hwK[used]
+                    loss, grad_rWK = _score_rows(wide_rWK, label_RW, upsample_Rr, weights_K)
                     total += loss
-                    grad_hwK[used] += enlarge_Ww.T @ grad_rWK
+                    grad_hwK[used] += upsample_Ww.T @ grad_rWK
                 grad_BhwK[index] = grad_hwK
         ctx.save_for_backward(grad_BhwK.permute(0, 3, 1, 2))
         return total
@@ -128,34 +127,34 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_BKhw * grad, None, None
 
 
-def _enlarging(few: int, many: int, device: torch.device) -> Tensor:
-    """The matrix (many, few) that enlarges a line bilinearly, pixel centres half a pixel in."""
-    lines_1ff = torch.eye(few, device=device)[None]
-    return F.interpolate(lines_1ff, size=many, mode="linear", align_corners=False)[0].T.contiguous()
+def _upsampling_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
+    """The matrix (size_out, size_in) of bilinear upsampling along one axis (``align_corners=False``)."""
+    identity_1ii = torch.eye(size_in, device=device)[None]
+    return F.interpolate(identity_1ii, size=size_out, mode="linear", align_corners=False)[0].T.contiguous()
 
 
-def _strips(label_HW: Tensor, enlarge_Hh: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """So many rows of pixels at a time: their labels, what enlarges the rows of logits between which they lie,
-    and which these are. All at once on a GPU, which would have to be waited for to see where a strip lies.
+def _strips(label_HW: Tensor, upsample_Hh: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yields blocks of rows: labels, the upsampling matrix, and the rows of logits it uses; a single block on a GPU,
+    to avoid synchronization.
     """
     if label_HW.device.type != "cpu":
-        yield label_HW, enlarge_Hh, slice(None)
+        yield label_HW, upsample_Hh, slice(None)
         return
-    for label_RW, enlarge_Rh in zip(label_HW.split(rows), enlarge_Hh.split(rows), strict=True):
-        touched = enlarge_Rh.any(0).nonzero()
+    for label_RW, upsample_Rh in zip(label_HW.split(rows), upsample_Hh.split(rows), strict=True):
+        touched = upsample_Rh.any(0).nonzero()
         used = slice(int(touched[0]), int(touched[-1]) + 1)
-        yield label_RW, enlarge_Rh[:, used], used
+        yield label_RW, upsample_Rh[:, used], used
 
 
 def _score_rows(
-    wide_hWK: Tensor, label_HW: Tensor, enlarge_Hh: Tensor, weights_K: Tensor | None
+    wide_hWK: Tensor, label_HW: Tensor, upsample_Hh: Tensor, weights_K: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and its gradient in ``wide_hWK``, over logits of which only the rows are still to be enlarged."""
+    """Loss and gradient of logits that are already upsampled along the width."""
     loss = wide_hWK.new_zeros(())
     grad_hWK = torch.zeros_like(wide_hWK)
     num_classes = wide_hWK.shape[-1]
-    for label_RW, enlarge_Rr, used in _strips(label_HW, enlarge_Hh, ROWS_AT_A_TIME):
-        logits_PK = (enlarge_Rr @ wide_hWK[used].flatten(1)).view(-1, num_classes)
+    for label_RW, upsample_Rr, used in _strips(label_HW, upsample_Hh, ROWS_AT_A_TIME):
+        logits_PK = (upsample_Rr @ wide_hWK[used].flatten(1)).view(-1, num_classes)
         label_P = label_RW.flatten()
         valid_P = label_P != IGNORE
         place_P1 = label_P.where(valid_P, 0)[:, None]
@@ -165,12 +164,12 @@ def _score_rows(
         grad_PK = log_share_PK.exp_()
         grad_PK.scatter_add_(1, place_P1, torch.full_like(weight_P1, -1.0))
         grad_PK *= weight_P1
-        grad_hWK[used].flatten(1).addmm_(enlarge_Rr.T, grad_PK.view(len(label_RW), -1))
+        grad_hWK[used].flatten(1).addmm_(upsample_Rr.T, grad_PK.view(len(label_RW), -1))
     return loss, grad_hWK
 
 
 class _PerImage(torch.autograd.Function):
-    """Sums a loss over images in float32 and differentiates it image by image, while each is at hand."""
+    """Sums a loss over images in float32, computing the gradient image by image in the forward pass."""
 
     @staticmethod
     def forward(
@@ -189,7 +188,7 @@ class _PerImage(torch.autograd.Function):
                 if wanted:
                     (grad_BKhw[index : index + 1],) = torch.autograd.grad(loss, logits_1Khw)
             total += loss.detach()
-        # In float16 the gradient of a mean over many pixels is zero until the loss is scaled, which it is not yet.
+        # Float16 gradients of a mean over many pixels underflow before loss scaling.
         dtype = torch.float32 if logits_BKhw.dtype == torch.float16 else logits_BKhw.dtype
         ctx.save_for_backward(grad_BKhw.to(dtype))
         return total

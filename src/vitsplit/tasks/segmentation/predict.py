@@ -47,12 +47,12 @@ class SegmentationPrediction:
     def colour_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, shown in the classes' colours."""
         picture = Image.fromarray(self.mask)
-        picture.putpalette([value for colour in self.classes.colours for value in colour])
+        picture.putpalette([value for colour in self.classes.colors for value in colour])
         return picture
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The image with the classes' colours laid over it."""
-        palette = opacity * np.array(self.classes.colours, dtype=np.float32)
+        palette = opacity * np.array(self.classes.colors, dtype=np.float32)
         mixed = np.empty_like(self.image)
         for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows: as fractions an image is four times as large
             rows = slice(top, top + OVERLAY_ROWS)

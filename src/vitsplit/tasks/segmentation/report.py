@@ -53,7 +53,7 @@ def add_class_table(page: Page, evaluation: Evaluation) -> None:
 def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int) -> None:
     """Input, truth, prediction and error of images spread evenly over the validation set."""
     images = task.val_images()
-    page.legend(list(zip(task.classes.names, task.classes.colours, strict=True)))
+    page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
     page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
@@ -63,8 +63,8 @@ def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
-                (paint(truth_HW, task.classes.colours), "truth"),
-                (paint(prediction.mask, task.classes.colours), "prediction"),
+                (paint(truth_HW, task.classes.colors), "truth"),
+                (paint(prediction.mask, task.classes.colors), "prediction"),
                 (_error(prediction.mask, truth_HW), f"error ({100 * right:.1f} % right)"),
             ]
         )

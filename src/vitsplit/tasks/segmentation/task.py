@@ -89,7 +89,7 @@ class SegmentationTask:
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
         """The task of a bundle, from what ``describe`` gave."""
         colours = tuple((red, green, blue) for red, green, blue in description["colours"])
-        return cls(config, ClassList(names=tuple(description["classes"]), colours=colours))
+        return cls(config, ClassList(names=tuple(description["classes"]), colors=colours))
 
     def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
         """The paper's decoder; batch norm and a 1x1 convolution for the linear probe; or UperNet."""
@@ -208,7 +208,7 @@ class SegmentationTask:
 
     def describe(self) -> dict[str, Any]:
         """Classes and colours."""
-        return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colours]}
+        return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colors]}
 
 
 def check_settings(config: SegmentationConfig) -> None:

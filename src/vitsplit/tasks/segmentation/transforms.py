@@ -11,8 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from vitsplit.data.classes import IGNORE
+from vitsplit.data.content_size import Extent
 from vitsplit.data.crops import Crop, pad_to, random_crop, random_size, uniform
-from vitsplit.data.extents import Extent
 from vitsplit.data.photometric import distort
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 

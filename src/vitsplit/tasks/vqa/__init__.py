@@ -1,1 +1,1 @@
-"""Visual question answering: the fused map becomes the visual tokens of a language model."""
+"""Visual question answering: the fused map provides the visual tokens of a language model."""

@@ -1,8 +1,8 @@
-"""Chat templates: programs of the language model's makers, rendered in a process that can be ended.
+"""Renders chat templates of language models in a separate process with limits.
 
-transformers renders them in a sandbox of jinja2, which keeps them from files and from Python's objects, but not from
-running for hours or from filling the memory (nested loops, texts that double). So a process of its own renders them,
-with a limit on time and memory.
+Chat templates are untrusted jinja2 programs. transformers renders them in jinja2's sandbox, which prevents access to
+files and Python objects, but does not limit time and memory (nested loops, growing strings). A separate process with
+both limits renders them here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from vitsplit.errors import ConfigError
 
 LONGEST_TEMPLATE = 1 << 17
-"""Characters of a template; the longest in use have a fifth of it."""
+"""Length limit in characters of a template; the longest in use have a fifth of it."""
 LONGEST_TEXT = 1 << 24
-"""Characters of what a template writes."""
+"""Length limit in characters of the rendered text."""
 SECONDS = 5.0
-"""For all that is rendered for one conversation."""
+"""Timeout of rendering one conversation."""
 START_SECONDS = 120.0
-"""For the process to start: it imports transformers."""
-REMEDY = "Give --conversation v1, or another language model."
+"""Timeout of starting the process, which imports transformers."""
+REMEDY = "Use --conversation v1, or another language model."
 
 Messages = list[dict[str, str]]
 
@@ -40,7 +40,7 @@ class ChatTemplate:
         tokenizer: A tokenizer of transformers with a chat template.
 
     Raises:
-        ConfigError: It has several templates and none of them is the default, or one that is too long.
+        ConfigError: There are several templates without a default, or the template is too long.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -50,19 +50,19 @@ class ChatTemplate:
             raise ConfigError(f"The language model's chat template cannot be used: {error} {REMEDY}") from error
         if len(self.source) > LONGEST_TEMPLATE:
             raise ConfigError(
-                f"The language model's chat template has {len(self.source)} characters, and at most {LONGEST_TEMPLATE} "
-                f"are possible. {REMEDY}"
+                f"The language model's chat template has {len(self.source)} characters, more than the limit of "
+                f"{LONGEST_TEMPLATE}. {REMEDY}"
             )
         self.variables = {name: _plain(value) for name, value in tokenizer.special_tokens_map.items()}
 
     def render(self, chats: Sequence[tuple[Messages, bool]]) -> list[str]:
-        """What the template writes.
+        """Renders conversations.
 
         Args:
-            chats: Messages (``role`` and ``content``), and whether the beginning of an answer follows them.
+            chats: Messages (``role`` and ``content``), and whether to add the generation prompt.
 
         Raises:
-            ConfigError: The template refuses the messages, is broken, or takes too long or too much memory.
+            ConfigError: The template rejects the messages, is invalid, or exceeds the limits of time or memory.
         """
         request = {
             "template": self.source,
@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Renderer:
-    """The process, started when it is first needed, and again after a template was stopped; one for each of ours."""
+    """The rendering process: started on first use and after a timeout; one per process of the caller."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,8 +89,8 @@ class _Renderer:
         self._owner = 0
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer, or an error in its place if it had to be ended."""
-        if self._owner != os.getpid():  # the first time, or after a fork: that process is the parent's
+        """The response of the process, or an error if it was terminated."""
+        if self._owner != os.getpid():  # first use, or after a fork: the process belongs to the parent
             self._process, self._owner, self._lock = None, os.getpid(), threading.Lock()
         with self._lock:
             process = self._process or self._start()
@@ -98,20 +98,20 @@ class _Renderer:
             answer = _exchange(process, json.dumps(request) + "\n", SECONDS)
             if answer is None:
                 self.close()
-                return {"error": f"it did not end within {SECONDS:.0f} s, or needed too much memory, and was stopped"}
+                return {"error": f"it exceeded {SECONDS:.0f} s or the memory limit"}
             return answer
 
     def close(self) -> None:
-        """Ends the process."""
+        """Terminates the process."""
         if self._process is not None and self._owner == os.getpid():
             self._process.kill()
-            with contextlib.suppress(OSError):  # what was not written yet
+            with contextlib.suppress(OSError):  # unwritten input
                 self._process.communicate()
         self._process = None
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            # -P: nothing in the working folder or beside the script is taken for a module.
+            # -P: no modules are imported from the working folder or the script's folder.
             [sys.executable, "-P", str(Path(__file__).with_name("template_process.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -123,12 +123,12 @@ class _Renderer:
         if _exchange(process, "", START_SECONDS) is None:
             process.kill()
             process.communicate()
-            raise ConfigError(f"The process that renders chat templates does not start ({sys.executable}). {REMEDY}")
+            raise ConfigError(f"The process that renders chat templates failed to start ({sys.executable}). {REMEDY}")
         return process
 
 
 def _exchange(process: subprocess.Popen[str], line: str, seconds: float) -> dict[str, Any] | None:
-    """Writes a line and reads one; None if the process ended, as it does when the time is over."""
+    """Writes a line and reads one; None if the process terminated, also by the timeout."""
     assert process.stdin is not None and process.stdout is not None
     timer = threading.Timer(seconds, process.kill)
     timer.start()

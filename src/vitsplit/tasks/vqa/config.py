@@ -17,66 +17,66 @@ class VqaConfig:
     """Connector, language model, prompts and data of visual question answering."""
 
     connector: Connector = "vitsplit"
-    """From taps to visual tokens: the paper's head, the release's form of it, LLaVA-1.5's two layers, or one layer."""
+    """Head and projection to visual tokens: the paper's, the release's, LLaVA-1.5's MLP, or one linear layer."""
     visual_grid: Annotated[tuple[int, int] | None, Range(1, 256)] = None
-    """Rows and columns that the map is pooled to, one visual token for each cell; None: every patch is a token."""
+    """Rows and columns of visual tokens, by average pooling; None: one per patch."""
     stage: Stage = "instruct"
-    """What trains: the connector alone (align), or the language model with it (instruct)."""
+    """Trainable parts: the connector only (align), or also the language model (instruct)."""
     start_from: Annotated[str | None, Opens()] = None
-    """Run or bundle whose connector (and tuned language model) this one starts with; `--from RUN` is the same."""
+    """Run or bundle to initialize the connector (and tuned language model) from; same as `--from RUN`."""
     language_model: str = "lmsys/vicuna-7b-v1.5"
     """Short name (smollm2-135m), folder, or hub name of a causal language model of transformers."""
     language_weights: Annotated[str | None, Opens()] = None
     """Folder to read the language model from; None: the hub cache, then the hub."""
     language_width: Annotated[int, Range(1, 2**16)] = 4096
-    """Width of its embeddings: what parameters are counted with where the model itself is not read."""
+    """Width of its embeddings, for counting parameters without loading it."""
     tune: Literal["full", "lora"] = "full"
-    """How the language model trains in the second stage."""
+    """Tuning of the language model in the second stage."""
     lora_rank: Annotated[int, Range(1, 4096)] = 128
-    """Rank of the adapters."""
+    """LoRA rank."""
     lora_alpha: Annotated[int, Range(1, 2**16)] = 256
-    """Scale of the adapters: they are multiplied with alpha / rank."""
+    """LoRA alpha: adapters are scaled by alpha / rank."""
     lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.05
-    """Dropout in front of the adapters."""
+    """LoRA dropout."""
     quantize: Literal["none", "4bit"] = "none"
-    """Keep the frozen language model in 4 bits (NF4), with bitsandbytes; with adapters only."""
+    """Load the frozen language model in 4 bits (NF4) with bitsandbytes; requires LoRA."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """The language model's attention. flash_attention_2 needs that package, and `--no-share-image`."""
+    """Attention implementation of the language model; flash_attention_2 needs flash-attn and `--no-share-image`."""
     gradient_checkpointing: bool = False
-    """Compute the language model's layers again in the backward pass: less memory, a third more time."""
+    """Recompute the language model's layers in the backward pass: less memory, a third more time."""
     conversation: Conversation = "template"
-    """The prompt: the language model's own chat template, LLaVA-1.5's for Vicuna (v1), or image and answer (plain)."""
+    """Prompt format: the language model's chat template, LLaVA-1.5's for Vicuna (v1), or image and answer (plain)."""
     system_prompt: Annotated[str | None, Length(0, LONG_TEXT)] = None
-    """What the conversation begins with; None: what the template or v1 begin with by themselves."""
+    """System prompt; None: default of the template or v1."""
     answer_hint: Annotated[str, Length(0, LONG_TEXT)] = ""
-    """What is added to every question of a file of questions, such as how long the answer should be."""
+    """Text appended to every question, such as an instruction on the answer's length."""
     crop_size: Annotated[tuple[int, int], Range(1, 4096)] = (336, 336)
-    """Height and width that every image is brought to."""
+    """Height and width of the input images."""
     fit: Literal["pad", "crop", "stretch"] = "pad"
-    """How: with borders in the mean colour, by cutting off what is too long, or by changing its shape."""
+    """Resizing: pad with the mean color, center crop, or stretch."""
     format: Literal["auto", "questions", "llava"] = "auto"
-    """Layout of the data: JSON lines of image, question, answer; or LLaVA's JSON of conversations."""
+    """Format of the data: JSON Lines of image, question, answer; or LLaVA's JSON of conversations."""
     train_file: Annotated[str | None, Opens(inside_data=True)] = None
-    """File of the training samples, inside the data folder; None: the only one that is named as such."""
+    """File of training samples in the data folder; None: the only one named accordingly."""
     val_file: Annotated[str | None, Opens(inside_data=True)] = None
-    """File of the validation samples, inside the data folder; None: the only one that is named as such."""
+    """File of validation samples in the data folder; None: the only one named accordingly."""
     image_folder: Annotated[str | None, Opens(inside_data=True)] = None
-    """Where image names begin, inside the data folder; None: images/SPLIT, images, or the data folder itself."""
+    """Folder of the images in the data folder; None: images/SPLIT, images, or the data folder."""
     allow_outside: Annotated[bool, Opens(inside_data=True)] = False
-    """Read images whose names lead out of the image folder (absolute, or with ..). For files that you trust."""
+    """Allow image names outside of the image folder (absolute, or with ..). For trusted files only."""
     bad_samples: Literal["error", "skip"] = "error"
-    """Samples that cannot be used (no such image, no answer, broken): refuse the data, or leave them out."""
+    """Invalid samples (missing image or answer, malformed): raise an error, or skip them."""
     val_every: Annotated[int, Range(2, 10**9)] = 500
-    """Without a validation file one image in so many, with all that is said on it, is kept to measure on."""
+    """Without a validation file, every n-th image with its conversations is used for validation."""
     share_image: bool = True
-    """All questions on an image in one sequence behind its tokens; each sees the image and itself, as if alone."""
+    """Put all questions on an image in one sequence, with an attention mask that separates them."""
     questions_per_image: Annotated[int, Range(1, 10**4)] = 16
-    """The most questions of an image in a training sequence, drawn anew every time."""
+    """Maximum number of questions per image in a training sequence, sampled randomly."""
     group_by_length: bool = False
-    """Batches of samples of one kind (with or without image) and about one length, as LLaVA-1.5 in its second stage."""
+    """Batches of samples of one kind (with or without image) and similar length, as in LLaVA-1.5's second stage."""
     shuffle_images: bool = False
-    """Give every training sample another sample's image: what can be learnt without seeing."""
+    """Use another sample's image for every training sample, as a baseline without visual information."""
     max_length: Annotated[int, Range(1, 10**6)] = 2048
-    """Tokens of a training sequence, visual ones among them; what is longer is cut off at the end."""
+    """Maximum length of a training sequence including visual tokens; longer ones are truncated."""
     max_new_tokens: Annotated[int, Range(1, MAX_NEW_TOKENS)] = 32
-    """The most tokens of an answer."""
+    """Maximum length of an answer in tokens."""

@@ -1,4 +1,4 @@
-"""From taps to the map that becomes visual tokens: the connectors, by name.
+"""Connectors, by name: from taps to the map of visual tokens.
 
 Shapes: B batch, T tokens (class and register tokens first), N patches, D width, W width of the language model,
 h w patch grid.
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT
-from vitsplit.backbone.frozen import Backbone
 from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.head import SplitHead
@@ -25,7 +25,7 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class PenultimateLayer(nn.Module):
-    """Hands on the frozen map that LLaVA-1.5 uses: the last block but one's, without a norm. Nothing trains."""
+    """The frozen map used by LLaVA-1.5: output of the second-to-last block, without norm. No trainable parameters."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PenultimateLayer(nn.Module):
         self.layer = backbone.num_layers - 2
 
     def request(self, *, train: bool) -> TapRequest:
-        """The last block but one's map."""
+        """The map of the second-to-last block."""
         return TapRequest(raw_maps=frozenset({self.layer}))
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
@@ -46,28 +46,28 @@ class PenultimateLayer(nn.Module):
 
 
 class ReleaseConnector(nn.Module):
-    """The head of the authors' release for LLaVA, which is not the paper's in five ways.
+    """The head of the authors' LLaVA release, which differs from the paper in five ways.
 
-    The copied block is the last but one, and sees patches only: class and register tokens are dropped before it. The
-    prior is that block's frozen output. Neither passes a norm. The 3x3 convolutions are plain, with a bias. The fusion
-    net widens to the language model's width by itself, and ends in GELU: nothing projects after it.
+    The copied block is the second-to-last one and takes patch tokens only, without class and register tokens. The
+    prior is the frozen output of that block. Neither is normalized. The 3x3 convolutions are plain, with bias. The
+    fusion net outputs the language model's width and ends in GELU, without a projection after it.
 
-    182,475,776 parameters for CLIP-L and a width of 4096, of which the last convolution has 151 M.
+    182,475,776 parameters for CLIP-L and a width of 4096, 151 M of them in the last convolution.
 
     Args:
-        backbone: What the block is copied from: a plain ViT, whose blocks do without a class token.
+        backbone: The backbone, a plain ViT, whose blocks work without class token.
         language_width: W.
 
     Raises:
-        ConfigError: The backbone's blocks need to know where their tokens lie.
+        ConfigError: The backbone is a rotary ViT, whose blocks depend on token positions.
     """
 
     def __init__(self, backbone: Backbone, language_width: int) -> None:
         super().__init__()
         if isinstance(backbone.family, RotaryViT):
             raise ConfigError(
-                f"--connector vitsplit-release drops the class token before a copied block, and those of "
-                f"{backbone.name} have positions that count it. Use --connector vitsplit, or a plain ViT."
+                f"--connector vitsplit-release omits the class token, which the blocks of {backbone.name} need for "
+                "their positions. Use --connector vitsplit, or a plain ViT."
             )
         self.layer = backbone.num_layers - 2
         self.width = language_width
@@ -77,11 +77,11 @@ class ReleaseConnector(nn.Module):
         self.fusion = ConvBlock(2 * backbone.width, language_width, deformable=False, plain_bias=True)
 
     def request(self, *, train: bool) -> TapRequest:
-        """The tokens that enter the last block but one, and the map that leaves it."""
+        """Input tokens and output map of the second-to-last block."""
         return TapRequest(tokens=frozenset({self.layer}), raw_maps=frozenset({self.layer}))
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """The copied block, which is not decayed."""
+        """The copied block, without layer decay."""
         return {None: list(self.block.parameters())}
 
     def forward(self, taps: LayerTaps) -> Tensor:
@@ -93,7 +93,7 @@ class ReleaseConnector(nn.Module):
         return self.fusion(torch.cat([prior_BDhw, task_BDhw], dim=1))
 
     def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of this head, by name, with what earlier versions did not have: a bias of zero changes nothing."""
+        """Adds the biases that earlier versions did not have (zeros) to a state of this head."""
         missing = {
             f"{part}.mix.bias": state[f"{part}.mix.weight"].new_zeros(self.get_parameter(f"{part}.mix.bias").shape)
             for part in ("prior", "fusion")
@@ -103,7 +103,7 @@ class ReleaseConnector(nn.Module):
 
 
 def build_head(config: VqaConfig, split: SplitConfig, backbone: Backbone) -> Any:
-    """The connector up to its map."""
+    """The connector without its projection."""
     match config.connector:
         case "vitsplit":
             return SplitHead(backbone, split)
@@ -114,10 +114,10 @@ def build_head(config: VqaConfig, split: SplitConfig, backbone: Backbone) -> Any
 
 
 def build_projection(connector: Connector, width: int, language_width: int) -> nn.Module:
-    """What follows: from the map's width to the language model's, for every token by itself.
+    """The projection of a connector, from the map's width to the language model's.
 
     Args:
-        connector: Its name.
+        connector: Name of the connector.
         width: Channels of the map.
         language_width: W.
     """
@@ -131,7 +131,7 @@ def build_projection(connector: Connector, width: int, language_width: int) -> n
 
 
 def pool(map_BDhw: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """A map to tokens ``(B, N, D)``, row by row: all of it, or the means over the cells of a coarser grid."""
+    """Converts a map to tokens ``(B, N, D)`` in row-major order, after average pooling to ``grid`` if given."""
     if grid is not None:
         map_BDhw = F.adaptive_avg_pool2d(map_BDhw, grid)
     return map_BDhw.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What is trained on: images of one size, and tokens.
+"""Training data: resized images and tokens.
 
 Shapes: I images, H W pixels, B sequences, T tokens.
 """
@@ -21,17 +21,17 @@ from vitsplit.tasks.vqa.samples import SampleSet
 from vitsplit.tasks.vqa.sequence import TokenBatch, stack
 
 BORDER = (122, 116, 104)
-"""Colour of the borders of ``--fit pad``: the mean of CLIP's pixels, as LLaVA-1.5 pads."""
+"""Padding color of ``--fit pad``: the mean of CLIP's pixels, as in LLaVA-1.5."""
 
 
 @dataclass(frozen=True)
 class VqaSample:
-    """A sample, ready to be put into a batch.
+    """A preprocessed sample.
 
     Attributes:
-        image_CHW: uint8, of the configured size; None for text alone.
-        conversations: Its conversations in tokens.
-        name: What to call it in an error.
+        image_CHW: uint8, of the configured size; None for text only.
+        conversations: Its tokenized conversations.
+        name: Name for errors.
     """
 
     image_CHW: Tensor | None
@@ -44,10 +44,10 @@ class VqaBatch:
     """A batch.
 
     Attributes:
-        image_BCHW: uint8; a black one that no sequence refers to where there is no image at all.
+        image_BCHW: uint8; one black image if no sample has an image.
         tokens: The sequences.
-        names: What each sample is called in an error.
-        extent_B2: See ``tasks.base.Batch``; none here, where images fill their size.
+        names: Names of the samples, for errors.
+        extent_B2: See ``tasks.base.Batch``; always None.
     """
 
     image_BCHW: Tensor
@@ -56,21 +56,21 @@ class VqaBatch:
     extent_B2: Tensor | None = None
 
     def to(self, device: Any) -> VqaBatch:
-        """The batch on a device."""
+        """Moves the batch to a device."""
         return VqaBatch(self.image_BCHW.to(device, non_blocking=True), self.tokens.to(device), self.names)
 
     def pin_memory(self) -> VqaBatch:
-        """The batch in page-locked memory; called by the data loader."""
+        """Copies the batch to pinned memory; called by the data loader."""
         return VqaBatch(self.image_BCHW.pin_memory(), self.tokens.pin_memory(), self.names)
 
 
 def collate(samples: Sequence[VqaSample], config: VqaConfig, num_visual: int) -> VqaBatch:
-    """Samples with and without images to a batch.
+    """Collates samples with and without images.
 
     Args:
         samples: The samples.
         config: Settings.
-        num_visual: Visual tokens of an image, which count in ``config.max_length``.
+        num_visual: Visual tokens per image, which are included in ``config.max_length``.
     """
     images = [sample.image_CHW for sample in samples if sample.image_CHW is not None]
     rows, count = [], 0
@@ -87,7 +87,7 @@ def collate(samples: Sequence[VqaSample], config: VqaConfig, num_visual: int) ->
 class TrainVqa:
     """Training samples: ``data[index, seed]`` is the sample ``index``, with questions drawn by ``seed``.
 
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    A pure function of both, so results do not depend on the number of workers or on resuming.
     """
 
     data: SampleSet
@@ -98,7 +98,7 @@ class TrainVqa:
         return len(self.data)
 
     def lengths(self) -> list[int] | None:
-        """About how long each sample is, negative for text alone; None where batches need not be of one length."""
+        """Approximate sample lengths, negative for text only; None without ``group_by_length``."""
         if not self.config.group_by_length:
             return None
         return [sample.length if sample.image is not None else -sample.length for sample in self.data.samples]
@@ -120,18 +120,18 @@ class TrainVqa:
         )
 
     def _other_image(self, index: int) -> Any:
-        """The image of another sample, always the same one for a sample: as far away in the file as can be."""
+        """The image of another sample, half the file away; deterministic."""
         samples = self.data.samples
         away = (samples[(index + len(samples) // 2 + i) % len(samples)].image for i in range(len(samples)))
         other = next((image for image in away if image not in (None, samples[index].image)), None)
         if other is None:
-            raise DataError(f"{self.data.file}: all samples have one image, so --shuffle-images has no other to give.")
+            raise DataError(f"{self.data.file}: --shuffle-images needs samples of at least two images.")
         return other
 
 
 def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:
-    """An image of any size, uint8, at ``config.crop_size``: see ``VqaConfig.fit``."""
-    # torchvision takes seconds to import, and whoever only reads data needs none of it.
+    """Resizes an image (uint8) to ``config.crop_size``, see ``VqaConfig.fit``."""
+    # Imported lazily, since torchvision takes seconds to import.
     from torchvision.transforms.v2 import functional as TF
 
     height, width = config.crop_size
@@ -139,14 +139,14 @@ def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:
         image_CHW = _pad(image_CHW, width / height)
     elif config.fit == "crop":
         image_CHW = _cut(image_CHW, width / height)
-    # Stretched as the other tasks resize, so that their pass of the backbone is this one's too; else as CLIP does.
+    # ``stretch`` resizes as the other tasks do, so that the backbone pass can be shared; otherwise as CLIP.
     bilinear, bicubic = TF.InterpolationMode.BILINEAR, TF.InterpolationMode.BICUBIC
     interpolation = bilinear if config.fit == "stretch" else bicubic
     return TF.resize(image_CHW, [height, width], interpolation=interpolation, antialias=True)
 
 
 def _pad(image_CHW: Tensor, aspect: float) -> Tensor:
-    """Borders on both sides until width / height is ``aspect``."""
+    """Pads both sides to width / height = ``aspect``."""
     height, width = image_CHW.shape[-2:]
     more_height, more_width = max(0, round(width / aspect) - height), max(0, round(height * aspect) - width)
     sides = (more_width // 2, more_width - more_width // 2, more_height // 2, more_height - more_height // 2)
@@ -156,7 +156,7 @@ def _pad(image_CHW: Tensor, aspect: float) -> Tensor:
 
 
 def _cut(image_CHW: Tensor, aspect: float) -> Tensor:
-    """The middle, as large as can be with width / height of ``aspect``."""
+    """Center crop to width / height = ``aspect``."""
     height, width = image_CHW.shape[-2:]
     new_height, new_width = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
     top, left = (height - new_height) // 2, (width - new_width) // 2

@@ -1,4 +1,4 @@
-"""From the connector's map to visual tokens, and through the language model to a loss.
+"""Projects the connector's map to visual tokens, and computes the loss with the language model.
 
 Shapes: B sequences, S tokens of a sequence, I images, N visual tokens, D width of the map, h w its grid, W width of the
 language model, A answers' tokens, V vocabulary.
@@ -17,11 +17,11 @@ from vitsplit.tasks.vqa.sequence import TokenBatch, expand
 
 
 class VisualTokens(NamedTuple):
-    """What the language model sees of images.
+    """Visual tokens of images.
 
     Attributes:
         tokens_INW: The visual tokens.
-        decoder: What made them, and answers questions on them.
+        decoder: The decoder that computed them.
     """
 
     tokens_INW: Tensor
@@ -29,14 +29,15 @@ class VisualTokens(NamedTuple):
 
 
 class VqaDecoder(nn.Module):
-    """Pools and projects the map, and in training asks the language model how likely the true answers are.
+    """Pools and projects the map, and in training computes the language modeling loss of the answers.
 
-    A language model that does not train is kept in the precision that it is first computed in.
+    A frozen language model is cast to the compute precision on first use.
 
     Args:
-        projection: From D to W, for every token.
-        visual_grid: Rows and columns of the visual tokens; None: one for every patch.
-        language_model: A causal language model of transformers, with adapters or without; None: only to count.
+        projection: Projection of each token from D to W.
+        visual_grid: Rows and columns of the visual tokens; None: one per patch.
+        language_model: A causal language model of transformers, optionally with adapters; None: for counting
+            parameters only.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class VqaDecoder(nn.Module):
         self.language_model: Any = language_model
 
     def forward(self, map_BDhw: Tensor, targets: TokenBatch | None = None) -> VisualTokens | Tensor:
-        """The visual tokens of the maps; with targets the sum of their answers' negative log-likelihoods instead.
+        """The visual tokens of the maps, or with targets the summed negative log-likelihood of the answers.
 
         Returns:
             ``VisualTokens``, or a scalar float32.
@@ -59,7 +60,7 @@ class VqaDecoder(nn.Module):
     def answer_loss(self, tokens_INW: Tensor, batch: TokenBatch) -> Tensor:
         """The sum over all answers' tokens of ``-log p(token | image, question, tokens before it)``, float32 scalar.
 
-        Only where a token is to be learnt is the vocabulary's distribution computed at all.
+        Logits are computed at answer tokens only.
         """
         sequences = expand(batch, tokens_INW.shape[1])
         embedded_BSW = self.embed(sequences.ids_BS, sequences.visual_BS, sequences.image_B, tokens_INW)
@@ -69,25 +70,25 @@ class VqaDecoder(nn.Module):
             position_ids=sequences.position_BS,
             use_cache=False,
         ).last_hidden_state
-        # The token at a place is foretold at the place before it in its conversation: for the first token of an answer
-        # that is the last of its question, which always stands directly before it.
-        learnt_BS = sequences.is_answer_BS[:, 1:]
-        logits_AV = self.to_logits(hidden_BSW[:, :-1][learnt_BS])
-        loss = F.cross_entropy(logits_AV.float(), sequences.ids_BS[:, 1:][learnt_BS], reduction="sum")
-        # Every parameter is part of every step, also where no sequence has an image.
+        # Each token is predicted at the position before it; the first token of an answer at the last token of its
+        # question, which directly precedes it.
+        learned_BS = sequences.is_answer_BS[:, 1:]
+        logits_AV = self.to_logits(hidden_BSW[:, :-1][learned_BS])
+        loss = F.cross_entropy(logits_AV.float(), sequences.ids_BS[:, 1:][learned_BS], reduction="sum")
+        # Include the projection in the graph even if no sequence has an image.
         return loss + 0.0 * tokens_INW.float().sum()
 
     def _mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mask as the language model's attention takes it.
+        """The mask in the format of the language model's attention.
 
-        A mask from row to column reaches the attention as it is, and the eager one adds it to its scores.
+        A 4-d mask is passed through to the attention; the eager implementation adds it to the scores.
         """
         if mask.dim() < 4 or self.causal_model.config.get_text_config()._attn_implementation != "eager":
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def embed(self, ids_BS: Tensor, visual_BS: Tensor, image_B: Tensor, tokens_INW: Tensor) -> Tensor:
-        """Words and visual tokens as the language model takes them, ``(B, S, W)``."""
+        """Embeddings of text and visual tokens, ``(B, S, W)``."""
         self._round_frozen()
         words_BSW = self.language_model.get_input_embeddings()(ids_BS)
         seen_BSW = tokens_INW.to(words_BSW.dtype)[image_B.clamp(min=0)[:, None], visual_BS.clamp(min=0)]
@@ -95,17 +96,17 @@ class VqaDecoder(nn.Module):
 
     @property
     def causal_model(self) -> Any:
-        """The causal language model itself, with its adapters in its layers but without what wraps them."""
+        """The causal language model without the PEFT wrapper (adapters remain in its layers)."""
         model = self.language_model
         return model.get_base_model() if isinstance(model, _adapted()) else model
 
     @property
     def base_model(self) -> Any:
-        """The language model without its last layer: embeddings to hidden states."""
+        """The language model without output layer: embeddings to hidden states."""
         return self.causal_model.base_model
 
     def to_logits(self, hidden_AW: Tensor) -> Tensor:
-        """Hidden states to logits over the vocabulary, as the language model's own forward pass scales them."""
+        """Hidden states to logits, scaled as in the language model's forward pass."""
         logits_AV = self.causal_model.get_output_embeddings()(hidden_AW)
         settings = self.causal_model.config.get_text_config().to_dict()
         if settings.get("logit_scale"):  # Cohere
@@ -117,7 +118,7 @@ class VqaDecoder(nn.Module):
         return logits_AV
 
     def _round_frozen(self) -> None:
-        """Frozen weights go to the precision that is computed in, once: autocast would round them at every use."""
+        """Casts frozen weights to the compute precision once; autocast would cast them at every use."""
         device = next(self.language_model.parameters()).device.type
         if not torch.is_autocast_enabled(device):
             return

@@ -1,6 +1,6 @@
-"""Answers: the language model writes on, from what an image and a question begin.
+"""Generation of answers from an image and questions.
 
-The visual tokens of an image, and what the language model made of them, are computed once for all questions on it.
+The visual tokens of an image and their keys and values are computed once for all its questions.
 
 Shapes: N visual tokens, W width of the language model, B questions, S tokens.
 """
@@ -23,31 +23,30 @@ from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
 
 BATCH = 16
-"""Questions that are answered together."""
+"""Batch size."""
 LONGEST = 16_384
-"""The most tokens of a prompt, also where the language model would read more: attention grows as its square."""
+"""Length limit in tokens of a prompt, also for language models with a larger window (attention is quadratic)."""
 LETTERS = 64
-"""The most letters of a prompt per token that may be read; what is longer is not even broken into tokens."""
+"""Limit of characters per token of the window; longer prompts are rejected before tokenization."""
 
 logger = logging.getLogger("vitsplit")
 
 
 class Answerer:
-    """Answers questions on one image, or on none.
+    """Answers questions about one image, or without image.
 
     Args:
-        decoder: The language model, and the way into it.
-        prompter: Writes prompts.
-        tokens_NW: The image's visual tokens; None: questions are on no image.
-        max_new_tokens: The most tokens of an answer, unless told otherwise.
-        precision: What to compute in; None: what the visual tokens were computed in, or float32 without any.
-        cut: Cut the end of a question that makes its prompt longer than the language model reads, with a warning;
-            otherwise it is refused.
+        decoder: Decoder with the language model.
+        prompter: Builds prompts.
+        tokens_NW: The image's visual tokens; None: questions without image.
+        max_new_tokens: Default length limit of an answer in tokens.
+        precision: Compute precision; None: that of the visual tokens, or float32 without image.
+        cut: Truncate questions that exceed the language model's window, with a warning, instead of raising.
 
-    Several threads may ask at once: what was made of the image is only read, and every answer works on a copy.
+    Thread-safe: the cached keys and values are copied for every answer.
 
     Attributes:
-        prefills: How often the part of the prompt that holds the image was read: once, whatever is asked.
+        prefills: Number of times the image was processed (1 after the first question).
     """
 
     def __init__(
@@ -71,13 +70,13 @@ class Answerer:
         self._begun: dict[tuple[int, ...], Any] = {}
 
     def answer(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
-        """The answers, each as if it were asked alone, without sampling.
+        """Answers questions independently of each other, greedily.
 
         Raises:
-            DataError: A question is longer than the language model reads.
+            DataError: A question exceeds the language model's window.
         """
         prompts = [self._prompt(question) for question in questions]
-        # Those of about one length together, so that little is padded.
+        # Sorted by length, to reduce padding.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         answers = [""] * len(prompts)
         for begin in range(0, len(order), BATCH):
@@ -90,10 +89,10 @@ class Answerer:
     def continue_conversation(
         self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
     ) -> str:
-        """The answer to the last question of a conversation.
+        """Answers the last question of a conversation.
 
         Raises:
-            DataError: The conversation is longer than the language model reads.
+            DataError: The conversation exceeds the language model's window.
         """
         (ids,) = self._generate([self._prompt(question, history)], max_new_tokens)
         return self._text(ids)
@@ -101,7 +100,7 @@ class Answerer:
     def stream(
         self, question: str, history: Sequence[Turn] = (), *, max_new_tokens: int | None = None
     ) -> Generator[str, None, None]:
-        """The same in pieces, as they are written. Closing the iterator stops the language model."""
+        """As ``continue_conversation``, streaming. Closing the iterator stops the generation."""
         from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.prompter.tokenizer, skip_prompt=False, skip_special_tokens=True)
@@ -112,7 +111,7 @@ class Answerer:
             try:
                 prompts = [self._prompt(question, history)]
                 self._generate(prompts, max_new_tokens, streamer=streamer, is_stopped=stopped.is_set)
-            except BaseException as error:  # raised again where the pieces are read
+            except BaseException as error:  # re-raised in the consumer
                 failures.append(error)
                 streamer.end()
 
@@ -129,28 +128,28 @@ class Answerer:
             raise failures[0]
 
     def _prompt(self, question: str, history: Sequence[Turn] = ()) -> list[int]:
-        """The prompt's tokens, with one for the image: not more than the language model reads beside the image."""
+        """The prompt's token ids, with one for the image, within the language model's window."""
         num_visual = 0 if self.tokens_NW is None else len(self.tokens_NW)
         window = self.window
         most = window - max(num_visual - 1, 0)
         asked = question
         while True:
-            # Long before it is broken into tokens: a token has a few letters.
+            # Checked before tokenization, which is slow for very long texts.
             letters = len(asked) + sum(len(turn.question) + len(turn.answer) for turn in history)
             ids = [] if letters > LETTERS * window else self._ids(asked, history)
             if ids and len(ids) <= most:
                 break
             if not self.cut or not asked:
-                size = f"{len(ids)} tokens with what stands around it" if ids else f"{letters} letters"
+                size = f"{len(ids)} tokens including its prompt" if ids else f"{letters} characters"
                 raise DataError(
-                    f"The question {shown(question)} has {size}, and the language model reads at most {window}, "
-                    f"{num_visual} of them the image's. Shorten it"
-                    f"{', or begin a new conversation' if history else ''}."
+                    f"The question {shown(question)} has {size}, but the language model's window is {window} tokens, "
+                    f"including {num_visual} of the image. Shorten "
+                    f"it{', or start a new conversation' if history else ''}."
                 )
             keep = len(asked) * most // len(ids) if ids else LETTERS * window
             asked = asked[: min(keep, len(asked) - 1)]
         if asked != question:
-            logger.warning("the question %s is cut to its first %d letters", shown(question), len(asked))
+            logger.warning("the question %s is truncated to %d characters", shown(question), len(asked))
         return ids
 
     def _ids(self, question: str, history: Sequence[Turn]) -> list[int]:
@@ -158,16 +157,16 @@ class Answerer:
 
     @property
     def window(self) -> int:
-        """The most tokens of a prompt with its image."""
+        """Length limit of a prompt in tokens, including the image."""
         settings = self.decoder.causal_model.config.get_text_config()
         return min(getattr(settings, "max_position_embeddings", None) or LONGEST, LONGEST)
 
     def _text(self, ids_S: Tensor) -> str:
         text = str(self.prompter.tokenizer.decode(ids_S, skip_special_tokens=True)).strip()
-        # A caption ends with its line: there is no token for it.
+        # A caption ends with a line break, there is no end token.
         return text.partition("\n")[0].rstrip() if self.prompter.conversation == "plain" else text
 
-    @torch.no_grad()  # in inference mode autocast keeps no weight, and would cast all of them for every token
+    @torch.no_grad()  # in inference mode autocast does not cache weights
     def _generate(
         self,
         prompts: Sequence[list[int]],
@@ -175,7 +174,7 @@ class Answerer:
         streamer: Any = None,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> Tensor:
-        """What follows the prompts, ``(B, new tokens)``: greedy, padded after its end."""
+        """Generates greedily, ``(B, new tokens)``, padded after the end."""
         device = next(self.decoder.parameters()).device
         model, tokenizer = self.decoder.causal_model, self.prompter.tokenizer
         common = 0 if self.tokens_NW is None else prompts[0].index(IMAGE) + 1
@@ -210,8 +209,8 @@ class Answerer:
         return ids_BS
 
     def _begin(self, ids: tuple[int, ...]) -> tuple[Tensor, Any]:
-        """The common part of all prompts: its embeddings ``(S, W)``, and the language model's keys and values of it."""
-        with self._lock:  # two threads with the first questions: one reads the image, the other waits
+        """Embeddings ``(S, W)`` and keys and values of the common prefix of all prompts."""
+        with self._lock:  # computed by one thread, others wait
             if ids not in self._begun:
                 embedded_SW = self._embed(list(ids))
                 read = self.decoder.base_model(inputs_embeds=embedded_SW[None], use_cache=True)
@@ -220,7 +219,7 @@ class Answerer:
             return self._begun[ids]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
-        """Tokens, of which one may be the image, to ``(S, W)``."""
+        """Embeds tokens, one of which may be the image: ``(S, W)``."""
         device = next(self.decoder.parameters()).device
         num_visual = 0 if self.tokens_NW is None else len(self.tokens_NW)
         words: list[int] = []

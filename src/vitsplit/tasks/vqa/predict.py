@@ -1,4 +1,4 @@
-"""What a bundle says about an image: nothing, until it is asked.
+"""Predictions of visual question answering: an image that can be queried.
 
 Shapes: H W pixels.
 """
@@ -20,12 +20,12 @@ from vitsplit.tasks.vqa.prompts import Turn
 
 
 class VqaPrediction:
-    """An image that can be asked about. Its visual tokens are computed, and serve every question.
+    """An image with its visual tokens, which are shared by all questions.
 
     Attributes:
         image: (H, W, 3) uint8, the image.
-        asked: The questions so far, each with its answer.
-        answerer: What answers them.
+        asked: Questions and answers so far.
+        answerer: Generates the answers.
     """
 
     def __init__(self, image: NDArray[np.uint8], answerer: Answerer) -> None:
@@ -34,19 +34,19 @@ class VqaPrediction:
         self.asked: list[Turn] = []
 
     def ask(self, question: str, *, history: Sequence[Turn] = (), max_new_tokens: int | None = None) -> str:
-        """The answer to a question.
+        """Answers a question.
 
         Args:
             question: The question.
-            history: Questions and answers that it follows in one conversation.
-            max_new_tokens: The most tokens of the answer; None: as the bundle says.
+            history: Previous turns of the conversation.
+            max_new_tokens: Length limit in tokens; None: the bundle's setting.
         """
         answer = self.answerer.continue_conversation(question, history, max_new_tokens=max_new_tokens)
         self.asked.append(Turn(question, answer))
         return answer
 
     def ask_many(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
-        """The answers to several questions, each as if it were asked alone, computed together."""
+        """Answers several independent questions in batches."""
         answers = self.answerer.answer(questions, max_new_tokens=max_new_tokens)
         self.asked += [Turn(question, answer) for question, answer in zip(questions, answers, strict=True)]
         return answers
@@ -54,7 +54,7 @@ class VqaPrediction:
     def stream(
         self, question: str, *, history: Sequence[Turn] = (), max_new_tokens: int | None = None
     ) -> Generator[str, None, None]:
-        """The answer in pieces, as they are written. Closing the iterator stops it, and it then counts as not asked."""
+        """Streams the answer. Closing the iterator stops it; the question is then not added to ``asked``."""
         pieces = []
         with contextlib.closing(self.answerer.stream(question, history, max_new_tokens=max_new_tokens)) as stream:
             for piece in stream:
@@ -63,7 +63,7 @@ class VqaPrediction:
         self.asked.append(Turn(question, "".join(pieces).strip()))
 
     def overlay(self) -> Image.Image:
-        """The image with what was asked and answered written over its foot, at the image's size."""
+        """The image with questions and answers drawn at its bottom."""
         picture = Image.fromarray(self.image).convert("RGB")
         size = max(10, picture.height // 24)
         font = ImageFont.load_default(size)
@@ -82,25 +82,25 @@ class VqaPrediction:
         """Writes ``NAME_answers.json``, a list of question and answer, and ``NAME_answers.jpg``, the overlay."""
         json_path, jpg_path = Path(folder) / f"{name}_answers.json", Path(folder) / f"{name}_answers.jpg"
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        said = [{"question": turn.question, "answer": turn.answer} for turn in self.asked]
-        json_path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        rows = [{"question": turn.question, "answer": turn.answer} for turn in self.asked]
+        json_path.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self.overlay().save(jpg_path, quality=92)
         return json_path, jpg_path
 
 
 def ask_without_image(predictor: Any, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
-    """A bundle's answers to questions on no image, for benchmarks that have some.
+    """Answers questions without image, for benchmarks.
 
     Args:
         predictor: A loaded bundle of this task.
         questions: The questions.
-        max_new_tokens: The most tokens of an answer; None: as the bundle says.
+        max_new_tokens: Length limit in tokens; None: the bundle's setting.
     """
     return answerer_without_image(predictor).answer(questions, max_new_tokens=max_new_tokens)
 
 
 def answerer_without_image(predictor: Any) -> Answerer:
-    """What answers a bundle's questions on no image: the language model as the bundle tuned it.
+    """An answerer for questions without image, with the bundle's language model.
 
     Args:
         predictor: A loaded bundle of this task.

@@ -1,6 +1,6 @@
-"""Conversations to tokens: what the language model reads, and which of its tokens are answers.
+"""Tokenization of conversations, with a mask of the answers' tokens.
 
-The image stands in a text as ``<image>`` and in tokens as ``IMAGE``, one for all of its visual tokens.
+The image is ``<image>`` in text and a single ``IMAGE`` in token ids, for all its visual tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from vitsplit.tasks.vqa.chat_template import ChatTemplate, Messages
 from vitsplit.tasks.vqa.config import Conversation, VqaConfig
 
 IMAGE = -1
-"""Stands among token ids where the visual tokens go."""
+"""Token id of the image."""
 PLACE = "<image>"
-"""The same in a text."""
+"""Placeholder of the image in text."""
 
 V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -25,21 +25,21 @@ V1_SYSTEM = (
 
 
 def check_reads_questions(config: VqaConfig, run: str) -> None:
-    """Refuses to measure answers of a bundle that reads no question; ``run`` is what it is called.
+    """Checks that a bundle was trained on questions; ``run`` is its name for the error.
 
     Raises:
-        ConfigError: It was trained on captions alone.
+        ConfigError: It was trained on captions only.
     """
     if config.conversation == "plain":
         raise ConfigError(
-            f"{run}: trained on captions alone (--conversation plain), so it reads no question. Train the second stage "
-            f"from it (vitsplit train vqa --stage instruct --from {run}), and measure that."
+            f"{run}: trained on captions only (--conversation plain), without questions. Train the second stage "
+            f"(vitsplit train vqa --stage instruct --from {run}), and evaluate that."
         )
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer. In the first of a conversation on an image ``PLACE`` is not part of the question."""
+    """A question and its answer, without ``PLACE``."""
 
     question: str
     answer: str
@@ -47,34 +47,34 @@ class Turn:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A conversation as the language model reads it.
+    """A tokenized conversation.
 
     Attributes:
-        ids: Token ids, with ``IMAGE`` where the visual tokens go.
-        is_answer: Of every one, whether it is to be learnt: it belongs to an answer, or ends one.
+        ids: Token ids, with ``IMAGE`` for the visual tokens.
+        is_answer: For each token, whether it is part of an answer (including its end token), and thus of the loss.
     """
 
     ids: list[int]
     is_answer: list[bool]
 
     def cut(self, length: int) -> Tokens:
-        """The first so many."""
+        """The first ``length`` tokens."""
         return Tokens(self.ids[:length], self.is_answer[:length])
 
 
 class Prompter:
-    """Writes conversations in one of three forms, and breaks them into tokens.
+    """Formats and tokenizes conversations.
 
-    ``template`` is the language model's own chat template; ``v1`` LLaVA-1.5's for Vicuna; ``plain`` is the image, and
-    after it the answer alone, as in LLaVA-1.5's first stage: questions are dropped.
+    ``template`` is the language model's chat template; ``v1`` LLaVA-1.5's format for Vicuna; ``plain`` the image
+    followed by the answer, without the question, as in LLaVA-1.5's first stage.
 
     Args:
-        tokenizer: The language model's.
-        conversation: The form.
-        system_prompt: What the conversation begins with; None: what the form begins with by itself.
+        tokenizer: The language model's tokenizer.
+        conversation: The format.
+        system_prompt: System prompt; None: the format's default.
 
     Raises:
-        ConfigError: The tokenizer has no chat template, or one that cannot be used.
+        ConfigError: The tokenizer has no usable chat template.
     """
 
     def __init__(self, tokenizer: Any, conversation: Conversation, system_prompt: str | None = None) -> None:
@@ -83,24 +83,24 @@ class Prompter:
         self.system_prompt = system_prompt
         if conversation == "template" and not tokenizer.chat_template:
             raise ConfigError(
-                "The language model has no chat template: give --conversation v1 (Vicuna's) or a model for chats."
+                "The language model has no chat template. Use --conversation v1 (Vicuna's) or a chat model."
             )
         self.template = ChatTemplate(tokenizer) if conversation == "template" else None
-        # What the tokenizer itself begins every text with; chat templates write it out.
+        # Tokens that the tokenizer prepends to every text; chat templates include them.
         self.start: list[int] = [] if conversation == "template" else list(tokenizer("").input_ids)
         self.end: str = tokenizer.eos_token or ""
 
     def conversation_tokens(self, turns: Sequence[Turn], *, has_image: bool) -> Tokens:
-        """A whole conversation, for training."""
+        """Tokenizes a conversation, for training."""
         return self._tokens(self._pieces(turns, has_image=has_image), has_image=has_image)
 
     def question_ids(self, question: str, history: Sequence[Turn] = (), *, has_image: bool) -> list[int]:
-        """A conversation up to where the answer to its last question begins, for prediction."""
+        """Token ids of a conversation up to the answer to its last question, for generation."""
         pieces = self._pieces([*history, Turn(question, "")], has_image=has_image)[:-1]
         return self._tokens(pieces, has_image=has_image).ids
 
     def _pieces(self, turns: Sequence[Turn], *, has_image: bool) -> list[tuple[str, bool]]:
-        """The text in pieces that are answers and pieces that are not, by turns; the last one is an answer."""
+        """Splits the text into pieces, alternating between prompt and answer; the last one is an answer."""
         place = PLACE if has_image else ""
         match self.conversation:
             case "plain":
@@ -117,7 +117,7 @@ class Prompter:
             image = f"{place}\n" if place and index == 0 else ""
             space = " " if index == 0 else ""
             pieces.append((f"{before}{space}USER: {image}{turn.question} ASSISTANT:", False))
-            # The space belongs to the answer's first token.
+            # The space is part of the answer's first token.
             pieces.append((f" {turn.answer}{self.end}", True))
             before = ""
         return pieces
@@ -137,11 +137,10 @@ class Prompter:
         for asked, answered in zip(written[::2], written[1::2], strict=True):
             if not (asked.startswith(done) and answered.startswith(asked)):
                 raise ConfigError(
-                    "The language model's chat template writes a conversation anew when it goes on, so that answers "
-                    "cannot be told from the rest. Give --conversation v1, or another language model."
+                    "The language model's chat template changes earlier turns of a conversation, so answers cannot be "
+                    "located. Use --conversation v1, or another language model."
                 )
-            # An answer ends with the token that ends it. A line break that a template writes after it belongs to what
-            # follows, so that where nothing follows it is not there.
+            # An answer ends with its end token. A line break after it belongs to the next prompt.
             end = answered.rfind(self.end, len(asked)) + len(self.end) if self.end else -1
             if end > len(asked):
                 answered = answered[:end]
@@ -150,14 +149,14 @@ class Prompter:
         return pieces
 
     def _tokens(self, pieces: Sequence[tuple[str, bool]], *, has_image: bool) -> Tokens:
-        """Breaks the whole text into tokens at once: a piece by itself could break otherwise than in its place.
+        """Tokenizes the whole text at once, since pieces could be tokenized differently in context.
 
-        The image is the one place that separates tokens for certain. A token counts as an answer's if it begins in it.
+        Only the image is a certain token boundary. A token belongs to an answer if it starts in it.
         """
         text = "".join(piece for piece, _ in pieces)
         is_answer_char = [answer for piece, answer in pieces for _ in piece]
         ids, is_answer, begin = list(self.start), [False] * len(self.start), 0
-        # Without an image, and anywhere but in the first place, the word is a word.
+        # Only the first placeholder is the image, and only if there is one; others are text.
         place = text.find(PLACE) if has_image else -1
         chunks = [(0, len(text))] if place < 0 else [(0, place), (place + len(PLACE), len(text))]
         for begin, end in chunks:
@@ -171,5 +170,5 @@ class Prompter:
 
 
 def _spans(offsets: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Where tokens begin, inside the text: a token of no characters lies where the next one does."""
+    """Character spans of tokens, with starts clipped to the text (for empty tokens)."""
     return [(min(first, length - 1), last) for first, last in offsets]

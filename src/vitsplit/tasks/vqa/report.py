@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: figures as JSON, and a page of images with questions and answers."""
+"""Report of an evaluation: metrics as JSON, and a page of images with questions and answers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from vitsplit.tasks.vqa.task import VqaTask
 
 LABELS = {
-    "exact_match": "exact match: the answer, word for word",
-    "set_match": "set match: the same things, in any order",
+    "exact_match": "exact match of the answer",
+    "set_match": "set match of the answer, in any order",
     "answer_loss": "negative log-likelihood per token of the true answers",
     "likelihood": "likelihood per token of the true answers",
 }
 QUESTIONS = 6
-"""Questions of an image that are shown."""
+"""Maximum number of questions per image."""
 
 
 def write_report(
@@ -62,7 +62,7 @@ def write_report(
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The table for the screen."""
+    """The table of metrics for the console."""
     metrics = evaluation.metrics
     title, caption = f"exact match {100 * metrics['exact_match']:.1f} %", f"{metrics['questions']} questions"
     return screen_table(["metric", "value"], _rows(metrics), title=title, caption=caption)

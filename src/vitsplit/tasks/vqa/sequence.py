@@ -1,8 +1,8 @@
-"""Sequences of tokens in which an image's visual tokens stand, as the language model takes them.
+"""Token sequences with visual tokens, in the format of the language model.
 
-Several conversations on one image can share a sequence. They stand behind each other after what they have in common:
-the prompt up to the image, and the image itself. Each sees the common part and itself, and counts its positions from
-the common part on: the language model computes for each what it would compute for it alone.
+Several conversations on one image can share a sequence: the common prefix (prompt and image) is followed by the
+conversations. Each attends to the prefix and itself only, with positions continuing the prefix, so results equal those
+of separate sequences.
 
 Shapes: B sequences, T tokens with one for the image, S tokens with all visual ones, N visual tokens, W width.
 """
@@ -19,20 +19,20 @@ from torch import Tensor
 from vitsplit.tasks.vqa.prompts import IMAGE, Tokens
 
 PADDING = -1
-"""Segment of tokens that are not there."""
+"""Segment id of padding."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Sequences in which an image is still one token.
+    """Sequences with one token per image.
 
     Attributes:
-        ids_BT: int64; ``IMAGE`` where an image goes, 0 where nothing is.
-        is_answer_BT: bool, tokens to be learnt.
-        segment_BT: int64; 0 for what all conversations of a sequence share, from 1 for each, ``PADDING`` for nothing.
-        position_BT: int64, of the token in its conversation.
-        image_B: int64, row among the images of the batch; -1 for a sequence without one.
-        several: Whether some sequence has several conversations.
+        ids_BT: int64; ``IMAGE`` for an image, 0 for padding.
+        is_answer_BT: bool, tokens of the loss.
+        segment_BT: int64; 0 for the common prefix, from 1 for each conversation, ``PADDING`` for padding.
+        position_BT: int64, position of the token in its conversation.
+        image_B: int64, index of the image in the batch; -1 for a sequence without image.
+        several: Whether any sequence has several conversations.
     """
 
     ids_BT: Tensor
@@ -43,11 +43,11 @@ class TokenBatch:
     several: bool
 
     def to(self, device: Any) -> TokenBatch:
-        """On a device."""
+        """Moves the batch to a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> TokenBatch:
-        """In page-locked memory."""
+        """Copies the batch to pinned memory."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
@@ -58,15 +58,15 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences with all their visual tokens.
+    """Sequences with all visual tokens.
 
     Attributes:
-        ids_BS: int64; arbitrary where a visual token or nothing is.
-        visual_BS: int64, which visual token of its image stands here; -1: a word.
+        ids_BS: int64; arbitrary for visual tokens and padding.
+        visual_BS: int64, index of the visual token; -1 for text.
         is_answer_BS: bool.
         position_BS: int64.
-        mask: What may be attended to: bool ``(B, S)`` (tokens that are there; the language model itself keeps the
-            future out), or where a sequence has several conversations ``(B, 1, S, S)``, from row to column.
+        mask: Attention mask, bool: ``(B, S)`` padding mask (causality is added by the language model), or if any
+            sequence has several conversations ``(B, 1, S, S)``, from query to key.
         image_B: See ``TokenBatch``.
     """
 
@@ -81,14 +81,13 @@ class Sequences:
 def stack(
     sequences: Sequence[Sequence[Tokens]], images: Sequence[int], *, max_length: int, num_visual: int = 1
 ) -> TokenBatch:
-    """Conversations to a batch of sequences.
+    """Collates conversations to a batch of sequences.
 
     Args:
-        sequences: For every sequence its conversations. Those of one sequence are on the same image, and the same up to
-            it.
-        images: For every sequence the row of its image, or -1.
-        max_length: Tokens of a sequence with all its visual ones, as LLaVA counts them; the rest is cut off.
-        num_visual: Visual tokens of an image.
+        sequences: Conversations by sequence; those of one sequence share the image and the prompt before it.
+        images: Index of the image by sequence, or -1.
+        max_length: Length limit in tokens including visual ones, as in LLaVA; longer sequences are truncated.
+        num_visual: Visual tokens per image.
     """
     rows = [
         _row(conversations, max_length if image < 0 else max_length - num_visual + 1)
@@ -102,7 +101,7 @@ def stack(
 
 
 def _row(conversations: Sequence[Tokens], max_length: int) -> list[tuple[int, int, int, int]]:
-    """Of every token: id, whether it is an answer's, segment, position."""
+    """For each token: id, whether part of an answer, segment, position."""
     shared = 0
     if len(conversations) > 1:
         shared = conversations[0].ids.index(IMAGE) + 1
@@ -114,11 +113,11 @@ def _row(conversations: Sequence[Tokens], max_length: int) -> list[tuple[int, in
 
 
 def expand(batch: TokenBatch, num_visual: int) -> Sequences:
-    """Makes room for N visual tokens where an image was one token. Sequences without an image are padded as much."""
+    """Expands each image token to N visual tokens. Sequences without image are padded to the same length."""
     ids_BT = batch.ids_BT
     rows, length = ids_BT.shape
     here_BT = ids_BT == IMAGE
-    # Where there is no image, its place is behind the end.
+    # Without image, its position is after the end.
     place_B1 = torch.where(here_BT.any(1), here_BT.int().argmax(1), length)[:, None]
     step_BS = torch.arange(length + num_visual - 1, device=ids_BT.device).expand(rows, -1)
     behind_BS = step_BS >= place_B1 + num_visual
@@ -150,5 +149,5 @@ def _mask(segment_BS: Tensor, *, several: bool) -> Tensor:
     before_SS = torch.ones(segment_BS.shape[1], segment_BS.shape[1], dtype=torch.bool, device=segment_BS.device).tril()
     common_B1S = (segment_BS == 0)[:, None, :]
     same_BSS = segment_BS[:, :, None] == segment_BS[:, None, :]
-    # A token that is not there sees itself, so that no row of the softmax is empty.
+    # Padding attends to itself, so that no row of the softmax is empty.
     return (before_SS & (common_B1S | same_BSS))[:, None]

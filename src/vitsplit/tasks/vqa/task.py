@@ -35,13 +35,13 @@ from vitsplit.types import LayerTaps
 
 
 class VqaTask:
-    """Questions on images, answered by a language model that sees through the connector.
+    """Visual question answering with a language model.
 
     Args:
         config: Settings.
-        language: The language model; None where only the connector's shapes are wanted.
-        train: Training samples, where the task is trained.
-        val: Validation samples, where it is evaluated.
+        language: The language model; None for the connector's shapes only.
+        train: Training samples, for training.
+        val: Validation samples, for evaluation.
     """
 
     name: ClassVar[str] = "vqa"
@@ -60,16 +60,16 @@ class VqaTask:
         self.language = language
         self.train_set = train
         self.val_set = val
-        # Of an image; building the decoder sets it, and batches are made after that.
+        # Visual tokens per image, set by ``build_decoder``.
         self.num_visual = 1
 
     @classmethod
     def open(cls, config: VqaConfig, data: Path, splits: tuple[str, ...]) -> VqaTask:
-        """The task on a data set: trained on the first of two splits and evaluated on the last.
+        """Opens the task on a data set: the first of two splits for training, the last for evaluation.
 
         Raises:
-            DataError: The data cannot be used.
-            WeightsError: The language model cannot be had.
+            DataError: The data are invalid.
+            WeightsError: The language model is unavailable.
         """
         check_settings(config)
         sets = [open_samples(data, split, config) for split in splits]
@@ -79,48 +79,48 @@ class VqaTask:
     def check_description(cls, config: VqaConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
         check_settings(config)
-        said = fields(description, where, required=("language_model",))["language_model"]
-        said = fields(said, f"{where}.language_model", required=("name", "weights_hash"))
-        line(said["name"], f"{where}.language_model.name")
-        check_hash(said["weights_hash"], f"{where}.language_model.weights_hash")
+        recorded = fields(description, where, required=("language_model",))["language_model"]
+        recorded = fields(recorded, f"{where}.language_model", required=("name", "weights_hash"))
+        line(recorded["name"], f"{where}.language_model.name")
+        check_hash(recorded["weights_hash"], f"{where}.language_model.weights_hash")
 
     @classmethod
     def from_description(cls, config: VqaConfig, description: Mapping[str, Any]) -> VqaTask:
-        """The task of a bundle. A description that names no language model is that of a connector to be counted.
+        """The task of a bundle; without language model if the description has none.
 
         Raises:
-            BundleError: The language model is not the one that the bundle was trained with.
+            BundleError: The language model differs from that of the bundle.
         """
-        said = description.get("language_model")
-        if said is None:
+        recorded = description.get("language_model")
+        if recorded is None:
             return cls(config, None)
         language = find_language_model(config)
         found = language.weights_hash
-        if found != said["weights_hash"]:
+        if found != recorded["weights_hash"]:
             raise BundleError(
-                f"The bundle was trained with {said['name']} of weights {said['weights_hash'][:16]}, but "
-                f"{language.folder} has weights {found[:16]}. Give it the language model that it was trained with."
+                f"The bundle was trained with {recorded['name']} (weights {recorded['weights_hash'][:16]}), but "
+                f"{language.folder} has weights {found[:16]}. Use the original language model."
             )
         return cls(config, language)
 
     def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
         """Projection and language model."""
         if kind != "own":
-            raise ConfigError("Visual question answering has its own decoder alone. Leave --method and --decoder away.")
+            raise ConfigError("Visual question answering has a fixed decoder. Omit --method and --decoder.")
         config = self.config
         self.num_visual = math.prod(config.visual_grid or [-(-side // patch_size) for side in config.crop_size])
         model = None
         if self.language is not None:
             if config.max_length <= self.num_visual:
                 raise ConfigError(
-                    f"--max-length {config.max_length} counts an image's {self.num_visual} visual tokens, which leave "
-                    "no room for words. Raise it, or lower --visual-grid."
+                    f"--max-length {config.max_length} must exceed the {self.num_visual} visual tokens of an image. "
+                    "Increase it, or reduce --visual-grid."
                 )
             model = open_language_model(self.language, config, num_visual=self.num_visual)
         return VqaDecoder(build_projection(config.connector, width, config.language_width), config.visual_grid, model)
 
     def prompter(self) -> Prompter:
-        """Writes prompts for the language model."""
+        """The prompter of the language model."""
         assert self.language is not None, "the task was opened without a language model"
         return Prompter(self.language.tokenizer, self.config.conversation, self.config.system_prompt)
 
@@ -144,15 +144,15 @@ class VqaTask:
 
     def normalisers(self, batch: VqaBatch) -> dict[str, Tensor]:
         """The count of answers' tokens."""
-        # The first token of a sequence is foretold from nothing.
+        # The first token of a sequence has no prediction.
         return {"answer": batch.tokens.is_answer_BT[:, 1:].sum().double()}
 
     def targets(self, batch: VqaBatch, taps: LayerTaps) -> Any:
-        """The sequences: the language model reads the true answers as it goes."""
+        """The token sequences (teacher forcing)."""
         return batch.tokens
 
     def loss_sums(self, output: Tensor, batch: VqaBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """The sum of the negative log-likelihoods, which the decoder computed."""
+        """The summed negative log-likelihood computed by the decoder."""
         return {"answer": output}
 
     def evaluate(
@@ -218,11 +218,11 @@ class VqaTask:
         )
 
     def look(self, forward: Forward, sample: Sample) -> tuple[VisualTokens, Answerer]:
-        """The visual tokens of a sample (of a black image where it has none), and what answers questions on it."""
+        """Visual tokens of a sample (of a black image if it has none), and an answerer."""
         black_CHW = torch.zeros(3, *self.config.crop_size, dtype=torch.uint8)
         image_CHW = black_CHW if sample.image is None else fit_image(read_image(sample.image), self.config)
         visual, _ = forward(image_CHW[None])
-        # Training cuts what is too long, and an evaluation must not end at it.
+        # Truncated as in training.
         return visual, self._answerer(visual, 0 if sample.image is not None else None, cut=True)
 
     def _answerer(self, visual: VisualTokens, row: int | None, *, cut: bool = False) -> Answerer:
@@ -237,9 +237,9 @@ class VqaTask:
         )
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[VqaPrediction]:
-        """Images (uint8) of one size that can be asked about."""
+        """Predictions for images (uint8) of one size."""
         if self.config.fit == "stretch":
-            # All at once, as the other tasks resize: the pixels then lie in memory as theirs do, and share their pass.
+            # Batched as in the other tasks, so that the memory format is the same and the backbone pass is shared.
             fitted_BCHW = fit_image(image_BCHW, self.config)
         else:
             fitted_BCHW = torch.stack([fit_image(image_CHW, self.config) for image_CHW in image_BCHW])
@@ -248,7 +248,7 @@ class VqaTask:
         return [VqaPrediction(image, self._answerer(visual, row)) for row, image in enumerate(images_BHWC)]
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """The figures, and images with questions, answers and truths."""
+        """Writes metrics, and images with questions, answers and truths."""
         from vitsplit.tasks.vqa.report import write_report
 
         return write_report(self, forward, evaluation, folder, title=title, count=count)
@@ -266,7 +266,7 @@ class VqaTask:
 
 
 def check_settings(config: VqaConfig) -> None:
-    """Refuses settings that cannot work.
+    """Checks settings.
 
     Raises:
         ConfigError: Names the flag.
@@ -274,4 +274,4 @@ def check_settings(config: VqaConfig) -> None:
     check_ranges(config)
     check_pixels("--crop-size", config.crop_size)
     if PLACE in (config.system_prompt or ""):
-        raise ConfigError(f"--system-prompt holds {PLACE}, which is where an image goes: say it in other words.")
+        raise ConfigError(f"--system-prompt must not contain {PLACE}, the placeholder of the image.")

@@ -1,7 +1,7 @@
-"""The process that renders chat templates: a script that ``chat_template`` starts, which imports nothing of vitsplit.
+"""The process that renders chat templates: a script started by ``chat_template``, without imports from vitsplit.
 
-It reads one JSON request a line and writes one JSON answer a line. It limits its own memory; whoever started it limits
-its time, by ending it.
+It reads one JSON request per line and writes one JSON response per line. It limits its own memory; the parent limits
+its time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from typing import Any
 
 MEMORY = 1 << 30
-"""Bytes that it may have."""
+"""Memory limit in bytes."""
 
 
 def main() -> None:
-    """Answers requests until there are no more."""
+    """Processes requests until the end of input."""
     found = importlib.util.find_spec
-    # Templates need none of it, and it takes seconds to import.
+    # Not needed for templates, and slow to import.
     importlib.util.find_spec = lambda name, package=None: None if name == "torch" else found(name, package)
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -30,12 +30,12 @@ def main() -> None:
             answer({"texts": [render(render_jinja_template, request, chat) for chat in request["chats"]]})
         except MemoryError:
             answer({"error": f"it needs more than {MEMORY >> 20} MB"})
-        except Exception as error:  # whatever a template can raise
+        except Exception as error:  # a template can raise any exception
             answer({"error": f"{type(error).__name__}: {str(error)[:300]}"})
 
 
 def render(render_jinja_template: Any, request: dict[str, Any], chat: dict[str, Any]) -> str:
-    """One conversation as the template writes it."""
+    """Renders one conversation."""
     texts = render_jinja_template(
         conversations=[chat["messages"]],
         chat_template=request["template"],
@@ -44,12 +44,12 @@ def render(render_jinja_template: Any, request: dict[str, Any], chat: dict[str, 
     )
     text = str((texts[0] if isinstance(texts, tuple) else texts)[0])
     if len(text) > request["longest"]:
-        raise ValueError(f"it makes {len(text)} characters of the conversation")
+        raise ValueError(f"the rendered conversation has {len(text)} characters")
     return text
 
 
 def limit_memory() -> None:
-    """Makes more than ``MEMORY`` a MemoryError, where the system can."""
+    """Limits memory to ``MEMORY``, where supported."""
     try:
         import resource
     except ImportError:  # Windows
@@ -58,7 +58,7 @@ def limit_memory() -> None:
 
 
 def answer(content: dict[str, Any]) -> None:
-    """Writes a line."""
+    """Writes a response."""
     sys.stdout.write(json.dumps(content) + "\n")
     sys.stdout.flush()
 

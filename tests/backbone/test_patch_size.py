@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from tiny_backbones import KINDS, MEAN, STD, tiny_backbone, tiny_model
 
 from vitsplit.backbone import load_backbone, meta_backbone, open_backbone
-from vitsplit.backbone.frozen import Backbone, BackboneInfo
-from vitsplit.backbone.patches import set_patch_size
+from vitsplit.backbone.backbone import Backbone, BackboneInfo
+from vitsplit.backbone.patch_size import set_patch_size
 from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.types import TapRequest
@@ -52,8 +52,8 @@ def test_enlarged_patches_have_the_taps_that_they_had(kind, grid):
 
 def linear_by_hand(values, size):
     """Along the last axis, samples in the middle of their cells, as PyTorch's ``align_corners=False``."""
-    centres = (np.arange(size) + 0.5) * values.shape[-1] / size - 0.5
-    return np.apply_along_axis(lambda row: np.interp(centres, np.arange(len(row)), row), -1, values)
+    centers = (np.arange(size) + 0.5) * values.shape[-1] / size - 0.5
+    return np.apply_along_axis(lambda row: np.interp(centers, np.arange(len(row)), row), -1, values)
 
 
 @pytest.mark.parametrize(("kind", "num_prefix"), [("dinov2-small", 1), ("dinov2-small-reg", 0)])
@@ -117,10 +117,10 @@ def test_shapes_alone_are_those_of_the_weights():
 @pytest.mark.parametrize(
     ("name", "patch_size", "how", "message"),
     [
-        ("sam-base", 14, "2d", "sam-base cannot be run at patch size 14: the windows and relative positions"),
+        ("sam-base", 14, "2d", "sam-base cannot be run at patch size 14"),
         ("dinov3-small", 14, "release", "dinov3-small has none. Use --patch-resample 2d"),
         ("eva02-large", 16, "release", "is for plain ViTs"),
-        ("dinov2-small", 0, "2d", "--patch-size 0: a patch has at least one pixel"),
+        ("dinov2-small", 0, "2d", "--patch-size 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_weights_are_looked_for(name, patch_size, how, message, monkeypatch):

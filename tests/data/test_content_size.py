@@ -1,6 +1,6 @@
 import torch
 
-from vitsplit.data.extents import move_extents, stack_extents
+from vitsplit.data.content_size import move_extents, stack_extents
 
 
 def test_a_batch_has_extents_where_all_of_its_images_have():

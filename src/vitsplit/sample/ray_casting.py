@@ -1,4 +1,4 @@
-"""Rays into a layout: the nearest surface, what blocks the way to a light, and what is close by.
+"""Ray casting: nearest surfaces, visibility of lights, and ambient occlusion.
 
 Shapes: N rays or points, S samples. Vectors are tuples ``(x, y, z)`` of float32 arrays; points also ``p_3N``.
 """
@@ -15,39 +15,39 @@ Array = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 _AO_REACH = 0.55
-"""Solids farther than this (metres) do not darken a point's surroundings."""
+"""Reach of ambient occlusion by solids, in meters."""
 
 
 def into_frame(solid: Solid, v: Vector) -> Vector:
-    """A vector of the world in a solid's frame (a point needs the centre taken off first)."""
+    """Rotates a vector from the world to a solid's frame (points must be relative to its center)."""
     cos, sin = float(np.cos(solid.yaw)), float(np.sin(solid.yaw))
     return cos * v[0] + sin * v[1], cos * v[1] - sin * v[0], v[2]
 
 
 def out_of_frame(solid: Solid, v: Vector) -> Vector:
-    """Undoes ``into_frame``."""
+    """Inverse of ``into_frame``."""
     cos, sin = float(np.cos(solid.yaw)), float(np.sin(solid.yaw))
     return cos * v[0] - sin * v[1], cos * v[1] + sin * v[0], v[2]
 
 
 def offset(solid: Solid, p: Vector) -> Vector:
-    """Points relative to a solid's centre, still along the world's axes."""
-    return p[0] - solid.centre[0], p[1] - solid.centre[1], p[2] - solid.centre[2]
+    """Points relative to a solid's center, in world axes."""
+    return p[0] - solid.center[0], p[1] - solid.center[1], p[2] - solid.center[2]
 
 
 def nearest(
     layout: Layout, o: Vector, d: Vector, leaving_N: NDArray[np.int16] | None = None
 ) -> tuple[Array, NDArray[np.int16]]:
-    """The first surface on each ray.
+    """Finds the first surface on each ray.
 
     Args:
         layout: The scene.
         o: Origins inside the room, each of shape ``(N,)`` or ``(1,)``.
         d: Directions of shape ``(N,)``.
-        leaving_N: Surfaces that the rays start on, which they cannot meet again since all are convex.
+        leaving_N: Surfaces that the rays start on, which are skipped (all are convex).
 
     Returns:
-        ``t_N`` in lengths of the direction, and ``id_N`` (surface numbers, see ``vitsplit.sample.layout``).
+        ``t_N`` in units of the direction's length, and ``id_N`` (surface numbers, see ``vitsplit.sample.layout``).
     """
     t_N, id_N = _room(layout, o, d)
     dd = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
@@ -71,7 +71,7 @@ def nearest(
 
 
 def _room(layout: Layout, o: Vector, d: Vector) -> tuple[Array, NDArray[np.int16]]:
-    """Where rays from inside leave the room."""
+    """Intersection of rays with the planes of the room."""
     best = np.full(d[0].shape, np.inf, np.float32)
     plane = np.zeros(d[0].shape, np.int16)
     for axis in range(3):
@@ -92,19 +92,19 @@ def visibility(
     facing_N: NDArray[np.bool_],
     id_N: NDArray[np.int16],
 ) -> Array:
-    """Share of an area light that points see past the solids, ``(N,)`` in 0 to 1.
+    """Fraction of an area light that is visible from points, ``(N,)`` in 0 to 1.
 
-    ``step`` tells which of the light's samples to use, and only points of ``facing_N`` are looked at. Shadows of
-    several solids are multiplied, which is exact except where two penumbrae overlap.
+    ``step`` selects samples of the light; only points of ``facing_N`` are tested. Shadows of several solids are
+    multiplied, which is exact except for overlapping penumbrae.
     """
     visible_N = np.ones(p_3N.shape[1], np.float32)
-    centre = light.centre
-    v = p_3N - centre[:, None]
+    center = light.center
+    v = p_3N - center[:, None]
     length = np.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
     for k, solid in enumerate(layout.solids):
-        axis = np.asarray(solid.centre, np.float32) - centre
+        axis = np.asarray(solid.center, np.float32) - center
         distance = float(np.sqrt((axis**2).sum()))
-        # Cone from the light around the solid, wide enough for the penumbra.
+        # Bounding cone of the solid's shadow and penumbra.
         sine = min(1.0, (solid.bound + light.radius) / distance)
         cosine = distance * float(np.sqrt(1 - sine * sine))
         inside = v[0] * axis[0] + v[1] * axis[1] + v[2] * axis[2] > length * cosine
@@ -122,12 +122,12 @@ def _unblocked(solid: Solid, light_S3: Array, p_3M: Array) -> Array:
     start, end = into_frame(solid, p), into_frame(solid, target)
     way: Vector = (end[0][:, None] - start[0], end[1][:, None] - start[1], end[2][:, None] - start[2])
     entry, leave = interval(solid.kind, solid.half, start, way)
-    blocked = (entry < leave) & (leave > 0)  # lights are on the room's planes: nothing stands behind them
+    blocked = (entry < leave) & (leave > 0)  # lights are on the room's planes: nothing is behind them
     return np.float32(1) - blocked.mean(0, dtype=np.float32)
 
 
 def openness(layout: Layout, p_3N: Array, n_3N: Array, id_N: NDArray[np.int16], directions_S3: Array) -> Array:
-    """Ambient light that reaches points, ``(N,)`` in 0 to 1: less in the corners of the room and beside solids."""
+    """Ambient light at points, ``(N,)`` in 0 to 1: reduced in corners of the room and near solids."""
     open_N = np.ones(p_3N.shape[1], np.float32)
     for axis in range(3):
         for sign, distance in ((1, p_3N[axis]), (-1, np.float32(layout.room[axis]) - p_3N[axis])):
@@ -145,7 +145,7 @@ def openness(layout: Layout, p_3N: Array, n_3N: Array, id_N: NDArray[np.int16], 
 
 
 def _hidden(solid: Solid, q: Vector, n_3M: Array, directions_S3: Array) -> Array:
-    """Cosine-weighted share of the hemisphere that a solid covers, near parts counting more."""
+    """Cosine-weighted fraction of the hemisphere covered by a solid, weighted by distance."""
     weight = directions_S3 @ n_3M  # each direction or its opposite lies in the hemisphere
     sign = np.sign(weight)
     x, y, z = (directions_S3[:, i : i + 1] * sign for i in range(3))

@@ -1,4 +1,4 @@
-"""Depth in colours, and the bar that says what they mean.
+"""Color-coded depth and scale bars.
 
 Shapes: H W pixels, C channels.
 """
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Range = tuple[float, float]
-"""Metres of the first and of the last colour."""
+"""Meters of the first and the last color."""
 
-COLOURS = "magma_r"
-"""Near bright, far dark; as even to the eye as the depths are."""
+COLORMAP = "magma_r"
+"""Near is bright, far is dark; perceptually uniform."""
 INVALID = (120, 124, 130)
-"""Colour of pixels without a depth."""
+"""Color of invalid pixels."""
 STEPS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-"""Where a range may begin and end, times a power of ten: frames of one video then rarely differ in it."""
+"""Limits of a range, times a power of ten; coarse, so that frames of a video rarely differ."""
 
 
-def colour_range(depth_HW: NDArray[np.float32]) -> Range:
-    """A range of round numbers around all but the nearest and the farthest hundredth of the valid depths."""
+def display_range(depth_HW: NDArray[np.float32]) -> Range:
+    """A range of round numbers that covers the 1st to 99th percentile of the valid depths."""
     valid_P = depth_HW[depth_HW > 0]
     if not valid_P.size:
         return 0.0, 1.0
@@ -32,22 +32,22 @@ def colour_range(depth_HW: NDArray[np.float32]) -> Range:
     return (low, high) if low < high else (low, 2 * low)
 
 
-def colour(
-    values_HW: NDArray[np.float32], valid_HW: NDArray[np.bool_], range_m: Range, name: str = COLOURS
+def apply_colormap(
+    values_HW: NDArray[np.float32], valid_HW: NDArray[np.bool_], range_m: Range, name: str = COLORMAP
 ) -> Image.Image:
-    """Values in colours of a matplotlib map; values out of the range get its ends, invalid pixels grey."""
+    """Applies a matplotlib colormap; values out of range are clipped, invalid pixels are gray."""
     low, high = range_m
     picture_HWC = _palette(name)[np.rint((values_HW - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)]
     picture_HWC[~valid_HW] = INVALID
     return Image.fromarray(picture_HWC)
 
 
-def with_scale_bar(picture: Image.Image, range_m: Range, name: str = COLOURS) -> Image.Image:
-    """The picture with a bar of the colours at its right, and the metres beside it."""
+def add_scale_bar(picture: Image.Image, range_m: Range, name: str = COLORMAP) -> Image.Image:
+    """Adds a color bar with meters at the right of a picture."""
     height = max(picture.height, 96)
     text = max(10, min(height // 18, 48))
     font = ImageFont.load_default(text)
-    ticks = ticks_of(range_m)
+    ticks = axis_ticks(range_m)
     labels = [f"{tick:g} m" for tick in ticks]
     widest = max(math.ceil(font.getlength(label)) for label in labels)
     bar, gap = max(8, text), max(4, text // 2)
@@ -66,8 +66,8 @@ def with_scale_bar(picture: Image.Image, range_m: Range, name: str = COLOURS) ->
     return out
 
 
-def ticks_of(range_m: Range) -> list[float]:
-    """Three to seven round numbers in a range: multiples of 1, 2 or 5 times a power of ten."""
+def axis_ticks(range_m: Range) -> list[float]:
+    """Three to seven round numbers in a range (multiples of 1, 2 or 5 times a power of ten)."""
     low, high = range_m
     power = 10.0 ** math.floor(math.log10((high - low) / 3))
     step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3 * (1 + 1e-9))
@@ -77,8 +77,8 @@ def ticks_of(range_m: Range) -> list[float]:
 
 
 def _palette(name: str) -> NDArray[np.uint8]:
-    """The 256 colours of a matplotlib map, (256, 3)."""
-    from matplotlib import colormaps  # slow to import, and only pictures need it
+    """The 256 colors of a matplotlib colormap, (256, 3)."""
+    from matplotlib import colormaps  # slow to import
 
     palette: NDArray[np.uint8] = colormaps[name](np.arange(256), bytes=True)[:, :3]
     return palette

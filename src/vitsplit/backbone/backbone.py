@@ -1,4 +1,4 @@
-"""The frozen backbone: images in, taps out, one pass for any number of heads.
+"""The frozen backbone: one pass from images to taps for any number of heads.
 
 Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
 """
@@ -20,26 +20,25 @@ from vitsplit.types import LayerTaps, Padding, TapRequest
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone besides its tensors.
+    """Metadata of a backbone.
 
     Attributes:
-        name: The name it was asked for by; loads it again.
+        name: The name that loads it: short name or timm name.
         timm_name: The timm model, with tag.
-        licence: Licence of the weights.
-        source: Where the weights came from, in words.
-        weights_hash: SHA-256 over the tensors (names, shapes, bytes) and whatever else changes what is computed with
-            them: resampling, and an activation that is not timm's. Says whether two backbones are the same.
-        mean: Per-channel mean that pixels in 0..1 are normalised with.
-        std: Per-channel standard deviation.
-        resampled: What the weights were resampled to, such as ``patch 16``, and positions by another rule than timm's;
-            empty where they are as they were trained.
-        former_hash: What ``weights_hash`` was in versions that ran this entry of the catalog with plain GELU instead of
-            its publisher's activation; empty for others.
+        license: License of the weights.
+        source: Description of the weights' source.
+        weights_hash: SHA-256 of the tensors (names, shapes, bytes), and of resampling and an activation that differs
+            from timm's. Identifies a backbone.
+        mean: Per-channel mean of pixels in 0..1, for normalization.
+        std: Per-channel standard deviation, likewise.
+        resampled: Changes by resampling, such as ``patch 16`` or ``positions release``; empty if none.
+        former_hash: ``weights_hash`` in earlier versions, which ran this catalog entry with GELU instead of the
+            published activation; empty for other backbones.
     """
 
     name: str
     timm_name: str
-    licence: str
+    license: str
     source: str
     weights_hash: str
     mean: tuple[float, float, float]
@@ -49,26 +48,25 @@ class BackboneInfo:
 
     @property
     def title(self) -> str:
-        """The name for people, which tells backbones apart: ``dinov2-small (patch 16)``."""
+        """Display name including resampling, such as ``dinov2-small (patch 16)``."""
         return f"{self.name} ({self.resampled})" if self.resampled else self.name
 
 
 class Backbone(nn.Module):
-    """A vision transformer that never changes: no gradient, never in train mode, nothing computed twice.
+    """A frozen vision transformer: no gradients, always in eval mode.
 
-    It owns everything about pixels and tokens: normalisation, padding to the patch size, position embeddings, prefix
-    tokens, the final norm, and the precision it computes in.
+    Handles normalization, padding to the patch size, position embeddings, prefix tokens, the final norm and precision.
 
     Args:
         model: A timm model of one of the three families.
-        info: Name, licence, source, hash and pixel statistics.
-        positions: How positions are resampled to other grids than the one of training, see ``position_rule``.
+        info: Name, license, source, hash and pixel statistics.
+        positions: How position embeddings are resampled to other grids, see ``resolve_position_resample``.
 
     Attributes:
         width: D.
         num_layers: L, the number of blocks.
         patch_size: Pixels per side of a patch.
-        num_prefix_tokens: Class and register tokens.
+        num_prefix_tokens: Number of class and register tokens.
     """
 
     mean_C11: Tensor
@@ -93,7 +91,7 @@ class Backbone(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name for people; ``info.name`` is the one that loads it."""
+        """Display name; ``info.name`` is the one that loads it."""
         return self.info.title
 
     @property
@@ -103,24 +101,24 @@ class Backbone(nn.Module):
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm over tokens after the last block; identity where the model has none."""
+        """The norm over tokens after the last block; identity if the model has none."""
         return self.family.final_norm(self.model)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever is called on the module around it."""
+        """Keeps eval mode regardless of ``mode``."""
         return super().train(False)
 
     def set_precision(self, dtype: torch.dtype) -> Self:
-        """Computes in ``dtype`` from now on.
+        """Sets the compute precision.
 
-        Matrices are stored in it; norms, positions and the residual stream stay float32.
+        Matrices are stored in ``dtype``; norms, position embeddings and the residual stream stay float32.
 
         Raises:
-            ConfigError: The matrices were rounded to another precision before.
+            ConfigError: The matrices were already rounded to another precision.
         """
         if self.precision not in (torch.float32, dtype):
             raise ConfigError(
-                f"{self.name} was already rounded to {self.precision}: load it again to compute in {dtype}."
+                f"{self.name} was already rounded to {self.precision}. Load it again to compute in {dtype}."
             )
         self.precision = dtype
         for module in self.model.modules():
@@ -129,14 +127,14 @@ class Backbone(nn.Module):
         return self
 
     def padding(self, height: int, width: int) -> Padding:
-        """Centred zeros to the next multiple of the patch size (512 -> 518 at 14), the odd one at right and bottom."""
+        """Centered padding to a multiple of the patch size (512 -> 518 at 14), an odd pixel at the bottom right."""
         extra_height = -height % self.patch_size
         extra_width = -width % self.patch_size
         top, left = extra_height // 2, extra_width // 2
         return Padding(left=left, top=top, right=extra_width - left, bottom=extra_height - top)
 
-    def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 pixels (or float in 0..1) to normalised float32; zero is the mean colour.
+    def normalize(self, image_BCHW: Tensor) -> Tensor:
+        """Normalizes pixels (uint8, or float in 0..1) to float32; zero is the mean color.
 
         Raises:
             ConfigError: The tensor is not a batch of three-channel images, uint8 or float.
@@ -144,34 +142,34 @@ class Backbone(nn.Module):
         is_image = image_BCHW.ndim == 4 and image_BCHW.shape[1] == 3
         if not is_image or not (image_BCHW.dtype == torch.uint8 or image_BCHW.is_floating_point()):
             raise ConfigError(
-                f"{self.name} takes RGB images as (B, 3, H, W), uint8 in 0..255 or float in 0..1; "
-                f"it was given {tuple(image_BCHW.shape)} of {image_BCHW.dtype}."
+                f"{self.name} expects RGB images (B, 3, H, W), uint8 in 0..255 or float in 0..1, but got "
+                f"{tuple(image_BCHW.shape)} of {image_BCHW.dtype}."
             )
         scaled_BCHW = image_BCHW.float() if image_BCHW.dtype == torch.uint8 else image_BCHW.float() * 255.0
         return (scaled_BCHW - self.mean_C11) / self.std_C11
 
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor, request: TapRequest, extent_B2: Tensor | None = None) -> LayerTaps:
-        """Runs the blocks that the request needs, once, and hands out what it names.
+        """Runs the blocks needed for a request and returns the requested features.
 
         Args:
             image_BCHW: RGB, uint8 in 0..255 or float in 0..1, of any size.
-            request: What is wanted; blocks above the highest one asked for are not run.
-            extent_B2: Height and width (int64) of the content of each image; pixels below and at the right of it
-                are set to zero after normalization. None: all is content.
+            request: Requested features; blocks above the highest requested one are not run.
+            extent_B2: Content height and width (int64) of each image; pixels below and right of it are zero after
+                normalization. None: the whole image.
 
         Returns:
-            Taps without gradient history. Token sequences keep the float32 residual stream; maps have the precision
-            that the backbone computes in (``set_precision``).
+            Taps, detached from autograd. Token sequences are float32 (residual stream); maps have the backbone's
+            precision (``set_precision``).
 
         Raises:
-            ConfigError: The request names a block that the backbone does not have, or the images are not images.
+            ConfigError: The request exceeds the number of blocks, or the input is not a batch of images.
         """
         if request.num_blocks > self.num_layers:
-            raise ConfigError(f"{self.name} has {self.num_layers} blocks; {request.num_blocks} were asked for.")
+            raise ConfigError(f"{self.name} has {self.num_layers} blocks, but {request.num_blocks} were requested.")
         height, width = image_BCHW.shape[-2:]
         padding = self.padding(height, width)
-        pixels_BCHW = self.normalise(image_BCHW)
+        pixels_BCHW = self.normalize(image_BCHW)
         if extent_B2 is not None:
             pixels_BCHW = _zero_outside(pixels_BCHW, extent_B2)
         pixels_BCHW = F.pad(pixels_BCHW, (padding.left, padding.right, padding.top, padding.bottom))
@@ -207,7 +205,7 @@ class Backbone(nn.Module):
         )
 
     def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
-        # A view: channels stay innermost, which is also how convolutions on a processor read fastest.
+        # A view in channels-last memory, the fastest format for convolutions on a CPU.
         return x_BTD[:, self.num_prefix_tokens :].to(self.precision).unflatten(1, grid).permute(0, 3, 1, 2)
 
 
