@@ -17,6 +17,8 @@ from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
 from vitsplit.assemble import assemble
 from vitsplit.atomic_files import write_json
 from vitsplit.engine.config import Precision, TrainConfig
+from vitsplit.engine.evaluation import evaluate as evaluate_task
+from vitsplit.engine.evaluation import images_at_once
 from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.engine.loop import fit
 from vitsplit.engine.override import override
@@ -283,6 +285,7 @@ def evaluate(
     *,
     data: str | Path,
     split: str = "val",
+    workers: int = -1,
     on_image: Any = None,
     **settings: Any,
 ) -> tuple[Evaluation, Task]:
@@ -294,6 +297,7 @@ def evaluate(
             ``load(run, weights=...)``.
         data: The data set's folder.
         split: Which of its splits.
+        workers: Processes that read images ahead; -1: the number of cores, at most 8 (none on a machine with two).
         on_image: Called after every image.
         settings: Fields of the task's settings to change, such as ``test_flip=True``.
 
@@ -316,7 +320,9 @@ def evaluate(
     task = open_task(config, Path(data), (split,))
     if task.describe().get("classes") != head.task.describe().get("classes"):
         raise BundleError(_class_mismatch(head, task, data))
-    return task.evaluate(head.forward, on_image=on_image), task
+    loop, device = head.card.config.loop, head.backbone.mean_C11.device
+    at_once = images_at_once(device, loop.batch_size // loop.accumulate)
+    return evaluate_task(task, head.forward, workers=workers, images_at_once=at_once, on_image=on_image), task
 
 
 def _class_mismatch(head: LoadedHead, task: Task, data: str | Path) -> str:

@@ -16,10 +16,10 @@ from vitsplit.errors import TrainingError
 class Watched(TinyTask):
     """Remembers what the evaluated model computes for one image, as each process sees it."""
 
-    def evaluate(self, forward, **options):
+    def val_predictions(self, forward, *given):
         output, _ = forward(torch.arange(3 * 28 * 28).view(1, 3, 28, 28).remainder(256).to(torch.uint8))
         self.computed = output.flatten().tolist()
-        return super().evaluate(forward, **options)
+        return super().val_predictions(forward, *given)
 
 
 def one_run(out: Path, settings: dict) -> None:

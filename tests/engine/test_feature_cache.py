@@ -41,8 +41,8 @@ def counting() -> CountingBackbone:
 class TrainImagesOnly(TinyTask):
     """Evaluates without the backbone, so that what is counted is training."""
 
-    def evaluate(self, forward, **options):
-        return super().evaluate(lambda image_BCHW: (torch.zeros(1, 4, 2, 2), None), **options)
+    def val_predictions(self, forward, image_BCHW, samples):
+        return [torch.zeros(2, 2)] * len(samples)
 
     def write_report(self, forward, evaluation, folder, **options):
         return super().write_report(lambda image_BCHW: (torch.zeros(1), None), evaluation, folder, **options)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import TinyTask, save_tiny_bundle, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
+from tiny import (
+    NUM_VAL,
+    TinyMetric,
+    TinyTask,
+    save_tiny_bundle,
+    tiny_backbone,
+    tiny_config,
+    tiny_head,
+    tiny_model,
+    tiny_run,
+)
 
 from vitsplit.engine import precision
 from vitsplit.engine.loop import fit
@@ -50,9 +60,9 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
     kept = {}
 
     class Task(TinyTask):
-        def evaluate(self, forward, **options):
+        def metric(self):
             kept[len(kept)] = {name: tensor.clone() for name, tensor in self.head.trainable_state().items()}
-            return super().evaluate(forward, **options)
+            return super().metric()
 
     task = Task(scores=[0.1, 0.7, 0.3])
     model = tiny_model(task)
@@ -86,13 +96,13 @@ def test_evaluation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
     modes = []
 
     class Task(TinyTask):
-        def evaluate(self, forward, **options):
-            output, _ = forward(torch.zeros(1, 3, 28, 28, dtype=torch.uint8))
+        def val_predictions(self, forward, image_BCHW, samples):
+            output, _ = forward(image_BCHW)  # the head itself checks which layers it was given
             modes.append(output.requires_grad)
-            return super().evaluate(forward, **options)  # the head itself checks which layers it was given
+            return super().val_predictions(forward, image_BCHW, samples)
 
     run = tiny_run(tmp_path / "run", eval_every=4, head={"batch_norm": True, "dropout": 0.5}, task=Task())
-    assert modes == [False, False, False]
+    assert modes == [False] * 3 * NUM_VAL
     assert run.model.training
     assert run.weights["head.norm.num_batches_tracked"] == 12
 
@@ -159,23 +169,20 @@ def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, numbe
     assert equal(resumed.weights, tiny_run(tmp_path / "straight", head={"dropout": 0.3}).weights)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_workers_leave_signals_to_the_parent(tmp_path, number):
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
+def test_workers_leave_signals_to_the_parent(tmp_path, number, times):
     """Ctrl-C reaches the workers too; here it reaches them alone, in the middle of reading, and they read on."""
-    run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=3))
+    run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=times))
     assert run.result.state.finished and run.result.exit_status == 0
 
 
 def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(tmp_path):
     class Task(TinyTask):
-        def evaluate(self, forward, *, on_image=None, **options):
-            def then_signal():
-                if not images:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                images.append(0)
-                on_image()
-
-            return super().evaluate(forward, on_image=then_signal, **options)
+        def val_predictions(self, *given):
+            if not images:
+                os.kill(os.getpid(), signal.SIGTERM)
+            images.append(0)
+            return super().val_predictions(*given)
 
     images = []
     stopped = tiny_run(tmp_path / "run", task=Task(), eval_every=4)
@@ -202,11 +209,11 @@ def compile_with(monkeypatch, backend):
 
 def test_compiled_is_the_same_within_rounding_and_evaluation_compiles_nothing(tmp_path, monkeypatch):
     class Task(TinyTask):
-        def evaluate(self, forward, **options):
+        def val_predictions(self, forward, *given):
             before = len(graphs)
             forward(torch.zeros(1, 3, 28, 42, dtype=torch.uint8))  # of another size than the images of the steps
             assert len(graphs) == before
-            return super().evaluate(forward, **options)
+            return super().val_predictions(forward, *given)
 
     plain = tiny_run(tmp_path / "plain", steps=2)
     graphs = compile_with(monkeypatch, lambda graph: graph.forward)
@@ -282,10 +289,14 @@ def test_bundles_are_given_the_resolved_configuration(tmp_path, monkeypatch):
 
 
 def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the_best(tmp_path):
-    class Task(TinyTask):
-        def evaluate(self, forward, **options):
-            found = super().evaluate(forward, **options)
+    class Metric(TinyMetric):
+        def compute(self):
+            found = super().compute()
             return Evaluation(found.metrics | {"rare": float("nan")}, found.score, found.score_name)
+
+    class Task(TinyTask):
+        def metric(self):
+            return Metric(self.scores)
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")

@@ -1,11 +1,10 @@
-import os
 import shutil
 from collections import Counter
 
 import pytest
 from tiny import TinyTask
 
-from vitsplit.engine.sampling import MicroBatches, SampleStream, derive_seed, read_batches, resolve_workers
+from vitsplit.engine.sampling import MicroBatches, SampleStream, derive_seed, read_batches
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import SegmentationTask
@@ -88,12 +87,3 @@ def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(scenes, tmp_path,
         list(read_batches(task.collate, task.train_data(), batches, workers=workers, pin=False))
     assert str(damaged) in str(caught.value)
     assert "Traceback" not in str(caught.value) and len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(("cores", "local_world", "expected"), [(2, 1, 0), (4, 1, 4), (64, 1, 8), (8, 2, 4), (4, 2, 0)])
-def test_automatic_workers_share_the_cores(monkeypatch, cores, local_world, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world))
-    assert resolve_workers(-1) == expected
-    assert resolve_workers(3) == 3

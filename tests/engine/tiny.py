@@ -105,6 +105,45 @@ class TinyData:
         return (image_HW + noise_CHW).to(torch.uint8), mask_hw, f"image-{index:02d}.png"
 
 
+@dataclass(frozen=True)
+class TinyValSample:
+    image_CHW: Tensor
+    mask_hw: Tensor
+
+
+class TinyValData:
+    def __len__(self) -> int:
+        return NUM_VAL
+
+    def load(self, index: int) -> TinyValSample:
+        image_CHW, mask_hw, _ = TinyData(NUM_VAL, offset=1000)[index, index]
+        return TinyValSample(image_CHW, mask_hw)
+
+
+class TinyMetric:
+    """The share of patches that are right; the score may be given."""
+
+    def __init__(self, scores: list[float] | None) -> None:
+        self.scores = scores
+        self.sums = torch.zeros(2, dtype=torch.float64)
+
+    def update(self, prediction: Tensor, sample: TinyValSample) -> None:
+        valid_hw = sample.mask_hw != IGNORE
+        right = (prediction.cpu() == sample.mask_hw)[valid_hw]
+        self.sums += torch.tensor([right.sum().item(), valid_hw.sum().item()])
+
+    def state(self) -> Tensor:
+        return self.sums
+
+    def merge(self, states) -> None:
+        self.sums = sum(states)
+
+    def compute(self) -> Evaluation:
+        right, count = self.sums.tolist()
+        score = self.scores.pop(0) if self.scores is not None else right / count
+        return Evaluation({"accuracy": right / count, "count": count}, score, "accuracy")
+
+
 @dataclass
 class TinyTask:
     """Patch classification and regression of the image's mean; ``fail_at`` makes a loss NaN for an image name."""
@@ -144,19 +183,15 @@ class TinyTask:
             patches = patches * float("nan")
         return {"patches": patches, "mean": (output[:, CLASSES].mean((1, 2)) - batch.mean_B).square().sum()}
 
-    def evaluate(self, forward, *, shard, gather, on_image=None) -> Evaluation:
-        data, sums = TinyData(NUM_VAL, offset=1000), torch.zeros(2, dtype=torch.float64)
-        for index in range(shard[0], NUM_VAL, shard[1]):
-            image_CHW, mask_hw, _ = data[index, index]
-            output, _ = forward(image_CHW[None])
-            valid_hw = mask_hw != IGNORE
-            right = (output[0, :CLASSES].argmax(0).cpu() == mask_hw)[valid_hw]
-            sums += torch.tensor([right.sum().item(), valid_hw.sum().item()])
-            if on_image is not None:
-                on_image()
-        right, count = gather(sums).tolist()
-        score = self.scores.pop(0) if self.scores is not None else right / count
-        return Evaluation({"accuracy": right / count, "count": count}, score, "accuracy")
+    def val_data(self) -> "TinyValData":
+        return TinyValData()
+
+    def val_predictions(self, forward, image_BCHW: Tensor, samples) -> list[Tensor]:
+        output, _ = forward(image_BCHW)
+        return [*output[:, :CLASSES].argmax(1)]
+
+    def metric(self) -> "TinyMetric":
+        return TinyMetric(self.scores)
 
     def write_report(self, forward, evaluation, folder: Path, *, title: str, count: int) -> Path:
         output, _ = forward(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))

@@ -59,7 +59,12 @@ def main(argv: list[str]) -> int:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("images", total=None)
             evaluation, task = api.evaluate(
-                predictor, data=options.data, split=options.split, on_image=lambda: progress.advance(bar), **settings
+                predictor,
+                data=options.data,
+                split=options.split,
+                workers=options.workers,
+                on_image=lambda: progress.advance(bar),
+                **settings,
             )
         # The figures before the pictures, so that a full disk does not take them along.
         if options.json:
@@ -110,6 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FOLDER", help="where to write; default: a new evaluation-SPLIT in the run")
     parser.add_argument(
         "--pictures", type=whole(0, 10**4), default=12, metavar="N", help="images on the page (default: 12)"
+    )
+    parser.add_argument(
+        "--workers", type=whole(-1, 256), default=-1, metavar="N", help="processes that read images (default: by cores)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of the table")
     add_loading_flags(parser)

@@ -1,25 +1,29 @@
-"""Evaluation in the middle of training, and the bundles that come of it.
+"""The evaluation loop of all tasks; evaluation in the middle of training, and the bundles that come of it.
 
-Shapes: B batch, H W pixels.
+Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from vitsplit.atomic_files import replace_folder
+from vitsplit.data.read_ahead import read_ahead, resolve_workers
 from vitsplit.engine.checkpoint import Standing, TrainState, last_good
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.setup import Session
 from vitsplit.errors import RunError
-from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.base import Evaluation, Forward, Task
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,68 @@ the resolved configuration; the third the metrics that the weights reached, empt
 fourth the head's name."""
 
 PICTURES = 12
+IMAGES_AT_ONCE, PIXELS_AT_ONCE = 8, 1 << 21
+"""The most images, and pixels of them, that go through the model together in an evaluation on a GPU."""
+
+
+def evaluate(
+    task: Task,
+    forward: Forward,
+    *,
+    workers: int = 0,
+    images_at_once: int = 1,
+    accelerator: Accelerator | None = None,
+    on_image: Callable[[], None] | None = None,
+) -> Evaluation:
+    """The figures of a task's validation set.
+
+    Args:
+        task: The task with its validation data.
+        forward: Model and backbone, in eval mode.
+        workers: How many processes read images ahead; -1: see ``resolve_workers``.
+        images_at_once: The most images of one size, in the order of the data, that go through the model together. Every
+            number of them gives the same figures up to rounding.
+        accelerator: Its processes share the images, and all have the figures in the end; None: this process has all.
+        on_image: Called after every image.
+
+    Raises:
+        DataError: An image cannot be read, or nothing can be compared.
+    """
+    data, metric = task.val_data(), task.metric()
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    indices = range(rank, len(data), world)
+    samples = read_ahead(data.load, indices, workers=min(resolve_workers(workers), len(indices)))
+    for group in _of_one_size(samples, images_at_once):
+        image_BCHW = torch.stack([sample.image_CHW for sample in group])
+        for prediction, sample in zip(task.val_predictions(forward, image_BCHW, group), group, strict=True):
+            metric.update(prediction, sample)
+            if on_image is not None:
+                on_image()
+    if world > 1:
+        metric.merge(gather_object([metric.state()]))
+    return metric.compute()
+
+
+def images_at_once(device: torch.device, batch_size: int) -> int:
+    """How many images an evaluation takes at once: no more than training did, and one on a CPU, which gains nothing."""
+    return min(IMAGES_AT_ONCE, batch_size) if device.type != "cpu" else 1
+
+
+def _of_one_size(samples: Iterable[Any], most: int) -> Iterator[list[Any]]:
+    """Samples in their order, in groups of neighbors whose images are of one size."""
+    group: list[Any] = []
+    for sample in samples:
+        shape = sample.image_CHW.shape
+        too_large = (len(group) + 1) * shape[-2:].numel() > PIXELS_AT_ONCE
+        if group and (too_large or group[0].image_CHW.shape != shape):
+            yield group
+            group = []
+        group.append(sample)
+        if len(group) == most:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 class _StoppedError(Exception):
@@ -51,6 +117,7 @@ class Evaluator:
         self.engine = session.engine
         self.model = session.engine.model
         self.save_bundle = save_bundle
+        self.found: dict[str, Evaluation] = {}
 
     def __call__(self, state: TrainState) -> bool:
         """Evaluates, notes the result in ``state`` and saves ``last`` and, of heads that are better, ``best``.
@@ -60,10 +127,10 @@ class Evaluator:
         """
         with self.engine.evaluated():
             try:
-                evaluations = self._evaluate()
+                self.found = self._evaluate()
             except _StoppedError:
                 return False
-            better = self._note(state, evaluations)
+            better = self._note(state)
             self._save_last(state)
             for head in better:
                 self._save_best(head, state.standings[head])
@@ -81,11 +148,14 @@ class Evaluator:
             RunError: They could not be written.
         """
         title = f"{self.session.run.path.resolve().name}, step {state.step}"
-        last = {head: standing.last_evaluation() for head, standing in state.standings.items()}
         # All processes have a part in making a sharded model whole.
         with self.engine.evaluated():
             if self.accelerator.is_main_process:
                 with self._replace(self.session.run.pictures) as folder:
+                    last = {
+                        head: self.found.get(head) or standing.last_evaluation()
+                        for head, standing in state.standings.items()
+                    }
                     self.session.tasks.write_report(self._forward, last, folder, title=title, count=PICTURES)
 
     def _evaluate(self) -> dict[str, Evaluation]:
@@ -99,13 +169,20 @@ class Evaluator:
             if alone and self.session.stop.received is not None:
                 raise _StoppedError
 
+        loop = self.session.config.loop
+        micro_batch = loop.batch_size // (self.accelerator.num_processes * loop.accumulate)
         try:
-            return self.session.tasks.evaluate(
-                self._forward,
-                shard=(self.accelerator.process_index, self.accelerator.num_processes),
-                gather=self._sum_over_processes,
-                on_image=on_image,
-            )
+            return {
+                head: evaluate(
+                    task,
+                    functools.partial(self._forward, head=head),
+                    workers=loop.workers,
+                    images_at_once=images_at_once(self.accelerator.device, micro_batch),
+                    accelerator=self.accelerator,
+                    on_image=on_image,
+                )
+                for head, task in self.session.tasks.tasks.items()
+            }
         finally:
             self.session.view.evaluated()
 
@@ -126,15 +203,11 @@ class Evaluator:
         with self.session.autocast():
             return model(taps), taps
 
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        summed: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
-        return summed.to(tensor.device)
-
-    def _note(self, state: TrainState, evaluations: Mapping[str, Evaluation]) -> list[str]:
-        """Takes the evaluations down; returns the heads that are better than ever."""
+    def _note(self, state: TrainState) -> list[str]:
+        """Takes the evaluation down; returns the heads that are better than ever."""
         state.evaluated = state.step
         better = []
-        for head, found in evaluations.items():
+        for head, found in self.found.items():
             standing = state.standings.setdefault(head, Standing())
             best = "best so far"
             if standing.note(found, state.step):

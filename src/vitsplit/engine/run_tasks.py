@@ -90,27 +90,6 @@ class RunTasks:
             for term, value in ask(name, task).items()
         }
 
-    def evaluate(
-        self,
-        forward: ForwardHead,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> dict[str, Evaluation]:
-        """Each head's evaluation on its own validation images, which need not be those of the others.
-
-        Args:
-            forward: Runs one head.
-            shard: See ``Task.evaluate``.
-            gather: See ``Task.evaluate``.
-            on_image: See ``Task.evaluate``.
-        """
-        return {
-            name: task.evaluate(functools.partial(forward, head=name), shard=shard, gather=gather, on_image=on_image)
-            for name, task in self.tasks.items()
-        }
-
     def write_report(
         self, forward: ForwardHead, evaluations: Mapping[str, Evaluation], folder: Path, *, title: str, count: int
     ) -> Path:

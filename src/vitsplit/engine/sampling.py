@@ -8,20 +8,17 @@ that goes on at step s needs no more than s.
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from vitsplit.data.read_ahead import read_ahead
 from vitsplit.engine.feature_store import Kept
 from vitsplit.engine.run_data import Batch, RunData
-from vitsplit.errors import ConfigError, DataError, VitsplitError
+from vitsplit.errors import ConfigError, DataError
 
 LENGTH_POOL = 50
 """Batches that are sorted by length together: more would make the order of an epoch less random."""
@@ -178,74 +175,18 @@ def read_batches(
     pin: bool,
     look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
 ) -> Iterator[ReadBatch]:
-    """One process's micro-batches, in order. Workers, where there are some, start at once and live as long as the run.
-
-    ``look_up`` finds what is kept of a batch's images.
-
-    Raises:
-        VitsplitError: On reaching it, what a sample could not be read for: the same with workers as without.
-    """
-    loader: DataLoader[Any] = DataLoader(
-        _Reader(collate, data, look_up),  # type: ignore[arg-type]  # its keys are lists of (index, seed)
-        sampler=batches,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_parent,
-        prefetch_factor=4 if workers else None,
-    )
-    return map(_batch_or_raise, iter(loader))
+    """One process's micro-batches, in order; see ``read_ahead``. ``look_up`` finds what is kept of a batch's images."""
+    return read_ahead(_BatchReader(collate, data, look_up), batches, workers=workers, pin=pin)
 
 
-class _Reader:
-    """Keys of a micro-batch to the batch, or to the error that a sample raised.
+@dataclass(frozen=True)
+class _BatchReader:
+    """Keys of a micro-batch to the batch."""
 
-    The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
-    """
+    collate: Callable[[Sequence[Any]], Batch]
+    data: RunData
+    look_up: Callable[[Tensor, Tensor | None], Kept] | None
 
-    def __init__(
-        self,
-        collate: Callable[[Sequence[Any]], Batch],
-        data: RunData,
-        look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
-    ) -> None:
-        self.collate = collate
-        self.data = data
-        self.look_up = look_up
-
-    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> ReadBatch | VitsplitError:
-        try:
-            batch = self.collate([self.data[key] for key in keys])
-        except VitsplitError as error:
-            return error
+    def __call__(self, keys: Sequence[tuple[int, int]]) -> ReadBatch:
+        batch = self.collate([self.data[key] for key in keys])
         return ReadBatch(batch, None if self.look_up is None else self.look_up(batch.image_BCHW, batch.extent_B2))
-
-
-def _batch_or_raise(item: ReadBatch | VitsplitError) -> ReadBatch:
-    if isinstance(item, VitsplitError):
-        raise item
-    return item
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def resolve_workers(workers: int) -> int:
-    """How many processes read images: what was asked for; at -1 this process's share of the cores, at most 8.
-
-    With one or two cores there are none: training itself keeps them busy.
-    """
-    if workers >= 0:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 0 if share <= 2 else min(8, share)
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent still needs data to finish its step, and it
-    # ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

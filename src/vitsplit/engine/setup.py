@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.data.read_ahead import resolve_workers
 from vitsplit.engine.checkpoint import TrainState, read_state
 from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.engine import Engine, build_engine
@@ -28,7 +29,7 @@ from vitsplit.engine.resume import check_same_config, check_same_files, check_sa
 from vitsplit.engine.run_data import RunData
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
-from vitsplit.engine.sampling import MicroBatches, ReadBatch, SampleStream, read_batches, resolve_workers
+from vitsplit.engine.sampling import MicroBatches, ReadBatch, SampleStream, read_batches
 from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.signals import StopRequest

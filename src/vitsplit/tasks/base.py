@@ -84,11 +84,47 @@ class Evaluation:
         metrics: Name to value, JSON-ready (nested where per class).
         score: The one figure that decides which bundle is best; higher is better.
         score_name: Its name.
+        results: What the figures were computed from, where a report writes it: detections as COCO results.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     score: float = 0.0
     score_name: str = ""
+    results: list[dict[str, Any]] | None = field(default=None, compare=False, repr=False)
+
+
+class ValData(Protocol):
+    """Validation samples; ``load`` is called in other processes."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Any:
+        """The sample, whose ``image_CHW`` is uint8 and of any size."""
+        ...
+
+
+class Metric(Protocol):
+    """The figures of a validation set, counted image by image."""
+
+    def update(self, prediction: Any, sample: Any) -> None:
+        """Counts an image: what ``Task.val_predictions`` gave for it, and its sample."""
+        ...
+
+    def state(self) -> Any:
+        """What was counted so far, without tensors on a GPU, to be sent to other processes."""
+        ...
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Counts what all processes have counted, this one among them; their order decides about rounding."""
+        ...
+
+    def compute(self) -> Evaluation:
+        """The figures of what was counted.
+
+        Raises:
+            DataError: Nothing could be counted; names the data.
+        """
+        ...
 
 
 class Prediction(Protocol):
@@ -140,17 +176,6 @@ class Task(Protocol):
         """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normaliser."""
         ...
 
-    def evaluate(
-        self,
-        forward: Forward,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> Evaluation:
-        """Evaluates on the validation images ``shard[0]::shard[1]``; ``gather`` sums a CPU tensor over processes."""
-        ...
-
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """Writes ``metrics.json`` and a page with ``count`` pictures, whose path is returned."""
         ...
@@ -166,6 +191,22 @@ class Task(Protocol):
 
         Raises:
             ConfigError: The task has no decoder of this kind.
+        """
+        ...
+
+    def val_data(self) -> ValData:
+        """The validation samples, without what ``metric`` does not need of them."""
+        ...
+
+    def val_predictions(self, forward: Forward, image_BCHW: Tensor, samples: Sequence[Any]) -> Sequence[Any]:
+        """What ``metric`` compares with validation samples, one for each; ``image_BCHW`` are their images, stacked."""
+        ...
+
+    def metric(self) -> Metric:
+        """A metric that has counted nothing yet.
+
+        Raises:
+            DataError: The validation samples have nothing to be compared with.
         """
         ...
 

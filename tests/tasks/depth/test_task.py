@@ -10,6 +10,7 @@ from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
+from vitsplit.engine.evaluation import evaluate
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks import bare_task, one_head, open_task
 from vitsplit.tasks.depth.config import DepthConfig
@@ -40,7 +41,7 @@ def opened(root, **settings):
 
 def test_figures_are_means_over_images(red_set):
     seen = []
-    evaluation = opened(red_set).evaluate(RedIsDepth(), on_image=lambda: seen.append(1))
+    evaluation = evaluate(opened(red_set), RedIsDepth(), on_image=lambda: seen.append(1))
     metrics = evaluation.metrics
     assert len(seen) == metrics["images"] == 5
     assert metrics["rmse"] == pytest.approx((3 + 2 + 1 + 0 + 1) / 5, rel=1e-5)
@@ -51,37 +52,42 @@ def test_figures_are_means_over_images(red_set):
     assert json.loads(json.dumps(metrics))["protocol"]["median_scaling"] is False
 
 
-def test_shards_sum_to_the_whole(red_set):
+def test_what_processes_counted_merges_to_the_whole(red_set):
+    write_map(red_set / "depth/val/1.png", np.zeros((12, 16), np.uint16))
     task = opened(red_set)
-    parts = []
-    for shard in range(2):
-        task.evaluate(RedIsDepth(), shard=(shard, 2), gather=lambda tensor: parts.append(tensor) or tensor)
-    whole = task.evaluate(RedIsDepth())
-    together = task.evaluate(RedIsDepth(), shard=(0, 2), gather=lambda tensor: tensor + parts[1])
-    assert together.metrics.pop("protocol") == whole.metrics.pop("protocol")
-    assert together.metrics == pytest.approx(whole.metrics, rel=1e-12)
+    metrics = [task.metric() for _ in range(2)]
+    for index in range(5):
+        sample = task.val_data().load(index)
+        (prediction,) = task.val_predictions(RedIsDepth(), sample.image_CHW[None], [sample])
+        metrics[index % 2].update(prediction, sample)
+    states = [metric.state() for metric in metrics]
+    whole = evaluate(task, RedIsDepth())
+    for metric in metrics:
+        metric.merge(states)
+        assert metric.compute().score == pytest.approx(whole.score, rel=1e-12)
+        assert (metric.compute().metrics["images"], metric.compute().metrics["images_without_depth"]) == (4, 1)
 
 
 def test_images_without_depth_do_not_count_and_are_named(red_set, caplog):
     write_map(red_set / "depth/val/0.png", np.zeros((12, 16), np.uint16))
     with caplog.at_level(logging.WARNING, logger="vitsplit"):
-        metrics = opened(red_set).evaluate(RedIsDepth()).metrics
+        metrics = evaluate(opened(red_set), RedIsDepth()).metrics
     assert (metrics["images"], metrics["images_without_depth"]) == (4, 1)
     assert metrics["rmse"] == pytest.approx((2 + 1 + 0 + 1) / 4, rel=1e-5)
     assert "1 images have no valid depth" in caplog.text and "images/val/0.png" in caplog.text
     for k in range(5):
         write_map(red_set / f"depth/val/{k}.png", np.zeros((12, 16), np.uint16))
     with pytest.raises(DataError, match="no image of the val split has a valid depth"):
-        opened(red_set).evaluate(RedIsDepth())
+        evaluate(opened(red_set), RedIsDepth())
 
 
 def test_median_scaling_is_stated(red_set):
     task = opened(red_set, median_scaling=True)
-    evaluation = task.evaluate(RedIsDepth())
+    evaluation = evaluate(task, RedIsDepth())
     assert evaluation.metrics["rmse"] == pytest.approx(0, abs=1e-5)
     assert "every prediction scaled to the median of the truth" in describe_protocol(evaluation.metrics)
     assert "scaled to the median" in str(task.table(evaluation).caption)
-    assert "median" not in describe_protocol(opened(red_set).evaluate(RedIsDepth()).metrics)
+    assert "median" not in describe_protocol(evaluate(opened(red_set), RedIsDepth()).metrics)
 
 
 def test_predictions_and_what_tiles_are_made_of(red_set):

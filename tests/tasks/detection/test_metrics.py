@@ -2,12 +2,11 @@ import json
 
 import numpy as np
 import pytest
-from all_reduce import run_processes
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vitsplit.tasks.detection.metrics import average_precision, gather_results, write_results
+from vitsplit.tasks.detection.metrics import average_precision, write_results
 
 CATEGORY_IDS = (7, 3, 90, 12)
 """With gaps, and not in their order; nothing of the last is in the truth."""
@@ -99,12 +98,3 @@ def test_boxes_alone_write_one_file(tmp_path):
     boxes = [{key: value for key, value in entry.items() if key != "segmentation"} for entry in results]
     assert [file.name for file in write_results(boxes, tmp_path)] == ["detections_bbox.json"]
     assert json.loads((tmp_path / "detections_bbox.json").read_text()) == boxes
-
-
-@pytest.mark.parametrize("world", [1, 3])
-def test_every_process_gets_the_results_of_all(world):
-    _, results = scene()
-    shards = [results[rank::world] for rank in range(world)]
-    shards[-1] = shards[-1] if world == 1 else []
-    received = run_processes(world, lambda rank, gather: gather_results(shards[rank], (rank, world), gather))
-    assert received == [[entry for shard in shards for entry in shard]] * world

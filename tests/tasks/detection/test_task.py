@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from all_reduce import run_processes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.data.classes import ClassList
+from vitsplit.engine.evaluation import evaluate
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionSample, collate
@@ -126,24 +126,27 @@ def test_a_description_is_enough_to_predict(objects):
         assert counted.masks is expected and counted.category_ids == (1, 2)
 
 
-def test_several_processes_reach_the_evaluation_of_one(objects):
+def test_what_processes_found_merges_to_the_evaluation_of_one(objects):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     forward, seen = TruthTeller(task), []
-    whole = task.evaluate(forward, on_image=lambda: seen.append(1))
+    whole = evaluate(task, forward, on_image=lambda: seen.append(1))
     assert len(seen) == len(task.val_images()) == 3
     assert whole.score_name == "mask_ap" and whole.score == whole.metrics["mask_ap"]
     assert whole.metrics["box_ap"] > 0.6
-    tasks = [DetectionTask.open(CONFIG, objects, ("val",)) for _ in range(2)]
-    shared = run_processes(2, lambda rank, gather: tasks[rank].evaluate(forward, shard=(rank, 2), gather=gather))
-    assert shared == [whole, whole]
-    order = lambda entry: (entry["image_id"], -entry["score"])
-    assert sorted(tasks[0].results, key=order) == sorted(tasks[1].results, key=order) == sorted(task.results, key=order)
+    metrics = [task.metric() for _ in range(2)]
+    for index in range(3):
+        sample = task.val_data().load(index)
+        metrics[index % 2].update(task.predict(forward, sample.image_CHW[None])[0], sample)
+    states = [metric.state() for metric in metrics]
+    for metric in metrics:
+        metric.merge(states)
+        assert metric.compute() == whole
 
 
 def test_figures_and_files_are_the_official_tools(objects, tmp_path):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     forward = TruthTeller(task)
-    evaluation = task.evaluate(forward)
+    evaluation = evaluate(task, forward)
     page = task.write_report(forward, evaluation, tmp_path / "report", title="t", count=2)
     assert page.read_text().count("<img") == 4 and "cylinder" in page.read_text()
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == evaluation.metrics
@@ -162,13 +165,13 @@ def test_figures_and_files_are_the_official_tools(objects, tmp_path):
 
 def test_boxes_alone_are_compared_where_data_or_bundle_have_no_masks(objects, tmp_path, caplog):
     task = DetectionTask.open(CONFIG, objects, ("val",))
-    evaluation = task.evaluate(TruthTeller(task, masks=False))
+    evaluation = evaluate(task, TruthTeller(task, masks=False))
     assert evaluation.score_name == "box_ap" and "mask_ap" not in evaluation.metrics
     assert "the detections have no masks" in caplog.text
     caplog.clear()
     bare = DetectionTask.open(CONFIG, without_masks(objects, tmp_path / "bare", ("val",)), ("train", "val"))
     assert "val.json: not every object has a mask: boxes alone are evaluated" in caplog.text
-    assert bare.masks and "mask_ap" not in bare.evaluate(TruthTeller(bare)).metrics
+    assert bare.masks and "mask_ap" not in evaluate(bare, TruthTeller(bare)).metrics
 
 
 def test_without_objects_a_validation_split_is_refused_before_training_and_a_test_split_before_predicting(
@@ -183,7 +186,7 @@ def test_without_objects_a_validation_split_is_refused_before_training_and_a_tes
     shutil.copytree(empty / "images" / "val", empty / "images" / "test")
     task = DetectionTask.open(CONFIG, empty, ("test",))
     with pytest.raises(DataError, match=r"test.json: no object in the test split"):
-        task.evaluate(lambda image: pytest.fail("predicted for nothing"))
+        evaluate(task, lambda image: pytest.fail("predicted for nothing"))
 
 
 @pytest.mark.parametrize("method", ["vitsplit", "linear-probe"])

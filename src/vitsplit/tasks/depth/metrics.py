@@ -5,12 +5,19 @@ Shapes: H W pixels, P valid pixels, M metrics.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitsplit.errors import DataError
+from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.depth.config import DepthConfig, EvalCrop
-from vitsplit.tasks.depth.data import keep_range
+from vitsplit.tasks.depth.data import DepthSample, DepthSet, keep_range
+
+logger = logging.getLogger(__name__)
 
 METRICS = ("rmse", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "rmse_log", "silog")
 """Names in the order of ``depth_metrics``: those of Table 11 first."""
@@ -25,6 +32,62 @@ FRACTIONS: dict[EvalCrop, tuple[float, float, float, float]] = {
     "kitti-eigen": (0.3324324, 0.0359477, 0.91351351, 0.96405229),
 }
 """Top, left, bottom, right as fractions of height and width, cut down to whole pixels."""
+
+
+PROTOCOL = ("eval_crop", "min_depth", "max_depth", "test_flip", "median_scaling")
+"""Settings that decide how the figures are measured."""
+
+
+class DepthMetric:
+    """Table 11's metrics and their company, averaged over images; see ``Metric``.
+
+    Images without a valid pixel (inside ``eval_crop``) do not count; they are named in the log and counted in the
+    metrics.
+
+    Args:
+        config: Settings.
+        images: What the set is called in an error.
+    """
+
+    def __init__(self, config: DepthConfig, images: DepthSet) -> None:
+        self.config = config
+        self.images = images
+        # The metrics of all images added up, the number of images, and that of those without a valid pixel.
+        self.sums = torch.zeros(len(METRICS) + 2, dtype=torch.float64)
+        self.skipped: list[str] = []
+
+    def update(self, prediction: Tensor, sample: DepthSample) -> None:
+        """Counts an image: ``depth_HW`` in metres, on any device, and the sample."""
+        metrics_M = measure(prediction, sample.depth_HW.to(prediction.device), self.config)
+        if metrics_M is None:
+            self.skipped.append(sample.name)
+            self.sums[-1] += 1
+        else:
+            self.sums[:-2] += metrics_M.cpu()
+            self.sums[-2] += 1
+
+    def state(self) -> tuple[Tensor, list[str]]:
+        """Sums, and images that do not count."""
+        return self.sums, self.skipped
+
+    def merge(self, states: Sequence[tuple[Tensor, list[str]]]) -> None:
+        """Adds up the sums."""
+        self.sums = torch.stack([sums for sums, _ in states]).sum(0)
+        self.skipped = [name for _, skipped in states for name in skipped]
+
+    def compute(self) -> Evaluation:
+        """The means; the score is the RMSE with its sign changed."""
+        *sums, measured, without = self.sums.tolist()
+        if self.skipped:
+            logger.warning("%d images have no valid depth and do not count: %s", int(without), first(self.skipped))
+        if not measured:
+            raise DataError(
+                f"{self.images.root}: no image of the {self.images.split} split has a valid depth. Check its maps."
+            )
+        means = dict(zip(METRICS, (value / measured for value in sums), strict=True))
+        protocol = {name: getattr(self.config, name) for name in PROTOCOL}
+        counts = {"images": int(measured), "images_without_depth": int(without)}
+        return Evaluation({**means, **counts, "protocol": protocol}, -means["rmse"], "neg_rmse")
 
 
 def depth_metrics(depth_P: Tensor, truth_P: Tensor) -> Tensor:
@@ -76,7 +139,7 @@ def measure(depth_HW: Tensor, truth_HW: Tensor, config: DepthConfig) -> Tensor |
         return None
     depth_P, truth_P = depth_HW[top:bottom, left:right][valid_HW], truth_HW[valid_HW]
     if config.median_scaling:
-        depth_P = depth_P * float(np.median(truth_P) / np.median(depth_P))
+        depth_P = depth_P * float(np.median(truth_P.cpu()) / np.median(depth_P.cpu()))
     return depth_metrics(depth_P.clamp(config.min_depth, config.max_depth), truth_P)
 
 

@@ -6,17 +6,15 @@ Shapes: B batch, D width, h w grid of the output, H W pixels, M metrics.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitsplit.data.folders import preview
-from vitsplit.errors import BundleError, ConfigError, DataError
+from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import shown
 from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
@@ -25,7 +23,7 @@ from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, TrainDe
 from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
 from vitsplit.tasks.depth.layouts import open_depth_set
 from vitsplit.tasks.depth.loss import silog_sum
-from vitsplit.tasks.depth.metrics import METRICS, measure
+from vitsplit.tasks.depth.metrics import DepthMetric
 from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
 from vitsplit.tasks.depth.report import metrics_table, write_report
 from vitsplit.tasks.description import ADVICE, fields
@@ -124,50 +122,17 @@ class DepthTask:
         loss = silog_sum(output, batch.depth_BHW, taps.padding, config.pad_output, config.variance_focus)
         return {"silog": config.loss_weight * loss}
 
-    def evaluate(
-        self,
-        forward: Forward,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> Evaluation:
-        """Table 11's metrics and their company, averaged over the validation images; see ``Task.evaluate``.
+    def val_data(self) -> DepthSet:
+        """The validation images with their depth maps."""
+        return self.val_images()
 
-        Images without a valid pixel (inside ``eval_crop``) do not count; they are named in the log and counted in the
-        metrics.
-        """
-        images = self.val_images()
-        total = torch.zeros(len(METRICS) + 2, dtype=torch.float64)
-        skipped = []
-        for index in range(shard[0], len(images), shard[1]):
-            sample = images.load(index)
-            depth_HW = predict_depth(forward, sample.image_CHW[None], self.config)[0, 0].cpu()
-            metrics_M = measure(depth_HW, sample.depth_HW, self.config)
-            if metrics_M is None:
-                skipped.append(sample.name)
-                total[-1] += 1
-            else:
-                total[:-2] += metrics_M
-                total[-2] += 1
-            if on_image is not None:
-                on_image()
-        if skipped:
-            logger.warning("%d images have no valid depth and do not count: %s", len(skipped), preview(skipped))
-        *sums, measured, without = gather(total).tolist()
-        if not measured:
-            raise DataError(f"{images.root}: no image of the {images.split} split has a valid depth. Check its maps.")
-        means = dict(zip(METRICS, (value / measured for value in sums), strict=True))
-        return Evaluation(
-            metrics={**means, "images": int(measured), "images_without_depth": int(without), **self._protocol()},
-            score=-means["rmse"],
-            score_name="neg_rmse",
-        )
+    def val_predictions(self, forward: Forward, image_BCHW: Tensor, samples: Sequence[DepthSample]) -> Sequence[Tensor]:
+        """Their depths, ``depth_HW`` in metres on the model's device."""
+        return [*self.settle(self.dense(forward, image_BCHW))]
 
-    def _protocol(self) -> dict[str, Any]:
-        """How the figures were measured."""
-        names = ("eval_crop", "min_depth", "max_depth", "test_flip", "median_scaling")
-        return {"protocol": {name: getattr(self.config, name) for name in names}}
+    def metric(self) -> DepthMetric:
+        """Table 11's metrics and their company."""
+        return DepthMetric(self.config, self.val_images())
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DepthPrediction]:
         """The depth of images of one size, uint8."""

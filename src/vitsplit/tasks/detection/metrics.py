@@ -6,18 +6,23 @@ Average precision is the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from faster_coco_eval import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vitsplit.atomic_files import write_text
+from vitsplit.errors import DataError
+from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.detection.data import DetectionSample, DetectionSet
+from vitsplit.tasks.detection.predict import DetectionPrediction
+
+logger = logging.getLogger(__name__)
 
 Results = list[dict[str, Any]]
 """Entries of COCO's results format."""
@@ -29,6 +34,63 @@ IOU_50, IOU_75 = 0, 5
 """Places of the thresholds 0.5 and 0.75."""
 AREAS = ("all", "small", "medium", "large")
 """COCO's ranges: below 32 x 32 pixels, below 96 x 96, and above."""
+
+
+class DetectionMetric:
+    """COCO's AP of boxes, and of masks where data, decoder and detections have them; see ``Metric``.
+
+    Args:
+        images: The set with its labels.
+        masks: Whether the decoder gives masks.
+
+    Raises:
+        DataError: There is no object to find.
+    """
+
+    def __init__(self, images: DetectionSet, *, masks: bool) -> None:
+        self.images = images
+        self.masks = masks and images.has_masks
+        self.truth = images.coco_truth()
+        self.objects = [each["category_id"] for each in self.truth["annotations"] if not each["iscrowd"]]
+        if not self.objects:
+            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
+        self.results: Results = []
+
+    def update(self, prediction: DetectionPrediction, sample: DetectionSample) -> None:
+        """Adds the objects that were found in an image."""
+        self.results += prediction.coco_results(sample.image_id)
+
+    def state(self) -> Results:
+        """All objects that were found."""
+        return self.results
+
+    def merge(self, states: Sequence[Results]) -> None:
+        """Joins the lists."""
+        self.results = [entry for results in states for entry in results]
+
+    def compute(self) -> Evaluation:
+        """AP of all classes, and of each; the score is that of masks, or of boxes where there are none."""
+        category_ids = self.images.category_ids
+        classes = {
+            name: {"objects": self.objects.count(category_id)}
+            for name, category_id in zip(self.images.classes.names, category_ids, strict=True)
+        }
+        metrics: dict[str, Any] = {}
+        kinds: list[Kind] = ["box", "mask"] if self._can_compare_masks() else ["box"]
+        for kind in kinds:
+            figures = average_precision(self.truth, self.results, kind, category_ids)
+            for row, figure in zip(classes.values(), figures.pop("classes"), strict=True):
+                row |= {f"{kind}_{name}": value for name, value in figure.items()}
+            metrics |= {f"{kind}_{name}": value for name, value in figures.items()}
+        score_name = "mask_ap" if "mask_ap" in metrics else "box_ap"
+        return Evaluation(metrics | {"classes": classes}, metrics[score_name], score_name, results=self.results)
+
+    def _can_compare_masks(self) -> bool:
+        """Whether truth and detections have masks; a bundle without may be evaluated on data with them."""
+        have_masks = all("segmentation" in entry for entry in self.results)
+        if self.masks and not have_masks:
+            logger.warning("the detections have no masks: their boxes alone are evaluated")
+        return self.masks and have_masks
 
 
 def average_precision(
@@ -79,27 +141,6 @@ def write_results(results: Results, folder: Path) -> tuple[Path, ...]:
         write_text(path, json.dumps(only(results, kind)) + "\n")
         paths.append(path)
     return tuple(paths)
-
-
-def gather_results(results: Results, shard: tuple[int, int], gather: Callable[[Tensor], Tensor]) -> Results:
-    """The results of all processes, on each of them.
-
-    ``gather`` can only add tensors up, so each process in turn adds its results, as bytes, to the others' zeros.
-
-    Args:
-        results: Those of this process.
-        shard: This process and the number of them.
-        gather: Sums a tensor over processes.
-    """
-    rank, world = shard
-    own = torch.frombuffer(bytearray(json.dumps(results).encode()), dtype=torch.uint8)
-    lengths = torch.zeros(world, dtype=torch.int64)
-    lengths[rank] = len(own)
-    together: Results = []
-    for sender, length in enumerate(gather(lengths).tolist()):
-        sent = gather(own if sender == rank else torch.zeros(length, dtype=torch.uint8))
-        together += json.loads(sent.numpy().tobytes())
-    return together
 
 
 def _precision(truth: Mapping[str, Any], results: Results, iou_type: str) -> NDArray[np.float64]:

@@ -31,11 +31,11 @@ def write_report(
 ) -> Path:
     """Writes ``metrics.json``, COCO results and ``index.html`` (pictures, classes); returns the page.
 
-    The results are those of the task's last evaluation; where it made none, there are none to write.
+    There are no results to write of an evaluation that was resumed from a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if task.results is not None:
-        write_results(task.results, folder)
+    if evaluation.results is not None:
+        write_results(evaluation.results, folder)
     page = Page(title, subtitle=f"{len(task.classes)} classes, {len(task.val_images())} validation images")
     metrics = evaluation.metrics
     page.figures([(f"{percent(metrics[key])} %", name) for key, name in FIGURES.items() if key in metrics])

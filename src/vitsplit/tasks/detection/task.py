@@ -5,8 +5,9 @@ Shapes: B batch, C channels, D width, H W pixels, N objects of an image. Boxes a
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vitsplit.data.classes import ClassList
-from vitsplit.errors import BundleError, ConfigError, DataError
+from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import shown, whole_number
 from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.description import ADVICE, check_classes, fields
@@ -24,7 +25,7 @@ from vitsplit.tasks.detection.config import DetectionConfig, check_settings
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
-from vitsplit.tasks.detection.metrics import Kind, Results, average_precision, gather_results
+from vitsplit.tasks.detection.metrics import DetectionMetric
 from vitsplit.tasks.detection.predict import DetectionPrediction, detect
 from vitsplit.tasks.detection.report import metrics_table, write_report
 from vitsplit.types import LayerTaps
@@ -42,9 +43,6 @@ class DetectionTask:
         masks: Whether objects get masks.
         train: Training images, where the task is trained.
         val: Validation images, where it is evaluated.
-
-    Attributes:
-        results: All detections of the last evaluation, as COCO results; None before the first.
     """
 
     name: ClassVar[str] = "detection"
@@ -67,7 +65,6 @@ class DetectionTask:
         self.masks = masks
         self.train_set = train
         self.val_set = val
-        self.results: Results | None = None
 
     @classmethod
     def open(cls, config: DetectionConfig, data: Path, splits: tuple[str, ...]) -> DetectionTask:
@@ -187,40 +184,19 @@ class DetectionTask:
         """
         return {name: output[name] * len(batch.names) for name in self._losses()}
 
-    def evaluate(
-        self,
-        forward: Forward,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> Evaluation:
-        """COCO's AP of boxes, and of masks where data and decoder have them; see ``Task.evaluate``."""
-        images = self.val_images()
-        truth = images.coco_truth()
-        objects = [each["category_id"] for each in truth["annotations"] if not each["iscrowd"]]
-        if not objects:
-            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
-        results: Results = []
-        for index in range(shard[0], len(images), shard[1]):
-            prediction = self.predict(forward, images.load_image(index)[None])[0]
-            results += prediction.coco_results(images.items[index].image_id)
-            if on_image is not None:
-                on_image()
-        self.results = gather_results(results, shard, gather)
-        classes = {
-            name: {"objects": objects.count(category_id)}
-            for name, category_id in zip(self.classes.names, self.category_ids, strict=True)
-        }
-        metrics: dict[str, Any] = {}
-        kinds: list[Kind] = ["box", "mask"] if self._can_compare_masks(images, self.results) else ["box"]
-        for kind in kinds:
-            figures = average_precision(truth, self.results, kind, self.category_ids)
-            for row, figure in zip(classes.values(), figures.pop("classes"), strict=True):
-                row |= {f"{kind}_{name}": value for name, value in figure.items()}
-            metrics |= {f"{kind}_{name}": value for name, value in figures.items()}
-        score_name = "mask_ap" if "mask_ap" in metrics else "box_ap"
-        return Evaluation(metrics | {"classes": classes}, metrics[score_name], score_name)
+    def val_data(self) -> DetectionSet:
+        """The validation images; their masks, which take long to draw, are compared from the files."""
+        return dataclasses.replace(self.val_images(), has_masks=False)
+
+    def val_predictions(
+        self, forward: Forward, image_BCHW: Tensor, samples: Sequence[DetectionSample]
+    ) -> list[DetectionPrediction]:
+        """Their objects."""
+        return self.predict(forward, image_BCHW)
+
+    def metric(self) -> DetectionMetric:
+        """COCO's AP of boxes, and of masks where data and decoder have them."""
+        return DetectionMetric(self.val_images(), masks=self.masks)
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DetectionPrediction]:
         """The objects in images of one size, uint8."""
@@ -254,15 +230,6 @@ class DetectionTask:
             "category_ids": list(self.category_ids),
             "masks": self.masks,
         }
-
-    def _can_compare_masks(self, images: DetectionSet, results: Results) -> bool:
-        """Whether truth and detections have masks; a bundle without may be evaluated on data with them."""
-        if not (self.masks and images.has_masks):
-            return False
-        have_masks = all("segmentation" in entry for entry in results)
-        if not have_masks:
-            logger.warning("the detections have no masks: their boxes alone are evaluated")
-        return have_masks
 
     def _losses(self) -> list[str]:
         return [name for name in LOSSES.values() if self.masks or name != "mask"]

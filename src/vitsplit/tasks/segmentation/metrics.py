@@ -5,13 +5,53 @@ Shapes: K classes, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vitsplit.data.classes import IGNORE
+from vitsplit.errors import DataError
+from vitsplit.tasks.base import Evaluation
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.segmentation.data import SegmentationSample, SegmentationSet
+
+
+class SegmentationMetric:
+    """Counts the pixels of a set by truth and prediction; see ``Metric``.
+
+    Args:
+        images: The set: its classes, and what it is called in an error.
+    """
+
+    def __init__(self, images: SegmentationSet) -> None:
+        self.images = images
+        self.names = images.classes.names
+        self.counts_KK = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
+
+    def update(self, prediction: Tensor, sample: SegmentationSample) -> None:
+        """Counts an image: ``mask_HW``, on any device, and the sample."""
+        self.counts_KK += confusion(prediction, sample.mask_HW.to(prediction.device), len(self.names)).cpu()
+
+    def state(self) -> Tensor:
+        """``counts_KK``."""
+        return self.counts_KK
+
+    def merge(self, states: Sequence[Tensor]) -> None:
+        """Adds up ``counts_KK``."""
+        self.counts_KK = torch.stack([*states]).sum(0)
+
+    def compute(self) -> Evaluation:
+        """MIoU, the score, and its company."""
+        if not self.counts_KK.any():
+            raise DataError(
+                f"{self.images.root}: no pixel of the {self.images.split} split has a label. Check its masks."
+            )
+        metrics = SegmentationMetrics.from_confusion(self.counts_KK)
+        return Evaluation(metrics=metrics.to_dict(self.names), score=metrics.miou, score_name="miou")
 
 
 def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:

@@ -88,7 +88,7 @@ def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) ->
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     views = list(_views(forward, image_BCHW, config))
     masks = []
-    for rows in _row_ranges(size, views[0].shape[1]):
+    for rows in _row_ranges(size, views[0].shape[:2].numel()):
         # A single view needs no softmax for its largest class.
         scores_BKRW = resize_rows(views[0], size, rows) if len(views) == 1 else _mean_shares(views, size, rows)
         masks.append(scores_BKRW.argmax(1).to(torch.uint8))
@@ -120,9 +120,9 @@ def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) ->
     return total_BKRW / len(views)
 
 
-def _row_ranges(size: tuple[int, int], num_classes: int) -> Iterator[range]:
-    """Rows of an image in turns, so that the scores of all classes need ``SCORES_AT_ONCE`` numbers at most."""
-    step = max(1, SCORES_AT_ONCE // (num_classes * size[1]))
+def _row_ranges(size: tuple[int, int], num_maps: int) -> Iterator[range]:
+    """Rows in turns, so that the scores of all images and classes need ``SCORES_AT_ONCE`` numbers at most."""
+    step = max(1, SCORES_AT_ONCE // (num_maps * size[1]))
     for start in range(0, size[0], step):
         yield range(start, min(start + step, size[0]))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitsplit.data.check import map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import ConfigError
 from vitsplit.methods.linear_probe import LinearDecoder
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.ranges import check_pixels, check_ranges
@@ -35,7 +35,7 @@ from vitsplit.tasks.segmentation.data import (
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
-from vitsplit.tasks.segmentation.metrics import SegmentationMetrics, confusion
+from vitsplit.tasks.segmentation.metrics import SegmentationMetric
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_shares, segment
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
 from vitsplit.types import LayerTaps
@@ -157,29 +157,19 @@ class SegmentationTask:
         weights_K = None if self.class_weights_K is None else self.class_weights_K.to(logits_BKhw.device)
         return cross_entropy_sum(logits_BKhw, batch.mask_BHW, taps.padding, self.config.pad_logits, weights_K)
 
-    def evaluate(
-        self,
-        forward: Forward,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> Evaluation:
-        """MIoU and its company on the validation images; see ``Task.evaluate``."""
-        images = self.val_images()
-        num_classes = len(self.classes.names)
-        counts_KK = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        for index in range(shard[0], len(images), shard[1]):
-            sample = images.load(index)
-            mask_1HW = segment(forward, sample.image_CHW[None], self.config).cpu()
-            counts_KK += confusion(mask_1HW[0], sample.mask_HW, num_classes)
-            if on_image is not None:
-                on_image()
-        counts_KK = gather(counts_KK)
-        if not counts_KK.any():
-            raise DataError(f"{images.root}: no pixel of the {images.split} split has a label. Check its masks.")
-        metrics = SegmentationMetrics.from_confusion(counts_KK)
-        return Evaluation(metrics=metrics.to_dict(self.classes.names), score=metrics.miou, score_name="miou")
+    def val_data(self) -> SegmentationSet:
+        """The validation images with their masks."""
+        return self.val_images()
+
+    def val_predictions(
+        self, forward: Forward, image_BCHW: Tensor, samples: Sequence[SegmentationSample]
+    ) -> Sequence[Tensor]:
+        """Their masks, ``mask_HW`` on the model's device."""
+        return [*segment(forward, image_BCHW, self.config)]
+
+    def metric(self) -> SegmentationMetric:
+        """MIoU and its company."""
+        return SegmentationMetric(self.val_images())
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[SegmentationPrediction]:
         """Segments images of one size, uint8."""

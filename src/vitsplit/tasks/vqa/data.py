@@ -17,7 +17,7 @@ from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.prompts import Prompter, Tokens
-from vitsplit.tasks.vqa.samples import SampleSet
+from vitsplit.tasks.vqa.samples import Sample, SampleSet
 from vitsplit.tasks.vqa.sequence import TokenBatch, stack
 
 BORDER = (122, 116, 104)
@@ -127,6 +127,45 @@ class TrainVqa:
         if other is None:
             raise DataError(f"{self.data.file}: --shuffle-images needs samples of at least two images.")
         return other
+
+
+@dataclass(frozen=True)
+class ValVqaSample:
+    """A validation sample.
+
+    Attributes:
+        image_CHW: uint8, of the configured size; black for text alone.
+        sample: Its questions and answers.
+    """
+
+    image_CHW: Tensor
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class ValVqa:
+    """Validation samples with their images."""
+
+    data: SampleSet
+    config: VqaConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def load(self, index: int) -> ValVqaSample:
+        """Reads one sample.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        return load_val_sample(self.data.samples[index], self.config)
+
+
+def load_val_sample(sample: Sample, config: VqaConfig) -> ValVqaSample:
+    """A sample with its image. Raises a DataError if that cannot be read."""
+    if sample.image is None:
+        return ValVqaSample(torch.zeros(3, *config.crop_size, dtype=torch.uint8), sample)
+    return ValVqaSample(fit_image(read_image(sample.image), config), sample)
 
 
 def fit_image(image_CHW: Tensor, config: VqaConfig) -> Tensor:

@@ -2,6 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vitsplit.tasks.base import Evaluation
+
+if TYPE_CHECKING:
+    from vitsplit.tasks.vqa.data import ValVqaSample
+
+
+class VqaMeasurement(NamedTuple):
+    """What was found of one sample.
+
+    Attributes:
+        answers: To the first question of every conversation.
+        loss: Sum of the negative log-likelihoods of the true answers' tokens.
+        num_tokens: How many tokens these are.
+    """
+
+    answers: list[str]
+    loss: float
+    num_tokens: int
+
+
+class VqaMetric:
+    """Asks the first question of every conversation, and measures the true answers' likelihood; see ``Metric``.
+
+    ``exact_match`` and ``set_match`` are shares of the questions. ``answer_loss`` is the mean negative log-likelihood
+    per token of all true answers, and ``likelihood``, the score where conversations have several turns,
+    ``exp(-answer_loss)``; the score of single questions is ``exact_match``.
+    """
+
+    def __init__(self) -> None:
+        # Exact matches, set matches, questions, loss, tokens, turns, samples.
+        self.sums = torch.zeros(7, dtype=torch.float64)
+
+    def update(self, prediction: VqaMeasurement, sample: ValVqaSample) -> None:
+        """Counts a sample."""
+        conversations = sample.sample.conversations
+        truths = [conversation[0].answer for conversation in conversations]
+        pairs = list(zip(prediction.answers, truths, strict=True))
+        exact, sets = sum(exact_match(*pair) for pair in pairs), sum(set_match(*pair) for pair in pairs)
+        turns = sum(len(each) for each in conversations)
+        counts = [exact, sets, len(pairs), prediction.loss, prediction.num_tokens, turns, 1]
+        self.sums += torch.tensor(counts, dtype=torch.float64)
+
+    def state(self) -> Tensor:
+        """The sums."""
+        return self.sums
+
+    def merge(self, states: Sequence[Tensor]) -> None:
+        """Adds up the sums."""
+        self.sums = torch.stack([*states]).sum(0)
+
+    def compute(self) -> Evaluation:
+        """Shares and means."""
+        exact, sets, questions, loss, tokens, turns, samples = self.sums.tolist()
+        answer_loss = loss / max(tokens, 1)
+        metrics = {
+            "exact_match": exact / questions,
+            "set_match": sets / questions,
+            "answer_loss": answer_loss,
+            "likelihood": float(torch.tensor(-answer_loss).exp()),
+            "questions": int(questions),
+            "images": int(samples),
+        }
+        score_name = "exact_match" if turns == questions else "likelihood"
+        return Evaluation(metrics=metrics, score=metrics[score_name], score_name=score_name)
+
 
 def normalized(answer: str) -> str:
     """Normalizes an answer: lower case, single spaces, no trailing period."""

@@ -43,7 +43,7 @@ def write_report(
     page.heading("Questions and answers")
     samples = task.val_samples().samples
     for sample in (samples[index] for index in spread_evenly(count, len(samples))):
-        _, answerer = task.look(forward, sample)
+        answerer = task.look(forward, sample)
         turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
         answers = answerer.answer([turn.question for turn in turns])
         head = ["question", "answer", "truth", ""]

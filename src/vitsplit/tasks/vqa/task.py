@@ -6,7 +6,7 @@ Shapes: B images, D width of the map, H W pixels, W width of the language model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,6 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitsplit.data.images import read_image
 from vitsplit.engine.precision import autocast
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.ranges import check_pixels, check_ranges
@@ -22,11 +21,20 @@ from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
 from vitsplit.tasks.description import check_hash, fields, line
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import build_projection
-from vitsplit.tasks.vqa.data import TrainVqa, VqaBatch, VqaSample, collate, fit_image
+from vitsplit.tasks.vqa.data import (
+    TrainVqa,
+    ValVqa,
+    ValVqaSample,
+    VqaBatch,
+    VqaSample,
+    collate,
+    fit_image,
+    load_val_sample,
+)
 from vitsplit.tasks.vqa.decoder import VisualTokens, VqaDecoder
 from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
-from vitsplit.tasks.vqa.metrics import exact_match, set_match
+from vitsplit.tasks.vqa.metrics import VqaMeasurement, VqaMetric
 from vitsplit.tasks.vqa.predict import VqaPrediction
 from vitsplit.tasks.vqa.prompts import PLACE, Prompter
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
@@ -155,75 +163,44 @@ class VqaTask:
         """The summed negative log-likelihood computed by the decoder."""
         return {"answer": output}
 
-    def evaluate(
-        self,
-        forward: Forward,
-        *,
-        shard: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_image: Callable[[], None] | None = None,
-    ) -> Evaluation:
-        """Asks the first question of every validation conversation, and measures the true answers' likelihood.
+    def val_data(self) -> ValVqa:
+        """The validation samples with their images."""
+        return ValVqa(self.val_samples(), self.config)
 
-        ``exact_match`` and ``set_match`` are shares of the questions. ``answer_loss`` is the mean negative
-        log-likelihood per token of all true answers, and ``likelihood``, the score where conversations have several
-        turns, ``exp(-answer_loss)``; the score of single questions is ``exact_match``.
-        """
-        samples = self.val_samples().samples
-        total = torch.zeros(6, dtype=torch.float64)
-        for index in range(shard[0], len(samples), shard[1]):
-            total += self._measure(forward, samples[index])
-            if on_image is not None:
-                on_image()
-        exact, sets, questions, loss, tokens, turns = gather(total).tolist()
-        answer_loss = loss / max(tokens, 1)
-        metrics = {
-            "exact_match": exact / questions,
-            "set_match": sets / questions,
-            "answer_loss": answer_loss,
-            "likelihood": float(torch.tensor(-answer_loss).exp()),
-            "questions": int(questions),
-            "images": len(samples),
-        }
-        score_name = "exact_match" if turns == questions else "likelihood"
-        return Evaluation(metrics=metrics, score=metrics[score_name], score_name=score_name)
+    def val_predictions(
+        self, forward: Forward, image_BCHW: Tensor, samples: Sequence[ValVqaSample]
+    ) -> list[VqaMeasurement]:
+        """Answers to the first question of every conversation, and how likely the true answers are."""
+        visual, _ = forward(image_BCHW)
+        return [self._measure(visual, row, sample.sample) for row, sample in enumerate(samples)]
 
-    def _measure(self, forward: Forward, sample: Sample) -> Tensor:
-        """Of one sample: exact matches, set matches, questions, loss, tokens, turns."""
-        visual, answerer = self.look(forward, sample)
+    def metric(self) -> VqaMetric:
+        """Exact and set match, and the true answers' likelihood."""
+        return VqaMetric()
+
+    def _measure(self, visual: VisualTokens, row: int, sample: Sample) -> VqaMeasurement:
+        answerer = self._val_answerer(visual, row, sample)
         answers = answerer.answer([conversation[0].question for conversation in sample.conversations])
-        truths = [conversation[0].answer for conversation in sample.conversations]
-        pairs = list(zip(answers, truths, strict=True))
         has_image = sample.image is not None
         conversations = [
             answerer.prompter.conversation_tokens(each, has_image=has_image) for each in sample.conversations
         ]
-        device = visual.tokens_INW.device
         # A sample with several conversations has an image that they share.
-        num_visual = visual.tokens_INW.shape[1]
-        rows = [0 if has_image else -1]
+        tokens_1NW = visual.tokens_INW[row : row + 1]
+        rows, num_visual, device = [0 if has_image else -1], tokens_1NW.shape[1], tokens_1NW.device
         tokens = stack([conversations], rows, max_length=self.config.max_length, num_visual=num_visual).to(device)
-        with torch.no_grad(), autocast(device.type, visual.tokens_INW.dtype):
-            loss = float(visual.decoder.answer_loss(visual.tokens_INW, tokens))
-        return torch.tensor(
-            [
-                sum(exact_match(*pair) for pair in pairs),
-                sum(set_match(*pair) for pair in pairs),
-                len(pairs),
-                loss,
-                int(tokens.is_answer_BT[:, 1:].sum()),
-                sum(len(each) for each in sample.conversations),
-            ],
-            dtype=torch.float64,
-        )
+        with torch.no_grad(), autocast(device.type, tokens_1NW.dtype):
+            loss = float(visual.decoder.answer_loss(tokens_1NW, tokens))
+        return VqaMeasurement(answers, loss, int(tokens.is_answer_BT[:, 1:].sum()))
 
-    def look(self, forward: Forward, sample: Sample) -> tuple[VisualTokens, Answerer]:
-        """Visual tokens of a sample (of a black image if it has none), and an answerer."""
-        black_CHW = torch.zeros(3, *self.config.crop_size, dtype=torch.uint8)
-        image_CHW = black_CHW if sample.image is None else fit_image(read_image(sample.image), self.config)
-        visual, _ = forward(image_CHW[None])
-        # Truncated as in training.
-        return visual, self._answerer(visual, 0 if sample.image is not None else None, cut=True)
+    def look(self, forward: Forward, sample: Sample) -> Answerer:
+        """What answers questions on a validation sample."""
+        visual, _ = forward(load_val_sample(sample, self.config).image_CHW[None])
+        return self._val_answerer(visual, 0, sample)
+
+    def _val_answerer(self, visual: VisualTokens, row: int, sample: Sample) -> Answerer:
+        # Training cuts what is too long, and an evaluation must not end at it.
+        return self._answerer(visual, None if sample.image is None else row, cut=True)
 
     def _answerer(self, visual: VisualTokens, row: int | None, *, cut: bool = False) -> Answerer:
         tokens_NW = None if row is None else visual.tokens_INW[row]

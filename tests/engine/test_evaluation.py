@@ -1,0 +1,71 @@
+"""The evaluation loop: whatever is read by whom, and however many images go through the model together."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tiny import TinyTask, TinyValSample, tiny_backbone, tiny_model
+
+from vitsplit.engine import evaluation
+from vitsplit.engine.evaluation import evaluate, images_at_once
+
+SIDES = (28, 28, 28, 42, 28, 28, 28)
+
+
+@dataclass
+class MixedTask(TinyTask):
+    """Images of two heights, and the groups of them that the model was given."""
+
+    def val_data(self):
+        return MixedData(super().val_data())
+
+    def val_predictions(self, forward, image_BCHW, samples):
+        self.seen.append([len(samples), image_BCHW.shape[-2]])
+        output, _ = forward(image_BCHW)
+        return [*output[:, :3, :2].argmax(1)]
+
+
+@dataclass
+class MixedData:
+    data: object
+
+    def __len__(self):
+        return len(self.data)
+
+    def load(self, index):
+        sample = self.data.load(index)
+        return TinyValSample(sample.image_CHW.repeat(1, 2, 1)[:, : SIDES[index]], sample.mask_hw)
+
+
+@pytest.fixture
+def forward():
+    backbone, model = tiny_backbone(), tiny_model(TinyTask()).eval()
+
+    @torch.no_grad()
+    def forward(image_BCHW):
+        taps = backbone(image_BCHW, model.request)
+        return model(taps), taps
+
+    return forward
+
+
+def test_neighbors_of_one_size_share_a_pass_and_no_figure_depends_on_it(forward, monkeypatch):
+    one = MixedTask()
+    alone = evaluate(one, forward)
+    assert one.seen == [[1, side] for side in SIDES]
+    for most, pixels, workers, groups in (
+        (2, 1 << 21, 0, [[2, 28], [1, 28], [1, 42], [2, 28], [1, 28]]),
+        (8, 1 << 21, 2, [[3, 28], [1, 42], [3, 28]]),
+        (8, 2 * 28 * 28, 0, [[2, 28], [1, 28], [1, 42], [2, 28], [1, 28]]),
+        (8, 1, 0, [[1, side] for side in SIDES]),
+    ):
+        monkeypatch.setattr(evaluation, "PIXELS_AT_ONCE", pixels)
+        task, images = MixedTask(), []
+        on_image = lambda: images.append(0)  # noqa: B023  # called before the next turn
+        assert evaluate(task, forward, images_at_once=most, workers=workers, on_image=on_image) == alone
+        assert task.seen == groups and len(images) == len(SIDES)
+
+
+def test_no_more_images_at_once_than_in_training():
+    assert [images_at_once(torch.device("cuda"), batch_size) for batch_size in (2, 16)] == [2, 8]
+    assert images_at_once(torch.device("cpu"), 16) == 1
