@@ -113,10 +113,10 @@ def test_the_backbone_runs_once_per_micro_batch(folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Backbone, "forward", counted)
 
-    def no_evaluation(self, *args, **options):
+    def no_evaluation(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunTasks, "evaluate", no_evaluation)
+    monkeypatch.setattr("vitsplit.engine.evaluation.evaluate", no_evaluation)
     with pytest.raises(KeyboardInterrupt):
         train(folders, tmp_path / "run", ("rooms", "parts", "depth"))
     assert passes == [2, 2] * 2, "two steps of two micro-batches before the first evaluation"

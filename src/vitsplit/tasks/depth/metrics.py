@@ -79,7 +79,7 @@ class DepthMetric:
         """The means; the score is the RMSE with its sign changed."""
         *sums, measured, without = self.sums.tolist()
         if self.skipped:
-            logger.warning("%d images have no valid depth and do not count: %s", int(without), first(self.skipped))
+            logger.warning("%d images have no valid depth and do not count: %s", int(without), preview(self.skipped))
         if not measured:
             raise DataError(
                 f"{self.images.root}: no image of the {self.images.split} split has a valid depth. Check its maps."
