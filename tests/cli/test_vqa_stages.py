@@ -101,10 +101,3 @@ def test_the_paper_s_settings():
 def test_connectors_are_counted_without_weights(name, connector, count, capsys):
     assert main(["info", name, "--connector", connector, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"]["connector"] == count
-
-
-def test_a_joint_run_has_no_questions():
-    with pytest.raises(ConfigError, match="'vqa' is no task that others are trained with"):
-        from vitsplit.cli.train import task_folders
-
-        task_folders(["vqa=somewhere"])

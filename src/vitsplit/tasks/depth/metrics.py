@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitsplit.data.folders import preview
 from vitsplit.errors import DataError
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.depth.config import DepthConfig, EvalCrop
