@@ -19,6 +19,7 @@ import vitsplit
 from earlier import FIXTURES, TIME, restored, said, samples
 
 BUNDLES = sorted(folder.name for folder in (FIXTURES / "bundles").iterdir())
+STOPPED = sorted(folder.name for folder in (FIXTURES / "stopped").iterdir())
 QUESTIONS = ["What is on the floor?", "How many balls are there?"]
 DATA = {"segmentation": ["--data", "data"], "joint": ["--task", "segmentation=data", "--task", "depth=data",
                                                       "--task", "detection=data"]}  # fmt: skip
@@ -116,7 +117,7 @@ def test_several_bundles_predict_and_answer_by_command(dense: list[str], image: 
         assert f"  {answer}\n" in text
 
 
-@pytest.mark.parametrize("name", ["segmentation", "joint"])
+@pytest.mark.parametrize("name", STOPPED)
 def test_a_run_is_evaluated_and_goes_on_as_it_would_have(name: str, tmp_path: Path) -> None:
     run = restored(f"stopped/{name}", tmp_path)
     ended = json.loads((FIXTURES / "stopped" / name / "ended.json").read_text())
@@ -141,7 +142,7 @@ def test_a_run_is_evaluated_and_goes_on_as_it_would_have(name: str, tmp_path: Pa
 
 
 def test_settings_of_earlier_runs_start_new_ones(tmp_path: Path) -> None:
-    for name in ("segmentation", "joint"):
+    for name in STOPPED:
         config, run = FIXTURES / "stopped" / name / "config.json", tmp_path / name
         words = ["train", TASK[name], *DATA[name], "--config", str(config), "--out", str(run), "--steps", "1"]
         status, text = said(words)
