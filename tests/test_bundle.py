@@ -109,7 +109,7 @@ def test_no_bundle_here(tmp_path: Path) -> None:
 def test_card_keeps_the_configuration_and_the_figures(run: Path) -> None:
     card = read_card(run)
     assert card.task == "segmentation"
-    assert card.config.split.num_tuned_layers == 2 and card.config.task.crop_size == (48, 64)
+    assert card.config.method.num_tuned_layers == 2 and card.config.task.crop_size == (48, 64)
     assert card.prior_layers == (2, 5, 8, 11)  # Eq. 2 with L = 12, b = 2, K_p = 4
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert card.metrics["miou"] == max(row["eval"]["miou"] for row in rows if "eval" in row)

@@ -92,8 +92,8 @@ ANY_TASK: list[tuple[str, Change, str]] = [
         for place, name, value in [
             (("loop",), "steps", 10**30), (("loop",), "workers", 10**6), (("loop",), "seed", -1),
             (("loop",), "batch_size", 0), (("optim",), "lr", -1.0), (("optim",), "lr", 1e300),
-            (("split",), "num_tuned_layers", 10**9), (("split",), "gate_temperature", 0),
-            (("baseline",), "num_prompts", 10**9), (("backbone",), "patch_size", 10**6),
+            (("method",), "num_tuned_layers", 10**9), (("method",), "gate_temperature", 0),
+            (("method",), "num_prior_layers", 10**9), (("backbone",), "patch_size", 10**6),
             (("backbone",), "backbone", "x" * 10**5), (("backbone",), "backbone", "dinov2\x1b[2J"),
             (("task",), "crop_size", [10**6, 10**6]), (("task",), "crop_size", [8192, 8192]),
         ]
@@ -103,7 +103,7 @@ ANY_TASK: list[tuple[str, Change, str]] = [
         for place, name, value in [
             (("loop",), "steps", True), (("loop",), "steps", 1.5), (("loop",), "steps", "3"), (("loop",), "ema", "x"),
             (("loop",), "compile", 1), (("loop",), "track", "wandb"), (("optim",), "betas", [0.9]),
-            (("optim",), "lr", 10**400), (("split",), "selection", "best"), (("task",), "crop_size", [48, None]),
+            (("optim",), "lr", 10**400), (("method",), "selection", "best"), (("task",), "crop_size", [48, None]),
         ]
     ],
     *[

@@ -22,13 +22,14 @@ from vitsplit.engine.override import override
 from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_to_dict
 from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError, VitsplitError
+from vitsplit.methods import METHODS
 from vitsplit.ranges import Length, Opens, Range, check_arguments, check_ranges, checked, settings_of
 from vitsplit.recipes import RECIPES, recipe
 from vitsplit.tasks import TASKS
 
 GROUPS = [
-    *(settings.BackboneConfig, settings.SplitConfig, settings.BaselineConfig, settings.OptimConfig),
-    *(settings.LoopConfig, settings.DemoConfig, GeometryConfig, *(entry.config for entry in TASKS.values())),
+    *(settings.BackboneConfig, settings.OptimConfig, settings.LoopConfig, settings.DemoConfig, GeometryConfig),
+    *(table.load(name) for table in (METHODS, TASKS) for name in table.built_in),
 ]
 
 
@@ -42,6 +43,8 @@ def numbers(kind: Any) -> bool:
 def ranged() -> Iterator[tuple[type, str, Any, list[Any]]]:
     for group in GROUPS:
         for name, kind in typing.get_type_hints(group, include_extras=True).items():
+            if typing.get_origin(kind) is typing.ClassVar:
+                continue
             yield group, name, kind, list(getattr(kind, "__metadata__", ()))
 
 

@@ -31,7 +31,7 @@ from vitsplit.engine.tracking import log_to
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
 from vitsplit.recipes import recipe as named_recipe
-from vitsplit.tasks import open_task, task_kind, task_name
+from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Evaluation, Task
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def train(
         config = config or starting_heads(tasks, resumed=resumed)
     else:
         if task is None:
-            task = "segmentation" if recipe is None else task_name(named_recipe(recipe))
+            task = "segmentation" if recipe is None else named_recipe(recipe).task.name
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
         folders = _folder_of_the_head(config, data)
     config = override(config, settings)
@@ -317,7 +317,7 @@ def evaluate(
                 f"The bundle's card names {head.card.paths[flag]!r}, which is outside of the data, as {flag}. "
                 f"It is not followed: give {flag} yourself."
             )
-    task = open_task(config, Path(data), (split,))
+    task = open_task(config.task, Path(data), (split,))
     if task.describe().get("classes") != head.task.describe().get("classes"):
         raise BundleError(_class_mismatch(head, task, data))
     loop, device = head.card.config.loop, head.backbone.mean_C11.device
@@ -339,7 +339,7 @@ def _class_mismatch(head: LoadedHead, task: Task, data: str | Path) -> str:
 
 
 def _resume_command(config: TrainConfig, data: Mapping[str, str | Path], run: Path, *, stage: str | None = None) -> str:
-    kinds = {name: task_kind(head.task) for name, head in config.heads.items()}
+    kinds = {name: head.task.name for name, head in config.heads.items()}
     if config.geometry is None:
         ((name, kind),) = kinds.items()
         stages = f" --stage {stage}" if stage is not None else ""

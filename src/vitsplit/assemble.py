@@ -13,8 +13,7 @@ from vitsplit.engine.config import BackboneConfig, TrainConfig
 from vitsplit.engine.evaluation import SaveBundle
 from vitsplit.engine.heads import check_heads
 from vitsplit.errors import ConfigError
-from vitsplit.methods.settings import backbone_settings, check_method
-from vitsplit.model import Model, build_model, check_names
+from vitsplit.model import Model, backbone_settings, build_model, check_method, check_names
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.vqa.start import start_from
@@ -68,7 +67,7 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
 
 def open_tasks(config: TrainConfig, data: Mapping[str, str | Path]) -> dict[str, Task]:
     """What each head learns, opened on its data."""
-    return {name: open_task(config.only(name), Path(data[name])) for name in config.heads}
+    return {name: open_task(config.heads[name].task, Path(data[name])) for name in config.heads}
 
 
 def _backbone_settings(config: TrainConfig) -> BackboneConfig:
@@ -78,7 +77,7 @@ def _backbone_settings(config: TrainConfig) -> BackboneConfig:
         check_method(config.only(name))
         if settings != config.backbone and len(set(wanted.values())) > 1:
             raise ConfigError(
-                f"--{name}.method {config.heads[name].method} needs patches of {settings.patch_size} pixels, and all "
-                f"heads of a run have one backbone. Give it to all: --patch-size {settings.patch_size}."
+                f"--{name}.method {config.heads[name].method.name} needs patches of {settings.patch_size} pixels, and "
+                f"all heads of a run have one backbone. Give it to all: --patch-size {settings.patch_size}."
             )
     return next(iter(wanted.values()))

@@ -33,7 +33,7 @@ from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
 from vitsplit.model import Head
 from vitsplit.ranges import Opens, settings_of, with_value
-from vitsplit.tasks import TASKS, check_description, task_name
+from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
 
@@ -104,7 +104,7 @@ def save_bundle(
     card = {
         "format": FORMAT,
         "vitsplit": __version__,
-        "task": task_name(config),
+        "task": config.task.name,
         "backbone": {
             "name": info.name,
             "title": info.title,
@@ -132,7 +132,7 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
         f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
         f"frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
         f"licence {backbone['licence']}).{_origin(state)}\n\n"
-        f"- method: {card['config']['method']}, recipe `{card['config']['name']}`\n"
+        f"- method: {card['config']['method']['name']}, recipe `{card['config']['name']}`\n"
         f"- on the validation images: {reached}\n\n"
         "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
     )
@@ -175,7 +175,7 @@ def find_bundles(path: str | Path) -> list[Path]:
         # Of several heads there is one folder per head in them.
         found = {card.parent.name: card.parent for card in folder.glob(f"*/{CARD}") if _is_of_head(card)}
         if found:
-            names = [*(task for task in TASKS if task in found), *sorted(found.keys() - TASKS.keys())]
+            names = [*(task for task in TASKS.names() if task in found), *sorted(found.keys() - set(TASKS.names()))]
             return [found[name] for name in names]
     hint = (
         "It holds no finished evaluation yet." if (path / "config.json").is_file() else "Name a run or bundle folder."
@@ -205,14 +205,17 @@ def read_card(path: str | Path) -> Card:
         raise BundleError(f"{where}: written by vitsplit {version}, which is newer. Update vitsplit.")
     _check_keys(data, _FIELDS, where)
     task = data["task"]
-    if not isinstance(task, str) or task not in TASKS:
-        raise BundleError(f"{where}: task is {shown(task)}, not one of {', '.join(TASKS)}. Update vitsplit.")
+    if not isinstance(task, str) or task not in TASKS.names():
+        raise BundleError(
+            f"{where}: task is {shown(task)}, not one of {', '.join(TASKS.names())}. "
+            "Update vitsplit, or install the package that has it."
+        )
     try:
         config, paths = _without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
     except ConfigError as error:
         raise BundleError(f"{error} {ADVICE}") from error
     backbone = _read_backbone(data["backbone"], where)
-    check_description(config, data["description"], f"{where}: description")
+    check_description(config.task, data["description"], f"{where}: description")
     _check_metrics(data["metrics"], f"{where}: metrics")
     return Card(
         task=task,

@@ -9,57 +9,27 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.config import BackboneConfig, TrainConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.adapter_head import AdapterHead
-from vitsplit.methods.adaptformer import AdaptFormer
-from vitsplit.methods.full_finetune import FullFineTune
-from vitsplit.methods.linear_probe import LastLayer
-from vitsplit.methods.lora import LowRank
-from vitsplit.methods.settings import backbone_settings, check_method, decoder_kind
-from vitsplit.methods.split.head import SplitHead
-from vitsplit.methods.vpt import DeepPrompts
+from vitsplit.ranges import check_ranges
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
-from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.connectors import build_head as build_connector
 from vitsplit.types import LayerTaps, TapRequest
-
-
-class Method(Protocol):
-    """A way from taps to a map, or to several: ViT-Split's ``SplitHead``, or a baseline. Always an ``nn.Module``."""
-
-    width: int
-    """Channels of the map."""
-
-    def request(self, *, train: bool) -> TapRequest:
-        """What the method reads of the backbone: in training, or else only what its output depends on."""
-        ...
-
-    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """Trainable parameters that start pretrained, which learn at a rate of their own; all others are new.
-
-        By the number of blocks between them and the output, for layer decay; None: not decayed.
-        """
-        ...
-
-    def __call__(self, taps: LayerTaps) -> Tensor | list[Tensor]:
-        """``fused_BDhw``; or four maps of D channels, the finest first, for decoders that read so many."""
-        ...
 
 
 class Head(nn.Module):
     """Method and decoder, and nothing of the backbone: what a bundle saves.
 
     Args:
-        method: A ``Method``. The attribute is called ``head``, as the tensors of bundles are.
+        method: What ``MethodConfig.build`` made. The attribute is called ``head``, as the tensors of bundles are.
         decoder: Map to the task's output.
     """
 
@@ -198,10 +168,15 @@ def build_head(config: TrainConfig, backbone: Backbone, task: Task) -> Head:
         ConfigError: The method is not for the task or the backbone, or settings contradict it.
     """
     check_method(config)
+    decoder, num_maps = decoder_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
-        method = _method(config, backbone)
-        return Head(method, task.build_decoder(method.width, backbone.patch_size, kind=decoder_kind(config)))
+        if config.task.own_head is not None:
+            own: Any = task  # which has such a method where its settings say so
+            method = own.build_head(backbone)
+        else:
+            method = config.method.build(backbone, num_maps)
+        return Head(method, task.build_decoder(decoder, method.width, backbone.patch_size))
 
 
 def build_model(config: TrainConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> Model:
@@ -213,30 +188,66 @@ def build_model(config: TrainConfig, backbone: Backbone, tasks: Mapping[str, Tas
     return Model({name: build_head(config.only(name), backbone, task) for name, task in tasks.items()})
 
 
-def _method(config: TrainConfig, backbone: Backbone) -> Any:
-    """The way from taps to a map, or to the four that UperNet reads."""
-    baseline = config.baseline
-    drop_path = baseline.drop_path or 0.0
-    match config.method:
-        case "vitsplit":
-            if isinstance(config.task, VqaConfig):  # whichever connector was named
-                return build_connector(config.task, config.split, backbone)
-            return SplitHead(backbone, config.split)
-        case "linear-probe" | "frozen-head":
-            return LastLayer(backbone)
-        case "full-finetune":
-            return FullFineTune(backbone, drop_path=drop_path)
-        case "upernet":
-            return FullFineTune(backbone, num_maps=4, drop_path=drop_path)
-        case "lora":
-            return LowRank(backbone, baseline, drop_path=drop_path)
-        case "vpt":
-            return DeepPrompts(backbone, baseline, drop_path=drop_path)
-        case "adaptformer":
-            return AdaptFormer(backbone, baseline, drop_path=drop_path)
-        case "vit-adapter" | "vit-comer" as name:
-            pyramid = decoder_kind(config) == "upernet"
-            return AdapterHead(name, backbone, pyramid=pyramid, drop_path=baseline.drop_path)
+def decoder_of(config: TrainConfig) -> tuple[str, int]:
+    """Which of the task's decoders reads what the method delivers, and how many maps that is.
+
+    Raises:
+        ConfigError: The task has none that fits, or not the one that was asked for.
+    """
+    method, offered = config.method, config.task.decoders
+    fitting = {
+        name: count
+        for count in method.num_maps
+        for name, reads in offered.items()
+        if reads == count and (method.decoders is None or name in method.decoders)
+    }
+    what = f"--method {method.name} delivers {' or '.join(map(str, method.num_maps))} map(s)"
+    if method.decoders is not None:
+        what += f" for the decoder {' or '.join(method.decoders)}"
+    if not fitting:
+        has = ", ".join(f"{name} (reads {reads})" for name, reads in offered.items())
+        raise ConfigError(f"{what}, and {config.task.name} has no such decoder, only {has}. Choose another --method.")
+    if method.decoder == "auto":
+        return next(iter(fitting.items()))
+    if method.decoder not in fitting:
+        raise ConfigError(
+            f"--decoder {method.decoder}: {what}; of {config.task.name} it goes with {', '.join(fitting)}. "
+            "Choose one of these, or omit --decoder."
+        )
+    return method.decoder, fitting[method.decoder]
+
+
+def check_method(config: TrainConfig) -> None:
+    """Refuses a method that the task has no decoder for, and settings that contradict it.
+
+    Raises:
+        ConfigError: Names both, and what to do.
+    """
+    method = config.method
+    decoder_of(config)
+    check_ranges(method)
+    if config.loop.cache_features and not method.reads_frozen:
+        raise ConfigError(
+            f"--cache-features stores what a frozen backbone computes, and --method {method.name} trains through the "
+            "backbone: omit it, or choose --method vitsplit, frozen-head or linear-probe."
+        )
+    if config.loop.sharding != "none" and not method.shards:
+        raise ConfigError(
+            f"--sharding {config.loop.sharding} spreads trainable parameters over processes, and --method "
+            f"{method.name} has few: the others are the frozen backbone's own weights. Omit --sharding."
+        )
+    if config.task.own_head is not None and not method.reads_frozen:
+        raise ConfigError(f"{config.task.own_head} takes the place of --method {method.name}: omit one of them.")
+
+
+def backbone_settings(config: TrainConfig) -> BackboneConfig:
+    """The settings of a configuration's backbone, with the patch size that its method wants where none is given.
+
+    Whatever opens a backbone for a configuration or a bundle opens this one.
+    """
+    if config.backbone.patch_size is None and config.method.patch_size is not None:
+        return replace(config.backbone, patch_size=config.method.patch_size)
+    return config.backbone
 
 
 def head_shapes(config: TrainConfig, description: Mapping[str, Any]) -> Head:
@@ -252,4 +263,4 @@ def head_shapes(config: TrainConfig, description: Mapping[str, Any]) -> Head:
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
     said = {name: value for name, value in description.items() if name != "language_model"}
     with torch.device("meta"):
-        return build_head(config, backbone, bare_task(config, said))
+        return build_head(config, backbone, bare_task(config.task, said))

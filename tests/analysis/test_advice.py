@@ -7,8 +7,11 @@ import pytest
 
 from vitsplit.analysis import advice
 from vitsplit.analysis.advice import advise, least_alike_layers, summed_cka
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
 def random_cka(layers, seed):
@@ -66,7 +69,7 @@ def test_of_layers_that_change_evenly_the_ends_are_least_alike():
 
 def test_advice_follows_the_blocks_within_bounds():
     split = SplitConfig(num_tuned_layers=3, num_prior_layers=2, first_prior_layer=2)
-    found = advise(two_blocks(12, 8), split, "segmentation")
+    found = advise(two_blocks(12, 8), split, SegmentationConfig())
     assert found.num_tuned_layers == 4 and "the late block is layers 8 to 11" in found.why_tuned
     (early, late) = found.prior_layers
     assert 2 <= early < 8 <= late  # one of either block, which are most unlike
@@ -77,18 +80,18 @@ def test_advice_follows_the_blocks_within_bounds():
         "num_prior_layers": 2,
     }
     long = two_blocks(12, 3)
-    assert advise(long, split, "segmentation").num_tuned_layers == 6
-    assert "no more than 6 of 12" in advise(long, split, "segmentation").why_tuned
-    assert advise(long, split, "detection").num_tuned_layers == 9
+    assert advise(long, split, SegmentationConfig()).num_tuned_layers == 6
+    assert "no more than 6 of 12" in advise(long, split, SegmentationConfig()).why_tuned
+    assert advise(long, split, DetectionConfig()).num_tuned_layers == 9
 
 
 def test_advice_leaves_alone_what_the_images_say_nothing_about():
     layers = np.arange(12)
     even = 0.8 ** np.abs(layers[:, None] - layers)
     split = SplitConfig(num_tuned_layers=5, num_prior_layers=1, first_prior_layer=2)
-    found = advise(even, split, "segmentation")
+    found = advise(even, split, SegmentationConfig())
     assert found.num_tuned_layers == 5 and "layers change evenly" in found.why_tuned
     assert found.prior_layers == (11,)
     off = SplitConfig(task_head=False, num_prior_layers=2)
-    assert "num_tuned_layers" not in advise(even, off, "depth").settings
-    assert advise(even, SplitConfig(prior_head=False), "depth").settings.keys() == {"num_tuned_layers"}
+    assert "num_tuned_layers" not in advise(even, off, DepthConfig()).settings
+    assert advise(even, SplitConfig(prior_head=False), DepthConfig()).settings.keys() == {"num_tuned_layers"}

@@ -30,10 +30,10 @@ def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypat
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
     out = tmp_path / "run"
     result = vitsplit.train(data=scenes, out=out, layers="auto", **{**SMALL_RUN, "steps": 1, "num_prior_layers": 2})
-    split = json.loads((out / "config.json").read_text())["heads"]["segmentation"]["split"]
+    split = json.loads((out / "config.json").read_text())["heads"]["segmentation"]["method"]
     assert (split["num_tuned_layers"], split["selection"], split["prior_layers"]) == (4, "explicit", [3, 9])
     card = json.loads((out / "best" / "head.json").read_text())
-    assert card["prior_layers"] == [3, 9] and card["config"]["split"] == split
+    assert card["prior_layers"] == [3, 9] and card["config"]["method"] == split
     said = " ".join(capsys.readouterr().out.split())
     assert "layers auto: K_t = 4: the late block is layers 8 to 11" in said and "layers 3 9 are least alike" in said
     monkeypatch.setattr(auto_layers, "training_similarity", None)  # a run that goes on asks nothing anew
@@ -44,7 +44,7 @@ def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypat
 
 def test_the_training_images_are_looked_at_each_once(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
-    task = RunTasks(config, {"segmentation": open_task(config, scenes)})
+    task = RunTasks(config, {"segmentation": open_task(config.task, scenes)})
     (batch,) = training_images(task, 64)  # six, too few for a second batch
     assert batch.shape == (6, 3, 48, 64)
     assert len({image.numpy().tobytes() for image in batch}) == 6
@@ -58,7 +58,7 @@ def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, mo
     backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
     monkeypatch.setattr(auto_layers, "open_backbone", lambda _: backbone)
     found = remembered_similarity(config, scenes, tmp_path / "cka.json")
-    (batch,) = training_images(RunTasks(config, {"segmentation": open_task(config, scenes)}), 64)
+    (batch,) = training_images(RunTasks(config, {"segmentation": open_task(config.task, scenes)}), 64)
     pixels = (batch / 255 - 0.5) / 0.5
     assert backbone.info.mean == backbone.info.std == (0.5, 0.5, 0.5)
     maps = backbone.model.forward_intermediates(pixels, indices=12, norm=True, intermediates_only=True)
@@ -88,16 +88,16 @@ def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
     config = starting_heads({"segmentation": "segmentation", "detection": "detection"})
     chosen = with_advised_layers(config, {"segmentation": "a", "detection": "b"})
-    assert chosen.heads["segmentation"].split.num_tuned_layers == 6  # at most half of the layers
-    assert chosen.heads["detection"].split.num_tuned_layers == 9
-    assert {head.split.selection for head in chosen.heads.values()} == {"explicit"}
+    assert chosen.heads["segmentation"].method.num_tuned_layers == 6  # at most half of the layers
+    assert chosen.heads["detection"].method.num_tuned_layers == 9
+    assert {head.method.selection for head in chosen.heads.values()} == {"explicit"}
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
         ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe has none to choose"),
-        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x has none to choose"),
+        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x .* has none to choose"),
     ],
 )
 def test_methods_without_layers(name, settings, said):

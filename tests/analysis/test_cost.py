@@ -7,6 +7,7 @@ from torch import nn
 
 from vitsplit.analysis.cost import MMCV_RULES, _Counter, count_parameters, gmacs, shape_model, step_gmacs
 from vitsplit.backbone import meta_backbone
+from vitsplit.engine.override import override
 from vitsplit.model import Head
 from vitsplit.nn.deformable_convolution import DeformConv3x3
 from vitsplit.recipes import recipe
@@ -63,7 +64,7 @@ def test_trainable_parameters(name):
 def test_trainable_parameters_of_table_6(switches, small, base):
     for name, expected in (("ade20k-small", small), ("ade20k-base", base)):
         config = recipe(name)
-        config = config.change(split=dataclasses.replace(config.split, **switches))
+        config = config.change(method=dataclasses.replace(config.method, **switches))
         backbone, model = shape_model(config)
         assert count_parameters(model, backbone)["trainable"] == expected
 
@@ -80,7 +81,7 @@ def test_parts_and_frozen_parameters():
 
 
 def test_a_linear_probe_trains_its_decoder_only():
-    config = recipe("ade20k-small").change(method="linear-probe")
+    config = override(recipe("ade20k-small"), {"method": "linear-probe"})
     backbone, model = shape_model(config, num_classes=39)
     counts = count_parameters(model, backbone)
     decoder = 2 * 384 + 384 * 39 + 39
@@ -173,7 +174,7 @@ def test_depth_is_its_parts_written_out():
 
 def test_windows_save_what_their_attention_saves():
     config = recipe("coco-small")
-    windowed = config.change(split=dataclasses.replace(config.split, task_head_window=16))
+    windowed = config.change(method=dataclasses.replace(config.method, task_head_window=16))
     saved = gmacs(config, (1024, 1024))["total"] - gmacs(windowed, (1024, 1024))["total"]
     per_block = 2 * 384 * (4097**2 - 16 * 257**2) - 15 * 12 * 384**2  # and fifteen more class tokens
     assert saved * 1e9 == pytest.approx(10 * per_block, rel=1e-9)
@@ -182,8 +183,8 @@ def test_windows_save_what_their_attention_saves():
 def test_only_the_blocks_that_must_run_are_counted():
     config = recipe("ade20k-small")
     block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
-    explicit = dataclasses.replace(config.split, selection="explicit", prior_layers=(0, 1, 2, 3))
-    full, short = gmacs(config, (518, 518)), gmacs(config.change(split=explicit), (518, 518))
+    explicit = dataclasses.replace(config.method, selection="explicit", prior_layers=(0, 1, 2, 3))
+    full, short = gmacs(config, (518, 518)), gmacs(config.change(method=explicit), (518, 518))
     # The task head branches off after nine blocks; the last three run for the prior head's sake alone.
     assert (full["total"] - short["total"]) * 1e9 == pytest.approx(3 * block, rel=1e-9)
 
@@ -208,7 +209,7 @@ def test_every_family_can_be_counted(name):
     blocks = sum(
         p.numel() for block in backbone.blocks for n, p in block.named_parameters() if p.dim() == 2 and "rel" not in n
     )
-    share = 1 + config.split.num_tuned_layers / backbone.num_layers
+    share = 1 + config.method.num_tuned_layers / backbone.num_layers
     positions = (-(-256 // backbone.patch_size)) ** 2
     assert cost["mmcv_rules"] * 1e9 > blocks * share * positions
     assert cost["total"] > cost["mmcv_rules"] * 1.02

@@ -13,10 +13,10 @@ from vitsplit.analysis.features import (
     trained_maps,
 )
 from vitsplit.analysis.features_report import COLUMNS, color_models, draw_sheet
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.full_finetune import FullFineTune
-from vitsplit.methods.linear_probe import LastLayer
+from vitsplit.methods.finetune import FullFineTune
+from vitsplit.methods.last_layer import LastLayer
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.model import Head
 

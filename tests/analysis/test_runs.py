@@ -47,7 +47,7 @@ def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once
         *(("one", 0), ("two", 0), ("twin", 0)),
         *(("one", 7), ("two", 7), ("twin", 7)),
     ]
-    assert [trial.config.split.num_tuned_layers for trial in trials[:3]] == [1, 2, 2]
+    assert [trial.config.method.num_tuned_layers for trial in trials[:3]] == [1, 2, 2]
     assert {trial.config.loop.seed for trial in trials[3:]} == {7}
     assert trials[2].folder == trials[1].folder != trials[4].folder
     assert trials[0].folder == tmp_path / "runs" / "one-seed0"
@@ -154,8 +154,8 @@ def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp
     counted = []
 
     def count(config, description):
-        counted.append(config.split.num_tuned_layers)
-        return Cost(parameters=config.split.num_tuned_layers, gmacs=0.0)
+        counted.append(config.method.num_tuned_layers)
+        return Cost(parameters=config.method.num_tuned_layers, gmacs=0.0)
 
     trials = plan(small(), [ONE, TWO, TWIN], [0, 1, 2], tmp_path)
     scores = {("one", 0): 0.5, ("one", 1): 0.6, ("one", 2): 0.8, ("two", 1): 0.25}

@@ -10,8 +10,9 @@ from tiny_backbones import MEAN, STD, image, tiny_model
 
 from vitsplit.backbone import checkpoint, load_backbone, meta_backbone, open_backbone
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
-from vitsplit.engine.config import BackboneConfig, SplitConfig
+from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 
 SPLIT = SplitConfig(num_tuned_layers=1, num_prior_layers=2, first_prior_layer=1)

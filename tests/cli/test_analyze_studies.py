@@ -18,7 +18,7 @@ QUICK = [
 
 def test_a_sweep_is_every_combination():
     found = sweep_variants([1, 3], [2, 4], ["last", "least-alike"], lambda count: tuple(range(5, 5 + count)))
-    splits = [override(recipe("ade20k-small"), variant.settings).split for variant in found]
+    splits = [override(recipe("ade20k-small"), variant.settings).method for variant in found]
     assert {(s.num_tuned_layers, s.num_prior_layers, s.selection, s.prior_layers) for s in splits} == {
         *((t, p, "last", ()) for t in (1, 3) for p in (2, 4)),
         *((t, 2, "explicit", (5, 6)) for t in (1, 3)),
@@ -59,7 +59,7 @@ def test_an_ablation_from_data_to_page(scenes, tmp_path, capsys):
     assert by_name["frozen"]["parameters"] < by_name["prior"]["parameters"] < by_name["full"]["parameters"]
     layers = by_name["layers-least-alike"]["settings"]["prior_layers"]
     config = json.loads((out / "runs" / "layers-least-alike-seed0" / "config.json").read_text())
-    assert config["split"]["prior_layers"] == layers and len(layers) == 4
+    assert config["method"]["prior_layers"] == layers and len(layers) == 4
     page = (out / "index.html").read_text()
     assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
     times = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*.safetensors")}

@@ -131,7 +131,7 @@ def test_a_run_is_described_by_its_bundle(run: Path, capsys):
     assert facts["parameters"]["trainable"] == stored
     assert facts["backbone"] == card["backbone"]["name"]
     assert facts["prior_layers"] == card["prior_layers"]
-    assert facts["num_tuned_layers"] == card["config"]["split"]["num_tuned_layers"]
+    assert facts["num_tuned_layers"] == card["config"]["method"]["num_tuned_layers"]
     frozen = sum(parameter.numel() for parameter in meta_backbone(facts["backbone"]).parameters())
     assert facts["parameters"]["frozen"] == frozen
     assert _info(capsys, str(run / "best")) == facts

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vitsplit.cli.options import config_from_cli, flag_names, split_by_name
+from vitsplit.cli.options import config_from_cli, flag_names, split_by_method, split_by_name
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
@@ -20,8 +20,8 @@ def test_no_flag_changes_nothing():
     ("flags", "part", "changed"),
     [
         ("--lr 3e-4 --betas 0.9 0.95 --clip-norm 1", "optim", {"lr": 3e-4, "betas": (0.9, 0.95), "clip_norm": 1.0}),
-        ("--num-tuned-layers 4 --no-task-head", "split", {"num_tuned_layers": 4, "task_head": False}),
-        ("--selection explicit --prior-layers 0 3 7", "split", {"selection": "explicit", "prior_layers": (0, 3, 7)}),
+        ("--num-tuned-layers 4 --no-task-head", "method", {"num_tuned_layers": 4, "task_head": False}),
+        ("--selection explicit --prior-layers 0 3 7", "method", {"selection": "explicit", "prior_layers": (0, 3, 7)}),
         ("--crop-size 448 392 --image-scale None", "task", {"crop_size": (448, 392), "image_scale": None}),
         ("--test-stride 100 200 --test-flip", "task", {"test_stride": (100, 200), "test_flip": True}),
         ("--test-scales 0.5 1 1.5", "task", {"test_scales": (0.5, 1.0, 1.5)}),
@@ -36,9 +36,11 @@ def test_flags_change_their_settings_and_no_other(flags, part, changed):
 
 
 def test_what_changed_is_what_override_needs():
-    changed = config_from_cli(BASE, ["--lr", "3e-4", "--crop-size", "448", "392", "--no-task-head", "--method", "lora"])
+    changed = config_from_cli(
+        BASE, ["--lr", "3e-4", "--crop-size", "448", "392", "--trunk-lora-rank", "4", "--method", "lora"]
+    )
     settings = changed_settings(BASE, changed)
-    assert settings == {"lr": 3e-4, "crop_size": (448, 392), "task_head": False, "method": "lora"}
+    assert settings == {"lr": 3e-4, "crop_size": (448, 392), "trunk_lora_rank": 4, "method": "lora"}
     assert override(BASE, settings) == changed
     assert changed_settings(changed, changed) == {}
 
@@ -51,7 +53,7 @@ def test_a_name_before_a_flag_is_told_from_a_dot_in_a_value():
 
 
 def test_settings_of_the_configuration_itself():
-    assert config_from_cli(BASE, ["--method", "linear-probe"]) == BASE.change(method="linear-probe")
+    assert config_from_cli(BASE, ["--method", "linear-probe"]) == override(BASE, {"method": "linear-probe"})
 
 
 def test_every_setting_is_a_flag_with_help(capsys):
@@ -101,3 +103,10 @@ def test_making_a_configuration_needs_no_torch():
         "config_from_cli(recipe('ade20k-small'), ['--steps', '3']); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_of_compared_methods_are_told_from_those_of_all():
+    words = ["--lr", "1e-4", "--trunk-lora-rank", "4", "--drop_path=0.1", "--num-tuned-layers", "2"]
+    shared, own = split_by_method(BASE, words, ["vitsplit", "lora", "vpt"])
+    assert shared == ["--lr", "1e-4", "--num-tuned-layers", "2"]
+    assert own == {"lora": ["--trunk-lora-rank", "4", "--drop_path=0.1"], "vpt": ["--drop_path=0.1"]}

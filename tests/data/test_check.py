@@ -15,11 +15,12 @@ from rich.console import Console
 
 from vitsplit.cli.main import main
 from vitsplit.data import check
-from vitsplit.data.check import ITEMS_PER_PROCESS, check_data, map_files
-from vitsplit.data.check_segmentation import inspect_pair
+from vitsplit.data.check import ITEMS_PER_PROCESS, map_files
 from vitsplit.data.classes import read_classes
 from vitsplit.data.show import SHOWN, show_report
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks import check_data
+from vitsplit.tasks.segmentation.check import inspect_pair
 
 RNG = np.random.default_rng(0)
 
@@ -183,7 +184,7 @@ def test_many_findings_are_counted(root):
 def test_missing_folder_and_unknown_task(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "absent")]) == 2
     assert "not found" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no check for the task 'sums'"):
+    with pytest.raises(ConfigError, match="no task 'sums'"):
         check_data(tmp_path, "sums")
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from vitsplit.cli.main import main
-from vitsplit.data.check import check_data
 from vitsplit.data.prepare.nyuv2 import prepare_nyuv2, resize_nearest
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.tasks import check_data
 
 N, H, W = 12, 6, 8
 TRAIN, TEST = [3, 4, 5, 6, 7, 11, 12], [1, 2, 8, 9, 10]

@@ -190,7 +190,7 @@ def test_a_mask_that_was_edited_is_told_by_the_command(tmp_path, capsys):
 @pytest.mark.parametrize("task", ["depth", "detection"])
 def test_every_task_names_images_and_labels(task, tmp_path):
     data = write_segmentation_set(tmp_path / "data", 4, 2, (48, 64), seed=1, workers=1)
-    found = open_task(recipe(f"laptop-{task}"), data).files()
+    found = open_task(recipe(f"laptop-{task}").task, data).files()
     images = {path.relative_to(data).as_posix() for path in (data / "images").rglob("*") if path.is_file()}
     depths = {name.replace("images", "depth").replace(".jpg", ".png") for name in images}
     labels = {"depth": {"depth.json", *depths}}

@@ -19,7 +19,6 @@ from vitsplit.engine.sampling import SampleStream
 from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.starting_point import starting_heads
 from vitsplit.recipes import recipe
-from vitsplit.tasks import task_entry
 
 SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
 
@@ -119,7 +118,7 @@ def half_labelled(scenes, tmp_path_factory) -> Path:
 def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
     # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
     settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
-    config = override(recipe(task_entry("segmentation").default_recipe), settings)
+    config = override(recipe("laptop-segmentation"), settings)
     file, two = tmp_path / "config.json", tmp_path / "two"
     file.write_text(json.dumps(config_to_dict(config)))
     arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]

@@ -8,7 +8,7 @@ import pytest
 from vitsplit.cli.options import config_from_cli, print_settings
 from vitsplit.cli.train import named_heads
 from vitsplit.engine.config import GeometryConfig, TrainConfig
-from vitsplit.engine.heads import SHARING_TASKS, check_heads
+from vitsplit.engine.heads import check_heads, sharing_tasks
 from vitsplit.engine.override import override
 from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_from_dict, flat_to_dict
 from vitsplit.engine.starting_point import starting_heads
@@ -17,7 +17,7 @@ from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS
 
 BASE = starting_heads({"segmentation": "segmentation", "depth": "depth"})
-ALL = starting_heads({task: task for task in SHARING_TASKS})
+ALL = starting_heads({task: task for task in sharing_tasks()})
 
 
 def changed(flags: str) -> TrainConfig:
@@ -39,7 +39,7 @@ def test_names_that_could_not_be_a_folder_or_a_flag_are_refused(name):
 
 
 def test_every_head_starts_from_its_tasks_own_recipe():
-    for name in SHARING_TASKS:
+    for name in sharing_tasks():
         own, alone = ALL.only(name), recipe(TASKS[name].default_recipe)
         assert (own.name, own.split, own.optim, own.backbone) == (alone.name, alone.split, alone.optim, alone.backbone)
 
@@ -51,7 +51,7 @@ def test_no_flag_changes_nothing():
 def test_a_flag_without_a_name_is_for_all_heads_and_one_with_a_name_for_one():
     config = changed("--lr 1e-4 --num-tuned-layers 2 --steps 7 --depth.lr 3e-4 --segmentation.dice-weight 0.5")
     assert {name: optim.lr for name, optim in config.optims().items()} == {"segmentation": 1e-4, "depth": 3e-4}
-    assert [head.split.num_tuned_layers for head in config.heads.values()] == [2, 2]
+    assert [head.method.num_tuned_layers for head in config.heads.values()] == [2, 2]
     assert config.loop.steps == 7
     assert config.heads["segmentation"].task.dice_weight == 0.5
     expected = dataclasses.replace(BASE.heads["depth"].optim, lr=3e-4)
@@ -121,7 +121,7 @@ def test_it_can_be_written_down_and_read_back():
         config_from_dict(broken, "test")
 
 
-@pytest.mark.parametrize("name", SHARING_TASKS)
+@pytest.mark.parametrize("name", sharing_tasks())
 def test_a_bundle_records_its_head_as_if_it_were_alone(name):
     own = ALL.only(name)
     assert flat_from_dict(json.loads(json.dumps(flat_to_dict(own))), name, "test") == own
@@ -150,7 +150,7 @@ def flat_of_before(config: TrainConfig) -> dict:
         del values["geometry"]
         (head,) = heads.values()
         return {**head, **values}
-    return {**values, **dict.fromkeys(SHARING_TASKS), **heads}
+    return {**values, **dict.fromkeys(sharing_tasks()), **heads}
 
 
 def test_files_of_earlier_versions_are_read():
@@ -194,7 +194,7 @@ def test_help_has_every_setting_of_every_head(capsys):
 
 def test_a_joint_run_of_before_has_black_padding():
     values = flat_of_before(BASE)
-    for group in (values["geometry"], *(values[name]["task"] for name in SHARING_TASKS if values[name])):
+    for group in (values["geometry"], *(values[name]["task"] for name in sharing_tasks() if values[name])):
         del group["pad_color"]
     config = config_from_dict(values, "config.json")
     check_heads(config)

@@ -5,11 +5,10 @@ from typing import Literal
 
 import pytest
 
-from vitsplit.engine.config import LoopConfig
+from vitsplit.engine.config import LoopConfig, one_head
 from vitsplit.engine.saved_config import config_from_dict, config_to_dict
 from vitsplit.engine.serialise import from_dict, to_dict
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 

@@ -22,7 +22,6 @@ from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding, empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
-from vitsplit.tasks import task_entry
 
 SETTINGS = {
     "steps": 6,
@@ -158,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_both_and_names_the_files(sharded):
 @pytest.mark.slow
 def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(scenes, tmp_path):
     settings = SMALL_RUN | {"steps": 3, "decoder_norm": "group", "lr": 3e-5, "num_tuned_layers": 2}
-    config = override(recipe(task_entry("segmentation").default_recipe), settings)
+    config = override(recipe("laptop-segmentation"), settings)
     file, two = tmp_path / "config.json", tmp_path / "two"
     file.write_text(json.dumps(config_to_dict(config)))
     arguments = ["--data", str(scenes), "--out", str(two), "--config", str(file), "--sharding", "fsdp2"]

@@ -9,8 +9,6 @@ import torch
 from PIL import Image
 
 from vitsplit.engine.config import GeometryConfig
-from vitsplit.engine.crop_labels import open_labels
-from vitsplit.engine.heads import with_geometry
 from vitsplit.engine.run_data import SharedCrops
 from vitsplit.engine.shared_crop import random_crop
 from vitsplit.tasks.depth.config import DepthConfig
@@ -34,7 +32,7 @@ def generator(seed):
 def test_the_crops_are_those_of_segmentations_own_augmentation(geometry):
     image_CHW = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=generator(0))
     mask_HW = torch.randint(0, 9, (50, 70), dtype=torch.uint8, generator=generator(1))
-    own = with_geometry(SegmentationConfig(), geometry)
+    own = SegmentationConfig().with_crop(geometry)
     assert own.max_class_ratio == 1.0
     for seed in range(20):
         expected_CHW, expected_HW, _ = augment(image_CHW, mask_HW, own, generator(seed))
@@ -69,11 +67,11 @@ def data(tmp_path_factory) -> SharedCrops:
     geometry = dataclasses.replace(GEOMETRY, photometric=False)
     splits = ("train", "val")
     tasks = {
-        "segmentation": SegmentationTask.open(with_geometry(SegmentationConfig(), geometry), root, splits),
-        "depth": DepthTask.open(with_geometry(DepthConfig(), geometry), root, splits),
-        "detection": DetectionTask.open(with_geometry(DetectionConfig(), geometry), root, splits),
+        "segmentation": SegmentationTask.open(SegmentationConfig().with_crop(geometry), root, splits),
+        "depth": DepthTask.open(DepthConfig().with_crop(geometry), root, splits),
+        "detection": DetectionTask.open(DetectionConfig().with_crop(geometry), root, splits),
     }
-    return SharedCrops.match(geometry, open_labels(tasks))
+    return SharedCrops.match(geometry, {name: task.train_data() for name, task in tasks.items()})
 
 
 def seen(image_CHW):
@@ -133,5 +131,5 @@ def test_all_heads_are_told_where_the_picture_ends(data, pad_color):
         assert {each.extent for each in sample.values()} == {end if pad_color == "mean" else None}
         found.add(end)
     assert len(found) > 3
-    own = [with_geometry(task(), geometry) for task in (SegmentationConfig, DepthConfig, DetectionConfig)]
+    own = [task().with_crop(geometry) for task in (SegmentationConfig, DepthConfig, DetectionConfig)]
     assert {each.pad_color for each in own} == {pad_color}

@@ -11,9 +11,10 @@ import torch
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.model import build_head
-from vitsplit.tasks import bare_task, one_head
+from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -56,7 +57,7 @@ def write_detection_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] 
 def write_bundle(folder: Path, config: TrainConfig, description: dict[str, Any]) -> Path:
     """An untrained bundle, whose random output differs from pixel to pixel."""
     backbone = _backbone(config.backbone.backbone)
-    task = bare_task(config, description)
+    task = bare_task(config.task, description)
     model = build_head(config, backbone, task)
     generator = torch.Generator().manual_seed(config.loop.seed)
     for name, tensor in model.state_dict().items():
@@ -70,7 +71,7 @@ def _config(task: Any, precision: Any, seed: int, backbone: str, split: dict[str
     return one_head(
         task=task,
         backbone=BackboneConfig(backbone=backbone, random_weights=True),
-        split=SplitConfig(**({"num_tuned_layers": 2} | split)),
+        method=SplitConfig(**({"num_tuned_layers": 2} | split)),
         loop=LoopConfig(precision=precision, seed=seed),
     )
 

@@ -8,6 +8,7 @@ from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
 from vitsplit.bundle import read_card
+from vitsplit.engine.override import override
 from vitsplit.errors import BundleError
 
 IMAGE = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -20,7 +21,7 @@ def rewrite(bundle, change):
 
 def test_adapters_without_layer_scales_compute_what_they_did(tmp_path):
     plain = read_card(write_segmentation_bundle(tmp_path / "plain"))
-    config = plain.config.change(method="vit-adapter")
+    config = override(plain.config, {"method": "vit-adapter"})
     bundle = write_bundle(tmp_path / "adapter", config, dict(plain.description))
     now = vitsplit.load(bundle).forward(IMAGE)[0]  # with scales of one, as they begin
     rewrite(bundle, lambda name, tensor: None if name.endswith((".ls1.gamma", ".ls2.gamma")) else tensor)

@@ -18,9 +18,10 @@ from pycocotools import mask as official
 
 import vitsplit
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.engine.config import one_head
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.large import PIXELS_PER_PASS, default_tile, predict_large
-from vitsplit.tasks import bare_task, one_head
+from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
@@ -44,7 +45,7 @@ def stand_in(task_config: Any, output: Any) -> Any:
         return output(image_BCHW.float()), LayerTaps(image_size=size, padding=Padding(), grid=size, num_prefix_tokens=0)
 
     card = SimpleNamespace(config=config, description=DESCRIPTION)
-    predictor = StandIn(only=SimpleNamespace(card=card, task=bare_task(config, DESCRIPTION), forward=forward))
+    predictor = StandIn(only=SimpleNamespace(card=card, task=bare_task(config.task, DESCRIPTION), forward=forward))
     predictor.shown = shown
     return predictor
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from bundles import BACKBONE, write_bundle
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig
-from vitsplit.tasks import one_head
+from vitsplit.engine.config import BackboneConfig, LoopConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
 
@@ -64,7 +64,7 @@ def write_vqa_bundle(
     config = one_head(
         task=VqaConfig(**settings),
         backbone=BackboneConfig(backbone=BACKBONE, random_weights=True),
-        split=SplitConfig(**({"num_tuned_layers": 1, "num_prior_layers": 1, "selection": "last"} | split)),
+        method=SplitConfig(**({"num_tuned_layers": 1, "num_prior_layers": 1, "selection": "last"} | split)),
         loop=LoopConfig(precision="fp32", seed=seed),
     )
     found = find_language_model(config.task)

@@ -6,7 +6,8 @@ import pytest
 
 from vitsplit.analysis.cost import count_parameters, shape_model, step_gmacs
 from vitsplit.cli.main import main
-from vitsplit.engine.config import BackboneConfig, BaselineConfig
+from vitsplit.engine.config import BackboneConfig
+from vitsplit.engine.override import override
 from vitsplit.recipes import recipe
 
 SIZES = ("small", "base", "large")
@@ -28,7 +29,7 @@ UPERNET, AUXILIARY = 29_187_222, 923_798
 
 
 def counted(name, method, backbone=None, **baseline):
-    config = recipe(name).change(method=method, baseline=BaselineConfig(**baseline))
+    config = override(recipe(name), {"method": method, **baseline})
     if backbone is not None:
         config = config.change(backbone=BackboneConfig(backbone=backbone))
     frozen, model = shape_model(config)
@@ -114,7 +115,7 @@ def test_multiply_adds_of_what_runs():
         "adaptformer": embedding + blocks(tokens) + decoder + 12 * tokens * 2 * width * 64,
     }
     for method, products in by_hand.items():
-        config = recipe("ade20k-small").change(method=method)
+        config = override(recipe("ade20k-small"), {"method": method})
         step = step_gmacs(config, (512, 512))
         assert (step["frozen"] + step["trained"]) * 1e9 == pytest.approx(products, rel=1e-9), method
         assert (step["frozen"] == 0) == (method != "frozen-head")
@@ -129,10 +130,10 @@ def test_multiply_adds_of_what_runs():
 
 
 def test_the_adapters_run_at_patch_16():
-    config = recipe("ade20k-small").change(method="vit-adapter")
+    config = override(recipe("ade20k-small"), {"method": "vit-adapter"})
     # 806 GMAC a training step with UperNet, and 178 with ViT-Split's decoder, by an estimate that is good to 5 %. The
     # estimate for the latter has the layers of the finest map, which its decoder does not read, in it.
     assert step_gmacs(config, (512, 512))["step"] == pytest.approx(806, rel=0.05)
     finest = 64**2 * 4 * 384**2 + 128**2 * 64 * 384
-    linear = config.change(baseline=BaselineConfig(decoder="linear"))
+    linear = override(config, {"decoder": "linear"})
     assert step_gmacs(linear, (512, 512))["step"] == pytest.approx(178 - 3 * finest / 1e9, rel=0.05)

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -11,16 +10,17 @@ from safetensors.torch import load_file
 import vitsplit
 from vitsplit.backbone import load_backbone, meta_backbone
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, BaselineConfig, MethodName, OptimConfig
+from vitsplit.engine.config import BackboneConfig, OptimConfig, one_head
 from vitsplit.engine.optim import build_optimizer, parameter_groups
-from vitsplit.methods.settings import ADAPTERS, backbone_settings
-from vitsplit.model import build_head
-from vitsplit.tasks import bare_task, one_head
+from vitsplit.methods import METHODS as TABLE
+from vitsplit.methods import MethodConfig
+from vitsplit.model import backbone_settings, build_head
+from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import SegmentationBatch
 
-METHODS = get_args(MethodName)
+METHODS = tuple(TABLE.built_in)
 VARIANTS = [*((method, "auto") for method in METHODS), ("vit-adapter", "linear"), ("vit-comer", "linear")]
 BACKBONE = BackboneConfig(backbone="vit_tiny_patch16_224", random_weights=True)
 DESCRIPTION = {"classes": ["a", "b", "c"], "colours": [[0, 0, 0], [9, 9, 9], [90, 9, 9]]}
@@ -28,7 +28,7 @@ DESCRIPTION = {"classes": ["a", "b", "c"], "colours": [[0, 0, 0], [9, 9, 9], [90
 
 def config_of(method, decoder="auto"):
     task = SegmentationConfig(crop_size=(32, 48), image_scale=(48, 32), test_mode="whole")
-    return one_head(method=method, task=task, backbone=BACKBONE, baseline=BaselineConfig(decoder=decoder))
+    return one_head(method=MethodConfig.by_name(method)(decoder=decoder), task=task, backbone=BACKBONE)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def backward(backbone, model, task):
 @pytest.mark.parametrize(("method", "decoder"), VARIANTS)
 def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
     config = config_of(method, decoder)
-    task = bare_task(config, DESCRIPTION)
+    task = bare_task(config.task, DESCRIPTION)
     model = build_head(config, backbone, task)
     frozen = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     still = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -72,7 +72,7 @@ def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_bundle_predicts_what_was_saved(backbone, tmp_path, method):
     config = config_of(method)
-    task = bare_task(config, DESCRIPTION)
+    task = bare_task(config.task, DESCRIPTION)
     model = build_head(config, backbone, task)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # as if trained: other numbers everywhere, other statistics
@@ -94,7 +94,7 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
     alone = {}
     for method in ("lora", "upernet", "vitsplit", "vpt", "vit-adapter"):
         config = config_of(method)
-        task = bare_task(config, DESCRIPTION)
+        task = bare_task(config.task, DESCRIPTION)
         model = build_head(config, backbone, task)
         save_bundle(tmp_path / method, config=config, task=task, backbone=backbone, head=model, metrics={})
         alone[method] = vitsplit.load(tmp_path / method, precision="bf16").predict(images()[0])["segmentation"].mask
@@ -106,10 +106,10 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
     assert together.describe_passes().startswith("1 pass at 32x48")
 
 
-@pytest.mark.parametrize("method", ["frozen-head", "full-finetune"])
+@pytest.mark.parametrize("method", ["frozen-head", "full-finetune", "lora", "vit-adapter"])
 def test_they_are_for_depth_too(backbone, method):
     config = config_of(method).change(task=DepthConfig())
-    model = build_head(config, backbone, bare_task(config, {}))
+    model = build_head(config, backbone, bare_task(config.task, {}))
     metres = model(backbone(images(), model.request(train=False)))
     assert metres.shape == (2, 1, 8, 12)
     metres.sum().backward()
@@ -127,7 +127,7 @@ def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
     """With layer decay r: block i of n at r^(n + 1 - i), what is before them at r^(n + 2), what is new at 1."""
     config = config_of(method).change(backbone=BackboneConfig(backbone="vit_small_patch16_224"))
     with torch.device("meta"):
-        model = build_head(config, meta_backbone("vit_small_patch16_224"), bare_task(config, DESCRIPTION))
+        model = build_head(config, meta_backbone("vit_small_patch16_224"), bare_task(config.task, DESCRIPTION))
     rates = rates_of(model, task_head_lr_scale=0.1)
     pretrained = {name for name in rates if "trunk.model." in name}
     assert {rates[name] for name in pretrained} == {0.1}
@@ -143,7 +143,7 @@ def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
 @pytest.mark.parametrize("method", ["lora", "vpt", "adaptformer"])
 def test_what_is_new_within_a_block_learns_at_the_full_rate(backbone, method):
     config = config_of(method)
-    model = build_head(config, backbone, bare_task(config, DESCRIPTION))
+    model = build_head(config, backbone, bare_task(config.task, DESCRIPTION))
     assert set(rates_of(model, task_head_lr_scale=0.1, layer_decay=0.5).values()) == {1.0}
 
 
@@ -151,14 +151,16 @@ def test_only_the_adapters_change_the_patch_size_and_not_one_that_is_given():
     at_14 = BackboneConfig(backbone="dinov2-small")
     for method in METHODS:
         config = config_of(method).change(backbone=at_14)
-        assert backbone_settings(config) == (replace(at_14, patch_size=16) if method in ADAPTERS else at_14)
+        assert backbone_settings(config) == (
+            replace(at_14, patch_size=16) if method in ("vit-adapter", "vit-comer") else at_14
+        )
         given = replace(at_14, patch_size=12)
         assert backbone_settings(config.change(backbone=given)) == given
 
 
 def test_initial_weights_depend_on_the_seed_alone(backbone):
     config = config_of("lora")
-    task = bare_task(config, DESCRIPTION)
+    task = bare_task(config.task, DESCRIPTION)
     torch.manual_seed(1)
     first = build_head(config, backbone, task).trainable_state()
     torch.manual_seed(2)

@@ -5,10 +5,13 @@ import importlib.util
 import pytest
 
 from vitsplit.cli.main import main
+from vitsplit.cli.options import config_from_cli
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_from_dict, flat_to_dict
+from vitsplit.engine.saved_config import config_from_dict, flat_from_dict, flat_to_dict
 from vitsplit.errors import ConfigError
-from vitsplit.methods.settings import check_method, decoder_kind
+from vitsplit.methods import METHODS, MethodConfig
+from vitsplit.methods.lora import LoraConfig
+from vitsplit.model import check_method, decoder_of
 from vitsplit.recipes import recipe
 
 SEGMENTATION = recipe("ade20k-small")
@@ -17,17 +20,16 @@ SEGMENTATION = recipe("ade20k-small")
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"method": "upernet", "decoder": "linear"}, r"--decoder linear contradicts .* --method full-finetune"),
-        ({"method": "full-finetune", "decoder": "upernet"}, r"has one\. --method upernet is full fine-tuning with it"),
-        ({"method": "vitsplit", "decoder": "upernet"}, r"--method vitsplit has one\. Leave it away"),
-        ({"method": "lora", "decoder": "upernet"}, r"--method lora has one\. Leave it away"),
-        ({"method": "linear-probe", "decoder": "linear"}, r"is --method frozen-head"),
-        ({"method": "frozen-head", "drop_path": 0.1}, r"--drop-path .* --method frozen-head does not\. Leave it away"),
-        ({"method": "lora", "sharding": "fsdp2"}, r"--sharding fsdp2 .* Leave --sharding away"),
-        ({"method": "full-finetune", "cache_features": 2}, r"--cache-features .* --method full-finetune trains one"),
+        ({"method": "upernet", "decoder": "linear"}, "--decoder linear.*--method upernet"),
+        ({"method": "full-finetune", "decoder": "upernet"}, "--decoder upernet.*--method full-finetune"),
+        ({"method": "vitsplit", "decoder": "upernet"}, "--decoder upernet.*--method vitsplit"),
+        ({"method": "linear-probe", "decoder": "linear"}, "--decoder linear.*--method linear-probe"),
+        ({"method": "lora", "sharding": "fsdp2"}, "--sharding fsdp2.*--method lora"),
+        ({"method": "full-finetune", "cache_features": 2}, "--cache-features.*--method full-finetune"),
         ({"method": "lora", "trunk_lora_rank": 0}, r"--trunk-lora-rank must be from 1 .*, not 0"),
         ({"method": "vpt", "num_prompts": -1}, r"--num-prompts must be from 1 .*, not -1"),
         ({"method": "vit-adapter", "drop_path": 1.0}, r"--drop-path must be from 0 to below 1, not 1\.0"),
+        ({"method": "sums"}, "no method 'sums'"),
     ],
 )
 def test_contradictions(settings, said):
@@ -35,46 +37,69 @@ def test_contradictions(settings, said):
         check_method(override(SEGMENTATION, settings))
 
 
-@pytest.mark.parametrize("name", ["nyuv2-small", "coco-small"])
-def test_methods_of_segmentation_alone(name):
-    for method in ("upernet", "lora", "vpt", "adaptformer", "vit-adapter", "vit-comer"):
-        with pytest.raises(ConfigError, match=rf"--method {method} is for segmentation, not for .* full-finetune"):
-            check_method(recipe(name).change(method=method))
-    for method in ("vitsplit", "linear-probe", "frozen-head", "full-finetune"):
-        check_method(recipe(name).change(method=method))
+def test_a_setting_of_another_method_is_told_and_not_used(caplog):
+    config = override(SEGMENTATION, {"method": "frozen-head", "drop_path": 0.1, "num_tuned_layers": 2})
+    assert config == override(SEGMENTATION, {"method": "frozen-head"})
+    assert config_from_cli(SEGMENTATION, ["--method", "lora", "--num-prompts", "3", "--lr", "1"]).optim.lr == 1.0
+    assert [flag for flag in ("drop-path", "num-tuned-layers", "num-prompts") if f"--{flag}" not in caplog.text] == []
+    with pytest.raises(ConfigError, match="drop_pathh"):
+        override(SEGMENTATION, {"drop_pathh": 0.1})
 
 
-def test_questions_have_baselines_of_their_own():
-    with pytest.raises(ConfigError, match=r"--method full-finetune: visual question .* --connector mlp2x"):
-        check_method(recipe("laptop-vqa").change(method="full-finetune"))
+@pytest.mark.parametrize("name", ["nyuv2-small", "coco-small", "laptop-vqa"])
+def test_a_method_goes_with_every_task_that_has_a_decoder_for_its_maps(name):
+    for method in METHODS.built_in:
+        config = override(recipe(name), {"method": method})
+        if method == "upernet" or (method == "linear-probe" and name == "laptop-vqa"):
+            with pytest.raises(ConfigError, match=rf"--method {method} .* has no such decoder"):
+                check_method(config)
+        else:
+            check_method(config)
+            assert decoder_of(config) == ("probe" if method == "linear-probe" else "linear", 1)
+
+
+def test_a_connector_of_another_kind_takes_the_place_of_the_method():
+    check_method(override(recipe("laptop-vqa"), {"connector": "mlp2x"}))
+    with pytest.raises(ConfigError, match=r"--connector mlp2x .* --method full-finetune"):
+        check_method(override(recipe("laptop-vqa"), {"connector": "mlp2x", "method": "full-finetune"}))
 
 
 @pytest.mark.parametrize(
-    ("method", "decoder", "kind"),
+    ("method", "decoder", "expected"),
     [
-        ("vitsplit", "auto", "own"),
-        ("vitsplit", "linear", "own"),
-        ("linear-probe", "auto", "probe"),
-        ("frozen-head", "auto", "own"),
-        ("full-finetune", "linear", "own"),
-        ("upernet", "auto", "upernet"),
-        ("upernet", "upernet", "upernet"),
-        ("lora", "auto", "own"),
-        ("vit-adapter", "auto", "upernet"),
-        ("vit-adapter", "linear", "own"),
-        ("vit-comer", "upernet", "upernet"),
+        ("vitsplit", "auto", ("linear", 1)),
+        ("vitsplit", "linear", ("linear", 1)),
+        ("linear-probe", "auto", ("probe", 1)),
+        ("frozen-head", "auto", ("linear", 1)),
+        ("frozen-head", "probe", ("probe", 1)),
+        ("full-finetune", "linear", ("linear", 1)),
+        ("upernet", "auto", ("upernet", 4)),
+        ("upernet", "upernet", ("upernet", 4)),
+        ("lora", "auto", ("linear", 1)),
+        ("vit-adapter", "auto", ("upernet", 4)),
+        ("vit-adapter", "linear", ("linear", 1)),
+        ("vit-comer", "upernet", ("upernet", 4)),
     ],
 )
-def test_the_decoder(method, decoder, kind):
+def test_the_decoder(method, decoder, expected):
     config = override(SEGMENTATION, {"method": method, "decoder": decoder})
     check_method(config)
-    assert decoder_kind(config) == kind
+    assert decoder_of(config) == expected
+
+
+def test_every_method_says_what_it_is_and_can_do():
+    for name in METHODS.built_in:
+        method = MethodConfig.by_name(name)
+        assert method.name == name and method.title and issubclass(method, MethodConfig)
+    frozen = {name for name in METHODS.built_in if MethodConfig.by_name(name).reads_frozen}
+    assert frozen == {"vitsplit", "linear-probe", "frozen-head"}
+    assert {name for name in METHODS.built_in if MethodConfig.by_name(name).has_layers} == {"vitsplit"}
 
 
 def test_refusals_come_before_data_and_weights_are_read(tmp_path, capsys):
-    arguments = ["train", "depth", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--method", "vpt"]
+    arguments = ["train", "depth", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--method", "upernet"]
     assert main(arguments) == 2
-    assert "--method vpt is for segmentation" in capsys.readouterr().err
+    assert "--method upernet" in capsys.readouterr().err
 
 
 def test_lora_without_its_library(monkeypatch, capsys):
@@ -84,10 +109,27 @@ def test_lora_without_its_library(monkeypatch, capsys):
     assert "pip install 'vitsplit[lora]'" in capsys.readouterr().err
 
 
-def test_settings_of_before_there_were_baselines_still_load():
-    written = flat_to_dict(SEGMENTATION)
-    del written["baseline"]
-    assert config_from_dict(written, "config.json", task="segmentation") == SEGMENTATION
+def old_form(method="vitsplit", **baseline):
+    """A card's configuration as it was written when all methods' settings stood beside one another."""
+    values = flat_to_dict(SEGMENTATION)
+    split = values.pop("method")
+    del split["name"], split["decoder"]
+    return {**values, "method": method, "split": split, "baseline": {"decoder": "auto", **baseline}}
+
+
+def test_settings_of_before_a_method_had_its_own_still_load():
+    read = lambda values: flat_from_dict(values, "segmentation", "head.json")
+    assert read(flat_to_dict(SEGMENTATION)) == read(old_form(num_prompts=50)) == SEGMENTATION
+    assert read({key: value for key, value in old_form().items() if key != "baseline"}) == SEGMENTATION
+    lora = read(old_form("lora", trunk_lora_rank=4, num_prompts=9, drop_path=0.1))
+    assert lora.method == LoraConfig(trunk_lora_rank=4, drop_path=0.1)
+    for name in METHODS.built_in:
+        assert read(old_form(name, drop_path=0.1, bottleneck=3)).method.name == name
+    with pytest.raises(ConfigError, match=r"method\.rank"):
+        read(old_form("lora", rank=4))
+    assert config_from_dict(old_form("vpt", num_prompts=9), "config.json", task="segmentation").method.num_prompts == 9
+    joint = {"geometry": {}, "segmentation": {key: old_form("vpt")[key] for key in ("task", "method", "split")}}
+    assert config_from_dict(joint, "config.json").method.name == "vpt"
 
 
 def test_an_adapter_in_a_joint_run_needs_its_patch_size_said(scenes, tmp_path):

@@ -8,16 +8,17 @@ from tiny_backbones import KINDS, image, tiny_backbone
 from torch import nn
 
 from vitsplit.backbone import meta_backbone
-from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.adaptformer import AdaptFormer
-from vitsplit.methods.full_finetune import FullFineTune
-from vitsplit.methods.lora import LowRank
+from vitsplit.methods.adaptformer import AdaptFormer, AdaptFormerConfig
+from vitsplit.methods.finetune import FullFineTune
+from vitsplit.methods.lora import LoraConfig, LowRank
 from vitsplit.methods.trunk import Trunk
-from vitsplit.methods.vpt import DeepPrompts
+from vitsplit.methods.vpt import DeepPrompts, VptConfig
 from vitsplit.types import TapRequest
 
-CONFIG = BaselineConfig(trunk_lora_rank=2, trunk_lora_alpha=6.0, num_prompts=3, bottleneck=5, bottleneck_scale=0.1)
+LORA = LoraConfig(trunk_lora_rank=2, trunk_lora_alpha=6.0)
+VPT = VptConfig(num_prompts=3)
+ADAPTFORMER = AdaptFormerConfig(bottleneck=5)
 
 
 def taps_of(backbone, head, size=(40, 50)):
@@ -28,7 +29,7 @@ def taps_of(backbone, head, size=(40, 50)):
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_start_as_the_frozen_model(kind):
     backbone = tiny_backbone(kind)
-    for head in (FullFineTune(backbone), LowRank(backbone, CONFIG), AdaptFormer(backbone, CONFIG)):
+    for head in (FullFineTune(backbone), LowRank(backbone, LORA), AdaptFormer(backbone, ADAPTFORMER)):
         taps = taps_of(backbone, head)
         torch.testing.assert_close(head(taps), taps.maps[3], rtol=1e-4, atol=1e-5)
 
@@ -36,9 +37,9 @@ def test_they_start_as_the_frozen_model(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_that_trains_is_reached(kind):
     backbone = tiny_backbone(kind)
-    heads = [FullFineTune(backbone), FullFineTune(backbone, num_maps=4), LowRank(backbone, CONFIG),
-             AdaptFormer(backbone, CONFIG)]  # fmt: skip
-    for head in heads if kind == "sam-base" else [*heads, DeepPrompts(backbone, CONFIG)]:
+    heads = [FullFineTune(backbone), FullFineTune(backbone, num_maps=4), LowRank(backbone, LORA),
+             AdaptFormer(backbone, ADAPTFORMER)]  # fmt: skip
+    for head in heads if kind == "sam-base" else [*heads, DeepPrompts(backbone, VPT)]:
         out = head(taps_of(backbone, head))
         sum(part.square().sum() for part in (out if isinstance(out, list) else [out])).backward()
         unreached = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
@@ -61,7 +62,7 @@ def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
     theirs = {p.data_ptr() for p in backbone.model.parameters()}
     assert not theirs & {p.data_ptr() for p in Trunk(backbone, trained=True).parameters()}
     assert theirs == {p.data_ptr() for p in Trunk(backbone, trained=False).parameters()}
-    for head in (LowRank(backbone, CONFIG), DeepPrompts(backbone, CONFIG), AdaptFormer(backbone, CONFIG)):
+    for head in (LowRank(backbone, LORA), DeepPrompts(backbone, VPT), AdaptFormer(backbone, ADAPTFORMER)):
         assert theirs < {p.data_ptr() for p in head.parameters()}
         assert not any(p.requires_grad for p in backbone.parameters())
     assert not [name for name, _ in backbone.named_modules() if "lora" in name or name.endswith("mlp.down")]
@@ -70,7 +71,7 @@ def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
 def test_low_rank_matrices_can_be_merged():
     """The same model with ``W + alpha / r B A`` in place of every attention matrix, put together by hand."""
     backbone = tiny_backbone("dinov2-small")
-    head = LowRank(backbone, CONFIG)
+    head = LowRank(backbone, LORA)
     merged = tiny_backbone("dinov2-small")
     added = {}
     with torch.no_grad():
@@ -93,19 +94,19 @@ def test_low_rank_matrices_can_be_merged():
 
 def test_adapters_do_not_take_the_precision_of_the_frozen_matrices():
     backbone = tiny_backbone("dinov2-small").set_precision(torch.bfloat16)
-    for head in (LowRank(backbone, CONFIG), AdaptFormer(backbone, CONFIG), DeepPrompts(backbone, CONFIG)):
+    for head in (LowRank(backbone, LORA), AdaptFormer(backbone, ADAPTFORMER), DeepPrompts(backbone, VPT)):
         assert {p.dtype for p in head.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_attention_that_does_not_call_its_matrix_is_refused():
     with torch.device("meta"), pytest.raises(ConfigError, match=r"eva02_tiny.* --method adaptformer or vpt"):
-        LowRank(meta_backbone("eva02_tiny_patch14_224"), CONFIG)
+        LowRank(meta_backbone("eva02_tiny_patch14_224"), LORA)
 
 
 def test_a_bottleneck_is_added_beside_the_mlp():
     """By hand on the last block, whose MLP is the last thing that happens: everything before it is the frozen model."""
     backbone = tiny_backbone("mae-base")
-    head = AdaptFormer(backbone, CONFIG)
+    head = AdaptFormer(backbone, ADAPTFORMER)
     *_, last = head.trunk.blocks
     with torch.no_grad():
         nn.init.normal_(last.mlp.up.weight, generator=torch.Generator().manual_seed(1))
@@ -123,7 +124,7 @@ def test_a_bottleneck_is_added_beside_the_mlp():
 def test_prompts_are_before_every_block_and_only_patches_come_out(kind):
     """Block after block by hand: prefix tokens and patches go on, what comes out of prompts does not."""
     backbone = tiny_backbone(kind)
-    head = DeepPrompts(backbone, CONFIG)
+    head = DeepPrompts(backbone, VPT)
     assert head.prompts_LPD.shape == (4, 3, 48)
     taps = backbone(image(40, 50), TapRequest(tokens=frozenset({0}), pixels=True))
     prefix = backbone.num_prefix_tokens
@@ -140,10 +141,10 @@ def test_prompts_are_before_every_block_and_only_patches_come_out(kind):
 
 def test_prompts_have_no_place_in_a_grid_and_no_position():
     with pytest.raises(ConfigError, match="--method vpt: the blocks of sam-base see a grid"):
-        DeepPrompts(tiny_backbone("sam-base"), CONFIG)
+        DeepPrompts(tiny_backbone("sam-base"), VPT)
     backbone = tiny_backbone("dinov3-small")
     before = copy.deepcopy(backbone.state_dict())
-    head = DeepPrompts(backbone, CONFIG)
+    head = DeepPrompts(backbone, VPT)
     taps = taps_of(backbone, head)
     assert head(taps).shape == taps.maps[3].shape
     # Whatever order prompts stand in, nothing tells one place from another.

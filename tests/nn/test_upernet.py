@@ -146,6 +146,6 @@ def test_dropout_is_the_published_unless_told():
     classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     for given, upernet, own in ((None, 0.1, 0.0), (0.0, 0.0, 0.0), (0.3, 0.3, 0.3)):
         task = SegmentationTask(SegmentationConfig(dropout=given), classes)
-        decoder = task.build_decoder(WIDTH, 14, kind="upernet")
+        decoder = task.build_decoder("upernet", WIDTH, 14)
         assert [m.p for m in decoder.modules() if isinstance(m, nn.Dropout2d)] == [upernet, upernet]
         assert [m.p for m in task.build_decoder(WIDTH, 14).modules() if isinstance(m, nn.Dropout2d)] == [own]

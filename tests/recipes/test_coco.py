@@ -26,7 +26,7 @@ def test_a_recipe_is_the_papers_row_and_the_releases_settings(name):
     backbone, num_tuned, num_prior, first, layers, decay = ROWS[name]
     config = recipe(name)
     assert (config.name, config.backbone.backbone, config.backbone.patch_size) == (name, backbone, 16)
-    split, optim, task = config.split, config.optim, config.task
+    split, optim, task = config.method, config.optim, config.task
     assert (split.num_tuned_layers, split.num_prior_layers, split.first_prior_layer) == (num_tuned, num_prior, first)
     assert list(select_layers(split, CATALOG[backbone].num_layers)) == layers
     assert (optim.lr, optim.weight_decay, optim.decay_norms) == (1e-4, 0.05, False)
@@ -60,7 +60,7 @@ def test_the_releases_layers_are_flags():
         ("coco-large", 8, [6, 8, 10, 13, 15, 18, 20, 23]),
     ):
         config = recipe(name)
-        split = dataclasses.replace(config.split, rounding="int", num_prior_layers=num_prior)
+        split = dataclasses.replace(config.method, rounding="int", num_prior_layers=num_prior)
         assert list(select_layers(split, CATALOG[config.backbone.backbone].num_layers)) == layers
     assert "--num-prior-layers 5 --rounding int" in (RECIPES["coco-small"].__doc__ or "")
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vitsplit.backbone import meta_backbone
+from vitsplit.engine.override import override
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.model import build_head
 from vitsplit.recipes import RECIPES, recipe
-from vitsplit.tasks import bare_task, task_name
+from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.metrics import crop_box
 
 # Table 10: backbone, its layers, K_t, K_p, b; the layers of Eq. 2 counted by hand.
@@ -20,7 +21,7 @@ PAPER = {
 
 def trainable(config):
     with torch.device("meta"):
-        model = build_head(config, meta_backbone(config.backbone.backbone), bare_task(config, {}))
+        model = build_head(config, meta_backbone(config.backbone.backbone), bare_task(config.task, {}))
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -38,8 +39,8 @@ def by_hand(width, block, num_tuned):
 def test_a_recipe_is_the_papers_row(name):
     backbone, num_layers, num_tuned, num_prior, first, layers = PAPER[name]
     config = recipe(name)
-    split = config.split
-    assert (config.name, config.backbone.backbone, task_name(config)) == (name, backbone, "depth")
+    split = config.method
+    assert (config.name, config.backbone.backbone, config.task.name) == (name, backbone, "depth")
     assert (split.num_tuned_layers, split.num_prior_layers, split.first_prior_layer) == (num_tuned, num_prior, first)
     assert list(select_layers(split, num_layers)) == layers
     optim = config.optim
@@ -73,17 +74,17 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
 )
 def test_trainable_parameters(name, num_tuned, counted, width, block):
     config = recipe(name)
-    config = config.change(split=replace(config.split, num_tuned_layers=num_tuned))
+    config = config.change(method=replace(config.method, num_tuned_layers=num_tuned))
     assert trainable(config) == counted == by_hand(width, block, num_tuned)
 
 
 def test_the_linear_probe_is_batch_norm_and_one_convolution():
-    assert trainable(recipe("nyuv2-small").change(method="linear-probe")) == 2 * 384 + 384 + 1
+    assert trainable(override(recipe("nyuv2-small"), {"method": "linear-probe"})) == 2 * 384 + 384 + 1
 
 
 def test_the_laptop_recipe():
     config = recipe("laptop-depth")
-    assert (config.backbone.backbone, task_name(config)) == ("dinov2-small", "depth")
+    assert (config.backbone.backbone, config.task.name) == ("dinov2-small", "depth")
     assert config.task.crop_size == (238, 322)
     assert (config.loop.steps, config.loop.batch_size, config.optim.schedule) == (200, 8, "one-cycle")
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0

@@ -12,7 +12,6 @@ from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
-from vitsplit.tasks import task_name
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
 # Table 10, and the settings that follow from the counts where it has no row:
@@ -42,7 +41,7 @@ def test_a_recipe_is_the_papers_row(name):
     config = recipe(name)
     assert config.name == name
     assert config.backbone.backbone == backbone
-    split = config.split
+    split = config.method
     assert (split.num_tuned_layers, split.num_prior_layers, split.first_prior_layer) == (num_tuned, num_prior, first)
     assert (split.selection, split.rounding) == ("uniform", "round")
     assert list(select_layers(split, CATALOG[backbone].num_layers)) == layers
@@ -70,7 +69,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
 def test_the_releases_layers_are_an_option():
     for name, last in (("cityscapes-base", [7, 8, 9, 10, 11]), ("pascal-context-large", list(range(14, 24)))):
         config = recipe(name)
-        split = dataclasses.replace(config.split, selection="last")
+        split = dataclasses.replace(config.method, selection="last")
         assert list(select_layers(split, CATALOG[config.backbone.backbone].num_layers)) == last
         assert "last" in (RECIPES[name].__doc__ or "") or "release uses" in (RECIPES[name].__doc__ or "")
 
@@ -79,14 +78,14 @@ def test_the_releases_layers_are_an_option():
 def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
     plain, gate = recipe(name), recipe(f"{name}-gate")
     assert gate.name == f"{name}-gate"
-    assert (gate.split.selection, gate.split.num_prior_layers) == ("gate", 4)
-    back = dataclasses.replace(gate.split, selection="uniform", num_prior_layers=plain.split.num_prior_layers)
+    assert (gate.method.selection, gate.method.num_prior_layers) == ("gate", 4)
+    back = dataclasses.replace(gate.method, selection="uniform", num_prior_layers=plain.method.num_prior_layers)
     assert gate.change(name=name, split=back) == plain
 
 
 def test_every_recipe_that_is_asked_for_is_there():
     gates = {f"{name}-gate" for name in GATES}
-    found = {name for name in RECIPES if task_name(recipe(name)) == "segmentation"}
+    found = {name for name in RECIPES if recipe(name).task.name == "segmentation"}
     assert found == {*PAPER, *gates, "laptop-segmentation"}
 
 
@@ -96,7 +95,7 @@ def test_a_recipe_can_be_written_down_described_and_built_for_its_backbone(name)
     assert type(config)(**vars(config)) == config
     assert config_from_dict(config_to_dict(config), "test") == config
     num_layers = CATALOG[config.backbone.backbone].num_layers
-    layers = select_layers(config.split, num_layers)
+    layers = select_layers(config.method, num_layers)
     assert all(a < b for a, b in itertools.pairwise(layers)) and layers[-1] == num_layers - 1
     summary = (RECIPES[name].__doc__ or "").partition("\n")[0]
     assert summary.endswith(".") and len(summary) < 120
@@ -146,7 +145,7 @@ def test_a_configuration_of_before_means_what_it_meant(name):
     for group, settings in SINCE.items():
         for setting in settings:
             values[group].pop(setting, None)
-    old = flat_from_dict(values, task_name(config), "config.json")
+    old = flat_from_dict(values, config.task.name, "config.json")
     for group, settings in SINCE.items():
         for setting, before in settings.items():
             assert getattr(getattr(old, group), setting, before) == before
@@ -171,7 +170,7 @@ def test_a_run_of_a_recipe_of_before_goes_on_as_it_began_or_is_refused(tmp_path)
         if name.startswith("llava"):
             values["optim"]["schedule"] = "cosine"
         run.config_file.write_text(json.dumps(values))
-        check_same_config(flat_from_dict(values, task_name(config), "config.json"), run)
+        check_same_config(flat_from_dict(values, config.task.name, "config.json"), run)
         with pytest.raises(RunError, match=re.escape(setting)) as told:
             check_same_config(config, run)
         assert f"--config {run.config_file}" in str(told.value)

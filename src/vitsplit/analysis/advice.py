@@ -15,15 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitsplit.analysis.cka import CONTRAST, SplitPoint, split_point
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.layers import uniform_layers
+from vitsplit.tasks import TaskConfig
 
-MOST_TUNED = {"detection": 1.0}
-"""The greatest share of the layers that is proposed for the task head, by task; ``MOST_TUNED_ELSEWHERE`` for others.
-
-Fig. 11: with more copied blocks than needed a segmentation head overfits; Appendix A.1: detection needs more."""
-MOST_TUNED_ELSEWHERE = 0.5
 MOST_SETS = 400_000
 """Sets of layers that are all looked at; of more, a good one is searched for."""
 
@@ -47,13 +43,14 @@ class Advice:
     why_prior: str
 
 
-def advise(cka_LL: NDArray[np.float64], split: SplitConfig, task: str) -> Advice:
+def advise(cka_LL: NDArray[np.float64], split: SplitConfig, task: TaskConfig) -> Advice:
     """K_t from where the layers divide in two, and the K_p layers from b on that are least alike.
 
     Args:
         cka_LL: The CKA of all pairs of layers.
         split: K_p and b; K_t too, where the layers do not divide.
-        task: The task's name: how many layers it may be good to copy.
+        task: Says how many layers it may be good to copy. Fig. 11: with more than needed a segmentation head overfits;
+            Appendix A.1: detection needs more.
 
     Raises:
         ConfigError: The backbone has fewer than four layers, or fewer than K_p from b on.
@@ -75,7 +72,7 @@ def advise(cka_LL: NDArray[np.float64], split: SplitConfig, task: str) -> Advice
     )
 
 
-def _tuned(point: SplitPoint, num_layers: int, asked: int, task: str) -> tuple[int, str]:
+def _tuned(point: SplitPoint, num_layers: int, asked: int, task: TaskConfig) -> tuple[int, str]:
     """K_t and why."""
     first, late = point.first_late_layer, num_layers - point.first_late_layer
     if point.beyond_distance < CONTRAST:
@@ -86,9 +83,9 @@ def _tuned(point: SplitPoint, num_layers: int, asked: int, task: str) -> tuple[i
         return min(asked, num_layers), said
     similar = f"CKA {point.within:.2f} within, {point.across:.2f} across"
     blocks = f"the late block is layers {first} to {num_layers - 1} ({similar})"
-    most = max(1, int(num_layers * MOST_TUNED.get(task, MOST_TUNED_ELSEWHERE)))
+    most = max(1, int(num_layers * task.most_tuned))
     if late > most:
-        return most, f"{blocks}, {late} layers; for {task} no more than {most} of {num_layers} are proposed"
+        return most, f"{blocks}, {late} layers; for {task.name} no more than {most} of {num_layers} are proposed"
     return late, f"{blocks}, and a task head copies what comes after the division"
 
 

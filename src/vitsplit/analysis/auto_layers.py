@@ -31,9 +31,7 @@ from vitsplit.engine.saved_config import upgraded_config
 from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
-from vitsplit.tasks import task_kind
-from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.data import TrainVqa
+from vitsplit.methods.split.config import SplitConfig, split_settings
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ def with_layers_of(run: RunFolder, config: TrainConfig) -> TrainConfig:
         RunError: The run's configuration cannot be read, or is not of the same heads.
     """
     (first, *_) = config.heads.values()
-    saved = upgraded_config(run.read_config(), task_kind(first.task))
+    saved = upgraded_config(run.read_config(), first.task.name)
     try:
         return override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
     except (KeyError, TypeError) as error:
@@ -113,11 +111,8 @@ def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
     Crops that are smaller than their batch are padded with black here, whatever ``pad_color`` says.
     """
     data = tasks.train_data()
-    indices = list(range(len(data)))
-    if isinstance(data, OwnAugmentation) and isinstance(data.data, TrainVqa):
-        # Of the samples on one image the first; none of text alone.
-        first = {sample.image: index for index, sample in reversed(list(enumerate(data.data.data.samples)))}
-        indices = sorted(index for image, index in first.items() if image is not None)
+    own: Any = data.data if isinstance(data, OwnAugmentation) else data
+    indices: list[int] = own.one_per_image() if hasattr(own, "one_per_image") else list(range(len(data)))
     if len(indices) > most_images:
         indices = [indices[place * len(indices) // most_images] for place in range(most_images)]
     # Neighbours, which may be frames of one film, come into different batches.
@@ -138,7 +133,7 @@ def remembered_similarity(config: TrainConfig, data: Path, file: Path) -> Simila
         "backbone": to_dict(config.backbone),
         "data": str(data.resolve()),
         "crop_size": list(config.task.crop_size),
-        "normed": config.split.tap_norm,
+        "normed": _split(config).tap_norm,
     }
     if file.exists():
         saved = read_json(file, error=RunError, advice=_AGAIN)
@@ -168,16 +163,16 @@ def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
 def _advice(config: TrainConfig, data: Folders, most_images: int) -> dict[str, Advice]:
     found = training_similarity(config, data, most_images=most_images)
     logger.info("layers auto: compared %d layers on %d training images", len(found.cka_MM), found.images)
-    return {name: advise(found.cka_MM, head.split, task_kind(head.task)) for name, head in config.heads.items()}
+    return {name: advise(found.cka_MM, _split(head), head.task) for name, head in config.heads.items()}
 
 
 def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
     names = ("num_tuned_layers", "selection", "prior_layers", "num_prior_layers")
-    return {name: config["split"][name] for name in names}
+    return {name: config["method"][name] for name in names}
 
 
 def _reads_normed(config: TrainConfig) -> bool:
-    return all(head.split.tap_norm for head in config.heads.values())
+    return all(_split(head).tap_norm for head in config.heads.values())
 
 
 def check_choice(config: TrainConfig, said: str) -> None:
@@ -186,7 +181,10 @@ def check_choice(config: TrainConfig, said: str) -> None:
     Raises:
         ConfigError: Names the method or the connector.
     """
-    connector = config.task.connector if isinstance(config.task, VqaConfig) else "vitsplit"
-    if config.method != "vitsplit" or connector != "vitsplit":
-        other = f"--method {config.method}" if config.method != "vitsplit" else f"--connector {connector}"
-        raise ConfigError(f"{said} chooses the layers that ViT-Split reads, and {other} has none to choose.")
+    split_settings(config.method, said)
+    if config.task.own_head is not None:
+        raise ConfigError(f"{said}: {config.task.own_head} takes the place of ViT-Split, and has none to choose.")
+
+
+def _split(config: Any) -> SplitConfig:
+    return split_settings(config.method, "the choice of layers")

@@ -9,7 +9,6 @@ Shapes: B batch, D width, h w patch grid, H W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.engine.config import SplitConfig, TrainConfig
-from vitsplit.methods.settings import backbone_settings
-from vitsplit.methods.split.head import SplitHead
-from vitsplit.model import Head, build_head
+from vitsplit.engine.config import TrainConfig
+from vitsplit.model import Head, backbone_settings, build_head
 from vitsplit.recipes import count_classes
 from vitsplit.tasks import bare_task
-from vitsplit.tasks.vqa.decoder import VqaDecoder
 
 
 def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
@@ -39,14 +35,14 @@ def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
         what they compute with and do not train.
     """
     head = model.head
-    parts: dict[str, list[nn.Module | None]] = {"task_head": [], "prior_head": [], "fusion": []}
-    if isinstance(head, SplitHead):
-        parts = {"task_head": [head.task_head], "prior_head": [head.prior_head, head.gate], "fusion": [head.fusion]}
-    counts = {name: sum(_trainable(module) for module in modules) for name, modules in parts.items()}
-    if isinstance(model.decoder, VqaDecoder):
-        counts["connector"] = _trainable(head) + _trainable(model.decoder.projection)
+    counts = {"task_head": 0, "prior_head": 0, "fusion": 0}
+    if hasattr(head, "parts"):
+        counts |= {name: sum(map(_trainable, modules)) for name, modules in head.parts().items()}
+    decoder: Any = model.decoder
+    if hasattr(decoder, "projection"):
+        counts["connector"] = _trainable(head) + _trainable(decoder.projection)
     frozen = _count(backbone.parameters())
-    if not isinstance(head, SplitHead) and model.request(train=False).pixels:
+    if model.request(train=True).pixels:  # not what a gate keeps, which shapes do not say
         tuned = sum(map(_count, head.pretrained_parameters().values()))
         counts |= {"tuned": tuned, "added": _trainable(head) - tuned}
         frozen = _count(head.parameters()) - _trainable(head)
@@ -84,7 +80,7 @@ def gmacs(
     A detector's cost depends on what it finds. It is counted at its full load, 1000 proposals and ``max_detections``
     masks; its proposals' selection and the pooling of boxes, which have no products of matrices, are left out.
     """
-    config = config.change(split=ungated(config.split, used_layers))
+    config = config.change(method=config.method.without_gate(used_layers))
     rules = _Counter(MMCV_RULES)
     with rules:
         cost = _forward_gmacs(config, size, num_classes, description)
@@ -100,7 +96,7 @@ def step_gmacs(config: TrainConfig, size: tuple[int, int], *, num_classes: int |
         one but where the matrix itself is frozen (LoRA's and the like). A gate is counted as ``gmacs`` counts an
         untrained one.
     """
-    config = config.change(split=ungated(config.split, None))
+    config = config.change(method=config.method.without_gate(None))
     cost = _forward_gmacs(config, size, num_classes, None)
     step = cost.frozen + 3 * cost.trained - cost.frozen_matrices
     return {"frozen": cost.frozen, "trained": cost.trained, "step": step}
@@ -146,23 +142,13 @@ def shape_model(
         classes = range(count_classes(config) if num_classes is None else num_classes)
         description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
     with torch.device("meta"):
-        model = build_head(config, backbone, bare_task(config, without_language_model(description)))
+        model = build_head(config, backbone, bare_task(config.task, without_language_model(description)))
     return backbone, model.eval()
 
 
 def without_language_model(description: Mapping[str, Any]) -> dict[str, Any]:
     """What a bundle says of its task, as far as it is counted here."""
     return {name: said for name, said in description.items() if name != "language_model"}
-
-
-def ungated(split: SplitConfig, used_layers: tuple[int, ...] | None) -> SplitConfig:
-    """A selection of K_p fixed layers that costs what the gate's K_p mixtures do, as their last layer is the same."""
-    if split.selection != "gate":
-        return split
-    if used_layers is None:
-        return replace(split, selection="last")
-    end = max(used_layers) + 1
-    return replace(split, selection="explicit", prior_layers=tuple(range(end - split.num_prior_layers, end)))
 
 
 def _trainable(module: nn.Module | None) -> int:

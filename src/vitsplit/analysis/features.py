@@ -13,13 +13,8 @@ from torch import Tensor
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.methods.full_finetune import FullFineTune
-from vitsplit.methods.linear_probe import LastLayer
-from vitsplit.methods.split.head import SplitHead
-from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.model import Head
-from vitsplit.nn.windows import Windows
-from vitsplit.types import LayerTaps, TapRequest
+from vitsplit.types import TapRequest
 
 
 @dataclass(frozen=True)
@@ -68,28 +63,14 @@ def trained_maps(name: str, backbone: Backbone, model: Head, image_BCHW: Tensor,
         ConfigError: The model is of a method whose layers are not one after the other.
     """
     head = model.eval().head
-    device = backbone.mean_C11.device
-    if isinstance(head, LastLayer):
-        return _gathered(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
-    if isinstance(head, FullFineTune):
-        return _gathered(name, _finetuned(head, backbone(image_BCHW.to(device), head.request(train=False)), normed))
-    if not isinstance(head, SplitHead):
+    if not hasattr(head, "trained_maps"):
         raise ConfigError(
             f"{name}: the layers of a {type(head).__name__} cannot be shown. Give runs of --method vitsplit, "
             "linear-probe, frozen-head, full-finetune or upernet."
         )
-    depth = backbone.num_layers if head.task_head is None else head.task_head.depth
-    found = _frozen(backbone, image_BCHW, depth, normed)
-    taps = backbone(image_BCHW.to(device), head.request(train=False))
-    if head.task_head is not None:
-        found += _task_blocks(head.task_head, taps, normed)
-    if head.prior_head is not None:
-        maps = taps.maps if head.config.tap_norm else taps.raw_maps
-        read = [maps[layer] for layer in head.prior_layers] if head.gate is None else head.gate(maps)
-        found.append(("prior", head.prior_head(read)))
-    if head.task_head is not None or head.prior_head is not None or head.fusion is not None:
-        found.append(("fused", head(taps)))
-    return _gathered(name, found)
+    taps = backbone(image_BCHW.to(backbone.mean_C11.device), head.request(train=False))
+    count, trained = head.trained_maps(taps, backbone.num_layers, normed=normed)
+    return _gathered(name, [*_frozen(backbone, image_BCHW, count, normed), *trained])
 
 
 def first_channel(map_BDhw: Tensor) -> Tensor:
@@ -139,37 +120,6 @@ def _frozen(backbone: Backbone, image_BCHW: Tensor, count: int, normed: bool) ->
     taps = backbone(image_BCHW.to(backbone.mean_C11.device), request)
     maps = taps.maps if normed else taps.raw_maps
     return [(f"layer {layer}", maps[layer]) for layer in range(count)]
-
-
-def _task_blocks(head: TaskHead, taps: LayerTaps, normed: bool) -> list[tuple[str, Tensor]]:
-    """What leaves each copied block."""
-    x_BTD, rope = taps.tokens[head.depth], taps.rope
-    *below, last = head.blocks
-    windows = None if head.window is None else Windows(taps.grid, head.window, taps.num_prefix_tokens)
-    found = []
-    for index, block in enumerate([*below, last]):
-        if windows is None or block is last:
-            x_BTD = head.family.run_block(block, x_BTD, taps.grid, rope)
-        else:
-            cut_rope = None if rope is None else windows.cut_rope(rope, len(x_BTD))
-            mask = windows.mask(len(x_BTD), x_BTD.device)
-            grid = (windows.height, windows.width)
-            x_BTD = windows.join(head.family.run_block(block, windows.cut(x_BTD), grid, cut_rope, mask))
-        tokens_BTD = head.final_norm(x_BTD) if normed else x_BTD
-        patches_BND = tokens_BTD[:, taps.num_prefix_tokens :]
-        found.append((f"tuned {head.depth + index}", patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)))
-    return found
-
-
-def _finetuned(head: FullFineTune, taps: LayerTaps, normed: bool) -> list[tuple[str, Tensor]]:
-    assert taps.pixels_BCHW is not None, "the request asks for pixels"
-    trunk = head.trunk
-    x_BTD, rope = trunk.embed(taps.pixels_BCHW)
-    found = []
-    for index in range(trunk.num_layers):
-        x_BTD = trunk.run_block(index, x_BTD, taps.grid, rope)
-        found.append((f"tuned {index}", trunk.as_map(trunk.final_norm(x_BTD) if normed else x_BTD, taps.grid)))
-    return found
 
 
 def _gathered(name: str, found: Sequence[tuple[str, Tensor]]) -> ModelMaps:

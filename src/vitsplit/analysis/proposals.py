@@ -20,9 +20,9 @@ from vitsplit.bundle import read_card, read_weights
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.layers import select_layers
-from vitsplit.tasks import task_name
 
 GATE_SCORES = "head.gate.scores_LJ"
 
@@ -75,8 +75,8 @@ def propose(
         ConfigError: The backbone has too few layers.
     """
     num_layers = len(cka_LL)
-    split = config.split
-    found = advise(cka_LL, split, task_name(config))
+    split = split_settings(config.method, "a proposal of layers")
+    found = advise(cka_LL, split, config.task)
     choices: dict[str, tuple[str, Mapping[str, Any]]] = {
         "least alike": (f"{found.why_tuned}; {found.why_prior}", found.settings)
     }
@@ -117,7 +117,7 @@ def gate_weights(run: Path) -> NDArray[np.float64]:
         ConfigError: It was trained without a gate.
     """
     card, state = read_card(run), read_weights(run)
-    split = card.config.split
+    split = split_settings(card.config.method, str(run))
     if split.selection != "gate":
         raise ConfigError(f"{run} was trained with --selection {split.selection}: only a gate can be read out.")
     if GATE_SCORES not in state:
@@ -139,13 +139,15 @@ def _proposal(
     num_layers: int,
     description: Mapping[str, Any] | None,
 ) -> Proposal:
-    bare = config.change(split=replace(config.split, selection="uniform", prior_layers=()))
+    split = split_settings(config.method, "a proposal of layers")
+    bare = config.change(method=replace(split, selection="uniform", prior_layers=()))
     changed = override(bare, settings)
-    layers = select_layers(changed.split, num_layers)
+    proposed = split_settings(changed.method, "a proposal of layers")
+    layers = select_layers(proposed, num_layers)
     return Proposal(
         name=name,
         why=why,
-        num_tuned_layers=changed.split.num_tuned_layers,
+        num_tuned_layers=proposed.num_tuned_layers,
         prior_layers=layers,
         settings=settings,
         cost=count_cost(changed, description),

@@ -29,7 +29,6 @@ from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, shown
-from vitsplit.tasks import task_name
 
 Standing = Literal["new", "interrupted", "finished"]
 
@@ -228,7 +227,7 @@ def run_trials(
 
 def _job(trial: Trial, data: Path, out: Path) -> Job:
     """A run as a command."""
-    command = [sys.executable, "-P", "-m", "vitsplit", "train", task_name(trial.config), "--data", str(data)]
+    command = [sys.executable, "-P", "-m", "vitsplit", "train", trial.config.task.name, "--data", str(data)]
     command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
     if trial.config.loop.cache_folder is not None:  # not read from a file
         command += ["--cache-folder", trial.config.loop.cache_folder]
@@ -238,7 +237,7 @@ def _job(trial: Trial, data: Path, out: Path) -> Job:
 
 def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
     """Writes down what the study is of, or checks that the folder is of the same."""
-    about = {"task": task_name(trials[0].config), "data": str(data.resolve())}
+    about = {"task": trials[0].config.task.name, "data": str(data.resolve())}
     file = out / "study.json"
     if file.exists():
         found = read_json(file, error=RunError, advice="Give another --out.")

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitsplit.analysis.cost import shape_model, ungated, without_language_model
+from vitsplit.analysis.cost import shape_model, without_language_model
 from vitsplit.backbone import Backbone
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.model import Head
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
-from vitsplit.tasks.detection.task import DetectionTask
-from vitsplit.tasks.vqa.task import VqaTask
 from vitsplit.types import LayerTaps
 
 
@@ -73,12 +71,13 @@ def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dic
         ConfigError: The backbones are not the same.
     """
     configs = {
-        name: each.config.change(split=ungated(each.config.split, each.used_layers)) for name, each in sharers.items()
+        name: each.config.change(method=each.config.method.without_gate(each.used_layers))
+        for name, each in sharers.items()
     }
     models = {name: shape_model(configs[name], description=sharer.description) for name, sharer in sharers.items()}
     backbone = _same_backbone({name: backbone for name, (backbone, _) in models.items()})
     views = {
-        name: _views(bare_task(configs[name], without_language_model(sharer.description)), *models[name], size)
+        name: _views(bare_task(configs[name].task, without_language_model(sharer.description)), *models[name], size)
         for name, sharer in sharers.items()
     }
     alone = {
@@ -127,7 +126,7 @@ def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -
         view_size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
         pixels = image_BCHW.contiguous().numpy().tobytes()
         views.append(_View(view_size, pixels, frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9))
-        if isinstance(task, DetectionTask | VqaTask):
+        if not hasattr(task, "dense"):
             raise _SeenError
         return torch.zeros(output.shape), taps
 

@@ -14,19 +14,13 @@ from vitsplit.analysis.study import Row, to_json
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
 from vitsplit.files import real_number
+from vitsplit.methods.split.config import split_settings
 from vitsplit.report import Page
+from vitsplit.tasks import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCORES = {
-    "miou": "mIoU",
-    "neg_rmse": "RMSE with a minus sign, m",
-    "mask_ap": "mask AP",
-    "box_ap": "box AP",
-    "exact_match": "exact match",
-}
-"""What tasks' scores are called."""
 COLORS = ("#3b6fb6", "#d1603d", "#4f9a5b", "#8a63b0", "#b48a2c", "#4c9ca8", "#c2569a", "#6f7780", "#7f9c3b", "#7a4b32")
 
 
@@ -154,8 +148,7 @@ def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
 
     Seconds are read off the line through the start, at 0 seconds, and the rows of training.
     """
-    # Where lower is better, the score is the metric with its sign turned.
-    name, sign = outcome.score_name.removeprefix("neg_"), -1 if outcome.score_name.startswith("neg_") else 1
+    score = outcome.trial.config.task.scores[outcome.score_name]
     scores: dict[int, float] = {}
     seconds = {0: 0.0}
     run = RunFolder(outcome.trial.folder)
@@ -163,7 +156,7 @@ def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
         if row.get("seconds") is not None:
             seconds[row["step"]] = row["seconds"]
         if "eval" in row:
-            scores[row["step"]] = sign * metric(run, row, name)
+            scores[row["step"]] = score.sign * metric(run, row, score.metric)
     if not scores:
         raise RunError(f"{run.metrics_file}: no row of an evaluation in it. Train the run again in another folder.")
     times = np.interp(list(scores), list(seconds), list(seconds.values())).tolist()
@@ -242,23 +235,24 @@ def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _score_name(row: Row) -> str:
-    """The figure's name as it is shown: shares as per cent."""
-    name = next(iter(row.by_seed.values())).score_name
-    shown = SCORES.get(name, name)
-    return f"{shown}, %" if _scale(row) == 100 else shown
+    """The figure's name and unit."""
+    score = _score(row)
+    return f"{score.title}{' with a minus sign' * (score.sign < 0)}, {score.unit}".rstrip(", ")
 
 
 def _scale(row: Row) -> float:
-    """Shares (mIoU, AP, exact match) are shown in per cent; errors, which are negative scores, as they are."""
-    names = {each.score_name for each in row.by_seed.values()}
-    return 1.0 if any(name.startswith("neg_") for name in names) else 100.0
+    return _score(row).scale if row.by_seed else 1.0  # nothing to be shown
+
+
+def _score(row: Row) -> Score:
+    return row.config.task.scores[next(iter(row.by_seed.values())).score_name]
 
 
 def _symbol(row: Row, symbol: str) -> int:
-    split = row.config.split
+    split = split_settings(row.config.method, "a grid")
     return split.num_tuned_layers if symbol == "K_t" else split.num_prior_layers
 
 
 def _selection(row: Row) -> str:
-    selection = row.config.split.selection
+    selection = split_settings(row.config.method, "a grid").selection
     return "least alike" if selection == "explicit" else selection

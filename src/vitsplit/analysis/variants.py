@@ -9,6 +9,7 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.layers import select_layers, split_depth
 
 Selection = Literal["uniform", "last", "gate", "least-alike"]
@@ -85,7 +86,10 @@ def check_variants(base: TrainConfig, variants: Sequence[Variant], num_layers: i
     if not variants:
         raise ConfigError("There is nothing to compare: name at least one value of what is to be varied.")
     for variant in variants:
-        split = override(base, variant.settings).split
+        method = override(base, variant.settings).method
+        if not method.has_layers:
+            continue
+        split = split_settings(method, variant.label)
         try:
             select_layers(split, num_layers)
             if split.task_head:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from vitsplit.extensions import Table
 
 FOCUS = "dinov2-small-focus"
 
@@ -107,4 +109,29 @@ def _specs() -> Iterator[BackboneSpec]:
         )
 
 
-CATALOG: dict[str, BackboneSpec] = {spec.name: spec for spec in _specs()}
+class _Catalog(Mapping[str, BackboneSpec]):
+    """The table above, and the ``BackboneSpec`` of every entry point ``vitsplit.backbones`` of other packages.
+
+    The module of such an entry point registers its model with timm, unless timm has it.
+    """
+
+    def __init__(self) -> None:
+        self._own = {spec.name: spec for spec in _specs()}
+        self._all = Table("backbone", "vitsplit.backbones", dict.fromkeys(self._own, f"{__name__}:CATALOG"))
+
+    def __getitem__(self, name: str) -> BackboneSpec:
+        if name in self._own:
+            return self._own[name]
+        if name not in self._all.names():
+            raise KeyError(name)
+        spec: BackboneSpec = self._all.load(name)
+        return spec
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all.names())
+
+    def __len__(self) -> int:
+        return len(self._all.names())
+
+
+CATALOG: Mapping[str, BackboneSpec] = _Catalog()

@@ -10,6 +10,7 @@ from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, p
 from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
 from vitsplit.cli.values import whole
 from vitsplit.engine.config import TrainConfig
+from vitsplit.methods.split.config import split_settings
 
 DESCRIPTION = """\
 Trains without each part of the method, and with layers chosen in each way, and shows the tables of the paper.
@@ -61,7 +62,9 @@ def _variants(options: argparse.Namespace) -> MakeVariants:
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         groups: dict[str, Callable[[], list[Variant]]] = {
             "parts": part_variants,
-            "selection": lambda: selection_variants(config.split.num_prior_layers, SELECTIONS, least_alike),
+            "selection": lambda: selection_variants(
+                split_settings(config.method, "ablate").num_prior_layers, SELECTIONS, least_alike
+            ),
             "count": lambda: count_variants(list(dict.fromkeys(options.prior))),
         }
         return [variant for name in dict.fromkeys(options.vary) for variant in groups[name]()]

@@ -99,7 +99,7 @@ def _trained(
                 own[loaded.backbone.info.weights_hash] = backbone_maps(
                     title, loaded.backbone, image_BCHW, normed=normed
                 )
-            name = f"{loaded.card.task}, {loaded.card.config.method}: {run}"
+            name = f"{loaded.card.task}, {loaded.card.config.method.name}: {run}"
             found.append(trained_maps(name, loaded.backbone, loaded.model, image_BCHW, normed=normed))
     return [*own.values(), *found]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from vitsplit.methods.split.config import split_settings
 from vitsplit.ranges import MAX_SIDE, Range, checked
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def layers(
     from vitsplit.engine.override import override
     from vitsplit.errors import ConfigError
     from vitsplit.inference.loading import choose_device, weights_of
-    from vitsplit.tasks import task_name
 
     where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)
@@ -87,12 +87,16 @@ def layers(
         found_weights = weights
     model = open_backbone(config.backbone, weights=found_weights).to(where)
     batches = ([read_batch(each, (height, width))] for each in files)
-    found = compare_layers({config.backbone.backbone: model}, batches, normed=config.split.tap_norm)
+    found = compare_layers(
+        {config.backbone.backbone: model},
+        batches,
+        normed=split_settings(config.method, "the choice of layers").tap_norm,
+    )
     gate_LJ = gate_weights(run) if run is not None and is_gated else None
     if gate_LJ is not None and len(gate_LJ) != model.num_layers:
         raise ConfigError(f"{run}: its gate is over {len(gate_LJ)} layers, and {model.name} has {model.num_layers}.")
     proposals = propose(config, found.cka_MM, description=description, gate_LJ=gate_LJ)
-    page = write_layers(found, proposals, out, images=str(images), task=task_name(config), gate_LJ=gate_LJ)
+    page = write_layers(found, proposals, out, images=str(images), task=config.task.name, gate_LJ=gate_LJ)
     head, rows = table(proposals)
     shown = Table(*head, box=None, pad_edge=False)
     for row in rows:
@@ -115,7 +119,7 @@ def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool
     if recipe is not None:
         raise ConfigError("The settings are those of a recipe or of a run: give --recipe or --run.")
     card = read_card(run)
-    return card.config, card.description, card.config.split.selection == "gate"
+    return card.config, card.description, card.config.method != card.config.method.without_gate(None)
 
 
 def main(argv: list[str]) -> int:

@@ -129,7 +129,7 @@ def _steps(options: argparse.Namespace, configs: dict[str, TrainConfig]) -> dict
             )
     new = {name: config for name, config in configs.items() if name not in known["steps"]}
     if new:
-        classes = open_task(next(iter(configs.values())), options.data).describe().get("classes", ())
+        classes = open_task(next(iter(configs.values())).task, options.data).describe().get("classes", ())
         known["steps"] |= steps_within(
             new,
             options.seconds,

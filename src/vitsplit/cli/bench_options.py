@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.options import config_from_cli, split_by_method
 from vitsplit.cli.values import MAX_CLASSES, side, whole, writable
+from vitsplit.engine.override import changed_settings, override
 from vitsplit.recipes import recipe
 
 DEFAULT_RECIPE = "ade20k-small"
@@ -44,7 +45,10 @@ def bench_parser(verb: str, description: str, *, methods: Sequence[str], batch_s
 
 
 def read_words(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Any, argparse.Namespace]:
-    """The recipe's settings with those of the words, and the words of the benchmark."""
+    """The recipe's settings with those of the words, and the words of the benchmark.
+
+    Settings that only methods other than the recipe's have are in ``own`` of the words, by the method's name.
+    """
     named = bool(argv) and not argv[0].startswith("-")
     name = argv[0] if named else DEFAULT_RECIPE
     options, rest = parser.parse_known_args(argv[named:])
@@ -52,7 +56,15 @@ def read_words(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Any, a
         parser.print_help()
         print(f"\nsettings of {name}:\n")
         rest = [*rest, "--help"]
-    return config_from_cli(recipe(name), rest, prog=f"{parser.prog} {name}"), options
+    prog = f"{parser.prog} {name}"
+    base, methods = recipe(name), [label.partition(":")[0] for label in options.methods]
+    rest, of_methods = split_by_method(base.flat(base.task.name), rest, methods)
+    config = config_from_cli(base, rest, prog=prog)
+    options.own = {}
+    for method, flags in of_methods.items():
+        plain = override(config, {"method": method})
+        options.own[method] = changed_settings(plain, config_from_cli(plain, flags, prog=prog))
+    return config, options
 
 
 def measure_and_show(

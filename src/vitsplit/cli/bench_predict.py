@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     plan = PredictPlan(
         config=override(config, {"random_weights": True}),
         methods=tuple(options.methods),
+        own=options.own,
         bundles=tuple(dict.fromkeys(options.bundles)),
         size=tuple(options.size or config.task.crop_size),
         batch_size=options.batch_size,

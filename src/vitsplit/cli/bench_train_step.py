@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     plan = BenchPlan(
         config=override(config, {"random_weights": options.random_weights}),
         methods=tuple(options.methods),
+        own=options.own,
         size=tuple(options.size or config.task.crop_size),
         batch_size=options.batch_size,
         num_classes=options.num_classes,

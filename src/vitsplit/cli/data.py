@@ -15,7 +15,7 @@ from vitsplit.ranges import MAX_SIDE, Range, checked
 def check(
     path: tyro.conf.Positional[Path],
     /,
-    task: Literal["segmentation", "depth", "detection", "vqa"] = "segmentation",
+    task: str = "segmentation",
     format: Annotated[str, tyro.conf.arg(aliases=["-f"], metavar="FORMAT")] = "auto",
     depth_scale: Annotated[float | None, Range(0, 1e6, above=True), tyro.conf.arg(metavar="METRES")] = None,
     workers: Annotated[int, Range(0, 256)] = 0,
@@ -37,7 +37,7 @@ def check(
 
     Args:
         path: Folder of the data set.
-        task: What the data are for.
+        task: What the data are for: segmentation, depth, detection or vqa.
         format: Layout of the folder; auto recognises it. Segmentation: folder, ade20k, cityscapes, pascal-context;
             depth: folder, nyuv2, kitti; detection: coco, yolo, voc; vqa: questions, llava.
         depth_scale: Metres of one unit of integer depth maps (0.001: millimetres); None: what depth.json says.
@@ -48,11 +48,11 @@ def check(
 
     from rich.console import Console
 
-    from vitsplit.data.check import check_data
     from vitsplit.data.show import show_report
+    from vitsplit.tasks import check_data
 
     with _progress_bar("reading files") as progress:
-        report = check_data(path, task, format, workers, progress, depth_scale=depth_scale)
+        report = check_data(path, task, workers=workers, progress=progress, format=format, depth_scale=depth_scale)
     if json:
         print(json_format.dumps(report.to_json(), indent=1))
     else:

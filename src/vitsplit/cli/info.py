@@ -121,7 +121,7 @@ def find_subject(target: str, flags: list[str]) -> Subject:
 
     card = read_card(target)
     config = config_from_cli(card.config, flags, prog=prog)
-    is_gated = config.split == card.config.split and config.split.selection == "gate"
+    is_gated = config.method == card.config.method and config.method != config.method.without_gate(None)
     figures = {name: value for name, value in card.metrics.items() if isinstance(value, int | float)}
     notes = {
         "recipe": card.config.name,
@@ -137,24 +137,15 @@ def find_subject(target: str, flags: list[str]) -> Subject:
 def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
     """The facts, JSON-ready: backbone, layers, ``parameters`` by part, and ``gmacs`` for an image of ``size``."""
     from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
-    from vitsplit.methods.split.head import SplitHead
-    from vitsplit.methods.split.layers import select_layers
 
     config = subject.config
     backbone, model = shape_model(config, subject.num_classes, subject.description)
-    has_split = config.method == "vitsplit"
-    layers = subject.used_layers or select_layers(config.split, backbone.num_layers)
-    copied = config.split.num_tuned_layers if config.split.task_head else 0
-    if not isinstance(model.head, SplitHead):
-        # Connectors of other kinds read what they read, whatever the settings of the method say.
-        request = model.request(train=False)
-        layers = tuple(sorted(request.maps | request.raw_maps))
-        copied = int(bool(model.head.pretrained_parameters()))
+    copied, layers = model.head.describe_layers() if hasattr(model.head, "describe_layers") else (0, ())
     height, width = size
     return {
         "backbone": backbone.name,
-        "num_tuned_layers": copied if has_split else 0,
-        "prior_layers": list(layers) if has_split else [],
+        "num_tuned_layers": copied,
+        "prior_layers": list(subject.used_layers or layers),
         "parameters": count_parameters(model, backbone),
         "gmacs": gmacs(
             config,
@@ -199,14 +190,14 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
         table.add_row(label, text)
     method = subject.config.method
     table.add_row("backbone", f"{facts['backbone']}, {parameters['frozen'] / 1e6:.2f} M frozen")
-    if method == "vitsplit":
+    if method.has_layers:
         table.add_row("task head", f"last {facts['num_tuned_layers']} blocks" if facts["num_tuned_layers"] else "none")
         layers = " ".join(map(str, facts["prior_layers"])) or "none"
-        is_open = subject.config.split.selection == "gate" and subject.used_layers is None
+        is_open = method != method.without_gate(None) and subject.used_layers is None
         table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
         parts: tuple[str, ...] = ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable")
     else:
-        table.add_row("method", method)
+        table.add_row("method", method.title)
         parts = ("tuned", "added", "decoder", "trainable")
     for part in parts:
         if part not in parameters:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.heads import changed
+from vitsplit.engine.override import warn_of_another_method, with_method
 from vitsplit.errors import ConfigError
+from vitsplit.files import shown
+from vitsplit.methods import METHODS
 from vitsplit.ranges import check_ranges
 
 SettingsT = TypeVar("SettingsT")
@@ -35,6 +38,8 @@ def config_from_cli(base: TrainConfig, argv: Sequence[str], *, prog: str = "vits
 
     Raises:
         ConfigError: There is no such flag (close ones are given), a value has no flag, or it is out of its range.
+
+    A flag that only other methods have is told in the log, and not used.
     """
     flags = split_by_name(argv, base.heads)
     shared = flags.pop("", [])
@@ -62,15 +67,63 @@ def _print_help(settings: Any, prog: str) -> None:
 
 def _read(settings: SettingsT, argv: Sequence[str], prog: str, prefix: str) -> SettingsT:
     """Settings of a head, alone or beside those that it shares, with those changed that flags name."""
+    settings, rest = _with_method(settings, argv)
+    method: str = settings.method.name  # type: ignore[attr-defined]
     kind: Any = type(settings)[type(settings.task)]  # type: ignore[index,attr-defined]
+    about = f"With --method {method}; each of {', '.join(METHODS.names())} has settings of its own."
     read, unknown = tyro.cli(
-        kind, default=settings, args=list(argv), return_unknown_args=True, config=_STYLE, prog=prog, description=""
+        kind, default=settings, args=rest, return_unknown_args=True, config=_STYLE, prog=prog, description=about
     )
     if unknown:
-        raise ConfigError(_unknown(unknown, settings, prefix))
+        shared, of_others = split_by_method(settings, rest, METHODS.names())
+        if not of_others:
+            raise ConfigError(_unknown(unknown, settings, prefix))
+        for flag in dict.fromkeys(word for words in of_others.values() for word in words if word.startswith("--")):
+            warn_of_another_method(flag[2:].partition("=")[0], method)
+        return _read(settings, shared, prog, prefix)
     check_ranges(read, prefix=prefix)
     result: SettingsT = read
     return result
+
+
+def _with_method(base: SettingsT, argv: Sequence[str]) -> tuple[SettingsT, list[str]]:
+    """The configuration with the method that the last ``--method`` names, and the other words."""
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, name = word.partition("=")
+        if flag != "--method":
+            rest.append(word)
+            continue
+        name = name if equals else next(words, "")
+        if name not in METHODS.names():
+            raise ConfigError(f"--method must be one of {', '.join(METHODS.names())}, not {shown(name)}.")
+        base = with_method(base, name)
+    return base, rest
+
+
+def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Flags and their values: those of a configuration, and by method those that others of the methods alone have.
+
+    Args:
+        base: The configuration, of one method.
+        argv: Flags and their values.
+        methods: Names of methods that are compared.
+    """
+    known = {
+        name: set(flag_names(with_method(base, name))) for name in dict.fromkeys(methods) if name in METHODS.names()
+    }
+    own, shared = set(flag_names(base)), list[str]()
+    by_method: dict[str, list[str]] = {}
+    chosen = [shared]
+    for word in argv:
+        if word.startswith("--"):
+            flag = word.partition("=")[0].replace("_", "-")
+            others = [name for name, flags in known.items() if flag in flags and flag not in own]
+            chosen = [by_method.setdefault(name, []) for name in others] or [shared]
+        for words in chosen:
+            words.append(word)
+    return shared, by_method
 
 
 def split_by_name(argv: Sequence[str], names: Container[str] | None = None) -> dict[str, list[str]]:
@@ -105,9 +158,10 @@ def _unknown(arguments: Sequence[str], base: Any, prefix: str) -> str:
         return f"There is no flag {flag}: a run takes the first GPU. CUDA_VISIBLE_DEVICES=1 chooses another, '' none."
     if "." in flag:
         return f"There is no flag {flag}: this run has no head of that name."
-    close = difflib.get_close_matches(flag.replace("_", "-"), list(flag_names(base)), n=3)
+    close = difflib.get_close_matches(flag.replace("_", "-"), ["--method", *flag_names(base)], n=3)
     hint = f"Did you mean {' or '.join(_prefixed(name, prefix) for name in close)}? " if close else ""
-    return f"There is no flag {_prefixed(flag, prefix)}. {hint}--help lists all flags."
+    of = f" with --method {base.method.name}" if base.method.name != "vitsplit" else ""
+    return f"There is no flag {_prefixed(flag, prefix)}. {hint}--help{of} lists all flags."
 
 
 def _prefixed(flag: str, prefix: str) -> str:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import RECIPES
 
@@ -33,13 +34,14 @@ def main(argv: list[str]) -> int:
 def describe(name: str) -> dict[str, Any]:
     """One recipe, JSON-ready; ``summary`` is the first line of its docstring, with the paper's result."""
     config = RECIPES[name]()
-    layers = select_layers(config.split, CATALOG[config.backbone.backbone].num_layers)
+    split = split_settings(config.method, f"recipe {name}")
+    layers = select_layers(split, CATALOG[config.backbone.backbone].num_layers)
     return {
         "name": name,
         "backbone": config.backbone.backbone,
-        "num_tuned_layers": config.split.num_tuned_layers,
-        "num_prior_layers": config.split.num_prior_layers,
-        "selection": config.split.selection,
+        "num_tuned_layers": split.num_tuned_layers,
+        "num_prior_layers": split.num_prior_layers,
+        "selection": split.selection,
         "prior_layers": list(layers),
         "crop_size": list(config.task.crop_size),
         "steps": config.loop.steps,

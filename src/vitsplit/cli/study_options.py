@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsplit.cli.options import config_from_cli, split_by_name
+from vitsplit.cli.options import config_from_cli, split_by_method, split_by_name
 from vitsplit.cli.values import whole, writable
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.engine.starting_point import starting_config
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import split_settings
 from vitsplit.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def study_parser(verb: str, description: str, *, family: str = "analyze") -> arg
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("learn", metavar="TASK", nargs="?", choices=list(TASKS), help=", ".join(TASKS))
+    parser.add_argument("learn", metavar="TASK", nargs="?", choices=TASKS.names(), help=", ".join(TASKS.names()))
     parser.add_argument("--data", metavar="FOLDER", type=Path, help="the data set of all runs (required)")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="the study's folder (required)")
     parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
@@ -84,12 +85,15 @@ def run_study(
     if options.data is None or options.out is None:
         raise ConfigError("Which images, and where to? Give --data FOLDER and --out FOLDER.")
     flags = split_by_name(rest)
-    config = config_from_cli(base, flags.pop("", []), prog=parser.prog)
-    if config.method != "vitsplit":
-        raise ConfigError(
-            f"--method {config.method}: a study of parts or layers is of --method vitsplit; methods are compared by "
-            "`vitsplit bench accuracy --methods`."
-        )
+    labels = getattr(options, "methods", [])
+    rest, of_methods = split_by_method(
+        base.flat(base.task.name), flags.pop("", []), [label.partition(":")[0] for label in labels]
+    )
+    config = config_from_cli(base, rest, prog=parser.prog)
+    for label in labels if of_methods else ():
+        name = label.replace(":", "-")
+        flags[name] = [*of_methods.get(label.partition(":")[0], []), *flags.get(name, [])]
+    split_settings(config.method, "a study of parts or layers (`vitsplit bench accuracy --methods` compares methods)")
     with_own = with_own_settings(make_variants(options), flags, prog=parser.prog)
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
@@ -154,9 +158,9 @@ def _run(
 
     def least_alike(count: int) -> tuple[int, ...]:
         found = remembered_similarity(config, options.data, options.out / "similarity.json")
-        return least_alike_layers(found.cka_MM, count, config.split.first_prior_layer)
+        return least_alike_layers(found.cka_MM, count, split_settings(config.method, "a study").first_prior_layer)
 
-    description = open_task(config, options.data).describe()
+    description = open_task(config.task, options.data).describe()
     writable(options.out)
     variants = make(config, least_alike)
     check_variants(config, variants, open_backbone(config.backbone, only_shapes=True).num_layers)

@@ -11,7 +11,7 @@ from typing import Any
 
 from vitsplit.cli.options import config_from_cli, print_settings
 from vitsplit.cli.vqa_stages import NAMES, TASK, add_stage_flags, check_stage_flags, stage_config
-from vitsplit.engine.heads import SHARING_TASKS
+from vitsplit.engine.heads import sharing_tasks
 from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS
@@ -56,7 +56,11 @@ def main(argv: list[str]) -> int:
         add_help=False,
     )
     parser.add_argument(
-        "learn", metavar="TASK", nargs="?", choices=[*TASKS, HEADS], help=f"{', '.join(TASKS)}; omit it with --head"
+        "learn",
+        metavar="TASK",
+        nargs="?",
+        choices=[*TASKS.names(), HEADS],
+        help=f"{', '.join(TASKS.names())}; omit it with --head",
     )
     parser.add_argument("--data", metavar="FOLDER", help="the data set (required)")
     parser.add_argument(
@@ -183,7 +187,7 @@ def _several(options: argparse.Namespace, flags: list[str], prog: str) -> tuple[
         )
     heads = named_heads(options.head + [_former(each) for each in options.task])
     resumed = options.out if options.resume else None
-    tasks = {name: task for name, (task, _) in heads.items()} or {task: task for task in SHARING_TASKS}
+    tasks = {name: task for name, (task, _) in heads.items()} or {task: task for task in sharing_tasks()}
     base = starting_heads(tasks, config_file=options.config, resumed=resumed)
     if options.help:
         print_settings(base, prog=prog)
@@ -214,9 +218,10 @@ def named_heads(given: list[str]) -> dict[str, tuple[str, Path]]:
         if match is None:
             raise ConfigError(f"--head {each}: give a task and its data as [NAME=]TASK:FOLDER, such as depth:my_data.")
         name, task, folder = match[2] if match[1] is None else match[1], match[2], match[3]
-        if task not in SHARING_TASKS:
+        if task not in sharing_tasks():
             raise ConfigError(
-                f"--head {each}: '{task}' is no task that others are trained with. Choose {' or '.join(SHARING_TASKS)}."
+                f"--head {each}: '{task}' is no task that others are trained with. "
+                f"Choose {' or '.join(sharing_tasks())}."
             )
         if name in heads:
             raise ConfigError(

@@ -1,13 +1,8 @@
-"""Checking a data set before training on it: every file is read, and what is wrong is named.
-
-``CHECKS`` has one function per task; what they share (reading in parallel, duplicates, the report) is here.
-"""
+"""What the tasks' checks of a data set share: the report, reading in parallel, and duplicates."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from vitsplit.data.images import decode_image, image_kind, rgb_array, row_blocks
 from vitsplit.data.processes import map_in_processes
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import DataError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -26,14 +21,6 @@ Progress = Callable[[int, int], None]
 
 ITEMS_PER_PROCESS = 100
 """Fewer files than this are no work for a process more: it takes seconds to start."""
-
-CHECKS = {
-    "segmentation": "vitsplit.data.check_segmentation:check_segmentation",
-    "depth": "vitsplit.data.check_depth:check_depth",
-    "detection": "vitsplit.data.check_detection:check_detection",
-    "vqa": "vitsplit.data.check_vqa:check_vqa",
-}
-"""Task to the function that checks data for it, imported when it is called."""
 
 
 @dataclass(frozen=True)
@@ -118,47 +105,6 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report for other programs."""
         return {"ok": not self.errors, **asdict(self)}
-
-
-CheckFunction = Callable[..., Report]
-"""Checks the data set in a folder, of a format, with a number of processes; depth takes ``depth_scale`` too."""
-
-
-def check_data(
-    root: str | Path,
-    task: str,
-    format: str = "auto",
-    workers: int = 0,
-    progress: Progress | None = None,
-    *,
-    depth_scale: float | None = None,
-) -> Report:
-    """Reads every file of a data set and reports what it holds and what is wrong.
-
-    Args:
-        root: Folder of the data set.
-        task: A key of ``CHECKS``.
-        format: Layout of the folder; ``auto`` recognises it.
-        workers: Processes that read; 0: one per core.
-        progress: Called as files are read.
-        depth_scale: Metres of one unit of integer depth maps; None: what the data set says. Of depth alone.
-
-    Raises:
-        ConfigError: The task or the format is not known, or the scale is not positive or not for this task.
-        DataError: The folder is missing or its layout is not recognised.
-    """
-    if task not in CHECKS:
-        raise ConfigError(f"there is no check for the task '{task}'. Tasks: {', '.join(CHECKS)}.")
-    options: dict[str, Any] = {}
-    if depth_scale is not None:
-        if task != "depth":
-            raise ConfigError(f"a depth scale is for the task depth, not for {task}. Leave it out, or check depth.")
-        if not 0 < depth_scale < float("inf"):
-            raise ConfigError(f"the depth scale {depth_scale:g} is not positive. Give the metres of one unit.")
-        options["depth_scale"] = depth_scale
-    module, function = CHECKS[task].split(":")
-    check: CheckFunction = getattr(importlib.import_module(module), function)
-    return check(Path(root), format, workers or os.cpu_count() or 1, progress or (lambda done, total: None), **options)
 
 
 def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str], SetT]) -> dict[str, SetT]:

@@ -8,12 +8,15 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from vitsplit.data.content_size import Extent
 
 Size = tuple[int, ...]
 """Height and width."""
@@ -127,3 +130,24 @@ def uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
 def _whole_pixels(start: float, stop: float, limit: int) -> slice:
     low = min(round(start), limit - 1)
     return slice(low, min(max(round(stop), low + 1), limit))
+
+
+@dataclass(frozen=True)
+class SharedCrop:
+    """A crop that was drawn for all labels of an image.
+
+    Attributes:
+        part: The part of the image, the size that it is resized to, and whether it is flipped.
+        zoom: How many times as large things are as at test time.
+        size: Height and width of the finished crop; what is missing is filled below and at the right.
+        extent: Size of the picture in it where what is missing is to be the mean color; None: it is black.
+    """
+
+    part: Crop
+    zoom: float
+    size: tuple[int, int]
+    extent: Extent | None = None
+
+    def cut_label(self, label_HW: Tensor, fill: float) -> Tensor:
+        """The crop of a value per pixel, by nearest neighbor; ``fill`` where the image is too small."""
+        return pad_to(self.part.labels(label_HW), self.size, fill)

@@ -12,23 +12,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from vitsplit.methods import MethodConfig
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.ranges import MAX_SIDE, Length, Opens, Range
+from vitsplit.tasks import TaskConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
-MethodName = Literal[
-    "vitsplit",
-    "linear-probe",
-    "frozen-head",
-    "full-finetune",
-    "upernet",
-    "lora",
-    "vpt",
-    "adaptformer",
-    "vit-adapter",
-    "vit-comer",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,68 +38,6 @@ class BackboneConfig:
     """How: so that an enlarged patch keeps its token (2d), or as the release does for detection."""
     position_resample: Literal["timm", "release"] = "timm"
     """Position embeddings at other image sizes: timm's exact size and antialiasing, or as in the release."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """The paper's three trained parts (Section 3.2). In its symbols: K_t, K_p, b, and the set S of Eq. 2."""
-
-    num_tuned_layers: Annotated[int, Range(0, 1000)] = 3
-    """K_t: how many of the last blocks the task head copies."""
-    num_prior_layers: Annotated[int, Range(0, 1000)] = 4
-    """K_p: how many layers' features (or, with the gate, mixtures of them) the prior head reads."""
-    first_prior_layer: Annotated[int, Range(0, 1000)] = 2
-    """b: the first block (0-based) whose features may be read."""
-    selection: Literal["uniform", "last", "explicit", "gate"] = "uniform"
-    """How the prior layers are chosen: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
-    prior_layers: Annotated[tuple[int, ...], Range(0, 1000), Length(0, 1000)] = ()
-    """The blocks (0-based) to read with `selection explicit`."""
-    rounding: Literal["round", "int"] = "round"
-    """Rounding in Eq. 2: the paper's (ties to even) or the release's truncation."""
-    task_head: bool = True
-    """Train copies of the last K_t blocks (Eq. 1). Off: Table 6's rows without it."""
-    prior_head: bool = True
-    """Train the prior head (Eq. 3). Off: Table 6's rows without it."""
-    fusion: bool = True
-    """Train the fusion net (Eq. 4). Off: the two maps are added."""
-    combine: Literal["concat", "add"] = "concat"
-    """How the fusion net sees the two maps: side by side (2D channels) or added (D)."""
-    deformable: bool = True
-    """3x3 deformable convolutions; off: plain 3x3 convolutions."""
-    offset_init: Literal["default", "zero"] = "default"
-    """Start of the offset convolutions: PyTorch's default, as the release, or zero (a plain convolution at first)."""
-    tap_norm: bool = True
-    """Pass every tapped map through the backbone's final norm, as the release does."""
-    gate_temperature: Annotated[float, Range(1e-3, 1e3)] = 0.5
-    """Temperature of the gate's softmax over layers."""
-    checkpoint_task_head: bool = False
-    """Keep one sequence per block of the task head for the backward pass, and compute the rest again: less memory."""
-    task_head_window: Annotated[int | None, Range(1, 4096)] = None
-    """Side in patches of the windows that all copied blocks but the last attend within; None: the whole image."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineConfig:
-    """The methods that ViT-Split is compared with (`method`)."""
-
-    decoder: Literal["auto", "linear", "upernet"] = "auto"
-    """auto: UperNet for `upernet`, `vit-adapter` and `vit-comer`, else the task's own, as ViT-Split's (linear)."""
-    drop_path: Annotated[float | None, Range(0, 1, below=True)] = None
-    """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
-    trunk_lora_rank: Annotated[int, Range(1, 4096)] = 16
-    """`lora`: rank of what is added to the attention's matrices."""
-    trunk_lora_alpha: Annotated[float, Range(0, 1e6)] = 16.0
-    """`lora`: it is scaled by this over the rank."""
-    trunk_lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
-    """`lora`: dropout of what is added."""
-    num_prompts: Annotated[int, Range(1, 4096)] = 50
-    """`vpt`: tokens that are learnt in front of every block."""
-    prompt_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
-    """`vpt`: dropout of the prompts."""
-    bottleneck: Annotated[int, Range(1, 8192)] = 64
-    """`adaptformer`: width of the layer beside every MLP."""
-    bottleneck_scale: Annotated[float, Range(0, 1e4)] = 0.1
-    """`adaptformer`: what its output is scaled by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,14 +152,10 @@ class HeadConfig(Generic[TaskConfigT]):
 
     name: str = "custom"
     """Name of the recipe that these settings started from."""
-    method: MethodName = "vitsplit"
-    """How images become maps: the paper's way, or one that it is compared with."""
     task: TaskConfigT
     """Settings of the task."""
-    split: SplitConfig = field(default_factory=SplitConfig)
-    """Settings of the method."""
-    baseline: BaselineConfig = field(default_factory=BaselineConfig)
-    """Settings of the other methods."""
+    method: MethodConfig = field(default_factory=SplitConfig)
+    """Settings of the method: the paper's, or one that it is compared with."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Settings of the optimizer."""
 
@@ -274,24 +199,14 @@ class TrainConfig:
         return self.head.name
 
     @property
-    def method(self) -> MethodName:
-        """The method of the only head."""
+    def method(self) -> Any:
+        """The method's settings of the only head, a ``MethodConfig``."""
         return self.head.method
 
     @property
     def task(self) -> Any:
         """The task's settings of the only head."""
         return self.head.task
-
-    @property
-    def split(self) -> SplitConfig:
-        """ViT-Split's settings of the only head."""
-        return self.head.split
-
-    @property
-    def baseline(self) -> BaselineConfig:
-        """The baseline's settings of the only head."""
-        return self.head.baseline
 
     @property
     def optim(self) -> OptimConfig:
@@ -324,6 +239,21 @@ class TrainConfig:
         """What a figure, a file or a folder of a head is called: ``head/name`` where heads share a crop, else
         ``name``."""
         return name if self.geometry is None else f"{head}/{name}"
+
+
+def one_head(
+    *, task: TaskConfig, backbone: BackboneConfig | None = None, loop: LoopConfig | None = None, **head: Any
+) -> TrainConfig:
+    """The configuration of one head, under its task's name.
+
+    Args:
+        task: Settings of the task.
+        backbone: Settings of the frozen model; None: the defaults.
+        loop: Settings of the training loop; None: the defaults.
+        head: Other fields of ``HeadConfig``.
+    """
+    heads = {task.name: HeadConfig(task=task, **head)}
+    return TrainConfig(backbone=backbone or BackboneConfig(), loop=loop or LoopConfig(), heads=heads)
 
 
 @dataclass(frozen=True, kw_only=True)

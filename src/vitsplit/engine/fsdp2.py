@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,6 @@ from vitsplit.engine.engine import Admit, clip, head_parameters
 from vitsplit.engine.optim import build_optimizer, load_moments, moments, trainable
 from vitsplit.engine.sharding import empty, filled, language_models, prepare_parameters, split_off
 from vitsplit.errors import TrainingError
-from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.model import Model
 
 
@@ -143,8 +143,9 @@ def shard(accelerator: Accelerator, model: nn.Module, dtype: torch.dtype) -> Non
             cpu_ram_efficient_loading=False,
         )
         fsdp2_prepare_model(accelerator, language_model)
-    for head in [module for module in model.modules() if isinstance(module, TaskHead)]:
-        for block in head.blocks:
+    heads: list[Any] = [module for module in model.modules() if hasattr(module, "copied_blocks")]
+    for head in heads:
+        for block in head.copied_blocks():
             fully_shard(block)
     fully_shard(model)
 

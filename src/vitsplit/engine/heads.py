@@ -24,21 +24,22 @@ from typing import Any, TypeVar
 
 from vitsplit.engine.config import FlatConfig, GeometryConfig, HeadConfig, TrainConfig
 from vitsplit.errors import ConfigError
-from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks import TASKS, task_config
 
-SHARING_TASKS = ("segmentation", "depth", "detection")
-"""The tasks that learn from the same crops."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _FOLDERS = ("best", "last")
 
 TaskConfigT = TypeVar("TaskConfigT")
 
 
+def sharing_tasks() -> tuple[str, ...]:
+    """The names of the tasks that can learn from the same crops."""
+    return tuple(name for name in TASKS.names() if task_config(name).shares_crops)
+
+
 def sharing_crops(recipes: Mapping[str, TrainConfig], geometry: GeometryConfig, **shared: Any) -> TrainConfig:
     """The heads of several configurations of one head, by names of their own, with a crop and settings in common."""
-    heads = {name: replace(each.head, task=with_geometry(each.task, geometry)) for name, each in recipes.items()}
+    heads = {name: replace(each.head, task=each.task.with_crop(geometry)) for name, each in recipes.items()}
     return TrainConfig(geometry=geometry, heads=heads, **shared)
 
 
@@ -67,7 +68,7 @@ def changed(
         flat = shared(config.flat(name))
         changed_head = _head_of(flat)
         if has_geometry:
-            changed_head = replace(changed_head, task=with_geometry(head.task, flat.task))
+            changed_head = replace(changed_head, task=head.task.with_crop(flat.task))
         config = TrainConfig(
             geometry=flat.task if has_geometry else None,
             backbone=flat.backbone,
@@ -95,7 +96,7 @@ def check_heads(config: TrainConfig) -> None:
             )
         return
     for name, head in config.heads.items():
-        ruled = with_geometry(head.task, config.geometry)
+        ruled = head.task.with_crop(config.geometry)
         for each in dataclasses.fields(ruled):
             if getattr(ruled, each.name) != getattr(head.task, each.name):
                 raise ConfigError(_replaced(name, each.name, getattr(head.task, each.name)))
@@ -112,32 +113,6 @@ def check_head_name(name: str) -> None:
             f"--head {name}: a head cannot be called so. Choose another name: a letter, then letters, digits, '-' and "
             "'_'."
         )
-
-
-def with_geometry(task: TaskConfigT, geometry: GeometryConfig) -> TaskConfigT:
-    """A task's settings under a shared crop; what only the task's own augmentation has is off.
-
-    Raises:
-        ConfigError: Detection without ``image_scale``: it has a size of its own to be tested at.
-    """
-    shared: dict[str, Any] = {
-        "crop_size": geometry.crop_size,
-        "image_scale": geometry.image_scale,
-        "flip": geometry.flip,
-        "pad_color": geometry.pad_color,
-    }
-    match task:
-        case SegmentationConfig():
-            shared |= {"scale_range": geometry.scale_range, "photometric": geometry.photometric}
-            # What looks at one task's labels would make the others' crops depend on it.
-            shared |= {"max_class_ratio": 1.0}
-        case DepthConfig():
-            shared |= {"border": (0, 0, 0, 0), "rotate_share": 0.0, "colour_share": 0.0}
-        case DetectionConfig():
-            if geometry.image_scale is None:
-                raise ConfigError("--image-scale None: detection needs a size. Give its longest and shortest side.")
-            shared |= {"scale_range": geometry.scale_range, "jitter": "large-scale"}
-    return replace(task, **shared)  # type: ignore[type-var]
 
 
 def _head_of(flat: FlatConfig[Any]) -> HeadConfig[Any]:

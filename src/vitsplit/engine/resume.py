@@ -18,7 +18,6 @@ from vitsplit.engine.saved_config import config_to_dict, upgraded_config
 from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import RunError
 from vitsplit.files import shown
-from vitsplit.tasks import task_kind
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def check_same_config(config: TrainConfig, run: RunFolder) -> Precision:
     """
     given = _by_setting(config_to_dict(config))
     (first, *_) = config.heads.values()
-    read = upgraded_config(run.read_config(), task_kind(first.task))
+    read = upgraded_config(run.read_config(), first.task.name)
     saved = _by_setting(_with_new_settings(read, config))
     # The precision that `auto` came to is the run's from then on.
     free = FREE | {"loop.precision"} if given["loop.precision"] == "auto" else FREE

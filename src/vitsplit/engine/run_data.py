@@ -19,9 +19,8 @@ from vitsplit.data.content_size import move_extents, pin_extents
 from vitsplit.data.folders import preview
 from vitsplit.data.images import read_image
 from vitsplit.engine.config import GeometryConfig
-from vitsplit.engine.crop_labels import Labels
 from vitsplit.errors import DataError
-from vitsplit.tasks.base import LengthGroups, TrainData
+from vitsplit.tasks.base import CropData, LengthGroups, TrainData
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,12 @@ class SharedCrops:
     """
 
     geometry: GeometryConfig
-    labels: Mapping[str, Labels]
+    labels: Mapping[str, CropData]
     matches: Sequence[Mapping[str, int]]
     image_paths: Sequence[Path]
 
     @classmethod
-    def match(cls, geometry: GeometryConfig, labels: Mapping[str, Labels]) -> SharedCrops:
+    def match(cls, geometry: GeometryConfig, labels: Mapping[str, CropData]) -> SharedCrops:
         """The images that all heads have labels for, which must be all of them; see ``match_images``."""
         paths = {name: each.paths() for name, each in labels.items()}
         matches = match_images(paths)
@@ -137,7 +136,7 @@ class SharedCrops:
         image_CHW = read_image(self.image_paths[index])
         crop, crop_CHW = random_crop(image_CHW, self.geometry, torch.Generator().manual_seed(seed))
         return {
-            name: self.labels[name].sample(place, image_CHW, crop_CHW, crop)
+            name: self.labels[name].cropped(place, image_CHW, crop_CHW, crop)
             for name, place in self.matches[index].items()
         }
 

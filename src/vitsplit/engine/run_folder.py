@@ -139,7 +139,7 @@ class RunFolder:
             )
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration of the run.
+        """The resolved configuration of the run, as it was written.
 
         Raises:
             RunError: It cannot be read, or is no configuration.

@@ -13,11 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.crop_labels import open_labels
-from vitsplit.engine.heads import with_geometry
 from vitsplit.engine.run_data import Batch, OwnAugmentation, RunData, SharedCrops, collate
+from vitsplit.errors import ConfigError
 from vitsplit.report import Page
-from vitsplit.tasks.base import Evaluation, FromFiles, Task
+from vitsplit.tasks.base import CropData, Evaluation, FromFiles, Task
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import check_settings
 from vitsplit.types import LayerTaps
@@ -40,7 +39,7 @@ class RunTasks:
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task]) -> None:
         if config.geometry is not None:
             # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.
-            check_settings(with_geometry(SegmentationConfig(), config.geometry))
+            check_settings(SegmentationConfig().with_crop(config.geometry))
         self.config = config
         self.tasks = tasks
 
@@ -56,7 +55,9 @@ class RunTasks:
             DataError: The heads have other images; the message counts and names them.
         """
         if self.config.geometry is not None:
-            return SharedCrops.match(self.config.geometry, open_labels(self.tasks))
+            return SharedCrops.match(
+                self.config.geometry, {name: _crop_data(task) for name, task in self.tasks.items()}
+            )
         ((name, task),) = self.tasks.items()
         return OwnAugmentation(name, task.train_data())
 
@@ -113,3 +114,10 @@ class RunTasks:
     def describe(self) -> dict[str, Any]:
         """What each head's bundle must record, by its name."""
         return {name: task.describe() for name, task in self.tasks.items()}
+
+
+def _crop_data(task: Task) -> CropData:
+    data: Any = task.train_data()
+    if not hasattr(data, "cropped"):
+        raise ConfigError(f"--head {task.name}: its labels cannot be cut with the crop that heads share.")
+    return data

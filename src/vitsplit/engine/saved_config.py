@@ -17,10 +17,23 @@ from vitsplit.engine.heads import check_head_name, from_flat
 from vitsplit.engine.serialise import check_keys, from_dict, to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.ranges import check_ranges
-from vitsplit.tasks import TASKS, task_entry, task_kind
+from vitsplit.tasks import TASKS, task_config
 
 KIND = "kind"
+_SPLIT = frozenset(field.name for field in dataclasses.fields(SplitConfig)) - {"decoder"}
+_BASELINES = {
+    "drop_path": ("full-finetune", "upernet", "lora", "vpt", "adaptformer", "vit-adapter", "vit-comer"),
+    "trunk_lora_rank": ("lora",),
+    "trunk_lora_alpha": ("lora",),
+    "trunk_lora_dropout": ("lora",),
+    "num_prompts": ("vpt",),
+    "prompt_dropout": ("vpt",),
+    "bottleneck": ("adaptformer",),
+    "bottleneck_scale": ("adaptformer",),
+}
+"""Settings of the section ``baseline`` that were of some methods alone, and of which."""
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -28,7 +41,7 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     values = to_dict(config)
     for name, head in config.heads.items():
         task = values["heads"][name]["task"]
-        values["heads"][name]["task"] = {KIND: task_kind(head.task), **task}
+        values["heads"][name]["task"] = {KIND: head.task.name, **task}
     return values
 
 
@@ -54,12 +67,12 @@ def config_from_dict(values: Any, source: str, *, task: str | None = None) -> Tr
         check_keys(head, [field.name for field in dataclasses.fields(HeadConfig)], source, where)
         given = head.get("task")
         kind = given.get(KIND) if isinstance(given, dict) else None
-        if not isinstance(kind, str) or kind not in TASKS:
+        if not isinstance(kind, str) or kind not in TASKS.names():
             raise ConfigError(
-                f"{source}: heads.{name}.task.{KIND} must be one of {', '.join(TASKS)}, not {shown(kind)}."
+                f"{source}: heads.{name}.task.{KIND} must be one of {', '.join(TASKS.names())}, not {shown(kind)}."
             )
         settings = {key: value for key, value in given.items() if key != KIND}
-        heads[name] = from_dict(HeadConfig[TASKS[kind].config], {**head, "task": settings}, source, where)  # type: ignore[misc]
+        heads[name] = from_dict(HeadConfig[task_config(kind)], {**head, "task": settings}, source, where)  # type: ignore[misc]
     groups: dict[str, Any] = {"geometry": GeometryConfig, "backbone": BackboneConfig, "loop": LoopConfig}
     shared = {
         key: from_dict(kind, values[key], source, key)
@@ -83,17 +96,24 @@ def flat_from_dict(values: Any, task: str, source: str) -> TrainConfig:
     Raises:
         ConfigError: As ``config_from_dict``.
     """
-    kind: Any = FlatConfig[task_entry(task).config]  # type: ignore[misc]
-    return from_flat(from_dict(kind, values, source), task)
+    kind: Any = FlatConfig[task_config(task)]  # type: ignore[misc]
+    return from_flat(from_dict(kind, with_one_method(values), source), task)
 
 
 def upgraded_config(values: Any, task: str | None) -> Any:
     """What an earlier version wrote, in today's form; what is of today, or no configuration, as it is."""
+    values = _with_heads(values, task)
+    if not isinstance(values, dict) or not isinstance(values.get("heads"), dict):
+        return values
+    return {**values, "heads": {name: with_one_method(head) for name, head in values["heads"].items()}}
+
+
+def _with_heads(values: Any, task: str | None) -> Any:
     if not isinstance(values, dict) or "heads" in values:
         return values
-    of_several = {name: head for name, head in values.items() if name in TASKS and isinstance(head, dict)}
+    of_several = {name: head for name, head in values.items() if name in TASKS.names() and isinstance(head, dict)}
     if of_several:
-        shared = {name: value for name, value in values.items() if name not in TASKS}
+        shared = {name: value for name, value in values.items() if name not in TASKS.names()}
         return {"geometry": {}, **shared, "heads": {name: _with_kind(head, name) for name, head in of_several.items()}}
     if task is None:
         return values
@@ -105,6 +125,24 @@ def upgraded_config(values: Any, task: str | None) -> Any:
 def _with_kind(head: Mapping[str, Any], task: str) -> dict[str, Any]:
     settings = head.get("task", {})
     return {**head, "task": {KIND: task, **settings} if isinstance(settings, dict) else settings}
+
+
+def with_one_method(values: Any) -> Any:
+    """Settings of a head, of which an earlier version wrote those of all methods: ``split`` and ``baseline``."""
+    if not isinstance(values, Mapping):
+        return values  # refused when it is read
+    sections = [values.get(name, {}) for name in ("split", "baseline")]
+    name = values.get("method", "vitsplit" if any(sections) else None)
+    if not isinstance(name, str) or not all(isinstance(section, Mapping) for section in sections):
+        return values
+    given = {key: value for section in sections for key, value in section.items()}
+    kept = {
+        key: value
+        for key, value in given.items()
+        if name in _BASELINES.get(key, (name,)) and (key not in _SPLIT or name == "vitsplit")
+    }
+    others = {key: value for key, value in values.items() if key not in ("split", "baseline")}
+    return {**others, "method": {"name": name, **kept}}
 
 
 def upgraded_state(values: dict[str, Any], heads: Collection[str]) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def check_keys(data: Any, known: list[str], source: str, where: str = "") -> Non
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"name": getattr(value, "name", ""), **fields} if hasattr(value, "by_name") else fields
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -71,6 +72,13 @@ def _plain(value: Any) -> Any:
 
 def _read_dataclass(cls: Any, data: Any, source: str, where: str) -> Any:
     generic = typing.get_origin(cls) or cls
+    if hasattr(generic, "by_name") and isinstance(data, dict):  # one of several classes, which the name says
+        data = dict(data)
+        name = _read(str, data.pop("name", None), source, _join(where, "name"))
+        try:
+            generic = generic.by_name(name)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: '{_join(where, 'name')}': {error}") from error
     fields = {field.name: field for field in dataclasses.fields(generic)}
     check_keys(data, list(fields), source, where)
     arguments = dict(zip(getattr(generic, "__parameters__", ()), typing.get_args(cls), strict=False))

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitsplit.engine.config import GeometryConfig, LoopConfig, TrainConfig
-from vitsplit.engine.heads import SHARING_TASKS, check_head_name, sharing_crops
+from vitsplit.engine.config import GeometryConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.engine.heads import check_head_name, sharing_crops, sharing_tasks
 from vitsplit.engine.saved_config import KIND, config_from_dict, upgraded_config
 from vitsplit.errors import ConfigError
 from vitsplit.files import read_json, shown
 from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.recipes import recipe as named_recipe
-from vitsplit.tasks import TASKS, task_entry, task_kind, task_name
+from vitsplit.tasks import TASKS, task_config
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +54,29 @@ def starting_config(
     if recipe is None and config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
     if config_file is None:
-        config = named_recipe(recipe or task_entry(task).default_recipe)
-        if task_name(config) != task:
+        config = named_recipe(recipe) if recipe is not None else laptop_config(task)
+        if config.task.name != task:
             raise ConfigError(
-                f"--recipe {recipe} is for {task_name(config)}, not for {task}. Use `vitsplit train "
-                f"{task_name(config)}`, or another recipe (`vitsplit recipes` lists them)."
+                f"--recipe {recipe} is for {config.task.name}, not for {task}. Use `vitsplit train "
+                f"{config.task.name}`, or another recipe (`vitsplit recipes` lists them)."
             )
         return config
     values = _read(config_file)
     _require_task(task, values, str(config_file))
     read = config_from_dict(values, str(config_file), task=task)
     return _told(read, str(config_file)) if is_foreign else read
+
+
+def laptop_config(task: str) -> TrainConfig:
+    """What a run of a task starts from where nothing is named: its recipe for a laptop, or its defaults, for as long.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    kind = task_config(task)
+    if kind.default_recipe is not None:
+        return named_recipe(kind.default_recipe)
+    return one_head(task=kind(), loop=LoopConfig(steps=LAPTOP_STEPS, batch_size=LAPTOP_BATCH_SIZE))
 
 
 def starting_heads(
@@ -83,9 +95,11 @@ def starting_heads(
     """
     for name, task in tasks.items():
         check_head_name(name)
-        if task not in SHARING_TASKS:
-            raise ConfigError(f"'{task}' is no task that others are trained with. Choose {' or '.join(SHARING_TASKS)}.")
-    recipes = {name: named_recipe(task_entry(task).default_recipe) for name, task in tasks.items()}
+        if task not in sharing_tasks():
+            raise ConfigError(
+                f"'{task}' is no task that others are trained with. Choose {' or '.join(sharing_tasks())}."
+            )
+    recipes = {name: laptop_config(task) for name, task in tasks.items()}
     is_foreign = config_file is not None
     if config_file is None and resumed is not None:
         config_file = _config_of_run(resumed)
@@ -101,10 +115,8 @@ def starting_heads(
     for name, task in tasks.items():
         if name not in config.heads:
             raise ConfigError(f"{config_file} has no head {name}, only {', '.join(config.heads)}.")
-        if task_kind(config.heads[name].task) != task:
-            raise ConfigError(
-                f"{config_file}: its head {name} is for {task_kind(config.heads[name].task)}, not {task}."
-            )
+        if config.heads[name].task.name != task:
+            raise ConfigError(f"{config_file}: its head {name} is for {config.heads[name].task.name}, not {task}.")
     config = dataclasses.replace(config, heads={name: config.heads[name] for name in tasks})
     return _told(config, str(config_file)) if is_foreign else config
 
@@ -171,8 +183,8 @@ def _require_task(task: str, values: Any, source: str) -> None:
     names = given.keys() - {KIND}
     fitting = [
         name
-        for name, entry in TASKS.items()
-        if given.get(KIND) in (task, name) and names <= {field.name for field in dataclasses.fields(entry.config)}
+        for name in TASKS.names()
+        if given.get(KIND) in (task, name) and names <= {field.name for field in dataclasses.fields(task_config(name))}
     ]
     if fitting and task not in fitting:
         raise ConfigError(

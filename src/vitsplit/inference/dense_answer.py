@@ -5,70 +5,17 @@ Shapes: B batch, C channels, H W pixels of a tile, h w of a finished block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from vitsplit.inference.tiling import Blender, Grid
 from vitsplit.inference.writers import OVERLAY_SIDE, PngWriter, Thumbnail, TiffWriter
-from vitsplit.tasks.base import DenseTask, Forward
-from vitsplit.tasks.depth.predict import DepthPrediction
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction
-
-
-@dataclass(frozen=True)
-class DenseFile:
-    """How a task's answer is kept.
-
-    Attributes:
-        writer: Takes the answer's rows.
-        picture_path: File of the picture to look at.
-        draw: A small answer and its image to that picture.
-    """
-
-    writer: PngWriter | TiffWriter
-    picture_path: Path
-    draw: Callable[[NDArray[Any], NDArray[np.uint8]], Image.Image]
-
-
-def segmentation_file(task: Any, stem: Path, size: tuple[int, int], *, tiff: bool) -> DenseFile:
-    """``STEM_mask.png`` or ``.tif``: class ids with a palette."""
-    classes = task.classes
-    path = _beside(stem, f"_mask.{'tif' if tiff else 'png'}")
-    writer: PngWriter | TiffWriter
-    if tiff:
-        writer = TiffWriter(path, size, dtype=np.uint8, palette=classes.colors)
-    else:
-        writer = PngWriter(path, size, palette=classes.colors)
-    return DenseFile(
-        writer,
-        _beside(stem, "_overlay.jpg"),
-        lambda mask_HW, image_HWC: SegmentationPrediction(mask_HW, classes, image_HWC).overlay(),
-    )
-
-
-def depth_file(task: Any, stem: Path, size: tuple[int, int], *, tiff: bool) -> DenseFile:
-    """``STEM_depth.tif``: metres in float32, whatever the image's own format: a PNG's scale needs the largest depth."""
-    writer = TiffWriter(_beside(stem, "_depth.tif"), size, dtype=np.float32, description="depth in metres")
-    return DenseFile(
-        writer,
-        _beside(stem, "_depth.jpg"),
-        lambda depth_HW, image_HWC: DepthPrediction(depth_HW, image_HWC).picture(),
-    )
-
-
-def _beside(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
-
-
-DENSE_FILES = {"segmentation": segmentation_file, "depth": depth_file}
-"""How each dense task's answer is kept."""
+from vitsplit.tasks.base import DenseFile, DenseTask, Forward
 
 
 class DenseAnswer:
@@ -89,7 +36,9 @@ class DenseAnswer:
         self.task, self.forward, self.grid = task, forward, grid
         self.blender = Blender(grid)
         size = (grid.rows.length, grid.columns.length)
-        self._file = DENSE_FILES[task.name](task, stem, own_size, tiff=tiff)
+        self._file = task.dense_file()
+        self._picture_path = stem.with_name(f"{stem.name}{self._file.picture_ending}.jpg")
+        self._writer = _writer(self._file, stem, own_size, tiff=tiff)
         self._small_image = Thumbnail(size, OVERLAY_SIDE, average=True)
         self._small_answer = Thumbnail(size, OVERLAY_SIDE, average=False)
         self._sources = [_nearest(own, here) for own, here in zip(own_size, size, strict=True)]
@@ -113,22 +62,30 @@ class DenseAnswer:
         first, last = np.searchsorted(self._sources[0], [top, top + count])
         for start in range(first, last, self.grid.rows.tile):
             of_rows = self._sources[0][start : min(start + self.grid.rows.tile, last)] - top
-            self._file.writer.write(rows_hW[np.ix_(of_rows, self._sources[1])])
+            self._writer.write(rows_hW[np.ix_(of_rows, self._sources[1])])
         self._small_answer.write(rows_hW)
         self._small_image.write(image_CHW.permute(1, 2, 0).numpy())
 
     def close(self) -> tuple[Path, ...]:
         """Completes the files and returns their paths."""
-        path = self._file.writer.close()
+        path = self._writer.close()
         picture = self._file.draw(self._small_answer.array(), self._small_image.array())
-        picture.convert("RGB").save(self._file.picture_path, quality=92)
-        return path, self._file.picture_path
+        picture.convert("RGB").save(self._picture_path, quality=92)
+        return path, self._picture_path
 
     def discard(self) -> None:
         """Removes files that are not complete."""
-        self._file.writer.discard()
+        self._writer.discard()
 
 
 def _nearest(own: int, here: int) -> NDArray[np.int64]:
     """For each of ``own`` pixels, which of ``here`` pixels lies over its centre; rises from 0 to ``here - 1``."""
     return ((np.arange(own) + 0.5) * here / own).astype(np.int64).clip(max=here - 1)
+
+
+def _writer(file: DenseFile, stem: Path, size: tuple[int, int], *, tiff: bool) -> PngWriter | TiffWriter:
+    """A tiled TIFF, or for class ids a PNG unless a TIFF is wanted: a PNG of values needs the largest for its scale."""
+    if file.palette is not None and not tiff:
+        return PngWriter(stem.with_name(f"{stem.name}{file.ending}.png"), size, palette=file.palette)
+    path = stem.with_name(f"{stem.name}{file.ending}.tif")
+    return TiffWriter(path, size, dtype=file.dtype, palette=file.palette, description=file.description)

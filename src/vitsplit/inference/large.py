@@ -8,7 +8,6 @@ Shapes: B batch, C channels, H W pixels of a tile.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from vitsplit.inference.dense_answer import DENSE_FILES, DenseAnswer
+from vitsplit.errors import ConfigError
+from vitsplit.inference.dense_answer import DenseAnswer
 from vitsplit.inference.detection_answer import DetectionAnswer
 from vitsplit.inference.predictor import LoadedHead, Predictor, make_forward
 from vitsplit.inference.shared_pass import SharedPass
@@ -25,7 +25,6 @@ from vitsplit.inference.strips import ImageStrips, is_large
 from vitsplit.inference.tiling import Grid, plan_grid
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Forward
-from vitsplit.tasks.detection.config import DetectionConfig
 
 __all__ = ["default_tile", "is_large", "predict_large"]
 
@@ -87,7 +86,9 @@ def predict_large(
         for head, each in predictor.items():
             stem = Path(out_folder) / (f"{name}_{head}" if len(predictor) > 1 else name)
             task = _task_for_tiles(each, grid)
-            if task.name in DENSE_FILES:
+            if task.config.tiles is None:
+                raise ConfigError(f"{each.card.task}: an image is not predicted in tiles. Give a smaller one.")
+            if task.config.tiles == "dense":
                 answers.append(DenseAnswer(task, forwards[head], grid, strips.own_size, stem, tiff=tiff))
             else:
                 answers.append(DetectionAnswer(task, forwards[head], grid, strips.own_size, stem))
@@ -100,19 +101,9 @@ def predict_large(
 
 
 def default_tile(heads: Iterable[LoadedHead]) -> tuple[int, int]:
-    """Height and width of tiles: what a bundle was trained on, of several bundles the largest.
-
-    The ``crop_size`` of dense tasks; of detection the ``image_scale``, lying, which all its images are brought to.
-    """
-    sizes = [_trained_size(each.card.config.task) for each in heads]
+    """Height and width of tiles: what a bundle was trained on, of several bundles the largest."""
+    sizes = [each.card.config.task.tile_size for each in heads]
     return max(sizes, key=lambda size: size[0] * size[1])
-
-
-def _trained_size(config: Any) -> tuple[int, int]:
-    if isinstance(config, DetectionConfig):
-        return min(config.image_scale), max(config.image_scale)
-    height, width = config.crop_size
-    return height, width
 
 
 def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Sequence[Any]) -> None:
@@ -122,7 +113,8 @@ def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Seq
         "%s: %dx%d pixels (height x width) in %d tiles of %dx%d, at scale %g",
         path.name, height, width, len(grid), *grid.tile, scale,
     )  # fmt: skip
-    sides = {min(config.image_scale) for config in configs if config.image_scale is not None}
+    image_scales = [getattr(config, "image_scale", None) for config in configs]
+    sides = {min(each) for each in image_scales if each is not None}
     if scale == 1.0 and sides:
         logger.info(
             "The bundle was trained on images whose shorter side was brought to %s pixels. If things in %s are as "
@@ -173,6 +165,4 @@ def _forwards(
 
 def _task_for_tiles(head: LoadedHead, grid: Grid) -> Any:
     """The bundle's task with settings under which a tile is neither resized nor cut again."""
-    config = head.card.config
-    sides = {"crop_size": grid.tile, "image_scale": (max(grid.tile), min(grid.tile))}
-    return bare_task(config.change(task=dataclasses.replace(config.task, **sides)), head.card.description)
+    return bare_task(head.card.config.task.for_tiles(grid.tile), head.card.description)

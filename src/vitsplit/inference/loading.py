@@ -27,8 +27,7 @@ from vitsplit.engine.config import Precision
 from vitsplit.engine.precision import Resolved, resolve_precision
 from vitsplit.errors import BundleError, ConfigError, DataError, WeightsError
 from vitsplit.files import shown
-from vitsplit.methods.settings import backbone_settings
-from vitsplit.model import Head, build_head, head_shapes
+from vitsplit.model import Head, backbone_settings, build_head, head_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.vqa.decoder import VqaDecoder
@@ -132,7 +131,7 @@ def open_head(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Head]
     Raises:
         BundleError: The weights are missing, damaged, or do not fit the card.
     """
-    task = bare_task(card.config, card.description)
+    task = bare_task(card.config.task, card.description)
     model = build_head(card.config, backbone, task)
     load_weights(folder, model)
     if isinstance(model.decoder, VqaDecoder) and model.decoder.language_model is not None:

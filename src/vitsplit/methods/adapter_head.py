@@ -5,31 +5,42 @@ Shapes: B batch, D width, h w patch grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.methods.pyramid import PyramidOutput, published_settings
+from vitsplit.methods.pyramid import PATCH_SIZE, PyramidOutput, published_settings
 from vitsplit.methods.pyramid_stem import Scales
-from vitsplit.methods.trunk import Trunk
-from vitsplit.methods.vit_adapter import ViTAdapter
-from vitsplit.methods.vit_comer import ViTCoMer
+from vitsplit.methods.trunk import Trunk, TrunkConfig
+from vitsplit.methods.two_branches import TwoBranches
 from vitsplit.types import LayerTaps, TapRequest
 
-AdapterName = Literal["vit-adapter", "vit-comer"]
 _MIDDLE = 1
 """Which of the three scales has the patches' grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(TrunkConfig):
+    """ViT-Adapter or ViT-CoMer: four maps (strides 4, 8, 16, 32), or for a decoder of one map that at stride 16."""
+
+    num_maps: ClassVar[tuple[int, ...]] = (4, 1)
+    patch_size: ClassVar[int | None] = PATCH_SIZE
+    branches: ClassVar[Callable[..., TwoBranches]]
+
+    def build(self, backbone: Backbone, num_maps: int) -> AdapterHead:
+        """See ``MethodConfig.build``."""
+        return AdapterHead(self.branches, backbone, pyramid=num_maps > 1, drop_path=self.drop_path)
 
 
 class AdapterHead(nn.Module):
     """A transformer that trains beside a convolutional branch.
 
     Args:
-        name: Which of the two.
+        kind: Which of the two.
         backbone: What the transformer starts as; its patches have 16 pixels.
         pyramid: All four maps (strides 4, 8, 16, 32), for UperNet; else the one at stride 16, for a task's own decoder,
             without the layers that only the others need.
@@ -39,12 +50,13 @@ class AdapterHead(nn.Module):
         ConfigError: The backbone does not fit, or no settings were published for its width.
     """
 
-    def __init__(self, name: AdapterName, backbone: Backbone, *, pyramid: bool, drop_path: float | None = None) -> None:
+    def __init__(
+        self, kind: Callable[..., TwoBranches], backbone: Backbone, *, pyramid: bool, drop_path: float | None = None
+    ) -> None:
         super().__init__()
         settings = published_settings(backbone.width)
         if drop_path is not None:
             settings = replace(settings, drop_path=drop_path)
-        kind = ViTAdapter if name == "vit-adapter" else ViTCoMer
         self.adapter = kind(Trunk(backbone, trained=True), settings=settings)
         self.width = self.adapter.width
         if not pyramid:

@@ -6,15 +6,35 @@ Shapes: B batch, D width, h w patch grid.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk
+from vitsplit.methods.trunk import Trunk, TrunkConfig
+from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptFormerConfig(TrunkConfig):
+    """AdaptFormer: a small bottleneck is trained beside the MLP of every block of the frozen transformer."""
+
+    name: ClassVar[str] = "adaptformer"
+    title: ClassVar[str] = "AdaptFormer"
+    shards: ClassVar[bool] = False
+
+    bottleneck: Annotated[int, Range(1, 8192)] = 64
+    """Width of the layer beside every MLP."""
+    bottleneck_scale: Annotated[float, Range(0, 1e4)] = 0.1
+    """What its output is scaled by."""
+
+    def build(self, backbone: Backbone, num_maps: int) -> AdaptFormer:
+        """See ``MethodConfig.build``."""
+        return AdaptFormer(backbone, self)
 
 
 class AdaptedMlp(nn.Module):
@@ -50,17 +70,15 @@ class AdaptFormer(nn.Module):
 
     Args:
         backbone: The frozen model, whose weights are in memory once.
-        config: Width and scale of the bottlenecks.
+        config: Width and scale of the bottlenecks, and drop path.
 
     Raises:
         ConfigError: The blocks have no MLP of their own.
     """
 
-    def __init__(self, backbone: Backbone, config: BaselineConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, config: AdaptFormerConfig) -> None:
         super().__init__()
-        self.trunk = Trunk(backbone, trained=False)
-        if drop_path:
-            self.trunk.set_drop_path(drop_path)
+        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
         self.width = backbone.width
         self.last_layer = backbone.num_layers - 1
         for block in self.trunk.blocks:

@@ -6,18 +6,40 @@ Shapes: B batch, D width, h w patch grid.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk
+from vitsplit.methods.trunk import Trunk, TrunkConfig
+from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
 
 _ATTENTION = r"blocks\.\d+\.attn\.(qkv|q_proj|k_proj|v_proj|proj)"
 """Every matrix of the attention, whether query, key and value are one or three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(TrunkConfig):
+    """LoRA: low-rank matrices are trained beside those of the frozen attention."""
+
+    name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
+    shards: ClassVar[bool] = False
+
+    trunk_lora_rank: Annotated[int, Range(1, 4096)] = 16
+    """Rank of what is added to the attention's matrices."""
+    trunk_lora_alpha: Annotated[float, Range(0, 1e6)] = 16.0
+    """It is scaled by this over the rank."""
+    trunk_lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Dropout of what is added."""
+
+    def build(self, backbone: Backbone, num_maps: int) -> LowRank:
+        """See ``MethodConfig.build``."""
+        return LowRank(backbone, self)
 
 
 class LowRank(nn.Module):
@@ -27,31 +49,29 @@ class LowRank(nn.Module):
 
     Args:
         backbone: The frozen model.
-        config: Rank, alpha (scale is alpha over rank) and dropout.
+        config: Rank, alpha (scale is alpha over rank), dropout and drop path.
 
     Raises:
         ConfigError: peft is not installed, or the attention does not call its matrices as layers.
     """
 
-    def __init__(self, backbone: Backbone, config: BaselineConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, config: LoraConfig) -> None:
         super().__init__()
         if importlib.util.find_spec("peft") is None:
             raise ConfigError("--method lora needs the package peft: pip install 'vitsplit[lora]'.")
-        from peft import LoraConfig, inject_adapter_in_model  # slow to import
+        import peft  # slow to import
 
-        self.trunk = Trunk(backbone, trained=False)
+        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
         self._check_attention(backbone.name)
-        if drop_path:
-            self.trunk.set_drop_path(drop_path)
         self.width = backbone.width
         self.last_layer = backbone.num_layers - 1
-        adapters = LoraConfig(
+        adapters = peft.LoraConfig(
             r=config.trunk_lora_rank,
             lora_alpha=config.trunk_lora_alpha,  # type: ignore[arg-type]  # a factor like any other
             lora_dropout=config.trunk_lora_dropout,
             target_modules=_ATTENTION,
         )
-        inject_adapter_in_model(adapters, self.trunk.model)
+        peft.inject_adapter_in_model(adapters, self.trunk.model)
         for parameter in self._adapters():
             # peft rounds them to the precision that the frozen matrices happen to be in.
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""A backbone of a baseline's own: pixels in, tokens of every layer out, with gradient.
+"""A backbone of a method's own: pixels in, tokens of every layer out, with gradient.
 
 ViT-Split's heads read what the frozen backbone computes. The methods that it is compared with change the backbone
 itself, so each holds one of its own, which starts with the frozen one's weights.
@@ -10,13 +10,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
+from vitsplit.methods import MethodConfig
+from vitsplit.ranges import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig(MethodConfig):
+    """A method that trains through a whole transformer."""
+
+    drop_path: Annotated[float | None, Range(0, 1, below=True)] = None
+    """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
+
 
 _EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre")
 """Attributes of a timm model that come before its first block."""
@@ -29,6 +41,7 @@ class Trunk(nn.Module):
         backbone: What is copied.
         trained: Whether the copy trains. A copy that does not shares its weights with the backbone: it costs no memory,
             and parts that do train can be put into it without touching the backbone.
+        drop_path: See ``set_drop_path``; 0 or None: none.
 
     Attributes:
         width: D.
@@ -37,7 +50,7 @@ class Trunk(nn.Module):
         num_prefix_tokens: Class and register tokens at the head of every sequence.
     """
 
-    def __init__(self, backbone: Backbone, *, trained: bool) -> None:
+    def __init__(self, backbone: Backbone, *, trained: bool, drop_path: float | None = None) -> None:
         super().__init__()
         shared = {} if trained else {id(tensor): tensor for tensor in _tensors(backbone.model)}
         self.model: Any = copy.deepcopy(backbone.model, shared)
@@ -48,6 +61,8 @@ class Trunk(nn.Module):
         self.num_layers = backbone.num_layers
         self.patch_size = backbone.patch_size
         self.num_prefix_tokens = backbone.num_prefix_tokens
+        if drop_path:
+            self.set_drop_path(drop_path)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -108,7 +123,7 @@ class Trunk(nn.Module):
         for index, block in enumerate(self.blocks):
             places = [name for name, _ in block.named_children() if name in ("drop_path1", "drop_path2")]
             if not places:
-                raise ConfigError(f"--drop-path {rate}: a {type(block).__name__} has none. Leave the option away.")
+                raise ConfigError(f"--drop-path {rate}: a {type(block).__name__} has none. Omit the option.")
             for name in places:
                 setattr(block, name, DropPath(rate * index / max(self.num_layers - 1, 1)))
 

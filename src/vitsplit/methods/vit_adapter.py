@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from vitsplit.methods.adapter_head import AdapterConfig
 from vitsplit.methods.pyramid import ConvFFN, PyramidSettings, layer_norm
 from vitsplit.methods.pyramid_stem import Scales
 from vitsplit.methods.trunk import Trunk
@@ -67,6 +68,15 @@ class ViTAdapter(TwoBranches):
             x_BND, scales = interaction(x_BND, scales, exchange, lambda x, g=group: self.blocks(g, x, grid, rope))
             groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
         return self.output(finest_BDhw, scales, groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTAdapterConfig(AdapterConfig):
+    """ViT-Adapter: a whole transformer is trained beside a convolutional branch."""
+
+    name: ClassVar[str] = "vit-adapter"
+    title: ClassVar[str] = "ViT-Adapter"
+    branches: ClassVar[Callable[..., TwoBranches]] = ViTAdapter
 
 
 class Interaction(nn.Module):

@@ -9,7 +9,8 @@ Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
+from vitsplit.methods.adapter_head import AdapterConfig
 from vitsplit.methods.pyramid import ConvFFN, PyramidSettings, layer_norm, resize
 from vitsplit.methods.pyramid_stem import Scales, as_tokens
 from vitsplit.methods.trunk import Trunk
@@ -54,6 +56,15 @@ class ViTCoMer(TwoBranches):
             x_BND, scales = interaction(x_BND, scales, geometry, lambda x, g=group: self.blocks(g, x, grid, rope))
             groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
         return self.output(finest_BDhw, scales, groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTCoMerConfig(AdapterConfig):
+    """ViT-CoMer: a whole transformer is trained beside a convolutional branch."""
+
+    name: ClassVar[str] = "vit-comer"
+    title: ClassVar[str] = "ViT-CoMer"
+    branches: ClassVar[Callable[..., TwoBranches]] = ViTCoMer
 
 
 class Interaction(nn.Module):

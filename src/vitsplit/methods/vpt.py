@@ -6,7 +6,8 @@ Shapes: B batch, T tokens (prefix tokens first), N patches, P prompts, L blocks,
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,28 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT, SamViT
-from vitsplit.engine.config import BaselineConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk
+from vitsplit.methods.trunk import Trunk, TrunkConfig
+from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class VptConfig(TrunkConfig):
+    """Visual prompt tuning: tokens are trained in front of every block of the frozen transformer."""
+
+    name: ClassVar[str] = "vpt"
+    title: ClassVar[str] = "VPT, deep"
+    shards: ClassVar[bool] = False
+
+    num_prompts: Annotated[int, Range(1, 4096)] = 50
+    """Tokens that are learned in front of every block."""
+    prompt_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Dropout of the prompts."""
+
+    def build(self, backbone: Backbone, num_maps: int) -> DeepPrompts:
+        """See ``MethodConfig.build``."""
+        return DeepPrompts(backbone, self)
 
 
 class DeepPrompts(nn.Module):
@@ -27,22 +46,20 @@ class DeepPrompts(nn.Module):
 
     Args:
         backbone: The frozen model, whose weights are in memory once.
-        config: Number and dropout of the prompts.
+        config: Number and dropout of the prompts, and drop path.
 
     Raises:
         ConfigError: The blocks see a grid, in which there is no place for other tokens.
     """
 
-    def __init__(self, backbone: Backbone, config: BaselineConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, backbone: Backbone, config: VptConfig) -> None:
         super().__init__()
         if isinstance(backbone.family, SamViT):
             raise ConfigError(
                 f"--method vpt: the blocks of {backbone.name} see a grid of patches, with no place for prompts. "
                 "Choose a plain or rotary ViT, or --method lora or adaptformer."
             )
-        self.trunk = Trunk(backbone, trained=False)
-        if drop_path:
-            self.trunk.set_drop_path(drop_path)
+        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
         self.width = backbone.width
         bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
         self.prompts_LPD = nn.Parameter(torch.empty(backbone.num_layers, config.num_prompts, backbone.width))

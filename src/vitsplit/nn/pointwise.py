@@ -46,3 +46,16 @@ class Doubling(nn.ConvTranspose2d):
         out_BhwijE = out_Bhw_22E.view(batch, height, columns, 2, 2, -1)
         out_BhiwjE = out_BhwijE.transpose(2, 3).reshape(batch, 2 * height, 2 * columns, -1)
         return out_BhiwjE.permute(0, 3, 1, 2)
+
+
+class NormedPointwise(nn.Module):
+    """Batch norm and a 1x1 convolution: ``(B, D, h, w)`` to ``(B, K, h, w)``. What a linear probe reads a map with."""
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.classify = Pointwise(width, num_outputs)
+
+    def forward(self, map_BDhw: Tensor) -> Tensor:
+        """``map_BDhw`` to logits."""
+        return self.classify(self.norm(map_BDhw))

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context, vqa
-from vitsplit.tasks import task_name
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
@@ -51,9 +50,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 """Name to function. ``vitsplit recipes`` shows the first line of a function's docstring."""
 
 DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco": 80}
-"""Data format to its number of classes: to count parameters without the data."""
-DEFAULT_CLASSES = {"segmentation": 150, "detection": 80}
-"""Number of classes for recipes without a data set (those of ADE20K and COCO), to count parameters."""
+"""Data format to its number of classes: enough to count a decoder without the data."""
 
 
 def recipe(name: str) -> TrainConfig:
@@ -70,6 +67,5 @@ def recipe(name: str) -> TrainConfig:
 
 
 def count_classes(config: TrainConfig) -> int:
-    """The default number of classes of a configuration; 0 for depth."""
-    default = DEFAULT_CLASSES.get(task_name(config), 0)
-    return DATASET_CLASSES.get(config.task.format, default)
+    """The number of classes of the data that a configuration is for, as far as it is known; 0 for depth."""
+    return DATASET_CLASSES.get(config.task.format, config.task.num_classes)

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.recipes.gate import with_gate
-from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
@@ -38,7 +38,7 @@ def ade20k_small() -> TrainConfig:
             format="ade20k", crop_size=(512, 512), image_scale=(2048, 512), pad_color="mean", loss_average="all"
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         loop=LoopConfig(steps=40_000, batch_size=16),
     )
 
@@ -60,7 +60,7 @@ def ade20k_large() -> TrainConfig:
     return ade20k_base().change(
         name="ade20k-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
-        split=SplitConfig(num_tuned_layers=4, num_prior_layers=8, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=4, num_prior_layers=8, first_prior_layer=2),
     )
 
 
@@ -82,7 +82,7 @@ def ade20k_giant_896() -> TrainConfig:
     return _at_896(ade20k_large()).change(
         name="ade20k-giant-896",
         backbone=BackboneConfig(backbone="dinov2-giant"),
-        split=SplitConfig(num_tuned_layers=8, num_prior_layers=14, first_prior_layer=26),
+        method=SplitConfig(num_tuned_layers=8, num_prior_layers=14, first_prior_layer=26),
         loop=LoopConfig(steps=50_000, batch_size=16),
     )
 
@@ -136,7 +136,7 @@ def _figure_9(backbone: str) -> TrainConfig:
     return ade20k_base().change(
         name=f"ade20k-{backbone}",
         backbone=BackboneConfig(backbone=backbone),
-        split=SplitConfig(num_tuned_layers=8, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=8, num_prior_layers=4, first_prior_layer=2),
     )
 
 

@@ -18,9 +18,9 @@ follow the release. Differences without a flag are those of the ADE20K recipes.
 
 from __future__ import annotations
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, SplitConfig, TrainConfig
+from vitsplit.engine.config import BackboneConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.recipes.gate import with_gate
-from vitsplit.tasks import one_head
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
@@ -42,7 +42,7 @@ def cityscapes_small() -> TrainConfig:
             test_stride=(512, 512),
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=5, num_prior_layers=5, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=5, num_prior_layers=5, first_prior_layer=2),
         loop=LoopConfig(steps=20_000, batch_size=16),
     )
 
@@ -64,7 +64,7 @@ def cityscapes_large() -> TrainConfig:
     return cityscapes_base().change(
         name="cityscapes-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
-        split=SplitConfig(num_tuned_layers=10, num_prior_layers=8, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=10, num_prior_layers=8, first_prior_layer=2),
     )
 
 

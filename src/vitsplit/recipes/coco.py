@@ -26,8 +26,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
-from vitsplit.tasks import one_head
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 
 EPOCH = 7393
@@ -43,7 +43,7 @@ def coco_small() -> TrainConfig:
         name="coco-small",
         task=DetectionConfig(format="coco", pad_color="mean", rcnn="mmdet"),
         backbone=BackboneConfig(backbone="dinov2-small", patch_size=16),
-        split=SplitConfig(num_tuned_layers=11, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=11, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(
             lr=1e-4,
             task_head_lr_scale=1.0,
@@ -68,7 +68,7 @@ def coco_base() -> TrainConfig:
     return small.change(
         name="coco-base",
         backbone=replace(small.backbone, backbone="dinov2-base"),
-        split=SplitConfig(num_tuned_layers=11, num_prior_layers=6, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=11, num_prior_layers=6, first_prior_layer=2),
         optim=replace(small.optim, layer_decay=0.70),
     )
 
@@ -83,6 +83,6 @@ def coco_large() -> TrainConfig:
     return small.change(
         name="coco-large",
         backbone=replace(small.backbone, backbone="dinov2-large"),
-        split=SplitConfig(num_tuned_layers=23, num_prior_layers=8, first_prior_layer=6),
+        method=SplitConfig(num_tuned_layers=23, num_prior_layers=8, first_prior_layer=6),
         optim=replace(small.optim, layer_decay=0.60),
     )

@@ -6,10 +6,10 @@ from vitsplit.engine.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
-    SplitConfig,
     TrainConfig,
+    one_head,
 )
-from vitsplit.tasks import one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -30,7 +30,7 @@ def laptop_segmentation() -> TrainConfig:
             crop_size=(252, 336), image_scale=(1024, 252), scale_range=(0.75, 1.5), test_mode="whole"
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(lr=2.5e-4, task_head_lr_scale=0.3, warmup_steps=30),
         loop=LoopConfig(steps=300, batch_size=8),
     )
@@ -50,7 +50,7 @@ def laptop_depth() -> TrainConfig:
         name="laptop-depth",
         task=DepthConfig(crop_size=(238, 322), image_scale=(1024, 252), test_flip=False),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(lr=5e-4, task_head_lr_scale=0.3, schedule="one-cycle", clip_norm=35.0),
         loop=LoopConfig(steps=200, batch_size=8),
     )
@@ -79,7 +79,7 @@ def laptop_detection() -> TrainConfig:
             rcnn="mmdet",
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(
             lr=2.5e-4, task_head_lr_scale=0.3, weight_decay=0.05, decay_norms=False, schedule="one-cycle"
         ),

@@ -24,8 +24,8 @@ The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` with their 
 
 from __future__ import annotations
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
-from vitsplit.tasks import one_head
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
 
 
@@ -42,7 +42,7 @@ def nyuv2_small() -> TrainConfig:
             eval_crop="nyu-eigen",
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(lr=3e-4, weight_decay=1e-2, schedule="one-cycle", final_div_factor=100.0, clip_norm=35.0),
         loop=LoopConfig(steps=38_400, batch_size=16),
     )
@@ -57,7 +57,7 @@ def nyuv2_base() -> TrainConfig:
     return nyuv2_small().change(
         name="nyuv2-base",
         backbone=BackboneConfig(backbone="dinov2-base"),
-        split=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
     )
 
 
@@ -69,5 +69,5 @@ def nyuv2_large() -> TrainConfig:
     return nyuv2_small().change(
         name="nyuv2-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=6),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=6),
     )

@@ -22,10 +22,10 @@ from vitsplit.engine.config import (
     BackboneConfig,
     LoopConfig,
     OptimConfig,
-    SplitConfig,
     TrainConfig,
+    one_head,
 )
-from vitsplit.tasks import one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 
@@ -45,7 +45,7 @@ def pascal_context_base() -> TrainConfig:
             loss_average="all",
         ),
         backbone=BackboneConfig(backbone="dinov2-base"),
-        split=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=4, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(lr=1e-4),
         loop=LoopConfig(steps=20_000, batch_size=16),
     )
@@ -60,5 +60,5 @@ def pascal_context_large() -> TrainConfig:
     return pascal_context_base().change(
         name="pascal-context-large",
         backbone=BackboneConfig(backbone="dinov2-large"),
-        split=SplitConfig(num_tuned_layers=6, num_prior_layers=10, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=6, num_prior_layers=10, first_prior_layer=2),
     )

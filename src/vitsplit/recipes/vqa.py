@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, SplitConfig, TrainConfig
-from vitsplit.tasks import one_head
+from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, TrainConfig, one_head
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.vqa.config import VqaConfig
 
 ALIGN_SAMPLES, INSTRUCT_SAMPLES = 558_128, 665_298
@@ -29,7 +29,7 @@ def llava15_7b_align() -> TrainConfig:
         name="llava15-7b-align",
         task=VqaConfig(stage="align", conversation="plain", format="llava", fit="crop", gradient_checkpointing=True),
         backbone=BackboneConfig(backbone="clip-large-336"),
-        split=SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="last"),
+        method=SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="last"),
         optim=_llava(lr=1e-3, steps=ALIGN_SAMPLES // 256),
         loop=LoopConfig(steps=ALIGN_SAMPLES // 256, batch_size=256, precision="bf16"),
     )
@@ -90,7 +90,7 @@ def laptop_vqa() -> TrainConfig:
             max_new_tokens=16,
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
         optim=OptimConfig(
             lr=5e-4, task_head_lr_scale=0.3, weight_decay=0.01, decay_norms=False, schedule="one-cycle", clip_norm=1.0
         ),

@@ -1,104 +1,152 @@
-"""The tasks, by name. A task is one line of ``TASKS`` and one folder here."""
+"""The tasks, by name: from a feature map to predictions, with data, loss and metrics.
+
+A task is one folder here and one line of ``TASKS``, or an entry point ``vitsplit.tasks`` of another package: a subclass
+of ``TaskConfig`` with its settings, and with what can be asked about the task without opening it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from vitsplit.engine.config import BackboneConfig, HeadConfig, LoopConfig, TrainConfig
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.extensions import Table
+from vitsplit.ranges import MAX_SIDE, Range, check_ranges
 
 if TYPE_CHECKING:
+    from vitsplit.data.check import Report
     from vitsplit.tasks.base import Task
+
+TASKS = Table(
+    "task",
+    "vitsplit.tasks",
+    {
+        "segmentation": "vitsplit.tasks.segmentation.config:SegmentationConfig",
+        "depth": "vitsplit.tasks.depth.config:DepthConfig",
+        "detection": "vitsplit.tasks.detection.config:DetectionConfig",
+        "vqa": "vitsplit.tasks.vqa.config:VqaConfig",
+    },
+)
 
 
 @dataclass(frozen=True)
-class TaskEntry:
-    """Where a task is found.
+class Score:
+    """The figure that decides which bundle of a task is best, for people.
 
     Attributes:
-        config: Class of its settings.
-        location: ``module:class`` of the task, imported when it is needed.
-        default_recipe: The recipe to start from where none is named.
+        title: Its name: ``mIoU``.
+        metric: The key of the evaluation's metrics that it is, or is the negative of.
+        sign: -1 where a lower metric is better, so that a higher score always is.
+        scale: What it is multiplied with to be shown: 100 for shares.
+        unit: Of what is shown.
     """
 
-    config: type
-    location: str
-    default_recipe: str
+    title: str
+    metric: str
+    sign: int = 1
+    scale: float = 100.0
+    unit: str = "%"
 
 
-TASKS = {
-    "segmentation": TaskEntry(
-        SegmentationConfig, "vitsplit.tasks.segmentation.task:SegmentationTask", "laptop-segmentation"
-    ),
-    "depth": TaskEntry(DepthConfig, "vitsplit.tasks.depth.task:DepthTask", "laptop-depth"),
-    "detection": TaskEntry(DetectionConfig, "vitsplit.tasks.detection.task:DetectionTask", "laptop-detection"),
-    "vqa": TaskEntry(VqaConfig, "vitsplit.tasks.vqa.task:VqaTask", "laptop-vqa"),
-}
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The settings of a task, and what it can do.
+
+    Attributes:
+        name: What it is called on the command line, in cards and in ``TASKS``.
+        location: ``module:class`` of the task itself, which is imported when it is opened.
+        default_recipe: The recipe to start from where none is named; None: the defaults, for a short run.
+        decoders: Its decoders, and how many maps each reads. The first is its own, ``linear``: what ViT-Split has.
+        scores: What ``Evaluation.score_name`` may be, for people.
+        tiles: How the predictions of a large image's tiles are put together: values of pixels are averaged (``dense``),
+            objects are merged (``objects``); None: an image is not predicted in tiles.
+        shares_crops: Whether its labels follow a crop that is drawn for several heads (``tasks.base.CropData``).
+        without_own_augmentation: Settings that turn off what only its own augmentation has, under such a crop.
+        most_tuned: The greatest share of the backbone's layers that is proposed for the task head.
+        num_classes: Classes to count parameters with where no data is known; 0: it has none.
+    """
+
+    name: ClassVar[str]
+    location: ClassVar[str]
+    default_recipe: ClassVar[str | None] = None
+    decoders: ClassVar[Mapping[str, int]] = {"linear": 1}
+    scores: ClassVar[Mapping[str, Score]]
+    tiles: ClassVar[Literal["dense", "objects"] | None] = None
+    shares_crops: ClassVar[bool] = False
+    without_own_augmentation: ClassVar[Mapping[str, Any]] = {}
+    most_tuned: ClassVar[float] = 0.5
+    num_classes: ClassVar[int] = 0
+
+    format: str = "auto"
+    """Layout of the data folder."""
+    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (512, 512)
+    """Height and width of the training crops."""
+
+    @classmethod
+    def task_type(cls) -> Any:
+        """The class of the task, a ``tasks.base.Task``."""
+        module, _, attribute = cls.location.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    @property
+    def own_head(self) -> str | None:
+        """The setting with which the task builds a head of its own (``Task.build_head``) in the method's place."""
+        return None
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Height and width of the images that it was trained on, and so of the tiles of a large one."""
+        return self.crop_size
+
+    def with_crop(self, geometry: Any) -> Self:
+        """Settings under the crop that several heads share: the fields in common are those of ``GeometryConfig``."""
+        own = {field.name for field in dataclasses.fields(self)}
+        shared = {each.name: getattr(geometry, each.name) for each in dataclasses.fields(geometry) if each.name in own}
+        return dataclasses.replace(self, **shared, **self.without_own_augmentation)
+
+    def for_tiles(self, tile: tuple[int, int]) -> Self:
+        """Settings under which a tile of this size is neither resized nor cut again."""
+        settings: dict[str, Any] = {"crop_size": tile, "image_scale": (max(tile), min(tile))}
+        fields = {field.name for field in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: value for name, value in settings.items() if name in fields})
 
 
-def task_entry(name: str) -> TaskEntry:
-    """The entry of a task.
+def task_config(name: str) -> type[TaskConfig]:
+    """The settings class of a task.
 
     Raises:
         ConfigError: There is no task of that name.
     """
-    if name not in TASKS:
-        raise ConfigError(f"There is no task '{name}'. Tasks: {', '.join(TASKS)}.")
-    return TASKS[name]
+    found: type[TaskConfig] = TASKS.load(name)
+    return found
 
 
-def one_head(
-    *, task: Any, backbone: BackboneConfig | None = None, loop: LoopConfig | None = None, **head: Any
-) -> TrainConfig:
-    """The configuration of one head, under its task's name.
-
-    Args:
-        task: Settings of the task.
-        backbone: Settings of the frozen model; None: the defaults.
-        loop: Settings of the training loop; None: the defaults.
-        head: Other fields of ``HeadConfig``.
-    """
-    heads = {task_kind(task): HeadConfig(task=task, **head)}
-    return TrainConfig(backbone=backbone or BackboneConfig(), loop=loop or LoopConfig(), heads=heads)
-
-
-def task_kind(settings: Any) -> str:
-    """The name of the task that settings of a task are for."""
-    return next(name for name, entry in TASKS.items() if isinstance(settings, entry.config))
-
-
-def task_name(config: TrainConfig) -> str:
-    """The name of the task of a configuration of one head."""
-    return task_kind(config.task)
-
-
-def _task_class(name: str) -> Any:
-    module, _, attribute = task_entry(name).location.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def open_task(config: TrainConfig, data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
-    """The task of a configuration on a data set.
+def open_task(config: TaskConfig, data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
+    """A task on a data set.
 
     Raises:
         DataError: The data cannot be used; the message names the file.
     """
-    return _task_class(task_name(config)).open(config.task, data, splits)
+    task: Task = config.task_type().open(config, data, splits)
+    return task
 
 
-def check_description(config: TrainConfig, description: Any, where: str) -> None:
+def bare_task(config: TaskConfig, description: Mapping[str, Any]) -> Task:
+    """The task of a bundle, without data: enough to predict."""
+    task: Task = config.task_type().from_description(config, description)
+    return task
+
+
+def check_description(config: TaskConfig, description: Any, where: str) -> None:
     """Refuses what a stranger's card says of a task, before anything is made of it.
 
     Args:
-        config: The card's configuration.
+        config: The task's settings in the card.
         description: What should be what ``Task.describe`` gave.
         where: The file, and the place in it, for the message.
 
@@ -106,11 +154,44 @@ def check_description(config: TrainConfig, description: Any, where: str) -> None
         BundleError: Names the place.
     """
     try:
-        _task_class(task_name(config)).check_description(config.task, description, where)
+        config.task_type().check_description(config, description, where)
     except ConfigError as error:  # a setting of the task that cannot work
         raise BundleError(f"{where}: {error}") from error
 
 
-def bare_task(config: TrainConfig, description: Mapping[str, Any]) -> Task:
-    """The task of a bundle, without data: enough to predict."""
-    return _task_class(task_name(config)).from_description(config.task, description)
+def check_data(
+    root: str | Path,
+    task: str,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Report:
+    """Reads every file of a data set and reports what it holds and what is wrong.
+
+    Args:
+        root: Folder of the data set.
+        task: Name of a task.
+        workers: Processes that read; 0: one per core.
+        progress: Called as files are read, with the number of files read so far and of all.
+        settings: Of the task that say how its files are read, such as ``format`` or ``depth_scale``; what is None
+            keeps its default.
+
+    Raises:
+        ConfigError: The task or the format is not known, the task checks no files, or a setting is not one of it.
+        DataError: The folder is missing or its layout is not recognized.
+    """
+    kind = task_config(task)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name in given:
+        if name not in fields:
+            raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: not a setting of {task}. Omit it.")
+    if not hasattr(kind.task_type(), "check_files"):
+        raise ConfigError(f"--task {task}: the task has no check of its files.")
+    config = kind(**given)
+    check_ranges(config)
+    report: Report = kind.task_type().check_files(
+        config, Path(root), workers or os.cpu_count() or 1, progress or (lambda done, total: None)
+    )
+    return report

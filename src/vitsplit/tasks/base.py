@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from vitsplit.types import LayerTaps
 
+if TYPE_CHECKING:
+    from vitsplit.data.crops import SharedCrop
+
+Predict = Callable[[Tensor], Sequence[Any]]
+"""``Task.predict`` with a forward pass: ``image_BCHW`` (uint8) to the typed predictions."""
 Forward = Callable[[Tensor], tuple[Any, LayerTaps]]
 """Maps ``image_BCHW`` (uint8, on any device) to the decoder's output and its taps, both on the model's device.
 
 Runs without gradient, in eval mode.
 """
-
-
-DecoderKind = Literal["own", "probe", "upernet"]
-"""``own``: the task's, as ViT-Split has it. ``probe``: the least that can be read off a map. ``upernet``: UperNet,
-which reads four maps in place of one."""
 
 
 class Batch(Protocol):
@@ -56,6 +56,28 @@ class TrainData(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+
+class CropData(Protocol):
+    """Training samples whose labels follow a crop that several heads share."""
+
+    def paths(self) -> list[Path]:
+        """The images, in the order of their indices."""
+        ...
+
+    def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> Any:
+        """The task's own training sample for a crop of an image.
+
+        Args:
+            index: The image's place among ``paths``.
+            image_CHW: The whole image; its label must be of the same size.
+            crop_CHW: The crop as all heads see it.
+            crop: Where it lies.
+
+        Raises:
+            DataError: The label cannot be used; the message names its file.
+        """
+        ...
 
 
 @runtime_checkable
@@ -184,13 +206,10 @@ class Task(Protocol):
         """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
         ...
 
-    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
-        """The decoder from ``fused_BDhw`` (D = width) to the task's output.
+    def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
+        """A decoder, one of ``config.decoders``, from ``fused_BDhw`` (D = width), or several maps, to the output.
 
         The map's stride is ``patch_size`` pixels: h = H / patch_size of the padded image.
-
-        Raises:
-            ConfigError: The task has no decoder of this kind.
         """
         ...
 
@@ -219,6 +238,27 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DenseFile:
+    """How a large prediction is written, row by row.
+
+    Attributes:
+        ending: What its name ends with before the suffix: ``_mask``.
+        dtype: Of its values.
+        picture_ending: The same of the picture to look at, a JPEG.
+        draw: A small prediction ``(H, W)`` and its image ``(H, W, 3)`` uint8 to that picture.
+        palette: Colors of the values, where they are class ids (uint8).
+        description: What a TIFF says of its values.
+    """
+
+    ending: str
+    dtype: Any
+    picture_ending: str
+    draw: Callable[[NDArray[Any], NDArray[np.uint8]], Image.Image]
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    description: str = ""
+
+
 class DenseTask(Task, Protocol):
     """A task that answers with values per pixel (segmentation, depth), so that images can be predicted in tiles."""
 
@@ -231,4 +271,8 @@ class DenseTask(Task, Protocol):
 
     def settle(self, values_BCHW: Tensor) -> Tensor:
         """Values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), metres of depth (float32)."""
+        ...
+
+    def dense_file(self) -> DenseFile:
+        """How a large prediction is written."""
         ...

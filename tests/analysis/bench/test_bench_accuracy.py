@@ -11,6 +11,8 @@ from vitsplit.analysis.study_report import progress
 from vitsplit.cli.bench import main
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.sample.dataset import write_segmentation_set
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 TINY = [
     "--backbone", "vit_tiny_patch16_224", "--random-weights", "--num-tuned-layers", "2", "--batch-size", "2",
@@ -95,8 +97,10 @@ def test_steps_that_were_not_timed_are_refused(scenes, tmp_path, known):
         main(arguments)
 
 
-@pytest.mark.parametrize(("score_name", "sign"), [("miou", 1), ("neg_rmse", -1)])
-def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
+@pytest.mark.parametrize(
+    ("task", "score_name", "sign"), [(SegmentationConfig(), "miou", 1), (DepthConfig(), "neg_rmse", -1)]
+)
+def test_progress_reads_steps_seconds_and_scores(tmp_path, task, score_name, sign):
     metric = score_name.removeprefix("neg_")
     rows = [
         {"step": 5, "eval": {metric: 0.125, "other": 1}},
@@ -106,7 +110,9 @@ def test_progress_reads_steps_seconds_and_scores(tmp_path, score_name, sign):
         {"step": 20, "eval": {metric: 0.5}},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trial = Trial(variant=Variant(name="a", settings={}), seed=0, config=types.SimpleNamespace(), folder=tmp_path)
+    trial = Trial(
+        variant=Variant(name="a", settings={}), seed=0, config=types.SimpleNamespace(task=task), folder=tmp_path
+    )
     outcome = Outcome(
         trial=trial, score=0, best_score=0, score_name=score_name, metrics={}, steps=20, seconds=50, description={}
     )
@@ -121,9 +127,9 @@ def test_methods_that_cannot_be_are_refused(scenes, tmp_path, capsys):
     common = ["accuracy", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
     with pytest.raises(ConfigError, match="there is no method 'magic'"):
         main([*common, "--methods", "vitsplit", "magic"])
-    with pytest.raises(ConfigError, match=r"--cache-features .* --method lora trains one of its own"):
+    with pytest.raises(ConfigError, match=r"--cache-features .* --method lora trains through"):
         main([*common, "--methods", "vitsplit:cached", "lora:cached"])
-    with pytest.raises(ConfigError, match="compared by `vitsplit bench accuracy --methods`"):
+    with pytest.raises(ConfigError, match=r"bench accuracy --methods.*--method lora"):
         main([*common, "--method", "lora"])
     with pytest.raises(ConfigError, match=r"--lora\.: this study has no variant 'lora'.*vitsplit, linear-probe"):
         main([*common, "--methods", "vitsplit", "linear-probe", "--lora.lr", "1e-3"])

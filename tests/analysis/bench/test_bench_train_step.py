@@ -58,7 +58,7 @@ def made_up(**changes):
     methods = {
         label: MethodFigures(
             method=label,
-            decoder="own",
+            decoder="linear",
             gmacs=gmacs,
             trained_parameters=trained,
             paper=paper,
@@ -135,9 +135,9 @@ def test_the_papers_ratios_follow_from_its_times():
     minutes = {384: (9 + 25 / 60, 15 + 28 / 60, 31 + 21 / 60), 768: (17 + 41 / 60, 25 + 16 / 60, 40 + 23 / 60)}
     minutes[1024] = (32 + 49 / 60, 44 + 22 / 60, 79 + 25 / 60)
     for width, (split, linear, upernet) in minutes.items():
-        assert PAPER["full-finetune", "own"][width].value == pytest.approx(linear / split, abs=0.005)
+        assert PAPER["full-finetune", "linear"][width].value == pytest.approx(linear / split, abs=0.005)
         assert PAPER["upernet", "upernet"][width].value == pytest.approx(upernet / split, abs=0.005)
-    assert str(PAPER["vit-adapter", "upernet"][384]) == "about 4" and ("vit-adapter", "own") not in PAPER
+    assert str(PAPER["vit-adapter", "upernet"][384]) == "about 4" and ("vit-adapter", "linear") not in PAPER
 
 
 def test_a_measurement_has_all_figures():
@@ -167,7 +167,7 @@ def test_the_step_is_that_of_training():
     plain = TimedStep(workload, accelerator, Backbones())  # for its untrained model alone
     config, backbone = workload.config, Backbones().open(workload.config)
     run_backbone, engine = set_up_model(accelerator, config, backbone, plain.model)
-    task = bare_task(config, {"classes": ["a", "b", "c"], "colours": [[0, 0, 0]] * 3})
+    task = bare_task(config.task, {"classes": ["a", "b", "c"], "colours": [[0, 0, 0]] * 3})
     view, run = ProgressView(None, steps=1, start=0), RunFolder("nowhere")
     session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, StopRequest())
     batch = ReadBatch(random_batch(dataclasses.replace(workload, batch_size=2)))
@@ -192,9 +192,9 @@ def test_kept_features_make_the_step_of_a_run_that_finds_them():
 
 
 def test_features_of_a_backbone_that_trains_cannot_be_kept():
-    with pytest.raises(ConfigError, match=r"--cache-features .* --method full-finetune trains one of its own"):
+    with pytest.raises(ConfigError, match=r"--cache-features .* --method full-finetune trains through"):
         method_config(plan().config, "full-finetune:cached")
-    with pytest.raises(ConfigError, match=r"no decoder 'kept'.*cached stands for the method's own on kept features"):
+    with pytest.raises(ConfigError, match=r"no decoder 'kept'.*cached stands for the method's own on cached features"):
         method_config(plan().config, "vitsplit:kept")
 
 
@@ -219,7 +219,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
         ({"methods": ("linear-probe",)}, "add vitsplit, which all others are compared with"),
         ({"methods": ("vitsplit", "vitsplit")}, "vitsplit was given more than once"),
         ({"methods": ("vitsplit", "vit-adaptor")}, "there is no method 'vit-adaptor'. Methods: vitsplit, linear-probe"),
-        ({"methods": ("vitsplit", "linear-probe:big")}, "there is no decoder 'big'. Decoders: linear, upernet"),
+        ({"methods": ("vitsplit", "linear-probe:big")}, "there is no decoder 'big'. Decoders: linear, probe, upernet"),
         ({"methods": ("vitsplit:",)}, "add vitsplit"),
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"warmup": -1}, "--warmup must be at least 0, not -1"),
@@ -244,5 +244,5 @@ def test_what_cannot_be_measured_is_refused(changes, said):
 
 def test_a_method_with_another_decoder():
     config = method_config(plan().config, "vit-adapter:linear")
-    assert (config.method, config.baseline.decoder) == ("vit-adapter", "linear")
-    assert method_config(config, "vitsplit").baseline.decoder == "auto"
+    assert (config.method.name, config.method.decoder) == ("vit-adapter", "linear")
+    assert method_config(config, "vitsplit").method.decoder == "auto"

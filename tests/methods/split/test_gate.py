@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import SplitConfig
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.head import SplitHead
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitsplit.backbone import meta_backbone
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import SplitConfig
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.model import Head

@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.layers import explicit_layers, last_layers, select_layers, split_depth, uniform_layers
 
 # (L, K_p, b) -> the set with the paper's rounding and with the release's truncation, worked out from Eq. 2 by hand.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.nn.windows import Windows

@@ -14,8 +14,9 @@ from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth import data
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.data import TrainDepth, collate, keep_range, load_depth, median_depth, unit_warning
+from vitsplit.tasks.depth.data import collate, keep_range, load_depth, median_depth, unit_warning
 from vitsplit.tasks.depth.layouts import open_depth_set
+from vitsplit.tasks.depth.transforms import TrainDepth
 
 METRES = RNG.uniform(0.5, 9.0, (6, 8)).astype(np.float32)
 

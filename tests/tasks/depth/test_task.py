@@ -10,9 +10,10 @@ from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
+from vitsplit.engine.config import one_head
 from vitsplit.engine.evaluation import evaluate
 from vitsplit.errors import ConfigError, DataError
-from vitsplit.tasks import bare_task, one_head, open_task
+from vitsplit.tasks import bare_task, open_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import DepthBatch
 from vitsplit.tasks.depth.metrics import METRICS
@@ -140,7 +141,7 @@ def test_a_task_of_a_bundle_needs_no_data():
     config = one_head(task=dataclasses.replace(CONFIG, max_depth=10.0))
     description = DepthTask(config.task).describe()
     assert description == {"unit": "metres", "min_depth": 1e-3, "max_depth": 10.0}
-    assert bare_task(config, description).describe() == description
+    assert bare_task(config.task, description).describe() == description
 
 
 def test_the_relative_error():
@@ -179,5 +180,5 @@ def test_a_map_of_another_size_stops_training_with_its_name(tmp_path):
 
 
 def test_data_are_opened_by_task_name(scenes):
-    task = open_task(one_head(task=CONFIG), scenes)
+    task = open_task(CONFIG, scenes)
     assert task.name == "depth" and len(task.train_data()) == 6 and len(task.val_images()) == 3

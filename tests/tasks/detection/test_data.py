@@ -6,8 +6,9 @@ from label_files import HEIGHT, WIDTH, coco_content, coco_image, coco_object, pi
 
 from vitsplit.data.images import read_image
 from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.detection.data import DetectionSample, TrainDetection, collate
+from vitsplit.tasks.detection.data import DetectionSample, collate
 from vitsplit.tasks.detection.layouts import open_detection_set
+from vitsplit.tasks.detection.transforms import TrainDetection
 
 SQUARE = [[10, 5, 30, 5, 30, 35, 10, 35]]
 

@@ -10,8 +10,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
-from vitsplit.engine.config import BackboneConfig, SplitConfig
-from vitsplit.tasks import one_head
+from vitsplit.engine.config import BackboneConfig, one_head
+from vitsplit.methods.last_layer import LinearProbeConfig
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS
@@ -36,7 +37,7 @@ def test_coco_small_has_the_papers_parameters():
     config = one_head(
         task=DetectionConfig(),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        split=SplitConfig(num_tuned_layers=11, num_prior_layers=4),
+        method=SplitConfig(num_tuned_layers=11, num_prior_layers=4),
     )
     backbone, model = shape_model(config, 80)
     trainable = count_parameters(model, backbone)["trainable"]
@@ -45,7 +46,7 @@ def test_coco_small_has_the_papers_parameters():
 
 def test_cost_counts_the_heads_on_shapes_alone():
     """At 1000 proposals and 100 masks, as mmdetection's counter."""
-    config = one_head(task=DetectionConfig(), method="linear-probe")
+    config = one_head(task=DetectionConfig(), method=LinearProbeConfig())
     boxes_only = config.change(task=DetectionConfig(masks="off"))
     with_masks, without, one_class_more = (
         gmacs(each, (28, 28), num_classes=classes)["total"] * 1e9

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from vitsplit.errors import DataError
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.segmentation.data import SegmentationSample, TrainSegmentation, collate
+from vitsplit.tasks.segmentation.data import SegmentationSample, collate
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
+from vitsplit.tasks.segmentation.transforms import TrainSegmentation
 
 RNG = np.random.default_rng(0)
 

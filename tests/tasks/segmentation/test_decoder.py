@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitsplit.methods.linear_probe import LinearDecoder
+from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 
 
@@ -65,7 +65,7 @@ def test_dropout_drops_whole_channels_in_training_only():
 
 
 def test_linear_probe_is_batch_norm_and_a_classifier():
-    decoder = LinearDecoder(384, 150)
+    decoder = NormedPointwise(384, 150)
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 2 * 384 + 384 * 150 + 150
     map_BDhw = torch.randn(2, 384, 3, 4)
     normed = F.batch_norm(map_BDhw, None, None, decoder.norm.weight, decoder.norm.bias, training=True)

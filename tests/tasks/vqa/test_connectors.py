@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tiny_backbones import image, tiny_backbone
 
 from vitsplit.cli.main import main
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.model import Head
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.connectors import PenultimateLayer, ReleaseConnector, build_head, build_projection, pool
@@ -67,7 +67,7 @@ def restated(connector, backbone, image_BCHW):
 def test_the_release_s_connector_is_as_stated(kind):
     backbone = tiny_backbone(kind)
     torch.manual_seed(0)
-    connector = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), SPLIT, backbone)
+    connector = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), backbone)
     assert isinstance(connector, ReleaseConnector)
     for name, copied in connector.block.named_parameters():
         assert torch.equal(copied, backbone.blocks[-2].get_parameter(name)) and copied.requires_grad
@@ -108,14 +108,14 @@ def test_a_state_of_before_the_biases_is_one_with_zeros():
 @pytest.mark.parametrize("kind", ["dinov3-small", "eva02-large"])
 def test_the_release_s_connector_refuses_rotary_positions(kind):
     with pytest.raises(ConfigError, match=r"vitsplit-release.*Use --connector vitsplit"):
-        build_head(VqaConfig(connector="vitsplit-release"), SPLIT, tiny_backbone(kind))
+        build_head(VqaConfig(connector="vitsplit-release"), tiny_backbone(kind))
 
 
 @pytest.mark.parametrize("connector", ["mlp2x", "linear"])
 @pytest.mark.parametrize("kind", ["clip-large-336", "dinov2-small-reg", "siglip-base", "dinov3-small"])
 def test_the_penultimate_layer_is_timm_s(connector, kind):
     backbone = tiny_backbone(kind)
-    head = build_head(VqaConfig(connector=connector), SPLIT, backbone)
+    head = build_head(VqaConfig(connector=connector), backbone)
     assert isinstance(head, PenultimateLayer) and not list(head.parameters())
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
     with torch.no_grad():

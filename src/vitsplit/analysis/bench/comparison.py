@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from vitsplit.analysis.bench.workload import MAX_CLASSES, Workload, method_config
@@ -24,6 +24,7 @@ class Plan:
     Attributes:
         config: The recipe, with whatever settings were changed.
         methods: ``NAME``, ``NAME:DECODER`` or ``NAME:cached`` each.
+        own: Settings that only other methods than the recipe's have, by the method's name.
         size: Height and width of the images.
         batch_size: Images at a time.
         num_classes: K; None: that of the recipe's data.
@@ -33,6 +34,7 @@ class Plan:
 
     config: TrainConfig
     methods: tuple[str, ...]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     size: tuple[int, int] = (512, 512)
     batch_size: int
     num_classes: int | None = None
@@ -64,7 +66,7 @@ class Plan:
         return [
             Workload(
                 label=label,
-                config=method_config(base, label),
+                config=method_config(base, label, self.own),
                 size=self.size,
                 batch_size=self.batch_size,
                 num_classes=classes,

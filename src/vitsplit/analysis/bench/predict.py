@@ -178,7 +178,7 @@ class _Passes:
         self.workload = workload
         self.backbone: Backbone = backbones.open(config).to(device)
         classes = [f"class {index}" for index in range(workload.num_classes)]
-        task: Any = bare_task(config, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
+        task: Any = bare_task(config.task, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
         self.models: list[Head] = [
             build_head(override(config, {"seed": seed}), self.backbone, task).to(device).eval()
             for seed in range(models)

@@ -26,7 +26,6 @@ from vitsplit.analysis.measure import (
 )
 from vitsplit.analysis.processes import in_new_process
 from vitsplit.engine.precision import DTYPES, Resolved, resolve_precision
-from vitsplit.tasks.base import DecoderKind
 from vitsplit.types import TapRequest
 
 MEMORY_STEPS = 2
@@ -50,8 +49,8 @@ class PaperRatio:
 
 
 # (method, what decodes it) -> width -> ratio: Table 15's times on ADE20K at 512 pixels, and the text of Fig. 8.
-PAPER: dict[tuple[str, DecoderKind], dict[int, PaperRatio]] = {
-    ("full-finetune", "own"): {384: PaperRatio(1.64), 768: PaperRatio(1.43), 1024: PaperRatio(1.35)},
+PAPER: dict[tuple[str, str], dict[int, PaperRatio]] = {
+    ("full-finetune", "linear"): {384: PaperRatio(1.64), 768: PaperRatio(1.43), 1024: PaperRatio(1.35)},
     ("upernet", "upernet"): {384: PaperRatio(3.33), 768: PaperRatio(2.28), 1024: PaperRatio(2.42)},
     ("vit-adapter", "upernet"): {384: PaperRatio(4, rounded=True), 768: PaperRatio(3, rounded=True)},
     ("vit-comer", "upernet"): {384: PaperRatio(4, rounded=True), 768: PaperRatio(3, rounded=True)},
@@ -90,7 +89,7 @@ class MethodFigures:
     """
 
     method: str
-    decoder: DecoderKind
+    decoder: str
     gmacs: float
     trained_parameters: int
     paper: PaperRatio | None
@@ -148,11 +147,11 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
         cost = step_gmacs(workload.config, plan.size, num_classes=workload.num_classes)
         computed = cost["step"] - (cost["frozen"] if workload.config.loop.cache_features else 0.0)
         figures[workload.label] = MethodFigures(
-            method=workload.config.method,
+            method=workload.config.method.name,
             decoder=workload.decoder,
             gmacs=computed * plan.batch_size,
             trained_parameters=step.trained_parameters,
-            paper=PAPER.get((workload.config.method, workload.decoder), {}).get(step.width),
+            paper=PAPER.get((workload.config.method.name, workload.decoder), {}).get(step.width),
         )
     product = _product(plan, accelerator.device, precision)
     for label, taken in in_turns(steps, turns=plan.steps, warmup=plan.warmup, say=say).items():

@@ -8,11 +8,12 @@ Shapes: B batch, H W pixels, K classes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from vitsplit.analysis.measure import Stopwatch
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.engine.config import BackboneConfig, MethodName, TrainConfig
+from vitsplit.engine.config import BackboneConfig, TrainConfig
 from vitsplit.engine.engine import Engine
 from vitsplit.engine.feature_cache import FeatureCache, LookUp
 from vitsplit.engine.feature_store import FeatureStore
@@ -34,15 +35,11 @@ from vitsplit.engine.setup import RunBackbone, Session, check_settings, make_acc
 from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
-from vitsplit.methods.settings import backbone_settings, check_method, decoder_kind
-from vitsplit.model import Model, build_head
-from vitsplit.tasks import bare_task, task_name
-from vitsplit.tasks.base import DecoderKind
-from vitsplit.tasks.depth.data import DepthBatch
-from vitsplit.tasks.segmentation.data import SegmentationBatch
+from vitsplit.methods import METHODS
+from vitsplit.model import Model, backbone_settings, build_head, check_method, decoder_of
+from vitsplit.tasks import bare_task
 from vitsplit.types import LayerTaps, TapRequest
 
-DECODERS = ("linear", "upernet")
 KEPT = "cached"
 """In a decoder's place: the method's own decoder, on features that are kept on disk."""
 PARTS = ("frozen forward", "forward", "loss", "backward", "optimiser", "other")
@@ -72,29 +69,35 @@ class Workload:
     device: str
 
     @property
-    def decoder(self) -> DecoderKind:
+    def decoder(self) -> str:
         """What decodes its maps."""
-        return decoder_kind(self.config)
+        return decoder_of(self.config)[0]
 
 
-def method_config(base: TrainConfig, label: str) -> TrainConfig:
+def method_config(
+    base: TrainConfig, label: str, own: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> TrainConfig:
     """The configuration of a method that is named as ``NAME``, ``NAME:DECODER`` or ``NAME:cached``.
+
+    Args:
+        base: The recipe.
+        label: The method.
+        own: Settings that only other methods than the recipe's have, by the method's name.
 
     Raises:
         ConfigError: There is no such method or decoder, or the method is not for the task or the decoder, or has no
             frozen features to keep.
     """
     name, _, form = label.partition(":")
-    if name not in get_args(MethodName):
+    decoders = tuple(base.task.decoders)
+    if name not in METHODS.names():
+        raise ConfigError(f"--methods {label}: there is no method '{name}'. Methods: {', '.join(METHODS.names())}.")
+    if ":" in label and form not in (*decoders, KEPT):
         raise ConfigError(
-            f"--methods {label}: there is no method '{name}'. Methods: {', '.join(get_args(MethodName))}."
+            f"--methods {label}: there is no decoder '{form}'. Decoders: {', '.join(decoders)}; {KEPT} stands for the "
+            "method's own on cached features."
         )
-    if ":" in label and form not in (*DECODERS, KEPT):
-        raise ConfigError(
-            f"--methods {label}: there is no decoder '{form}'. Decoders: {', '.join(DECODERS)}; {KEPT} stands for the "
-            "method's own on kept features."
-        )
-    settings: dict[str, Any] = {"method": name, "decoder": form if form in DECODERS else "auto"}
+    settings: dict[str, Any] = {"method": name, **own.get(name, {}), "decoder": form if form in decoders else "auto"}
     if form == KEPT:
         settings["cache_features"] = base.loop.cache_features or 1
     config = override(base, settings)
@@ -108,20 +111,15 @@ def random_batch(workload: Workload, seed: int = 0) -> Any:
     Raises:
         ConfigError: The task has labels that cannot be made up so.
     """
+    task = workload.config.task.task_type()
+    if not hasattr(task, "random_batch"):
+        raise ConfigError(
+            f"The recipe {workload.config.name} is for {task.name}, which has no random labels: training steps are "
+            "measured for segmentation and depth, such as with ade20k-small or nyuv2-small."
+        )
     generator = torch.Generator().manual_seed(seed)
-    shape, names = (workload.batch_size, *workload.size), ["random"] * workload.batch_size
     image_BCHW = torch.randint(0, 256, (workload.batch_size, 3, *workload.size), dtype=torch.uint8, generator=generator)
-    match task_name(workload.config):
-        case "segmentation":
-            mask_BHW = torch.randint(0, workload.num_classes, shape, dtype=torch.uint8, generator=generator)
-            return SegmentationBatch(image_BCHW, mask_BHW, names)
-        case "depth":
-            return DepthBatch(image_BCHW, 1 + 9 * torch.rand(shape, generator=generator), names)
-        case name:
-            raise ConfigError(
-                f"The recipe {workload.config.name} is for {name}: training steps are measured for segmentation and "
-                "depth, such as with ade20k-small or nyuv2-small."
-            )
+    return task.random_batch(image_BCHW, workload.num_classes, generator)
 
 
 class Backbones:
@@ -188,7 +186,7 @@ class TimedStep:
         _check(workload)
         backbone = backbones.open(config)
         classes = [f"class {index}" for index in range(workload.num_classes)]
-        task: Any = bare_task(config, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
+        task: Any = bare_task(config.task, {"classes": classes, "colours": [[0, 0, 0]] * len(classes)})
         (name,) = config.heads
         self.model = model = Model({name: build_head(config, backbone, task)})
         self.width = backbone.width

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import SplitConfig
+from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.fusion import FusionNet
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.layers import select_layers, split_depth
@@ -76,18 +76,28 @@ class SplitHead(nn.Module):
             TapRequest(tokens=tokens, maps=maps) if self.config.tap_norm else TapRequest(tokens=tokens, raw_maps=maps)
         )
 
+    def parts(self) -> dict[str, list[nn.Module | None]]:
+        """The trained modules, by what parameters are counted for."""
+        return {"task_head": [self.task_head], "prior_head": [self.prior_head, self.gate], "fusion": [self.fusion]}
+
+    def copied_blocks(self) -> list[nn.Module]:
+        """The trained copies of blocks, each of which is a unit of sharding."""
+        return [] if self.task_head is None else list(self.task_head.blocks)
+
+    def describe_layers(self) -> tuple[int, tuple[int, ...]]:
+        """K_t, and the frozen layers that are read (with a gate, those that it may keep)."""
+        return len(self.copied_blocks()), self.prior_layers
+
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
         """The task head's copied blocks."""
-        blocks = [] if self.task_head is None else reversed(self.task_head.blocks)
-        return {above: list(block.parameters()) for above, block in enumerate(blocks)}
+        return {above: list(block.parameters()) for above, block in enumerate(reversed(self.copied_blocks()))}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """Taps to ``fused_BDhw``."""
         layer_maps = taps.maps if self.config.tap_norm else taps.raw_maps
         maps: list[Tensor] = []
         if self.prior_head is not None:
-            read = [layer_maps[layer] for layer in self.prior_layers] if self.gate is None else self.gate(layer_maps)
-            maps.append(self.prior_head(read))
+            maps.append(self.prior_head(self._read(layer_maps)))
         if self.task_head is not None:
             maps.append(self.task_head(taps))
         if not maps:
@@ -95,3 +105,26 @@ class SplitHead(nn.Module):
         if self.fusion is not None:
             return self.fusion(maps)
         return maps[0] if len(maps) == 1 else maps[0] + maps[1]
+
+    def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
+        """How many frozen layers there are before what is trained, and the maps that follow, each with what it is.
+
+        Args:
+            taps: What ``request`` asked for.
+            num_layers: L.
+            normed: Whether blocks pass the final norm.
+        """
+        count, found = num_layers, []
+        if self.task_head is not None:
+            count = self.task_head.depth
+            found += self.task_head.block_maps(taps, normed=normed)
+        if self.prior_head is not None:
+            maps = taps.maps if self.config.tap_norm else taps.raw_maps
+            found.append(("prior", self.prior_head(self._read(maps))))
+        if self.task_head is not None or self.prior_head is not None or self.fusion is not None:
+            found.append(("fused", self(taps)))
+        return count, found
+
+    def _read(self, layer_maps: dict[int, Tensor]) -> list[Tensor]:
+        """The K_p maps that the prior head reads."""
+        return [layer_maps[layer] for layer in self.prior_layers] if self.gate is None else self.gate(layer_maps)

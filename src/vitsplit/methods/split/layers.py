@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Literal
 
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import SplitConfig
 
 
 def uniform_layers(

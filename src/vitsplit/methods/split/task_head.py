@@ -67,6 +67,23 @@ class TaskHead(nn.Module):
         patches_BND = self.final_norm(x_BTD)[:, taps.num_prefix_tokens :]
         return patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)
 
+    def block_maps(self, taps: LayerTaps, *, normed: bool) -> list[tuple[str, Tensor]]:
+        """The map that leaves each copied block, ``(B, D, h, w)``, with the layer in whose place it is."""
+        x_BTD, rope = taps.tokens[self.depth], taps.rope
+        windows = None if self.window is None else Windows(taps.grid, self.window, taps.num_prefix_tokens)
+        found = []
+        for index, block in enumerate(self.blocks):
+            if windows is None or index == len(self.blocks) - 1:
+                x_BTD = self.family.run_block(block, x_BTD, taps.grid, rope)
+            else:
+                cut_rope = None if rope is None else windows.cut_rope(rope, len(x_BTD))
+                mask = windows.mask(len(x_BTD), x_BTD.device)
+                grid = (windows.height, windows.width)
+                x_BTD = windows.join(self.family.run_block(block, windows.cut(x_BTD), grid, cut_rope, mask))
+            patches_BND = (self.final_norm(x_BTD) if normed else x_BTD)[:, taps.num_prefix_tokens :]
+            found.append((f"tuned {self.depth + index}", patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)))
+        return found
+
     def _run_in_windows(self, blocks: list[nn.Module], x_BTD: Tensor, taps: LayerTaps, side: int) -> Tensor:
         windows = Windows(taps.grid, side, taps.num_prefix_tokens)
         grid = (windows.height, windows.width)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vitsplit.ranges import MAX_SIDE, Range
+from vitsplit.tasks import Score, TaskConfig
 
 EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthConfig:
+class DepthConfig(TaskConfig):
     """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are metres."""
+
+    name: ClassVar[str] = "depth"
+    location: ClassVar[str] = "vitsplit.tasks.depth.task:DepthTask"
+    default_recipe: ClassVar[str | None] = "laptop-depth"
+    decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
+    scores: ClassVar[Mapping[str, Score]] = {"neg_rmse": Score("RMSE", "rmse", sign=-1, scale=1.0, unit="m")}
+    tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"
+    shares_crops: ClassVar[bool] = True
+    without_own_augmentation: ClassVar[Mapping[str, Any]] = {
+        "border": (0, 0, 0, 0),
+        "rotate_share": 0.0,
+        "colour_share": 0.0,
+    }
 
     format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
     """Layout of the data folder; auto: recognised from its folders."""

@@ -121,31 +121,6 @@ class DepthSet:
         return DepthSample(image_CHW, depth_HW, str(image_path))
 
 
-@dataclass(frozen=True)
-class TrainDepth:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
-
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
-    """
-
-    data: DepthSet
-    config: DepthConfig
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> DepthSample:
-        # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.depth.transforms import augment
-
-        index, seed = key
-        sample = self.data.load(index)
-        depth_HW = keep_valid(sample.depth_HW, self.config, self.data.items[index][1])
-        generator = torch.Generator().manual_seed(seed)
-        image_CHW, depth_HW, extent = augment(sample.image_CHW, depth_HW, self.config, generator)
-        return DepthSample(image_CHW, depth_HW, sample.name, extent if self.config.pad_color == "mean" else None)
-
-
 def load_depth(path: Path, scale: float | None) -> Tensor:
     """Reads ``depth_HW`` as float32 metres, 0 where the file holds 0, a negative value, or none (NaN, infinity).
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.engine.precision import autocast
-from vitsplit.methods.linear_probe import LinearDecoder
-from vitsplit.nn.pointwise import Doubling
+from vitsplit.nn.pointwise import Doubling, NormedPointwise
 from vitsplit.tasks.depth.config import DepthConfig
 
 GROUPS = 32
@@ -60,7 +59,7 @@ class LinearDepthDecoder(nn.Module):
 
     def __init__(self, width: int, config: DepthConfig) -> None:
         super().__init__()
-        self.linear = LinearDecoder(width, 1)
+        self.linear = NormedPointwise(width, 1)
         init_bias(self.linear.classify, config)
         self.meters = Meters(config)
 

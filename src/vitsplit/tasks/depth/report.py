@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,11 @@ from PIL import Image
 from rich.table import Table
 
 from vitsplit.report import Page, screen_table, spread_evenly
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import Evaluation, Predict
 from vitsplit.tasks.depth.colormap import apply_colormap, display_range
-from vitsplit.tasks.depth.data import keep_range
+from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.data import DepthSet, keep_range
 from vitsplit.tasks.depth.metrics import METRICS
-
-if TYPE_CHECKING:
-    from vitsplit.tasks.depth.task import DepthTask
 
 LABELS = {
     "rmse": "RMSE, m",
@@ -40,7 +38,14 @@ ERROR_RANGE = (0.0, 0.5)
 
 
 def write_report(
-    task: DepthTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+    images: DepthSet,
+    predict: Predict,
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    config: DepthConfig,
+    title: str,
+    count: int = 12,
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
     metrics = evaluation.metrics
@@ -48,15 +53,14 @@ def write_report(
     delta1 = (f"{100 * metrics['delta1']:.1f} %", "delta 1: pixels within a factor of 1.25")
     page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), delta1])
     page.heading("Pictures")
-    add_gallery(page, task, forward, count)
+    add_gallery(page, images, predict, config, count)
     page.heading("Figures")
     page.table(["metric", "mean over images"], _rows(metrics))
     return page.write(folder, {"metrics": metrics})
 
 
-def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> None:
+def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthConfig, count: int) -> None:
     """Input, truth, prediction and error of images spread evenly over the validation set."""
-    images, config = task.val_images(), task.config
     page.text(
         "Truth and prediction of a row share one scale of colours; invalid pixels are grey. In the last column: the "
         f"relative error, white at 0 and dark red from {ERROR_RANGE[1]:.0%} on.",
@@ -64,7 +68,7 @@ def add_gallery(page: Page, task: DepthTask, forward: Forward, count: int) -> No
     )
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
-        prediction = task.predict(forward, sample.image_CHW[None])[0]
+        prediction = predict(sample.image_CHW[None])[0]
         truth_HW = keep_range(sample.depth_HW, config.min_depth, config.max_depth).numpy()
         range_m = display_range(truth_HW if truth_HW.any() else prediction.depth)
         error_HW = relative_error(prediction.depth, truth_HW)

@@ -5,27 +5,32 @@ Shapes: B batch, D width, h w grid of the output, H W pixels, M metrics.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from vitsplit.data.check import Progress, Report
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import shown
 from vitsplit.ranges import check_pixels, check_ranges
-from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.base import DenseFile, Evaluation, Forward
+from vitsplit.tasks.depth.check import check_files
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, TrainDepth, collate, load_depth, unit_warning
+from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, collate, load_depth, unit_warning
 from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
 from vitsplit.tasks.depth.layouts import open_depth_set
 from vitsplit.tasks.depth.loss import silog_sum
 from vitsplit.tasks.depth.metrics import DepthMetric
 from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
 from vitsplit.tasks.depth.report import metrics_table, write_report
+from vitsplit.tasks.depth.transforms import TrainDepth
 from vitsplit.tasks.description import ADVICE, fields
 from vitsplit.types import LayerTaps
 
@@ -66,6 +71,11 @@ class DepthTask:
         return cls(config, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
 
     @classmethod
+    def check_files(cls, config: DepthConfig, root: Path, workers: int, progress: Progress) -> Report:
+        """See ``tasks.check_data``."""
+        return check_files(config, root, workers, progress)
+
+    @classmethod
     def check_description(cls, config: DepthConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
         check_settings(config)
@@ -81,15 +91,15 @@ class DepthTask:
         """The task of a bundle: its configuration says everything."""
         return cls(config)
 
-    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
+    def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
-        match kind:
-            case "own":
-                return DepthDecoder(width, self.config)
-            case "probe":
-                return LinearDepthDecoder(width, self.config)
-            case "upernet":
-                raise ConfigError("UperNet is a decoder of segmentation, not of depth. Leave --decoder away.")
+        return LinearDepthDecoder(width, self.config) if name == "probe" else DepthDecoder(width, self.config)
+
+    @staticmethod
+    def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> DepthBatch:
+        """Images with random depths, to measure training steps on."""
+        depth_BHW = 1 + 9 * torch.rand((len(image_BCHW), *image_BCHW.shape[2:]), generator=generator)
+        return DepthBatch(image_BCHW, depth_BHW, ["random"] * len(image_BCHW))
 
     def train_data(self) -> TrainDepth:
         """Augmented training samples."""
@@ -151,9 +161,22 @@ class DepthTask:
         """Metres, ``(B, H, W)``."""
         return values_B1HW[:, 0]
 
+    def dense_file(self) -> DenseFile:
+        """Metres in float32."""
+        return DenseFile(
+            "_depth",
+            np.float32,
+            "_depth",
+            lambda depth_HW, image_HWC: DepthPrediction(depth_HW, image_HWC).picture(),
+            description="depth in metres",
+        )
+
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """The figures, and pictures of input, truth, prediction and error."""
-        return write_report(self, forward, evaluation, folder, title=title, count=count)
+        predict = functools.partial(self.predict, forward)
+        return write_report(
+            self.val_images(), predict, evaluation, folder, config=self.config, title=title, count=count
+        )
 
     def table(self, evaluation: Evaluation) -> Table:
         """The metrics, and how they were measured."""

@@ -8,21 +8,71 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitsplit.data.content_size import Extent
-from vitsplit.data.crops import Crop, fit_size, pad_to, random_crop, uniform
+from vitsplit.data.crops import Crop, SharedCrop, fit_size, pad_to, random_crop, uniform
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.tasks.depth.data import (
+    DepthSample,
+    DepthSet,
+    keep_range,
+    keep_valid,
+    load_depth,
+    require_same_size,
+)
 
 GAMMA = (0.9, 1.1)
 BRIGHTNESS = (0.75, 1.25)
 COLOR = (0.9, 1.1)
 LARGEST_VALUE = {"0-1": 1.0, "0-255": 255.0}
 """By ``DepthConfig.color_values``."""
+
+
+@dataclass(frozen=True)
+class TrainDepth:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: DepthSet
+    config: DepthConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> DepthSample:
+        index, seed = key
+        sample = self.data.load(index)
+        depth_HW = keep_valid(sample.depth_HW, self.config, self.data.items[index][1])
+        generator = torch.Generator().manual_seed(seed)
+        image_CHW, depth_HW, extent = augment(sample.image_CHW, depth_HW, self.config, generator)
+        return DepthSample(image_CHW, depth_HW, sample.name, extent if self.config.pad_color == "mean" else None)
+
+    def paths(self) -> list[Path]:
+        """See ``CropData``."""
+        return [image_path for image_path, _ in self.data.items]
+
+    def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> DepthSample:
+        """See ``CropData``; depths are invalid where there is no image.
+
+        Things that are shown s times as large are s times as near: their depth is divided by s.
+        """
+        image_path, depth_path = self.data.items[index]
+        depth_HW = load_depth(depth_path, self.data.scale)
+        require_same_size(image_CHW.shape[-2:], depth_HW, image_path, depth_path)
+        valid_HW = keep_valid(depth_HW, self.config, depth_path)
+        nearer_HW = crop.cut_label(valid_HW, 0.0) / crop.zoom
+        nearer_HW = keep_range(nearer_HW, self.config.min_depth, self.config.max_depth)
+        return DepthSample(crop_CHW, nearer_HW, str(image_path), crop.extent)
 
 
 def augment(

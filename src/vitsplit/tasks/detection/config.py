@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from vitsplit.errors import ConfigError
 from vitsplit.ranges import MAX_SIDE, Length, Range, check_pixels, check_ranges
+from vitsplit.tasks import Score, TaskConfig
 
 LEVELS = 5
 """Of the feature pyramid."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionConfig:
+class DetectionConfig(TaskConfig):
     """Detection and instance segmentation: data, augmentation, Mask R-CNN, evaluation (Section 4.2, Table 5)."""
+
+    name: ClassVar[str] = "detection"
+    location: ClassVar[str] = "vitsplit.tasks.detection.task:DetectionTask"
+    default_recipe: ClassVar[str | None] = "laptop-detection"
+    decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
+    scores: ClassVar[Mapping[str, Score]] = {
+        "mask_ap": Score("mask AP", "mask_ap"),
+        "box_ap": Score("box AP", "box_ap"),
+    }
+    tiles: ClassVar[Literal["dense", "objects"] | None] = "objects"
+    shares_crops: ClassVar[bool] = True
+    without_own_augmentation: ClassVar[Mapping[str, Any]] = {
+        "jitter": "large-scale",
+    }
+    most_tuned: ClassVar[float] = 1.0
+    num_classes: ClassVar[int] = 80
 
     format: Literal["auto", "coco", "yolo", "voc"] = "auto"
     """Layout of the data folder; auto: recognised from its files."""
@@ -66,6 +84,21 @@ class DetectionConfig:
     """The most detections of an image."""
     bad_boxes: Literal["error", "clip"] = "error"
     """Boxes that leave their image by more than a pixel: refuse the data, or clip them (counted and named)."""
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """``image_scale``, lying, which all images are brought to."""
+        return min(self.image_scale), max(self.image_scale)
+
+    def with_crop(self, geometry: Any) -> Self:
+        """See ``TaskConfig.with_crop``.
+
+        Raises:
+            ConfigError: There is no ``image_scale``: it has a size of its own to be tested at.
+        """
+        if geometry.image_scale is None:
+            raise ConfigError("--image-scale None: detection needs a size. Give its longest and shortest side.")
+        return super().with_crop(geometry)
 
 
 def check_settings(config: DetectionConfig) -> None:

@@ -20,7 +20,6 @@ from vitsplit.data.folders import relative_names
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import AnnotatedImage, Annotation, Box, Segmentation
-from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.masks import box_polygon, mask_area, rasterize
 
 
@@ -231,27 +230,6 @@ class DetectionSet:
             mask = mask_or_box(each)
             truth["segmentation"] = [part.tolist() for part in mask] if isinstance(mask, tuple) else mask
         return truth
-
-
-@dataclass(frozen=True)
-class TrainDetection:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
-
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
-    """
-
-    data: DetectionSet
-    config: DetectionConfig
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> DetectionSample:
-        # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.detection.transforms import augment
-
-        index, seed = key
-        return augment(self.data.load(index), self.config, torch.Generator().manual_seed(seed))
 
 
 def corners(box: Box, item: AnnotatedImage) -> Box:

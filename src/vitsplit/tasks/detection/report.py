@@ -6,71 +6,84 @@ Shapes: H W pixels, N objects.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.data.classes import ClassList
 from vitsplit.report import Page, screen_table, spread_evenly
-from vitsplit.tasks.base import Evaluation, Forward
-from vitsplit.tasks.detection.data import DetectionSample
+from vitsplit.tasks.base import Evaluation, Predict
+from vitsplit.tasks.detection.data import DetectionSample, DetectionSet
 from vitsplit.tasks.detection.draw import draw_objects
-from vitsplit.tasks.detection.metrics import write_results
+from vitsplit.tasks.detection.metrics import Results, write_results
 from vitsplit.tasks.detection.predict import DRAWN_SCORE
 from vitsplit.tasks.segmentation.report import percent
-
-if TYPE_CHECKING:
-    from vitsplit.tasks.detection.task import DetectionTask
 
 FIGURES = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "box_ap": "box AP", "box_ap50": "box AP50"}
 COLUMNS = {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"}
 
 
 def write_report(
-    task: DetectionTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+    images: DetectionSet,
+    predict: Predict,
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    results: Results | None,
+    title: str,
+    count: int = 12,
 ) -> Path:
     """Writes ``metrics.json``, COCO results and ``index.html`` (pictures, classes); returns the page.
 
-    There are no results to write of an evaluation that was resumed from a checkpoint.
+    Args:
+        images: The validation images.
+        predict: Finds the objects in images.
+        evaluation: The figures.
+        folder: Where to.
+        results: All detections of the evaluation, as COCO results.
+        title: The page's heading.
+        count: Images that are shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if evaluation.results is not None:
-        write_results(evaluation.results, folder)
-    page = Page(title, subtitle=f"{len(task.classes)} classes, {len(task.val_images())} validation images")
+    if results is not None:
+        write_results(results, folder)
+    page = Page(title, subtitle=f"{len(images.classes)} classes, {len(images)} validation images")
     metrics = evaluation.metrics
     page.figures([(f"{percent(metrics[key])} %", name) for key, name in FIGURES.items() if key in metrics])
     page.heading("Pictures")
-    add_gallery(page, task, forward, count)
+    add_gallery(page, images, predict, count)
     page.heading("Classes")
     page.table(["class", *_titles(evaluation)], _rows(evaluation))
     return page.write(folder, {"metrics": metrics})
 
 
-def add_gallery(page: Page, task: DetectionTask, forward: Forward, count: int) -> None:
+def add_gallery(page: Page, images: DetectionSet, predict: Predict, count: int) -> None:
     """Truth and prediction of images spread evenly over the validation set."""
-    images = task.val_images()
-    page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
+    page.legend(list(zip(images.classes.names, images.classes.colors, strict=True)))
     page.text(f"Objects with a score of {DRAWN_SCORE} and above are drawn.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
-        prediction = task.predict(forward, sample.image_CHW[None])[0]
+        prediction = predict(sample.image_CHW[None])[0]
         drawn = int((prediction.scores >= DRAWN_SCORE).sum())
         page.pictures(
             [
-                (draw_truth(sample, task), f"{Path(sample.name).name}: truth ({len(sample.labels_N)} objects)"),
+                (
+                    draw_truth(sample, images.classes),
+                    f"{Path(sample.name).name}: truth ({len(sample.labels_N)} objects)",
+                ),
                 (prediction.overlay(), f"prediction ({drawn} objects)"),
             ]
         )
 
 
-def draw_truth(sample: DetectionSample, task: DetectionTask) -> Image.Image:
+def draw_truth(sample: DetectionSample, classes: ClassList) -> Image.Image:
     """The image with its true objects; crowds are marked."""
     labels = sample.labels_N.tolist()
     crowds = sample.crowd_N.tolist()
-    captions = [task.classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
+    captions = [classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
     masks = None if sample.masks_NHW is None else (mask_HW.numpy() > 0 for mask_HW in sample.masks_NHW)
     image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
-    colours = [task.classes.colors[label] for label in labels]
+    colours = [classes.colors[label] for label in labels]
     return draw_objects(image_HWC, sample.boxes_N4.numpy(), captions, colours, masks)
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, D width, H W pixels, N objects of an image. Boxes a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,18 +17,21 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
+from vitsplit.data.check import Progress, Report
 from vitsplit.data.classes import ClassList
-from vitsplit.errors import BundleError, ConfigError
+from vitsplit.errors import BundleError
 from vitsplit.files import shown, whole_number
-from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.description import ADVICE, check_classes, fields
+from vitsplit.tasks.detection.check import check_files
 from vitsplit.tasks.detection.config import DetectionConfig, check_settings
-from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, TrainDetection, collate
+from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
 from vitsplit.tasks.detection.metrics import DetectionMetric
 from vitsplit.tasks.detection.predict import DetectionPrediction, detect
 from vitsplit.tasks.detection.report import metrics_table, write_report
+from vitsplit.tasks.detection.transforms import TrainDetection
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
@@ -99,6 +103,11 @@ class DetectionTask:
         )
 
     @classmethod
+    def check_files(cls, config: DetectionConfig, root: Path, workers: int, progress: Progress) -> Report:
+        """See ``tasks.check_data``."""
+        return check_files(config, root, workers, progress)
+
+    @classmethod
     def check_description(cls, config: DetectionConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
         check_settings(config)
@@ -126,16 +135,14 @@ class DetectionTask:
             masks=description.get("masks", config.masks != "off"),
         )
 
-    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> DetectionDecoder:
+    def build_decoder(self, name: str, width: int, patch_size: int) -> DetectionDecoder:
         """Pyramid and Mask R-CNN (or Faster R-CNN).
 
         No detector is linear. The linear probe's is the same detector on the frozen last layer, whose four maps are
         resized instead of learned: what it lacks is all of ViT-Split and the transposed convolutions.
         """
-        if kind == "upernet":
-            raise ConfigError("UperNet is a decoder of segmentation, not of detection. Leave --decoder away.")
         return DetectionDecoder(
-            width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=kind == "own"
+            width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=name != "probe"
         )
 
     def train_data(self) -> TrainDetection:
@@ -216,7 +223,10 @@ class DetectionTask:
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """The classes' table, COCO results, and pictures of truth and prediction."""
-        return write_report(self, forward, evaluation, folder, title=title, count=count)
+        predict = functools.partial(self.predict, forward)
+        return write_report(
+            self.val_images(), predict, evaluation, folder, results=evaluation.results, title=title, count=count
+        )
 
     def table(self, evaluation: Evaluation) -> Table:
         """AP per class."""

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 from torchvision.ops import masks_to_boxes
 
-from vitsplit.data.crops import Crop, fit_size, pad_to, uniform
+from vitsplit.data.crops import Crop, SharedCrop, fit_size, pad_to, uniform
 from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.detection.data import DetectionSample
+from vitsplit.tasks.detection.data import (
+    DetectionSample,
+    DetectionSet,
+    require_annotated_size,
+)
 
 RELEASE_LARGEST_SIDE = 800
 """The largest of ``train_sides`` for which DETR's intermediate sizes are meant; they scale with it."""
@@ -23,6 +29,35 @@ FIRST_CROP = (384, 600)
 """Smallest and largest side of the crop that DETR takes before it resizes a second time."""
 MIN_SIDE = 1.0
 """Objects whose box is less wide or high than this (in pixels) afterwards are dropped."""
+
+
+@dataclass(frozen=True)
+class TrainDetection:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: DetectionSet
+    config: DetectionConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> DetectionSample:
+        index, seed = key
+        return augment(self.data.load(index), self.config, torch.Generator().manual_seed(seed))
+
+    def paths(self) -> list[Path]:
+        """See ``CropData``."""
+        return [item.path for item in self.data.items]
+
+    def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> DetectionSample:
+        """See ``CropData``; objects are cut as detection's own augmentation cuts them."""
+        require_annotated_size(image_CHW.shape[-2:], self.data.items[index], self.data.source)
+        # One channel is enough to say where the image lies: its pixels are those of the crop.
+        sample = cut(self.data.label(index, image_CHW[:1]), crop.part)
+        return dataclasses.replace(pad(sample, crop.size), image_CHW=crop_CHW, extent=crop.extent)
 
 
 def augment(sample: DetectionSample, config: DetectionConfig, generator: Generator) -> DetectionSample:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from vitsplit.ranges import LONG_TEXT, MAX_SIDE, Length, Range
+from vitsplit.tasks import Score, TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig:
+class SegmentationConfig(TaskConfig):
     """Semantic segmentation: data, augmentation, decoder, loss, evaluation (Section 4.1)."""
+
+    name: ClassVar[str] = "segmentation"
+    location: ClassVar[str] = "vitsplit.tasks.segmentation.task:SegmentationTask"
+    default_recipe: ClassVar[str | None] = "laptop-segmentation"
+    decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1, "upernet": 4}
+    scores: ClassVar[Mapping[str, Score]] = {"miou": Score("mIoU", "miou")}
+    tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"
+    shares_crops: ClassVar[bool] = True
+    without_own_augmentation: ClassVar[Mapping[str, Any]] = {
+        # What looks at one task's labels would make the others' crops depend on it.
+        "max_class_ratio": 1.0
+    }
+    num_classes: ClassVar[int] = 150
 
     format: Literal["auto", "folder", "ade20k", "cityscapes", "pascal-context"] = "auto"
     """Layout of the data folder; auto: recognised from its folders."""

@@ -22,7 +22,6 @@ from vitsplit.data.folders import relative_names
 from vitsplit.data.images import read_image, read_mask, row_blocks
 from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
-from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 MOST_VALUES = 1000
 """The most wrong values of a mask that are counted for its error."""
@@ -124,30 +123,6 @@ class SegmentationSet:
         mask_HW = load_mask(mask_path, self.labels)
         require_same_size(image_CHW.shape[-2:], mask_HW, image_path, mask_path)
         return SegmentationSample(image_CHW, mask_HW, str(image_path))
-
-
-@dataclass(frozen=True)
-class TrainSegmentation:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
-
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
-    """
-
-    data: SegmentationSet
-    config: SegmentationConfig
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample:
-        # torchvision takes seconds to import, and whoever only reads data needs none of it.
-        from vitsplit.tasks.segmentation.transforms import augment
-
-        index, seed = key
-        sample = self.data.load(index)
-        generator = torch.Generator().manual_seed(seed)
-        image_CHW, mask_HW, extent = augment(sample.image_CHW, sample.mask_HW, self.config, generator)
-        return SegmentationSample(image_CHW, mask_HW, sample.name, extent if self.config.pad_color == "mean" else None)
 
 
 def load_mask(path: Path, labels: LabelScheme) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +16,20 @@ from rich.table import Table
 
 from vitsplit.data.classes import IGNORE
 from vitsplit.report import Page, screen_table, spread_evenly
-from vitsplit.tasks.base import Evaluation, Forward
-
-if TYPE_CHECKING:
-    from vitsplit.tasks.segmentation.task import SegmentationTask
+from vitsplit.tasks.base import Evaluation, Predict
+from vitsplit.tasks.segmentation.data import SegmentationSet
 
 RIGHT, WRONG, IGNORED = (222, 226, 230), (206, 44, 49), (120, 124, 130)
 
 
 def write_report(
-    task: SegmentationTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+    images: SegmentationSet, predict: Predict, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (table, ``count`` images spread over the set); returns the page."""
-    page = Page(title, subtitle=f"{len(task.classes.names)} classes, {len(task.val_images())} validation images")
+    page = Page(title, subtitle=f"{len(images.classes.names)} classes, {len(images)} validation images")
     add_figures(page, evaluation)
     page.heading("Pictures")
-    add_gallery(page, task, forward, count)
+    add_gallery(page, images, predict, count)
     page.heading("Classes")
     add_class_table(page, evaluation)
     return page.write(folder, {"metrics": evaluation.metrics})
@@ -50,21 +48,21 @@ def add_class_table(page: Page, evaluation: Evaluation) -> None:
     page.table(["class", "IoU", "accuracy", "share of pixels"], _class_rows(rows))
 
 
-def add_gallery(page: Page, task: SegmentationTask, forward: Forward, count: int) -> None:
+def add_gallery(page: Page, images: SegmentationSet, predict: Predict, count: int) -> None:
     """Input, truth, prediction and error of images spread evenly over the validation set."""
-    images = task.val_images()
-    page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
+    classes = images.classes
+    page.legend(list(zip(classes.names, classes.colors, strict=True)))
     page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
-        prediction = task.predict(forward, sample.image_CHW[None])[0]
+        prediction = predict(sample.image_CHW[None])[0]
         truth_HW = sample.mask_HW.numpy()
         right = (prediction.mask == truth_HW)[truth_HW != IGNORE].mean() if (truth_HW != IGNORE).any() else float("nan")
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
-                (paint(truth_HW, task.classes.colors), "truth"),
-                (paint(prediction.mask, task.classes.colors), "prediction"),
+                (paint(truth_HW, classes.colors), "truth"),
+                (paint(prediction.mask, classes.colors), "prediction"),
                 (_error(prediction.mask, truth_HW), f"error ({100 * right:.1f} % right)"),
             ]
         )

@@ -11,24 +11,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitsplit.data.check import map_files
+from vitsplit.data.check import Progress, Report, map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
-from vitsplit.methods.linear_probe import LinearDecoder
+from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.ranges import check_pixels, check_ranges
-from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.base import DenseFile, Evaluation, Forward
 from vitsplit.tasks.description import check_classes, fields
+from vitsplit.tasks.segmentation.check import check_files
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
     SegmentationBatch,
     SegmentationSample,
     SegmentationSet,
-    TrainSegmentation,
     collate,
     load_mask,
 )
@@ -38,6 +39,7 @@ from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
 from vitsplit.tasks.segmentation.metrics import SegmentationMetric
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_shares, segment
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
+from vitsplit.tasks.segmentation.transforms import TrainSegmentation
 from vitsplit.types import LayerTaps
 
 
@@ -80,6 +82,11 @@ class SegmentationTask:
         return cls(config, sets[0].classes, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
 
     @classmethod
+    def check_files(cls, config: SegmentationConfig, root: Path, workers: int, progress: Progress) -> Report:
+        """See ``tasks.check_data``."""
+        return check_files(config, root, workers, progress)
+
+    @classmethod
     def check_description(cls, config: SegmentationConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
         check_settings(config)
@@ -91,16 +98,23 @@ class SegmentationTask:
         colours = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(config, ClassList(names=tuple(description["classes"]), colors=colours))
 
-    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
+    def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """The paper's decoder; batch norm and a 1x1 convolution for the linear probe; or UperNet."""
         num_classes, norm, dropout = len(self.classes.names), self.config.decoder_norm, self.config.dropout
-        match kind:
-            case "own":
-                return SegmentationDecoder(width, num_classes, last_norm=norm, dropout=dropout or 0.0)
+        match name:
             case "probe":
-                return LinearDecoder(width, num_classes)
+                return NormedPointwise(width, num_classes)
             case "upernet":
                 return UperNet(width, num_classes, norm=norm, dropout=DROPOUT if dropout is None else dropout)
+            case _:
+                return SegmentationDecoder(width, num_classes, last_norm=norm, dropout=dropout or 0.0)
+
+    @staticmethod
+    def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> SegmentationBatch:
+        """Images with random labels, to measure training steps on."""
+        shape = (len(image_BCHW), *image_BCHW.shape[2:])
+        mask_BHW = torch.randint(0, num_classes, shape, dtype=torch.uint8, generator=generator)
+        return SegmentationBatch(image_BCHW, mask_BHW, ["random"] * len(image_BCHW))
 
     def train_data(self) -> TrainSegmentation:
         """Augmented training samples."""
@@ -188,9 +202,20 @@ class SegmentationTask:
         """The likeliest class of every pixel."""
         return values_BKHW.argmax(1).to(torch.uint8)
 
+    def dense_file(self) -> DenseFile:
+        """Class ids with a palette."""
+        return DenseFile(
+            "_mask",
+            np.uint8,
+            "_overlay",
+            lambda mask_HW, image_HWC: SegmentationPrediction(mask_HW, self.classes, image_HWC).overlay(),
+            palette=self.classes.colors,
+        )
+
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """The classes' table and pictures of input, truth, prediction and error."""
-        return write_report(self, forward, evaluation, folder, title=title, count=count)
+        predict = functools.partial(self.predict, forward)
+        return write_report(self.val_images(), predict, evaluation, folder, title=title, count=count)
 
     def table(self, evaluation: Evaluation) -> Table:
         """IoU and accuracy per class."""

@@ -7,16 +7,57 @@ Shapes: C channels, H W pixels, K label values.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from torch import Generator, Tensor
 
 from vitsplit.data.classes import IGNORE
 from vitsplit.data.content_size import Extent
-from vitsplit.data.crops import Crop, pad_to, random_crop, random_size, uniform
+from vitsplit.data.crops import Crop, SharedCrop, pad_to, random_crop, random_size, uniform
 from vitsplit.data.photometric import distort
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.tasks.segmentation.data import (
+    SegmentationSample,
+    SegmentationSet,
+    load_mask,
+    require_same_size,
+)
 
 CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class TrainSegmentation:
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+
+    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    """
+
+    data: SegmentationSet
+    config: SegmentationConfig
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> SegmentationSample:
+        index, seed = key
+        sample = self.data.load(index)
+        generator = torch.Generator().manual_seed(seed)
+        image_CHW, mask_HW, extent = augment(sample.image_CHW, sample.mask_HW, self.config, generator)
+        return SegmentationSample(image_CHW, mask_HW, sample.name, extent if self.config.pad_color == "mean" else None)
+
+    def paths(self) -> list[Path]:
+        """See ``CropData``."""
+        return [image_path for image_path, _ in self.data.items]
+
+    def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> SegmentationSample:
+        """See ``CropData``; the mask is ignored where there is no image."""
+        image_path, mask_path = self.data.items[index]
+        mask_HW = load_mask(mask_path, self.data.labels)
+        require_same_size(image_CHW.shape[-2:], mask_HW, image_path, mask_path)
+        return SegmentationSample(crop_CHW, crop.cut_label(mask_HW, IGNORE), str(image_path), crop.extent)
 
 
 def augment(

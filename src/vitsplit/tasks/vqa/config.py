@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from vitsplit.ranges import LONG_TEXT, MAX_NEW_TOKENS, Length, Opens, Range
+from vitsplit.tasks import Score, TaskConfig
 
 Connector = Literal["vitsplit", "vitsplit-release", "mlp2x", "linear"]
 Stage = Literal["align", "instruct"]
@@ -13,8 +15,16 @@ Conversation = Literal["template", "v1", "plain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaConfig:
+class VqaConfig(TaskConfig):
     """Connector, language model, prompts and data of visual question answering."""
+
+    name: ClassVar[str] = "vqa"
+    location: ClassVar[str] = "vitsplit.tasks.vqa.task:VqaTask"
+    default_recipe: ClassVar[str | None] = "laptop-vqa"
+    scores: ClassVar[Mapping[str, Score]] = {
+        "exact_match": Score("exact match", "exact_match"),
+        "likelihood": Score("likelihood", "likelihood"),
+    }
 
     connector: Connector = "vitsplit"
     """Head and projection to visual tokens: the paper's, the release's, LLaVA-1.5's MLP, or one linear layer."""
@@ -80,3 +90,8 @@ class VqaConfig:
     """Maximum length of a training sequence including visual tokens; longer ones are truncated."""
     max_new_tokens: Annotated[int, Range(1, MAX_NEW_TOKENS)] = 32
     """Maximum length of an answer in tokens."""
+
+    @property
+    def own_head(self) -> str | None:
+        """Every connector but the paper's reads the frozen model in its own way."""
+        return None if self.connector == "vitsplit" else f"--connector {self.connector}"

@@ -1,4 +1,4 @@
-"""Connectors, by name: from taps to the map of visual tokens.
+"""From taps to the map that becomes visual tokens: connectors that are not a method's, and what follows the map.
 
 Shapes: B batch, T tokens (class and register tokens first), N patches, D width, W width of the language model,
 h w patch grid.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,7 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT
-from vitsplit.engine.config import SplitConfig
 from vitsplit.errors import ConfigError
-from vitsplit.methods.split.head import SplitHead
 from vitsplit.nn.conv_block import ConvBlock
 from vitsplit.tasks.vqa.config import Connector, VqaConfig
 from vitsplit.types import LayerTaps, TapRequest
@@ -35,6 +32,10 @@ class PenultimateLayer(nn.Module):
     def request(self, *, train: bool) -> TapRequest:
         """The map of the second-to-last block."""
         return TapRequest(raw_maps=frozenset({self.layer}))
+
+    def describe_layers(self) -> tuple[int, tuple[int, ...]]:
+        """No copied block, and the frozen layer that is read."""
+        return 0, (self.layer,)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
         """None."""
@@ -80,6 +81,10 @@ class ReleaseConnector(nn.Module):
         """Input tokens and output map of the second-to-last block."""
         return TapRequest(tokens=frozenset({self.layer}), raw_maps=frozenset({self.layer}))
 
+    def describe_layers(self) -> tuple[int, tuple[int, ...]]:
+        """The copied block, and the frozen layer that is read."""
+        return 1, (self.layer,)
+
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
         """The copied block, without layer decay."""
         return {None: list(self.block.parameters())}
@@ -102,15 +107,11 @@ class ReleaseConnector(nn.Module):
         return {**state, **missing}
 
 
-def build_head(config: VqaConfig, split: SplitConfig, backbone: Backbone) -> Any:
-    """The connector without its projection."""
-    match config.connector:
-        case "vitsplit":
-            return SplitHead(backbone, split)
-        case "vitsplit-release":
-            return ReleaseConnector(backbone, config.language_width)
-        case "mlp2x" | "linear":
-            return PenultimateLayer(backbone)
+def build_head(config: VqaConfig, backbone: Backbone) -> nn.Module:
+    """What a connector that is not a method's has in a method's place, up to its map."""
+    if config.connector == "vitsplit-release":
+        return ReleaseConnector(backbone, config.language_width)
+    return PenultimateLayer(backbone)
 
 
 def build_projection(connector: Connector, width: int, language_width: int) -> nn.Module:

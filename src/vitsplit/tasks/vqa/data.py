@@ -103,6 +103,11 @@ class TrainVqa:
             return None
         return [sample.length if sample.image is not None else -sample.length for sample in self.data.samples]
 
+    def one_per_image(self) -> list[int]:
+        """The first sample on every image, in order; none of text alone."""
+        first = {sample.image: index for index, sample in reversed(list(enumerate(self.data.samples)))}
+        return sorted(index for image, index in first.items() if image is not None)
+
     def __getitem__(self, key: tuple[int, int]) -> VqaSample:
         index, seed = key
         sample = self.data.samples[index]

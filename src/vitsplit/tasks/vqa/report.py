@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from rich.table import Table
 
 from vitsplit.data.images import read_image
 from vitsplit.report import Page, screen_table, spread_evenly
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.metrics import set_match
-
-if TYPE_CHECKING:
-    from vitsplit.tasks.vqa.task import VqaTask
+from vitsplit.tasks.vqa.samples import Sample
 
 LABELS = {
     "exact_match": "exact match of the answer",
@@ -28,7 +27,13 @@ QUESTIONS = 6
 
 
 def write_report(
-    task: VqaTask, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int = 12
+    samples: Sequence[Sample],
+    look: Callable[[Sample], Answerer],
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    title: str,
+    count: int = 12,
 ) -> Path:
     """Writes ``metrics.json`` and ``index.html`` (figures, ``count`` images spread over the set); returns the page."""
     metrics = evaluation.metrics
@@ -41,9 +46,8 @@ def write_report(
         ]
     )
     page.heading("Questions and answers")
-    samples = task.val_samples().samples
     for sample in (samples[index] for index in spread_evenly(count, len(samples))):
-        answerer = task.look(forward, sample)
+        answerer = look(sample)
         turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
         answers = answerer.answer([turn.question for turn in turns])
         head = ["question", "answer", "truth", ""]

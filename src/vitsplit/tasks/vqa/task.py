@@ -5,6 +5,7 @@ Shapes: B images, D width of the map, H W pixels, W width of the language model.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,16 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from vitsplit.backbone.backbone import Backbone
+from vitsplit.data.check import Progress, Report
 from vitsplit.engine.precision import autocast
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.ranges import check_pixels, check_ranges
-from vitsplit.tasks.base import DecoderKind, Evaluation, Forward
+from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.description import check_hash, fields, line
+from vitsplit.tasks.vqa.check import check_files
 from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.connectors import build_projection
+from vitsplit.tasks.vqa.connectors import build_head, build_projection
 from vitsplit.tasks.vqa.data import (
     TrainVqa,
     ValVqa,
@@ -37,6 +41,7 @@ from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, ope
 from vitsplit.tasks.vqa.metrics import VqaMeasurement, VqaMetric
 from vitsplit.tasks.vqa.predict import VqaPrediction
 from vitsplit.tasks.vqa.prompts import PLACE, Prompter
+from vitsplit.tasks.vqa.report import metrics_table, write_report
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
 from vitsplit.tasks.vqa.sequence import stack
 from vitsplit.types import LayerTaps
@@ -84,6 +89,11 @@ class VqaTask:
         return cls(config, find_language_model(config), train=sets[0] if len(sets) > 1 else None, val=sets[-1])
 
     @classmethod
+    def check_files(cls, config: VqaConfig, root: Path, workers: int, progress: Progress) -> Report:
+        """See ``tasks.check_data``."""
+        return check_files(config, root, workers, progress)
+
+    @classmethod
     def check_description(cls, config: VqaConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
         check_settings(config)
@@ -111,10 +121,12 @@ class VqaTask:
             )
         return cls(config, language)
 
-    def build_decoder(self, width: int, patch_size: int, *, kind: DecoderKind = "own") -> nn.Module:
+    def build_head(self, backbone: Backbone) -> nn.Module:
+        """The connector up to its map, in the method's place: see ``VqaConfig.own_head``."""
+        return build_head(self.config, backbone)
+
+    def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """Projection and language model."""
-        if kind != "own":
-            raise ConfigError("Visual question answering has a fixed decoder. Omit --method and --decoder.")
         config = self.config
         self.num_visual = math.prod(config.visual_grid or [-(-side // patch_size) for side in config.crop_size])
         model = None
@@ -226,14 +238,12 @@ class VqaTask:
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """Writes metrics, and images with questions, answers and truths."""
-        from vitsplit.tasks.vqa.report import write_report
-
-        return write_report(self, forward, evaluation, folder, title=title, count=count)
+        samples = self.val_samples().samples
+        look = functools.partial(self.look, forward)
+        return write_report(samples, look, evaluation, folder, title=title, count=count)
 
     def table(self, evaluation: Evaluation) -> Table:
         """The figures."""
-        from vitsplit.tasks.vqa.report import metrics_table
-
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vitsplit.data.check import (
     summarise_images,
 )
 from vitsplit.errors import DataError
+from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import MissingScaleError, load_depth, median_depth, require_same_size, unit_warning
 from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognize
 
@@ -52,13 +53,12 @@ class PairFacts:
     findings: list[Finding] = field(default_factory=list)
 
 
-def check_depth(
-    root: Path, format: str, workers: int, progress: Progress, *, depth_scale: float | None = None
-) -> Report:
-    """Reads every image and depth map; see ``vitsplit.data.check.check_data``."""
-    report = Report(str(root), "depth", recognize(root, format)[1])
-    splits = list_depth_splits(root, format)
-    sets = open_splits(report, splits, lambda split: open_depth_set(root, split, format, depth_scale))
+def check_files(config: DepthConfig, root: Path, workers: int, progress: Progress) -> Report:
+    """Reads every image and depth map; see ``vitsplit.tasks.check_data``."""
+    report = Report(str(root), "depth", recognize(root, config.format)[1])
+    splits = list_depth_splits(root, config.format)
+    scale = config.depth_scale
+    sets = open_splits(report, splits, lambda split: open_depth_set(root, split, config.format, scale))
     work = {split: (partial(inspect_pair, scale=data.scale), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
     for split, facts in read_splits(work, workers, progress):

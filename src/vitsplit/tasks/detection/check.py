@@ -6,7 +6,7 @@ Shapes: C channels, H W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -51,11 +51,11 @@ class ItemFacts:
     findings: list[Finding] = field(default_factory=list)
 
 
-def check_detection(root: Path, format: str, workers: int, progress: Progress) -> Report:
-    """Reads every image and label; see ``vitsplit.data.check.check_data``."""
-    place, name = recognize(root, format)
+def check_files(config: DetectionConfig, root: Path, workers: int, progress: Progress) -> Report:
+    """Reads every image and label; see ``vitsplit.tasks.check_data``."""
+    place, name = recognize(root, config.format)
     report = Report(str(root), "detection", name, counted="objects")
-    config = DetectionConfig(format=name)  # type: ignore[arg-type]
+    config = replace(config, format=name)  # type: ignore[arg-type]  # one of the formats, recognized
     sets = open_splits(report, list_detection_splits(place, name), lambda split: _read(place, split, config, report))
     try:
         require_same_classes(sets)

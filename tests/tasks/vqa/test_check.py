@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from vitsplit.data.check import check_data
+from vitsplit.tasks import check_data
 
 
 @pytest.fixture

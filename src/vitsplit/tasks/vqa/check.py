@@ -25,15 +25,15 @@ from vitsplit.tasks.vqa.samples import SampleSet, open_samples
 SPLITS = ("train", "val")
 
 
-def check_vqa(root: Path, format: str, workers: int, progress: Progress) -> Report:
-    """Reads every sample and every image; see ``vitsplit.data.check.check_data``."""
+def check_files(config: VqaConfig, root: Path, workers: int, progress: Progress) -> Report:
+    """Reads every sample and every image; see ``vitsplit.tasks.check_data``."""
     # Bad samples are to be counted here, not refused; and each question is to be counted by itself.
-    config = replace(VqaConfig(bad_samples="skip", share_image=False), format=format)  # type: ignore[arg-type]
-    report = Report(str(root), "vqa", format)
+    config = replace(config, bad_samples="skip", share_image=False)
+    report = Report(str(root), "vqa", config.format)
     sets = open_splits(report, SPLITS, lambda split: open_samples(root, split, config))
     if sets:
         is_llava = next(iter(sets.values())).file.suffix == ".json"
-        report.format = ("llava" if is_llava else "questions") if format == "auto" else format
+        report.format = ("llava" if is_llava else "questions") if config.format == "auto" else config.format
     work = {split: (inspect_file, _images(data)) for split, data in sets.items()}
     facts: dict[str, list[ImageFacts]] = {}
     for split, read in read_splits(work, workers, progress):

@@ -29,6 +29,7 @@ from vitsplit.data.check import (
 from vitsplit.data.classes import IGNORE, LabelScheme
 from vitsplit.data.images import row_blocks
 from vitsplit.errors import DataError
+from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import LabelRangeError, load_mask, require_same_size
 from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_segmentation_set, recognize
 
@@ -42,11 +43,11 @@ class PairFacts:
     findings: list[Finding] = field(default_factory=list)
 
 
-def check_segmentation(root: Path, format: str, workers: int, progress: Progress) -> Report:
-    """Reads every image and mask; see ``vitsplit.data.check.check_data``."""
-    report = Report(str(root), "segmentation", recognize(root, format)[1])
-    splits = list_segmentation_splits(root, format)
-    sets = open_splits(report, splits, lambda split: open_segmentation_set(root, split, format))
+def check_files(config: SegmentationConfig, root: Path, workers: int, progress: Progress) -> Report:
+    """Reads every image and mask; see ``vitsplit.tasks.check_data``."""
+    report = Report(str(root), "segmentation", recognize(root, config.format)[1])
+    splits = list_segmentation_splits(root, config.format)
+    sets = open_splits(report, splits, lambda split: open_segmentation_set(root, split, config.format))
     work = {split: (partial(inspect_pair, labels=data.labels), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
     for split, facts in read_splits(work, workers, progress):

@@ -18,7 +18,7 @@ from label_files import (
 )
 
 from vitsplit.cli.main import main
-from vitsplit.data.check import check_data
+from vitsplit.tasks import check_data
 
 SQUARE = [[10, 5, 30, 5, 30, 35, 10, 35]]
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 11, "name": "dog"}]

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vitsplit.cli.main import main
-from vitsplit.data.check import check_data
 from vitsplit.errors import ConfigError
+from vitsplit.tasks import check_data
 
 RNG = np.random.default_rng(0)
 RAMP = np.arange(1000, 1080, dtype=np.uint16).reshape(8, 10)
@@ -173,7 +173,7 @@ def test_json(root, capsys):
 
 @pytest.mark.parametrize("scale", [0.0, -0.001, float("nan"), float("inf")])
 def test_scale_that_is_none(root, scale):
-    with pytest.raises(ConfigError, match="is not positive"):
+    with pytest.raises(ConfigError, match="--depth-scale"):
         check_data(root, "depth", depth_scale=scale)
 
 

@@ -1,0 +1,1 @@
+"""A backbone, a method and a task for vitsplit."""
