@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitsplit.version import __version__
 
 __all__ = [
     "Predictor",

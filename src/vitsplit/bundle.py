@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitsplit import __version__
 from vitsplit.atomic_files import json_text
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
@@ -36,6 +35,7 @@ from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
+from vitsplit.version import __version__
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"

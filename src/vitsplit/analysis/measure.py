@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar
 
 import torch
 
-from vitsplit import __version__
 from vitsplit.memory import peak_resident_bytes
+from vitsplit.version import __version__
 
 T = TypeVar("T")
 Say = Callable[[str], None]

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from vitsplit import __version__
+from vitsplit.version import __version__
 
 # verb -> (module, one line of help); `data` has verbs of its own in its module.
 VERBS = {
