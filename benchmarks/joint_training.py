@@ -33,8 +33,8 @@ from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.setup import Session, make_accelerator, open_batches, set_up_model
 from vitsplit.engine.signals import StopRequest
-from vitsplit.engine.starting_point import starting_heads
 from vitsplit.engine.step import TrainStep
+from vitsplit.recipes.starting_point import starting_heads
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import TASKS
 

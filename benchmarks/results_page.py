@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from results_claims import BEYOND, COUNTS, MEASURED, NOT_COVERED, Count, Measured
+from vitsplit.cli.flags import from_flags
 from vitsplit.cli.info import describe, find_subject, with_classes
+from vitsplit.recipes import recipe
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -87,7 +89,7 @@ def count_now(count: Count) -> float:
         at = flags.index("--size")
         size = (int(flags[at + 1]), int(flags[at + 2]))
         del flags[at : at + 3]
-    subject = find_subject(arguments[2], flags)
+    subject = find_subject(arguments[2], from_flags(recipe(arguments[2]), flags))
     if count.num_classes is not None:
         subject = with_classes(subject, count.num_classes)
     facts = describe(subject, size or tuple(subject.config.task.crop_size))

@@ -26,8 +26,8 @@ from torchvision.transforms.v2 import functional as TF
 from question_only import read_questions, word_counter
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.data.images import read_image
-from vitsplit.engine.config import BackboneConfig
 from vitsplit.tasks.vqa.metrics import exact_match
 from vitsplit.tasks.vqa.prompts import Turn
 from vitsplit.types import TapRequest

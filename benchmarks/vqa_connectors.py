@@ -17,7 +17,7 @@ from pathlib import Path
 import vitsplit
 from vitsplit.analysis.runs import Outcome, Trial, Variant, plan, run_trials
 from vitsplit.engine.override import override
-from vitsplit.engine.starting_point import starting_config
+from vitsplit.recipes.starting_point import starting_config
 
 COMMON = {
     "backbone": "dinov2-small-focus",

@@ -37,7 +37,7 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
 def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitsplit import demo
     from vitsplit.backbone.hub import HubUnavailableError
-    from vitsplit.engine.config import DemoConfig
+    from vitsplit.demo_config import DemoConfig
     from vitsplit.errors import WeightsError
 
     def unreachable(name: str) -> None:

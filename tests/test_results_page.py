@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.flags import from_flags
 from vitsplit.recipes import recipe
 from vitsplit.tasks import TASKS
 
@@ -34,9 +34,7 @@ def test_what_users_with_the_data_run_can_be_run(claims: ModuleType) -> None:
                 at = rest.index(flag)
                 name = rest[at + 1] if flag == "--recipe" else name
                 del rest[at : at + 2]
-        config = config_from_cli(
-            recipe(name), [word for word in rest if word not in ("ablate", "sweep", "RUN", *TASKS)]
-        )
+        config = from_flags(recipe(name), [word for word in rest if word not in ("ablate", "sweep", "RUN", *TASKS)])
         assert verb != "train" or config.task.name in rest, beyond.command
 
 

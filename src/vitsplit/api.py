@@ -26,11 +26,11 @@ from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding
-from vitsplit.engine.starting_point import stage_file, starting_config, starting_heads
 from vitsplit.engine.tracking import log_to
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
 from vitsplit.recipes import recipe as named_recipe
+from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Evaluation, Task
 

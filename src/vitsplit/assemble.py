@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, TrainConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.evaluation import SaveBundle
 from vitsplit.engine.heads import check_heads
 from vitsplit.errors import ConfigError

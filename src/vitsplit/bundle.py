@@ -26,12 +26,12 @@ from torch import Tensor
 from vitsplit.atomic_files import json_text
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.config import settings_of, with_value
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
 from vitsplit.model import Head
-from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
@@ -233,7 +233,7 @@ def _without_paths(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
     """A card's configuration without the paths that lead elsewhere, and these by their flags."""
     paths = {}
     for setting in list(settings_of(config)):
-        if setting.value is not None and any(mark.leads_out(setting.value) for mark in setting.marks(Opens)):
+        if setting.opens and setting.value is not None and setting.opens.leads_out(setting.value):
             if isinstance(setting.value, bool):
                 config = with_value(config, setting.place, False)
                 continue

@@ -12,8 +12,9 @@ from typing import Any
 from vitsplit import api
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.hub import HubUnavailableError
+from vitsplit.demo_config import DemoConfig
 from vitsplit.demo_page import DemoResult, write_page, write_picture
-from vitsplit.engine.config import DemoConfig, TrainConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
 from vitsplit.engine.override import override
 from vitsplit.errors import RunError

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitsplit.bundle import WEIGHTS, find_bundle
-from vitsplit.engine.config import DemoConfig
+from vitsplit.demo_config import DemoConfig
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.inference.predictor import Predictor
 from vitsplit.report import Page, spread_evenly

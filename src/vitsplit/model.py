@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import BackboneConfig, TrainConfig
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
-from vitsplit.ranges import check_ranges
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.types import LayerTaps, TapRequest
@@ -225,7 +225,6 @@ def check_method(config: TrainConfig) -> None:
     """
     method = config.method
     decoder_of(config)
-    check_ranges(method)
     if config.loop.cache_features and not method.reads_frozen:
         raise ConfigError(
             f"--cache-features stores what a frozen backbone computes, and --method {method.name} trains through the "

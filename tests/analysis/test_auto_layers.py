@@ -83,7 +83,7 @@ def unbiased_cka(k, m):
 
 
 def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
-    from vitsplit.engine.starting_point import starting_heads
+    from vitsplit.recipes.starting_point import starting_heads
 
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
     config = starting_heads({"segmentation": "segmentation", "detection": "detection"})

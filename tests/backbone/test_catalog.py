@@ -18,7 +18,7 @@ from vitsplit.backbone import load_backbone, meta_backbone
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.models import build_model, license_of, timm_name_of
 from vitsplit.bundle import check_backbone
-from vitsplit.cli import backbones
+from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.types import TapRequest
 
@@ -162,11 +162,11 @@ def test_learned_rotary_frequencies_are_refused():
 
 
 def test_the_command_prints_every_backbone(capsys):
-    assert backbones.main(["--json"]) == 0
+    assert main(["backbones", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == list(CATALOG)
     assert rows[0]["parameters"] == 22_056_192
-    assert backbones.main([]) == 0
+    assert main(["backbones"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in CATALOG)
     assert "cc-by-nc-4.0" in text
@@ -174,5 +174,5 @@ def test_the_command_prints_every_backbone(capsys):
 
 
 def test_the_command_needs_no_torch():
-    code = "import sys; from vitsplit.cli.backbones import main; main([]); sys.exit('torch' in sys.modules)"
+    code = "import sys; from vitsplit.cli.main import main; main(['backbones']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

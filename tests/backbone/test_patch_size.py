@@ -8,8 +8,8 @@ from tiny_backbones import KINDS, MEAN, STD, tiny_backbone, tiny_model
 
 from vitsplit.backbone import load_backbone, meta_backbone, open_backbone
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.backbone.patch_size import set_patch_size
-from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.types import TapRequest
 

@@ -10,7 +10,7 @@ from tiny_backbones import MEAN, STD, image, tiny_model
 
 from vitsplit.backbone import checkpoint, load_backbone, meta_backbone, open_backbone
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
-from vitsplit.engine.config import BackboneConfig
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead

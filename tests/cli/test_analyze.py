@@ -26,7 +26,7 @@ def test_cka_writes_a_page_a_picture_and_figures(scenes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch-size", "3"], "--batch-size must be from 4 "),
+        (["--batch-size", "3"], "--batch-size must be "),
         (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
     ],
 )

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.analysis.proposals import propose
+from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
-from vitsplit.cli.options import config_from_cli
 from vitsplit.recipes import recipe
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--size", "32", "48", "--batch-size", "4"]
@@ -38,7 +38,7 @@ def test_every_proposal_has_its_cost_and_flags_that_make_it():
     assert found["gate's readout"].prior_layers == (1, 4, 7, 11)  # the fifth has the least weight
     assert "92%" in found["gate's readout"].why and "9 (8%)" in found["gate's readout"].why  # 3.7 and 0.3 of 4
     for proposal in found.values():
-        split = config_from_cli(config, shlex.split(proposal.flags)).split
+        split = from_flags(config, shlex.split(proposal.flags)).split
         assert split.num_tuned_layers == proposal.num_tuned_layers
     # Two more copied blocks, and three frozen ones (9 to 11) that nobody asks for: a block less, at 37 x 37 + 1 tokens.
     block = (12 * D * D + 2 * 1370 * D) * 1370 / 1e9
@@ -89,7 +89,7 @@ def test_a_gate_is_read_out(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch-size", "3"], "--batch-size must be from 4 "),
+        (["--batch-size", "3"], "--batch-size must be "),
         (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
         (["--recipe", "laptop-depth", "--run", "x"], "give --recipe or --run"),
     ],

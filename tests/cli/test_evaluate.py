@@ -8,17 +8,7 @@ from pathlib import Path
 import pytest
 
 import vitsplit
-from vitsplit.cli.evaluate import task_settings
 from vitsplit.cli.main import main
-
-
-def test_flags_are_the_settings_of_the_task_that_differ(run: Path) -> None:
-    assert task_settings(str(run), []) == {}
-    flags = ["--test-scales", "0.75", "1", "--test-flip", "--test-stride", "16", "24", "--format", "folder"]
-    assert task_settings(str(run), flags) == {
-        "test_scales": (0.75, 1.0), "test_flip": True, "test_stride": (16, 24), "format": "folder",
-    }  # fmt: skip
-    assert task_settings(str(run), ["--test-mode", "whole"]) == {}  # as it was trained
 
 
 def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
@@ -34,10 +24,11 @@ def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--lr", "1e-3"], "only settings of the task"),
-        (["--num-tuned-layers", "1"], "only settings of the task"),
+        (["--lr", "1e-3"], "--lr"),
+        (["--num-tuned-layers", "1"], "--num-tuned-layers"),
         (["--test-flop"], "--test-flip"),
-        (["--median-scaling"], "no flag --median-scaling"),
+        (["--median-scaling"], "--median-scaling"),
+        (["--limit", "3"], "--limit 3"),
     ],
 )
 def test_other_flags_are_refused(run: Path, scenes: Path, flags: list[str], said: str,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from vitsplit.cli import values
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.inference.loading import choose_device
-from vitsplit.ranges import Range
 
 
 @pytest.fixture
@@ -109,22 +107,6 @@ def test_texts_may_be_empty() -> None:
         values.refuse_empty_words(["--answer-hint", "", "--out", ""])
 
 
-@pytest.mark.parametrize(
-    ("read", "good", "bad"),
-    [
-        (values.whole(1, 9), {"1": 1, "9": 9, " 5": 5}, ["0", "10", "-1", "1.0", "", "nan", "x", "9" * 5000]),
-        (values.real(Range(0, 2, above=True)), {"2": 2.0, "1e-9": 1e-9}, ["0", "2.1", "nan", "inf", "", "1,5"]),
-        (values.split_name, {"val": "val", "test-2": "test-2"}, ["", " ", "..", "a/b", "a\\b", "x" * 300]),
-    ],
-)
-def test_types_of_arguments(read, good, bad) -> None:
-    assert {text: read(text) for text in good} == good
-    for text in bad:
-        with pytest.raises(argparse.ArgumentTypeError) as error:
-            read(text)
-        assert len(str(error.value)) < 200
-
-
 @pytest.mark.parametrize("where", ["file/inside", "file"])
 @pytest.mark.parametrize(
     "verb", ["analyze cka PHOTOS --random-weights --backbones vit_tiny_patch16_224 --batch-size 4",
@@ -157,10 +139,10 @@ def test_what_the_system_refuses_names_file_and_remedy(
     for number, remedy in ((errno.ENOSPC, "Make room"), (errno.EROFS, "--out"), (errno.EIO, "Check")):
         error = OSError(number, "refused", "/a/page.html")
 
-        def fail(argv: list[str], error: OSError = error) -> int:
+        def fail(name: str, error: OSError = error) -> int:
             raise error
 
-        monkeypatch.setattr("vitsplit.cli.recipes.main", fail)
+        monkeypatch.setattr("vitsplit.cli.recipes.describe", fail)
         assert main(["recipes"]) == 2
         said = capsys.readouterr().err
         assert "/a/page.html" in said and remedy in said

@@ -1,23 +1,20 @@
 """``vitsplit train vqa --stage``: which settings each stage starts with."""
 
-import argparse
 import json
 
 import pytest
 
 from vitsplit.atomic_files import write_json
+from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
+from vitsplit.cli.train import named_heads
 from vitsplit.cli.vqa_stages import stage_config, stage_recipe
+from vitsplit.engine.override import override
 from vitsplit.engine.saved_config import config_to_dict
-from vitsplit.engine.starting_point import stage_file
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
+from vitsplit.recipes.starting_point import stage_file
 from vitsplit.recipes.vqa import STAGES
-
-
-def options(**given):
-    defaults = {"recipe": None, "config": None, "out": None, "resume": False, "stage": None, "start": None}
-    return argparse.Namespace(learn="vqa", **(defaults | given))
 
 
 def test_a_family_has_a_recipe_for_each_stage():
@@ -40,32 +37,31 @@ def test_either_stages_recipe_names_both(named, align, instruct):
 
 
 def test_flags_change_the_settings_of_a_stage():
-    config = stage_config(options(start="runs/a"), ["--lr", "3e-4", "--connector", "mlp2x"], "instruct", "vitsplit")
+    config = from_flags(stage_config("instruct", start="runs/a"), ["--lr", "3e-4", "--connector", "mlp2x"])
     assert (config.name, config.task.stage, config.task.start_from) == ("laptop-vqa", "instruct", "runs/a")
     assert (config.optim.lr, config.task.connector) == (3e-4, "mlp2x")
 
 
 def test_without_a_stage_the_recipe_decides():
-    assert stage_config(options(recipe="laptop-vqa-align"), [], None, "vitsplit").task.stage == "align"
-    assert stage_config(options(), [], None, "vitsplit").task.stage == "instruct"
+    assert stage_config(None, recipe="laptop-vqa-align").task.stage == "align"
+    assert stage_config(None).task.stage == "instruct"
 
 
 def test_stages_that_go_on_have_their_own_settings(tmp_path):
-    begun = stage_config(options(), ["--lr", "3e-4", "--lora-rank", "7"], "instruct", "vitsplit")
+    begun = override(stage_config("instruct"), {"lr": 3e-4, "lora_rank": 7})
     write_json(stage_file(tmp_path, "instruct"), config_to_dict(begun))
-    again = {"resume": True, "stage": "both", "out": str(tmp_path)}
-    assert stage_config(options(**again), [], "instruct", "vitsplit") == begun
-    assert stage_config(options(**again), ["--lr", "1e-4"], "instruct", "vitsplit").optim.lr == 1e-4
+    again = {"resumed": str(tmp_path), "both": True}
+    assert stage_config("instruct", **again) == begun
     with pytest.raises(ConfigError, match=r"no align\.json.*without --resume"):
-        stage_config(options(**again), [], "align", "vitsplit")
+        stage_config("align", **again)
     (tmp_path / "align").mkdir()
-    align = stage_config(options(), ["--lr", "5e-4"], "align", "vitsplit")
+    align = override(stage_config("align"), {"lr": 5e-4})
     write_json(
         tmp_path / "align" / "config.json", config_to_dict(align)
     )  # of a version that kept no settings of stages
-    assert stage_config(options(**again), [], "align", "vitsplit") == align
+    assert stage_config("align", **again) == align
     stage_file(tmp_path, "instruct").unlink()
-    assert stage_config(options(**again), [], "instruct", "vitsplit") == recipe("laptop-vqa")
+    assert stage_config("instruct", **again) == recipe("laptop-vqa")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +70,7 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
         (["segmentation", "--stage", "both"], "--stage goes with `vitsplit train vqa`"),
         (["depth", "--from", "runs/a"], "--from goes with `vitsplit train vqa`"),
         (["vqa", "--stage", "both", "--config", "c.json", "--data", "d"], "give --recipe with --stage both"),
-        (["vqa", "--stage", "both"], "Give their folder with --data"),
+        (["vqa", "--stage", "both"], "--data"),
     ],
 )
 def test_what_does_not_go_together(words, said, capsys):
@@ -101,3 +97,8 @@ def test_the_paper_s_settings():
 def test_connectors_are_counted_without_weights(name, connector, count, capsys):
     assert main(["info", name, "--connector", connector, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"]["connector"] == count
+
+
+def test_no_other_head_is_trained_with_questions():
+    with pytest.raises(ConfigError, match="--head vqa:somewhere"):
+        named_heads(["vqa:somewhere"])

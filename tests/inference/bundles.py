@@ -10,8 +10,9 @@ import torch
 
 from vitsplit.backbone import load_backbone
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.engine.config import LoopConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.model import build_head
 from vitsplit.tasks import bare_task

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from bundles import BACKBONE, write_bundle
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, one_head
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model

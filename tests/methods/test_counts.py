@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vitsplit.analysis.cost import count_parameters, shape_model, step_gmacs
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.cli.main import main
-from vitsplit.engine.config import BackboneConfig
 from vitsplit.engine.override import override
 from vitsplit.recipes import recipe
 

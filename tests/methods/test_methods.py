@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 import vitsplit
 from vitsplit.backbone import load_backbone, meta_backbone
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import BackboneConfig, OptimConfig, one_head
+from vitsplit.engine.config import OptimConfig, one_head
 from vitsplit.engine.optim import build_optimizer, parameter_groups
 from vitsplit.methods import METHODS as TABLE
 from vitsplit.methods import MethodConfig

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import open_backbone
-from vitsplit.engine.config import BackboneConfig
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods import adapter_head
 from vitsplit.methods.adapter_head import AdapterHead

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import open_backbone
-from vitsplit.engine.config import BackboneConfig
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.errors import ConfigError
 from vitsplit.methods.pyramid import PUBLISHED, PyramidSettings
 from vitsplit.methods.pyramid_stem import Scales, as_tokens

@@ -880,12 +880,9 @@ def build_settings(folder: Path) -> None:
 
 
 def read_settings(folder: Path) -> Any:
-    from vitsplit.engine.setup import check_settings
-    from vitsplit.engine.starting_point import starting_config
+    from vitsplit.recipes.starting_point import starting_config
 
-    config = starting_config("segmentation", config_file=folder / "config.json")
-    check_settings(config)
-    return config
+    return starting_config("segmentation", config_file=folder / "config.json")
 
 
 def accept_settings(config: Any, broken: Broken) -> bool:

@@ -21,6 +21,7 @@ from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
 from vitsplit.assemble import open_tasks
 from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
+from vitsplit.config import to_dict
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
@@ -28,7 +29,6 @@ from vitsplit.engine.run_data import OwnAugmentation
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.saved_config import upgraded_config
-from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.methods.split.config import SplitConfig, split_settings

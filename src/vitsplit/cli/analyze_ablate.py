@@ -2,71 +2,72 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
-from vitsplit.cli.study_options import MakeVariants, run_study, study_parser
-from vitsplit.cli.values import whole
+from vitsplit.cli.flags import FromWords, Prefixed
+from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.engine.config import TrainConfig
 from vitsplit.methods.split.config import split_settings
 
-DESCRIPTION = """\
-Trains without each part of the method, and with layers chosen in each way, and shows the tables of the paper.
-
-  parts       Table 6: the frozen last layer, the prior head alone, the task head alone, both added, and all
-  selection   Tables 7 and 8: uniform, last, gate and least alike layers, K_p of each the recipe's
-  count       K_p: as many layers as --prior says
-
-Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same command
-goes on where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs; with a
-variant's name before it, it is that of one: --added.lr 1e-4.
-
-  vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation --steps 300 --seeds 0 1 2 \\
-      --out runs/ablation
-  vitsplit analyze ablate segmentation --data my_data --vary selection count --prior 2 4 6 --out runs/layers
-"""
-GROUPS = ("parts", "selection", "count")
+NumLayers = Annotated[int, Field(ge=1, le=1000)]
+Group = Literal["parts", "selection", "count"]
 NOTES = (
     "In the paper, on ADE20K, DINOv2-S and DINOv2-B reach 44.3 and 47.8 mIoU with the frozen last layer, 46.0 and 51.4 "
     "with the prior head, 49.5 and 53.2 with the task head, 50.4 and 54.6 with both added, 51.6 and 55.7 with all "
     "(Table 6); 51.3 and 54.9 with the last layers in place of uniform ones (Table 7), 51.5 and 55.5 with the gate "
     "(Table 9).",
 )
+STUDY = Study("vitsplit analyze ablate", "What every part is worth", notes=NOTES)
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb; the exit status is 128 + the signal's number if a signal stopped it."""
-    parser = study_parser("ablate", DESCRIPTION)
-    parser.add_argument(
-        "--vary",
-        metavar="WHAT",
-        nargs="+",
-        choices=GROUPS,
-        default=["parts", "selection"],
-        help=f"of {', '.join(GROUPS)}; default: parts selection",
-    )
-    parser.add_argument(
-        "--prior",
-        metavar="K_P",
-        type=whole(1, 1000),
-        nargs="+",
-        default=[1, 2, 4, 6],
-        help="with count; default: 1 2 4 6",
-    )
-    return run_study(parser, argv, _variants, title="What every part is worth", notes=NOTES)
+def ablate(
+    learn: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
+    /,
+    *,
+    options: StudyOptions,
+    vary: Annotated[tuple[Group, ...], Field(min_length=1)] = ("parts", "selection"),
+    prior: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (1, 2, 4, 6),
+    config: Annotated[TrainConfig, FromWords(settings_of_runs)],
+    own: Annotated[Mapping[str, Sequence[str]], Prefixed()],
+) -> int:
+    """Train without each part of the method, and with layers chosen in each way, and show the tables of the paper.
 
+      parts       Table 6: the frozen last layer, the prior head alone, the task head alone, both added, and all
+      selection   Tables 7 and 8: uniform, last, gate and least alike layers, K_p of each the recipe's
+      count       K_p: as many layers as --prior says
 
-def _variants(options: argparse.Namespace) -> MakeVariants:
+    Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same
+    command continues where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs;
+    with a variant's name before it, it is that of one: --added.lr 1e-4.
+
+    Examples:
+        vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation --steps 300 --seeds 0 1 2 \\
+            --out runs/ablation
+        vitsplit analyze ablate segmentation --data my_data --vary selection count --prior 2 4 6 --out runs/layers
+
+    Args:
+        learn: The task.
+        options: Options of every study.
+        vary: What differs: parts, selection, count.
+        prior: K_p of count.
+        config: Settings of all runs.
+        own: Settings of single variants.
+    """
+
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         groups: dict[str, Callable[[], list[Variant]]] = {
             "parts": part_variants,
             "selection": lambda: selection_variants(
                 split_settings(config.method, "ablate").num_prior_layers, SELECTIONS, least_alike
             ),
-            "count": lambda: count_variants(list(dict.fromkeys(options.prior))),
+            "count": lambda: count_variants(list(dict.fromkeys(prior))),
         }
-        return [variant for name in dict.fromkeys(options.vary) for variant in groups[name]()]
+        return [variant for name in dict.fromkeys(vary) for variant in groups[name]()]
 
-    return make
+    return run_study(STUDY, options, config, make, own)

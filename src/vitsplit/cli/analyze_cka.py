@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
-from vitsplit.ranges import MAX_SIDE, Range, checked
+from vitsplit.cli.values import ImageSize, Limit, Switch, writable
 
 
 def cka(
@@ -15,11 +16,11 @@ def cka(
     /,
     backbones: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("dinov2-small",),
     out: Path = Path("analysis/cka"),
-    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (252, 336),
-    batch_size: Annotated[int, Range(4, 2**16)] = 16,
-    limit: Annotated[int, Range(0, 10**9)] = 512,
-    normed: tyro.conf.FlagCreatePairsOff[bool] = False,
-    random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    size: ImageSize = (252, 336),
+    batch_size: Annotated[int, Field(ge=4, le=2**16)] = 16,
+    limit: Limit = 512,
+    normed: Switch = False,
+    random_weights: Switch = False,
     device: str | None = None,
 ) -> int:
     """Compare all layers of one or several frozen models on your images (Figures 3, 12 and 15).
@@ -45,7 +46,6 @@ def cka(
     from vitsplit.analysis.images import batches_to_compare, read_batch
     from vitsplit.analysis.layers_report import describe_split, write_cka
     from vitsplit.backbone import load_backbone
-    from vitsplit.cli.values import writable
     from vitsplit.inference.loading import choose_device
 
     where = choose_device(device)
@@ -59,8 +59,3 @@ def cka(
         print(describe_split(found, name))
     print(f"page: {page}")
     return 0
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    return tyro.cli(checked(cka), prog="vitsplit analyze cka", args=argv)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitsplit.ranges import MAX_SIDE, Range, checked
+from vitsplit.cli.values import ImageSize, Limit, Switch, writable
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,10 @@ def features(
     runs: Runs = (),
     show: Literal["channel", "pca"] = "channel",
     out: Path = Path("analysis/features"),
-    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (252, 336),
-    limit: Annotated[int, Range(0, 10**9)] = 4,
-    normed: tyro.conf.FlagCreatePairsOff[bool] = False,
-    random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    size: ImageSize = (252, 336),
+    limit: Limit = 4,
+    normed: Switch = False,
+    random_weights: Switch = False,
     weights: Path | None = None,
     device: str | None = None,
 ) -> int:
@@ -55,7 +55,6 @@ def features(
     from vitsplit.analysis.features_report import write_features
     from vitsplit.analysis.images import choose_files, read_batch
     from vitsplit.backbone import load_backbone
-    from vitsplit.cli.values import writable
     from vitsplit.inference.loading import choose_device
 
     where = choose_device(device)
@@ -102,8 +101,3 @@ def _trained(
             name = f"{loaded.card.task}, {loaded.card.config.method.name}: {run}"
             found.append(trained_maps(name, loaded.backbone, loaded.model, image_BCHW, normed=normed))
     return [*own.values(), *found]
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    return tyro.cli(checked(features), prog="vitsplit analyze features", args=argv)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from pydantic import Field
 
+from vitsplit.cli.values import ImageSize, Limit, Switch, writable
 from vitsplit.methods.split.config import split_settings
-from vitsplit.ranges import MAX_SIDE, Range, checked
 
 if TYPE_CHECKING:
     from vitsplit.engine.config import TrainConfig
@@ -20,13 +21,13 @@ def layers(
     recipe: str | None = None,
     run: Path | None = None,
     backbone: str | None = None,
-    num_prior_layers: Annotated[int | None, Range(0, 1000)] = None,
-    first_prior_layer: Annotated[int | None, Range(0, 1000)] = None,
+    num_prior_layers: Annotated[int, Field(ge=0, le=1000)] | None = None,
+    first_prior_layer: Annotated[int, Field(ge=0, le=1000)] | None = None,
     out: Path = Path("analysis/layers"),
-    size: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = None,
-    batch_size: Annotated[int, Range(4, 2**16)] = 8,
-    limit: Annotated[int, Range(0, 10**9)] = 128,
-    random_weights: tyro.conf.FlagCreatePairsOff[bool] = False,
+    size: ImageSize | None = None,
+    batch_size: Annotated[int, Field(ge=4, le=2**16)] = 8,
+    limit: Limit = 128,
+    random_weights: Switch = False,
     weights: Path | None = None,
     device: str | None = None,
 ) -> int:
@@ -61,7 +62,6 @@ def layers(
     from vitsplit.analysis.proposals import gate_weights, propose
     from vitsplit.backbone import open_backbone
     from vitsplit.bundle import find_bundle, read_card
-    from vitsplit.cli.values import writable
     from vitsplit.engine.override import override
     from vitsplit.errors import ConfigError
     from vitsplit.inference.loading import choose_device, weights_of
@@ -120,8 +120,3 @@ def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool
         raise ConfigError("The settings are those of a recipe or of a run: give --recipe or --run.")
     card = read_card(run)
     return card.config, card.description, card.config.method != card.config.method.without_gate(None)
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    return tyro.cli(checked(layers), prog="vitsplit analyze layers", args=argv)

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
+import json as json_format
 import sys
 
 from vitsplit.backbone.catalog import CATALOG
-
-_EPILOG = """\
-parameters: of the frozen trunk as it is used (embeddings, blocks, final norm), without classifiers, pools and necks.
-gated: the maker hands the weights out only to accounts that accepted the licence.
-
-Any other timm name of a plain ViT (DeiT, AugReg, CLIP, MAE, ...), an EVA-02 or DINOv3, or a SAM ViT works as a
---backbone too. Weights are looked for in the local hub cache, then on the hub; --weights FILE comes before both.
-"""
+from vitsplit.cli.values import Switch
 
 
-def main(argv: list[str]) -> int:
-    """Prints the table, or the same as JSON, and returns 0."""
-    parser = argparse.ArgumentParser(
-        prog="vitsplit backbones",
-        description="List the frozen models that have short names, with sizes and licences.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
-    if parser.parse_args(argv).json:
-        json.dump([dataclasses.asdict(spec) for spec in CATALOG.values()], sys.stdout, indent=2)
+def backbones(*, json: Switch = False) -> int:
+    """List the frozen models that have short names, with sizes and licences.
+
+    Parameters are those of the frozen trunk as it is used (embeddings, blocks, final norm), without classifiers, pools
+    and necks. Gated: the publisher gives the weights only to accounts that accepted the licence.
+
+    Any other timm name of a plain ViT (DeiT, AugReg, CLIP, MAE, ...), an EVA-02 or DINOv3, or a SAM ViT works as a
+    --backbone too. Weights are looked for in the local hub cache, then on the hub; --weights FILE comes before both.
+
+    Args:
+        json: Print a JSON list of objects.
+    """
+    if json:
+        json_format.dump([dataclasses.asdict(spec) for spec in CATALOG.values()], sys.stdout, indent=2)
         print()
-        return 0
-    _print_table()
+    else:
+        _print_table()
     return 0
 
 

@@ -1,75 +1,64 @@
-"""What ``vitsplit bench train-step`` and ``predict`` have in common: their words, and how figures are shown."""
+"""What ``vitsplit bench train-step`` and ``predict`` have in common: their options, and how figures are shown."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vitsplit.cli.options import config_from_cli, split_by_method
-from vitsplit.cli.values import MAX_CLASSES, side, whole, writable
+import tyro
+from pydantic import Field
+
+from vitsplit.cli.flags import from_flags
+from vitsplit.cli.values import ImageSize, Limit, NumClasses, Switch, writable
+from vitsplit.cli.words import leading_words
+from vitsplit.config import Settings
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.recipes import recipe
 
 DEFAULT_RECIPE = "ade20k-small"
+Methods = Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="NAME[:DECODER] [NAME[:DECODER] ...]")]
 
 
-def bench_parser(verb: str, description: str, *, methods: Sequence[str], batch_size: int) -> argparse.ArgumentParser:
-    """A parser with the words of both; ``methods`` and ``batch_size`` are the defaults."""
-    parser = argparse.ArgumentParser(
-        prog=f"vitsplit bench {verb}",
-        usage="%(prog)s [RECIPE] [options]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--methods", nargs="+", default=methods, metavar="NAME[:DECODER]", help=" ".join(methods))
-    parser.add_argument("--size", type=side, nargs=2, metavar=("H", "W"), help="of the images; the recipe's crops")
-    parser.add_argument(
-        "--batch-size", type=whole(1, 2**16), default=batch_size, metavar="N", help=f"images at a time; {batch_size}"
-    )
-    parser.add_argument(
-        "--num-classes", type=whole(1, MAX_CLASSES), metavar="N", help="as many as the recipe's data has"
-    )
-    parser.add_argument("--warmup", type=whole(0), default=2, metavar="N", help="turns before those that count; 2")
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; the first GPU, else the processor")
-    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="of the processor; as PyTorch chooses")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write JSON, a picture and a page there")
-    parser.add_argument("-h", "--help", action="store_true", help="this text, and all settings of training")
-    return parser
+class BenchOptions(Settings):
+    """The options of both benchmarks."""
+
+    size: ImageSize | None = None
+    """Height and width of the images; None: the recipe's crops."""
+    num_classes: NumClasses | None = None
+    """None: as many as the recipe's data set has."""
+    warmup: Limit = 2
+    """Turns before those that count."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; None: the first GPU, else the CPU."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Of the CPU; None: as PyTorch chooses."""
+    json: Switch = False
+    """Print the figures as JSON."""
+    out: Path | None = None
+    """Folder to write JSON, a picture and a page to."""
 
 
-def read_words(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[Any, argparse.Namespace]:
-    """The recipe's settings with those of the words, and the words of the benchmark.
+def recipe_of(argv: Sequence[str]) -> TrainConfig:
+    """The settings of the recipe that the words begin with."""
+    return recipe(next(iter(leading_words(argv)), DEFAULT_RECIPE))
 
-    Settings that only methods other than the recipe's have are in ``own`` of the words, by the method's name.
-    """
-    named = bool(argv) and not argv[0].startswith("-")
-    name = argv[0] if named else DEFAULT_RECIPE
-    options, rest = parser.parse_known_args(argv[named:])
-    if options.help:
-        parser.print_help()
-        print(f"\nsettings of {name}:\n")
-        rest = [*rest, "--help"]
-    prog = f"{parser.prog} {name}"
-    base, methods = recipe(name), [label.partition(":")[0] for label in options.methods]
-    rest, of_methods = split_by_method(base.flat(base.task.name), rest, methods)
-    config = config_from_cli(base, rest, prog=prog)
-    options.own = {}
-    for method, flags in of_methods.items():
+
+def own_settings(config: TrainConfig, flags: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Settings that only methods other than the recipe's have, by the method's name."""
+    found = {}
+    for method, words in flags.items():
         plain = override(config, {"method": method})
-        options.own[method] = changed_settings(plain, config_from_cli(plain, flags, prog=prog))
-    return config, options
+        found[method] = changed_settings(plain, from_flags(plain, words))
+    return found
 
 
 def measure_and_show(
     measure: Callable[[Callable[[str], None]], Any],
-    options: argparse.Namespace,
+    options: BenchOptions,
     *,
     to_json: Callable[[Any], dict[str, Any]],
     describe: Callable[[Any], str],
@@ -81,7 +70,7 @@ def measure_and_show(
 
     Args:
         measure: Measures; is given what tells how far it is.
-        options: The words.
+        options: The options.
         to_json: The figures, JSON-ready.
         describe: What was measured, in words.
         tables: The figures as tables, each a head and rows.

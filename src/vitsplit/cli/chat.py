@@ -2,57 +2,66 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
 from rich.console import Console
 
-from vitsplit.cli.loading import add_loading_flags, loading_options
-from vitsplit.cli.values import whole
+from vitsplit.cli.values import Loading
+from vitsplit.config import MaxNewTokens
 from vitsplit.errors import VitsplitError
-from vitsplit.ranges import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from vitsplit.tasks.vqa.generate import Answerer
     from vitsplit.tasks.vqa.prompts import Turn
 
-DESCRIPTION = """\
-A conversation about an image with a bundle of visual question answering. Answers are written as they come, and every
-question is understood in the light of those before it.
 
-  /image PATH   look at another image, and begin a new conversation
-  /clear        begin a new conversation about the same image
-  /quit         end; so does Ctrl-D
+def chat(
+    run: tyro.conf.Positional[Path],
+    image: tyro.conf.Positional[str | None] = None,
+    /,
+    max_new_tokens: MaxNewTokens | None = None,
+    loading: Loading = Loading(),  # noqa: B008  (frozen)
+) -> int:
+    """Have a conversation about an image with a bundle of visual question answering.
 
-Ctrl-C stops an answer; what was said of it stays part of the conversation. Without an image the first line names one;
-an empty line means none: the language model then answers from text alone. Lines can also come from a file or a pipe.
+    Answers are written as they come, and every question is understood in the light of those before it.
 
-  vitsplit chat runs/vqa desk.jpg
-  printf 'What is on the desk?\\nWhat colour is it?\\n' | vitsplit chat runs/vqa desk.jpg
-"""
+      /image PATH   look at another image, and begin a new conversation
+      /clear        begin a new conversation about the same image
+      /quit         end; so does Ctrl-D
 
+    Ctrl-C stops an answer; what was said of it stays part of the conversation. Without an image the first line names
+    one; an empty line means none: the language model then answers from text alone. Lines can also come from a file or a
+    pipe.
 
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    options = _parser().parse_args(argv)
+    Examples:
+        vitsplit chat runs/vqa desk.jpg
+        printf 'What is on the desk?\\nWhat colour is it?\\n' | vitsplit chat runs/vqa desk.jpg
 
+    Args:
+        run: A run folder (its best bundle) or a bundle folder.
+        image: The image to talk about.
+        max_new_tokens: The most tokens of an answer; None: the bundle's.
+        loading: How the bundle is loaded.
+    """
     from vitsplit.inference.asking import name_to_ask
     from vitsplit.inference.loading import read_bundles
     from vitsplit.inference.predictor import load_head
 
-    bundles = read_bundles([options.run])
+    bundles = read_bundles([str(run)])
     folder, card = bundles[name_to_ask({name: card for name, (_, card) in bundles.items()})]
-    predictor = load_head(folder, **loading_options(options))
-    chat = Chat(predictor, Console(highlight=False), max_new_tokens=options.max_new_tokens)
+    predictor = load_head(folder, **loading.arguments())
+    conversation = Chat(predictor, Console(highlight=False), max_new_tokens=max_new_tokens)
     if card.config.task.conversation == "plain":
-        chat.tell("This bundle was trained on captions alone (plain): it reads no question.")
-    if options.image is not None:
-        chat.look(options.image)
-    chat.run()
+        conversation.tell("This bundle was trained on captions alone (plain): it reads no question.")
+    if image is not None:
+        conversation.look(image)
+    conversation.run()
     return 0
 
 
@@ -160,22 +169,3 @@ class Chat:
                 return None
             except KeyboardInterrupt:
                 self.tell("\n/quit or Ctrl-D ends")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitsplit chat",
-        usage="vitsplit chat RUN [IMAGE] [options]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN", help="a run folder (its best bundle) or a bundle folder")
-    parser.add_argument("image", metavar="IMAGE", nargs="?", help="the image to talk about")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=whole(1, MAX_NEW_TOKENS),
-        metavar="N",
-        help="the most tokens of an answer; default: the bundle's",
-    )
-    add_loading_flags(parser)
-    return parser

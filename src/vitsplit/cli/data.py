@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
 
-from vitsplit.ranges import MAX_SIDE, Range, checked
+from vitsplit.cli.values import ImageSize, Switch
 
 
 def check(
@@ -17,9 +18,9 @@ def check(
     /,
     task: str = "segmentation",
     format: Annotated[str, tyro.conf.arg(aliases=["-f"], metavar="FORMAT")] = "auto",
-    depth_scale: Annotated[float | None, Range(0, 1e6, above=True), tyro.conf.arg(metavar="METRES")] = None,
-    workers: Annotated[int, Range(0, 256)] = 0,
-    json: tyro.conf.FlagCreatePairsOff[bool] = False,
+    depth_scale: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, tyro.conf.arg(metavar="METRES")] = None,
+    workers: Annotated[int, Field(ge=0, le=256)] = 0,
+    json: Switch = False,
 ) -> int:
     """Read every file of a data set and say what it holds and what is wrong.
 
@@ -67,7 +68,7 @@ def prepare(
     mapping: Path,
     splits: Path,
     out: Path,
-    size: Annotated[tuple[int, int], Range(1, MAX_SIDE), tyro.conf.arg(metavar="H W")] = (480, 640),
+    size: ImageSize = (480, 640),
     split: Literal["official", "train-80-20"] = "official",
     depth: Literal["filled", "raw"] = "filled",
 ) -> int:
@@ -93,22 +94,6 @@ def prepare(
         written = prepare_nyuv2(file, mapping, splits, out, size=size, split=split, depth=depth, progress=progress)
     print(f"{out}: {', '.join(f'{count} {name}' for name, count in written.items())}")
     return 0
-
-
-VERBS: dict[str, Callable[..., int]] = {"check": check, "prepare": prepare}
-"""Name to function, whose signature and docstring make the command line."""
-
-
-def main(argv: list[str]) -> int:
-    """Runs ``vitsplit data VERB`` and returns the exit status."""
-    return int(
-        tyro.extras.subcommand_cli_from_dict(
-            {name: checked(verb) for name, verb in VERBS.items()},
-            prog="vitsplit data",
-            description="Check data before training on it, and make data of published files.",
-            args=argv,
-        )
-    )
 
 
 @contextmanager

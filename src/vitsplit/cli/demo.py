@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import tyro
-
-from vitsplit.engine.config import DemoConfig
-from vitsplit.ranges import check_ranges
-
-DESCRIPTION = """\
-Generates a small set of scenes with exact labels, trains a segmentation and a depth bundle on one frozen backbone with
-real pretrained weights, evaluates them, and writes one self-contained HTML page (figures, curves, pictures of both from
-one pass). Under six minutes of training on two cores. The last line of the output is the page's path.
-"""
+from vitsplit.demo_config import DemoConfig
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    config = tyro.cli(DemoConfig, prog="vitsplit demo", description=DESCRIPTION, args=argv)
-    check_ranges(config)
+def demo(config: DemoConfig = DemoConfig()) -> int:  # noqa: B008  (frozen)
+    """Train on generated scenes and show the result.
+
+    Generates a small set of scenes with exact labels, trains a segmentation and a depth bundle on one frozen backbone
+    with real pretrained weights, evaluates them, and writes one self-contained HTML page (figures, curves, pictures of
+    both from one pass). Under six minutes of training on two cores. The last line of the output is the page's path.
+
+    Args:
+        config: Settings of the demo.
+    """
     from vitsplit.demo import run_demo
 
     page = run_demo(config, say=print)

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Mapping
+import json as json_format
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from vitsplit.cli.options import config_from_cli
-from vitsplit.cli.values import MAX_CLASSES, side, whole
+import tyro
+
+from vitsplit.cli.flags import FromWords
+from vitsplit.cli.values import ImageSize, NumClasses, Switch
+from vitsplit.cli.words import leading_words
 from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES, count_classes, recipe
 
-DESCRIPTION = """\
-Says what a recipe or a trained bundle consists of and what it costs: the layers that are read, parameters by part,
-and multiply-adds of one prediction. Shapes are enough for that: neither weights nor data are read.
-
-Multiply-adds are those of all convolutions and products of matrices; the paper's figure, made with the counter of
-mmcv, leaves out attention and the product of the deformable convolutions, and is given beside it.
-
-A detector is counted at its full load, 1000 proposals and as many detections as it may give; an image with fewer
-objects costs less. Of visual question answering the connector is counted, and nothing of the language model.
-
-Every setting is a flag here too, to see what it would change:
-
-  vitsplit info ade20k-small
-  vitsplit info ade20k-base --size 896 896 --json
-  vitsplit info ade20k-small --no-task-head --num-prior-layers 6
-  vitsplit info laptop-segmentation --method linear-probe --num-classes 39
-  vitsplit info ade20k-small --method vit-adapter --decoder linear
-  vitsplit info coco-small --size 800 1216 --task-head-window 16
-  vitsplit info llava15-7b-align --connector mlp2x
-  vitsplit info runs/first
-
-Several recipes or runs are compared on one backbone with as many separate models:
-
-  vitsplit info runs/first runs/depth
-"""
+MISSING = "Missing required RECIPE or RUN: `vitsplit recipes` lists the recipes."
 
 
 @dataclass(frozen=True)
@@ -63,29 +41,70 @@ class Subject:
     notes: Mapping[str, str]
 
 
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    if len(argv) > 1 and not argv[0].startswith("-") and not argv[1].startswith("-"):
-        from vitsplit.cli import info_shared
+def _base(argv: Sequence[str]) -> TrainConfig | None:
+    """The settings of the only target; None where there is none, or several."""
+    targets = leading_words(argv)
+    return _configuration(targets[0]) if len(targets) == 1 else None
 
-        return info_shared.main(argv)
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if options.target is None:
-        parser.print_help()
-        return 0 if options.help else 2
-    if options.help:
-        parser.print_help()
-        print(f"\nsettings of {options.target}:\n")
-    subject = find_subject(options.target, rest + ["--help"] * options.help)
-    if options.num_classes is not None:
-        subject = with_classes(subject, options.num_classes)
-    size = tuple(options.size or subject.config.task.crop_size)
-    facts = describe(subject, size)
-    if options.json:
-        print(json.dumps(facts))
+
+def info(
+    targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RECIPE|RUN ...")]] = (),
+    /,
+    json: Switch = False,
+    size: ImageSize | None = None,
+    num_classes: NumClasses | None = None,
+    config: Annotated[TrainConfig | None, FromWords(_base)] = None,
+) -> int:
+    """Say what a recipe or a trained bundle consists of and what it costs.
+
+    Prints the layers that are read, parameters by part, and multiply-adds of one prediction. Shapes are enough for
+    that: neither weights nor data are read.
+
+    Multiply-adds are those of all convolutions and matrix products; the paper's figure, made with the counter of mmcv,
+    omits attention and the product of the deformable convolutions, and is given beside it. A detector is counted at its
+    full load, 1000 proposals and as many detections as it may give; an image with fewer objects costs less. Of visual
+    question answering the connector is counted, and nothing of the language model.
+
+    Every setting of a single target is a flag here too, to see what it would change. Several recipes or runs are
+    compared on one backbone with as many separate models: the backbone is in memory once and runs once per image and
+    input size. Each bundle resizes, mirrors and cuts the image as it does in prediction; views that bundles have in
+    common are one pass.
+
+    Examples:
+        vitsplit info ade20k-small
+        vitsplit info ade20k-base --size 896 896 --json
+        vitsplit info ade20k-small --no-task-head --num-prior-layers 6
+        vitsplit info laptop-segmentation --method linear-probe --num-classes 39
+        vitsplit info ade20k-small --method vit-adapter --decoder linear
+        vitsplit info coco-small --size 800 1216 --task-head-window 16
+        vitsplit info llava15-7b-align --connector mlp2x
+        vitsplit info runs/first
+        vitsplit info runs/first runs/depth --size 720 1280
+
+    Args:
+        targets: Recipes (`vitsplit recipes` lists them), or folders of runs or bundles.
+        json: Print JSON instead of a table.
+        size: Height and width of the image; the only target's crop, or 480 640 for several.
+        num_classes: Classes to count for, of a single target; those of the data set.
+        config: Settings of the single target.
+    """
+    if not targets:
+        raise ConfigError(MISSING)
+    if config is None:
+        from vitsplit.cli.info_shared import show_shared
+
+        if num_classes is not None:
+            raise ConfigError("--num-classes goes with a single recipe or run. Omit it.")
+        return show_shared(targets, size or (480, 640), as_json=json)
+    subject = find_subject(targets[0], config)
+    if num_classes is not None:
+        subject = with_classes(subject, num_classes)
+    shape = size or tuple(subject.config.task.crop_size)
+    facts = describe(subject, shape)
+    if json:
+        print(json_format.dumps(facts))
     else:
-        _print_table(subject, facts, size)
+        _print_table(subject, facts, shape)
     return 0
 
 
@@ -96,31 +115,42 @@ def with_classes(subject: Subject, num_classes: int) -> Subject:
         ConfigError: The task has no classes.
     """
     if subject.num_classes == 0:
-        raise ConfigError(f"{subject.title} has no classes: leave --num-classes away.")
+        raise ConfigError(f"{subject.title} has no classes: omit --num-classes.")
     return replace(subject, num_classes=num_classes, description=None)
 
 
-def find_subject(target: str, flags: list[str]) -> Subject:
-    """The recipe or the bundle of that name, with settings changed by flags.
+def _configuration(target: str) -> TrainConfig:
+    """The settings of the recipe or bundle of that name.
 
     Raises:
-        ConfigError: It is neither, or a flag is wrong.
+        ConfigError: It is neither.
         BundleError: The folder holds no readable bundle.
     """
-    prog = f"vitsplit info {target}"
-    if target in RECIPES:
-        config = config_from_cli(recipe(target), flags, prog=prog)
-        summary = (RECIPES[target].__doc__ or "").partition("\n")[0]
-        return Subject(target, config, count_classes(config), None, None, {"recipe": summary})
-    if not Path(target).exists():
+    if target in RECIPES or not Path(target).exists():
         try:
-            recipe(target)
+            return recipe(target)
         except ConfigError as error:
             raise ConfigError(f"{error} Nor is there a run or bundle folder '{target}'.") from None
     from vitsplit.bundle import read_card
 
+    return read_card(target).config
+
+
+def find_subject(target: str, config: TrainConfig | None = None) -> Subject:
+    """The recipe or the bundle of that name, with its own settings or with changed ones.
+
+    Raises:
+        ConfigError: It is neither.
+        BundleError: The folder holds no readable bundle.
+    """
+    if config is None:
+        config = _configuration(target)
+    if target in RECIPES:
+        summary = (RECIPES[target].__doc__ or "").partition("\n")[0]
+        return Subject(target, config, count_classes(config), None, None, {"recipe": summary})
+    from vitsplit.bundle import read_card
+
     card = read_card(target)
-    config = config_from_cli(card.config, flags, prog=prog)
     is_gated = config.method == card.config.method and config.method != config.method.without_gate(None)
     figures = {name: value for name, value in card.metrics.items() if isinstance(value, int | float)}
     notes = {
@@ -155,27 +185,6 @@ def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
             used_layers=subject.used_layers,
         ),
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vitsplit info",
-        usage="vitsplit info RECIPE|RUN [RECIPE|RUN ...] [--json] [--size H W] [--num-classes K] [--SETTING VALUE ...]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("target", nargs="?", metavar="RECIPE|RUN", help="`vitsplit recipes` lists the recipes")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--size", type=side, nargs=2, metavar=("H", "W"), help="image to count for (default: the recipe's crop)"
-    )
-    parser.add_argument(
-        "--num-classes", type=whole(1, MAX_CLASSES), metavar="K", help="classes to count for (default: the data set's)"
-    )
-    parser.add_argument("-h", "--help", action="store_true", help="this text; after a RECIPE, its settings as well")
-    return parser
 
 
 def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ...]) -> None:

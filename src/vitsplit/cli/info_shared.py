@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,50 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.cli.info import Subject, find_subject
-from vitsplit.cli.values import side
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES
 
-DESCRIPTION = """\
-Says what several bundles or recipes cost on one backbone, which is in memory once and runs once per image and input
-size, against as many separate models. Shapes are enough for that: neither weights nor data are read.
 
-Each bundle resizes, mirrors and cuts the image as it does in prediction. Views that bundles have in common are one
-pass.
-
-  vitsplit info runs/rooms runs/depth
-  vitsplit info laptop-segmentation laptop-depth --size 720 1280
-"""
-
-
-def main(argv: list[str]) -> int:
-    """Runs the verb for several targets."""
-    parser = argparse.ArgumentParser(
-        prog="vitsplit info", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("targets", nargs="+", metavar="RECIPE|RUN")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
-        "--size",
-        type=side,
-        nargs=2,
-        metavar=("H", "W"),
-        default=(480, 640),
-        help="height and width of the image (default: 480 640)",
-    )
-    options = parser.parse_intermixed_args(argv)
-
+def show_shared(targets: Sequence[str], size: tuple[int, int], *, as_json: bool) -> int:
+    """Prints the comparison for images of a height and width in pixels; returns the exit status."""
     from vitsplit.analysis.sharing import Sharer, compare_sharing
 
     sharers = {
         name: Sharer(subject.config, subject.description or _classes(subject.num_classes), subject.used_layers)
-        for name, subject in _subjects(options.targets).items()
+        for name, subject in _subjects(targets).items()
     }
-    facts = compare_sharing(sharers, tuple(options.size))
-    if options.json:
+    facts = compare_sharing(sharers, size)
+    if as_json:
         print(json.dumps(facts))
     else:
-        _print_table(facts, options.size)
+        _print_table(facts, size)
     return 0
 
 
@@ -66,10 +38,10 @@ def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
         if target in subjects:
             raise ConfigError(f"{target} is named twice. Name each recipe once.")
         if target in RECIPES or not Path(target).exists():  # of what is neither, `find_subject` says so
-            subjects[target] = find_subject(target, [])
+            subjects[target] = find_subject(target)
     runs = [target for target in targets if target not in subjects]
     for name, (folder, _) in read_bundles(runs).items() if runs else ():
-        subjects[name] = find_subject(str(folder), [])
+        subjects[name] = find_subject(str(folder))
     return subjects
 
 

@@ -1,34 +1,62 @@
-"""The ``vitsplit`` command: one thin module per verb, imported only when it is called."""
+"""The ``vitsplit`` command: a verb is a function, imported only when it is called; tyro makes its flags."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 from vitsplit.version import __version__
 
-# verb -> (module, one line of help); `data` has verbs of its own in its module.
 VERBS = {
-    "train": ("vitsplit.cli.train", "train a head bundle on your images"),
-    "evaluate": ("vitsplit.cli.evaluate", "measure a bundle on labelled images, with a page of pictures"),
-    "predict": ("vitsplit.cli.predict", "run bundles on images, folders and videos"),
-    "chat": ("vitsplit.cli.chat", "talk with a bundle about an image, in the terminal"),
-    "info": ("vitsplit.cli.info", "parameters, layers and multiply-adds of a recipe or a bundle, without weights"),
-    "recipes": ("vitsplit.cli.recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
-    "backbones": ("vitsplit.cli.backbones", "list the frozen models, with sizes and licences"),
-    "data": ("vitsplit.cli.data", "check a data set before training on it"),
-    "analyze": ("vitsplit.cli.analyze", "look into layers, choose them, and compare variants of the method"),
-    "bench": ("vitsplit.cli.bench", "how fast things are on this machine, measured side by side"),
-    "demo": ("vitsplit.cli.demo", "train on generated scenes and show the result in a page, in minutes"),
+    "train": ("train:train", "train a head bundle on your images"),
+    "evaluate": ("evaluate:evaluate", "measure a bundle on labelled images, with a page of pictures"),
+    "predict": ("predict:predict", "run bundles on images, folders and videos"),
+    "chat": ("chat:chat", "talk with a bundle about an image, in the terminal"),
+    "info": ("info:info", "parameters, layers and multiply-adds of a recipe or a bundle, without weights"),
+    "recipes": ("recipes:recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
+    "backbones": ("backbones:backbones", "list the frozen models, with sizes and licences"),
+    "data check": ("data:check", "check a data set before training on it"),
+    "data prepare": ("data:prepare", "make a data set of published files"),
+    "analyze cka": ("analyze_cka:cka", "how alike the layers of frozen models are, and where they divide in two"),
+    "analyze features": ("analyze_features:features", "the map of every layer, of frozen models and of trained ones"),
+    "analyze layers": ("analyze_layers:layers", "which layers to copy and to read, for a backbone and your images"),
+    "analyze sweep": ("analyze_sweep:sweep", "train with every K_t, K_p and selection, and compare"),
+    "analyze ablate": ("analyze_ablate:ablate", "train without each part of the method, and compare"),
+    "bench train-step": ("bench_train_step:train_step", "time, memory and multiply-adds of a training step, by method"),
+    "bench predict": ("bench_predict:predict", "time of a prediction, by method and by bundles that share a backbone"),
+    "bench accuracy": ("bench_accuracy:accuracy", "methods on your data, with equal steps or equal seconds"),
+    "demo": ("demo:demo", "train on generated scenes and show the result in a page, in minutes"),
 }
+"""Verb to ``module:function`` (in ``vitsplit.cli``) and one line of help."""
 
 
-def usage() -> str:
-    """The text of ``vitsplit --help``."""
-    rows = "\n".join(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items())
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status: 0 done, 2 an error that the user can put right."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-V"], ["--version"]):
+        print(f"vitsplit {__version__}")
+        return 0
+    verb = next((verb for verb in VERBS if words[: len(verb.split())] == verb.split()), None)
+    if verb is not None:
+        return _run(verb, words[len(verb.split()) :])
+    group = words[0] if words and any(each.startswith(f"{words[0]} ") for each in VERBS) else ""
+    wrong = [word for word in words[bool(group) :][:1] if word not in ("-h", "--help", "help")]
+    if wrong:
+        near = [each for each in VERBS if each.startswith(f"{group} " * bool(group))]
+        print(f"error: there is no verb '{f'{group} {wrong[0]}'.strip()}'. Verbs: {', '.join(near)}.", file=sys.stderr)
+        return 2
+    print(usage(group), end="")
+    return 0
+
+
+def usage(group: str = "") -> str:
+    """The text of ``vitsplit --help``, or of ``vitsplit GROUP --help``."""
+    shown = {verb: text for verb, (_, text) in VERBS.items() if verb.startswith(f"{group} " * bool(group))}
+    rows = "\n".join(f"  {verb:<17} {text}" for verb, text in shown.items())
     return (
-        "usage: vitsplit VERB [options]\n\n"
+        f"usage: vitsplit {group or 'VERB'} {'VERB ' * bool(group)}[options]\n\n"
         "One frozen vision foundation model, many dense-prediction models (ViT-Split, ICCV 2025).\n\n"
         f"verbs:\n{rows}\n\n"
         "options:\n  --help     this text; after a verb, that verb's own help\n  --version  the version\n\n"
@@ -37,30 +65,22 @@ def usage() -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit status: 0 done, 2 an error that the user can put right."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        print(f"vitsplit {__version__}")
-        return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        print(f"error: there is no verb '{verb}'. Verbs: {', '.join(VERBS)}.", file=sys.stderr)
-        return 2
+def _run(verb: str, words: Sequence[str]) -> int:
     import logging
 
+    from vitsplit.cli.flags import call_with_flags
     from vitsplit.cli.values import refuse_empty_words
     from vitsplit.errors import VitsplitError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vitsplit").setLevel(logging.INFO)
+    module, _, function = VERBS[verb][0].partition(":")
     try:
-        refuse_empty_words(rest)
-        run = importlib.import_module(VERBS[verb][0]).main
-        return int(run(rest) or 0)
+        refuse_empty_words(words)
+        run = getattr(importlib.import_module(f"vitsplit.cli.{module}"), function)
+        return int(call_with_flags(run, words, prog=f"vitsplit {verb}") or 0)
+    except SystemExit as stop:  # of tyro: after --help, or where flags are wrong
+        return int(stop.code or 0)
     except VitsplitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import json as json_format
 from typing import Any
 
 from vitsplit.backbone.catalog import CATALOG
+from vitsplit.cli.values import Switch
 from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import RECIPES
 
-DESCRIPTION = """\
-Lists the recipes: the rows of the paper's tables, and small ones for a laptop. A recipe is a complete configuration;
-`vitsplit info RECIPE` says what it costs, `vitsplit train TASK --recipe RECIPE` trains it.
-"""
 
+def recipes(*, json: Switch = False) -> int:
+    """List the recipes: the rows of the paper's tables, and small ones for a laptop.
 
-def main(argv: list[str]) -> int:
-    """Runs the verb."""
-    parser = argparse.ArgumentParser(
-        prog="vitsplit recipes", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    A recipe is a complete configuration; `vitsplit info RECIPE` says what it costs, `vitsplit train TASK --recipe
+    RECIPE` trains it.
+
+    Args:
+        json: Print JSON instead of a table.
+    """
     rows = [describe(name) for name in RECIPES]
-    if parser.parse_args(argv).json:
-        print(json.dumps(rows))
+    if json:
+        print(json_format.dumps(rows))
     else:
         _print_table(rows)
     return 0

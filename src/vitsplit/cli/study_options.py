@@ -1,22 +1,24 @@
-"""What ``vitsplit analyze sweep``, ``ablate`` and ``bench accuracy`` have in common: words, and how a study is run."""
+"""What ``vitsplit analyze sweep``, ``ablate`` and ``bench accuracy`` share: options, and how a study is run."""
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vitsplit.cli.options import config_from_cli, split_by_method, split_by_name
-from vitsplit.cli.values import whole, writable
+from pydantic import Field
+
+from vitsplit.cli.flags import from_flags
+from vitsplit.cli.values import writable
+from vitsplit.cli.words import leading_words, value_of
+from vitsplit.config import Seed, Settings
 from vitsplit.engine.override import changed_settings, override
-from vitsplit.engine.starting_point import starting_config
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import split_settings
-from vitsplit.tasks import TASKS
+from vitsplit.recipes.starting_point import starting_config
 
 if TYPE_CHECKING:
     from vitsplit.analysis.runs import Outcome, Variant
@@ -25,84 +27,85 @@ if TYPE_CHECKING:
 
 MakeVariants = Callable[["TrainConfig", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
-Finish = Callable[["list[Variant]", "TrainConfig", argparse.Namespace], "list[Variant]"]
-"""Variants with all their settings, the configuration of all runs, and the words, to what is trained."""
 
 
-def study_parser(verb: str, description: str, *, family: str = "analyze") -> argparse.ArgumentParser:
-    """A parser with the words of every study."""
-    parser = argparse.ArgumentParser(
-        prog=f"vitsplit {family} {verb}",
-        usage=f"vitsplit {family} {verb} TASK --data FOLDER --out FOLDER [options] [--SETTING VALUE ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("learn", metavar="TASK", nargs="?", choices=TASKS.names(), help=", ".join(TASKS.names()))
-    parser.add_argument("--data", metavar="FOLDER", type=Path, help="the data set of all runs (required)")
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="the study's folder (required)")
-    parser.add_argument("--recipe", metavar="NAME", help="settings to start from: `vitsplit recipes` lists them")
-    parser.add_argument("--config", metavar="FILE", help="settings to start from: a config.json of a run")
-    parser.add_argument("--seeds", metavar="SEED", type=whole(0, 2**63 - 1), nargs="+", default=[0], help="default: 0")
-    parser.add_argument(
-        "--processes",
-        metavar="N",
-        type=whole(1, 256),
-        default=1,
-        help="runs at once, each in its own process; default: 1",
-    )
-    parser.add_argument("-h", "--help", action="store_true", help="this text, and every setting of the runs")
-    return parser
+class StudyOptions(Settings):
+    """The options of every study."""
+
+    data: Path
+    """The data set of all runs."""
+    out: Path
+    """The study's folder."""
+    recipe: str | None = None
+    """Settings to start from: `vitsplit recipes` lists them."""
+    config: str | None = None
+    """Settings to start from: a config.json of a run."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    """One run of every variant for each."""
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Runs at once, each in its own process."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is shown beside the figures.
+
+    Attributes:
+        prog: The command, for errors.
+        title: Of the page.
+        notes: Paragraphs under the table.
+        grid: Whether K_t and K_p make a grid.
+        curves: Whether curves over steps and time are drawn.
+    """
+
+    prog: str
+    title: str
+    notes: Sequence[str] = ()
+    grid: bool = False
+    curves: bool = False
+
+
+def settings_of_runs(argv: Sequence[str]) -> TrainConfig | None:
+    """The settings that the task, ``--recipe`` and ``--config`` among the words name; None without a task."""
+    words = leading_words(argv)
+    if not words:
+        return None
+    return starting_config(words[0], recipe=value_of(argv, "--recipe"), config_file=value_of(argv, "--config"))
 
 
 def run_study(
-    parser: argparse.ArgumentParser,
-    argv: list[str],
-    make_variants: Callable[[argparse.Namespace], MakeVariants],
+    study: Study,
+    options: StudyOptions,
+    config: TrainConfig,
+    make_variants: MakeVariants,
+    own_flags: Mapping[str, Sequence[str]],
     *,
-    finish: Finish = lambda variants, config, options: variants,
-    title: str,
-    notes: Sequence[str] = (),
-    grid: bool = False,
-    curves: bool = False,
+    finish: Callable[[list[Variant]], list[Variant]] = lambda variants: variants,
 ) -> int:
-    """Reads the words, trains what is missing, and shows the table; returns the exit status.
+    """Trains what is missing, and shows the table; returns the exit status, 128 + a signal's number if one stopped it.
+
+    Args:
+        study: What is shown.
+        options: The options of every study.
+        config: The settings of all runs.
+        make_variants: Makes the variants.
+        own_flags: Flags and their values by the variant's name.
+        finish: Variants with all their settings to what is trained.
 
     Raises:
-        ConfigError: Words are missing or wrong, or a variant cannot be.
+        ConfigError: A variant cannot be.
         VitsplitError: What a run raises.
     """
-    options, rest = parser.parse_known_args(argv)
-    if options.help or options.learn is None:
-        parser.print_help()
-        if options.learn is None:
-            return 0 if options.help else 2
-    base = starting_config(options.learn, recipe=options.recipe, config_file=options.config)
-    if options.help:
-        print("\nsettings of all runs:\n")
-        config_from_cli(base, ["--help"], prog=parser.prog)
-    if options.data is None or options.out is None:
-        raise ConfigError("Which images, and where to? Give --data FOLDER and --out FOLDER.")
-    flags = split_by_name(rest)
-    labels = getattr(options, "methods", [])
-    rest, of_methods = split_by_method(
-        base.flat(base.task.name), flags.pop("", []), [label.partition(":")[0] for label in labels]
-    )
-    config = config_from_cli(base, rest, prog=parser.prog)
-    for label in labels if of_methods else ():
-        name = label.replace(":", "-")
-        flags[name] = [*of_methods.get(label.partition(":")[0], []), *flags.get(name, [])]
     split_settings(config.method, "a study of parts or layers (`vitsplit bench accuracy --methods` compares methods)")
-    with_own = with_own_settings(make_variants(options), flags, prog=parser.prog)
+    with_own = with_own_settings(make_variants, own_flags, prog=study.prog)
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
-        return finish(with_own(config, least_alike), config, options)
+        return finish(with_own(config, least_alike))
 
     from vitsplit.engine.folder_lock import hold_folder
 
     with hold_folder(options.out):
-        return _run(options, config, make, title=title, notes=notes, grid=grid, curves=curves)
+        return _run(study, options, config, make)
 
 
 def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *, prog: str) -> MakeVariants:
@@ -131,21 +134,12 @@ def _with_own_settings(variant: Variant, config: TrainConfig, flags: Sequence[st
     if not flags:
         return variant
     plain = override(config, variant.settings)
-    own = changed_settings(plain, config_from_cli(plain, flags, prog=prog, prefix=f"{variant.name}."))
+    own = changed_settings(plain, from_flags(plain, flags, prog=f"{prog} --{variant.name}.", prefix=f"{variant.name}."))
     said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
     return replace(variant, settings={**variant.settings, **own}, title=f"{variant.label}, {said}")
 
 
-def _run(
-    options: argparse.Namespace,
-    config: TrainConfig,
-    make: MakeVariants,
-    *,
-    title: str,
-    notes: Sequence[str],
-    grid: bool,
-    curves: bool,
-) -> int:
+def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVariants) -> int:
     from vitsplit import api
     from vitsplit.analysis.advice import least_alike_layers
     from vitsplit.analysis.auto_layers import remembered_similarity
@@ -173,13 +167,21 @@ def _run(
 
     def report(outcomes: Sequence[Outcome]) -> None:
         found = rows(trials, outcomes, costs)
-        write_study(found, options.out, title=title, subtitle=subtitle, notes=notes, grid=grid, curves=curves)
+        write_study(
+            found,
+            options.out,
+            title=study.title,
+            subtitle=subtitle,
+            notes=study.notes,
+            grid=study.grid,
+            curves=study.curves,
+        )
 
     result = run_trials(
         trials, options.data, options.out, train=api.train, processes=options.processes, on_finished=report
     )
     if result.stopped_by is not None:
-        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped; the same command continues where it stopped", file=sys.stderr)
         return 128 + int(getattr(signal, result.stopped_by))
     _print_table(rows(trials, result.outcomes, costs))
     print(f"page: {options.out / 'index.html'}")

@@ -2,60 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from vitsplit.cli.options import config_from_cli
-from vitsplit.engine.starting_point import CONFIG_FILE, stage_file, starting_config
+from vitsplit.engine.config import CONFIG_FILE, TrainConfig
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
+from vitsplit.recipes.starting_point import stage_file, starting_config
 from vitsplit.recipes.vqa import STAGES
 
 TASK = "vqa"
 NAMES = ("align", "instruct")
 
 
-def add_stage_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--stage`` and ``--from``."""
-    parser.add_argument(
-        "--stage",
-        choices=[*NAMES, "both"],
-        help="of vqa: train the connector alone (align), the language model with it (instruct), or one after the other "
-        "(both), each with its own recipe's settings; runs are then OUT/align and OUT/instruct",
-    )
-    parser.add_argument("--from", dest="start", metavar="RUN", help="of vqa: the run whose connector to start with")
+def stage_config(
+    stage: str | None,
+    *,
+    recipe: str | None = None,
+    config_file: str | None = None,
+    resumed: str | None = None,
+    start: str | None = None,
+    both: bool = False,
+) -> TrainConfig:
+    """The settings that a stage starts from, or whichever the recipe is for where none is named.
 
-
-def check_stage_flags(options: argparse.Namespace) -> None:
-    """Refuses stages of another task, and what does not go with both.
+    Args:
+        stage: Name of the stage.
+        recipe: Either stage's recipe, or what the two have in common (llava15-7b).
+        config_file: A ``config.json``.
+        resumed: The folder of the run that is resumed.
+        start: The run whose connector to start with.
+        both: Whether the run has both stages.
 
     Raises:
-        ConfigError: Names the flag.
+        ConfigError: As ``starting_config``, or there is no stage to resume.
     """
-    if options.learn != TASK and (options.stage or options.start):
-        flag = "--stage" if options.stage else "--from"
-        raise ConfigError(f"{flag} goes with `vitsplit train {TASK}`; other tasks are trained in one stage.")
-    if options.stage == "both" and options.config:
+    if both and config_file is not None:
         raise ConfigError("--config holds the settings of one stage: give --recipe with --stage both.")
-
-
-def stage_config(options: argparse.Namespace, flags: list[str], stage: str | None, prog: str) -> Any:
-    """The settings of a stage, or of whichever the recipe is for where none was named.
-
-    ``--recipe`` may name either stage's recipe, or what the two have in common (llava15-7b).
-    """
-    recipe, config_file, resumed = options.recipe, options.config, None
-    if options.resume and recipe is None and config_file is None:
-        if options.stage != "both":
-            resumed = options.out
-        elif options.out is not None and stage is not None:
-            resumed = _kept_settings(Path(options.out), stage)
+    if recipe is not None or config_file is not None:
+        resumed = None
+    elif both and resumed is not None and stage is not None:
+        kept = _kept_settings(Path(resumed), stage)
+        resumed = None if kept is None else str(kept)
     if stage is not None and not (config_file or resumed):
         recipe = stage_recipe(recipe, stage)
-    base = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)
-    given = ["--stage", stage] if stage is not None else []
-    given += ["--start-from", options.start] if options.start is not None else []
-    return config_from_cli(base, [*given, *flags], prog=prog)
+    config = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)
+    given: dict[str, Any] = {"stage": stage, "start_from": start}
+    return override(config, {name: value for name, value in given.items() if value is not None})
 
 
 def _kept_settings(out: Path, stage: str) -> Path | None:

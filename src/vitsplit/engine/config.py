@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, from which the command line is generated.
+"""The settings of a run, of the optimizer and of the training loop (see ``vitsplit.config``).
 
 Defaults are the paper's (Section 4.1, Table 10). Every field is one flag (``--crop-size 512 512``), so names are unique
 over all classes. The resolved configuration is written beside every result (``config.json``) and can be given back
@@ -8,84 +8,72 @@ over all classes. The resolved configuration is written beside every result (``c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from pydantic import Field
+
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.config import Factor, Name, Opens, Seed, Settings, Share, Size
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
-from vitsplit.ranges import MAX_SIDE, Length, Opens, Range
 from vitsplit.tasks import TaskConfig
+
+CONFIG_FILE, START_FILE = "config.json", ".start.json"
+"""Settings in the folder of a run: resolved, once it exists; as they were given, before that."""
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Which frozen model, and where its weights come from."""
-
-    backbone: str = "dinov2-small"
-    """A short name (`vitsplit backbones` lists them) or any timm name of a plain, rotary or SAM ViT."""
-    weights: Annotated[str | None, Opens()] = None
-    """File or folder to read the weights from; None: the hub cache, then the hub."""
-    random_weights: bool = False
-    """Use random weights. For tests of the machinery: a frozen random model teaches nothing."""
-    patch_size: Annotated[int | None, Range(1, 256)] = None
-    """Run the model at this patch size in pixels, with its patch embedding resampled; None: its own."""
-    patch_resample: Literal["2d", "release"] = "2d"
-    """How: so that an enlarged patch keeps its token (2d), or as the release does for detection."""
-    position_resample: Literal["timm", "release"] = "timm"
-    """Position embeddings at other image sizes: timm's exact size and antialiasing, or as in the release."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW and its schedule."""
 
-    lr: Annotated[float, Range(0, 1e3, above=True)] = 2e-4
+    lr: Annotated[float, Field(gt=0, le=1e3)] = 2e-4
     """Peak learning rate."""
-    task_head_lr_scale: Annotated[float, Range(0, 1e4)] = 0.1
+    task_head_lr_scale: Annotated[float, Field(ge=0, le=1e4)] = 0.1
     """The task head, or whatever of the pretrained model a baseline tunes, learns at this multiple of `lr`."""
-    language_model_lr_scale: Annotated[float, Range(0, 1e4)] = 1.0
+    language_model_lr_scale: Annotated[float, Field(ge=0, le=1e4)] = 1.0
     """A language model, or its adapters, learns at this multiple of `lr`."""
-    layer_decay: Annotated[float | None, Range(0, 1, above=True)] = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """On top of that per tuned block: the last learns at its square, the one before at its cube; None: all alike."""
-    weight_decay: Annotated[float, Range(0, 1e3)] = 1e-2
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 1e-2
     """AdamW's weight decay."""
     decay_norms: bool = True
     """Decay norms and biases too, as the release does for segmentation."""
-    betas: Annotated[tuple[float, float], Range(0, 1, below=True)] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """AdamW's betas."""
     schedule: Literal["poly", "one-cycle", "cosine", "warmup-cosine", "step", "constant"] = "poly"
     """Shape of the learning rate. All but one-cycle are multiplied by the warm-up; the cosine of `cosine` begins with
     the run, as in mmcv, that of `warmup-cosine` after the warm-up, as in transformers and LLaVA-1.5."""
-    warmup_steps: Annotated[int, Range(0, 10**9)] = 1500
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 1500
     """Steps of linear warm-up; a run shorter than ten warm-ups warms up for a tenth of its steps."""
-    warmup_start: Annotated[float, Range(0, 1)] = 1e-6
+    warmup_start: Share = 1e-6
     """Multiple of the learning rate at the first step of the warm-up."""
-    poly_power: Annotated[float, Range(0, 100)] = 0.9
+    poly_power: Annotated[float, Field(ge=0, le=100)] = 0.9
     """Power of the polynomial decay."""
-    final_div_factor: Annotated[float, Range(1, 1e12)] = 1e4
+    final_div_factor: Annotated[float, Field(ge=1, le=1e12)] = 1e4
     """`schedule one-cycle` ends at its first learning rate divided by this: PyTorch's default; the release has 100."""
-    step_milestones: Annotated[tuple[float, ...], Range(0, 1, above=True), Length(0, 1000)] = (8 / 12, 11 / 12)
+    step_milestones: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(max_length=1000)] = (
+        8 / 12,
+        11 / 12,
+    )
     """Shares of the run after which `schedule step` lowers the learning rate: epochs 8 and 11 of 12."""
-    step_gamma: Annotated[float, Range(0, 1)] = 0.1
+    step_gamma: Share = 0.1
     """What it is multiplied with at every milestone."""
-    clip_norm: Annotated[float | None, Range(0, 1e9, above=True)] = None
+    clip_norm: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Largest norm of the gradient; None: not clipped."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Settings):
     """How long, how large, how often, how precise."""
 
-    steps: Annotated[int, Range(1, 10**9)] = 40_000
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 40_000
     """Optimiser steps."""
-    batch_size: Annotated[int, Range(1, 2**16)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] = 16
     """Images per optimiser step, over all processes and accumulated micro-batches."""
-    accumulate: Annotated[int, Range(1, 2**16)] = 1
+    accumulate: Annotated[int, Field(ge=1, le=2**16)] = 1
     """Micro-batches per optimiser step: less memory, the same result."""
     precision: Precision = "auto"
     """auto: bf16 on GPUs that have it and processors that are measured faster in it; fp16 on other GPUs; else fp32."""
@@ -95,46 +83,45 @@ class LoopConfig:
     """Spread what trains (and a language model) over GPUs: PyTorch's FSDP2, or DeepSpeed's ZeRO stage 2 or 3."""
     compile: bool = False
     """Compile backbone and head with torch.compile."""
-    ema: Annotated[float | None, Range(0, 1, above=True, below=True)] = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, which is then what is evaluated and saved."""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Seed = 0
     """Seed of initial weights, order of images and augmentation."""
-    workers: Annotated[int, Range(-1, 256)] = -1
+    workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Processes that read and augment images; -1: the number of cores, at most 8 (none on a machine with two)."""
-    log_every: Annotated[int, Range(1, 10**9)] = 10
+    log_every: Annotated[int, Field(ge=1, le=10**9)] = 10
     """Steps between two rows of `metrics.jsonl`."""
-    eval_every: Annotated[int, Range(0, 10**9)] = 0
+    eval_every: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps between evaluations; 0: ten times in a run, at least 200 steps apart, and always at the end."""
-    checkpoint_every: Annotated[int, Range(0, 10**9)] = 0
+    checkpoint_every: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps between checkpoints for `--resume`; 0: every tenth of the run, at most 1000 steps apart."""
-    patience: Annotated[int | None, Range(1, 10**6)] = None
+    patience: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Stop after this many evaluations in a row without a better result."""
-    max_seconds: Annotated[float | None, Range(0, 1e9, above=True)] = None
+    max_seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Stop, and evaluate, when the steps have taken so many seconds (evaluations not counted); None: no limit."""
-    cache_features: Annotated[int, Range(0, 10**4)] = 0
+    cache_features: Annotated[int, Field(ge=0, le=10**4)] = 0
     """Views of every training image whose frozen features are computed once and kept on disk, in bf16; 0: none."""
-    cache_folder: Annotated[str | None, Opens(writes=True)] = None
+    cache_folder: Annotated[Name | None, Opens(writes=True)] = None
     """Folder of the kept features, of any number of runs; None: `features` in vitsplit's cache folder."""
-    cache_limit_gb: Annotated[float, Range(0, 1e6)] = 20.0
+    cache_limit_gb: Annotated[float, Field(ge=0, le=1e6)] = 20.0
     """The most that the features of a run may take on disk, in 10^9 bytes."""
-    track: Annotated[tuple[Tracker, ...], Length(0, 8)] = ("tensorboard",)
+    track: Annotated[tuple[Tracker, ...], Field(max_length=8)] = ("tensorboard",)
     """Trackers that follow the run beside `metrics.jsonl`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeometryConfig:
+class GeometryConfig(Settings):
     """One crop of an image for several heads, drawn from the image's size alone, without a look at any label.
 
     Zooming in by s brings everything s times as near, so depths are divided by s (Eigen et al. 2014, Section 3.4).
     """
 
-    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (252, 336)
+    crop_size: Size = (252, 336)
     """Height and width of the training crops."""
-    image_scale: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE)] = (1024, 252)
+    image_scale: Size | None = (1024, 252)
     """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
-    scale_range: Annotated[tuple[float, float], Range(0.01, 100)] = (0.75, 1.5)
+    scale_range: tuple[Factor, Factor] = (0.75, 1.5)
     """Random factor on `image_scale` in training; depths are divided by it (1 1: as they are)."""
-    flip: Annotated[float, Range(0, 1)] = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     photometric: bool = True
     """Random brightness, contrast, saturation and hue in training."""
@@ -146,39 +133,36 @@ class GeometryConfig:
 TaskConfigT = TypeVar("TaskConfigT")
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig(Generic[TaskConfigT]):
+class HeadConfig(Settings, Generic[TaskConfigT]):
     """Settings of one head: a method and a decoder for one task, and how they are optimized."""
 
     name: str = "custom"
     """Name of the recipe that these settings started from."""
     task: TaskConfigT
     """Settings of the task."""
-    method: MethodConfig = field(default_factory=SplitConfig)
+    method: MethodConfig = SplitConfig()
     """Settings of the method: the paper's, or one that it is compared with."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = OptimConfig()
     """Settings of the optimizer."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class FlatConfig(HeadConfig[TaskConfigT]):
     """Settings of one head beside those that it shares: what flags name, and what a bundle's card records."""
 
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig = BackboneConfig()
     """Settings of the frozen model."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LoopConfig = LoopConfig()
     """Settings of the training loop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything that decides the outcome of a run, except the data themselves: heads, and what they share."""
 
     geometry: GeometryConfig | None = None
     """The crop that all heads share; None: the only head has its task's own augmentation."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig = BackboneConfig()
     """Settings of the frozen model."""
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    loop: LoopConfig = LoopConfig()
     """Settings of the training loop."""
     heads: Mapping[str, HeadConfig[Any]]
     """The heads, by their names."""
@@ -254,27 +238,3 @@ def one_head(
     """
     heads = {task.name: HeadConfig(task=task, **head)}
     return TrainConfig(backbone=backbone or BackboneConfig(), loop=loop or LoopConfig(), heads=heads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Settings of the demo."""
-
-    out: Annotated[Path | None, Opens(writes=True)] = None
-    """Folder for the scenes, the run and the page; None: demo, or demo-2 and so on where that is taken."""
-    backbone: str = "auto"
-    """auto: dinov2-small where it is cached or the hub answers, else dinov2-small-focus."""
-    train_scenes: Annotated[int, Range(1, 10**5)] = 160
-    """Scenes to train on."""
-    val_scenes: Annotated[int, Range(1, 10**5)] = 32
-    """Scenes to evaluate on."""
-    size: Annotated[tuple[int, int], Range(16, 4096)] = (196, 252)
-    """Height and width of a scene."""
-    steps: Annotated[int, Range(1, 10**9)] = 100
-    """Training steps of each task."""
-    batch_size: Annotated[int, Range(1, 2**16)] = 8
-    """Scenes per step."""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    """Seed of scenes and training."""
-    random_weights: bool = False
-    """Use random weights: for tests of the machinery, the result means nothing."""

@@ -1,18 +1,16 @@
-"""Changing settings by their bare name: every field of a head and of what it shares has a name of its own."""
+"""Changing settings by their bare names, of all heads of a run or of one."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from vitsplit import config as settings_base
+from vitsplit.config_errors import flag_of
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.heads import changed
-from vitsplit.engine.serialise import from_dict, to_dict
-from vitsplit.errors import ConfigError
 from vitsplit.methods import METHODS, MethodConfig
 
 logger = logging.getLogger(__name__)
@@ -23,6 +21,8 @@ SettingsT = TypeVar("SettingsT")
 def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with some fields changed, such as ``{"steps": 100, "crop_size": (448, 448)}``.
 
+    A setting that only other methods have is told in the log, and not used.
+
     Args:
         config: The configuration.
         settings: Name to value, for all heads; those of one head stand under its name, as in
@@ -30,8 +30,6 @@ def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
 
     Raises:
         ConfigError: There is no such field (close names are given), or the value has the wrong type.
-
-    A setting that only other methods have is told in the log, and not used.
     """
     if not settings:
         return config
@@ -39,46 +37,29 @@ def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     shared = {name: value for name, value in settings.items() if name not in own}
     return changed(
         config,
-        lambda flat: _set(flat, shared, config),
-        lambda name, head: _set(head, own.get(name, {}), config),
+        lambda flat: _override(flat, shared),
+        lambda name, head: _override(head, own.get(name, {})),
     )
 
 
 def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, Any]:
-    """The settings that ``override`` makes the one configuration the other with, of one head."""
+    """The settings with which ``override`` makes the first configuration the second, of one head."""
     ((name, _),) = before.heads.items()
     old, new = before.flat(name), after.flat(name)
-    changes: dict[str, Any] = {}
-    if new.method.name != old.method.name:
-        changes["method"] = new.method.name
-        old = with_method(old, new.method.name)
-    pairs = {each: (_value(old, place, each), _value(new, place, each)) for place, each in _places(old)}
-    return changes | {each: value for each, (former, value) in pairs.items() if former != value}
+    changes = {} if new.method.name == old.method.name else {"method": new.method.name}
+    return changes | settings_base.changed_settings(with_method(old, new.method.name), new)
 
 
-def _set(flat: SettingsT, settings: Mapping[str, Any], config: TrainConfig) -> SettingsT:
-    if not settings:
-        return flat
+def _override(flat: SettingsT, settings: Mapping[str, Any]) -> SettingsT:
+    settings = dict(settings)
     if "method" in settings:
-        settings = dict(settings)
         flat = with_method(flat, settings.pop("method"))
-    values = to_dict(flat)
-    places = {name: place for place, name in _places(flat)}
-    for name, value in settings.items():
-        if name not in places and is_of_another_method(name):
+    known = {setting.place[-1] for setting in settings_base.settings_of(flat)}
+    for name in settings.keys() - known:
+        if is_of_another_method(name):
             warn_of_another_method(name, flat.method.name)  # type: ignore[attr-defined]
-            continue
-        if name not in places:
-            close = difflib.get_close_matches(name, places, n=3)
-            hint = f"Did you mean {' or '.join(close)}?" if close else f"Settings: {', '.join(sorted(places))}, method."
-            heads = f" Heads: {', '.join(config.heads)}." if isinstance(value, Mapping) else ""
-            raise ConfigError(f"There is no setting '{name}'. {hint}{heads}")
-        inner = values
-        for step in places[name]:
-            inner = inner[step]
-        inner[name] = str(value) if isinstance(value, Path) else value
-    result: SettingsT = from_dict(type(flat)[type(flat.task)], values, "settings")  # type: ignore[index,attr-defined]
-    return result
+            del settings[name]
+    return settings_base.override(flat, settings)
 
 
 def is_of_another_method(name: str) -> bool:
@@ -88,7 +69,7 @@ def is_of_another_method(name: str) -> bool:
 
 def warn_of_another_method(name: str, method: str) -> None:
     """Says that a setting is not used."""
-    logger.warning("--%s is a setting of another method, and not used with --method %s", name.replace("_", "-"), method)
+    logger.warning("%s is a setting of another method, and not used with --method %s", flag_of(name), method)
 
 
 def with_method(config: SettingsT, name: str) -> SettingsT:
@@ -100,19 +81,3 @@ def with_method(config: SettingsT, name: str) -> SettingsT:
     if config.method.name == name:  # type: ignore[attr-defined]  # all of them have one
         return config
     return dataclasses.replace(config, method=MethodConfig.by_name(name)())  # type: ignore[type-var]
-
-
-def _value(config: Any, place: tuple[str, ...], name: str) -> Any:
-    for step in place:
-        config = getattr(config, step)
-    return getattr(config, name)
-
-
-def _places(config: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every leaf field, as the path to the dataclass that holds it and its name."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _places(value, (*prefix, field.name))
-        else:
-            yield prefix, field.name

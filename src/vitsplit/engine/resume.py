@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitsplit.atomic_files import json_text
+from vitsplit.config import to_dict
 from vitsplit.engine.checkpoint import TrainState
 from vitsplit.engine.config import Precision, TrainConfig
 from vitsplit.engine.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.saved_config import config_to_dict, upgraded_config
-from vitsplit.engine.serialise import to_dict
 from vitsplit.errors import RunError
 from vitsplit.files import shown
 

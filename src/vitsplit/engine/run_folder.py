@@ -34,9 +34,9 @@ from typing import Any
 import torch
 
 from vitsplit.atomic_files import is_leftover, json_text, recover_folder, write_json, write_text
+from vitsplit.engine.config import CONFIG_FILE, START_FILE
 from vitsplit.engine.folder_lock import LOCK, hold_folder
 from vitsplit.engine.processes import process_state
-from vitsplit.engine.starting_point import CONFIG_FILE, START_FILE
 from vitsplit.errors import RunError
 from vitsplit.files import LARGE_FILE, read_json, read_json_lines, real_number, string, whole_number
 

@@ -18,7 +18,6 @@ from vitsplit.errors import ConfigError
 from vitsplit.report import Page
 from vitsplit.tasks.base import CropData, Evaluation, FromFiles, Task
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.segmentation.task import check_settings
 from vitsplit.types import LayerTaps
 
 ForwardHead = Callable[..., tuple[Any, LayerTaps]]
@@ -39,7 +38,7 @@ class RunTasks:
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task]) -> None:
         if config.geometry is not None:
             # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.
-            check_settings(SegmentationConfig().with_crop(config.geometry))
+            SegmentationConfig().with_crop(config.geometry)
         self.config = config
         self.tasks = tasks
 

@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vitsplit.engine.config import BackboneConfig, FlatConfig, GeometryConfig, HeadConfig, LoopConfig, TrainConfig
+from vitsplit.config import from_dict, to_dict
+from vitsplit.engine.config import FlatConfig, HeadConfig, TrainConfig
 from vitsplit.engine.heads import check_head_name, from_flat
-from vitsplit.engine.serialise import check_keys, from_dict, to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
 from vitsplit.methods.split.config import SplitConfig
-from vitsplit.ranges import check_ranges
 from vitsplit.tasks import TASKS, task_config
 
 KIND = "kind"
@@ -57,31 +56,31 @@ def config_from_dict(values: Any, source: str, *, task: str | None = None) -> Tr
         ConfigError: An unknown or missing key, a value of a wrong type or out of its range, or a task that is none.
     """
     values = upgraded_config(values, task)
-    check_keys(values, [field.name for field in dataclasses.fields(TrainConfig)], source)
-    if not isinstance(values.get("heads"), dict) or not values["heads"]:
+    shared = {**values, "heads": {}} if isinstance(values, dict) else values
+    config: TrainConfig = from_dict(TrainConfig, shared, source)
+    heads = values.get("heads")
+    if not isinstance(heads, dict) or not heads:
         raise ConfigError(f"{source}: 'heads' must be an object with the settings of each head, by its name.")
-    heads = {}
-    for name, head in values["heads"].items():
-        check_head_name(name)
-        where = f"heads.{name}" if len(values["heads"]) > 1 else ""
-        check_keys(head, [field.name for field in dataclasses.fields(HeadConfig)], source, where)
-        given = head.get("task")
-        kind = given.get(KIND) if isinstance(given, dict) else None
-        if not isinstance(kind, str) or kind not in TASKS.names():
-            raise ConfigError(
-                f"{source}: heads.{name}.task.{KIND} must be one of {', '.join(TASKS.names())}, not {shown(kind)}."
-            )
-        settings = {key: value for key, value in given.items() if key != KIND}
-        heads[name] = from_dict(HeadConfig[task_config(kind)], {**head, "task": settings}, source, where)  # type: ignore[misc]
-    groups: dict[str, Any] = {"geometry": GeometryConfig, "backbone": BackboneConfig, "loop": LoopConfig}
-    shared = {
-        key: from_dict(kind, values[key], source, key)
-        for key, kind in groups.items()
-        if key in values and not (key == "geometry" and values[key] is None)
-    }
-    config = TrainConfig(**shared, heads=heads)
-    check_ranges(config, source)
-    return config
+    several = len(heads) > 1
+    return dataclasses.replace(
+        config,
+        heads={
+            name: _read_head(head, name, f"{source}: heads.{name}" if several else source)
+            for name, head in heads.items()
+        },
+    )
+
+
+def _read_head(values: Any, name: str, source: str) -> HeadConfig[Any]:
+    check_head_name(name)
+    given = values.get("task") if isinstance(values, dict) else None
+    kind = given.get(KIND) if isinstance(given, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS.names():
+        raise ConfigError(f"{source}: task.{KIND} must be one of {', '.join(TASKS.names())}, not {shown(kind)}.")
+    settings = {key: value for key, value in given.items() if key != KIND}  # type: ignore[union-attr]
+    cls: Any = HeadConfig[task_config(kind)]  # type: ignore[misc]
+    head: HeadConfig[Any] = from_dict(cls, {**values, "task": settings}, source)
+    return head
 
 
 def flat_to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.tracking import Metrics, check_trackers
 from vitsplit.errors import ConfigError
 from vitsplit.model import Model
-from vitsplit.ranges import check_ranges
 from vitsplit.registry_package import cache_folder
 from vitsplit.types import LayerTaps, TapRequest
 
@@ -67,7 +66,7 @@ def resolve_config(config: TrainConfig, accelerator: Accelerator, run: RunFolder
         RunError: The run to be resumed had other settings.
     """
     check_heads(config)
-    check_settings(config)
+    check_trackers(config.loop.track)
     precision = config.loop.precision
     if resume:
         precision = check_same_config(config, run)
@@ -78,16 +77,6 @@ def resolve_config(config: TrainConfig, accelerator: Accelerator, run: RunFolder
     resolved = dataclasses.replace(config, loop=loop)
     check_sharding(resolved, accelerator.num_processes)
     return resolved
-
-
-def check_settings(config: TrainConfig) -> None:
-    """Refuses settings that cannot work, before anything is written.
-
-    Raises:
-        ConfigError: A number is out of its range, or a tracker is not installed; the message names the flag.
-    """
-    check_ranges(config)
-    check_trackers(config.loop.track)
 
 
 def set_up_model(

@@ -7,11 +7,12 @@ package: a subclass of ``MethodConfig`` with its settings, with ``build``, and w
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
+from pydantic import Field
+
+from vitsplit.config import Settings
 from vitsplit.extensions import Table
-from vitsplit.ranges import Length
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,8 +60,7 @@ class Head(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(Settings):
     """The settings of a method, and what it can do.
 
     Attributes:
@@ -85,7 +85,7 @@ class MethodConfig:
     patch_size: ClassVar[int | None] = None
     has_layers: ClassVar[bool] = False
 
-    decoder: Annotated[str, Length(1, 64)] = "auto"
+    decoder: Annotated[str, Field(min_length=1, max_length=64)] = "auto"
     """Which of the task's decoders reads its maps; auto: the method's usual one, else the task's first that fits."""
 
     @classmethod

@@ -6,7 +6,7 @@ Shapes: B batch, D width, h w patch grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,6 @@ _MIDDLE = 1
 """Which of the three scales has the patches' grid."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdapterConfig(TrunkConfig):
     """ViT-Adapter or ViT-CoMer: four maps (strides 4, 8, 16, 32), or for a decoder of one map that at stride 16."""
 

@@ -6,20 +6,18 @@ Shapes: B batch, D width, h w patch grid.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdaptFormerConfig(TrunkConfig):
     """AdaptFormer: a small bottleneck is trained beside the MLP of every block of the frozen transformer."""
 
@@ -27,9 +25,9 @@ class AdaptFormerConfig(TrunkConfig):
     title: ClassVar[str] = "AdaptFormer"
     shards: ClassVar[bool] = False
 
-    bottleneck: Annotated[int, Range(1, 8192)] = 64
+    bottleneck: Annotated[int, Field(ge=1, le=8192)] = 64
     """Width of the layer beside every MLP."""
-    bottleneck_scale: Annotated[float, Range(0, 1e4)] = 0.1
+    bottleneck_scale: Annotated[float, Field(ge=0, le=1e4)] = 0.1
     """What its output is scaled by."""
 
     def build(self, backbone: Backbone, num_maps: int) -> AdaptFormer:

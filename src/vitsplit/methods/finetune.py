@@ -5,7 +5,6 @@ Shapes: B batch, D width, h w patch grid, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from vitsplit.methods.trunk import Trunk, TrunkConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 
-@dataclass(frozen=True, kw_only=True)
 class FullFineTuneConfig(TrunkConfig):
     """Full fine-tuning: a whole transformer is trained, and the task's own decoder reads its last map."""
 
@@ -27,7 +25,6 @@ class FullFineTuneConfig(TrunkConfig):
         return FullFineTune(backbone, num_maps=num_maps, drop_path=self.drop_path)
 
 
-@dataclass(frozen=True, kw_only=True)
 class UperNetConfig(FullFineTuneConfig):
     """Full fine-tuning with UperNet, which reads the last four maps (DINOv2-UperNet in Table 1)."""
 

@@ -5,7 +5,6 @@ Shapes: B batch, D width, h w patch grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -15,7 +14,6 @@ from vitsplit.methods import MethodConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 
-@dataclass(frozen=True, kw_only=True)
 class FrozenHeadConfig(MethodConfig):
     """The task's own decoder on the frozen last layer: ViT-Split without its two heads."""
 
@@ -28,7 +26,6 @@ class FrozenHeadConfig(MethodConfig):
         return LastLayer(backbone)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LinearProbeConfig(FrozenHeadConfig):
     """The least that can be read off the frozen last layer: batch norm and one convolution, or what comes closest."""
 

@@ -6,23 +6,21 @@ Shapes: B batch, D width, h w patch grid.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from pydantic import Field
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
 
 _ATTENTION = r"blocks\.\d+\.attn\.(qkv|q_proj|k_proj|v_proj|proj)"
 """Every matrix of the attention, whether query, key and value are one or three."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LoraConfig(TrunkConfig):
     """LoRA: low-rank matrices are trained beside those of the frozen attention."""
 
@@ -30,11 +28,11 @@ class LoraConfig(TrunkConfig):
     title: ClassVar[str] = "LoRA"
     shards: ClassVar[bool] = False
 
-    trunk_lora_rank: Annotated[int, Range(1, 4096)] = 16
+    trunk_lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """Rank of what is added to the attention's matrices."""
-    trunk_lora_alpha: Annotated[float, Range(0, 1e6)] = 16.0
+    trunk_lora_alpha: Annotated[float, Field(ge=0, le=1e6)] = 16.0
     """It is scaled by this over the rank."""
-    trunk_lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    trunk_lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout of what is added."""
 
     def build(self, backbone: Backbone, num_maps: int) -> LowRank:

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
+from pydantic import Field
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods import MethodConfig
-from vitsplit.ranges import Range
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrunkConfig(MethodConfig):
     """A method that trains through a whole transformer."""
 
-    drop_path: Annotated[float | None, Range(0, 1, below=True)] = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
 
 

@@ -70,7 +70,6 @@ class ViTAdapter(TwoBranches):
         return self.output(finest_BDhw, scales, groups)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ViTAdapterConfig(AdapterConfig):
     """ViT-Adapter: a whole transformer is trained beside a convolutional branch."""
 

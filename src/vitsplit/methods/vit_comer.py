@@ -9,7 +9,6 @@ Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scal
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +57,6 @@ class ViTCoMer(TwoBranches):
         return self.output(finest_BDhw, scales, groups)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ViTCoMerConfig(AdapterConfig):
     """ViT-CoMer: a whole transformer is trained beside a convolutional branch."""
 

@@ -6,22 +6,20 @@ Shapes: B batch, T tokens (prefix tokens first), N patches, P prompts, L blocks,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT, SamViT
 from vitsplit.errors import ConfigError
 from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.ranges import Range
 from vitsplit.types import LayerTaps, TapRequest
 
 
-@dataclass(frozen=True, kw_only=True)
 class VptConfig(TrunkConfig):
     """Visual prompt tuning: tokens are trained in front of every block of the frozen transformer."""
 
@@ -29,9 +27,9 @@ class VptConfig(TrunkConfig):
     title: ClassVar[str] = "VPT, deep"
     shards: ClassVar[bool] = False
 
-    num_prompts: Annotated[int, Range(1, 4096)] = 50
+    num_prompts: Annotated[int, Field(ge=1, le=4096)] = 50
     """Tokens that are learned in front of every block."""
-    prompt_dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout of the prompts."""
 
     def build(self, backbone: Backbone, num_maps: int) -> DeepPrompts:

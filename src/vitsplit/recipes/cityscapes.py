@@ -18,7 +18,8 @@ follow the release. Differences without a flag are those of the ADE20K recipes.
 
 from __future__ import annotations
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.recipes.gate import with_gate
 from vitsplit.tasks.segmentation.config import SegmentationConfig

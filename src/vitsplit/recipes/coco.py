@@ -26,7 +26,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, TrainConfig, one_head
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from vitsplit.engine.config import (
-    BackboneConfig,
-    LoopConfig,
-    OptimConfig,
-    TrainConfig,
-    one_head,
-)
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig

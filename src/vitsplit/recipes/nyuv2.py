@@ -24,7 +24,8 @@ The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` with their 
 
 from __future__ import annotations
 
-from vitsplit.engine.config import BackboneConfig, LoopConfig, OptimConfig, TrainConfig, one_head
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
 

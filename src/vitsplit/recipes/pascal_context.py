@@ -18,13 +18,8 @@ Differences without a flag are those of the ADE20K recipes.
 
 from __future__ import annotations
 
-from vitsplit.engine.config import (
-    BackboneConfig,
-    LoopConfig,
-    OptimConfig,
-    TrainConfig,
-    one_head,
-)
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 

@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from vitsplit.config import Settings, Size
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.extensions import Table
-from vitsplit.ranges import MAX_SIDE, Range, check_ranges
 
 if TYPE_CHECKING:
     from vitsplit.data.check import Report
@@ -53,8 +53,7 @@ class Score:
     unit: str = "%"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
+class TaskConfig(Settings):
     """The settings of a task, and what it can do.
 
     Attributes:
@@ -84,7 +83,7 @@ class TaskConfig:
 
     format: str = "auto"
     """Layout of the data folder."""
-    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (512, 512)
+    crop_size: Size = (512, 512)
     """Height and width of the training crops."""
 
     @classmethod
@@ -190,7 +189,6 @@ def check_data(
     if not hasattr(kind.task_type(), "check_files"):
         raise ConfigError(f"--task {task}: the task has no check of its files.")
     config = kind(**given)
-    check_ranges(config)
     report: Report = kind.task_type().check_files(
         config, Path(root), workers or os.cpu_count() or 1, progress or (lambda done, total: None)
     )

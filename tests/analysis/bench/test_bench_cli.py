@@ -2,10 +2,7 @@
 
 import json
 
-import pytest
-
-from vitsplit.cli.bench import main
-from vitsplit.errors import ConfigError
+from vitsplit.cli.main import main
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--num-tuned-layers", "2", "--size", "32", "48", "--num-classes", "3"]
 QUICK = ["--steps", "2", "--warmup", "0", "--precision", "fp32", "--no-memory", "--no-product", "--device", "cpu"]
@@ -14,7 +11,7 @@ METHODS = ["--methods", "vitsplit", "linear-probe"]
 
 def test_tables_on_the_screen_and_a_page(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(["train-step", *METHODS, *TINY, *QUICK, "--out", str(tmp_path / "bench")]) == 0
+    assert main(["bench", "train-step", *METHODS, *TINY, *QUICK, "--out", str(tmp_path / "bench")]) == 0
     said = capsys.readouterr()
     assert "ade20k-small, 2 random images of 32 x 48 pixels, fp32, medians of 2 steps" in said.out
     assert "by multiply-adds" in said.out and "linear-probe" in said.out
@@ -24,28 +21,27 @@ def test_tables_on_the_screen_and_a_page(tmp_path, capsys, monkeypatch):
 
 
 def test_json_alone(capsys):
-    assert main(["train-step", "laptop-segmentation", *METHODS, *TINY, *QUICK, "--json"]) == 0
+    assert main(["bench", "train-step", "laptop-segmentation", *METHODS, *TINY, *QUICK, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recipe"] == "laptop-segmentation"
     assert found["methods"]["vitsplit"]["trained_parameters"] > found["methods"]["linear-probe"]["trained_parameters"]
 
 
 def test_without_a_verb_the_verbs_are_listed(capsys):
-    assert main([]) == 0
+    assert main(["bench"]) == 0
     assert "train-step" in capsys.readouterr().out
-    assert main(["train-stop"]) == 2
-    assert "there is no verb 'bench train-stop'. Verbs: train-step" in capsys.readouterr().err
+    assert main(["bench", "train-stop"]) == 2
+    said = capsys.readouterr().err
+    assert "'bench train-stop'" in said and "bench train-step" in said
 
 
 def test_help_lists_the_settings_of_training(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["train-step", "--help"])
+    assert main(["bench", "train-step", "--help"]) == 0
     said = capsys.readouterr().out
-    assert end.value.code == 0 and "--no-memory" in said and "--num-prior-layers" in said
+    assert "--no-memory" in said and "--num-prior-layers" in said
 
 
-def test_a_wrong_flag_is_named():
-    with pytest.raises(ConfigError, match="There is no flag --num-tuned-layer"):
-        main(["train-step", "--num-tuned-layer", "2"])
-    with pytest.raises(ConfigError, match="There is no recipe 'ade20k-tiny'"):
-        main(["train-step", "ade20k-tiny"])
+def test_a_wrong_flag_is_named(capsys):
+    for words, said in ((["--num-tuned-layer", "2"], "--num-tuned-layers"), (["ade20k-tiny"], "'ade20k-tiny'")):
+        assert main(["bench", "train-step", *words]) == 2
+        assert said in capsys.readouterr().err

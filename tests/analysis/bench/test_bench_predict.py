@@ -10,7 +10,7 @@ from vitsplit.analysis.bench.predict import PredictPlan, PredictResult, SharingT
 from vitsplit.analysis.bench.predict_report import methods_table, sharing_table
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.cli.bench import main
+from vitsplit.cli.main import main
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
@@ -96,7 +96,7 @@ def test_ratios_are_made_turn_by_turn():
 def test_page_json_and_screen(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     arguments = ["predict", *TINY, *QUICK, "--methods", "vitsplit", "vit-adapter:linear", "--bundles", "1", "2"]
-    assert main([*arguments, "--out", str(tmp_path / "bench")]) == 0
+    assert main(["bench", *arguments, "--out", str(tmp_path / "bench")]) == 0
     said = capsys.readouterr()
     assert "ade20k-small, random images of 32 x 48 pixels, fp32" in said.out
     assert "vit-adapter:linear" in said.out

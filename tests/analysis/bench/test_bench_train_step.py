@@ -22,6 +22,7 @@ from vitsplit.analysis.bench.train_step_report import (
 from vitsplit.analysis.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import PeakMemory
+from vitsplit.config import with_value
 from vitsplit.engine.override import override
 from vitsplit.engine.progress import ProgressView
 from vitsplit.engine.run_folder import RunFolder
@@ -30,7 +31,6 @@ from vitsplit.engine.setup import Session, set_up_model
 from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
-from vitsplit.ranges import with_value
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
 

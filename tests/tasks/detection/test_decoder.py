@@ -10,7 +10,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
-from vitsplit.engine.config import BackboneConfig, one_head
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import one_head
 from vitsplit.methods.last_layer import LinearProbeConfig
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig

@@ -11,7 +11,7 @@ from tiny_detector import GRID, SIZES, SMALL, coordinate_maps, corner_boxes, dec
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from vitsplit.engine.serialise import from_dict, to_dict
+from vitsplit.config import from_dict, to_dict
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import DetectionDecoder
 from vitsplit.tasks.detection.mmdet_form import BestBoxMatcher, box_loss, mask_loss, mask_targets

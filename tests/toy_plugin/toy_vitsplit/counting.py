@@ -6,7 +6,7 @@ The data are ``images/SPLIT/NAME.png`` and ``points/SPLIT/NAME.json``. Shapes: B
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,18 +14,17 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.table import Table
 
+from vitsplit.config import Share, Size
 from vitsplit.data.check import Finding, Report, SplitReport
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
 from vitsplit.nn.pointwise import NormedPointwise
-from vitsplit.ranges import MAX_SIDE, Range
 from vitsplit.report import Page
 from vitsplit.tasks import Score, TaskConfig
 from vitsplit.tasks.base import DenseFile, Evaluation
 from vitsplit.tasks.description import fields
 
 
-@dataclass(frozen=True, kw_only=True)
 class CountingConfig(TaskConfig):
     """Counting from points."""
 
@@ -34,9 +33,9 @@ class CountingConfig(TaskConfig):
     scores: ClassVar = {"neg_mae": Score("mean absolute error", "mae", sign=-1, scale=1.0, unit="things")}
     tiles: ClassVar = "dense"
 
-    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (64, 64)
+    crop_size: Size = (64, 64)
     """Height and width that training images are brought to."""
-    flip: Annotated[float, Range(0, 1)] = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
 
 

@@ -1,7 +1,5 @@
 """The last frozen layer's map, times one trained factor per channel."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -9,7 +7,6 @@ from vitsplit.methods import MethodConfig
 from vitsplit.types import TapRequest
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChannelScaleConfig(MethodConfig):
     """One trained factor per channel of the last frozen layer."""
 

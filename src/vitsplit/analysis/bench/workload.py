@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from vitsplit.analysis.measure import Stopwatch
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.engine.config import BackboneConfig, TrainConfig
+from vitsplit.backbone.config import BackboneConfig
+from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.engine import Engine
 from vitsplit.engine.feature_cache import FeatureCache, LookUp
 from vitsplit.engine.feature_store import FeatureStore
@@ -31,7 +32,7 @@ from vitsplit.engine.run_data import collate
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import ReadBatch
-from vitsplit.engine.setup import RunBackbone, Session, check_settings, make_accelerator, set_up_model
+from vitsplit.engine.setup import RunBackbone, Session, make_accelerator, set_up_model
 from vitsplit.engine.signals import StopRequest
 from vitsplit.engine.step import TrainStep
 from vitsplit.errors import ConfigError
@@ -247,7 +248,6 @@ def _read(batch: Any, look_up: LookUp | None) -> Iterator[ReadBatch]:
 
 def _check(workload: Workload) -> None:
     loop = workload.config.loop
-    check_settings(workload.config)
     if loop.sharding != "none":
         raise ConfigError(
             f"--sharding {loop.sharding} is for several GPUs, and steps are measured on one. Leave it away."

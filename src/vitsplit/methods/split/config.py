@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from vitsplit.errors import ConfigError
 from vitsplit.methods import MethodConfig
-from vitsplit.ranges import Length, Range
 
 
-@dataclass(frozen=True, kw_only=True)
 class SplitConfig(MethodConfig):
     """The paper's three trained parts (Section 3.2). In its symbols: K_t, K_p, b, and the set S of Eq. 2."""
 
@@ -20,15 +20,15 @@ class SplitConfig(MethodConfig):
     reads_frozen: ClassVar[bool] = True
     has_layers: ClassVar[bool] = True
 
-    num_tuned_layers: Annotated[int, Range(0, 1000)] = 3
+    num_tuned_layers: Annotated[int, Field(ge=0, le=1000)] = 3
     """K_t: how many of the last blocks the task head copies."""
-    num_prior_layers: Annotated[int, Range(0, 1000)] = 4
+    num_prior_layers: Annotated[int, Field(ge=0, le=1000)] = 4
     """K_p: how many layers' features (or, with the gate, mixtures of them) the prior head reads."""
-    first_prior_layer: Annotated[int, Range(0, 1000)] = 2
+    first_prior_layer: Annotated[int, Field(ge=0, le=1000)] = 2
     """b: the first block (0-based) whose features may be read."""
     selection: Literal["uniform", "last", "explicit", "gate"] = "uniform"
     """How the prior layers are chosen: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
-    prior_layers: Annotated[tuple[int, ...], Range(0, 1000), Length(0, 1000)] = ()
+    prior_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=1000)] = ()
     """The blocks (0-based) to read with `selection explicit`."""
     rounding: Literal["round", "int"] = "round"
     """Rounding in Eq. 2: the paper's (ties to even) or the release's truncation."""
@@ -46,11 +46,11 @@ class SplitConfig(MethodConfig):
     """Start of the offset convolutions: PyTorch's default, as the release, or zero (a plain convolution at first)."""
     tap_norm: bool = True
     """Pass every tapped map through the backbone's final norm, as the release does."""
-    gate_temperature: Annotated[float, Range(1e-3, 1e3)] = 0.5
+    gate_temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.5
     """Temperature of the gate's softmax over layers."""
     checkpoint_task_head: bool = False
     """Keep one sequence per block of the task head for the backward pass, and compute the rest again: less memory."""
-    task_head_window: Annotated[int | None, Range(1, 4096)] = None
+    task_head_window: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Side in patches of the windows that all copied blocks but the last attend within; None: the whole image."""
 
     def without_gate(self, used_layers: tuple[int, ...] | None) -> Self:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from vitsplit.ranges import MAX_SIDE, Range
+from pydantic import Field, model_validator
+
+from vitsplit.config import Margin, Share, Size, check_pixels
+from vitsplit.errors import ConfigError
 from vitsplit.tasks import Score, TaskConfig
 
 EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
 
-@dataclass(frozen=True, kw_only=True)
 class DepthConfig(TaskConfig):
     """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are metres."""
 
@@ -31,27 +32,27 @@ class DepthConfig(TaskConfig):
 
     format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
     """Layout of the data folder; auto: recognised from its folders."""
-    depth_scale: Annotated[float | None, Range(0, 1e6, above=True)] = None
+    depth_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Metres of one unit of the depth files (0.001: millimetres); None: what the data's depth.json says."""
-    min_depth: Annotated[float, Range(0, 1e6, above=True)] = 1e-3
+    min_depth: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
     """Least depth in metres: what the decoder adds to its output. Labels up to it are invalid."""
-    max_depth: Annotated[float | None, Range(0, 1e9, above=True)] = None
+    max_depth: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Largest depth in metres: predictions are clamped to it, labels from it on are invalid; None: unbounded."""
-    start_depth: Annotated[float, Range(0, 1e9, above=True)] = 2.5
+    start_depth: Annotated[float, Field(gt=0, le=1e9)] = 2.5
     """Depth in metres that an untrained decoder answers on average (the bias of its last layer)."""
-    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (416, 544)
+    crop_size: Size = (416, 544)
     """Height and width of the training crops."""
-    image_scale: Annotated[tuple[int, int] | None, Range(1, MAX_SIDE)] = None
+    image_scale: Size | None = None
     """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
-    border: Annotated[tuple[int, int, int, int], Range(0, MAX_SIDE)] = (0, 0, 0, 0)
+    border: tuple[Margin, Margin, Margin, Margin] = (0, 0, 0, 0)
     """Pixels cut off at top, left, bottom, right before anything else in training (NYUv2's white frame: 45 43 8 32)."""
-    rotate: Annotated[float, Range(0, 180)] = 2.5
+    rotate: Annotated[float, Field(ge=0, le=180)] = 2.5
     """Largest turn in training, in degrees either way."""
-    rotate_share: Annotated[float, Range(0, 1)] = 0.5
+    rotate_share: Share = 0.5
     """Probability of a turn in training."""
-    flip: Annotated[float, Range(0, 1)] = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
-    colour_share: Annotated[float, Range(0, 1)] = 0.5
+    colour_share: Share = 0.5
     """Probability of changed gamma, brightness and colour in training."""
     color_values: Literal["0-1", "0-255"] = "0-1"
     """Range of the values that these act on: in 0-255, as in the release, a gamma of 0.9 to 1.1 also darkens or
@@ -61,9 +62,9 @@ class DepthConfig(TaskConfig):
     (exactly zero after it), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
-    loss_weight: Annotated[float, Range(0, 1e6)] = 10.0
+    loss_weight: Annotated[float, Field(ge=0, le=1e6)] = 10.0
     """Weight of the scale-invariant log loss."""
-    variance_focus: Annotated[float, Range(0, 1)] = 0.15
+    variance_focus: Share = 0.15
     """Share of the squared mean in the scale-invariant log loss: 0 is blind to scale, 1 is the log RMSE."""
     eval_crop: EvalCrop = "none"
     """Pixels that count in evaluation: all, or those of a public crop (Eigen for NYU, and three for KITTI)."""
@@ -73,3 +74,14 @@ class DepthConfig(TaskConfig):
     """Scale every prediction by the ratio of medians before it is measured; figures say so."""
     pad_output: Literal["crop", "stretch"] = "crop"
     """The padding to the patch size: cropped from the output, or stretched over the image as in the release."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_pixels("--crop-size", self.crop_size)
+        if self.image_scale is not None:
+            check_pixels("--image-scale", self.image_scale)
+        if self.max_depth is not None and not self.max_depth > self.min_depth:
+            raise ConfigError(f"--max-depth {self.max_depth}: must be above --min-depth {self.min_depth}.")
+        if not self.start_depth > self.min_depth:
+            raise ConfigError(f"--start-depth {self.start_depth}: must be above --min-depth {self.min_depth}.")
+        return self

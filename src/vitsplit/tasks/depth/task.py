@@ -17,9 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from vitsplit.data.check import Progress, Report
-from vitsplit.errors import BundleError, ConfigError
+from vitsplit.errors import BundleError
 from vitsplit.files import shown
-from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward
 from vitsplit.tasks.depth.check import check_files
 from vitsplit.tasks.depth.config import DepthConfig
@@ -53,7 +52,6 @@ class DepthTask:
     same_size: ClassVar[bool] = True
 
     def __init__(self, config: DepthConfig, *, train: DepthSet | None = None, val: DepthSet | None = None) -> None:
-        check_settings(config)
         self.config = config
         self.train_set = train
         self.val_set = val
@@ -65,7 +63,6 @@ class DepthTask:
         Raises:
             DataError: The data cannot be used.
         """
-        check_settings(config)
         sets = [open_depth_set(data, split, config.format, config.depth_scale) for split in splits]
         warn_of_unit(sets[0])
         return cls(config, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
@@ -78,7 +75,6 @@ class DepthTask:
     @classmethod
     def check_description(cls, config: DepthConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        check_settings(config)
         said = fields(description, where, required=("unit", "min_depth", "max_depth"))
         for name, value in (("unit", "metres"), ("min_depth", config.min_depth), ("max_depth", config.max_depth)):
             if said[name] != value or isinstance(said[name], bool):
@@ -195,19 +191,3 @@ def warn_of_unit(images: DepthSet) -> None:
         if warning is not None:
             logger.warning(warning)
             return
-
-
-def check_settings(config: DepthConfig) -> None:
-    """Refuses settings that cannot work.
-
-    Raises:
-        ConfigError: Names the flag.
-    """
-    check_ranges(config)
-    check_pixels("--crop-size", config.crop_size)
-    if config.image_scale is not None:
-        check_pixels("--image-scale", config.image_scale)
-    if config.max_depth is not None and not config.max_depth > config.min_depth:
-        raise ConfigError(f"--max-depth {config.max_depth}: must be above --min-depth {config.min_depth}.")
-    if not config.start_depth > config.min_depth:
-        raise ConfigError(f"--start-depth {config.start_depth}: must be above --min-depth {config.min_depth}.")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
+
+from vitsplit.config import Factor, Share, Side, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.ranges import MAX_SIDE, Length, Range, check_pixels, check_ranges
 from vitsplit.tasks import Score, TaskConfig
 
 LEVELS = 5
 """Of the feature pyramid."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DetectionConfig(TaskConfig):
     """Detection and instance segmentation: data, augmentation, Mask R-CNN, evaluation (Section 4.2, Table 5)."""
 
@@ -40,11 +40,11 @@ class DetectionConfig(TaskConfig):
     """Mask R-CNN (on) or Faster R-CNN (off); auto: on where every object of the training data has a mask."""
     jitter: Literal["detr", "large-scale", "none"] = "detr"
     """Sizes in training: the release's multi-scale of DETR, large-scale jitter in a fixed square, or the test's."""
-    image_scale: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (1333, 800)
+    image_scale: Size = (1333, 800)
     """Longest and shortest side that images are resized to fit at test time (keeping their shape)."""
-    crop_size: Annotated[tuple[int, int], Range(1, MAX_SIDE)] = (1024, 1024)
+    crop_size: Size = (1024, 1024)
     """Height and width of large-scale jitter's canvas, and the cap of the release's crops."""
-    train_sides: Annotated[tuple[int, ...], Range(1, MAX_SIDE), Length(1, 64)] = (
+    train_sides: Annotated[tuple[Side, ...], Field(min_length=1, max_length=64)] = (
         480,
         512,
         544,
@@ -58,29 +58,29 @@ class DetectionConfig(TaskConfig):
         800,
     )
     """Shortest sides that DETR's multi-scale draws from."""
-    scale_range: Annotated[tuple[float, float], Range(0.01, 100)] = (0.1, 2.0)
+    scale_range: tuple[Factor, Factor] = (0.1, 2.0)
     """Factors that large-scale jitter draws from."""
-    flip: Annotated[float, Range(0, 1)] = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     pad_color: Literal["black", "mean"] = "black"
     """Color of what a training image lacks below and at the right, up to the largest of its batch: black, or the mean
     that pixels are normalized with (exactly zero after it), as in the release."""
-    pyramid_width: Annotated[int, Range(1, 4096)] = 256
+    pyramid_width: Annotated[int, Field(ge=1, le=4096)] = 256
     """Channels of the feature pyramid."""
     pyramid_norm: Literal["batch", "group"] = "batch"
     """Last norm of the four maps: batch (over all GPUs where they are several) or group (no batch statistics)."""
-    anchor_sizes: Annotated[tuple[int, ...], Range(1, MAX_SIDE), Length(LEVELS, LEVELS)] = (32, 64, 128, 256, 512)
+    anchor_sizes: Annotated[tuple[Side, ...], Field(min_length=LEVELS, max_length=LEVELS)] = (32, 64, 128, 256, 512)
     """Side in pixels of the anchors, one per level of the pyramid."""
     rcnn: Literal["torchvision", "mmdet"] = "torchvision"
     """Details of the detector: torchvision's, or mmdet's as in the release: pooling that is aligned and samples every
     cell, L1 losses of boxes, anchors that are not rounded, masks of 0 and 1 as targets."""
-    sampled_proposals: Annotated[int, Range(1, 10**4)] = 512
+    sampled_proposals: Annotated[int, Field(ge=1, le=10**4)] = 512
     """Proposals of an image that the heads for class, box and mask learn from in a step, a quarter of them objects."""
-    score_threshold: Annotated[float, Range(0, 1)] = 0.05
+    score_threshold: Share = 0.05
     """Detections below this score are dropped."""
-    nms_threshold: Annotated[float, Range(0, 1)] = 0.5
+    nms_threshold: Share = 0.5
     """Of two detections of a class that overlap more than this, the weaker is dropped."""
-    max_detections: Annotated[int, Range(1, 10**4)] = 100
+    max_detections: Annotated[int, Field(ge=1, le=10**4)] = 100
     """The most detections of an image."""
     bad_boxes: Literal["error", "clip"] = "error"
     """Boxes that leave their image by more than a pixel: refuse the data, or clip them (counted and named)."""
@@ -100,15 +100,10 @@ class DetectionConfig(TaskConfig):
             raise ConfigError("--image-scale None: detection needs a size. Give its longest and shortest side.")
         return super().with_crop(geometry)
 
-
-def check_settings(config: DetectionConfig) -> None:
-    """Refuses settings that cannot work.
-
-    Raises:
-        ConfigError: Names the flag.
-    """
-    check_ranges(config)
-    check_pixels("--crop-size", config.crop_size)
-    check_pixels("--image-scale", config.image_scale)
-    if config.scale_range[0] > config.scale_range[1]:
-        raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first.")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_pixels("--crop-size", self.crop_size)
+        check_pixels("--image-scale", self.image_scale)
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ConfigError(f"--scale-range {self.scale_range}: the smaller factor comes first.")
+        return self

@@ -24,7 +24,7 @@ from vitsplit.files import shown, whole_number
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.description import ADVICE, check_classes, fields
 from vitsplit.tasks.detection.check import check_files
-from vitsplit.tasks.detection.config import DetectionConfig, check_settings
+from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, collate
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
@@ -62,7 +62,6 @@ class DetectionTask:
         train: DetectionSet | None = None,
         val: DetectionSet | None = None,
     ) -> None:
-        check_settings(config)
         self.config = config
         self.classes = classes
         self.category_ids = tuple(category_ids or range(1, len(classes) + 1))
@@ -78,7 +77,6 @@ class DetectionTask:
             ConfigError: A setting cannot work.
             DataError: The data cannot be used.
         """
-        check_settings(config)
         sets = [open_detection_set(data, split, config) for split in splits]
         require_same_classes(dict(zip(splits, sets, strict=True)))
         first, last = sets[0], sets[-1]
@@ -110,7 +108,6 @@ class DetectionTask:
     @classmethod
     def check_description(cls, config: DetectionConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        check_settings(config)
         said = fields(description, where, required=("classes", "colours"), optional=("category_ids", "masks"))
         count = check_classes(said, where)
         masks = said.get("masks", config.masks != "off")

@@ -21,7 +21,6 @@ from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
 from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
-from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward
 from vitsplit.tasks.description import check_classes, fields
 from vitsplit.tasks.segmentation.check import check_files
@@ -64,7 +63,6 @@ class SegmentationTask:
         train: SegmentationSet | None = None,
         val: SegmentationSet | None = None,
     ) -> None:
-        check_settings(config)
         self.config = config
         self.classes = classes
         self.train_set = train
@@ -89,7 +87,6 @@ class SegmentationTask:
     @classmethod
     def check_description(cls, config: SegmentationConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        check_settings(config)
         check_classes(fields(description, where, required=("classes", "colours")), where)
 
     @classmethod
@@ -224,20 +221,6 @@ class SegmentationTask:
     def describe(self) -> dict[str, Any]:
         """Classes and colours."""
         return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colors]}
-
-
-def check_settings(config: SegmentationConfig) -> None:
-    """Refuses settings that cannot work.
-
-    Raises:
-        ConfigError: Names the flag.
-    """
-    check_ranges(config)
-    check_pixels("--crop-size", config.crop_size)
-    if config.image_scale is not None:
-        check_pixels("--image-scale", config.image_scale, max(config.test_scales))
-    if config.scale_range[0] > config.scale_range[1]:
-        raise ConfigError(f"--scale-range {config.scale_range}: the smaller factor comes first.")
 
 
 def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from vitsplit.ranges import LONG_TEXT, MAX_NEW_TOKENS, Length, Opens, Range
+from pydantic import Field, model_validator
+
+from vitsplit.config import LongText, MaxNewTokens, Name, Opens, check_pixels
+from vitsplit.errors import ConfigError
 from vitsplit.tasks import Score, TaskConfig
 
 Connector = Literal["vitsplit", "vitsplit-release", "mlp2x", "linear"]
 Stage = Literal["align", "instruct"]
 Conversation = Literal["template", "v1", "plain"]
+PLACE = "<image>"
+"""Where an image goes in a text."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class VqaConfig(TaskConfig):
     """Connector, language model, prompts and data of visual question answering."""
 
@@ -28,25 +31,25 @@ class VqaConfig(TaskConfig):
 
     connector: Connector = "vitsplit"
     """Head and projection to visual tokens: the paper's, the release's, LLaVA-1.5's MLP, or one linear layer."""
-    visual_grid: Annotated[tuple[int, int] | None, Range(1, 256)] = None
+    visual_grid: tuple[Annotated[int, Field(ge=1, le=256)], Annotated[int, Field(ge=1, le=256)]] | None = None
     """Rows and columns of visual tokens, by average pooling; None: one per patch."""
     stage: Stage = "instruct"
     """Trainable parts: the connector only (align), or also the language model (instruct)."""
-    start_from: Annotated[str | None, Opens()] = None
+    start_from: Annotated[Name | None, Opens()] = None
     """Run or bundle to initialize the connector (and tuned language model) from; same as `--from RUN`."""
     language_model: str = "lmsys/vicuna-7b-v1.5"
     """Short name (smollm2-135m), folder, or hub name of a causal language model of transformers."""
-    language_weights: Annotated[str | None, Opens()] = None
+    language_weights: Annotated[Name | None, Opens()] = None
     """Folder to read the language model from; None: the hub cache, then the hub."""
-    language_width: Annotated[int, Range(1, 2**16)] = 4096
+    language_width: Annotated[int, Field(ge=1, le=2**16)] = 4096
     """Width of its embeddings, for counting parameters without loading it."""
     tune: Literal["full", "lora"] = "full"
     """Tuning of the language model in the second stage."""
-    lora_rank: Annotated[int, Range(1, 4096)] = 128
+    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 128
     """LoRA rank."""
-    lora_alpha: Annotated[int, Range(1, 2**16)] = 256
+    lora_alpha: Annotated[int, Field(ge=1, le=2**16)] = 256
     """LoRA alpha: adapters are scaled by alpha / rank."""
-    lora_dropout: Annotated[float, Range(0, 1, below=True)] = 0.05
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """LoRA dropout."""
     quantize: Literal["none", "4bit"] = "none"
     """Load the frozen language model in 4 bits (NF4) with bitsandbytes; requires LoRA."""
@@ -56,42 +59,49 @@ class VqaConfig(TaskConfig):
     """Recompute the language model's layers in the backward pass: less memory, a third more time."""
     conversation: Conversation = "template"
     """Prompt format: the language model's chat template, LLaVA-1.5's for Vicuna (v1), or image and answer (plain)."""
-    system_prompt: Annotated[str | None, Length(0, LONG_TEXT)] = None
+    system_prompt: LongText | None = None
     """System prompt; None: default of the template or v1."""
-    answer_hint: Annotated[str, Length(0, LONG_TEXT)] = ""
+    answer_hint: LongText = ""
     """Text appended to every question, such as an instruction on the answer's length."""
-    crop_size: Annotated[tuple[int, int], Range(1, 4096)] = (336, 336)
+    crop_size: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]] = (336, 336)
     """Height and width of the input images."""
     fit: Literal["pad", "crop", "stretch"] = "pad"
     """Resizing: pad with the mean color, center crop, or stretch."""
     format: Literal["auto", "questions", "llava"] = "auto"
     """Format of the data: JSON Lines of image, question, answer; or LLaVA's JSON of conversations."""
-    train_file: Annotated[str | None, Opens(inside_data=True)] = None
+    train_file: Annotated[Name | None, Opens(inside_data=True)] = None
     """File of training samples in the data folder; None: the only one named accordingly."""
-    val_file: Annotated[str | None, Opens(inside_data=True)] = None
+    val_file: Annotated[Name | None, Opens(inside_data=True)] = None
     """File of validation samples in the data folder; None: the only one named accordingly."""
-    image_folder: Annotated[str | None, Opens(inside_data=True)] = None
+    image_folder: Annotated[Name | None, Opens(inside_data=True)] = None
     """Folder of the images in the data folder; None: images/SPLIT, images, or the data folder."""
     allow_outside: Annotated[bool, Opens(inside_data=True)] = False
     """Allow image names outside of the image folder (absolute, or with ..). For trusted files only."""
     bad_samples: Literal["error", "skip"] = "error"
     """Invalid samples (missing image or answer, malformed): raise an error, or skip them."""
-    val_every: Annotated[int, Range(2, 10**9)] = 500
+    val_every: Annotated[int, Field(ge=2, le=10**9)] = 500
     """Without a validation file, every n-th image with its conversations is used for validation."""
     share_image: bool = True
     """Put all questions on an image in one sequence, with an attention mask that separates them."""
-    questions_per_image: Annotated[int, Range(1, 10**4)] = 16
+    questions_per_image: Annotated[int, Field(ge=1, le=10**4)] = 16
     """Maximum number of questions per image in a training sequence, sampled randomly."""
     group_by_length: bool = False
     """Batches of samples of one kind (with or without image) and similar length, as in LLaVA-1.5's second stage."""
     shuffle_images: bool = False
     """Use another sample's image for every training sample, as a baseline without visual information."""
-    max_length: Annotated[int, Range(1, 10**6)] = 2048
+    max_length: Annotated[int, Field(ge=1, le=10**6)] = 2048
     """Maximum length of a training sequence including visual tokens; longer ones are truncated."""
-    max_new_tokens: Annotated[int, Range(1, MAX_NEW_TOKENS)] = 32
+    max_new_tokens: MaxNewTokens = 32
     """Maximum length of an answer in tokens."""
 
     @property
     def own_head(self) -> str | None:
         """Every connector but the paper's reads the frozen model in its own way."""
         return None if self.connector == "vitsplit" else f"--connector {self.connector}"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_pixels("--crop-size", self.crop_size)
+        if PLACE in (self.system_prompt or ""):
+            raise ConfigError(f"--system-prompt must not contain {PLACE}, the placeholder of the image.")
+        return self

@@ -11,12 +11,10 @@ from typing import Any
 
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.vqa.chat_template import ChatTemplate, Messages
-from vitsplit.tasks.vqa.config import Conversation, VqaConfig
+from vitsplit.tasks.vqa.config import PLACE, Conversation, VqaConfig
 
 IMAGE = -1
 """Token id of the image."""
-PLACE = "<image>"
-"""Placeholder of the image in text."""
 
 V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

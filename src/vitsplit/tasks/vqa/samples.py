@@ -21,8 +21,8 @@ from typing import Any
 from vitsplit.data.folders import preview, relative_names
 from vitsplit.errors import DataError
 from vitsplit.files import LARGE_FILE, inside, is_file, parse_json, read_json, read_text, shown, string
-from vitsplit.tasks.vqa.config import VqaConfig
-from vitsplit.tasks.vqa.prompts import PLACE, Turn
+from vitsplit.tasks.vqa.config import PLACE, VqaConfig
+from vitsplit.tasks.vqa.prompts import Turn
 
 LONGEST_TEXT = 1 << 20
 """Length limit in characters of a question or an answer."""

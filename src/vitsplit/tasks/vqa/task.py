@@ -19,7 +19,6 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.data.check import Progress, Report
 from vitsplit.engine.precision import autocast
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.ranges import check_pixels, check_ranges
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.description import check_hash, fields, line
 from vitsplit.tasks.vqa.check import check_files
@@ -40,7 +39,7 @@ from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
 from vitsplit.tasks.vqa.metrics import VqaMeasurement, VqaMetric
 from vitsplit.tasks.vqa.predict import VqaPrediction
-from vitsplit.tasks.vqa.prompts import PLACE, Prompter
+from vitsplit.tasks.vqa.prompts import Prompter
 from vitsplit.tasks.vqa.report import metrics_table, write_report
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples
 from vitsplit.tasks.vqa.sequence import stack
@@ -68,7 +67,6 @@ class VqaTask:
         train: SampleSet | None = None,
         val: SampleSet | None = None,
     ) -> None:
-        check_settings(config)
         self.config = config
         self.language = language
         self.train_set = train
@@ -84,7 +82,6 @@ class VqaTask:
             DataError: The data are invalid.
             WeightsError: The language model is unavailable.
         """
-        check_settings(config)
         sets = [open_samples(data, split, config) for split in splits]
         return cls(config, find_language_model(config), train=sets[0] if len(sets) > 1 else None, val=sets[-1])
 
@@ -96,7 +93,6 @@ class VqaTask:
     @classmethod
     def check_description(cls, config: VqaConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        check_settings(config)
         recorded = fields(description, where, required=("language_model",))["language_model"]
         recorded = fields(recorded, f"{where}.language_model", required=("name", "weights_hash"))
         line(recorded["name"], f"{where}.language_model.name")
@@ -250,15 +246,3 @@ class VqaTask:
         """The language model: its name and the hash of its weights."""
         assert self.language is not None, "the task was opened without a language model"
         return {"language_model": {"name": self.language.name, "weights_hash": self.language.weights_hash}}
-
-
-def check_settings(config: VqaConfig) -> None:
-    """Checks settings.
-
-    Raises:
-        ConfigError: Names the flag.
-    """
-    check_ranges(config)
-    check_pixels("--crop-size", config.crop_size)
-    if PLACE in (config.system_prompt or ""):
-        raise ConfigError(f"--system-prompt must not contain {PLACE}, the placeholder of the image.")

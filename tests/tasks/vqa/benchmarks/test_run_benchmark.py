@@ -172,8 +172,7 @@ def test_a_bundle_that_reads_no_question_is_refused(
 
 def test_help_says_what_a_benchmark_expects(capsys: pytest.CaptureFixture[str]) -> None:
     for name, expected in (("pope", "coco_pope_{random,popular,adversarial}.json"), ("mmbench-cn", "tsv")):
-        with pytest.raises(SystemExit):
-            main(["evaluate", "--benchmark", name, "--help"])
+        assert main(["evaluate", "--benchmark", name, "--help"]) == 0
         assert expected in capsys.readouterr().out
 
 

@@ -8,19 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitsplit.engine.config import GeometryConfig, LoopConfig, TrainConfig, one_head
+from vitsplit.config import settings_of, with_value
+from vitsplit.engine.config import CONFIG_FILE, START_FILE, GeometryConfig, LoopConfig, TrainConfig, one_head
 from vitsplit.engine.heads import check_head_name, sharing_crops, sharing_tasks
 from vitsplit.engine.saved_config import KIND, config_from_dict, upgraded_config
 from vitsplit.errors import ConfigError
 from vitsplit.files import read_json, shown
-from vitsplit.ranges import Opens, settings_of, with_value
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.tasks import TASKS, task_config
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, START_FILE = "config.json", ".start.json"
-"""Settings in the folder of a run: resolved, once it stands; as they were given, before that."""
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
 """Length of a run of heads on one crop, and its images per step, unless told otherwise."""
 
@@ -148,18 +146,19 @@ def _read(config_file: str | Path) -> Any:
 def _told(config: Any, source: str) -> Any:
     """The settings of a file as they are followed: what is read elsewhere is told, and nothing is written elsewhere."""
     for setting in list(settings_of(config)):
-        marks = [] if setting.value is None else setting.marks(Opens)
+        if setting.opens is None or setting.value is None:
+            continue
         if isinstance(setting.value, bool):
-            if any(mark.leads_out(setting.value) for mark in marks):
+            if setting.opens.leads_out(setting.value):
                 logger.warning("%s: %s is not followed: give the flag to use it", source, setting.flag)
                 config = with_value(config, setting.place, False)
-        elif any(mark.writes for mark in marks):
+        elif setting.opens.writes:
             logger.warning(
                 "%s: %s %s is not followed: a file does not decide where something is written. Give the flag to use it",
                 source, setting.flag, shown(setting.value, 1024),
             )  # fmt: skip
             config = with_value(config, setting.place, None)
-        elif any(mark.leads_out(setting.value) for mark in marks):
+        elif setting.opens.leads_out(setting.value):
             logger.warning("%s: reads %s from %s", source, setting.flag, shown(setting.value, 1024))
     return config
 

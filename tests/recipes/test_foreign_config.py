@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from vitsplit.cli.options import config_from_cli
+from vitsplit.cli.flags import from_flags
 from vitsplit.engine.override import override
 from vitsplit.engine.saved_config import config_to_dict
-from vitsplit.engine.starting_point import starting_config, starting_heads
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
+from vitsplit.recipes.starting_point import starting_config, starting_heads
 
 
 def write(path: Path, config: Any) -> Path:
@@ -44,7 +44,7 @@ def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, c
     ):
         assert any(flag in line and path in line and str(file) in line for line in said)
     # The flag beside it is the user's own word.
-    assert config_from_cli(read, ["--cache-folder", "/elsewhere/cache"]) == config
+    assert from_flags(read, ["--cache-folder", "/elsewhere/cache"]) == config
 
 
 def test_a_file_that_leads_out_of_the_data_is_told(tmp_path, caplog):
@@ -89,4 +89,4 @@ def test_only_the_user_lets_images_lie_outside_of_the_data(tmp_path):
     file = write(tmp_path / "run" / "config.json", config)
     assert starting_config("vqa", config_file=file).task.allow_outside is False
     assert starting_config("vqa", resumed=tmp_path / "run").task.allow_outside is True, "one's own run"
-    assert config_from_cli(recipe("laptop-vqa"), ["--allow-outside"]).task.allow_outside is True
+    assert from_flags(recipe("laptop-vqa"), ["--allow-outside"]).task.allow_outside is True

@@ -1,0 +1,329 @@
+"""Settings: frozen classes with the ranges on their fields, and their way from and to JSON and the command line.
+
+::
+
+    class LoopConfig(Settings):
+        steps: Annotated[int, Field(ge=1, le=10**9)] = 40_000
+        \"\"\"Optimizer steps.\"\"\"
+
+A value is checked wherever it comes from: the constructor, ``dataclasses.replace``, a JSON file, a flag. Whole numbers
+are no booleans, numbers are finite, texts are of bounded length. Upper ends are where no larger value is useful: they
+catch typing errors, and settings in a stranger's file that ask for gigabytes or for days.
+
+Every field is one flag (``--steps 100``) whose help is the field's docstring, so names are unique
+within a configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, validate_call
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from vitsplit.config_errors import field_kinds, flag_of, marks, message, settings_kind, suggestion
+from vitsplit.errors import ConfigError
+from vitsplit.files import LONGEST_NAME, inside, shown
+
+LONG_TEXT = 1 << 16
+"""Characters: the most of a setting that is a text to be read, such as a system prompt."""
+MAX_PIXELS = 2**25
+"""The most pixels of a crop, or of what images are resized to: larger images are cut into tiles."""
+MAX_SIDE = 8192
+"""Pixels: the longest side of a crop, or of what images are resized to."""
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+"""Pixels of a side of an image."""
+Size = tuple[Side, Side]
+"""Height and width, or longest and shortest side, in pixels."""
+Margin = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+"""Pixels that are cut off at a side of an image."""
+Factor = Annotated[float, Field(ge=0.01, le=100)]
+"""What the size of an image is multiplied by."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A probability, or a part of a whole."""
+Name = Annotated[str, Field(min_length=1)]
+"""A text that is not empty, such as a path: an empty path would be the current folder."""
+LongText = Annotated[str, Field(max_length=LONG_TEXT)]
+"""A text to be read."""
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""Of a generator of random numbers."""
+MaxNewTokens = Annotated[int, Field(ge=1, le=2**14)]
+"""The most tokens of an answer."""
+
+ConfigT = TypeVar("ConfigT")
+
+_STRICT = ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, str_max_length=LONGEST_NAME,
+    validate_by_name=True, validate_by_alias=True, loc_by_alias=False,
+)  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+class _Checked:
+    """Makes every class that is derived from it a frozen dataclass of pydantic."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)(cls)
+        validate = cls.__init__
+
+        @functools.wraps(validate)
+        def checked_init(self: Any, **values: Any) -> None:
+            # Lists are taken for tuples, as from JSON.
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            try:
+                validate(self, **values)
+            except ValidationError as error:
+                raise ConfigError(message(error, cls, values)) from None
+
+        cls.__init__ = checked_init  # type: ignore[method-assign]
+
+
+class Settings(_Checked):
+    """Base of all settings classes: subclasses are frozen dataclasses with keyword arguments, checked by pydantic.
+
+    Raises:
+        ConfigError: (by every subclass) A value is of a wrong type or out of its range; names the flag, the value and
+            the range.
+    """
+
+    @field_validator("*")
+    @classmethod
+    def _without_control_characters(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple | dict) else (value,):
+            if isinstance(text, str) and _CONTROL.search(text):
+                raise ValueError(f"has a control character in it: {shown(text)}. Omit it.")
+        return value
+
+
+def Former(name: str) -> Any:  # noqa: N802  (reads as the annotations beside it: Field, Opens)
+    """Marks the field's name of an earlier version, which JSON may still have and for whose flag there is a warning.
+
+    ``color_share: Annotated[float, Former("colour_share")] = 0.5``
+    """
+    return Field(validation_alias=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opens:
+    """Marks a setting that is a path outside of the data: a file or folder that is opened if the setting is followed.
+
+    A bundle's card follows none of them (``bundle.read_card``); a configuration file those that are read, with a
+    warning.
+
+    Attributes:
+        writes: Whether something is written there.
+        inside_data: Whether it is a name inside the data folder, unless it leads out of it.
+    """
+
+    writes: bool = False
+    inside_data: bool = False
+
+    def leads_out(self, value: str | bool) -> bool:
+        """Whether following it opens something that the user did not name."""
+        if isinstance(value, bool):  # a switch that lets names in the data lead out of their folder
+            return value
+        if not self.inside_data:
+            return True
+        try:
+            inside(Path("data"), value, "", error=ConfigError)
+        except ConfigError:
+            return True
+        return False
+
+
+class Setting(NamedTuple):
+    """One setting of a configuration: where it stands, its annotation and its value."""
+
+    place: tuple[str, ...]
+    kind: Any
+    value: Any
+    prefix: str = ""
+
+    @property
+    def flag(self) -> str:
+        """Its flag, such as ``--crop-size`` or, of one of several heads, ``--depth.lr``."""
+        return flag_of(self.prefix + self.place[-1])
+
+    @property
+    def opens(self) -> Opens | None:
+        """Its mark as a path, if it is one."""
+        return next((mark for mark in getattr(self.kind, "__metadata__", ()) if isinstance(mark, Opens)), None)
+
+
+def check_pixels(flag: str, size: tuple[int, int], scale: float = 1.0) -> None:
+    """Refuses a height and width (of which each is in its range) that are too many pixels together.
+
+    Raises:
+        ConfigError: Names the flag.
+    """
+    if size[0] * size[1] * scale**2 > MAX_PIXELS:
+        at = f"{flag} {size[0]} {size[1]}" + (f" at a scale of {scale:g}" if scale != 1 else "")
+        raise ConfigError(f"{at}: at most {MAX_PIXELS:,} pixels are possible.")
+
+
+def settings_of(config: Any, place: tuple[str, ...] = (), prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a configuration that is not itself a group of settings, or groups by their names."""
+    cls: Any = type(config)
+    kinds = field_kinds(cls)
+    for field in dataclasses.fields(config):
+        value, here = getattr(config, field.name), (*place, field.name)
+        if isinstance(value, Settings):
+            yield from settings_of(value, here, prefix)
+        elif isinstance(value, Mapping) and value and all(isinstance(each, Settings) for each in value.values()):
+            for name, group in value.items():
+                yield from settings_of(group, (*here, name), f"{name}." if len(value) > 1 else prefix)
+        else:
+            yield Setting(here, kinds[field.name], value, prefix)
+
+
+def with_value(config: Any, place: tuple[str, ...], value: Any) -> Any:
+    """The configuration with one setting changed."""
+    name, *rest = place
+    if isinstance(config, Mapping):
+        return {**config, name: with_value(config[name], tuple(rest), value)}
+    new = with_value(getattr(config, name), tuple(rest), value) if rest else value
+    return dataclasses.replace(config, **{name: new})
+
+
+def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
+    """The configuration with some fields changed by their bare names: ``{"steps": 100, "crop_size": (448, 448)}``.
+
+    Raises:
+        ConfigError: There is no such field (close names are given), or a value is of a wrong type or out of its range.
+    """
+    known = {setting.place[-1] for setting in settings_of(config)}
+    former = former_names(kind_of(config))
+    settings = {former.get(name, name): value for name, value in settings.items()}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"There is no setting {shown(name)}. {suggestion(name, known)}")
+    return _overridden(config, settings)
+
+
+def _overridden(config: Any, settings: Mapping[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Settings):
+            changes[field.name] = _overridden(value, settings)
+        elif field.name in settings:
+            new = settings[field.name]
+            changes[field.name] = str(new) if isinstance(new, Path) else new
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def changed_settings(before: Any, after: Any) -> dict[str, Any]:
+    """The settings with which ``override`` makes the first configuration the second."""
+    old = {setting.place: setting.value for setting in settings_of(before)}
+    return {new.place[-1]: new.value for new in settings_of(after) if new.value != old[new.place]}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The settings, with those inside them, as JSON-ready values: tuples become lists, paths strings."""
+    plain: dict[str, Any] = _plain(config)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"name": value.name, **fields} if hasattr(value, "by_name") else fields
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(cls: Any, data: Any, source: str, where: str = "") -> Any:
+    """The settings that ``to_dict`` wrote, or that somebody wrote by hand. What is absent keeps its default.
+
+    Settings of one of several classes (those with a class method ``by_name``) have the class's ``name`` beside them.
+
+    Args:
+        cls: The settings class; a generic one with its argument, as in ``HeadConfig[SegmentationConfig]``.
+        data: The parsed JSON.
+        source: The file that it was read from, for messages.
+        where: The place in the file, for messages, such as ``method.``.
+
+    Raises:
+        ConfigError: An unknown key (with the closest known ones), a missing one, or a value of a wrong type or out of
+            its range. Names the file and the key.
+    """
+    chosen = _chosen_by_name(cls, data, source) if isinstance(data, dict) else {}
+    rest = {key: value for key, value in data.items() if key not in chosen} if chosen else data
+    try:
+        read = TypeAdapter(cls).validate_json(json.dumps(rest))
+    except ValidationError as error:
+        raise ConfigError(message(error, cls, rest, source, where)) from None
+    return dataclasses.replace(read, **chosen) if chosen else read
+
+
+def _chosen_by_name(cls: Any, data: Mapping[str, Any], source: str) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    for field, kind in field_kinds(cls).items():
+        by_name = getattr(settings_kind(kind), "by_name", None)
+        if by_name is not None and isinstance(data.get(field), dict):
+            values = dict(data[field])
+            name = values.pop("name", None)
+            if not isinstance(name, str):
+                raise ConfigError(f"{source}: '{field}.name' must be a text, not {shown(name)}.")
+            try:
+                named = by_name(name)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: '{field}.name': {error}") from error
+            chosen[field] = from_dict(named, values, source, f"{field}.")
+    return chosen
+
+
+def former_names(kind: Any) -> dict[str, str]:
+    """Field's name of an earlier version to its present name, of a settings class and those inside it."""
+    found: dict[str, str] = {}
+    if settings_kind(kind) is not None:
+        for name, inner in field_kinds(kind).items():
+            found |= former_names(inner)
+            found |= {mark.validation_alias: name for mark in marks(inner) if getattr(mark, "validation_alias", None)}
+    return found
+
+
+def kind_of(config: Any) -> Any:
+    """The class of a configuration; of a generic one with its argument, as in ``TrainConfig[SegmentationConfig]``."""
+    cls: Any = type(config)
+    parameters = getattr(cls, "__parameters__", ())
+    if not parameters:
+        return cls
+    hints = typing.get_type_hints(cls)
+    values = {kind: getattr(config, name) for name, kind in hints.items() if kind in parameters}
+    return cls[tuple(type(values[each]) for each in parameters)]
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with arguments that are out of their parameters' ranges refused.
+
+    Raises:
+        ConfigError: (by what is returned) Names the flag, the value and the range.
+    """
+    signature = inspect.signature(function)
+    call = validate_call(config=_STRICT)(function)
+
+    @functools.wraps(function)
+    def check_and_call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(message(error, function, signature.bind(*args, **kwargs).arguments)) from None
+
+    return check_and_call
