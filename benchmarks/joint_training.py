@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,9 @@ from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
 from vitsplit.assemble import assemble
 from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
-from vitsplit.engine.progress import ProgressView
-from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.run_tasks import RunTasks
-from vitsplit.engine.setup import Session, make_accelerator, open_batches, set_up_model
-from vitsplit.engine.signals import StopRequest
-from vitsplit.engine.step import TrainStep
+from vitsplit.engine.processes import make_accelerator
+from vitsplit.engine.sampling import open_batches
+from vitsplit.engine.trainer import Trainer
 from vitsplit.recipes.starting_point import starting_heads
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import TASKS
@@ -106,17 +103,12 @@ def prepare(
 ) -> tuple[Callable[[], object], dict[str, int]]:
     """A function that takes the next step of a run, and the number of classes of its tasks."""
     backbone, tasks, model, _ = assemble(config, data)
-    task = RunTasks(config, tasks)
-    run_backbone, engine = set_up_model(accelerator, config, backbone, model)
-    view = ProgressView(None, steps=config.loop.steps, start=0)
-    run = RunFolder("unused")
-    stop = StopRequest()
-    session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, stop)
-    batches: Iterator[object] = open_batches(config.loop, task, task.train_data(), accelerator, start=0)
-    step = TrainStep(session)
-    num_classes = {name: len(each.get("classes", ())) for name, each in task.describe().items()}
+    trainer = Trainer(config, tasks=tasks, backbone=backbone, model=model)
+    trainer.set_up(accelerator)
+    batches = open_batches(config.loop, trainer.tasks, trainer.tasks.train_data(), accelerator, start=0)
+    num_classes = {name: len(each.get("classes", ())) for name, each in trainer.tasks.describe().items()}
     indices = itertools.count()
-    return lambda: step(next(indices), batches), num_classes
+    return lambda: trainer.step(next(indices), batches).read(), num_classes
 
 
 if __name__ == "__main__":

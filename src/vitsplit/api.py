@@ -20,13 +20,13 @@ from vitsplit.engine.config import Precision, TrainConfig
 from vitsplit.engine.evaluation import evaluate as evaluate_task
 from vitsplit.engine.evaluation import images_at_once
 from vitsplit.engine.folder_lock import hold_folder
-from vitsplit.engine.loop import fit
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.tracking import log_to
+from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
 from vitsplit.recipes import recipe as named_recipe
@@ -140,13 +140,10 @@ def _train(
         backbone, tasks, model, save = assemble(config, data)
         if config.loop.cache_features and len(tasks) == 1:
             logger.info("%s", _gain_of_keeping(config, next(iter(tasks.values())).describe()))
-        result = fit(
-            config,
-            tasks=tasks,
-            backbone=backbone,
-            model=model,
-            run=run,
-            save_bundle=save,
+        trainer = Trainer(config, tasks=tasks, backbone=backbone, model=model)
+        result = trainer.fit(
+            run,
+            save,
             resume=resume,
             allow_changed_data=allow_changed_data,
             resume_command=resume_command or _resume_command(config, data, run_path),

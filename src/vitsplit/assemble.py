@@ -11,8 +11,8 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.evaluation import SaveBundle
 from vitsplit.engine.heads import check_heads
+from vitsplit.engine.run_bundles import SaveBundle
 from vitsplit.errors import ConfigError
 from vitsplit.model import Model, backbone_settings, build_model, check_method, check_names
 from vitsplit.tasks import open_task

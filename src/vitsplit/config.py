@@ -240,7 +240,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"name": value.name, **fields} if hasattr(value, "by_name") else fields
+        name = getattr(value, "name", None) if hasattr(value, "by_name") else None
+        return fields if name is None else {"name": name, **fields}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from vitsplit.analysis.runs import Outcome, Variant, outcome, plan, standing
 from vitsplit.analysis.study import Cost, Costs, rows
 from vitsplit.engine.override import override
 from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.step_numbers import StepNumbers
 from vitsplit.errors import ConfigError, RunError, TrainingError
 from vitsplit.recipes import recipe
 
@@ -108,20 +109,18 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
     config = small(steps=3, checkpoint_every=1)
     whole = run_trials(plan(config, [ONE], [0], tmp_path / "whole"), scenes, tmp_path / "whole")
     trials = plan(config, [ONE], [0], tmp_path / "cut")
-    from vitsplit.engine import loop
+    read = StepNumbers.read
 
-    step = loop.TrainStep.__call__
+    def with_a_signal_in_the_second(self):
+        result = read(self)
+        return dataclasses.replace(result, stop="SIGTERM" if result.step == 2 else None)
 
-    def until_the_second(self, done, batches):
-        result = step(self, done, batches)
-        return dataclasses.replace(result, stop="SIGTERM" if done == 1 else None)
-
-    monkeypatch.setattr(loop.TrainStep, "__call__", until_the_second)
+    monkeypatch.setattr(StepNumbers, "read", with_a_signal_in_the_second)
     cut = run_trials(trials, scenes, tmp_path / "cut")
     assert cut.stopped_by == "SIGTERM" and cut.outcomes == () and standing(trials[0]) == "interrupted"
     with pytest.raises(RunError, match="holds no finished run"):
         outcome(trials[0])
-    monkeypatch.setattr(loop.TrainStep, "__call__", step)
+    monkeypatch.setattr(StepNumbers, "read", read)
     resumed = run_trials(trials, scenes, tmp_path / "cut")
     assert trained == [("one-seed0", False), ("one-seed0", False), ("one-seed0", True)]
     assert resumed.outcomes[0].metrics == whole.outcomes[0].metrics and resumed.outcomes[0].steps == 3

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import launch
+from filelock import FileLock
+from launching import launch_once, shared_folder
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import IGNORE, TinyTask, tiny_run
@@ -28,16 +29,56 @@ SECOND_HALF = [f"image-{STREAM[position][0]:02d}.png" for position in range(12, 
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("launched")
+def launched(scenes, tmp_path_factory) -> Path:
+    """A folder of runs in two processes: tiny ones, and those of two commands on scenes."""
+    out = shared_folder(tmp_path_factory, "distributed")
+    with FileLock(out / "data.lock"):
+        if not (out / "data").exists():
+            write_half_labelled(scenes, out / "data")
+    norms = {"kind": "tiny", "steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}}
     runs = {
-        "good": SETTINGS | {"track": ["tensorboard"]},
-        "bad": SETTINGS | {"accumulate": 1, "nan_for": SECOND_HALF[1]},
-        "norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}},
-        "averaged_norms": {"steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}, "ema": 0.5},
+        "good": SETTINGS | {"kind": "tiny", "track": ["tensorboard"]},
+        "bad": SETTINGS | {"kind": "tiny", "accumulate": 1, "nan_for": SECOND_HALF[1]},
+        "norms": norms,
+        "averaged_norms": norms | {"ema": 0.5},
     }
-    launch(str(Path(__file__).with_name("launch_tiny.py")), str(out), json.dumps(runs))
+    for name, config in (("one_head", one_head_config()), ("two_heads", two_heads_config())):
+        (out / f"{name}.json").write_text(json.dumps(config_to_dict(config)))
+        runs[name] = {"command": ["train", *heads_of(name, out), "--config", str(out / f"{name}.json")]}
+    launch_once(out, {name: [settings] for name, settings in runs.items()})
     return out
+
+
+def one_head_config():
+    # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
+    settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
+    return override(recipe("laptop-segmentation"), settings)
+
+
+def two_heads_config():
+    settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
+    heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
+    return override(starting_heads({name: name for name in heads}), settings | heads)
+
+
+def heads_of(name: str, out: Path) -> list[str]:
+    """The part of a command that says what is trained on what, and where."""
+    run = ["--out", str(out / name / "run")]
+    if name == "one_head":
+        return ["segmentation", "--data", str(out / "data"), *run]
+    return [f"--head={task}:{out / 'data'}" for task in ("segmentation", "depth")] + run
+
+
+def write_half_labelled(scenes: Path, data: Path) -> None:
+    """Scenes of which the second process reads, in the first epoch, masks that are nearly all ignored."""
+    shutil.copytree(scenes, data)
+    masks = sorted((data / "masks" / "train").iterdir())
+    stream = SampleStream(len(masks), 0)
+    for position in (1, 3, 5):
+        path = masks[stream[position][0]]
+        mask_HW = np.array(Image.open(path))
+        mask_HW[:, 6:] = 255
+        Image.fromarray(mask_HW).save(path)
 
 
 @pytest.fixture
@@ -101,29 +142,9 @@ def test_every_process_evaluates_with_the_running_statistics_that_the_bundle_hol
         assert all(saved[key].equal(tensor) for each in weights for key, tensor in each.items())
 
 
-@pytest.fixture(scope="module")
-def half_labelled(scenes, tmp_path_factory) -> Path:
-    """Scenes of which the second process reads, in the first epoch, masks that are nearly all ignored."""
-    data = shutil.copytree(scenes, tmp_path_factory.mktemp("half") / "data")
-    masks = sorted((data / "masks" / "train").iterdir())
-    stream = SampleStream(len(masks), 0)
-    for position in (1, 3, 5):
-        path = masks[stream[position][0]]
-        mask_HW = np.array(Image.open(path))
-        mask_HW[:, 6:] = 255
-        Image.fromarray(mask_HW).save(path)
-    return data
-
-
-def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
-    # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
-    settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
-    config = override(recipe("laptop-segmentation"), settings)
-    file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(config_to_dict(config)))
-    arguments = ["--data", str(half_labelled), "--out", str(two), "--config", str(file)]
-    launch("-m", "vitsplit", "train", "segmentation", *arguments)
-    one = vitsplit.train(config, data=half_labelled, out=tmp_path / "one")
+def test_the_command_in_two_processes_ends_with_the_weights_of_one(launched, tmp_path):
+    two = launched / "one_head" / "run"
+    one = vitsplit.train(one_head_config(), data=launched / "data", out=tmp_path / "one")
     alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
     assert alone.keys() == together.keys()
     for name, tensor in alone.items():
@@ -139,15 +160,9 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(half_labelled
     assert (two / "log.txt").read_text().count("precision:") == 1
 
 
-def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(half_labelled, tmp_path):
-    settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
-    heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
-    config = override(starting_heads({name: name for name in heads}), settings | heads)
-    file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(config_to_dict(config)))
-    tasks = [argument for head in heads for argument in ("--head", f"{head}:{half_labelled}")]
-    launch("-m", "vitsplit", "train", *tasks, "--out", str(two), "--config", str(file))
-    one = vitsplit.train(config, data=dict.fromkeys(heads, half_labelled), out=tmp_path / "one")
+def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(launched, tmp_path):
+    two, data = launched / "two_heads" / "run", launched / "data"
+    one = vitsplit.train(two_heads_config(), data={"segmentation": data, "depth": data}, out=tmp_path / "one")
     # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
     alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))
     for name, tensor in alone.items():

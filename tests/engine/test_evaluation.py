@@ -39,12 +39,12 @@ class MixedData:
 
 @pytest.fixture
 def forward():
-    backbone, model = tiny_backbone(), tiny_model(TinyTask()).eval()
+    backbone, head = tiny_backbone(), tiny_model(TinyTask()).eval().heads["tiny"]
 
     @torch.no_grad()
     def forward(image_BCHW):
-        taps = backbone(image_BCHW, model.request)
-        return model(taps), taps
+        taps = backbone(image_BCHW, head.request(train=False))
+        return head(taps), taps
 
     return forward
 

@@ -2,8 +2,7 @@ import accelerate.state
 import pytest
 import torch
 
-from vitsplit.engine.processes import process_state
-from vitsplit.engine.setup import make_accelerator
+from vitsplit.engine.processes import make_accelerator, process_state
 
 
 @pytest.fixture

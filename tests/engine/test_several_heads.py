@@ -116,7 +116,7 @@ def test_the_backbone_runs_once_per_micro_batch(folders, tmp_path, monkeypatch):
     def no_evaluation(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitsplit.engine.evaluation.evaluate", no_evaluation)
+    monkeypatch.setattr("vitsplit.engine.trainer.evaluate", no_evaluation)
     with pytest.raises(KeyboardInterrupt):
         train(folders, tmp_path / "run", ("rooms", "parts", "depth"))
     assert passes == [2, 2] * 2, "two steps of two micro-batches before the first evaluation"

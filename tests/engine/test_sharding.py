@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
+from launching import SCRIPT, launch, launch_once, shared_folder
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model, tiny_run
 from torch import nn
@@ -55,16 +55,21 @@ def settings_of(sharding: str) -> dict:
 
 
 @pytest.fixture(scope="module", params=SHARDINGS)
-def sharded(request, tmp_path_factory) -> tuple[str, Path]:
+def sharded(request, scenes, tmp_path_factory) -> tuple[str, Path]:
     """The way of sharding, and a folder of runs in two processes."""
-    out = tmp_path_factory.mktemp(request.param)
-    each = settings_of(request.param) | {"sharding": request.param}
+    out = shared_folder(tmp_path_factory, request.param)
+    each = settings_of(request.param) | {"sharding": request.param, "kind": "worded"}
     runs = {name: [each | changes] for name, changes in LANGUAGE_MODELS.items()}
     runs["interrupted"] = [each | {"interrupt_at": 8}, each | {"resume": True}]
     runs["terminated"] = [each | {"terminate_at": 6}, each | {"resume": True}]
     runs["bf16"] = [each | {"precision": "bf16"}]
     runs["bad"] = [each | {"nan_for": CULPRIT}]
-    launch(str(Path(__file__).with_name("launch_sharded.py")), str(out), json.dumps(runs))
+    if request.param == "fsdp2":
+        file = out / "config.json"
+        file.write_text(json.dumps(config_to_dict(command_config())))
+        arguments = ["--data", str(scenes), "--out", str(out / "command" / "run"), "--config", str(file)]
+        runs["command"] = [{"command": ["train", "segmentation", *arguments, "--sharding", "fsdp2"]}]
+    launch_once(out, runs)
     return request.param, out
 
 
@@ -154,15 +159,17 @@ def test_a_loss_that_is_not_finite_stops_both_and_names_the_files(sharded):
     assert (out / "bad" / "run" / "checkpoints" / "step-00000000").is_dir()
 
 
-@pytest.mark.slow
-def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(scenes, tmp_path):
+def command_config():
     settings = SMALL_RUN | {"steps": 3, "decoder_norm": "group", "lr": 3e-5, "num_tuned_layers": 2}
-    config = override(recipe("laptop-segmentation"), settings)
-    file, two = tmp_path / "config.json", tmp_path / "two"
-    file.write_text(json.dumps(config_to_dict(config)))
-    arguments = ["--data", str(scenes), "--out", str(two), "--config", str(file), "--sharding", "fsdp2"]
-    launch("-m", "vitsplit", "train", "segmentation", *arguments)
-    one = vitsplit.train(config, data=scenes, out=tmp_path / "one")
+    return override(recipe("laptop-segmentation"), settings)
+
+
+def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(sharded, scenes, tmp_path):
+    sharding, out = sharded
+    if sharding != "fsdp2":
+        pytest.skip("one command is enough")
+    two = out / "command" / "run"
+    one = vitsplit.train(command_config(), data=scenes, out=tmp_path / "one")
     alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
     assert any("task_head.blocks.1" in name for name in alone)
     assert alone.keys() == together.keys()
@@ -176,10 +183,9 @@ def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(scenes, tmp
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 @pytest.mark.parametrize("sharding", SHARDINGS)
 def test_two_gpus_in_bf16(sharding, tmp_path):
-    each = settings_of(sharding) | {"sharding": sharding, "precision": "bf16"}
+    each = settings_of(sharding) | {"sharding": sharding, "precision": "bf16", "kind": "worded"}
     runs = {"gpu": [each], "terminated": [each | {"terminate_at": 6}, each | {"resume": True}]}
-    script = str(Path(__file__).with_name("launch_sharded.py"))
-    launch(script, str(tmp_path), json.dumps(runs), environment={"OMP_NUM_THREADS": "1"})
+    launch(str(SCRIPT), str(tmp_path), json.dumps(runs), environment={"OMP_NUM_THREADS": "1"})
     one = tiny_run(tmp_path / "one", task=WordedTask(), precision="bf16", **settings_of(sharding))
     for name in runs:
         losses = [row["loss"] for row in rows(tmp_path / name / "run")]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.data.content_size import move_extents
 from vitsplit.engine.config import HeadConfig, LoopConfig, OptimConfig, TrainConfig
-from vitsplit.engine.loop import FitResult, fit
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.engine.trainer import FitResult, Trainer
 from vitsplit.model import Head, Model
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.depth.config import DepthConfig
@@ -271,13 +271,12 @@ def tiny_run(
     model = tiny_model(task, **(head or {}))
     text = io.StringIO()
     with RunFolder.open(out, resume=resume) as folder:
-        result = fit(
-            tiny_config(**changes),
-            tasks={"tiny": task},
-            backbone=backbone or tiny_backbone(),
-            model=model,
-            run=folder,
-            save_bundle=save_tiny_bundle(model),
+        trainer = Trainer(
+            tiny_config(**changes), tasks={"tiny": task}, backbone=backbone or tiny_backbone(), model=model
+        )
+        result = trainer.fit(
+            folder,
+            save_tiny_bundle(model),
             resume=resume,
             allow_changed_data=allow_changed_data,
             console=Console(file=text, width=200),

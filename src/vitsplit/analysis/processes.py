@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from vitsplit.engine.signals import StopRequest
+from vitsplit.engine.processes import StopRequest
 from vitsplit.errors import TrainingError
 
 POLL_SECONDS = 0.2

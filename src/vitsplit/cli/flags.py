@@ -253,8 +253,8 @@ def _form(base: Any, without: Container[str] = (), *, with_help: bool) -> Any:
     if hasattr(cls, "by_name"):
         names = METHODS.names()
         help_text = "The paper's method, or one that it is compared with; each has settings of its own."
-        kind = Annotated[Literal[names], tyro.conf.arg(help=help_text)]  # type: ignore[valid-type]
-        fields.append(("method", kind, dataclasses.field(default=base.name)))
+        choice: Any = Annotated[Literal[names], tyro.conf.arg(help=help_text)]  # type: ignore[valid-type]
+        fields.append(("method", choice, dataclasses.field(default=base.name)))
     for name, kind in field_kinds(cls).items():
         value = getattr(base, name)
         if isinstance(value, Settings):
@@ -262,8 +262,8 @@ def _form(base: Any, without: Container[str] = (), *, with_help: bool) -> Any:
             kind = type(value)
         elif name in without:
             continue
-        kind = Annotated[kind, tyro.conf.arg(help=texts.get(name))]
-        fields.append((name, kind, dataclasses.field(default_factory=partial(copy, value))))
+        flag: Any = Annotated[kind, tyro.conf.arg(help=texts.get(name))]
+        fields.append((name, flag, dataclasses.field(default_factory=partial(copy, value))))
     form = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
     form.__doc__ = cls.__doc__
     return form()

@@ -13,13 +13,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.engine.config import LoopConfig
 from vitsplit.engine.feature_store import Features, FeatureStore, Kept, rounded
+from vitsplit.engine.run_data import RunData
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError
+from vitsplit.registry_package import cache_folder
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)
@@ -171,6 +176,32 @@ def _split(taps: LayerTaps) -> list[Features]:
     kept = {name: rounded(tensor_BTD) for name, tensor_BTD in named.items()}
     batch = len(next(iter(kept.values())))
     return [{name: tensor_BTD[row].clone() for name, tensor_BTD in kept.items()} for row in range(batch)]
+
+
+def open_features(
+    loop: LoopConfig, tasks: RunTasks, data: RunData, backbone: Backbone, request: TapRequest, dtype: torch.dtype
+) -> LookUp | None:
+    """Where the backbone's features are kept, if they are, after a check that there is room for them.
+
+    Raises:
+        ConfigError: The task's images cannot be kept, or their features would be too large.
+    """
+    if not loop.cache_features:
+        return None
+    if not tasks.same_size:
+        raise ConfigError(
+            f"--cache-features keeps features of single images, and {', '.join(tasks.tasks)} pads an image to the "
+            "largest of its batch: omit it."
+        )
+    folder = cache_folder() / "features" if loop.cache_folder is None else Path(loop.cache_folder)
+    store = FeatureStore(folder, backbone.info.weights_hash, str(dtype).removeprefix("torch."))
+    height, width = tasks.collate([data[0, 0]]).image_BCHW.shape[-2:]
+    each = bytes_per_image(backbone, request, (height, width))
+    taken = check_size(
+        len(data), loop.cache_features, each, limit_gb=loop.cache_limit_gb, present=store.size(), free=store.room()
+    )
+    logger.info("features are kept in %s: at most %s", store.folder, taken)
+    return LookUp(store, request)
 
 
 def bytes_per_image(backbone: Backbone, request: TapRequest, size: tuple[int, int]) -> int:

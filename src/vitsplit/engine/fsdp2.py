@@ -1,4 +1,4 @@
-"""Training with parameters, gradients and moments in pieces: PyTorch's FSDP2 through accelerate.
+"""Training with parameters, gradients and moments in pieces: PyTorch's FSDP2.
 
 Layers of a language model are gathered one at a time, in the precision that is computed in. Everything else (connector,
 head, decoder) is small beside it: it is gathered in float32 and computed under autocast, as in an unsharded run. The
@@ -13,24 +13,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitsplit.engine.checkpoint import RunTensors
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.ema import WeightAverage
-from vitsplit.engine.engine import Admit, clip, head_parameters
-from vitsplit.engine.optim import build_optimizer, load_moments, moments, trainable
+from vitsplit.engine.optim import WeightAverage, build_optimizer, load_moments, moments, trainable
+from vitsplit.engine.parallelism import clip, head_parameters
 from vitsplit.engine.sharding import empty, filled, language_models, prepare_parameters, split_off
 from vitsplit.errors import TrainingError
 from vitsplit.model import Model
 
 
-class Fsdp2Engine:
-    """See ``Engine``."""
+class Fsdp2:
+    """See ``Parallelism``."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
         self.accelerator = accelerator
@@ -39,7 +36,7 @@ class Fsdp2Engine:
         self.model = model
         self.trained = split_off(model)
         empty(model)
-        shard(accelerator, self.trained, dtype)
+        shard(self.trained, dtype)
         self.wrapped: nn.Module = self.trained
         # Built on the pieces, so that its moments are in pieces too.
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.trained.heads, self.optims)
@@ -47,30 +44,30 @@ class Fsdp2Engine:
         self.parameters = head_parameters(self.trained)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """See ``Engine``. Gradients are joined after every one: unjoined they would be whole on every process."""
+        """See ``Parallelism``. Gradients are joined after every one: unjoined they would be whole on every process."""
         return nullcontext()
 
     def zero_grad(self) -> None:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """See ``Engine``. Gradients are averaged over processes, and the loss is a sum over them."""
+        """See ``Parallelism``. Gradients are averaged over processes, and the loss is a sum over them."""
         (loss * self.accelerator.num_processes).backward()
 
-    def update(self, admit: Admit) -> None:
-        """See ``Engine``.
+    def update(self) -> list[Tensor]:
+        """See ``Parallelism``.
 
         Raises:
             TrainingError: No gradient has reached a head, so this would be no training.
         """
         norms = {head: self._norm(head, parameters) for head, parameters in self.parameters.items()}
-        admit(list(norms.values()))
         for head, optim in self.optims.items():
             clip(self.parameters[head], optim, norms[head])
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
+        return [*norms.values()]
 
     def _norm(self, head: str, parameters: list[nn.Parameter]) -> Tensor:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -82,11 +79,11 @@ class Fsdp2Engine:
         return _whole(torch.nn.utils.get_total_norm(gradients))
 
     def may_overflow(self) -> bool:
-        """See ``Engine``: there is no fp16."""
+        """See ``Parallelism``: there is no fp16."""
         return False
 
     def tensors(self) -> RunTensors:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         return RunTensors(
             weights=self._gathered(self.trained.trainable_state()),
             moments=self._gathered(moments(self.trained, self.optimizer)),
@@ -104,7 +101,7 @@ class Fsdp2Engine:
         return gathered
 
     def load(self, tensors: RunTensors) -> None:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         live = self.trained.trainable_state()
         self.trained.load_trainable_state(_pieces(tensors.weights, live))
         parameters = trainable(self.trained)
@@ -115,7 +112,7 @@ class Fsdp2Engine:
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         averaged = {} if self.average is None else self.average.state
         whole = {
             name: _whole(averaged.get(name, parameter.detach())) for name, parameter in self.trained.named_parameters()
@@ -125,24 +122,23 @@ class Fsdp2Engine:
             yield
 
 
-def shard(accelerator: Accelerator, model: nn.Module, dtype: torch.dtype) -> None:
+def shard(model: nn.Module, dtype: torch.dtype) -> None:
     """Cuts a model's parameters into one piece per process, in place.
 
-    Units that are gathered together: every layer of a language model, its embeddings, its end; every copied block of a
-    task head; and all the rest.
+    Units that are gathered together: every layer of a language model, its embeddings, its last layer, and the rest of
+    it; every copied block of a task head; and all that is left.
     """
     computed_in = None if dtype == torch.float32 else dtype
+    policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
     for language_model in language_models(model):
-        names = {type(module).__name__ for module in language_model.modules()}
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            reshard_after_forward=True,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=sorted(names.intersection(language_model._no_split_modules or ())),
-            mixed_precision_policy=MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32),
-            cpu_ram_efficient_loading=False,
-        )
-        fsdp2_prepare_model(accelerator, language_model)
+        layers = set(language_model._no_split_modules or ())
+        # Decoders call embeddings, layers and the last layer by themselves, and not the model around them.
+        ends = [language_model.get_input_embeddings(), language_model.get_output_embeddings()]
+        tied = ends[1] is not None and ends[0].weight is ends[1].weight
+        units = [module for module in language_model.modules() if type(module).__name__ in layers]
+        units += [ends] if tied else [end for end in ends if end is not None]
+        for unit in [*units, language_model.base_model]:
+            fully_shard(unit, mp_policy=policy)
     heads: list[Any] = [module for module in model.modules() if hasattr(module, "copied_blocks")]
     for head in heads:
         for block in head.copied_blocks():

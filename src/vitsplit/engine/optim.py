@@ -1,18 +1,25 @@
-"""AdamW over what trains, in as few groups as possible."""
+"""AdamW over the trainable parameters, its learning rates, and a moving average of what it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vitsplit.engine.config import OptimConfig
 from vitsplit.errors import ConfigError
-from vitsplit.model import Head
+from vitsplit.model import Head, Model
 
 _LANGUAGE_MODEL = "decoder.language_model."
+
+# torch.optim.lr_scheduler.OneCycleLR's defaults, so that the name means what everybody means by it.
+ONE_CYCLE_RISE = 0.3
+ONE_CYCLE_START = 1 / 25
 
 
 def build_optimizer(heads: Mapping[str, Head], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
@@ -122,3 +129,116 @@ def current_lr(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], float]
         for role in names
         if (head, role) in by_role
     }
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The multiple of the peak learning rate that an optimizer step uses: a pure function of the step.
+
+    ``poly``, ``cosine``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in mmcv and so in the
+    release: ``warmup_start`` at step 0, one from ``warmup_steps`` on. ``warmup-cosine`` is the same warm-up and after
+    it a whole half cosine, as transformers' ``get_cosine_schedule_with_warmup`` and so in LLaVA-1.5. ``one-cycle``
+    brings its own warm-up and ends at ``1 / (25 final_div_factor)``, as PyTorch's.
+
+    Args:
+        step: Optimiser steps that are done, 0 .. ``steps - 1``.
+        steps: Length of the run.
+        config: Shape of the schedule.
+
+    Returns:
+        The factor, 0 .. 1.
+    """
+    if config.schedule == "one-cycle":
+        return _one_cycle(step, steps, config.final_div_factor)
+    return _decay(step, steps, config) * _warmup(step, steps, config)
+
+
+def _decay(step: int, steps: int, config: OptimConfig) -> float:
+    match config.schedule:
+        case "poly":
+            return (1 - step / steps) ** config.poly_power
+        case "step":
+            # Rounded, so that a share such as 8/12 is the step that is meant, whichever way it is rounded as a float.
+            passed = sum(step >= round(share * steps) for share in config.step_milestones)
+            return config.step_gamma**passed
+        case "cosine":
+            return _cosine(1.0, 0.0, step / steps)
+        case "warmup-cosine":
+            length = _warmup_length(steps, config)
+            return _cosine(1.0, 0.0, max(0, step - length) / (steps - length))
+        case _:
+            return 1.0
+
+
+def _warmup(step: int, steps: int, config: OptimConfig) -> float:
+    length = _warmup_length(steps, config)
+    if step >= length:
+        return 1.0
+    return config.warmup_start + (1 - config.warmup_start) * step / length
+
+
+def _warmup_length(steps: int, config: OptimConfig) -> int:
+    return min(config.warmup_steps, steps // 10)
+
+
+def _one_cycle(step: int, steps: int, final_div_factor: float) -> float:
+    peak = ONE_CYCLE_RISE * steps - 1
+    if step <= peak:
+        return _cosine(ONE_CYCLE_START, 1.0, step / peak)
+    return _cosine(1.0, ONE_CYCLE_START / final_div_factor, (step - peak) / (steps - 1 - peak))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+class WeightAverage:
+    """The average of a model's trainable state; integer buffers are copied.
+
+    Running statistics are averaged like weights, so that they belong to the averaged weights.
+
+    Args:
+        model: The model, whose present state the average starts from.
+        decay: Share of the old average that a step keeps, between 0 and 1.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = model
+        self.state: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in _live(model).items()}
+        self._average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the model's present state."""
+        live = _live(self.model)
+        floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
+        self._average([_local(self.state[name]) for name in floats], [_local(live[name]) for name in floats], 0)
+        for name in live.keys() - set(floats):
+            self.state[name].copy_(live[name])
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Puts back a saved average."""
+        for name, tensor in self.state.items():
+            tensor.copy_(state[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the average; afterwards its own weights again."""
+        own = {name: tensor.detach().clone() for name, tensor in _live(self.model).items()}
+        self.model.load_trainable_state(self.state)
+        try:
+            yield
+        finally:
+            self.model.load_trainable_state(own)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's piece of a sharded tensor, and any other tensor itself: averaging goes number by number."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _live(model: Model) -> dict[str, Tensor]:
+    return model.trainable_state()

@@ -1,9 +1,10 @@
-"""Which precision a run computes in. Weights, gradients and optimiser state are float32 in all of them."""
+"""Which precision a run computes in (weights, gradients and optimizer state are float32 in all), and compiling it."""
 
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -77,3 +78,29 @@ def _speedup(size: int, repeats: int) -> float:
             if repeat > 0:  # the first product sets kernels up
                 fastest[index] = min(fastest[index], seconds)
     return fastest[0] / fastest[1]
+
+
+@contextmanager
+def compiler_errors(compiled: bool) -> Iterator[None]:
+    """Within the block a compiler that fails is a wrong setting; it is asked for when compiled code is first called.
+
+    Args:
+        compiled: Whether anything in the block is compiled; otherwise the block is as if bare.
+
+    Raises:
+        ConfigError: Compiling failed, such as for lack of a C++ compiler.
+    """
+    if not compiled:
+        yield
+        return
+    from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException  # slow to import
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise ConfigError(
+            f"--compile failed: {reason}. Leave --compile away, or give torch.compile what it needs (a C++ compiler; "
+            "on a GPU also Triton)."
+        ) from error

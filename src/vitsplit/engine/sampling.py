@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from vitsplit.data.read_ahead import read_ahead
+from vitsplit.data.read_ahead import read_ahead, resolve_workers
+from vitsplit.engine.config import LoopConfig
 from vitsplit.engine.feature_store import Kept
 from vitsplit.engine.run_data import Batch, RunData
+from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError, DataError
 
 LENGTH_POOL = 50
@@ -177,6 +180,31 @@ def read_batches(
 ) -> Iterator[ReadBatch]:
     """One process's micro-batches, in order; see ``read_ahead``. ``look_up`` finds what is kept of a batch's images."""
     return read_ahead(_BatchReader(collate, data, look_up), batches, workers=workers, pin=pin)
+
+
+def open_batches(
+    loop: LoopConfig,
+    tasks: RunTasks,
+    data: RunData,
+    accelerator: Accelerator,
+    *,
+    start: int,
+    look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
+) -> Iterator[ReadBatch]:
+    """This process's micro-batches from a step to the end of the run, with what is kept of their images."""
+    lengths = data.lengths()
+    keys = MicroBatches(
+        SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size, views=loop.cache_features),
+        start=start,
+        stop=loop.steps,
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    workers = resolve_workers(loop.workers)
+    pin = accelerator.device.type == "cuda"
+    return read_batches(tasks.collate, data, keys, workers=workers, pin=pin, look_up=look_up)
 
 
 @dataclass(frozen=True)

@@ -1,111 +1,63 @@
-"""Where the numbers of a run go: ``metrics.jsonl``, TensorBoard, Weights & Biases. Written by the main process only."""
+"""TensorBoard and Weights & Biases, and where messages of a run go. Used by the main process only."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import logging
+import os
+import socket
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import WandBTracker
 from rich.console import Console
 
-from vitsplit.engine.config import Tracker
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import ConfigError, RunError
 
 
-class Metrics:
-    """Takes each row to ``metrics.jsonl`` and to the trackers; on other processes than the main one it does nothing.
+class Tracker(Protocol):
+    """Follows a run beside ``metrics.jsonl``."""
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Takes the numbers of a step."""
+        ...
+
+    def finish(self) -> None:
+        """Writes what is left to be written."""
+        ...
+
+
+def open_trackers(
+    names: Sequence[str], run: RunFolder, run_id: str, config: dict[str, Any], *, step: int
+) -> list[Tracker]:
+    """The trackers of a run; ``check_trackers`` comes first.
 
     Args:
+        names: See ``LoopConfig.track``.
         run: The run's folder.
-        trackers: Which trackers follow; ``check_trackers`` comes first.
-        config: The resolved configuration, as the trackers' hyperparameters.
         run_id: The run's id, so that a resumed run goes on in the same W&B run.
-        step: The step that the run starts from; later rows of an earlier start are forgotten.
-        main: Whether this is the main process.
+        config: The resolved configuration, as hyperparameters.
+        step: The step that the run starts from.
     """
-
-    def __init__(
-        self,
-        run: RunFolder,
-        trackers: tuple[Tracker, ...],
-        *,
-        config: dict[str, Any],
-        run_id: str,
-        step: int,
-        main: bool,
-    ) -> None:
-        self.run = run
-        self.main = main
-        self.trackers: list[GeneralTracker] = []
-        if not main:
-            return
-        run.cut_metrics(step)
-        with self._told():
-            for name in trackers:
-                tracker = _tracker(name, run, run_id, step)
-                tracker.start()
-                self.trackers.append(tracker)
-                if name == "wandb":
-                    tracker.store_init_configuration(config)
-        self._previous_hook = threading.excepthook
-        threading.excepthook = self._thread_failed
-
-    def row(self, step: int, values: dict[str, Any]) -> None:
-        """One row of training."""
-        self._write({"step": step, **values}, {f"train/{name}": value for name, value in values.items()}, step)
-
-    def evaluation(self, step: int, metrics: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
-        """One row of evaluation: ``metrics`` in the file, and for trackers ``numbers``, without those per class."""
-        self._write({"step": step, "eval": metrics}, {f"eval/{name}": value for name, value in numbers.items()}, step)
-
-    def _write(self, row: dict[str, Any], numbers: dict[str, Any], step: int) -> None:
-        if not self.main:
-            return
-        self.run.append_metrics(row)
-        with self._told():
-            for tracker in self.trackers:
-                tracker.log(numbers, step=step)
-
-    def close(self) -> None:
-        """Ends the trackers.
-
-        Raises:
-            RunError: What they have could not be written.
-        """
-        if not self.main:
-            return
-        try:
-            with self._told():
-                for tracker in self.trackers:
-                    tracker.finish()
-        finally:
-            threading.excepthook = self._previous_hook
-
-    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        # What TensorBoard's thread cannot write, the next row or the end raises; a traceback beforehand says no more.
-        by_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
-        if not (by_tensorboard and issubclass(failure.exc_type, OSError)):
-            self._previous_hook(failure)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"{self.run.path}: what --track asks for could not be written: {error}. Make room on that disk, then "
-                "go on with --resume."
-            ) from error
+    trackers: list[Tracker] = []
+    for name in names:
+        if name == "tensorboard":
+            trackers.append(_TensorBoard(run.tensorboard, step))
+        else:
+            wandb = WandBTracker("vitsplit", id=run_id, name=run.path.name, dir=str(run.path), resume="allow")
+            wandb.start()
+            wandb.store_init_configuration(config)
+            trackers.append(wandb)
+    return trackers
 
 
-def check_trackers(trackers: tuple[Tracker, ...]) -> None:
+def check_trackers(trackers: Sequence[str]) -> None:
     """Refuses a tracker that is not installed, before anything is written for it.
 
     Raises:
@@ -115,10 +67,37 @@ def check_trackers(trackers: tuple[Tracker, ...]) -> None:
         raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or leave it away.")
 
 
-def _tracker(name: Tracker, run: RunFolder, run_id: str, step: int) -> GeneralTracker:
-    if name == "tensorboard":
-        return TensorBoardTracker(run.tensorboard.name, run.path, purge_step=step + 1)
-    return WandBTracker("vitsplit", id=run_id, name=run.path.name, dir=str(run.path), resume="allow")
+class _TensorBoard:
+    """Scalars in TensorBoard's own format, written at once and in this thread: a full disk is an error where it occurs.
+
+    Args:
+        folder: Where event files lie.
+        step: The step that the run starts from; TensorBoard forgets later ones of earlier files.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter  # slow to import
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+        self._file = RecordWriter((folder / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=step + 1, session_log={"status": "START"})
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Writes the numbers of a step."""
+        values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+        self._write(step=step, summary={"value": values})
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
 @contextmanager

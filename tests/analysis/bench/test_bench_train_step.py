@@ -24,12 +24,9 @@ from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import PeakMemory
 from vitsplit.config import with_value
 from vitsplit.engine.override import override
-from vitsplit.engine.progress import ProgressView
-from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_data import collate
 from vitsplit.engine.sampling import ReadBatch
-from vitsplit.engine.setup import Session, set_up_model
-from vitsplit.engine.signals import StopRequest
-from vitsplit.engine.step import TrainStep
+from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
@@ -166,15 +163,15 @@ def test_the_step_is_that_of_training():
     timed = TimedStep(workload, accelerator, Backbones())
     plain = TimedStep(workload, accelerator, Backbones())  # for its untrained model alone
     config, backbone = workload.config, Backbones().open(workload.config)
-    run_backbone, engine = set_up_model(accelerator, config, backbone, plain.model)
+    (name,) = config.heads
     task = bare_task(config.task, {"classes": ["a", "b", "c"], "colours": [[0, 0, 0]] * 3})
-    view, run = ProgressView(None, steps=1, start=0), RunFolder("nowhere")
-    session = Session(accelerator, config, task, backbone, run_backbone, engine, run, view, StopRequest())
-    batch = ReadBatch(random_batch(dataclasses.replace(workload, batch_size=2)))
+    trainer = Trainer(config, tasks={name: task}, backbone=backbone, model=plain.model)
+    trainer.set_up(accelerator)
+    share = dataclasses.replace(workload, batch_size=2)
+    batch = ReadBatch(collate({name: [None]}, {name: lambda _: random_batch(share)}))
     before = {name: value.clone() for name, value in plain.model.state_dict().items()}
-    step = TrainStep(session)
     for index in range(3):
-        step(index, iter([batch, batch]))
+        trainer.step(index, iter([batch, batch]))
         timed()
     after = plain.model.state_dict()
     assert any(not torch.equal(before[name], value) for name, value in after.items())

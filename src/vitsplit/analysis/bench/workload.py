@@ -8,8 +8,7 @@ Shapes: B batch, H W pixels, K classes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,18 +22,14 @@ from vitsplit.analysis.measure import Stopwatch
 from vitsplit.backbone import Backbone, open_backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.engine import Engine
 from vitsplit.engine.feature_cache import FeatureCache, LookUp
 from vitsplit.engine.feature_store import FeatureStore
 from vitsplit.engine.override import override
-from vitsplit.engine.progress import ProgressView
+from vitsplit.engine.parallelism import Parallelism
+from vitsplit.engine.processes import make_accelerator
 from vitsplit.engine.run_data import collate
-from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import ReadBatch
-from vitsplit.engine.setup import RunBackbone, Session, make_accelerator, set_up_model
-from vitsplit.engine.signals import StopRequest
-from vitsplit.engine.step import TrainStep
+from vitsplit.engine.trainer import RunBackbone, Trainer
 from vitsplit.errors import ConfigError
 from vitsplit.methods import METHODS
 from vitsplit.model import Model, backbone_settings, build_head, check_method, decoder_of
@@ -193,30 +188,21 @@ class TimedStep:
         self.width = backbone.width
         self.trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.watch = Stopwatch(accelerator.device)
-        run_backbone, engine = set_up_model(accelerator, config, backbone, model)
-        timed_backbone = self._timed_backbone(run_backbone)
-        features, look_up = None, None
+        self.trainer = trainer = Trainer(config, tasks={name: task}, backbone=backbone, model=model)
+        trainer.set_up(accelerator)
+        trainer.run_backbone = timed_backbone = self._timed_backbone(trainer.run_backbone)
+        trainer.parallel = _TimedUpdates(trainer.parallel, self.watch)  # type: ignore[assignment]  # all a step calls
+        look_up = None
         if config.loop.cache_features:
             self._kept = tempfile.TemporaryDirectory(prefix="vitsplit-bench-")  # removed with this object
             store = FeatureStore(Path(self._kept.name), backbone.info.weights_hash, "bench")
-            features, look_up = FeatureCache(store, backbone, timed_backbone), LookUp(store, model.request(train=True))
-        session = Session(
-            accelerator=accelerator,
-            config=config,
-            tasks=RunTasks(config, {name: task}),
-            backbone=backbone,
-            run_backbone=timed_backbone,
-            engine=_TimedEngine(engine, self.watch),  # type: ignore[arg-type]  # all of it that a step calls
-            run=RunFolder(Path("bench")),  # nothing is written
-            view=ProgressView(None, steps=config.loop.steps, start=0),
-            stop=StopRequest(),
-            features=features,
-        )
+            trainer.features = FeatureCache(store, backbone, timed_backbone)
+            look_up = LookUp(store, model.request(train=True))
         share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
         self._batches = _read(collate({name: [None]}, {name: lambda _: random_batch(share)}), look_up)
-        if features is not None:  # what is measured are steps that find everything
-            session.taps(next(self._batches).to(accelerator.device), model.request(train=True))
-        self._step, self._taken, self._limit = TrainStep(session), 0, config.loop.steps
+        if look_up is not None:  # what is measured are steps that find everything
+            trainer.taps(next(self._batches).to(accelerator.device))
+        self._taken, self._limit = 0, config.loop.steps
 
     def __call__(self) -> tuple[float, dict[str, float]]:
         """Takes the next step; the seconds that it took, and those of each part.
@@ -225,7 +211,8 @@ class TimedStep:
             NotFiniteError: The loss or the gradient is not finite.
         """
         self.watch.start()
-        self._step(self._taken % self._limit, self._batches)
+        numbers = self.trainer.step(self._taken % self._limit, self._batches)
+        self.trainer.check(numbers, numbers.read())
         seconds, parts = self.watch.stop("other")
         self._taken += 1
         return seconds, {name: parts.get(name, 0.0) for name in PARTS}
@@ -274,30 +261,28 @@ class _TimedModel(nn.Module):
         return output
 
 
-class _TimedEngine:
-    """An engine, as far as a step calls it, that marks what it does. What comes before a backward pass is the loss."""
+class _TimedUpdates:
+    """What it wraps, as far as a step calls it, and marks what that does. Before a backward pass comes the loss."""
 
-    def __init__(self, engine: Engine, watch: Stopwatch) -> None:
-        self.engine = engine
+    def __init__(self, parallel: Parallelism, watch: Stopwatch) -> None:
+        self.parallel = parallel
         self.watch = watch
-        self.trained = engine.trained
-        self.optimizer = engine.optimizer
-        self.wrapped = _TimedModel(engine.wrapped, watch)
-        self.zero_grad = engine.zero_grad
-        self.may_overflow = engine.may_overflow
-
-    def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """As the engine."""
-        return self.engine.micro_batch(last=last)
+        self.trained = parallel.trained
+        self.optimizer = parallel.optimizer
+        self.wrapped = _TimedModel(parallel.wrapped, watch)
+        self.zero_grad = parallel.zero_grad
+        self.micro_batch = parallel.micro_batch
+        self.may_overflow = parallel.may_overflow
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """As the engine."""
+        """See ``Parallelism``."""
         self.watch.mark("loss")
-        self.engine.backward(loss, last=last)
+        self.parallel.backward(loss, last=last)
         self.watch.mark("backward")
 
-    def update(self, admit: Callable[[Sequence[Tensor]], None]) -> None:
-        """As the engine."""
+    def update(self) -> list[Tensor]:
+        """See ``Parallelism``."""
         self.watch.mark("other")
-        self.engine.update(admit)
+        norms = self.parallel.update()
         self.watch.mark("optimiser")
+        return norms

@@ -162,7 +162,7 @@ class DetectionTask:
 
     def normalisers(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Images, for every loss; see ``loss_sums``."""
-        count = torch.tensor(float(len(batch.names)), dtype=torch.float64, device=batch.image_BCHW.device)
+        count = torch.full((), len(batch.names), dtype=torch.float64, device=batch.image_BCHW.device)
         return dict.fromkeys(self._losses(), count)
 
     def targets(self, batch: DetectionBatch, taps: LayerTaps) -> DetectionTargets:

@@ -135,7 +135,7 @@ class SegmentationTask:
         """Cross-entropy: (weighted) count of valid pixels, or count of all (``loss_average``); Dice: images."""
         valid = batch.mask_BHW != IGNORE
         if self.config.loss_average == "all":
-            count = torch.tensor(float(valid.numel()), dtype=torch.float64, device=valid.device)
+            count = torch.full((), valid.numel(), dtype=torch.float64, device=valid.device)
         elif self.class_weights_K is None:
             count = valid.sum().double()
         else:
@@ -143,7 +143,7 @@ class SegmentationTask:
             count = weights_K[batch.mask_BHW[valid].long()].sum()
         terms = {"cross_entropy": count}
         if self.config.dice_weight:
-            terms["dice"] = torch.tensor(float(len(batch.names)), dtype=torch.float64, device=count.device)
+            terms["dice"] = torch.full((), len(batch.names), dtype=torch.float64, device=count.device)
         return terms
 
     def targets(self, batch: SegmentationBatch, taps: LayerTaps) -> None:

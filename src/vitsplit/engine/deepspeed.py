@@ -16,20 +16,44 @@ from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
 from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.deepspeed.settings import deepspeed_settings
-from vitsplit.engine.ema import WeightAverage
-from vitsplit.engine.engine import Admit
-from vitsplit.engine.optim import build_optimizer, trainable
+from vitsplit.engine.optim import WeightAverage, build_optimizer, trainable
 from vitsplit.engine.precision import autocast
 from vitsplit.engine.sharding import empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
 from vitsplit.model import Model
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SETTINGS: dict[str, Any] = {
+    "communication_data_type": "fp32",
+    "zero_allow_untested_optimizer": True,
+    "wall_clock_breakdown": False,
+}
+"""DeepSpeed's settings of both stages."""
+STAGES: dict[int, dict[str, Any]] = {
+    2: {
+        "stage": 2,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+    },
+    3: {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 50_000_000,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+    },
+}
+"""Its settings of each stage."""
 
 
-class ZeroEngine:
-    """See ``Engine``."""
+class Zero:
+    """See ``Parallelism``."""
 
     average: WeightAverage | None = None
     wrapped: nn.Module
@@ -53,38 +77,38 @@ class ZeroEngine:
         self.wrapped, self.zero, _, _ = deepspeed.initialize(
             model=_UnderAutocast(self.trained, accelerator.device.type, dtype),
             optimizer=self.optimizer,
-            config=deepspeed_settings(config, accelerator.num_processes, dtype),
+            config=_settings(config, self.stage, accelerator.num_processes, dtype),
         )
         self.flat: list[Tensor] = self._flat_masters()
         self._begin_moments()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """See ``Engine``: DeepSpeed counts by itself."""
+        """See ``Parallelism``: DeepSpeed counts by itself."""
         return nullcontext()
 
     def zero_grad(self) -> None:
-        """See ``Engine``: a step of DeepSpeed ends so."""
+        """See ``Parallelism``: a step of DeepSpeed ends so."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """See ``Engine``. Gradients are averaged over processes, and the loss is a sum over them."""
+        """See ``Parallelism``. Gradients are averaged over processes, and the loss is a sum over them."""
         engine: Any = self.wrapped
         engine.backward(loss * self.accelerator.num_processes, scale_wrt_gas=False)
         if not last:
             engine.step()  # only counts the micro-batch
 
-    def update(self, admit: Admit) -> None:
-        """See ``Engine``. The norm is known after the step, which is not taken where the gradient is not finite."""
+    def update(self) -> list[Tensor]:
+        """See ``Parallelism``. The norm is known after the step, which is not taken where it is not finite."""
         engine: Any = self.wrapped
         engine.step()
         norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float64)
-        admit([norm.to(self.accelerator.device)])
+        return [norm.to(self.accelerator.device)]
 
     def may_overflow(self) -> bool:
-        """See ``Engine``: there is no fp16."""
+        """See ``Parallelism``: there is no fp16."""
         return False
 
     def tensors(self) -> RunTensors:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         main = self.accelerator.is_main_process
@@ -106,7 +130,7 @@ class ZeroEngine:
         return RunTensors(weights=weights, moments=moments, average=None, loss_scale={})
 
     def load(self, tensors: RunTensors) -> None:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         parameters = trainable(self.trained)
         self._load_weights(tensors.weights, parameters)
         for key, value in tensors.moments.items():
@@ -157,7 +181,7 @@ class ZeroEngine:
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         whole = {}
         for name, parameter in self.trained.named_parameters():
             if parameter.requires_grad:
@@ -203,6 +227,18 @@ class ZeroEngine:
 
             for group, flat in zip(self.zero.bit16_groups, self.flat, strict=True):
                 lazy_init_hp_params_optimizer_state(group, flat, self.zero.optimizer.state)
+
+
+def _settings(config: TrainConfig, stage: int, processes: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What DeepSpeed is given; it keeps float32 masters of what trains if ``dtype`` is another."""
+    clip_norms = [optim.clip_norm for optim in config.optims().values() if optim.clip_norm is not None]
+    return SETTINGS | {
+        "zero_optimization": STAGES[stage],
+        "train_micro_batch_size_per_gpu": config.loop.batch_size // (processes * config.loop.accumulate),
+        "gradient_accumulation_steps": config.loop.accumulate,
+        "gradient_clipping": max(clip_norms, default=0.0),
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }
 
 
 class _UnderAutocast(nn.Module):

@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from tiny import IGNORE, TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_run
 
-from vitsplit.engine.optim import set_lr
+from vitsplit.engine.optim import lr_factor, set_lr
 from vitsplit.engine.sampling import SampleStream
-from vitsplit.engine.schedule import lr_factor
 from vitsplit.errors import TrainingError
 
 

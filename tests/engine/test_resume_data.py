@@ -13,7 +13,7 @@ from tiny import TinyTask, tiny_run
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.cli.main import main
-from vitsplit.engine.data_files import changes, fingerprint, read_fingerprint, write_fingerprint
+from vitsplit.engine.resume import changes, fingerprint, read_fingerprint, write_fingerprint
 from vitsplit.errors import DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set

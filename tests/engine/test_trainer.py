@@ -21,10 +21,10 @@ from tiny import (
 )
 
 from vitsplit.engine import precision
-from vitsplit.engine.loop import fit
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.setup import Cadence
-from vitsplit.errors import ConfigError
+from vitsplit.engine.sampling import SampleStream
+from vitsplit.engine.trainer import LAG, Trainer, checkpoint_every, evaluate_every
+from vitsplit.errors import ConfigError, TrainingError
 from vitsplit.tasks.base import Evaluation
 
 
@@ -68,15 +68,8 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
     model = tiny_model(task)
     task.head = model.heads["tiny"]
     with RunFolder.open(tmp_path / "run") as run:
-        result = fit(
-            tiny_config(eval_every=4),
-            tasks={"tiny": task},
-            backbone=tiny_backbone(),
-            model=model,
-            run=run,
-            save_bundle=save_tiny_bundle(model),
-            console=Console(file=io.StringIO()),
-        )
+        trainer = Trainer(tiny_config(eval_every=4), tasks={"tiny": task}, backbone=tiny_backbone(), model=model)
+        result = trainer.fit(run, save_tiny_bundle(model), console=Console(file=io.StringIO()))
     assert equal(load_file(run.best / "head.safetensors"), kept[1])
     assert equal(load_file(run.last / "head.safetensors"), kept[2])
     assert (result.state.standings["tiny"].best_score, result.state.standings["tiny"].best_step) == (0.7, 8)
@@ -133,10 +126,10 @@ def test_workers_change_no_weight(tmp_path):
     ("steps", "evaluate", "checkpoint"), [(40_000, 4000, 1000), (300, 200, 30), (3000, 300, 300), (5, 200, 1)]
 )
 def test_evaluations_and_checkpoints_are_ten_in_a_run_by_default(steps, evaluate, checkpoint):
-    cadence = Cadence.of(tiny_config(steps=steps).loop)
-    assert (cadence.evaluate, cadence.checkpoint) == (evaluate, checkpoint)
-    given = Cadence.of(tiny_config(steps=steps, eval_every=7, checkpoint_every=9).loop)
-    assert (given.evaluate, given.checkpoint) == (7, 9)
+    loop = tiny_config(steps=steps).loop
+    assert (evaluate_every(loop), checkpoint_every(loop)) == (evaluate, checkpoint)
+    given = tiny_config(steps=steps, eval_every=7, checkpoint_every=9).loop
+    assert (evaluate_every(given), checkpoint_every(given)) == (7, 9)
 
 
 class Signalling(TinyTask):
@@ -174,6 +167,38 @@ def test_workers_leave_signals_to_the_parent(tmp_path, number, times):
     """Ctrl-C reaches the workers too; here it reaches them alone, in the middle of reading, and they read on."""
     run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=times))
     assert run.result.state.finished and run.result.exit_status == 0
+
+
+CLOCKS = {"seconds", "images_per_second", "peak_memory_gb"}
+
+
+def test_steps_that_are_looked_at_one_step_later_end_with_the_same_run(tmp_path, monkeypatch):
+    """As on a GPU, where the host does not wait for them."""
+    settings = {"eval_every": 4, "checkpoint_every": 2, "log_every": 1, "head": {"dropout": 0.3}}
+    plain = tiny_run(tmp_path / "plain", **settings)
+    monkeypatch.setitem(LAG, "cpu", 1)
+    late = tiny_run(tmp_path / "late", **settings)
+    assert equal(late.weights, plain.weights) and late.rows("eval") == plain.rows("eval")
+    rows = [[{key: row[key] for key in row.keys() - CLOCKS} for row in run.rows("loss")] for run in (late, plain)]
+    assert rows[0] == rows[1] and len(rows[0]) == 12
+    stopped = tiny_run(tmp_path / "stopped", task=Signalling(signal.SIGTERM, after=5), **settings)
+    assert (stopped.result.stopped_by, stopped.result.state.step) == ("SIGTERM", 6), "a step after the signal's"
+    assert [row["step"] for row in stopped.rows("loss")] == [1, 2, 3, 4, 5, 6], "all steps were looked at"
+    assert equal(tiny_run(tmp_path / "stopped", resume=True, **settings).weights, plain.weights)
+
+
+def test_a_bad_step_that_is_looked_at_one_step_later_reaches_no_file_and_no_weight(tmp_path, monkeypatch):
+    monkeypatch.setitem(LAG, "cpu", 1)
+    culprit = f"image-{SampleStream(23, 0)[4 * 4 + 1][0]:02d}.png"  # in the fifth step's batch
+    task = TinyTask(nan_for=culprit)
+    model = tiny_model(task)
+    config = tiny_config(checkpoint_every=2, log_every=1)
+    with RunFolder.open(tmp_path / "run") as run, pytest.raises(TrainingError, match="Step 5: the loss is nan"):
+        trainer = Trainer(config, tasks={"tiny": task}, backbone=tiny_backbone(), model=model)
+        trainer.fit(run, save_tiny_bundle(model), console=Console(file=io.StringIO()))
+    assert all(bool(tensor.isfinite().all()) for tensor in model.trainable_state().values())
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+    assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2, 3, 4]
 
 
 def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(tmp_path):
@@ -319,7 +344,7 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
 
 def test_the_time_for_the_steps_ends_a_run_with_an_evaluation(tmp_path, monkeypatch):
     seconds = iter(range(1000))
-    monkeypatch.setattr("vitsplit.engine.loop.time.perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr("vitsplit.engine.trainer.time.perf_counter", lambda: float(next(seconds)))
     run = tiny_run(tmp_path / "run", max_seconds=4.5)  # every step takes one second of this clock
     assert run.result.state.step == 5 and run.result.state.finished
     assert [row["step"] for row in run.rows("eval")] == [5]

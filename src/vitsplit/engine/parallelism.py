@@ -1,8 +1,8 @@
-"""How gradients are made, joined over processes and used: plainly, or with the model in pieces (``sharding``)."""
+"""How a model is spread over processes and updated: whole on each of them, or sharded (``fsdp2``, ``deepspeed``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -12,16 +12,12 @@ from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
 from vitsplit.engine.config import OptimConfig, TrainConfig
-from vitsplit.engine.ema import WeightAverage
-from vitsplit.engine.optim import build_optimizer, load_moments, moments, trainable
+from vitsplit.engine.optim import WeightAverage, build_optimizer, load_moments, moments, trainable
 from vitsplit.engine.precision import train_in_float32
 from vitsplit.model import Model
 
-Admit = Callable[[Sequence[Tensor]], None]
-"""Looks at the norms of the gradient, one or more that add up in squares, and raises if the step must not stand."""
 
-
-class Engine(Protocol):
+class Parallelism(Protocol):
     """Trains a model. Where a method says so, all processes must call it together."""
 
     model: Model
@@ -47,12 +43,17 @@ class Engine(Protocol):
         """Adds the gradient of a loss that is this process's share of a sum over processes and micro-batches."""
         ...
 
-    def update(self, admit: Admit) -> None:
-        """Clips and takes the step, on all processes. If ``admit`` raises, this model is not to be used any more."""
+    def update(self) -> list[Tensor]:
+        """Clips and takes the step, on all processes.
+
+        Returns:
+            Norms of the gradient before clipping, on the device: one or more that add up in squares. If one is not
+            finite, and ``may_overflow`` does not say that this is no error, the model is not to be used any more.
+        """
         ...
 
     def may_overflow(self) -> bool:
-        """Whether a gradient that is not finite is no error: the step is skipped by itself."""
+        """Whether the gradient of the last update may be not finite without an error: that step was skipped."""
         ...
 
     def tensors(self) -> RunTensors:
@@ -73,23 +74,23 @@ class Engine(Protocol):
         ...
 
 
-def build_engine(accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> Engine:
-    """The engine that ``config.loop.sharding`` asks for.
+def spread_model(accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> Parallelism:
+    """What ``config.loop.sharding`` asks for.
 
     Raises:
         ConfigError: The model cannot be trained so.
     """
     match config.loop.sharding:
         case "none":
-            return PlainEngine(accelerator, config, model, dtype)
+            return DataParallel(accelerator, config, model, dtype)
         case "fsdp2":
-            from vitsplit.engine.fsdp2 import Fsdp2Engine  # slow to import
+            from vitsplit.engine.fsdp2 import Fsdp2  # slow to import
 
-            return Fsdp2Engine(accelerator, config, model, dtype)
+            return Fsdp2(accelerator, config, model, dtype)
         case "zero2" | "zero3":
-            from vitsplit.engine.deepspeed.engine import ZeroEngine  # an optional extra
+            from vitsplit.engine.deepspeed import Zero  # an optional extra
 
-            return ZeroEngine(accelerator, config, model, dtype)
+            return Zero(accelerator, config, model, dtype)
 
 
 def head_parameters(model: Model) -> dict[str, list[nn.Parameter]]:
@@ -103,7 +104,7 @@ def clip(parameters: Sequence[nn.Parameter], optim: OptimConfig, norm: Tensor) -
         torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
 
 
-class PlainEngine:
+class DataParallel:
     """The whole model on every process; with several, data-parallel training averages their gradients."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
@@ -118,42 +119,45 @@ class PlainEngine:
         self.parameters = head_parameters(model)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def zero_grad(self) -> None:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """See ``Engine``. Gradients are averaged over processes, and the loss is a sum over them."""
+        """See ``Parallelism``. Gradients are averaged over processes, and the loss is a sum over them."""
         self.scaler.scale(loss * self.accelerator.num_processes).backward()
 
-    def update(self, admit: Admit) -> None:
-        """See ``Engine``."""
+    def update(self) -> list[Tensor]:
+        """See ``Parallelism``. A gradient that is not finite reaches no weight: the fused kernel skips the step."""
         self.scaler.unscale_(self.optimizer)
         # Each head's by itself: what clips one must not depend on which others are trained beside it.
         norms = {
             head: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             for head, parameters in self.parameters.items()
         }
-        admit(list(norms.values()))
         for head, optim in self.optims.items():
             clip(self.parameters[head], optim, norms[head])
+        if not self.scaler.is_enabled():  # else it does this
+            finite = torch.stack([*norms.values()]).isfinite().all()
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by fused optimizers
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update()
+        return [*norms.values()]
 
     def may_overflow(self) -> bool:
-        """See ``Engine``: an overflow in fp16 is the scaler's business, which halves its scale.
+        """See ``Parallelism``: an overflow in fp16 is the scaler's business, which has halved its scale.
 
-        Below 1, which is 17 skipped steps in a row from the start, the loss's scale is not what makes it overflow.
+        Where that was below 1, after 17 skipped steps in a row from the start, the scale is not what makes it overflow.
         """
-        return self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        return self.scaler.is_enabled() and self.scaler.get_scale() >= 0.5
 
     def tensors(self) -> RunTensors:
-        """See ``Engine``. These are the live tensors, not copies."""
+        """See ``Parallelism``. These are the live tensors, not copies."""
         return RunTensors(
             weights=self.model.trainable_state(),
             moments=moments(self.model, self.optimizer),
@@ -162,7 +166,7 @@ class PlainEngine:
         )
 
     def load(self, tensors: RunTensors) -> None:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         self.model.load_trainable_state(tensors.weights)
         load_moments(self.model, self.optimizer, tensors.moments)
         if self.average is not None and tensors.average is not None:
@@ -172,7 +176,7 @@ class PlainEngine:
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """See ``Engine``."""
+        """See ``Parallelism``."""
         with self.average.applied() if self.average else nullcontext():
             self.model.eval()
             try:

@@ -9,7 +9,8 @@ from accelerate.utils import DistributedType
 from tiny import TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
 from torch import nn
 
-from vitsplit.engine import setup
+from vitsplit.engine import trainer as trainer_module
+from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import ConfigError, TrainingError
 
 
@@ -28,18 +29,21 @@ def stub_accelerator(kind):
 def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
     model = tiny_model(TinyTask(), batch_norm=True)
     names = list(model.trainable_state())
-    _, engine = setup.set_up_model(stub_accelerator(kind), tiny_config(), tiny_backbone(), model)
+    trainer = Trainer(tiny_config(), tasks={"tiny": TinyTask()}, backbone=tiny_backbone(), model=model)
+    trainer.set_up(stub_accelerator(kind))
     assert type(model.heads["tiny"].head.norm) is expected
     assert list(model.trainable_state()) == names
     assert any(
-        p is model.heads["tiny"].head.norm.weight for group in engine.optimizer.param_groups for p in group["params"]
+        p is model.heads["tiny"].head.norm.weight
+        for group in trainer.parallel.optimizer.param_groups
+        for p in group["params"]
     )
 
 
 @pytest.fixture
 def fp16(monkeypatch):
     """fp16 with a gradient scaler, on a processor: slow, but the same arithmetic as on an old GPU."""
-    monkeypatch.setattr(setup, "resolve_precision", lambda precision, device: "fp16")
+    monkeypatch.setattr(trainer_module, "resolve_precision", lambda precision, device: "fp16")
 
 
 def test_fp16_scales_its_loss_and_learns(tmp_path, fp16):
@@ -52,7 +56,7 @@ def test_fp16_scales_its_loss_and_learns(tmp_path, fp16):
 
 def tiny_like_fp32(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "resolve_precision", lambda precision, device: "fp32")
+        patch.setattr(trainer_module, "resolve_precision", lambda precision, device: "fp32")
         return tiny_run(tmp_path / "plain", clip_norm=1.0).rows("loss")[0]["grad_norm"]
 
 

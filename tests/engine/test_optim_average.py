@@ -1,7 +1,7 @@
 import torch
 from tiny import TinyTask, tiny_model
 
-from vitsplit.engine.ema import WeightAverage
+from vitsplit.engine.optim import WeightAverage
 
 
 def test_the_average_follows_its_recurrence_and_the_model_gets_its_own_weights_back():
