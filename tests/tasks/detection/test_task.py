@@ -199,7 +199,7 @@ def test_a_run_from_training_to_prediction(objects, tmp_path, method):
     assert evaluation.metrics == result.metrics
     predictor = vitsplit.load(result.run)
     image = next((objects / "images" / "val").iterdir())
-    prediction = predictor.predict(image)
+    prediction = predictor.predict(image)["detection"]
     assert isinstance(prediction, DetectionPrediction)
     assert prediction.masks.shape == (len(prediction.boxes), 48, 64)
     assert (prediction.boxes[:, 2] <= 64).all() and (prediction.scores > 0.1).all()
