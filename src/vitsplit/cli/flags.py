@@ -253,7 +253,7 @@ def _form(base: Any, without: Container[str] = (), *, with_help: bool) -> Any:
     if hasattr(cls, "by_name"):
         names = METHODS.names()
         help_text = "The paper's method, or one that it is compared with; each has settings of its own."
-        choice: Any = Annotated[Literal[names], tyro.conf.arg(help=help_text)]  # type: ignore[valid-type]
+        choice: Any = Annotated[Literal[names], tyro.conf.arg(help=help_text)]
         fields.append(("method", choice, dataclasses.field(default=base.name)))
     for name, kind in field_kinds(cls).items():
         value = getattr(base, name)
