@@ -11,7 +11,7 @@ help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
 	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
-	@echo "make check   formatting, lint and types"
+	@echo "make check   formatting, lint, types and the order of imports"
 	@echo "make format  put the formatting right"
 	@echo "make setup   only set up $(VENV)"
 
@@ -47,6 +47,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: setup
 	$(BIN)/ruff format .

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, in_turns, paired_ratio
-from vitsplit.engine.precision import DTYPES, autocast
 from vitsplit.nn.deformable_convolution import deform_conv3x3
+from vitsplit.precision import DTYPES, autocast
 
 
 def main() -> None:

@@ -25,8 +25,7 @@ from accelerate import Accelerator
 
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
-from vitsplit.assemble import assemble
-from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.assemble import assemble
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import make_accelerator
 from vitsplit.engine.sampling import open_batches
@@ -34,6 +33,7 @@ from vitsplit.engine.trainer import Trainer
 from vitsplit.recipes.starting_point import starting_heads
 from vitsplit.sample import write_segmentation_set
 from vitsplit.tasks import TASKS
+from vitsplit.train_config import TrainConfig
 
 WARM_UP = 2
 

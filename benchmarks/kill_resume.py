@@ -38,9 +38,9 @@ from safetensors.torch import load_file
 from vitsplit.atomic_files import write_json
 from vitsplit.cli.main import main as run_vitsplit
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
+from vitsplit.saved_config import config_to_dict
 
 STEPS = 8
 SETTINGS: dict[str, Any] = {

@@ -26,9 +26,9 @@ from vitsplit.backbone import load_backbone
 from vitsplit.data.classes import IGNORE, ClassList
 from vitsplit.engine.optim import build_optimizer
 from vitsplit.engine.override import override
-from vitsplit.engine.precision import bf16_speedup
 from vitsplit.model import build_head
 from vitsplit.nn.deformable_convolution import DeformConv3x3
+from vitsplit.precision import bf16_speedup
 from vitsplit.recipes import recipe
 from vitsplit.tasks.segmentation.data import SegmentationBatch
 from vitsplit.tasks.segmentation.loss import resize_logits

@@ -17,7 +17,7 @@ from typing import Any
 
 from results_claims import BEYOND, COUNTS, MEASURED, NOT_COVERED, Count, Measured
 from vitsplit.cli.flags import from_flags
-from vitsplit.cli.info import describe, find_subject, with_classes
+from vitsplit.cli.info_subject import describe, find_subject, with_classes
 from vitsplit.recipes import recipe
 
 ROOT = Path(__file__).parents[1]

@@ -19,6 +19,7 @@ import pytest
 from pydantic import Field
 
 import vitsplit
+from vitsplit import train_config
 from vitsplit.atomic_files import json_text
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.config import (
@@ -36,16 +37,15 @@ from vitsplit.config import (
 from vitsplit.config_errors import describe, field_kinds, marks
 from vitsplit.data import classes
 from vitsplit.demo_config import DemoConfig
-from vitsplit.engine import config as engine_config
-from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_to_dict
 from vitsplit.errors import ConfigError, VitsplitError
 from vitsplit.methods import METHODS
 from vitsplit.recipes import RECIPES, recipe
 from vitsplit.recipes.starting_point import starting_config, starting_heads
+from vitsplit.saved_config import config_from_dict, config_to_dict, flat_to_dict
 from vitsplit.tasks import TASKS
 
 GROUPS: list[Any] = [
-    *(BackboneConfig, DemoConfig, engine_config.OptimConfig, engine_config.LoopConfig, engine_config.GeometryConfig),
+    *(BackboneConfig, DemoConfig, train_config.OptimConfig, train_config.LoopConfig, train_config.GeometryConfig),
     *(table.load(name) for table in (METHODS, TASKS) for name in table.built_in),
 ]
 
@@ -219,7 +219,7 @@ def test_what_is_just_outside_is_refused_by_its_flag() -> None:
 
 
 def test_the_ends_of_ranges_are_inside() -> None:
-    from vitsplit.engine.config import LoopConfig, OptimConfig
+    from vitsplit.train_config import LoopConfig, OptimConfig
 
     assert LoopConfig(steps=1, batch_size=2**16, seed=2**63 - 1, workers=-1).seed == 2**63 - 1
     assert OptimConfig(warmup_start=1, layer_decay=1.0, betas=(0, 0.5)).betas == (0, 0.5)

@@ -59,7 +59,7 @@ def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.Monk
 
 
 def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
-    from vitsplit.engine.folder_lock import hold_free_folder
+    from vitsplit.folder_lock import hold_free_folder
 
     for name in ("demo", "demo-2", "demo-3"):
         with hold_free_folder(tmp_path / "demo") as folder:

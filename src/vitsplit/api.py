@@ -14,25 +14,26 @@ from typing import Any, Literal
 from rich.console import Console
 
 from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
-from vitsplit.assemble import assemble
 from vitsplit.atomic_files import write_json
-from vitsplit.engine.config import Precision, TrainConfig
+from vitsplit.engine.assemble import assemble
 from vitsplit.engine.evaluation import evaluate as evaluate_task
 from vitsplit.engine.evaluation import images_at_once
-from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.tracking import log_to
 from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
+from vitsplit.precision import Precision
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
+from vitsplit.saved_config import config_to_dict
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Evaluation, Task
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

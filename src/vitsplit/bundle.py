@@ -27,14 +27,14 @@ from vitsplit.atomic_files import json_text
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.config import settings_of, with_value
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
 from vitsplit.model import Head
+from vitsplit.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.description import ADVICE, check_hash, line
+from vitsplit.train_config import TrainConfig
 from vitsplit.version import __version__
 
 FORMAT = 1

@@ -14,12 +14,12 @@ from vitsplit.backbone import load_backbone
 from vitsplit.backbone.hub import HubUnavailableError
 from vitsplit.demo_config import DemoConfig
 from vitsplit.demo_page import DemoResult, write_page, write_picture
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
 from vitsplit.engine.override import override
 from vitsplit.errors import RunError
+from vitsplit.folder_lock import hold_folder, hold_free_folder
 from vitsplit.recipes import recipe
 from vitsplit.sample import write_segmentation_set
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger("vitsplit")
 

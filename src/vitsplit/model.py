@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
+from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 

@@ -8,8 +8,8 @@ from safetensors import safe_open
 
 from vitsplit.backbone import meta_backbone
 from vitsplit.cli.main import main
-from vitsplit.engine.saved_config import flat_to_dict
 from vitsplit.recipes import RECIPES, recipe
+from vitsplit.saved_config import flat_to_dict
 
 PARTS = ["task_head", "prior_head", "fusion", "decoder", "trainable", "frozen"]
 

@@ -8,10 +8,10 @@ import pytest
 
 from small_run import SMALL_RUN
 from vitsplit.cli.main import main
-from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
+from vitsplit.folder_lock import hold_folder
 from vitsplit.recipes import recipe
+from vitsplit.saved_config import config_to_dict
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from vitsplit.cli.main import main
 from vitsplit.cli.train import named_heads
 from vitsplit.cli.vqa_stages import stage_config, stage_recipe
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import stage_file
 from vitsplit.recipes.vqa import STAGES
+from vitsplit.saved_config import config_to_dict
 
 
 def test_a_family_has_a_recipe_for_each_stage():

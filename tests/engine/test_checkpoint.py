@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny import TinyTask, tiny_model, tiny_run
 
 from vitsplit.engine.checkpoint import RunTensors, TrainState, latest_checkpoint, save_checkpoint
-from vitsplit.engine.config import OptimConfig
 from vitsplit.engine.optim import build_optimizer, moments
 from vitsplit.errors import RunError
+from vitsplit.train_config import OptimConfig
 
 
 def run_tensors():

@@ -17,9 +17,9 @@ import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.engine.override import override
 from vitsplit.engine.sampling import SampleStream
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import starting_heads
+from vitsplit.saved_config import config_to_dict
 
 SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
 

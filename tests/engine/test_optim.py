@@ -3,13 +3,13 @@ import torch
 from tiny import TinyTask, tiny_head
 
 from vitsplit.backbone import meta_backbone
-from vitsplit.engine.config import OptimConfig
 from vitsplit.engine.optim import build_optimizer as build_for_heads
 from vitsplit.engine.optim import current_lr, load_moments, moments, set_lr
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.model import Head
+from vitsplit.train_config import OptimConfig
 
 
 def build_optimizer(head, config):

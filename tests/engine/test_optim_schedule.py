@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from vitsplit.engine.config import OptimConfig
 from vitsplit.engine.optim import lr_factor
+from vitsplit.train_config import OptimConfig
 
 
 @pytest.mark.parametrize("final_div_factor", [1e4, 100.0, 1.0])

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import TinyTask, tiny_run
 
+from vitsplit import precision
 from vitsplit.engine import checkpoint as checkpoint_module
-from vitsplit.engine import precision
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import upgraded_name
 from vitsplit.errors import RunError
+from vitsplit.saved_config import upgraded_name
 
 SETTINGS = {
     "steps": 13,

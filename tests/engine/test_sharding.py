@@ -15,13 +15,13 @@ from worded import WordedTask
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.engine.config import OptimConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.sampling import SampleStream
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.sharding import check_sharding, empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
+from vitsplit.saved_config import config_to_dict
+from vitsplit.train_config import OptimConfig
 
 SETTINGS = {
     "steps": 6,

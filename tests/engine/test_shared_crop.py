@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from vitsplit.engine.config import GeometryConfig
 from vitsplit.engine.run_data import SharedCrops
 from vitsplit.engine.shared_crop import random_crop
 from vitsplit.tasks.depth.config import DepthConfig
@@ -18,6 +17,7 @@ from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.task import SegmentationTask
 from vitsplit.tasks.segmentation.transforms import augment
+from vitsplit.train_config import GeometryConfig
 
 GEOMETRY = GeometryConfig(crop_size=(40, 56), image_scale=(64, 48), scale_range=(0.6, 1.6))
 HEIGHT, WIDTH = 72, 96

@@ -20,7 +20,7 @@ from tiny import (
     tiny_run,
 )
 
-from vitsplit.engine import precision
+from vitsplit import precision
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.sampling import SampleStream
 from vitsplit.engine.trainer import LAG, Trainer, checkpoint_every, evaluate_every

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
 from vitsplit.data.content_size import move_extents
-from vitsplit.engine.config import HeadConfig, LoopConfig, OptimConfig, TrainConfig
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.trainer import FitResult, Trainer
 from vitsplit.model import Head, Model
+from vitsplit.saved_config import config_to_dict
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.train_config import HeadConfig, LoopConfig, OptimConfig, TrainConfig
 from vitsplit.types import TapRequest
 
 SIZE, GRID, CLASSES, IGNORE = 28, 2, 3, 255

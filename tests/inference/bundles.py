@@ -12,13 +12,13 @@ from vitsplit.backbone import load_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import LoopConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.model import build_head
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import LoopConfig, TrainConfig, one_head
 
 BACKBONE = "vit_tiny_patch16_224"
 

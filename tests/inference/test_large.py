@@ -18,7 +18,6 @@ from pycocotools import mask as official
 
 import vitsplit
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import one_head
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.large import PIXELS_PER_PASS, default_tile, predict_large
 from vitsplit.tasks import bare_task
@@ -26,6 +25,7 @@ from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import one_head
 from vitsplit.types import LayerTaps, Padding
 
 pytest.importorskip("pyvips")

@@ -15,7 +15,7 @@ from bundles import write_segmentation_bundle
 from PIL import Image
 
 from vitsplit.cli.main import main
-from vitsplit.engine.folder_lock import hold_folder
+from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.prediction_log import LOG
 from vitsplit.inference.predictor import Predictor
 

@@ -243,14 +243,14 @@ def test_precisions_that_differ_are_refused_until_one_is_chosen(
 ) -> None:
     rounded = write_segmentation_bundle(tmp_path / "rounded", precision="bf16")
     model = vitsplit.load({"rooms": runs["rooms"]})
-    monkeypatch.setattr("vitsplit.engine.precision.bf16_speedup", lambda: 3.0)
+    monkeypatch.setattr("vitsplit.precision.bf16_speedup", lambda: 3.0)
     for attempt in (lambda: vitsplit.load(runs["rooms"], rounded), lambda: model.add(rounded)):
         with pytest.raises(BundleError, match=r"rooms: fp32, .*: bf16"):
             attempt()
     chosen = vitsplit.load(runs["rooms"], rounded, precision="bf16")
     assert chosen.backbone.precision == torch.bfloat16
     assert chosen.add(runs["cars"]) == "segmentation"
-    monkeypatch.setattr("vitsplit.engine.precision.bf16_speedup", lambda: 1.0)
+    monkeypatch.setattr("vitsplit.precision.bf16_speedup", lambda: 1.0)
     assert vitsplit.load(runs["rooms"], rounded).backbone.precision == torch.float32
 
 

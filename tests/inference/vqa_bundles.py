@@ -10,10 +10,10 @@ import torch
 from bundles import BACKBONE, write_bundle
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model
+from vitsplit.train_config import LoopConfig, one_head
 
 WIDTH = 32
 TEMPLATE = (

@@ -11,7 +11,6 @@ import vitsplit
 from vitsplit.backbone import load_backbone, meta_backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import OptimConfig, one_head
 from vitsplit.engine.optim import build_optimizer, parameter_groups
 from vitsplit.methods import METHODS as TABLE
 from vitsplit.methods import MethodConfig
@@ -20,6 +19,7 @@ from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import SegmentationBatch
+from vitsplit.train_config import OptimConfig, one_head
 
 METHODS = tuple(TABLE.built_in)
 VARIANTS = [*((method, "auto") for method in METHODS), ("vit-adapter", "linear"), ("vit-comer", "linear")]

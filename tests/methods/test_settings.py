@@ -7,12 +7,12 @@ import pytest
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_from_dict, flat_from_dict, flat_to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.methods import METHODS, MethodConfig
 from vitsplit.methods.lora import LoraConfig
 from vitsplit.model import check_method, decoder_of
 from vitsplit.recipes import recipe
+from vitsplit.saved_config import config_from_dict, flat_from_dict, flat_to_dict
 
 SEGMENTATION = recipe("ade20k-small")
 

@@ -11,10 +11,10 @@ import pytest
 
 from vitsplit.cli.flags import from_flags
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import starting_config, starting_heads
+from vitsplit.saved_config import config_to_dict
 
 
 def write(path: Path, config: Any) -> Path:

@@ -8,10 +8,10 @@ import pytest
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.engine.resume import check_same_config
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_from_dict, flat_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import DATASET_CLASSES, RECIPES, count_classes, recipe
+from vitsplit.saved_config import config_from_dict, config_to_dict, flat_from_dict, flat_to_dict
 
 EVERY_THIRD = [2, 5, 8, 11, 14, 17, 20, 23]
 # Table 10, and the settings that follow from the counts where it has no row:

@@ -5,10 +5,10 @@ import pytest
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import starting_config, starting_heads
+from vitsplit.saved_config import config_to_dict
 from vitsplit.tasks import TASKS
 
 

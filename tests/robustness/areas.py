@@ -873,8 +873,8 @@ def accept_checkpoint(found: Any, broken: Broken) -> bool:
 
 
 def build_settings(folder: Path) -> None:
-    from vitsplit.engine.saved_config import config_to_dict
     from vitsplit.recipes import recipe
+    from vitsplit.saved_config import config_to_dict
 
     (folder / "config.json").write_text(json.dumps(config_to_dict(recipe("laptop-segmentation"))))
 
@@ -886,8 +886,8 @@ def read_settings(folder: Path) -> Any:
 
 
 def accept_settings(config: Any, broken: Broken) -> bool:
-    from vitsplit.engine.saved_config import config_to_dict
     from vitsplit.recipes import recipe
+    from vitsplit.saved_config import config_to_dict
 
     good = json.loads(json.dumps(config_to_dict(recipe("laptop-segmentation"))))
     return broken.content is not NotImplemented and card_rule(good, broken.content) and set(broken.content) <= set(good)

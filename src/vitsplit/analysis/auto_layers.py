@@ -18,20 +18,20 @@ from torch import Tensor
 
 from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
-from vitsplit.assemble import open_tasks
 from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
 from vitsplit.config import to_dict
-from vitsplit.engine.config import TrainConfig
+from vitsplit.engine.assemble import open_tasks
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_data import OwnAugmentation
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
-from vitsplit.engine.saved_config import upgraded_config
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.methods.split.config import SplitConfig, split_settings
+from vitsplit.saved_config import upgraded_config
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import Backbone, open_backbone
-from vitsplit.engine.config import TrainConfig
 from vitsplit.model import Head, backbone_settings, build_head
 from vitsplit.recipes import count_classes
 from vitsplit.tasks import bare_task
+from vitsplit.train_config import TrainConfig
 
 
 def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from vitsplit.analysis.advice import advise
 from vitsplit.analysis.study import Cost, count_cost
 from vitsplit.bundle import read_card, read_weights
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.layers import select_layers
+from vitsplit.train_config import TrainConfig
 
 GATE_SCORES = "head.gate.scores_LJ"
 

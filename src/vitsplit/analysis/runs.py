@@ -22,13 +22,13 @@ from typing import Any, Literal
 from vitsplit.analysis.processes import Job, run_at_once
 from vitsplit.atomic_files import write_json
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.engine.resume import check_same_config
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, shown
+from vitsplit.saved_config import config_to_dict
+from vitsplit.train_config import TrainConfig
 
 Standing = Literal["new", "interrupted", "finished"]
 

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.analysis.cost import shape_model, without_language_model
 from vitsplit.backbone import Backbone
-from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.model import Head
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
+from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps
 
 

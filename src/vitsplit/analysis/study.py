@@ -10,7 +10,7 @@ from typing import Any
 
 from vitsplit.analysis.cost import gmacs, shape_model
 from vitsplit.analysis.runs import Outcome, Trial, Variant, without_seed
-from vitsplit.engine.config import TrainConfig
+from vitsplit.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from vitsplit.analysis.runs import Variant
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import split_settings
 from vitsplit.methods.split.layers import select_layers, split_depth
+from vitsplit.train_config import TrainConfig
 
 Selection = Literal["uniform", "last", "gate", "least-alike"]
 SELECTIONS: tuple[Selection, ...] = ("uniform", "last", "gate", "least-alike")

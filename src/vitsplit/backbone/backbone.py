@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitsplit.backbone.families import Family, PositionResample, family_of
-from vitsplit.engine.precision import autocast
 from vitsplit.errors import ConfigError
+from vitsplit.precision import autocast
 from vitsplit.types import LayerTaps, Padding, TapRequest
 
 

@@ -12,8 +12,8 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
 from vitsplit.cli.flags import FromWords, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
-from vitsplit.engine.config import TrainConfig
 from vitsplit.methods.split.config import split_settings
+from vitsplit.train_config import TrainConfig
 
 NumLayers = Annotated[int, Field(ge=1, le=1000)]
 Group = Literal["parts", "selection", "count"]

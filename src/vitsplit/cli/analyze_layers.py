@@ -12,7 +12,7 @@ from vitsplit.cli.values import ImageSize, Limit, Switch, writable
 from vitsplit.methods.split.config import split_settings
 
 if TYPE_CHECKING:
-    from vitsplit.engine.config import TrainConfig
+    from vitsplit.train_config import TrainConfig
 
 
 def layers(

@@ -12,7 +12,7 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike, sweep_variants
 from vitsplit.cli.flags import FromWords, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
-from vitsplit.engine.config import TrainConfig
+from vitsplit.train_config import TrainConfig
 
 Selection = Literal["uniform", "last", "gate", "least-alike"]
 NumLayers = Annotated[int, Field(ge=1, le=1000)]

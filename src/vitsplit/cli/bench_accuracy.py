@@ -15,11 +15,11 @@ from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
 from vitsplit.cli.flags import FromWords, OfMethods, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import changed_settings, override
-from vitsplit.engine.saved_config import flat_to_dict
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
+from vitsplit.saved_config import flat_to_dict
+from vitsplit.train_config import TrainConfig
 
 NOTE = (
     "All had the same time: a method's number of steps was found from the time of a few of its steps on random images "

@@ -15,9 +15,9 @@ from vitsplit.cli.flags import from_flags
 from vitsplit.cli.values import ImageSize, Limit, NumClasses, Switch, writable
 from vitsplit.cli.words import leading_words
 from vitsplit.config import Settings
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.recipes import recipe
+from vitsplit.train_config import TrainConfig
 
 DEFAULT_RECIPE = "ade20k-small"
 Methods = Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="NAME[:DECODER] [NAME[:DECODER] ...]")]

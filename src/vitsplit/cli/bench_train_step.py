@@ -10,9 +10,9 @@ import tyro
 from vitsplit.cli.bench_options import DEFAULT_RECIPE, BenchOptions, Methods, measure_and_show, own_settings, recipe_of
 from vitsplit.cli.flags import FromWords, OfMethods
 from vitsplit.cli.values import BatchSize, Count
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
+from vitsplit.train_config import TrainConfig
 
 METHODS = ("vitsplit", "full-finetune")
 

@@ -93,7 +93,7 @@ def evaluate(
     from vitsplit import api
     from vitsplit.atomic_files import writing_to
     from vitsplit.bundle import read_card
-    from vitsplit.engine.folder_lock import hold_folder, hold_free_folder
+    from vitsplit.folder_lock import hold_folder, hold_free_folder
     from vitsplit.inference.predictor import load_head
 
     settings: dict[str, Any] = {} if task is None else changed_settings(read_card(run).config.task, task)

@@ -36,10 +36,11 @@ def evaluate_benchmark(
     """
     from vitsplit.atomic_files import write_json, writing_to
     from vitsplit.bundle import find_bundle, read_card
-    from vitsplit.engine.folder_lock import hold_folder
+    from vitsplit.folder_lock import hold_folder
+    from vitsplit.inference.benchmark_run import run_benchmark
     from vitsplit.inference.prediction_log import bundle_ids
     from vitsplit.inference.predictor import load_head
-    from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
+    from vitsplit.tasks.vqa.benchmarks import open_benchmark
     from vitsplit.tasks.vqa.prompts import check_reads_questions
 
     bundle = find_bundle(run)

@@ -22,12 +22,12 @@ import tyro
 from vitsplit.cli.words import list_of, split_by_name, value_of, with_current_names
 from vitsplit.config import Settings, checked, former_names, kind_of, override, settings_of
 from vitsplit.config_errors import describe_ranges, field_kinds, flag_of, marks, settings_kind
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.heads import changed
 from vitsplit.engine.override import warn_of_another_method, with_method
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
+from vitsplit.heads import changed
 from vitsplit.methods import METHODS
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger("vitsplit")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitsplit.cli.info import Subject, find_subject
+from vitsplit.cli.info_subject import Subject, find_subject
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import RECIPES
 

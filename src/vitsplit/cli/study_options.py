@@ -23,7 +23,7 @@ from vitsplit.recipes.starting_point import starting_config
 if TYPE_CHECKING:
     from vitsplit.analysis.runs import Outcome, Variant
     from vitsplit.analysis.variants import LeastAlike
-    from vitsplit.engine.config import TrainConfig
+    from vitsplit.train_config import TrainConfig
 
 MakeVariants = Callable[["TrainConfig", "LeastAlike"], "list[Variant]"]
 """The configuration of all runs, and what chooses the least alike layers, to the variants."""
@@ -102,7 +102,7 @@ def run_study(
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         return finish(with_own(config, least_alike))
 
-    from vitsplit.engine.folder_lock import hold_folder
+    from vitsplit.folder_lock import hold_folder
 
     with hold_folder(options.out):
         return _run(study, options, config, make)

@@ -16,11 +16,11 @@ from vitsplit.cli.flags import FromWords
 from vitsplit.cli.values import Switch
 from vitsplit.cli.vqa_stages import NAMES, TASK, stage_config
 from vitsplit.cli.words import leading_words, value_of, values_of
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.heads import sharing_tasks
 from vitsplit.errors import ConfigError
+from vitsplit.heads import sharing_tasks
 from vitsplit.recipes.starting_point import starting_config, starting_heads
 from vitsplit.tasks import TASKS
+from vitsplit.train_config import TrainConfig
 
 HEADS = "multi"
 """What stood in place of a task's name, with ``--task TASK=FOLDER``, before there was ``--head``."""

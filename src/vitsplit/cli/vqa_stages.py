@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitsplit.engine.config import CONFIG_FILE, TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes.starting_point import stage_file, starting_config
 from vitsplit.recipes.vqa import STAGES
+from vitsplit.train_config import CONFIG_FILE, TrainConfig
 
 TASK = "vqa"
 NAMES = ("align", "instruct")

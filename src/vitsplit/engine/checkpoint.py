@@ -29,10 +29,10 @@ from torch import Tensor
 from vitsplit.atomic_files import replace_folder, write_json
 from vitsplit.config import from_dict
 from vitsplit.engine.run_folder import MOST_STEPS
-from vitsplit.engine.saved_config import upgraded_name, upgraded_state
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.model import Model
+from vitsplit.saved_config import upgraded_name, upgraded_state
 from vitsplit.tasks.base import Evaluation
 
 KEPT = 2

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.optim import WeightAverage, build_optimizer, trainable
-from vitsplit.engine.precision import autocast
 from vitsplit.engine.sharding import empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
 from vitsplit.model import Model
+from vitsplit.precision import autocast
+from vitsplit.train_config import TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SETTINGS: dict[str, Any] = {

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.engine.config import LoopConfig
 from vitsplit.engine.feature_store import Features, FeatureStore, Kept, rounded
 from vitsplit.engine.run_data import RunData
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError
 from vitsplit.registry_package import cache_folder
+from vitsplit.train_config import LoopConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)

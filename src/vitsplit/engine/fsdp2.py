@@ -18,12 +18,19 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.optim import WeightAverage, build_optimizer, load_moments, moments, trainable
-from vitsplit.engine.parallelism import clip, head_parameters
+from vitsplit.engine.optim import (
+    WeightAverage,
+    build_optimizer,
+    clip,
+    head_parameters,
+    load_moments,
+    moments,
+    trainable,
+)
 from vitsplit.engine.sharding import empty, filled, language_models, prepare_parameters, split_off
 from vitsplit.errors import TrainingError
 from vitsplit.model import Model
+from vitsplit.train_config import TrainConfig
 
 
 class Fsdp2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vitsplit.engine.config import OptimConfig
 from vitsplit.errors import ConfigError
 from vitsplit.model import Head, Model
+from vitsplit.train_config import OptimConfig
 
 _LANGUAGE_MODEL = "decoder.language_model."
 
@@ -242,3 +242,14 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _live(model: Model) -> dict[str, Tensor]:
     return model.trainable_state()
+
+
+def head_parameters(model: Model) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of every head."""
+    return {head: list(trainable(member).values()) for head, member in model.heads.items()}
+
+
+def clip(parameters: Sequence[nn.Parameter], optim: OptimConfig, norm: Tensor) -> None:
+    """Clips the gradient of one head, given its norm."""
+    if optim.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)

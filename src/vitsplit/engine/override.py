@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from vitsplit import config as settings_base
 from vitsplit.config_errors import flag_of
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.heads import changed
+from vitsplit.heads import changed
 from vitsplit.methods import METHODS, MethodConfig
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -11,10 +11,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitsplit.engine.checkpoint import RunTensors
-from vitsplit.engine.config import OptimConfig, TrainConfig
-from vitsplit.engine.optim import WeightAverage, build_optimizer, load_moments, moments, trainable
-from vitsplit.engine.precision import train_in_float32
+from vitsplit.engine.optim import (
+    WeightAverage,
+    build_optimizer,
+    clip,
+    head_parameters,
+    load_moments,
+    moments,
+)
 from vitsplit.model import Model
+from vitsplit.precision import train_in_float32
+from vitsplit.train_config import OptimConfig, TrainConfig
 
 
 class Parallelism(Protocol):
@@ -91,17 +98,6 @@ def spread_model(accelerator: Accelerator, config: TrainConfig, model: Model, dt
             from vitsplit.engine.deepspeed import Zero  # an optional extra
 
             return Zero(accelerator, config, model, dtype)
-
-
-def head_parameters(model: Model) -> dict[str, list[nn.Parameter]]:
-    """What trains of every head."""
-    return {head: list(trainable(member).values()) for head, member in model.heads.items()}
-
-
-def clip(parameters: Sequence[nn.Parameter], optim: OptimConfig, norm: Tensor) -> None:
-    """Clips the gradient of one head, whose norm it is."""
-    if optim.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
 
 
 class DataParallel:

@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 import torch
 from accelerate import Accelerator, PartialState
 
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.sharding import check_sharding
+from vitsplit.train_config import TrainConfig
 
 StopSignal = Literal["SIGINT", "SIGTERM"]
 STOP_SIGNALS: tuple[StopSignal, StopSignal] = ("SIGINT", "SIGTERM")

@@ -20,12 +20,13 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.config import to_dict
 from vitsplit.data.folders import preview
 from vitsplit.engine.checkpoint import TrainState, read_state
-from vitsplit.engine.config import Precision, TrainConfig
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
-from vitsplit.engine.saved_config import config_to_dict, upgraded_config
 from vitsplit.errors import DataError, RunError
 from vitsplit.files import LARGE_FILE, read_json, shown, whole_number
+from vitsplit.precision import Precision
+from vitsplit.saved_config import config_to_dict, upgraded_config
+from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from vitsplit.atomic_files import replace_folder
 from vitsplit.engine.checkpoint import Standing, TrainState, last_good
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
+from vitsplit.train_config import TrainConfig
 
 SaveBundle = Callable[[Path, TrainConfig, dict[str, Any], str], None]
 """Fills a folder, which it makes if there is none, with the bundle of a head's present weights. The second argument is

@@ -18,9 +18,9 @@ from torch import Tensor
 from vitsplit.data.content_size import move_extents, pin_extents
 from vitsplit.data.folders import preview
 from vitsplit.data.images import read_image
-from vitsplit.engine.config import GeometryConfig
 from vitsplit.errors import DataError
 from vitsplit.tasks.base import CropData, LengthGroups, TrainData
+from vitsplit.train_config import GeometryConfig
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from typing import Any
 import torch
 
 from vitsplit.atomic_files import is_leftover, json_text, recover_folder, write_json, write_text
-from vitsplit.engine.config import CONFIG_FILE, START_FILE
-from vitsplit.engine.folder_lock import LOCK, hold_folder
 from vitsplit.engine.processes import process_state
 from vitsplit.errors import RunError
 from vitsplit.files import LARGE_FILE, read_json, read_json_lines, real_number, string, whole_number
+from vitsplit.folder_lock import LOCK, hold_folder
+from vitsplit.train_config import CONFIG_FILE, START_FILE
 
 MOST_STEPS = 1 << 53
 """Greater numbers of steps no run has; up to it JSON's numbers are exact everywhere."""

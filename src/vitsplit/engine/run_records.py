@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from vitsplit.engine.checkpoint import TrainState
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.progress import Pace, ProgressView, forget_peak_memory, peak_memory_gb
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.engine.step_numbers import StepResult
 from vitsplit.engine.tracking import Tracker, open_trackers
 from vitsplit.errors import RunError
+from vitsplit.saved_config import config_to_dict
+from vitsplit.train_config import TrainConfig
 
 
 class RunRecords:

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.run_data import Batch, OwnAugmentation, RunData, SharedCrops, collate
 from vitsplit.errors import ConfigError
 from vitsplit.report import Page
 from vitsplit.tasks.base import CropData, Evaluation, FromFiles, Task
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps
 
 ForwardHead = Callable[..., tuple[Any, LayerTaps]]

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vitsplit.data.read_ahead import read_ahead, resolve_workers
-from vitsplit.engine.config import LoopConfig
 from vitsplit.engine.feature_store import Kept
 from vitsplit.engine.run_data import Batch, RunData
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.train_config import LoopConfig
 
 LENGTH_POOL = 50
 """Batches that are sorted by length together: more would make the order of an epoch less random."""

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.precision import train_in_float32
 from vitsplit.errors import ConfigError
+from vitsplit.precision import train_in_float32
+from vitsplit.train_config import TrainConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit train ..."

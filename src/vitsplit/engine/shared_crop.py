@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from vitsplit.data import crops
 from vitsplit.data.crops import SharedCrop, fit_size, pad_to, random_size, uniform
 from vitsplit.data.photometric import distort
-from vitsplit.engine.config import GeometryConfig
+from vitsplit.train_config import GeometryConfig
 
 
 def random_crop(image_CHW: Tensor, geometry: GeometryConfig, generator: Generator) -> tuple[SharedCrop, Tensor]:

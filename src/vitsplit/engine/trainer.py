@@ -41,13 +41,10 @@ from vitsplit.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from vitsplit.engine.config import LoopConfig, TrainConfig
 from vitsplit.engine.evaluation import evaluate, images_at_once
 from vitsplit.engine.feature_cache import FeatureCache, LookUp, open_features
-from vitsplit.engine.heads import check_heads
 from vitsplit.engine.optim import current_lr, lr_factor, set_lr
 from vitsplit.engine.parallelism import Parallelism, spread_model
-from vitsplit.engine.precision import DTYPES, Resolved, autocast, compiler_errors, resolve_precision
 from vitsplit.engine.processes import StopRequest, StopSignal, make_accelerator
 from vitsplit.engine.resume import check_same_config, first_state
 from vitsplit.engine.run_bundles import RunBundles, SaveBundle
@@ -60,8 +57,11 @@ from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.step_numbers import NotFiniteError, StepNumbers, StepResult
 from vitsplit.engine.tracking import check_trackers, log_to
 from vitsplit.errors import TrainingError
+from vitsplit.heads import check_heads
 from vitsplit.model import Model
+from vitsplit.precision import DTYPES, Resolved, autocast, compiler_errors, resolve_precision
 from vitsplit.tasks.base import Evaluation, Task
+from vitsplit.train_config import LoopConfig, TrainConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from typing import Any
 
 from vitsplit.atomic_files import write_text
 from vitsplit.bundle import CARD, WEIGHTS
-from vitsplit.engine.folder_lock import hold_folder
 from vitsplit.errors import RunError
 from vitsplit.files import inside, is_file, read_json_lines, string, whole_number
+from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.inputs import Input
 
 LOG = "predictions.jsonl"

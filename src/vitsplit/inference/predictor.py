@@ -18,8 +18,6 @@ from torch import Tensor
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import Card, find_bundle, read_card
 from vitsplit.data.images import to_image_tensor
-from vitsplit.engine.config import Precision
-from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import BundleError, ConfigError, NotPicklableError
 from vitsplit.inference.asking import name_to_ask, with_language_model
 from vitsplit.inference.loading import (
@@ -35,6 +33,7 @@ from vitsplit.inference.loading import (
 )
 from vitsplit.inference.shared_pass import PassCount, SharedPass, TapSource, add_passes, describe_passes
 from vitsplit.model import Head
+from vitsplit.precision import DTYPES, Precision, autocast, resolve_precision
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.types import LayerTaps
 

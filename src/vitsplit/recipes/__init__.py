@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from vitsplit.engine.config import TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import ade20k, cityscapes, coco, laptop, nyuv2, pascal_context, vqa
+from vitsplit.train_config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "laptop-segmentation": laptop.laptop_segmentation,

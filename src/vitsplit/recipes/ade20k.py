@@ -21,10 +21,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.recipes.gate import with_gate
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import LoopConfig, TrainConfig, one_head
 
 
 def ade20k_small() -> TrainConfig:

@@ -19,10 +19,10 @@ follow the release. Differences without a flag are those of the ADE20K recipes.
 from __future__ import annotations
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.recipes.gate import with_gate
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import LoopConfig, TrainConfig, one_head
 
 
 def cityscapes_small() -> TrainConfig:

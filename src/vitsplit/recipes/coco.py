@@ -27,9 +27,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig
+from vitsplit.train_config import LoopConfig, OptimConfig, TrainConfig, one_head
 
 EPOCH = 7393
 """Steps per epoch of 118,287 images with batch size 16."""

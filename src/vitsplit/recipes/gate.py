@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitsplit.engine.config import TrainConfig
 from vitsplit.methods.split.config import split_settings
+from vitsplit.train_config import TrainConfig
 
 GATE_MAPS = 4
 """K_p of every gate in the release: four mixtures, each of at most four layers."""

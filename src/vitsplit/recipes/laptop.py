@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import LoopConfig, OptimConfig, TrainConfig, one_head
 
 
 def laptop_segmentation() -> TrainConfig:

@@ -25,9 +25,9 @@ The data are the public lists ``nyu_train.txt`` and ``nyu_test.txt`` with their 
 from __future__ import annotations
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.depth.config import DepthConfig
+from vitsplit.train_config import LoopConfig, OptimConfig, TrainConfig, one_head
 
 
 def nyuv2_small() -> TrainConfig:

@@ -19,9 +19,9 @@ Differences without a flag are those of the ADE20K recipes.
 from __future__ import annotations
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
+from vitsplit.train_config import LoopConfig, OptimConfig, TrainConfig, one_head
 
 
 def pascal_context_base() -> TrainConfig:

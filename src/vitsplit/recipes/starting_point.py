@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.config import settings_of, with_value
-from vitsplit.engine.config import CONFIG_FILE, START_FILE, GeometryConfig, LoopConfig, TrainConfig, one_head
-from vitsplit.engine.heads import check_head_name, sharing_crops, sharing_tasks
-from vitsplit.engine.saved_config import KIND, config_from_dict, upgraded_config
 from vitsplit.errors import ConfigError
 from vitsplit.files import read_json, shown
+from vitsplit.heads import check_head_name, sharing_crops, sharing_tasks
 from vitsplit.recipes import recipe as named_recipe
+from vitsplit.saved_config import KIND, config_from_dict, upgraded_config
 from vitsplit.tasks import TASKS, task_config
+from vitsplit.train_config import CONFIG_FILE, START_FILE, GeometryConfig, LoopConfig, TrainConfig, one_head
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import math
 from dataclasses import replace
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import LoopConfig, OptimConfig, TrainConfig, one_head
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.train_config import LoopConfig, OptimConfig, TrainConfig, one_head
 
 ALIGN_SAMPLES, INSTRUCT_SAMPLES = 558_128, 665_298
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.engine.config import one_head
 from vitsplit.engine.evaluation import evaluate
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks import bare_task, open_task
@@ -20,6 +19,7 @@ from vitsplit.tasks.depth.metrics import METRICS
 from vitsplit.tasks.depth.predict import DepthPrediction
 from vitsplit.tasks.depth.report import describe_protocol, relative_error
 from vitsplit.tasks.depth.task import DepthTask
+from vitsplit.train_config import one_head
 from vitsplit.types import LayerTaps, Padding
 
 CONFIG = DepthConfig(test_flip=False)

@@ -11,12 +11,12 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import one_head
 from vitsplit.methods.last_layer import LinearProbeConfig
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder
 from vitsplit.tasks.detection.pyramid import POOLED_LEVELS
+from vitsplit.train_config import one_head
 
 BACKGROUND = 4 * 1025 + 257
 """torchvision's box and mask of the background, which mmdetection's last layers do not have."""

@@ -12,11 +12,11 @@ import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.api import train_stages
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_to_dict
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.model import Head
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import stage_file
+from vitsplit.saved_config import config_to_dict
 from vitsplit.tasks.vqa import task as task_module
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.language import find_language_model

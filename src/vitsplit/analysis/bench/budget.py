@@ -9,10 +9,10 @@ import torch
 
 from vitsplit.analysis.bench.workload import Backbones, TimedStep, Workload, open_accelerator
 from vitsplit.analysis.measure import Say, free_memory, in_turns
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
-from vitsplit.engine.precision import resolve_precision
 from vitsplit.errors import ConfigError
+from vitsplit.precision import resolve_precision
+from vitsplit.train_config import TrainConfig
 
 TURNS, WARMUP = 5, 2
 

@@ -8,10 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from vitsplit.analysis.bench.workload import MAX_CLASSES, Workload, method_config
 from vitsplit.analysis.measure import Spread, paired_ratio
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.recipes import count_classes
+from vitsplit.train_config import TrainConfig
 
 REFERENCE = "vitsplit"
 """The method that all others are compared with."""

@@ -23,10 +23,10 @@ from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import Say, Spread, Stopwatch, describe_machine, in_turns, paired_ratio
 from vitsplit.backbone import Backbone
 from vitsplit.engine.override import override
-from vitsplit.engine.precision import DTYPES, autocast, resolve_precision
 from vitsplit.errors import ConfigError
 from vitsplit.inference.loading import choose_device
 from vitsplit.model import Head, build_head
+from vitsplit.precision import DTYPES, autocast, resolve_precision
 from vitsplit.tasks import bare_task
 
 Taker = Callable[[], object]

@@ -25,7 +25,7 @@ from vitsplit.analysis.measure import (
     product_speed,
 )
 from vitsplit.analysis.processes import in_new_process
-from vitsplit.engine.precision import DTYPES, Resolved, resolve_precision
+from vitsplit.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.types import TapRequest
 
 MEMORY_STEPS = 2

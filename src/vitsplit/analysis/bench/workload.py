@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from vitsplit.analysis.measure import Stopwatch
 from vitsplit.backbone import Backbone, open_backbone
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.engine.config import TrainConfig
 from vitsplit.engine.feature_cache import FeatureCache, LookUp
 from vitsplit.engine.feature_store import FeatureStore
 from vitsplit.engine.override import override
@@ -34,6 +33,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.methods import METHODS
 from vitsplit.model import Model, backbone_settings, build_head, check_method, decoder_of
 from vitsplit.tasks import bare_task
+from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 KEPT = "cached"

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.engine.precision import autocast
 from vitsplit.nn.pointwise import Doubling, NormedPointwise
+from vitsplit.precision import autocast
 from vitsplit.tasks.depth.config import DepthConfig
 
 GROUPS = 32

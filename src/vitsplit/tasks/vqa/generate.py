@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitsplit.engine.precision import autocast
 from vitsplit.errors import DataError
 from vitsplit.files import shown
+from vitsplit.precision import autocast
 from vitsplit.tasks.vqa.decoder import VqaDecoder
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
 

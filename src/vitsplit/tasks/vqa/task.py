@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.data.check import Progress, Report
-from vitsplit.engine.precision import autocast
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.precision import autocast
 from vitsplit.tasks.base import Evaluation, Forward
 from vitsplit.tasks.description import check_hash, fields, line
 from vitsplit.tasks.vqa.check import check_files

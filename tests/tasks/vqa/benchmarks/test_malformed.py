@@ -19,7 +19,8 @@ from PIL import Image
 
 from vitsplit.data.images import decode_bytes
 from vitsplit.errors import DataError, RunError
-from vitsplit.tasks.vqa.benchmarks import open_benchmark, run_benchmark
+from vitsplit.inference.benchmark_run import run_benchmark
+from vitsplit.tasks.vqa.benchmarks import open_benchmark
 from vitsplit.tasks.vqa.benchmarks.base import BenchmarkQuestion
 
 Put = Callable[..., Path]

@@ -16,7 +16,8 @@ from PIL import Image
 
 from vitsplit.cli.main import main
 from vitsplit.errors import DataError, RunError
-from vitsplit.tasks.vqa.benchmarks import BenchmarkQuestion, run_benchmark
+from vitsplit.inference.benchmark_run import run_benchmark
+from vitsplit.tasks.vqa.benchmarks import BenchmarkQuestion
 from vitsplit.tasks.vqa.config import VqaConfig
 
 Put = Callable[..., Path]

@@ -14,13 +14,12 @@ from vitsplit.tasks.vqa.benchmarks.gqa import open_gqa
 from vitsplit.tasks.vqa.benchmarks.judged import open_llava_bench, open_mmvet
 from vitsplit.tasks.vqa.benchmarks.mmbench import open_mmbench
 from vitsplit.tasks.vqa.benchmarks.pope import open_pope
-from vitsplit.tasks.vqa.benchmarks.run import run_benchmark
 from vitsplit.tasks.vqa.benchmarks.scienceqa import open_scienceqa
 from vitsplit.tasks.vqa.benchmarks.textvqa import open_textvqa
 from vitsplit.tasks.vqa.benchmarks.vizwiz import open_vizwiz
 from vitsplit.tasks.vqa.benchmarks.vqav2 import open_vqav2
 
-__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkQuestion", "open_benchmark", "run_benchmark"]
+__all__ = ["BENCHMARKS", "Benchmark", "BenchmarkQuestion", "open_benchmark"]
 
 BENCHMARKS: dict[str, Callable[[Path], Benchmark[Any]]] = {
     "daquar": open_daquar,

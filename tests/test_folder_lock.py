@@ -12,14 +12,14 @@ import time
 
 import pytest
 
-from vitsplit.engine import folder_lock
-from vitsplit.engine.folder_lock import LOCK, hold_folder, hold_free_folder
+from vitsplit import folder_lock
 from vitsplit.errors import RunError
+from vitsplit.folder_lock import LOCK, hold_folder, hold_free_folder
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from vitsplit.engine.folder_lock import hold_folder
+from vitsplit.folder_lock import hold_folder
 with hold_folder(Path(sys.argv[1])):
     if sys.argv[2] == "forks":
         ready, tell = os.pipe()

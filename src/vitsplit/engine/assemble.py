@@ -10,15 +10,15 @@ from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.bundle import save_bundle
-from vitsplit.engine.config import TrainConfig
-from vitsplit.engine.heads import check_heads
 from vitsplit.engine.run_bundles import SaveBundle
+from vitsplit.engine.start_from import start_from
 from vitsplit.errors import ConfigError
+from vitsplit.heads import check_heads
 from vitsplit.model import Model, backbone_settings, build_model, check_method, check_names
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Task
-from vitsplit.tasks.vqa.start import start_from
 from vitsplit.tasks.vqa.task import VqaTask
+from vitsplit.train_config import TrainConfig
 
 
 class Assembly(NamedTuple):

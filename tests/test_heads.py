@@ -7,14 +7,14 @@ import pytest
 
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.train import named_heads
-from vitsplit.engine.config import GeometryConfig, TrainConfig
-from vitsplit.engine.heads import check_heads, sharing_tasks
 from vitsplit.engine.override import override
-from vitsplit.engine.saved_config import config_from_dict, config_to_dict, flat_from_dict, flat_to_dict
 from vitsplit.errors import ConfigError
+from vitsplit.heads import check_heads, sharing_tasks
 from vitsplit.recipes import recipe
 from vitsplit.recipes.starting_point import starting_heads
+from vitsplit.saved_config import config_from_dict, config_to_dict, flat_from_dict, flat_to_dict
 from vitsplit.tasks import TASKS
+from vitsplit.train_config import GeometryConfig, TrainConfig
 
 BASE = starting_heads({"segmentation": "segmentation", "depth": "depth"})
 ALL = starting_heads({task: task for task in sharing_tasks()})

@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from vitsplit.engine import precision
-from vitsplit.engine.precision import bf16_speedup, resolve_precision, train_in_float32
+from vitsplit import precision
 from vitsplit.errors import ConfigError
+from vitsplit.precision import bf16_speedup, resolve_precision, train_in_float32
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(0.4, "fp32"), (1.49, "fp32"), (1.5, "bf16"), (6.0, "bf16")])

@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from vitsplit.engine.config import FlatConfig, GeometryConfig, HeadConfig, TrainConfig
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import TASKS, task_config
+from vitsplit.train_config import FlatConfig, GeometryConfig, HeadConfig, TrainConfig
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _FOLDERS = ("best", "last")

@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vitsplit.config import from_dict, to_dict
-from vitsplit.engine.config import FlatConfig, HeadConfig, TrainConfig
-from vitsplit.engine.heads import check_head_name, from_flat
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
+from vitsplit.heads import check_head_name, from_flat
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks import TASKS, task_config
+from vitsplit.train_config import FlatConfig, HeadConfig, TrainConfig
 
 KIND = "kind"
 _SPLIT = frozenset(field.name for field in dataclasses.fields(SplitConfig)) - {"decoder"}

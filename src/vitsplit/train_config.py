@@ -17,12 +17,12 @@ from vitsplit.backbone.config import BackboneConfig
 from vitsplit.config import Factor, Name, Opens, Seed, Settings, Share, Size
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
+from vitsplit.precision import Precision
 from vitsplit.tasks import TaskConfig
 
 CONFIG_FILE, START_FILE = "config.json", ".start.json"
 """Settings in the folder of a run: resolved, once it exists; as they were given, before that."""
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb"]
 Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
 
