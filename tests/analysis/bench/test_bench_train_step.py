@@ -22,7 +22,6 @@ from vitsplit.analysis.bench.train_step_report import (
 from vitsplit.analysis.bench.workload import PARTS, Backbones, TimedStep, method_config, open_accelerator, random_batch
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.measure import PeakMemory
-from vitsplit.config import with_value
 from vitsplit.engine.override import override
 from vitsplit.engine.run_data import collate
 from vitsplit.engine.sampling import ReadBatch
@@ -31,7 +30,6 @@ from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
 
-AT_LR = ("heads", "segmentation", "optim", "lr")
 TINY = {"backbone": "vit_tiny_patch16_224", "random_weights": True, "num_tuned_layers": 2, "precision": "fp32"}
 
 
@@ -229,8 +227,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
             {"config": override(recipe("ade20k-small"), TINY | {"accumulate": 2}), "batch_size": 3},
             "--batch-size 3 cannot",
         ),
-        ({"config": with_value(override(recipe("ade20k-small"), TINY), AT_LR, -1.0)}, "--lr must be above 0"),
-        ({"config": override(recipe("laptop-detection"), TINY)}, "is for detection: training steps are measured for"),
+        ({"config": override(recipe("laptop-detection"), TINY)}, "laptop-detection is for detection"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes, said):
