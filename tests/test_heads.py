@@ -40,8 +40,13 @@ def test_names_that_could_not_be_a_folder_or_a_flag_are_refused(name):
 
 def test_every_head_starts_from_its_tasks_own_recipe():
     for name in sharing_tasks():
-        own, alone = ALL.only(name), recipe(TASKS[name].default_recipe)
-        assert (own.name, own.split, own.optim, own.backbone) == (alone.name, alone.split, alone.optim, alone.backbone)
+        own, alone = ALL.only(name), recipe(TASKS.load(name).default_recipe)
+        assert (own.name, own.method, own.optim, own.backbone) == (
+            alone.name,
+            alone.method,
+            alone.optim,
+            alone.backbone,
+        )
 
 
 def test_no_flag_changes_nothing():

@@ -80,7 +80,7 @@ def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
     assert gate.name == f"{name}-gate"
     assert (gate.method.selection, gate.method.num_prior_layers) == ("gate", 4)
     back = dataclasses.replace(gate.method, selection="uniform", num_prior_layers=plain.method.num_prior_layers)
-    assert gate.change(name=name, split=back) == plain
+    assert gate.change(name=name, method=back) == plain
 
 
 def test_every_recipe_that_is_asked_for_is_there():

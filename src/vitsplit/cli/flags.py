@@ -129,8 +129,10 @@ def call_with_flags(function: Callable[..., Any], argv: Sequence[str], *, prog: 
             words = given[name].pop("", [])
         elif isinstance(mark, OfMethods):
             names = [label.partition(":")[0] for label in list_of(argv, "--methods") or mark.usual]
-            flat = given[settings].flat(*given[settings].heads)
-            words, given[name] = split_by_method(flat, words, names)
+            given[name] = {}
+            if settings:
+                flat = given[settings].flat(*given[settings].heads)
+                words, given[name] = split_by_method(flat, words, names)
         else:
             plain.append(parameter.replace(annotation=kinds[name]))
     text = "\n\n".join(filter(None, description))
