@@ -65,6 +65,8 @@ _STRICT = ConfigDict(
     strict=True, extra="forbid", allow_inf_nan=False, str_max_length=LONGEST_NAME,
     validate_by_name=True, validate_by_alias=True, loc_by_alias=False,
 )  # fmt: skip
+STRICT_FIELDS = ConfigDict(strict=True, extra="forbid")
+"""For ``__pydantic_config__`` of a dataclass that ``from_dict`` reads and that holds no settings."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 

@@ -102,7 +102,7 @@ def settings_kind(kind: Any) -> Any:
     """The settings class that an annotation names, with its arguments; None if it names none."""
     if typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
         return next(filter(None, map(settings_kind, typing.get_args(kind))), None)
-    return kind if hasattr(typing.get_origin(kind) or kind, "__pydantic_fields__") else None
+    return kind if dataclasses.is_dataclass(typing.get_origin(kind) or kind) else None
 
 
 @functools.cache

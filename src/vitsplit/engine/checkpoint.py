@@ -19,15 +19,16 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitsplit.atomic_files import replace_folder, write_json
-from vitsplit.config import from_dict
+from vitsplit.config import STRICT_FIELDS, from_dict
 from vitsplit.engine.run_folder import MOST_STEPS
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
@@ -54,6 +55,8 @@ class Standing:
         score_name: The name of the score.
         without_gain: Evaluations in a row without a better score.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_FIELDS
 
     best_score: float | None = None
     best_step: int = 0
@@ -97,6 +100,8 @@ class TrainState:
         backbone_hash: Hash of the frozen weights.
         description: What each head's task is about (``Task.describe``), by its name: classes, colors, units.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT_FIELDS
 
     step: int = 0
     seconds: float = 0.0
