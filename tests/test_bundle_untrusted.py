@@ -22,7 +22,7 @@ from vitsplit.backbone import hub
 from vitsplit.bundle import check_header, read_card
 from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError, WeightsError
-from vitsplit.inference import predictor
+from vitsplit.inference import loading, predictor
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -43,7 +43,7 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gets as far as opening a backbone fails."""
-    monkeypatch.setattr(predictor, "open_backbone", lambda *_, **__: pytest.fail("a backbone was opened"))
+    monkeypatch.setattr(loading, "open_backbone", lambda *_, **__: pytest.fail("a backbone was opened"))
 
 
 def put(*path: Any, to: Any) -> Change:
