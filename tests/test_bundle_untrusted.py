@@ -22,7 +22,7 @@ from vitsplit.backbone import hub
 from vitsplit.bundle import check_header, read_card
 from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError, WeightsError
-from vitsplit.inference import loading, predictor
+from vitsplit.inference import loading
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -418,7 +418,8 @@ def test_another_hash_ends_before_the_head_is_built(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = changed(bundles["segmentation"], tmp_path / "bundle", put("backbone", "weights_hash", to="0" * 64))
-    monkeypatch.setattr(predictor, "open_model", lambda *_: pytest.fail("a model was built"))
+    monkeypatch.setattr(loading, "open_head", lambda *_: pytest.fail("a head was built"))
+    monkeypatch.setattr("vitsplit.inference.predictor.open_head", lambda *_: pytest.fail("a head was built"))
     with pytest.raises(BundleError, match="0" * 16):
         vitsplit.load(bundle)
 

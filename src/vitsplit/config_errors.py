@@ -100,9 +100,12 @@ def suggestion(name: str, known: Collection[str]) -> str:
 
 def settings_kind(kind: Any) -> Any:
     """The settings class that an annotation names, with its arguments; None if it names none."""
-    if typing.get_origin(kind) in (Annotated, typing.Union, types.UnionType):
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return settings_kind(typing.get_args(kind)[0])  # what follows are marks, which may be dataclasses too
+    if origin in (typing.Union, types.UnionType):
         return next(filter(None, map(settings_kind, typing.get_args(kind))), None)
-    return kind if dataclasses.is_dataclass(typing.get_origin(kind) or kind) else None
+    return kind if dataclasses.is_dataclass(origin or kind) else None
 
 
 @functools.cache

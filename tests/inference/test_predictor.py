@@ -229,7 +229,7 @@ def test_another_backbone_is_refused_with_both_names_and_hashes_before_weights_a
     model = vitsplit.load({"rooms": runs["rooms"]})
     hashes = [vitsplit.load(run).card.backbone["weights_hash"][:16] for run in (runs["rooms"], other)]
     monkeypatch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("weights were read"))
-    monkeypatch.setattr("vitsplit.inference.predictor.load_weights", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("vitsplit.inference.loading.load_weights", lambda *_, **__: pytest.fail("weights were read"))
     for attempt in (lambda: vitsplit.load(runs["rooms"], other), lambda: model.add(other)):
         with pytest.raises(BundleError) as error:
             attempt()

@@ -68,7 +68,7 @@ def info(
     """
     if not targets:
         raise ConfigError(MISSING)
-    if config is None:
+    if len(targets) > 1:
         if num_classes is not None:
             raise ConfigError("--num-classes goes with a single recipe or run. Omit it.")
         return show_shared(targets, size or (480, 640), as_json=json)

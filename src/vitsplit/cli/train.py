@@ -108,6 +108,8 @@ def train(
     if learn != TASK and (stage or start):
         flag = "--stage" if stage else "--from"
         raise ConfigError(f"{flag} goes with `vitsplit train {TASK}`; other tasks are trained in one stage.")
+    if not configs and learn:
+        raise ConfigError(f"Name the task before the flags: vitsplit train {learn} --data ...")
     if not configs:
         raise ConfigError(f"Missing required TASK ({', '.join(TASKS.names())}), or --head [NAME=]TASK:FOLDER.")
     if heads:
