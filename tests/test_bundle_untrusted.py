@@ -127,7 +127,7 @@ OF_TASK: list[tuple[str, str, Change, str]] = [
                       [f"c{k}" for k in range(30_000)])
     ],
     *[
-        ("detection", f"colours {value!r}", put("description", "colours", to=value), "colours")
+        ("detection", f"colours {value!r}", put("description", "colours", to=value), "description")
         for value in ([], [[0, 0, 0]], [[0, 0], [0, 0, 0]], [[0, 0, 256], [0, 0, 0]], [[0, 0, -1], [0, 0, 0]],
                       [[0, 0, 1.0], [0, 0, 0]], ["#112233", "#112233"], None)
     ],

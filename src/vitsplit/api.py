@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
 from vitsplit.atomic_files import write_json
+from vitsplit.config import Precision
 from vitsplit.engine.assemble import assemble
 from vitsplit.engine.evaluation import evaluate as evaluate_task
 from vitsplit.engine.evaluation import images_at_once
@@ -27,7 +28,6 @@ from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
-from vitsplit.precision import Precision
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
 from vitsplit.saved_config import config_to_dict

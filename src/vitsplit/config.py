@@ -24,7 +24,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, validate_call
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -56,6 +56,8 @@ LongText = Annotated[str, Field(max_length=LONG_TEXT)]
 """A text to be read."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """Of a generator of random numbers."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""What a forward pass computes in; auto: chosen for the device."""
 MaxNewTokens = Annotated[int, Field(ge=1, le=2**14)]
 """The most tokens of an answer."""
 

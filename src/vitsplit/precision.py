@@ -10,9 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from vitsplit.config import Precision
 from vitsplit.errors import ConfigError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Resolved = Literal["fp32", "bf16", "fp16"]
 

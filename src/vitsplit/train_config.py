@@ -14,10 +14,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from vitsplit.backbone.config import BackboneConfig
-from vitsplit.config import Factor, Name, Opens, Seed, Settings, Share, Size
+from vitsplit.config import Factor, Name, Opens, Precision, Seed, Settings, Share, Size
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
-from vitsplit.precision import Precision
 from vitsplit.tasks import TaskConfig
 
 CONFIG_FILE, START_FILE = "config.json", ".start.json"

@@ -94,12 +94,12 @@ def test_a_study_that_cannot_be_read_is_named(scenes, tmp_path, content, run_tri
         run_trials(plan(small(), [ONE], [0], tmp_path), scenes, tmp_path)
 
 
-def test_a_joint_run_is_no_run_of_a_study(scenes, tmp_path, trained, run_trials):
+def test_a_run_of_another_head_is_no_run_of_a_study(scenes, tmp_path, trained, run_trials):
     trials = plan(small(), [ONE], [0], tmp_path)
     run_trials(trials, scenes, tmp_path)
     state = next((trials[0].folder / "checkpoints").glob("*2/state.json"))
-    state.write_text(state.read_text().replace('"": {', '"depth": {'))
-    with pytest.raises(RunError, match="one-seed0 holds a joint run"):
+    state.write_text(state.read_text().replace('"segmentation": {', '"depth": {'))
+    with pytest.raises(RunError, match="one-seed0"):
         outcome(trials[0])
 
 

@@ -90,7 +90,7 @@ def test_a_sweep_draws_both_directions(scenes, tmp_path):
         ),
         (
             ["ablate", "segmentation", "--data", "D", "--out", "OUT", "--method", "linear-probe"],
-            "is of --method vitsplit",
+            "--method linear-probe",
         ),
         (["slice"], "analyze slice"),
     ],

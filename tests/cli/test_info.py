@@ -141,11 +141,11 @@ def test_a_run_is_described_by_its_bundle(run: Path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ade20k-smal"], "no recipe 'ade20k-smal'. Did you mean ade20k-small"),
+        (["ade20k-smal"], "'ade20k-smal'. Did you mean ade20k-small"),
         (["ade20k-small", "--num-tuned-layer", "3"], "--num-tuned-layers INT"),
         (["ade20k-small", "--num-tuned-layers", "13"], "num_tuned_layers is 13, but the backbone has 12 blocks"),
         (["ade20k-small", "--num-prior-layers", "11"], "11 prior layers cannot be taken from the 10 layers 2..11"),
-        (["ade20k-small", "--backbone", "dinov2-smal"], "no backbone 'dinov2-smal'"),
+        (["ade20k-small", "--backbone", "dinov2-smal"], "'dinov2-smal'"),
         (["."], "no head bundle"),
     ],
 )

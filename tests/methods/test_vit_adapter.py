@@ -69,7 +69,7 @@ def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypat
     monkeypatch.setattr(adapter_head, "published_settings", lambda width: TINY)
     backbone = tiny_backbone(kind, **PATCH_16)
     before = sum(p.numel() for p in backbone.blocks[0].parameters()) * len(backbone.blocks)
-    head = AdapterHead("vit-adapter", backbone, pyramid=True)
+    head = AdapterHead(ViTAdapter, backbone, pyramid=True)
     blocks = head.adapter.blocks.trunk.blocks
     assert sum(p.numel() for block in blocks for p in block.parameters() if p.requires_grad) == before + added
     if added:

@@ -148,4 +148,4 @@ def test_dropout_is_the_published_unless_told():
         task = SegmentationTask(SegmentationConfig(dropout=given), classes)
         decoder = task.build_decoder("upernet", WIDTH, 14)
         assert [m.p for m in decoder.modules() if isinstance(m, nn.Dropout2d)] == [upernet, upernet]
-        assert [m.p for m in task.build_decoder(WIDTH, 14).modules() if isinstance(m, nn.Dropout2d)] == [own]
+        assert [m.p for m in task.build_decoder("linear", WIDTH, 14).modules() if isinstance(m, nn.Dropout2d)] == [own]

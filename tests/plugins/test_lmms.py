@@ -163,7 +163,7 @@ def test_what_a_bundle_cannot_do_is_said(model: Any, plugin: ModuleType, monkeyp
         "colours requests sampling or beam search, but vitsplit decodes greedily"
     ]
     monkeypatch.setattr(plugin, "load_head", lambda run, **_: Bundle(conversation="plain"))
-    with pytest.raises(ConfigError, match="it reads no question"):
+    with pytest.raises(ConfigError, match="--stage instruct --from runs/vqa"):
         plugin.VitSplitLmms(run="runs/vqa")
     with pytest.raises(ConfigError, match="--batch_size 8"):
         plugin.VitSplitLmms(run="runs/vqa", batch_size="8")

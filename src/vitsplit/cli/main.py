@@ -80,11 +80,10 @@ def _run(verb: str, words: Sequence[str]) -> int:
         run = getattr(importlib.import_module(f"vitsplit.cli.{module}"), function)
         return int(call_with_flags(run, words, prog=f"vitsplit {verb}") or 0)
     except SystemExit as stop:  # of tyro: after --help, or where flags are wrong
-        if stop.code and words[0].startswith("-") and any(not word.startswith("-") for word in words):
+        flags_first = bool(words) and words[0].startswith("-") and not words[0].startswith("--head")
+        if stop.code and flags_first and any(not word.startswith("-") for word in words):
             # Which flags there are depends on the task, the recipe or the run.
-            print(
-                f"Name tasks, recipes and runs before the flags: vitsplit {verb} NAME {words[0]} ...", file=sys.stderr
-            )
+            print(f"Name tasks, recipes and runs before flags: vitsplit {verb} NAME {words[0]} ...", file=sys.stderr)
         return int(stop.code or 0)
     except VitsplitError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,14 +17,13 @@ from accelerate import Accelerator
 
 from vitsplit.atomic_files import json_text, write_text
 from vitsplit.backbone.backbone import Backbone
-from vitsplit.config import to_dict
+from vitsplit.config import Precision, to_dict
 from vitsplit.data.folders import preview
 from vitsplit.engine.checkpoint import TrainState, read_state
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import DataError, RunError
 from vitsplit.files import LARGE_FILE, read_json, shown, whole_number
-from vitsplit.precision import Precision
 from vitsplit.saved_config import config_to_dict, upgraded_config
 from vitsplit.train_config import TrainConfig
 

@@ -23,10 +23,11 @@ from vitsplit.bundle import (
     load_weights,
     read_card,
 )
+from vitsplit.config import Precision
 from vitsplit.errors import BundleError, ConfigError, DataError, WeightsError
 from vitsplit.files import shown
 from vitsplit.model import Head, backbone_settings, build_head, head_shapes
-from vitsplit.precision import Precision, Resolved, resolve_precision
+from vitsplit.precision import Resolved, resolve_precision
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.tasks.vqa.decoder import VqaDecoder

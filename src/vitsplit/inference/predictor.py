@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.bundle import Card, find_bundle, read_card
+from vitsplit.config import Precision
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import BundleError, ConfigError, NotPicklableError
 from vitsplit.inference.asking import name_to_ask, with_language_model
@@ -33,7 +34,7 @@ from vitsplit.inference.loading import (
 )
 from vitsplit.inference.shared_pass import PassCount, SharedPass, TapSource, add_passes, describe_passes
 from vitsplit.model import Head
-from vitsplit.precision import DTYPES, Precision, autocast, resolve_precision
+from vitsplit.precision import DTYPES, autocast, resolve_precision
 from vitsplit.tasks.base import Forward, Task
 from vitsplit.types import LayerTaps
 

@@ -16,9 +16,9 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
+from vitsplit.config import Precision
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.predictor import load_head
-from vitsplit.precision import Precision
 from vitsplit.tasks.vqa.predict import ask_without_image
 from vitsplit.tasks.vqa.prompts import check_reads_questions
 

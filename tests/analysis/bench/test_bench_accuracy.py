@@ -38,9 +38,9 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     configs = {
         name: json.loads((out / "runs" / name / "config.json").read_text())["heads"]["segmentation"] for name in runs
     }
-    assert all(name.startswith(config["method"]) for name, config in configs.items())
+    assert all(name.startswith(config["method"]["name"]) for name, config in configs.items())
     rates = {"vitsplit": 1e-3, "linear-probe": 5e-3}
-    assert all(config["optim"]["lr"] == rates[config["method"]] for config in configs.values())
+    assert all(config["optim"]["lr"] == rates[config["method"]["name"]] for config in configs.values())
     found = json.loads((out / "results.json").read_text())["variants"]
     assert [variant["name"] for variant in found] == ["vitsplit", "linear-probe"]
     for variant in found:

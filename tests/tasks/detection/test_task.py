@@ -110,7 +110,7 @@ def test_masks_follow_the_data_and_the_setting(objects, tmp_path, caplog):
         caplog.clear()
         task = DetectionTask.open(dataclasses.replace(CONFIG, masks=masks), root, ("train", "val"))
         assert task.masks is task.describe()["masks"] is expected
-        assert task.build_decoder(32, 16).roi_heads.has_mask() is expected
+        assert task.build_decoder("linear", 32, 16).roi_heads.has_mask() is expected
         assert said in caplog.text
     with pytest.raises(DataError, match="--masks"):
         DetectionTask.open(dataclasses.replace(CONFIG, masks="on"), boxes_only, ("train", "val"))
@@ -214,7 +214,7 @@ def test_a_run_from_training_to_prediction(objects, tmp_path, method):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"anchor_sizes": (32, 64)}, "--anchor-sizes takes 5"),
+        ({"anchor_sizes": (32, 64)}, "--anchor-sizes.* 32 64"),
         ({"image_scale": (800, 0)}, "--image-scale.* 800 0"),
         ({"train_sides": ()}, "--train-sides"),
         ({"scale_range": (2.0, 0.5)}, r"--scale-range.*2\.0.*0\.5"),

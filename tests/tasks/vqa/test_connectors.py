@@ -87,7 +87,7 @@ def test_the_release_s_connector_is_as_stated(kind):
 
 def test_a_state_of_before_the_biases_is_one_with_zeros():
     backbone = tiny_backbone("clip-large-336")
-    head = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), SPLIT, backbone)
+    head = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), backbone)
     model = Head(head, torch.nn.Identity())
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
     with torch.no_grad():
