@@ -77,7 +77,7 @@ def measure(config: TrainConfig, data: Mapping[str, Path]) -> dict[str, object]:
     for way, each in ways.items():
         steps[way], num_classes = prepare(each, {name: data[name] for name in each.heads}, accelerator)
         for name, classes in num_classes.items() if way != "joint" else ():
-            gmacs = step_gmacs(config.only(name), config.geometry.crop_size, num_classes=classes)
+            gmacs = step_gmacs(config.for_head(name), config.geometry.crop_size, num_classes=classes)
             trained_gmacs.append(3 * gmacs["trained"])
             frozen_gmacs.append(gmacs["frozen"])
     watch = Stopwatch(accelerator.device)

@@ -20,7 +20,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(RunError, match=r"best could not be written.*untouched"), replace_folder(place) as new:
+    with pytest.raises(RunError, match="best could not be written"), replace_folder(place) as new:
         (new / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert (place / "file").read_text() == "old"

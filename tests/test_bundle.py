@@ -1,4 +1,4 @@
-"""Head bundles: what is in them, and what is refused."""
+"""Head bundles: their contents, and errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_loaded_bundle_predicts_what_was_trained(run: Path, scenes: Path) -> N
     stored = load_file(run / "best" / "head.safetensors")
     live = first.model.state_dict()
     assert all(torch.equal(live[name], tensor) for name, tensor in stored.items())
-    # The model is the trained one: it is not what the same seed builds.
+    # The model is the trained one: it differs from the initial weights of the same seed.
     fresh = build_head(first.card.config, first.backbone, first.task).state_dict()
     assert not torch.equal(fresh["decoder.classify.weight"], live["decoder.classify.weight"])
 

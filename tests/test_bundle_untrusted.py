@@ -1,4 +1,4 @@
-"""Bundles that a stranger wrote: checked whole before anything is built, and never followed to a file or a download."""
+"""Untrusted bundles: checked completely before anything is built; paths and downloads in them are not followed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture(scope="module")
 def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One of every task; what they say is what `save_bundle` wrote."""
+    """One bundle of every task, as written by `save_bundle`."""
     root = tmp_path_factory.mktemp("bundles")
     language = write_language_model(root / "tiny")
     return {
@@ -42,7 +42,7 @@ def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 @pytest.fixture
 def closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever gets as far as opening a backbone fails."""
+    """Makes opening a backbone fail."""
     monkeypatch.setattr(loading, "open_backbone", lambda *_, **__: pytest.fail("a backbone was opened"))
 
 
@@ -321,7 +321,7 @@ def test_whole_bundles_of_all_tasks_pass(bundles: dict[str, Path]) -> None:
         assert stored and all(torch.equal(state[name].float(), tensor.float()) for name, tensor in stored.items())
 
 
-# ---- what a card names is not followed
+# ---- paths in a card are not followed
 
 
 def test_no_path_of_a_card_is_followed(bundles: dict[str, Path], tmp_path: Path) -> None:

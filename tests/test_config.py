@@ -1,4 +1,4 @@
-"""Settings: their ranges, checked wherever values come from, and their way to JSON and back."""
+"""Settings: ranges, checked for values from every source, and the conversion to JSON and back."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ OUTER = Outer(
 
 
 def flat(name: str) -> Any:
-    """The settings of a recipe's head beside those of the run."""
+    """The settings of a recipe's head together with those of the run."""
     config = recipe(name)
     return config.flat(next(iter(config.heads)))
 
@@ -161,7 +161,7 @@ def fields() -> Iterator[tuple[Any, str, Any]]:
 
 
 def parts(kind: Any) -> Iterator[Any]:
-    """The annotation, and all inside it."""
+    """The annotation and all nested ones."""
     yield kind
     for each in typing.get_args(kind) if typing.get_origin(kind) is not Literal else ():
         yield from parts(each)
@@ -188,7 +188,7 @@ def test_every_setting_that_is_a_path_is_marked_as_one() -> None:
 
 
 def of_size(kind: Any, value: float) -> Any:
-    """A value of the annotated type whose numbers are all the given one."""
+    """A value of the annotated type with all numbers equal to the given one."""
     if typing.get_origin(kind) is Annotated:
         length = next((mark.min_length for mark in marks(kind) if getattr(mark, "min_length", None)), 1)
         made = of_size(typing.get_args(kind)[0], value)
@@ -296,7 +296,7 @@ def test_labels_hold_as_many_classes_as_flags_allow() -> None:
 
 
 def test_whatever_a_configuration_file_holds_ends_in_one_error_or_in_a_configuration(tmp_path: Path) -> None:
-    """Values of a good file replaced at random."""
+    """Values of a valid file are replaced at random."""
     rng = random.Random(0)
     values = [None, True, -1, 0, 1.5, 10**30, 1e308, "", "x" * 5000, "1_0", [], [1], [[[]]], {}, {"a": 1}, "\u0000"]
     read = 0

@@ -97,7 +97,7 @@ def test_a_bundle_of_a_task_that_is_not_installed_says_so(site, points, tmp_path
     ("value", "said"),
     [
         ("broken_package.method:Missing", "ModuleNotFoundError"),
-        ("vitsplit.methods.lora:LoraConfig", "calls itself 'lora'"),
+        ("vitsplit.methods.lora:LoraConfig", "name = 'lora'"),
     ],
 )
 def test_a_broken_package_is_named(tmp_path, monkeypatch, value, said):

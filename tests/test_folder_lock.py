@@ -1,4 +1,4 @@
-"""Who holds a folder: real processes, killed and alive, and what a file system without locks leaves."""
+"""Folder locks: real processes, running and killed, and file systems without locks."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ with hold_folder(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts another process that holds the folder, and ends what is left of it afterwards."""
+    """Starts another process that holds the folder, and terminates it afterwards."""
     started, children = [], []
 
     def start(how="alone"):
@@ -79,7 +79,7 @@ def test_a_second_process_is_refused_by_the_first_ones_name_and_nothing_is_lost(
     assert time.time() - before < 5
     assert (tmp_path / "run" / "work.txt").read_text() == "hours of it"
     assert json.loads((tmp_path / "run" / LOCK).read_text())["pid"] == process.pid
-    with pytest.raises(RunError):  # the refusal has not loosened it
+    with pytest.raises(RunError):  # the refusal has not released the lock
         hold(tmp_path / "run")
 
 
@@ -195,7 +195,7 @@ def test_without_locks_a_block_excludes_another_of_this_process(tmp_path, withou
 
 
 def test_many_that_start_at_once_are_one(tmp_path):
-    """Of eight processes that begin together and hold the folder for long, one does, every time."""
+    """Of eight processes that start together, exactly one gets the lock, every time."""
     context = multiprocessing.get_context("fork")
     for attempt in range(5):
         begin, won = context.Barrier(8), context.Queue()

@@ -1,4 +1,4 @@
-"""Folders and files that are either the old ones or the new ones, never half of each, whatever kills the process."""
+"""Atomic replacement of files and folders: after a crash there is either the old or the new version."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from vitsplit.errors import RunError
 
 @contextmanager
 def writing_to(folder: Path, what: str) -> Iterator[None]:
-    """Turns what goes wrong with writing into a folder, such as a full disk, into an error that says what to do.
+    """Converts errors of writing into a folder, such as a full disk, to ``RunError``.
 
     Raises:
-        RunError: Names the folder.
+        RunError: An ``OSError`` occurred in the block; the message names the folder.
     """
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"{folder}: {what} could not be written: {error}. Make room there or make it writable, and give the same "
-            "command again, or give another folder with --out."
+            f"{folder}: {what} could not be written: {error}. Free disk space or make it writable, and repeat the "
+            "command, or choose another folder with --out."
         ) from error
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``path`` that takes its place, safe on disk, when the block ends without error.
+    """Yields an empty folder that replaces ``path`` atomically, synced to disk, if the block ends without error.
 
     Raises:
-        RunError: It could not be written, such as on a full disk. What was at ``path`` is untouched.
+        RunError: It could not be written, such as on a full disk; ``path`` is unchanged.
     """
     new, old = _new(path), _old(path)
     try:
@@ -53,7 +53,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} could not be written: {error}. What was there before is untouched.") from error
+        raise RunError(f"{path} could not be written: {error}. Any earlier version is unchanged.") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -68,7 +68,7 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path) -> None:
-    """Puts right what a kill in the middle of ``replace_folder`` left: no half-written folder, and the old one back."""
+    """Cleans up after a process was killed in ``replace_folder``: removes partial folders, restores the old one."""
     shutil.rmtree(_new(path), ignore_errors=True)
     if not path.exists() and _old(path).exists():
         _old(path).rename(path)
@@ -76,15 +76,15 @@ def recover_folder(path: Path) -> None:
 
 
 def is_leftover(item: Path, path: Path) -> bool:
-    """Whether ``item`` is what a kill in the middle of ``write_text`` or ``replace_folder`` left of ``path``."""
+    """Whether ``item`` is a temporary file or folder of ``path``, left by a killed process."""
     return item in (_new(path), _old(path))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file by one with this text.
+    """Writes a text file atomically.
 
     Raises:
-        RunError: It could not be written. What was at ``path`` is untouched.
+        RunError: It could not be written; ``path`` is unchanged.
     """
     new = _new(path)
     try:
@@ -93,16 +93,16 @@ def write_text(path: Path, text: str) -> None:
         new.replace(path)
     except OSError as error:
         new.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {error}. What was there before is untouched.") from error
+        raise RunError(f"{path} could not be written: {error}. Any earlier version is unchanged.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a file by one with this value as JSON, see ``json_text``. Raises as ``write_text``."""
+    """Writes a value as JSON, see ``json_text`` and ``write_text``."""
     write_text(path, json_text(value, indent=2) + "\n")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON as its standard has it: a number that is not finite becomes null."""
+    """Serializes a value as standard JSON: non-finite numbers become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -124,7 +124,7 @@ def _old(path: Path) -> Path:
 
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open folders and needs no sync of them
+        return  # Windows cannot open folders, and does not need to sync them
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)

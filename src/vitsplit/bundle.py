@@ -1,14 +1,14 @@
-"""A head bundle: what was trained for one task, as a small folder that needs its backbone to run.
+"""Head bundles: the trained weights of one task, in a small folder that needs its backbone to run.
 
 ::
 
-    head.safetensors   trainable weights and norm statistics, nothing of the backbone
-    head.json          the card: task, classes, backbone with hash and licence, configuration, metrics, version
-    README.md          the same for people
+    head.safetensors   trained weights and norm statistics, without the backbone
+    head.json          the card: task, classes, backbone with hash and license, configuration, metrics, version
+    README.md          a summary of the card
 
-No pickle anywhere. A bundle may come from a stranger: its card is read whole and checked before anything is built; the
-names, shapes and kinds of its tensors are compared with those of the card's model before any of them is read; and no
-path that the card names is followed. Loading compares the backbone's hash with the one the bundle was trained on.
+Bundles contain no pickle files and may be untrusted: the card is checked completely before anything is built; names,
+shapes and dtypes of the tensors are compared with those of the card's model before any of them is read; and paths in
+the card are not followed. Loading compares the backbone's hash with that of the card.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vitsplit.version import __version__
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
 LANGUAGE_MODEL = "decoder.language_model."
-"""Begins the names of what a bundle tuned of a language model, whose shapes are known when that model was read."""
+"""Prefix of the tensors of a tuned language model, whose shapes are known only after that model is loaded."""
 
 _FIELDS = frozenset({"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config"})
 _BACKBONE_FIELDS = frozenset({"name", "title", "timm_name", "licence", "source", "weights_hash"})
@@ -50,18 +50,18 @@ _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 @dataclass(frozen=True)
 class Card:
-    """What ``head.json`` says.
+    """The contents of ``head.json``.
 
     Attributes:
         task: Name of the task.
         config: The resolved configuration of the run.
-        description: What the task needs to be used without data (``Task.describe``).
+        description: Information for using the task without data (``Task.describe``).
         backbone: ``name``, ``title``, ``timm_name``, ``licence``, ``source``, ``weights_hash``.
         prior_layers: Blocks (0-based) that the bundle reads at inference.
-        metrics: Figures reached on the validation images, and the step.
+        metrics: Metrics on the validation set.
         version: Version of vitsplit that wrote it.
-        paths: What its configuration said of files and folders elsewhere, by the flag; ``config`` is without them,
-            because a card decides nothing about what is opened.
+        paths: Paths outside of the bundle in the card's configuration, by flag. They are removed from ``config``, so
+            that a card cannot open other files.
     """
 
     task: str
@@ -75,8 +75,8 @@ class Card:
 
     @property
     def backbone_title(self) -> str:
-        """The backbone's name for people, which says where its patch size is not its own."""
-        # Bundles from before backbones could be resampled have no title.
+        """The backbone's display name, which includes a patch size that differs from the original one."""
+        # Bundles of earlier versions have no title.
         return self.backbone.get("title", self.backbone["name"])
 
 
@@ -93,7 +93,7 @@ def save_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     state = head.trainable_state()
     if config.loop.bundle_precision == "bf16":
-        # Not the gate's scores: which layers they keep hangs on differences that bf16 would round away.
+        # Except the gate's scores: bf16 rounding could change which layers they select.
         state = {
             name: tensor if tensor.dim() < 2 or name.endswith("gate.scores_LJ") else tensor.bfloat16()
             for name, tensor in state.items()
@@ -129,28 +129,28 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     reached = ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) or "not evaluated"
     return (
         f"# A {card['task']} head for {backbone['title']}\n\n"
-        f"Written by vitsplit {card['vitsplit']}. It holds {numbers:,} numbers and runs on the "
-        f"frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, "
-        f"licence {backbone['licence']}).{_origin(state)}\n\n"
+        f"Written by vitsplit {card['vitsplit']}. It has {numbers:,} values (weights and norm statistics) and needs "
+        f"the frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, "
+        f"weights {backbone['weights_hash'][:12]}, license {backbone['licence']}).{_origin(state)}\n\n"
         f"- method: {card['config']['method']['name']}, recipe `{card['config']['name']}`\n"
-        f"- on the validation images: {reached}\n\n"
+        f"- validation metrics: {reached}\n\n"
         "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
     )
 
 
 def _origin(state: Mapping[str, Tensor]) -> str:
-    """What of a bundle's weights began as the backbone's, in words."""
+    """A sentence about weights of a bundle that were initialized from the backbone."""
     if any(name.startswith("head.task_head.blocks.") for name in state):
         what = "The task head is a trained copy of the backbone's last blocks"
     elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in state):
         what = "Most of it is a trained copy of the backbone"
     else:
         return ""
-    return f" {what}: the backbone's licence governs it too."
+    return f" {what}: the backbone's license applies to it."
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The one bundle folder that a RUN means, see ``find_bundles``.
+    """The bundle folder of a RUN argument, see ``find_bundles``.
 
     Raises:
         BundleError: There is none, or several; the message names them.
@@ -163,7 +163,7 @@ def find_bundle(path: str | Path) -> Path:
 
 
 def find_bundles(path: str | Path) -> list[Path]:
-    """The bundle folders that a RUN means: a bundle itself, or a run folder's best (else last), of each of its heads.
+    """The bundle folders of a RUN argument: a bundle itself, or the best (or else last) bundle of each head of a run.
 
     Raises:
         BundleError: There is none.
@@ -172,28 +172,26 @@ def find_bundles(path: str | Path) -> list[Path]:
     for folder in (path, path / "best", path / "last"):
         if (folder / CARD).is_file():
             return [folder]
-        # Of several heads there is one folder per head in them.
+        # Runs with several heads have one subfolder per head.
         found = {card.parent.name: card.parent for card in folder.glob(f"*/{CARD}") if _is_of_head(card)}
         if found:
             names = [*(task for task in TASKS.names() if task in found), *sorted(found.keys() - set(TASKS.names()))]
             return [found[name] for name in names]
-    hint = (
-        "It holds no finished evaluation yet." if (path / "config.json").is_file() else "Name a run or bundle folder."
-    )
+    hint = "The run has no evaluation yet." if (path / "config.json").is_file() else "Give a run or bundle folder."
     raise BundleError(f"{path}: there is no head bundle here (no {CARD}, best/{CARD} or last/{CARD}). {hint}")
 
 
 def _is_of_head(card: Path) -> bool:
-    # Neither a run's own two folders, nor what a killed run left of a folder that it was replacing.
+    # Not best or last themselves, nor temporary folders of a killed run.
     name = card.parent.name
     return card.is_file() and name not in ("best", "last") and not name.startswith(".")
 
 
 def read_card(path: str | Path) -> Card:
-    """The card of a run or bundle, checked whole, without reading weights.
+    """Reads and checks the card of a run or bundle, without reading weights.
 
     Raises:
-        BundleError: There is no bundle, or its card is broken or from a newer version; the message names the place.
+        BundleError: There is no bundle, or its card is invalid or from a newer version; the message names the key.
     """
     file = find_bundle(path) / CARD
     where = str(file)
@@ -208,7 +206,7 @@ def read_card(path: str | Path) -> Card:
     if not isinstance(task, str) or task not in TASKS.names():
         raise BundleError(
             f"{where}: task is {shown(task)}, not one of {', '.join(TASKS.names())}. "
-            "Update vitsplit, or install the package that has it."
+            "Update vitsplit, or install the package that provides it."
         )
     try:
         config, paths = _without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
@@ -230,7 +228,7 @@ def read_card(path: str | Path) -> Card:
 
 
 def _without_paths(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
-    """A card's configuration without the paths that lead elsewhere, and these by their flags."""
+    """A card's configuration without paths outside of the bundle, and these paths by flag."""
     paths = {}
     for setting in list(settings_of(config)):
         if setting.opens and setting.value is not None and setting.opens.leads_out(setting.value):
@@ -248,13 +246,13 @@ def _check_keys(
     for key in sorted(wanted - optional - data.keys()):
         raise BundleError(f"{where}: {key} is missing. {ADVICE}")
     for key in sorted(data.keys() - wanted):
-        raise BundleError(f"{where}: {shown(key)} is not known. Update vitsplit, or remove it.")
+        raise BundleError(f"{where}: unknown key {shown(key)}. Update vitsplit, or remove it.")
 
 
 def _read_backbone(data: Any, where: str) -> dict[str, str]:
     if not isinstance(data, dict):
         raise BundleError(f"{where}: backbone must be an object, not {shown(data)}. {ADVICE}")
-    # Bundles from before backbones could be resampled have no title.
+    # Bundles of earlier versions have no title.
     _check_keys(data, _BACKBONE_FIELDS, f"{where}: backbone", frozenset({"title"}))
     read = {key: line(value, f"{where}: backbone.{key}") for key, value in data.items()}
     check_hash(read["weights_hash"], f"{where}: backbone.weights_hash")
@@ -268,12 +266,12 @@ def _read_layers(data: Any, backbone: str, where: str) -> tuple[int, ...]:
     for layer in data:
         whole_number(layer, f"{where}: prior_layers", 0, most - 1, error=BundleError, advice=ADVICE)
     if sorted(set(data)) != data:
-        raise BundleError(f"{where}: prior_layers must increase, which {shown(data)} do not. {ADVICE}")
+        raise BundleError(f"{where}: prior_layers must be strictly increasing, not {shown(data)}. {ADVICE}")
     return tuple(data)
 
 
 def _check_metrics(value: Any, where: str, depth: int = 0) -> None:
-    """Figures by name, which may be groups of them, texts, or lists: of what JSON holds, with finite numbers."""
+    """Checks metrics by name: finite numbers, strings, null, and nested objects and lists of them."""
     if depth == 0 and not isinstance(value, dict):
         raise BundleError(f"{where} must be an object, not {shown(value)}. {ADVICE}")
     if depth > 8:
@@ -291,77 +289,77 @@ def _check_metrics(value: Any, where: str, depth: int = 0) -> None:
 
 
 def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
-    """Refuses a backbone that the bundle was not trained on.
+    """Refuses a backbone with other weights than the bundle was trained on.
 
     Raises:
-        BundleError: Hashes differ; both are named. Or the bundle is of a version that ran the backbone with another
-            activation.
+        BundleError: The hashes differ; the message has both. Or the bundle was written by a version that ran the
+            backbone with another activation.
     """
     expected, found = card.backbone["weights_hash"], backbone.info.weights_hash
     if expected and expected == backbone.info.former_hash:
         raise BundleError(
-            f"{where}: trained by a version of vitsplit that ran {card.backbone_title} with plain GELU, which is not "
-            f'its publisher\'s activation. To run it as it was trained, write "{card.backbone["timm_name"]}" for '
-            f'"{backbone.info.name}" in config.backbone.backbone of its {CARD}; better, train it again.'
+            f"{where}: trained by a version of vitsplit that ran {card.backbone_title} with plain GELU instead of the "
+            f"activation it was pretrained with. Train it again, or, to run it as it was trained, replace "
+            f'"{backbone.info.name}" by "{card.backbone["timm_name"]}" in config.backbone.backbone of its {CARD}.'
         )
     if expected != found:
         raise BundleError(
             f"{where}: trained on {card.backbone_title} with weights {expected[:16]}, but this is {backbone.name} "
-            f"with weights {found[:16]} ({backbone.info.source}). Give it the weights it was trained on."
+            f"with weights {found[:16]} ({backbone.info.source}). Use the weights that it was trained on."
         )
 
 
 def check_header(path: str | Path, model: Head, *, without: str | None = None) -> None:
-    """Compares the names, shapes and kinds of a bundle's tensors with those of a model, before any of them is read.
+    """Compares names, shapes and dtypes of a bundle's tensors with those of a model, without reading the tensors.
 
     Args:
         path: Run or bundle folder.
         model: Built from the bundle's card; it may be on the meta device.
-        without: The beginning of names that are not compared.
+        without: Prefix of tensor names that are not compared.
 
     Raises:
-        BundleError: The file is missing, damaged or too large, or its tensors are others; the message names them.
+        BundleError: The file is missing, damaged or too large, or its tensors do not match; the message names them.
     """
     file = find_bundle(path) / WEIGHTS
     found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
     expected = model.trainable_state()
-    # What an earlier version did not have is added when the weights are loaded.
+    # Tensors that an earlier version did not have are added when the weights are loaded.
     known = model.upgraded({name: torch.empty(shape, device="meta") for name, (_, shape) in found.items()})
     missing = expected.keys() - known.keys()
-    wrong = [f"missing: {_listed(missing)}"] * bool(missing)
-    wrong += [f"unexpected: {_listed(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
+    wrong = [f"missing: {_name_list(missing)}"] * bool(missing)
+    wrong += [f"unexpected: {_name_list(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
     for name in sorted(expected.keys() & found.keys()):
         (kind, shape), tensor = found[name], expected[name]
         kinds = [*_FLOATS] if tensor.is_floating_point() else ["I64"]
         if shape != tuple(tensor.shape) or kind not in kinds:
-            wrong.append(f"{name} is {kind} {list(shape)} in place of {' or '.join(kinds)} {list(tensor.shape)}")
+            wrong.append(f"{name} is {kind} {list(shape)} instead of {' or '.join(kinds)} {list(tensor.shape)}")
     if wrong:
         more = f"; and {len(wrong) - 4} more" * (len(wrong) > 4)
         raise BundleError(f"{file}: does not fit its card ({'; '.join(wrong[:4])}{more}). {ADVICE}")
 
 
 def load_weights(path: str | Path, model: Head) -> None:
-    """Reads a bundle's weights into a model built from its card.
+    """Loads a bundle's weights into a model built from its card.
 
     Raises:
-        BundleError: The file is missing, damaged, of another model, or holds numbers that no training leaves.
+        BundleError: The file is missing, damaged, of another model, or holds invalid numbers (see ``read_weights``).
     """
     check_header(path, model)
     model.load_trainable_state(read_weights(path))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """A bundle's weights by name, float32, and int64 where a norm counts.
+    """Reads a bundle's weights by name: float32, and int64 for the step counts of batch norms.
 
     Raises:
-        BundleError: The file is missing or damaged, or holds numbers that are not finite, negative variances, or
-            tensors of other kinds.
+        BundleError: The file is missing or damaged, or holds non-finite numbers, negative variances, or tensors of
+            unsupported dtypes.
     """
     file = find_bundle(path) / WEIGHTS
     header = _header(file)
     for name, (kind, shape) in header.items():
         if kind not in _FLOATS and kind != "I64":
-            raise BundleError(f"{file}: {shown(name)} is {kind} {list(shape)}, which no bundle holds. {ADVICE}")
+            raise BundleError(f"{file}: {shown(name)} is {kind} {list(shape)}: unsupported dtype. {ADVICE}")
     state = {}
     try:
         with safe_open(file, framework="pt") as stored:
@@ -373,21 +371,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{file}: {name} holds NaN or infinite numbers. {ADVICE}")
-        # Square roots of variances are taken, and steps are counted.
+        # Variances and step counts cannot be negative.
         if name.endswith(("running_var", "num_batches_tracked")) and (tensor < 0).any():
             raise BundleError(f"{file}: {name} holds negative numbers. {ADVICE}")
     return state
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Kind and shape of every tensor of a file. That it holds as many bytes as they need is checked by safetensors."""
+    """Dtype and shape of every tensor of a file. Safetensors checks that the file's size matches."""
     try:
         if not file.is_file():
-            raise BundleError(f"{file}: there is no such file, or it is not a regular one. {ADVICE}")
+            raise BundleError(f"{file}: the file does not exist, or is not a regular file. {ADVICE}")
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
         if length > SMALL_FILE:
-            raise BundleError(f"{file}: a table of contents of {length:,} bytes, which no bundle has. {ADVICE}")
+            raise BundleError(f"{file}: header of {length:,} bytes exceeds the limit of {SMALL_FILE:,}. {ADVICE}")
         with safe_open(file, framework="pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  # not a dict
             return {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
@@ -395,6 +393,6 @@ def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
 
 
-def _listed(names: Any) -> str:
-    several = sorted(names)
-    return ", ".join(shown(name) for name in several[:4]) + (f" and {len(several) - 4} more" * (len(several) > 4))
+def _name_list(names: Any) -> str:
+    ordered = sorted(names)
+    return ", ".join(shown(name) for name in ordered[:4]) + (f" and {len(ordered) - 4} more" * (len(ordered) > 4))

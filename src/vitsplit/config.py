@@ -1,4 +1,4 @@
-"""Settings: frozen classes with the ranges on their fields, and their way from and to JSON and the command line.
+"""Base of settings: frozen dataclasses with validated fields, and conversion from and to JSON and the command line.
 
 ::
 
@@ -6,9 +6,9 @@
         steps: Annotated[int, Field(ge=1, le=10**9)] = 40_000
         \"\"\"Optimizer steps.\"\"\"
 
-A value is checked wherever it comes from: the constructor, ``dataclasses.replace``, a JSON file, a flag. Whole numbers
-are no booleans, numbers are finite, texts are of bounded length. Upper ends are where no larger value is useful: they
-catch typing errors, and settings in a stranger's file that ask for gigabytes or for days.
+Values are checked from every source: the constructor, ``dataclasses.replace``, JSON files, flags. Booleans are not
+accepted as integers, numbers must be finite, strings have a maximum length. Upper limits are above any useful value:
+they catch typing errors, and untrusted files that ask for gigabytes or days.
 
 Every field is one flag (``--steps 100``) whose help is the field's docstring, so names are unique
 within a configuration.
@@ -34,32 +34,32 @@ from vitsplit.errors import ConfigError
 from vitsplit.files import LONGEST_NAME, inside, shown
 
 LONG_TEXT = 1 << 16
-"""Characters: the most of a setting that is a text to be read, such as a system prompt."""
+"""Maximum number of characters of a long string, such as a system prompt."""
 MAX_PIXELS = 2**25
-"""The most pixels of a crop, or of what images are resized to: larger images are cut into tiles."""
+"""Maximum number of pixels of a crop or a resized image; larger images are processed in tiles."""
 MAX_SIDE = 8192
-"""Pixels: the longest side of a crop, or of what images are resized to."""
+"""Maximum side of a crop or a resized image, in pixels."""
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
-"""Pixels of a side of an image."""
+"""Side of an image in pixels."""
 Size = tuple[Side, Side]
 """Height and width, or longest and shortest side, in pixels."""
 Margin = Annotated[int, Field(ge=0, le=MAX_SIDE)]
-"""Pixels that are cut off at a side of an image."""
+"""Pixels that are cropped from a side of an image."""
 Factor = Annotated[float, Field(ge=0.01, le=100)]
-"""What the size of an image is multiplied by."""
+"""Scale factor of an image's size."""
 Share = Annotated[float, Field(ge=0, le=1)]
-"""A probability, or a part of a whole."""
+"""A probability or fraction."""
 Name = Annotated[str, Field(min_length=1)]
-"""A text that is not empty, such as a path: an empty path would be the current folder."""
+"""A non-empty string, such as a path: an empty path would be the current folder."""
 LongText = Annotated[str, Field(max_length=LONG_TEXT)]
-"""A text to be read."""
+"""A long string, such as a prompt."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""Of a generator of random numbers."""
+"""Random seed."""
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""What a forward pass computes in; auto: chosen for the device."""
+"""Precision of a forward pass; auto: chosen for the device."""
 MaxNewTokens = Annotated[int, Field(ge=1, le=2**14)]
-"""The most tokens of an answer."""
+"""Maximum number of tokens of an answer."""
 
 ConfigT = TypeVar("ConfigT")
 
@@ -68,13 +68,13 @@ _STRICT = ConfigDict(
     validate_by_name=True, validate_by_alias=True, loc_by_alias=False,
 )  # fmt: skip
 STRICT_FIELDS = ConfigDict(strict=True, extra="forbid")
-"""For ``__pydantic_config__`` of a dataclass that ``from_dict`` reads and that holds no settings."""
+"""``__pydantic_config__`` for dataclasses that ``from_dict`` reads and that are not settings."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 class _Checked:
-    """Makes every class that is derived from it a frozen dataclass of pydantic."""
+    """Turns every subclass into a frozen pydantic dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -85,7 +85,7 @@ class _Checked:
 
         @functools.wraps(validate)
         def checked_init(self: Any, **values: Any) -> None:
-            # Lists are taken for tuples, as from JSON.
+            # Lists are accepted as tuples, as in JSON.
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             try:
                 validate(self, **values)
@@ -99,8 +99,8 @@ class Settings(_Checked):
     """Base of all settings classes: subclasses are frozen dataclasses with keyword arguments, checked by pydantic.
 
     Raises:
-        ConfigError: (by every subclass) A value is of a wrong type or out of its range; names the flag, the value and
-            the range.
+        ConfigError: (by every subclass) A value has a wrong type or is out of range; the message has the flag, the
+            value and the range.
     """
 
     @field_validator("*")
@@ -108,12 +108,12 @@ class Settings(_Checked):
     def _without_control_characters(cls, value: Any) -> Any:
         for text in value if isinstance(value, tuple | dict) else (value,):
             if isinstance(text, str) and _CONTROL.search(text):
-                raise ValueError(f"has a control character in it: {shown(text)}. Omit it.")
+                raise ValueError(f"contains a control character: {shown(text)}. Remove it.")
         return value
 
 
-def Former(name: str) -> Any:  # noqa: N802  (reads as the annotations beside it: Field, Opens)
-    """Marks the field's name of an earlier version, which JSON may still have and for whose flag there is a warning.
+def Former(name: str) -> Any:  # noqa: N802  (named like the other annotations: Field, Opens)
+    """Annotates a field with its name in an earlier version, accepted in JSON, and as a flag with a warning.
 
     ``color_share: Annotated[float, Former("colour_share")] = 0.5``
     """
@@ -122,22 +122,22 @@ def Former(name: str) -> Any:  # noqa: N802  (reads as the annotations beside it
 
 @dataclasses.dataclass(frozen=True)
 class Opens:
-    """Marks a setting that is a path outside of the data: a file or folder that is opened if the setting is followed.
+    """Annotates a setting that is a path: a file or folder that vitsplit opens.
 
-    A bundle's card follows none of them (``bundle.read_card``); a configuration file those that are read, with a
-    warning.
+    Paths in a bundle's card are ignored (``bundle.read_card``); those in a configuration file are used for reading
+    only, with a warning.
 
     Attributes:
-        writes: Whether something is written there.
-        inside_data: Whether it is a name inside the data folder, unless it leads out of it.
+        writes: Whether vitsplit writes to the path.
+        inside_data: Whether the path is relative to the data folder, and harmless unless it leads out of it.
     """
 
     writes: bool = False
     inside_data: bool = False
 
     def leads_out(self, value: str | bool) -> bool:
-        """Whether following it opens something that the user did not name."""
-        if isinstance(value, bool):  # a switch that lets names in the data lead out of their folder
+        """Whether the path can lead to files that the user has not given."""
+        if isinstance(value, bool):  # a flag that allows paths out of the data folder
             return value
         if not self.inside_data:
             return True
@@ -149,7 +149,7 @@ class Opens:
 
 
 class Setting(NamedTuple):
-    """One setting of a configuration: where it stands, its annotation and its value."""
+    """One setting of a configuration: its place (field names), annotation and value."""
 
     place: tuple[str, ...]
     kind: Any
@@ -158,28 +158,28 @@ class Setting(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """Its flag, such as ``--crop-size`` or, of one of several heads, ``--depth.lr``."""
+        """The flag, such as ``--crop-size``, or ``--depth.lr`` for one of several heads."""
         return flag_of(self.prefix + self.place[-1])
 
     @property
     def opens(self) -> Opens | None:
-        """Its mark as a path, if it is one."""
+        """The annotation ``Opens``, if the setting is a path."""
         return next((mark for mark in getattr(self.kind, "__metadata__", ()) if isinstance(mark, Opens)), None)
 
 
 def check_pixels(flag: str, size: tuple[int, int], scale: float = 1.0) -> None:
-    """Refuses a height and width (of which each is in its range) that are too many pixels together.
+    """Refuses a height and width whose product exceeds ``MAX_PIXELS``.
 
     Raises:
-        ConfigError: Names the flag.
+        ConfigError: The message names the flag.
     """
     if size[0] * size[1] * scale**2 > MAX_PIXELS:
         at = f"{flag} {size[0]} {size[1]}" + (f" at a scale of {scale:g}" if scale != 1 else "")
-        raise ConfigError(f"{at}: at most {MAX_PIXELS:,} pixels are possible.")
+        raise ConfigError(f"{at}: the maximum is {MAX_PIXELS:,} pixels. Use a smaller size.")
 
 
 def settings_of(config: Any, place: tuple[str, ...] = (), prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a configuration that is not itself a group of settings, or groups by their names."""
+    """All settings of a configuration, including those of nested groups."""
     cls: Any = type(config)
     kinds = field_kinds(cls)
     for field in dataclasses.fields(config):
@@ -206,7 +206,7 @@ def override(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
     """The configuration with some fields changed by their bare names: ``{"steps": 100, "crop_size": (448, 448)}``.
 
     Raises:
-        ConfigError: There is no such field (close names are given), or a value is of a wrong type or out of its range.
+        ConfigError: There is no such field (close names are suggested), or a value has a wrong type or is out of range.
     """
     known = {setting.place[-1] for setting in settings_of(config)}
     former = former_names(kind_of(config))
@@ -230,13 +230,13 @@ def _overridden(config: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def changed_settings(before: Any, after: Any) -> dict[str, Any]:
-    """The settings with which ``override`` makes the first configuration the second."""
+    """The settings with which ``override`` turns ``before`` into ``after``."""
     old = {setting.place: setting.value for setting in settings_of(before)}
     return {new.place[-1]: new.value for new in settings_of(after) if new.value != old[new.place]}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The settings, with those inside them, as JSON-ready values: tuples become lists, paths strings."""
+    """The settings, including nested ones, as JSON-serializable values: tuples become lists, paths become strings."""
     plain: dict[str, Any] = _plain(config)
     return plain
 
@@ -254,19 +254,19 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: Any, data: Any, source: str, where: str = "") -> Any:
-    """The settings that ``to_dict`` wrote, or that somebody wrote by hand. What is absent keeps its default.
+    """Reads settings written by ``to_dict`` or by hand. Missing keys have their defaults.
 
-    Settings of one of several classes (those with a class method ``by_name``) have the class's ``name`` beside them.
+    A field that may be of several classes (with a class method ``by_name``) has the key ``name`` to select the class.
 
     Args:
         cls: The settings class; a generic one with its argument, as in ``HeadConfig[SegmentationConfig]``.
         data: The parsed JSON.
-        source: The file that it was read from, for messages.
-        where: The place in the file, for messages, such as ``method.``.
+        source: Its file, for error messages.
+        where: Prefix of keys in error messages, such as ``method.``.
 
     Raises:
-        ConfigError: An unknown key (with the closest known ones), a missing one, or a value of a wrong type or out of
-            its range. Names the file and the key.
+        ConfigError: A key is unknown (similar ones are suggested) or missing, or a value has a wrong type or is out of
+            range. The message has the file and the key.
     """
     chosen = _chosen_by_name(cls, data, source) if isinstance(data, dict) else {}
     rest = {key: value for key, value in data.items() if key not in chosen} if chosen else data
@@ -285,7 +285,7 @@ def _chosen_by_name(cls: Any, data: Mapping[str, Any], source: str) -> dict[str,
             values = dict(data[field])
             name = values.pop("name", None)
             if not isinstance(name, str):
-                raise ConfigError(f"{source}: '{field}.name' must be a text, not {shown(name)}.")
+                raise ConfigError(f"{source}: '{field}.name' must be a string, not {shown(name)}.")
             try:
                 named = by_name(name)
             except ConfigError as error:
@@ -295,7 +295,7 @@ def _chosen_by_name(cls: Any, data: Mapping[str, Any], source: str) -> dict[str,
 
 
 def former_names(kind: Any) -> dict[str, str]:
-    """Field's name of an earlier version to its present name, of a settings class and those inside it."""
+    """Former to current field names of a settings class and its nested classes, see ``Former``."""
     found: dict[str, str] = {}
     if settings_kind(kind) is not None:
         for name, inner in field_kinds(kind).items():
@@ -305,7 +305,7 @@ def former_names(kind: Any) -> dict[str, str]:
 
 
 def kind_of(config: Any) -> Any:
-    """The class of a configuration; of a generic one with its argument, as in ``TrainConfig[SegmentationConfig]``."""
+    """The class of a configuration; a generic one with its argument, as in ``HeadConfig[SegmentationConfig]``."""
     cls: Any = type(config)
     parameters = getattr(cls, "__parameters__", ())
     if not parameters:
@@ -316,10 +316,10 @@ def kind_of(config: Any) -> Any:
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with arguments that are out of their parameters' ranges refused.
+    """Decorates a function so that its arguments are checked against its annotations.
 
     Raises:
-        ConfigError: (by what is returned) Names the flag, the value and the range.
+        ConfigError: (by the decorated function) The message has the flag, the value and the range.
     """
     signature = inspect.signature(function)
     call = validate_call(config=_STRICT)(function)

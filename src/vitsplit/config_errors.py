@@ -1,7 +1,4 @@
-"""What is wrong with settings, in words: the flag or the file and the key, the range, and the value.
-
-Used by ``vitsplit.config`` alone.
-"""
+"""Error messages for invalid settings: the flag, or the file and the key, with the range and the value."""
 
 from __future__ import annotations
 
@@ -27,18 +24,18 @@ def flag_of(name: str) -> str:
 
 
 def message(error: ValidationError, owner: Any, values: Any, source: str = "", where: str = "") -> str:
-    """What is wrong, where, and what would be right.
+    """The message for a validation error, with the location and the valid values.
 
     Args:
-        error: What pydantic found.
+        error: The error of pydantic.
         owner: The settings class, or the function whose arguments were checked.
-        values: What was checked.
-        source: The file that they were read from; empty: the command line or a program.
-        where: The place in the file.
+        values: The values that were checked.
+        source: The file of the values; empty: the command line or a program.
+        where: Prefix of keys in the file.
     """
     problems = [(*_locate(owner, each["loc"]), each) for each in error.errors(include_url=False)]
     names = problems[0][0]
-    # Of a field of several types there is one problem for each: that with a value in it says more.
+    # A union has one problem per type: prefer errors of the value over errors of the type.
     _, kind, problem = min(
         (each for each in problems if each[0] == names), key=lambda each: str(each[2]["type"]).endswith("_type")
     )
@@ -61,7 +58,7 @@ def message(error: ValidationError, owner: Any, values: Any, source: str = "", w
             return f"{before}{text}" if settings_kind(kind) else f"{at} {text}"
     for name in names:
         values = values[name] if isinstance(values, Mapping) else getattr(values, name)
-    return f"{at} must be {describe(kind)}, not {_said(values)}."
+    return f"{at} must be {describe(kind)}, not {_format_value(values)}."
 
 
 def describe(kind: Any) -> str:
@@ -80,12 +77,12 @@ def describe(kind: Any) -> str:
         return f"{len(items)} values, " + (f"each {items[0]}" if len(set(items)) == 1 else ", ".join(items))
     if origin is dict:
         return f"pairs of a name and {describe(arguments[1])}"
-    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", Path: "a path"}
+    words = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false", Path: "a path"}
     return "None" if kind in (None, types.NoneType) else words.get(kind, "an object with settings")
 
 
 def describe_ranges(kind: Any) -> str:
-    """The ranges of a type and of those inside it, in words: `` (from 1 to 8,192)``; empty without any."""
+    """The ranges of a type and its nested types, in words: `` (from 1 to 8,192)``; empty if there are none."""
     inner = typing.get_args(kind) if typing.get_origin(kind) is not Literal else ()
     found = [_range(kind).strip(" ()"), *(describe_ranges(each).strip(" ()") for each in inner)]
     texts = list(dict.fromkeys(each for each in found if each and not each.endswith(("values", "characters"))))
@@ -93,16 +90,16 @@ def describe_ranges(kind: Any) -> str:
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Names that are close to a wrong one, or all."""
+    """Suggests known names similar to an unknown one, or lists all."""
     close = difflib.get_close_matches(name[:100], known, n=3)
     return f"Did you mean {' or '.join(close)}?" if close else f"Settings here: {', '.join(sorted(known))}."
 
 
 def settings_kind(kind: Any) -> Any:
-    """The settings class that an annotation names, with its arguments; None if it names none."""
+    """The settings class of an annotation, with its arguments; None if it has none."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
-        return settings_kind(typing.get_args(kind)[0])  # what follows are marks, which may be dataclasses too
+        return settings_kind(typing.get_args(kind)[0])  # the other arguments are metadata
     if origin in (typing.Union, types.UnionType):
         return next(filter(None, map(settings_kind, typing.get_args(kind))), None)
     return kind if dataclasses.is_dataclass(origin or kind) else None
@@ -121,7 +118,7 @@ def field_kinds(owner: Hashable) -> dict[str, Any]:
 
 
 def marks(kind: Any) -> Iterator[Any]:
-    """What stands on an annotation: constraints, with those inside ``Field``, and marks of our own."""
+    """The metadata of an annotation, including constraints inside of ``Field``."""
     for mark in getattr(kind, "__metadata__", ()):
         yield mark
         if isinstance(mark, FieldInfo):
@@ -129,7 +126,7 @@ def marks(kind: Any) -> Iterator[Any]:
 
 
 def _locate(owner: Any, loc: Sequence[Any]) -> tuple[list[str], Any]:
-    """The names of the fields on the way to a problem, and the annotation of the last."""
+    """The field names on the path to a problem, and the annotation of the last."""
     names: list[str] = []
     for step in loc:
         if isinstance(step, int) and inspect.isfunction(owner):  # a positional argument
@@ -145,7 +142,7 @@ def _locate(owner: Any, loc: Sequence[Any]) -> tuple[list[str], Any]:
 
 
 def _range(kind: Any) -> str:
-    """``from 1 to 8,192`` of the constraints on an annotation; empty where there are none."""
+    """The constraints of an annotation in words, such as `` from 1 to 8,192``; empty if there are none."""
     found: dict[str, str] = {}
     for mark in marks(kind):
         for name in () if isinstance(mark, FieldInfo) else ("ge", "gt", "le", "lt", "min_length", "max_length"):
@@ -157,7 +154,7 @@ def _range(kind: Any) -> str:
         return f" from {found['ge']} to {found['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     words |= {"min_length": "at least", "max_length": "at most"}
-    unit = f" {'characters' if describe(typing.get_args(kind)[0]) == 'a text' else 'values'}"
+    unit = f" {'characters' if describe(typing.get_args(kind)[0]) == 'a string' else 'values'}"
     parts = [f"{words[name]} {each}{unit * name.endswith('length')}" for name, each in found.items()]
     return f" ({' and '.join(parts)})"
 
@@ -166,7 +163,7 @@ def _number(value: float) -> str:
     return f"{value:,d}" if isinstance(value, int) and abs(value) < 10**13 else f"{value:,g}"
 
 
-def _said(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " ".join(_said(item) for item in value[:8]) + (" ..." if len(value) > 8 else "")
+        return " ".join(_format_value(item) for item in value[:8]) + (" ..." if len(value) > 8 else "")
     return str(value) if isinstance(value, float) else shown(value)

@@ -1,6 +1,6 @@
-"""Tables of variations by name: those of this package, and those that other packages add as entry points.
+"""Registries of implementations by name: built-in ones, and those of other packages (entry points).
 
-An entry point is three lines of another package's ``pyproject.toml``::
+Another package registers one in its ``pyproject.toml``::
 
     [project.entry-points."vitsplit.methods"]
     channel-scale = "toy_vitsplit.method:ChannelScaleConfig"
@@ -20,11 +20,11 @@ from vitsplit.files import shown
 
 
 class Table:
-    """Names to objects, which are imported when they are asked for.
+    """A mapping of names to objects, which are imported on first use.
 
     Args:
-        kind: What they are, for messages: ``method``.
-        group: The group of entry points with further ones: ``vitsplit.methods``.
+        kind: Kind of the objects, for messages: ``method``.
+        group: Entry point group of other packages: ``vitsplit.methods``.
         built_in: Name to ``module:attribute``.
     """
 
@@ -35,18 +35,19 @@ class Table:
         self._loaded: dict[str, Any] = {}
 
     def names(self) -> tuple[str, ...]:
-        """All names, those of this package first.
+        """All names, built-in ones first.
 
         Raises:
-            ConfigError: Another package gives a name that is taken; names the package.
+            ConfigError: Another package registers an existing name; the message has the package.
         """
         return (*self.built_in, *self._added)
 
     def load(self, name: str) -> Any:
-        """What has this name.
+        """The object with this name.
 
         Raises:
-            ConfigError: Nothing has it (close names are given), or it cannot be imported; names the package.
+            ConfigError: The name is unknown (similar ones are suggested), or the object cannot be imported; the message
+                has the package.
         """
         if name not in self._loaded:
             if name in self.built_in:
@@ -67,7 +68,7 @@ class Table:
             if entry.name in self.built_in or (entry.name in found and entry.value != found[entry.name].value):
                 other = "vitsplit itself" if entry.name in self.built_in else _package(found[entry.name])
                 raise ConfigError(
-                    f"The {self.kind} '{entry.name}' of {_package(entry)} has the name of one of {other}. "
+                    f"The {self.kind} '{entry.name}' of {_package(entry)} has the same name as one of {other}. "
                     "Rename it, or uninstall the package."
                 )
             found[entry.name] = entry
@@ -83,8 +84,8 @@ class Table:
             ) from error
         if getattr(loaded, "name", entry.name) != entry.name:
             raise ConfigError(
-                f"The {self.kind} '{entry.name}' of {_package(entry)} calls itself '{loaded.name}'. Its entry point "
-                "and its attribute `name` must be the same."
+                f"The {self.kind} '{entry.name}' of {_package(entry)} has the attribute name = '{loaded.name}'. The "
+                "name of the entry point and the attribute must be the same."
             )
         return loaded
 

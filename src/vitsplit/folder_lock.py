@@ -1,12 +1,12 @@
-"""One process at a time writes into a folder: the folder of a run, of predictions, of an evaluation, of a study.
+"""Exclusive locks on output folders (runs, predictions, evaluations, studies): one process writes at a time.
 
-A hidden file in the folder, ``.lock``, is locked by the operating system (``flock``; on Windows a byte of it), which
-ends the lock with the process however that ends: what a killed process leaves is no lock. The file says who holds it,
-``{"pid", "host", "started"}``. Own code and not the package filelock: that leaves its file behind, needs a second one
-to say who holds it, and only recent versions end the lock of a killed process whose forked children live on.
+A hidden file ``.lock`` in the folder is locked by the operating system (``flock``; on Windows a byte of it), which
+releases the lock when the process ends in any way, even if it is killed. The file has the owner: ``{"pid", "host",
+"started"}``. The package filelock is not used: it leaves its file behind, needs a second one for the owner, and only
+recent versions release the lock of a killed process whose forked children are still running.
 
-On a file system without locks what the file says must do: a process of this machine holds the folder as long as it
-runs, and one of another machine until its file is removed.
+On a file system without locks the contents of the file decide: a process of this machine owns the folder as long as it
+runs, and one of another machine until the file is removed.
 """
 
 from __future__ import annotations
@@ -35,54 +35,54 @@ else:
 
 LOCK = ".lock"
 _LARGEST = 4096
-"""Bytes: the most of a lock file."""
+"""Maximum size of a lock file in bytes."""
 _LOCKED_BYTE = 1 << 20
-"""Where Windows locks: not within the content, which nobody could read then."""
+"""Offset of the byte that is locked on Windows: behind the contents, which must stay readable."""
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
-"""What file systems without locks answer."""
+"""Error codes of file systems without locks."""
 _HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
+"""Error codes of a lock that another process holds."""
 
 _held: set[int] = set()
-"""Descriptors of the locks of this process."""
+"""File descriptors of the locks of this process."""
 
 
 @contextmanager
 def hold_folder(folder: Path, *, exist_ok: bool = True) -> Iterator[Path]:
-    """Makes a folder if there is none; within the block no other process, and no other block of this one, holds it.
+    """Locks a folder within the block, against other processes and other blocks of this process; yields the folder.
 
-    Yields the folder.
-
-    At the end the lock file is gone, and so is the folder, if it was made here and is still empty.
+    The folder is created if it does not exist. Afterwards the lock file is removed, and the folder too if it was
+    created here and is still empty.
 
     Args:
         folder: The folder.
-        exist_ok: Whether it may be there already.
+        exist_ok: Whether it may exist already.
 
     Raises:
-        RunError: Somebody holds it (the message says which process, on which machine, since when), or it cannot be
-            made or written to.
-        FileExistsError: It is there, and must not be.
+        RunError: Another process uses the folder (the message has process, machine and time), or it cannot be created
+            or written to.
+        FileExistsError: It exists, and ``exist_ok`` is false.
     """
-    made = _make(folder, exist_ok)
+    created = _create(folder, exist_ok)
     file = folder / LOCK
     owner = os.getpid()
     try:
         descriptor = _lock(file)
     except BaseException:
-        _remove_if_empty(folder, made)
+        _remove_if_empty(folder, created)
         raise
     _held.add(descriptor)
     try:
         yield folder
     finally:
-        if os.getpid() == owner:  # a forked child has no lock to end
+        if os.getpid() == owner:  # forked children do not own the lock
             _release(descriptor, file)
-            _remove_if_empty(folder, made)
+            _remove_if_empty(folder, created)
 
 
 @contextmanager
 def hold_free_folder(path: Path) -> Iterator[Path]:
-    """Makes and holds ``path``, or the first of ``path-2``, ``path-3``, ... that is free: nothing is written over.
+    """Creates and locks ``path``, or the first of ``path-2``, ``path-3``, ... that does not exist.
 
     Raises:
         RunError: As ``hold_folder``.
@@ -96,8 +96,8 @@ def hold_free_folder(path: Path) -> Iterator[Path]:
         yield free
 
 
-def _make(folder: Path, exist_ok: bool) -> bool:
-    """Whether the folder was not there."""
+def _create(folder: Path, exist_ok: bool) -> bool:
+    """Creates a folder; returns whether it did not exist."""
     try:
         folder.mkdir(parents=True)
         return True
@@ -105,32 +105,32 @@ def _make(folder: Path, exist_ok: bool) -> bool:
         if not exist_ok:
             raise
         if not folder.is_dir():
-            raise RunError(f"{folder} is a file, not a folder. Give another folder with --out.") from error
+            raise RunError(f"{folder} is a file, not a folder. Choose another folder with --out.") from error
         return False
     except (OSError, ValueError) as error:  # ValueError: a null character
-        raise RunError(f"{folder} cannot be made: {error}. Give another folder with --out.") from error
+        raise RunError(f"{folder} cannot be created: {error}. Choose another folder with --out.") from error
 
 
-def _remove_if_empty(folder: Path, made: bool) -> None:
-    if made:
+def _remove_if_empty(folder: Path, created: bool) -> None:
+    if created:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def _lock(file: Path) -> int:
-    """A descriptor of the locked file, which says that this process holds it."""
+    """Locks the file, writes this process as its owner, and returns the file descriptor."""
     while True:
         descriptor = _open(file)
         try:
-            by_system = _ask_system(descriptor)
-            if by_system is None:
+            locked = _lock_descriptor(descriptor)
+            if locked is None:
                 _check_without_locks(descriptor, file)
-            elif not by_system:
-                raise RunError(_taken(file, _holder(file, patient=True)))
-            # Whoever held it before may have removed the file since it was opened here.
-            if _is_file(descriptor, file):
-                _write_holder(descriptor)
-                if by_system is None:
+            elif not locked:
+                raise RunError(_in_use(file, _read_owner(file, retry=True)))
+            # The previous owner may have removed the file since it was opened here.
+            if _is_same_file(descriptor, file):
+                _write_owner(descriptor)
+                if locked is None:
                     _check_still_own(file)
                 return descriptor
         except OSError as error:
@@ -143,7 +143,7 @@ def _lock(file: Path) -> int:
 
 
 def _open(file: Path) -> int:
-    # A link could lead anywhere, and a pipe would block.
+    # Do not follow links, and do not block on pipes.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(file, flags, 0o666)
@@ -151,12 +151,12 @@ def _open(file: Path) -> int:
         raise RunError(_unwritable(file, error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise RunError(f"{file}: not a regular file. Remove it, and give the same command again.")
+        raise RunError(f"{file}: not a regular file. Remove it, and repeat the command.")
     return descriptor
 
 
-def _ask_system(descriptor: int) -> bool | None:
-    """Whether the operating system gave the lock; None: it has none for this file."""
+def _lock_descriptor(descriptor: int) -> bool | None:
+    """Requests the lock; returns whether it was granted, or None if the file system has no locks."""
     try:
         if sys.platform == "win32":
             os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
@@ -181,16 +181,16 @@ def _release(descriptor: int, file: Path) -> None:
         with contextlib.suppress(OSError):
             file.unlink()
         return
-    # Removed while it is still held: nobody else's lock can be removed.
+    # Removed while the lock is still held, so that another process's lock file cannot be removed.
     with contextlib.suppress(OSError):
-        if _is_file(descriptor, file):
+        if _is_same_file(descriptor, file):
             file.unlink()
     os.close(descriptor)
 
 
-def _end_locks_of_parent() -> None:
-    # A descriptor that a forked child inherits keeps the lock as long as the child lives: workers outlive a parent that
-    # is killed by some seconds. Closed there, it is the parent's alone.
+def _close_inherited_locks() -> None:
+    # A file descriptor inherited by a forked child would keep the lock as long as the child runs: data workers outlive
+    # a killed parent by some seconds.
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -198,30 +198,30 @@ def _end_locks_of_parent() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_end_locks_of_parent)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
-def _is_file(descriptor: int, file: Path) -> bool:
-    """Whether the descriptor is of the file that is there now."""
+def _is_same_file(descriptor: int, file: Path) -> bool:
+    """Whether the descriptor refers to the file that exists now."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat(follow_symlinks=False))
     except FileNotFoundError:
         return False
 
 
-def _write_holder(descriptor: int) -> None:
+def _write_owner(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, json.dumps(_self()).encode())
+    os.write(descriptor, json.dumps(_this_process()).encode())
 
 
-def _self() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": platform.node(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
-def _holder(file: Path, *, patient: bool = False) -> dict[str, Any] | None:
-    """What the file says; None if nothing that can be used. A holder may be just about to write it."""
-    for attempt in range(20 if patient else 1):
+def _read_owner(file: Path, *, retry: bool = False) -> dict[str, Any] | None:
+    """The owner in the file; None if invalid. ``retry``: wait, because the owner may be about to write it."""
+    for attempt in range(20 if retry else 1):
         time.sleep(0.05 * (attempt > 0))
         try:
             value = parse_json(read_text(file, limit=_LARGEST), str(file))
@@ -237,49 +237,49 @@ def _holder(file: Path, *, patient: bool = False) -> dict[str, Any] | None:
 
 
 def _check_without_locks(descriptor: int, file: Path) -> None:
-    holder = _holder(file)
-    if holder is None:
+    owner = _read_owner(file)
+    if owner is None:
         if os.fstat(descriptor).st_size:
-            raise RunError(f"{file}: somebody holds this folder, and who cannot be read. {_remove(file)}")
+            raise RunError(f"{file}: the folder is in use, and the owner cannot be read. {_removal_advice(file)}")
         return
-    elsewhere = holder["host"] != platform.node()
-    # This process may have the number of one that was killed: in a container every first process has the same.
+    other_host = owner["host"] != platform.node()
+    # This process may have the pid of one that was killed: in containers the first process always has the same pid.
     here = os.fstat(descriptor)
     own = any(os.path.samestat(os.fstat(each), here) for each in _held)
-    if elsewhere or own or (holder["pid"] != os.getpid() and _runs(holder["pid"])):
-        raise RunError(f"{_taken(file, holder)} {_remove(file)}")
+    if other_host or own or (owner["pid"] != os.getpid() and _is_running(owner["pid"])):
+        raise RunError(f"{_in_use(file, owner)} {_removal_advice(file)}")
 
 
 def _check_still_own(file: Path) -> None:
-    """Of two processes that wrote at once, the one whose words stay holds the folder."""
+    """Of two processes that wrote at the same time, the last writer owns the folder."""
     time.sleep(0.2)
-    holder = _holder(file, patient=True)
-    if holder is None or (holder["pid"], holder["host"]) != (os.getpid(), platform.node()):
-        raise RunError(_taken(file, holder))
+    owner = _read_owner(file, retry=True)
+    if owner is None or (owner["pid"], owner["host"]) != (os.getpid(), platform.node()):
+        raise RunError(_in_use(file, owner))
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     if sys.platform == "win32":
-        return True  # os.kill would end it there
+        return True  # os.kill would terminate it
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # somebody else's process
+        return True  # a process of another user
     return True
 
 
-def _taken(file: Path, holder: dict[str, Any] | None) -> str:
+def _in_use(file: Path, owner: dict[str, Any] | None) -> str:
     who = "another process"
-    if holder is not None:
-        who = f"process {holder['pid']} on {shown(holder['host'])[1:-1]} since {shown(holder['started'])[1:-1]}"
-    return f"{file.parent} is in use by {who}. Wait until that ends, or give another folder with --out."
+    if owner is not None:
+        who = f"process {owner['pid']} on {shown(owner['host'])[1:-1]} since {shown(owner['started'])[1:-1]}"
+    return f"{file.parent} is in use by {who}. Wait until it has ended, or choose another folder with --out."
 
 
-def _remove(file: Path) -> str:
-    return f"This file system has no locks: if that process has ended, remove {file}."
+def _removal_advice(file: Path) -> str:
+    return f"This file system does not support locks: if that process has ended, remove {file}."
 
 
 def _unwritable(file: Path, error: OSError) -> str:
-    return f"{file.parent} cannot be written to: {error}. Give another folder with --out, or make this one writable."
+    return f"{file.parent} cannot be written to: {error}. Choose another folder with --out, or make this one writable."

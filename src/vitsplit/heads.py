@@ -1,17 +1,16 @@
-"""Heads of a run: made from recipes, changed together or one by one, checked.
+"""Heads of a run: creation from recipes, changes of settings, and checks.
 
-A setting without a head's name (``--lr 1e-4``) is that of all heads; one with a name (``--depth.lr 3e-4``) is that of
-one head. Heads that share a crop have one augmentation, ``TrainConfig.geometry``, in place of their tasks' own.
+A setting without a head's name (``--lr 1e-4``) applies to all heads; one with a name (``--depth.lr 3e-4``) to one head.
+Heads that share a crop have one augmentation, ``TrainConfig.geometry``, instead of their tasks' own.
 
-No trainable parameter is shared, and nothing else may make a head depend on the others: each has its own initial
-weights, optimizer settings, learning rate schedule, gradient clipping, random draws and best bundle, and crops are
-drawn without a look at any label. So a head ends as in a run of its own with the same geometry, bit for bit where the
-machine computes the same sum in the same order: always on a CPU with a fixed number of threads, and on a GPU up to
-kernels that add in any order. Segmentation's is also that of a run with its own augmentation and ``max_class_ratio`` 1;
-those of depth and detection are other augmentations.
+Heads are trained independently: each has its own parameters, initial weights, optimizer settings, learning rate
+schedule, gradient clipping, random numbers and best bundle, and crops do not depend on labels. So a head's weights are
+those of a separate run with the same geometry, bit for bit if sums are computed in the same order: always on a CPU with
+a fixed number of threads, and on a GPU except for non-deterministic kernels. The shared crop is that of segmentation's
+own augmentation with ``max_class_ratio`` 1; depth and detection alone have other augmentations.
 
-What heads do share is when a run ends: at a loss that is not finite, with ``patience`` when no head gets better, and
-in fp16 the loss scale, so that an overflow in one head skips the step of all.
+Heads share the end of a run: a non-finite loss in any head ends it, and ``patience`` ends it when no head improves. In
+fp16 they share the loss scale, so an overflow in one head skips the step of all.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ TaskConfigT = TypeVar("TaskConfigT")
 
 
 def sharing_tasks() -> tuple[str, ...]:
-    """The names of the tasks that can learn from the same crops."""
+    """The names of the tasks that support a shared crop."""
     return tuple(name for name in TASKS.names() if task_config(name).shares_crops)
 
 
 def sharing_crops(recipes: Mapping[str, TrainConfig], geometry: GeometryConfig, **shared: Any) -> TrainConfig:
-    """The heads of several configurations of one head, by names of their own, with a crop and settings in common."""
+    """Combines single-head configurations, by head name, to one with a shared crop and shared settings."""
     heads = {name: replace(each.head, task=each.task.with_crop(geometry)) for name, each in recipes.items()}
     return TrainConfig(geometry=geometry, heads=heads, **shared)
 
 
 def from_flat(flat: FlatConfig[Any], name: str) -> TrainConfig:
-    """The configuration of one head, with its task's own augmentation."""
+    """The configuration of a single head, with its task's own augmentation."""
     return TrainConfig(backbone=flat.backbone, loop=flat.loop, heads={name: _head_of(flat)})
 
 
@@ -53,12 +52,12 @@ def changed(
     shared: Callable[[FlatConfig[Any]], FlatConfig[Any]],
     own: Callable[[str, HeadConfig[Any]], HeadConfig[Any]],
 ) -> TrainConfig:
-    """The configuration with settings changed: those of all heads first, then those of each.
+    """The configuration with changed settings: first those of all heads, then those of each head.
 
     Args:
         config: The configuration.
-        shared: Is given ``TrainConfig.flat`` of a head and returns it changed. It must do the same for every head.
-        own: Is given a head's name and settings, and returns them changed.
+        shared: Maps ``TrainConfig.flat`` of a head to changed settings, in the same way for every head.
+        own: Maps a head's name and settings to changed settings of this head.
 
     Raises:
         ConfigError: As ``check_heads``, or what the functions raise.
@@ -80,38 +79,38 @@ def changed(
 
 
 def check_heads(config: TrainConfig) -> None:
-    """Refuses a run without heads, names that cannot be a folder's, and settings that the shared crop replaces.
+    """Refuses a run without heads, invalid head names, and settings that the shared crop replaces.
 
     Raises:
-        ConfigError: Names the flags.
+        ConfigError: The message names the flags.
     """
     if not config.heads:
-        raise ConfigError("A run needs at least one head. Name heads, tasks and data: --head depth:FOLDER.")
+        raise ConfigError("A run needs at least one head. Add heads with their data: --head depth:FOLDER.")
     for name in config.heads:
         check_head_name(name)
     if config.geometry is None:
         if len(config.heads) > 1:
             raise ConfigError(
-                f"The heads {', '.join(config.heads)} need one crop for all: give the settings a geometry."
+                f"The heads {', '.join(config.heads)} need a shared crop: add 'geometry' to the settings."
             )
         return
     for name, head in config.heads.items():
-        ruled = head.task.with_crop(config.geometry)
-        for each in dataclasses.fields(ruled):
-            if getattr(ruled, each.name) != getattr(head.task, each.name):
+        cropped = head.task.with_crop(config.geometry)
+        for each in dataclasses.fields(cropped):
+            if getattr(cropped, each.name) != getattr(head.task, each.name):
                 raise ConfigError(_replaced(name, each.name, getattr(head.task, each.name)))
 
 
 def check_head_name(name: str) -> None:
-    """Refuses a name that cannot stand before a flag, or be a folder's.
+    """Refuses a name that cannot be used in flags or as a folder name.
 
     Raises:
-        ConfigError: Names it.
+        ConfigError: The message has the name.
     """
     if not _NAME.fullmatch(name) or name in _FOLDERS:
         raise ConfigError(
-            f"--head {name}: a head cannot be called so. Choose another name: a letter, then letters, digits, '-' and "
-            "'_'."
+            f"--head {name}: invalid head name. Use a letter followed by letters, digits, '-' and '_' (at most 64 "
+            f"characters), other than {' and '.join(_FOLDERS)}."
         )
 
 
@@ -122,7 +121,5 @@ def _head_of(flat: FlatConfig[Any]) -> HeadConfig[Any]:
 def _replaced(head: str, name: str, value: Any) -> str:
     flag = name.replace("_", "-")
     if name in {each.name for each in dataclasses.fields(GeometryConfig)}:
-        return f"--{head}.{flag} {value}: all heads see the same crops. Give it to all: --{flag} without '{head}.'."
-    return (
-        f"--{head}.{flag} {value}: heads on the same images have one augmentation, and this is not part of it. Omit it."
-    )
+        return f"--{head}.{flag} {value}: all heads share the same crops. Set it for all heads: --{flag}."
+    return f"--{head}.{flag} {value}: not supported by the shared augmentation of several heads. Omit it."

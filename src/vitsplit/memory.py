@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has had in use (its resident set) since it began, in bytes.
+    """Peak resident set size of this process, in bytes.
 
-    On Linux this is ``VmHWM``: unlike what ``getrusage`` says there, it does not begin with the parent's peak.
+    On Linux this is ``VmHWM``, which unlike ``getrusage`` does not include the parent's peak.
     """
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What a run trains: heads by name, each a method (taps to map) and a task's decoder (map to output).
+"""The trainable model of a run: heads by name, each a method (taps to map) and a task's decoder (map to output).
 
-The frozen backbone stands beside it: it has no gradient, is in no checkpoint, and is never wrapped for data-parallel
-training. Heads share the taps of its one pass, and no weight.
+The frozen backbone is separate: it has no gradients, is not in checkpoints, and is not wrapped for data-parallel
+training. Heads share the taps of its forward pass, and no weights.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class Head(nn.Module):
-    """Method and decoder, and nothing of the backbone: what a bundle saves.
+    """Method and decoder, without the backbone: the contents of a bundle.
 
     Args:
-        method: What ``MethodConfig.build`` made. The attribute is called ``head``, as the tensors of bundles are.
+        method: A module from ``MethodConfig.build``. Its attribute is ``head``, as in tensor names of bundles.
         decoder: Map to the task's output.
     """
 
@@ -39,19 +39,19 @@ class Head(nn.Module):
         self.decoder = decoder
 
     def request(self, *, train: bool) -> TapRequest:
-        """What the method reads of the backbone."""
+        """The backbone features that the method needs."""
         request: TapRequest = self.head.request(train=train)
         return request
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """What a bundle or a checkpoint holds: trainable parameters and the buffers of norms, by name."""
-        # A parameter of two names (a language model's first and last layer may be one) stands here under its first.
+        """The tensors of a bundle or a checkpoint: trainable parameters and buffers, by name."""
+        # Tied parameters (such as a language model's embeddings and output layer) have their first name only.
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        kept = trained | {name for name, _ in self.named_buffers()}
-        return {name: tensor for name, tensor in self.state_dict().items() if name in kept}
+        saved = trained | {name for name, _ in self.named_buffers()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in saved}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads what ``trainable_state`` gave, here or in an earlier version.
+        """Loads the output of ``trainable_state``, of this or an earlier version.
 
         Raises:
             KeyError: Names are missing or unexpected; the message lists them.
@@ -64,7 +64,7 @@ class Head(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state that an earlier version saved, as this one has it."""
+        """Converts a state saved by an earlier version to the current tensor names."""
         upgrade = getattr(self.head, "upgraded", None)
         if upgrade is None:
             return dict(state)
@@ -75,18 +75,18 @@ class Head(nn.Module):
         """Taps to the decoder's output.
 
         Args:
-            taps: What ``request`` asked for.
-            targets: What ``Task.targets`` gave in training; None at prediction, and for decoders that need none.
+            taps: Features as requested by ``request``.
+            targets: Output of ``Task.targets`` in training; None for prediction, and for decoders without targets.
         """
         fused_BDhw = self.head(taps)
         return self.decoder(fused_BDhw) if targets is None else self.decoder(fused_BDhw, targets)
 
 
 class Model(nn.Module):
-    """All heads of a run: what data-parallel training wraps and a checkpoint saves.
+    """All heads of a run: the module that is trained, and saved in checkpoints.
 
     Args:
-        heads: The heads by their names.
+        heads: The heads, by name.
 
     Raises:
         ConfigError: As ``check_names``.
@@ -97,10 +97,10 @@ class Model(nn.Module):
     def __init__(self, heads: Mapping[str, Head]) -> None:
         super().__init__()
         check_names(heads)
-        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]  # a mapping in all but its class
+        self.heads = nn.ModuleDict(heads)  # type: ignore[assignment]  # has a mapping's methods
 
     def request(self, *, train: bool) -> TapRequest:
-        """What serves all heads: the union of what each reads."""
+        """The backbone features that the heads need: the union of their requests."""
         return functools.reduce(operator.or_, (head.request(train=train) for head in self.heads.values()))
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class Model(nn.Module):
         }
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads what ``trainable_state`` gave.
+        """Loads the output of ``trainable_state``.
 
         Raises:
             KeyError: Names are missing or unexpected; the message lists them.
@@ -129,12 +129,12 @@ class Model(nn.Module):
     def forward(self, taps: LayerTaps, targets: Mapping[str, Any]) -> dict[str, Any]:
         """Taps to the outputs of all heads, in training.
 
-        Every head draws (dropout, proposals) from the random stream that this pass was given, from its start: the same
-        numbers as in a run of its own.
+        The random generator is reset before each head, which therefore draws the same random numbers (dropout,
+        proposals) as in a single-head run.
 
         Args:
-            taps: What ``request`` asked for.
-            targets: By head, what its ``Task.targets`` gave.
+            taps: Features as requested by ``request``.
+            targets: Output of ``Task.targets``, by head name.
         """
         outputs: dict[str, Any] = {}
         for name, head in self.heads.items():
@@ -145,34 +145,34 @@ class Model(nn.Module):
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Refuses a name that no module can have.
+    """Refuses names that are attributes of ``nn.ModuleDict``.
 
     Raises:
-        ConfigError: Names it.
+        ConfigError: The message has the name.
     """
     for name in names:
         if hasattr(nn.ModuleDict, name):
-            raise ConfigError(f"--head {name}: PyTorch has another use for this name. Choose another.")
+            raise ConfigError(f"--head {name}: this name is reserved by PyTorch. Choose another.")
 
 
 @torch.compiler.disable
 def _rewind() -> None:
-    """Back to the start of the stream that ``torch.manual_seed`` last began, on all devices."""
+    """Resets the random generators of all devices to their last seed."""
     torch.manual_seed(torch.initial_seed())
 
 
 def build_head(config: TrainConfig, backbone: Backbone, task: Task) -> Head:
-    """The untrained head of a configuration of one; its initial weights depend on ``config.loop.seed`` alone.
+    """Builds the head of a single-head configuration; its initial weights depend on ``config.loop.seed`` only.
 
     Raises:
-        ConfigError: The method is not for the task or the backbone, or settings contradict it.
+        ConfigError: The method does not support the task, the backbone or other settings.
     """
     check_method(config)
     decoder, num_maps = decoder_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         if config.task.own_head is not None:
-            own: Any = task  # which has such a method where its settings say so
+            own: Any = task  # has this method if its settings have ``own_head``
             method = own.build_head(backbone)
         else:
             method = config.method.build(backbone, num_maps)
@@ -180,19 +180,22 @@ def build_head(config: TrainConfig, backbone: Backbone, task: Task) -> Head:
 
 
 def build_model(config: TrainConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> Model:
-    """The untrained heads of a run: each starts with the weights that it would start with alone.
+    """Builds the heads of a run, each with the same initial weights as in a single-head run.
 
     Raises:
         ConfigError: As ``build_head``.
     """
-    return Model({name: build_head(config.only(name), backbone, task) for name, task in tasks.items()})
+    return Model({name: build_head(config.for_head(name), backbone, task) for name, task in tasks.items()})
 
 
 def decoder_of(config: TrainConfig) -> tuple[str, int]:
-    """Which of the task's decoders reads what the method delivers, and how many maps that is.
+    """Selects the task's decoder for the method's output.
+
+    Returns:
+        The decoder's name, and its number of input maps.
 
     Raises:
-        ConfigError: The task has none that fits, or not the one that was asked for.
+        ConfigError: The task has no compatible decoder, or the requested one is not compatible.
     """
     method, offered = config.method, config.task.decoders
     fitting = {
@@ -201,48 +204,48 @@ def decoder_of(config: TrainConfig) -> tuple[str, int]:
         for name, reads in offered.items()
         if reads == count and (method.decoders is None or name in method.decoders)
     }
-    what = f"--method {method.name} delivers {' or '.join(map(str, method.num_maps))} map(s)"
+    what = f"--method {method.name} outputs {' or '.join(map(str, method.num_maps))} map(s)"
     if method.decoders is not None:
         what += f" for the decoder {' or '.join(method.decoders)}"
     if not fitting:
         has = ", ".join(f"{name} (reads {reads})" for name, reads in offered.items())
-        raise ConfigError(f"{what}, and {config.task.name} has no such decoder, only {has}. Choose another --method.")
+        raise ConfigError(f"{what}, but {config.task.name} has no such decoder, only {has}. Choose another --method.")
     if method.decoder == "auto":
         return next(iter(fitting.items()))
     if method.decoder not in fitting:
         raise ConfigError(
-            f"--decoder {method.decoder}: {what}; of {config.task.name} it goes with {', '.join(fitting)}. "
+            f"--decoder {method.decoder}: {what}; decoders of {config.task.name} for it: {', '.join(fitting)}. "
             "Choose one of these, or omit --decoder."
         )
     return method.decoder, fitting[method.decoder]
 
 
 def check_method(config: TrainConfig) -> None:
-    """Refuses a method that the task has no decoder for, and settings that contradict it.
+    """Refuses a method without a compatible decoder, and settings that the method does not support.
 
     Raises:
-        ConfigError: Names both, and what to do.
+        ConfigError: The message names both settings, and how to correct them.
     """
     method = config.method
     decoder_of(config)
     if config.loop.cache_features and not method.reads_frozen:
         raise ConfigError(
-            f"--cache-features stores what a frozen backbone computes, and --method {method.name} trains through the "
-            "backbone: omit it, or choose --method vitsplit, frozen-head or linear-probe."
+            f"--cache-features needs a frozen backbone, but --method {method.name} computes gradients through the "
+            "backbone: omit it, or use --method vitsplit, frozen-head or linear-probe."
         )
     if config.loop.sharding != "none" and not method.shards:
         raise ConfigError(
-            f"--sharding {config.loop.sharding} spreads trainable parameters over processes, and --method "
-            f"{method.name} has few: the others are the frozen backbone's own weights. Omit --sharding."
+            f"--sharding {config.loop.sharding} shards trainable parameters, but --method {method.name} has few: most "
+            "are frozen backbone weights. Omit --sharding."
         )
     if config.task.own_head is not None and not method.reads_frozen:
-        raise ConfigError(f"{config.task.own_head} takes the place of --method {method.name}: omit one of them.")
+        raise ConfigError(f"{config.task.own_head} replaces --method {method.name}: omit one of them.")
 
 
 def backbone_settings(config: TrainConfig) -> BackboneConfig:
-    """The settings of a configuration's backbone, with the patch size that its method wants where none is given.
+    """The backbone's settings, with the method's patch size if none is given.
 
-    Whatever opens a backbone for a configuration or a bundle opens this one.
+    Use this function wherever a backbone is opened for a configuration or a bundle.
     """
     if config.backbone.patch_size is None and config.method.patch_size is not None:
         return replace(config.backbone, patch_size=config.method.patch_size)
@@ -250,16 +253,16 @@ def backbone_settings(config: TrainConfig) -> BackboneConfig:
 
 
 def head_shapes(config: TrainConfig, description: Mapping[str, Any]) -> Head:
-    """The head of a bundle on the meta device, without memory for weights and without the language model of one.
+    """Builds the head of a bundle on the meta device, without its language model if it has one.
 
     Args:
         config: The bundle's configuration.
-        description: What it says of its task.
+        description: The task's description in the bundle's card.
 
     Raises:
-        ConfigError: Its settings contradict one another.
+        ConfigError: The settings are incompatible.
     """
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
-    said = {name: value for name, value in description.items() if name != "language_model"}
+    without_model = {name: value for name, value in description.items() if name != "language_model"}
     with torch.device("meta"):
-        return build_head(config, backbone, bare_task(config.task, said))
+        return build_head(config, backbone, bare_task(config.task, without_model))

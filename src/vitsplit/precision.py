@@ -1,4 +1,4 @@
-"""Which precision a run computes in (weights, gradients and optimizer state are float32 in all), and compiling it."""
+"""Compute precision of a run (trainable weights, gradients and optimizer state are float32), and compiler errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Resolved = Literal["fp32", "bf16", "fp16"]
 
 DTYPES: dict[Resolved, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Below this, casts and the kernels that bf16 lacks eat what the matrix products gain.
+# Below this, casts and operators without bf16 kernels cost more than faster matrix products gain.
 WORTHWHILE_SPEEDUP = 1.5
 
 
 def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Computes in ``dtype`` within the block (float32: without autocast), also inside somebody else's autocast.
+    """Autocast to ``dtype`` within the block (disabled for float32), also inside of another autocast block.
 
-    Nothing happens on devices that have no autocast, such as the meta device, on which only shapes are known.
+    Has no effect on devices without autocast, such as the meta device.
     """
     if not torch.amp.is_autocast_available(device_type):
         return nullcontext()
@@ -32,39 +32,39 @@ def autocast(device_type: str, dtype: torch.dtype) -> AbstractContextManager[obj
 
 
 def train_in_float32(model: nn.Module) -> None:
-    """Makes what trains float32, in place, whatever it was loaded in: in bfloat16 small updates round to nothing."""
+    """Converts trainable parameters to float32, in place: in bfloat16 small updates would round to zero."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Resolved:
-    """The precision to compute in.
+    """Resolves the compute precision.
 
-    ``auto`` is bf16 on GPUs that have it and fp16 on others; on a processor bf16 where a matrix product is measured
-    (in a fifth of a second) to be at least 1.5 times as fast in it, else fp32.
+    ``auto`` is bf16 on GPUs that support it and fp16 on others; on a CPU it is bf16 if matrix products are at least 1.5
+    times as fast in bf16 (measured, in about 0.2 seconds), otherwise fp32.
 
     Raises:
-        ConfigError: fp16 was asked for on a processor, where it is slower than fp32 and overflows.
+        ConfigError: fp16 was requested on a CPU, where it is slower than fp32 and overflows.
     """
     if precision == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return "bf16" if device.type == "cpu" and bf16_speedup() >= WORTHWHILE_SPEEDUP else "fp32"
     if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("--precision fp16 needs a GPU: on a processor choose auto, bf16 or fp32.")
+        raise ConfigError("--precision fp16 needs a GPU: on a CPU use auto, bf16 or fp32.")
     return precision
 
 
 def bf16_speedup(size: int = 1024, repeats: int = 9) -> float:
-    """How many times as fast this processor multiplies two bf16 matrices as two float32 ones.
+    """Speedup of a bf16 over a float32 matrix product on this CPU.
 
-    The two take turns, and the fastest of each counts: other work on the machine can only slow a product down, and the
-    answer must be the same for every run on it. A processor without bf16 would take seconds for one large product; so
-    what is not half as fast on small ones is not tried on large ones.
+    The two alternate, and the minimum time of each is used, so that the result does not depend on other load. CPUs
+    without bf16 would take seconds for one large product, so a small one is measured first; its speedup is returned if
+    it is below 0.5.
     """
-    first_look = _speedup(size // 4, 2)
-    return first_look if first_look < 0.5 else _speedup(size, repeats)
+    small = _speedup(size // 4, 2)
+    return small if small < 0.5 else _speedup(size, repeats)
 
 
 def _speedup(size: int, repeats: int) -> float:
@@ -75,20 +75,20 @@ def _speedup(size: int, repeats: int) -> float:
             start = time.perf_counter()
             matrix @ matrix
             seconds = time.perf_counter() - start
-            if repeat > 0:  # the first product sets kernels up
+            if repeat > 0:  # the first product is warm-up
                 fastest[index] = min(fastest[index], seconds)
     return fastest[0] / fastest[1]
 
 
 @contextmanager
 def compiler_errors(compiled: bool) -> Iterator[None]:
-    """Within the block a compiler that fails is a wrong setting; it is asked for when compiled code is first called.
+    """Converts compiler errors within the block, in which compiled code is called, to ``ConfigError``.
 
     Args:
-        compiled: Whether anything in the block is compiled; otherwise the block is as if bare.
+        compiled: Whether anything in the block is compiled; otherwise this has no effect.
 
     Raises:
-        ConfigError: Compiling failed, such as for lack of a C++ compiler.
+        ConfigError: Compilation failed, for example because there is no C++ compiler.
     """
     if not compiled:
         yield
@@ -101,6 +101,6 @@ def compiler_errors(compiled: bool) -> Iterator[None]:
         cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
         reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         raise ConfigError(
-            f"--compile failed: {reason}. Leave --compile away, or give torch.compile what it needs (a C++ compiler; "
-            "on a GPU also Triton)."
+            f"--compile failed: {reason}. Omit --compile, or install the requirements of torch.compile (a C++ "
+            "compiler; on a GPU also Triton)."
         ) from error

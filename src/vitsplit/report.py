@@ -1,4 +1,4 @@
-"""Reports: self-contained HTML pages, with their figures as JSON and PNG beside them, and tables for the terminal."""
+"""Reports: self-contained HTML pages, with data as JSON and plots as PNG files, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Page:
-    """A page that is written from top to bottom; ``templates/page.html`` makes HTML of it.
+    """A page of consecutive blocks, rendered with ``templates/page.html``.
 
     Args:
         title: The page's heading.
@@ -37,45 +37,45 @@ class Page:
             self.text(subtitle, soft=True)
 
     def heading(self, text: str) -> None:
-        """A section's heading."""
+        """Adds a section heading."""
         self._add("heading", text=text)
 
     def text(self, text: str, *, soft: bool = False) -> None:
-        """A paragraph; `code` in backticks."""
+        """Adds a paragraph; `code` in backticks."""
         self._add("text", pieces=re.split(r"`([^`]+)`", text), soft=soft)
 
     def link(self, text: str, address: str) -> None:
-        """A paragraph that leads to another page, whose address is relative to this one."""
+        """Adds a paragraph with a link to another page; the address is relative to this one."""
         self._add("link", text=text, address=address)
 
     def code(self, text: str) -> None:
-        """Preformatted text."""
+        """Adds preformatted text."""
         self._add("code", text=text)
 
     def figures(self, figures: Sequence[tuple[str, str]]) -> None:
-        """Large figures: (value, what it is)."""
+        """Adds key figures in large type: pairs of value and label."""
         self._add("figures", figures=figures)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the first column is left-aligned, the others hold figures."""
+        """Adds a table; the first column is left-aligned, the others (numbers) right-aligned."""
         self._add("table", head=head, rows=rows)
 
     def legend(self, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> None:
-        """Names with their colors."""
+        """Adds a legend: names with their colors."""
         self._add("legend", entries=entries)
 
     def pictures(self, pictures: Sequence[tuple[Image.Image, str]]) -> None:
-        """Pictures side by side, with captions."""
+        """Adds pictures side by side, with captions."""
         self._add("pictures", pictures=[(_data_uri(picture), caption) for picture, caption in pictures])
 
     def picture_beside_table(
         self, picture: Image.Image, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """A picture, and beside it a table of what is said about it."""
+        """Adds a picture with a table next to it."""
         self._add("picture beside table", source=_data_uri(picture), caption=caption, head=head, rows=rows)
 
     def plot(self, figure: Figure, name: str = "") -> None:
-        """A matplotlib figure, as vector graphics; with a name it is also written as ``NAME.png`` beside the page."""
+        """Adds a matplotlib figure as SVG; with a name it is also saved as ``NAME.png`` in the page's folder."""
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", bbox_inches="tight")
         svg = buffer.getvalue()
@@ -84,10 +84,10 @@ class Page:
             self._plots[name] = figure
 
     def write(self, folder: Path, data: Mapping[str, Any] | None = None) -> Path:
-        """Writes the page, its named plots and ``NAME.json`` of each of ``data`` into a folder, which is made.
+        """Writes the page, its named plots and ``NAME.json`` of each item of ``data`` into a folder, which is created.
 
         Returns:
-            The page, ``index.html``.
+            Path of the page, ``index.html``.
 
         Raises:
             RunError: A file could not be written.
@@ -107,7 +107,7 @@ class Page:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    import jinja2  # not needed to import a task
+    import jinja2  # optional until a page is written
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vitsplit"),
@@ -120,7 +120,7 @@ def _template() -> jinja2.Template:
 
 def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    # Flat colors (masks) stay sharp and small as PNG; photographs as JPEG.
+    # PNG for palette images (masks), JPEG for photographs.
     if picture.mode == "P":
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
@@ -131,13 +131,13 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def screen_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, no_wrap: bool = False, **style: Any) -> Table:
-    """A table for the terminal; the first column is left-aligned, the others hold figures.
+    """A table for the terminal; the first column is left-aligned, the others (numbers) right-aligned.
 
     Args:
-        head: Names of the columns.
-        rows: Cells.
-        no_wrap: Whether a cell stays on one line.
-        style: Of ``rich.table.Table``.
+        head: Column names.
+        rows: Rows of cells.
+        no_wrap: Whether to keep each cell on one line.
+        style: Arguments of ``rich.table.Table``.
     """
     table = Table(**style)
     for index, name in enumerate(head):
@@ -148,6 +148,6 @@ def screen_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, no_wrap:
 
 
 def spread_evenly(count: int, total: int) -> list[int]:
-    """At most ``count`` of ``total`` indices, from the first to the last."""
+    """At most ``count`` evenly spaced indices of ``range(total)``, including the first and the last."""
     indices: list[int] = np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist()
     return indices

@@ -1,9 +1,8 @@
-"""Configurations and states of runs as JSON: as they are written today, and as earlier versions wrote them.
+"""JSON formats of configurations and states of runs: the current one, and conversion from those of earlier versions.
 
-``config.json`` of a run holds ``geometry``, ``backbone``, ``loop`` and ``heads``: settings by the heads' names, with
-the task's name as ``task.kind``. An earlier version wrote the settings of a run of one task side by side (as a bundle's
-card has them, see ``FlatConfig``), and of several tasks under the tasks' names. Everything that turns the one into the
-other is here.
+``config.json`` of a run holds ``geometry``, ``backbone``, ``loop`` and ``heads``: settings by head name, with the
+task's name as ``task.kind``. Earlier versions wrote the settings of a run of one task without nesting (as in a bundle's
+card, see ``FlatConfig``), and of several tasks under the tasks' names.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ _BASELINES = {
     "bottleneck": ("adaptformer",),
     "bottleneck_scale": ("adaptformer",),
 }
-"""Settings of the section ``baseline`` that were of some methods alone, and of which."""
+"""Settings of the former section ``baseline`` that apply to some methods only: name to methods."""
 
 
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """A run's configuration as JSON-ready values."""
+    """A run's configuration as JSON-serializable values."""
     values = to_dict(config)
     for name, head in config.heads.items():
         task = values["heads"][name]["task"]
@@ -45,15 +44,15 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def config_from_dict(values: Any, source: str, *, task: str | None = None) -> TrainConfig:
-    """The configuration that ``config_to_dict`` or an earlier version wrote, or that somebody wrote by hand.
+    """Reads a configuration written by ``config_to_dict``, by an earlier version, or by hand.
 
     Args:
         values: The parsed JSON.
-        source: Where it comes from, for messages.
-        task: What a run of one task by an earlier version is for, which it does not say.
+        source: Its file, for error messages.
+        task: The task of a single-task run of an earlier version, whose file does not record it.
 
     Raises:
-        ConfigError: An unknown or missing key, a value of a wrong type or out of its range, or a task that is none.
+        ConfigError: A key is unknown or missing, a value has a wrong type or is out of range, or a task is unknown.
     """
     values = upgraded_config(values, task)
     shared = {**values, "heads": {}} if isinstance(values, dict) else values
@@ -84,13 +83,13 @@ def _read_head(values: Any, name: str, source: str) -> HeadConfig[Any]:
 
 
 def flat_to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration of one head as a bundle's card has it."""
+    """The configuration of a single head in the form of a bundle's card."""
     (name,) = config.heads
     return to_dict(config.flat(name))
 
 
 def flat_from_dict(values: Any, task: str, source: str) -> TrainConfig:
-    """The configuration of a bundle's card, which is that of one head under its task's name.
+    """Reads the configuration of a bundle's card: a single head, which has its task's name.
 
     Raises:
         ConfigError: As ``config_from_dict``.
@@ -100,7 +99,7 @@ def flat_from_dict(values: Any, task: str, source: str) -> TrainConfig:
 
 
 def upgraded_config(values: Any, task: str | None) -> Any:
-    """What an earlier version wrote, in today's form; what is of today, or no configuration, as it is."""
+    """Converts a configuration of an earlier version to the current form; returns other values unchanged."""
     values = _with_heads(values, task)
     if not isinstance(values, dict) or not isinstance(values.get("heads"), dict):
         return values
@@ -127,7 +126,7 @@ def _with_kind(head: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def with_one_method(values: Any) -> Any:
-    """Settings of a head, of which an earlier version wrote those of all methods: ``split`` and ``baseline``."""
+    """Converts a head's settings of an earlier version, with the sections ``split`` and ``baseline``, to ``method``."""
     if not isinstance(values, Mapping):
         return values  # refused when it is read
     sections = [values.get(name, {}) for name in ("split", "baseline")]
@@ -135,17 +134,17 @@ def with_one_method(values: Any) -> Any:
     if not isinstance(name, str) or not all(isinstance(section, Mapping) for section in sections):
         return values
     given = {key: value for section in sections for key, value in section.items()}
-    kept = {
+    own = {
         key: value
         for key, value in given.items()
         if name in _BASELINES.get(key, (name,)) and (key not in _SPLIT or name == "vitsplit")
     }
     others = {key: value for key, value in values.items() if key not in ("split", "baseline")}
-    return {**others, "method": {"name": name, **kept}}
+    return {**others, "method": {"name": name, **own}}
 
 
 def upgraded_state(values: dict[str, Any], heads: Collection[str]) -> dict[str, Any]:
-    """The numbers of a checkpoint (``state.json``), where an earlier version did not name the only head.
+    """Converts ``state.json`` of an earlier version, which did not record the name of a single head.
 
     Args:
         values: The parsed JSON.
@@ -162,8 +161,8 @@ def upgraded_state(values: dict[str, Any], heads: Collection[str]) -> dict[str, 
 
 
 def upgraded_name(name: str, heads: Collection[str]) -> str:
-    """The name of a checkpoint's tensor, where an earlier version began those of several heads with ``models.``, and
-    those of the only head with nothing."""
+    """Converts the name of a checkpoint's tensor: in earlier versions names began with ``models.``, or had no prefix if
+    there was only one head."""
     if name.startswith("heads."):
         return name
     return (

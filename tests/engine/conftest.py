@@ -5,7 +5,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 @pytest.fixture(autouse=True)
 def one_thread_and_fresh_accelerate():
-    """accelerate keeps its state for the whole process; every test begins without one."""
+    """Resets accelerate's process-wide state before every test."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

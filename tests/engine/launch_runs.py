@@ -25,7 +25,7 @@ RANK = os.environ["RANK"]
 
 
 class Watched(TinyTask):
-    """Remembers what the evaluated model computes for one image, as each process sees it."""
+    """Records the evaluated model's output for one image, on each process."""
 
     def val_predictions(self, forward, *given):
         output, _ = forward(torch.arange(3 * 28 * 28).view(1, 3, 28, 28).remainder(256).to(torch.uint8))
@@ -45,21 +45,21 @@ def tiny(out: Path, **settings) -> None:
 
 def worded(out: Path, **settings) -> None:
     task = WordedTask(**{name: settings.pop(name) for name in TASK if name in settings})
-    spread, original = [], trainer.spread_model
-    trainer.spread_model = lambda *given: spread.append(original(*given)) or spread[-1]
+    spread, original = [], trainer.parallelize
+    trainer.parallelize = lambda *given: spread.append(original(*given)) or spread[-1]
     try:
         run = tiny_run(out / "run", task=task, **settings)
     except KeyboardInterrupt:
         return
     finally:
-        trainer.spread_model = original
+        trainer.parallelize = original
     assert {parameter.device.type for parameter in run.model.parameters()} == {"meta"}, "nothing whole is left over"
     (out / f"score-{RANK}.json").write_text(json.dumps(run.result.best_metrics))
     (out / f"held-{RANK}.json").write_text(json.dumps(numbers_held(spread[0])))
 
 
 def numbers_held(parallel) -> dict[str, int]:
-    """How many numbers of parameters and of moments this process holds."""
+    """Number of parameter and moment elements in this process."""
     parameters = list(parallel.trained.parameters())
     if hasattr(parallel, "flat"):  # DeepSpeed
         optimizer = parallel.zero.optimizer

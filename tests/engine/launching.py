@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("launch_runs.py")
 
 
 def launch(*program: str, environment: dict[str, str] = ON_CPU) -> None:
-    """Runs a program in two processes, on CPUs if not told otherwise."""
+    """Runs a program in two processes, on CPUs by default."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*launcher, *program], env=os.environ | environment, capture_output=True, text=True, timeout=300
@@ -32,7 +32,7 @@ def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
 
 
 def launch_once(out: Path, runs: Mapping[str, Sequence[Mapping]]) -> None:
-    """Runs in two processes, one after the other (see launch_runs.py), unless another process of the tests did it."""
+    """Trains runs in two processes, one after the other (see launch_runs.py), unless another test worker has."""
     with FileLock(out / "lock"):
         if not (out / "done").exists():
             launch(str(SCRIPT), str(out), json.dumps(runs))

@@ -1,4 +1,4 @@
-"""Two processes on processors (gloo) train as one does with the same global batch."""
+"""Two processes on CPUs (gloo) give the same result as one with the same global batch."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SECOND_HALF = [f"image-{STREAM[position][0]:02d}.png" for position in range(12, 
 
 @pytest.fixture(scope="module")
 def launched(scenes, tmp_path_factory) -> Path:
-    """A folder of runs in two processes: tiny ones, and those of two commands on scenes."""
+    """A folder of runs in two processes: tiny ones, and two command line runs on the scenes data set."""
     out = shared_folder(tmp_path_factory, "distributed")
     with FileLock(out / "data.lock"):
         if not (out / "data").exists():
@@ -50,7 +50,7 @@ def launched(scenes, tmp_path_factory) -> Path:
 
 
 def one_head_config():
-    # AdamW moves a weight whose gradient is hardly more than rounding by up to `lr`, in either direction.
+    # AdamW changes weights whose gradient is only rounding error by up to `lr`.
     settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
     return override(recipe("laptop-segmentation"), settings)
 
@@ -62,7 +62,7 @@ def two_heads_config():
 
 
 def heads_of(name: str, out: Path) -> list[str]:
-    """The part of a command that says what is trained on what, and where."""
+    """The arguments of a command for task, data and output."""
     run = ["--out", str(out / name / "run")]
     if name == "one_head":
         return ["segmentation", "--data", str(out / "data"), *run]
@@ -70,7 +70,7 @@ def heads_of(name: str, out: Path) -> list[str]:
 
 
 def write_half_labelled(scenes: Path, data: Path) -> None:
-    """Scenes of which the second process reads, in the first epoch, masks that are nearly all ignored."""
+    """Scenes whose masks are mostly ignored in the images that the second process reads in the first epoch."""
     shutil.copytree(scenes, data)
     masks = sorted((data / "masks" / "train").iterdir())
     stream = SampleStream(len(masks), 0)
@@ -163,7 +163,7 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(launched, tmp
 def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(launched, tmp_path):
     two, data = launched / "two_heads" / "run", launched / "data"
     one = vitsplit.train(two_heads_config(), data={"segmentation": data, "depth": data}, out=tmp_path / "one")
-    # Depth's loss is the root of a mean over a process's images, so it is another loss in two processes.
+    # Depth's loss is the root of a mean over a process's images, so it depends on the number of processes.
     alone, together = (load_file(run / "last" / "segmentation" / "head.safetensors") for run in (one.run, two))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-5, msg=name)

@@ -1,4 +1,4 @@
-"""The evaluation loop: whatever is read by whom, and however many images go through the model together."""
+"""The evaluation loop: the same metrics for any number of workers and any batch size."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ SIDES = (28, 28, 28, 42, 28, 28, 28)
 
 @dataclass
 class MixedTask(TinyTask):
-    """Images of two heights, and the groups of them that the model was given."""
+    """Images of two heights; records the batches that the model receives."""
 
     def val_data(self):
         return MixedData(super().val_data())

@@ -1,4 +1,4 @@
-"""Batches of samples that are alike."""
+"""Batches of samples of similar length."""
 
 import torch
 

@@ -51,13 +51,13 @@ def test_norms_and_biases_need_not_decay():
 
 def test_nothing_to_train_is_refused():
     model = tiny_head(TinyTask()).requires_grad_(False)
-    with pytest.raises(ConfigError, match="Nothing trains"):
+    with pytest.raises(ConfigError, match="No trainable parameters"):
         build_optimizer(model, OptimConfig())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_moments_come_back_exactly(layout):
-    """Three steps, a save and load in between, against three steps of torch's optimiser alone."""
+    """Three steps with a save and load in between, against three steps of torch's optimizer."""
 
     def model_and_optimizer():
         model = tiny_head(TinyTask()).to(memory_format=layout)
@@ -122,7 +122,7 @@ def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
     by_name = dict(model.named_parameters())
     assert all((decays[name] > 0) == (by_name[name].ndim > 1) for name in decays)
     assert rates.keys() == {name for name, parameter in by_name.items() if parameter.requires_grad}
-    # Two groups a copy, and two for the rest.
+    # Two groups per copied block, and two for the rest.
     assert len(optimizer.param_groups) == 2 * num_tuned_layers + 2
     assert current_lr(optimizer) == pytest.approx({("tiny", "lr"): 0.5e-4, ("tiny", "lr_task_head"): 0.5e-4 * last})
 

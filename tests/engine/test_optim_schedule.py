@@ -93,7 +93,7 @@ def test_a_cosine_after_the_warm_up_is_transformers(steps, warmup):
 
 
 def test_a_cosine_from_the_first_step_is_mmcvs():
-    """CosineAnnealingLrUpdaterHook times its linear warm-up: what runs of earlier versions go on with."""
+    """CosineAnnealingLrUpdaterHook times its linear warm-up, as in runs of earlier versions."""
     config = OptimConfig(schedule="cosine", warmup_steps=100, warmup_start=0.01)
     for step in (0, 50, 99, 100, 1500, 1999):
         warmup = 1 - (1 - step / 100) * (1 - 0.01) if step < 100 else 1.0

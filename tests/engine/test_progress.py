@@ -3,7 +3,7 @@ import io
 import torch
 from rich.console import Console
 
-from vitsplit.engine.progress import Pace, ProgressView, peak_memory_gb
+from vitsplit.engine.progress import ProgressView, StepTimer, peak_memory_gb
 
 FIGURES = {"loss": 0.5, "lr": 2e-4, "images_per_second": 12.5, "seconds_left": 3725.0, "memory_gb": 1.5}
 
@@ -49,8 +49,8 @@ def test_peak_memory_grows_with_what_is_held():
 
 
 def test_the_pace_starts_at_the_first_step_and_follows_slowly():
-    pace = Pace()
-    pace.add(2.0)
-    assert pace.seconds_per_step == 2.0
-    pace.add(4.0)
-    assert pace.seconds_per_step == 2.1
+    timer = StepTimer()
+    timer.add(2.0)
+    assert timer.seconds_per_step == 2.0
+    timer.add(4.0)
+    assert timer.seconds_per_step == 2.1

@@ -1,4 +1,4 @@
-"""Files of data that change between two starts of a run; the oracle is what was done to them."""
+"""Data files that change between two starts of a run; the oracle is the change that was made."""
 
 import json
 import os
@@ -54,9 +54,9 @@ def test_every_kind_of_change_is_counted_and_named(folder):
     (folder / "new.png").touch()
     said = changes(before, fingerprint(files(folder)))
     assert said.startswith("of 6 files ")
-    for part in ("1 gone (0.png)", "1 new (new.png)", "1 of another size (1.png)", "another time (2.png)"):
+    for part in ("1 missing (0.png)", "1 new (new.png)", "1 of another size (1.png)", "time (2.png)"):
         assert part in said
-    assert "nothing but times" not in said
+    assert "only times differ" not in said
 
 
 def test_a_copy_without_times_is_recognised_and_rounded_times_are_none(folder, tmp_path):
@@ -69,8 +69,8 @@ def test_a_copy_without_times_is_recognised_and_rounded_times_are_none(folder, t
     for path in folder.iterdir():
         path.touch()
     said = changes(before, fingerprint(files(folder)))
-    assert "6 of the same size but changed at another time (0.png, 1.png, 2.png, ...)" in said
-    assert "nothing but times differs" in said
+    assert "6 of the same size with another modification time (0.png, 1.png, 2.png, ...)" in said
+    assert "only times differ" in said
 
 
 def test_another_order_of_the_same_files_is_a_change(folder):
@@ -111,7 +111,7 @@ def test_a_hundred_thousand_files_take_seconds(tmp_path):
 
 
 class FromFolder(TinyTask):
-    """A task that says which files it is of."""
+    """A task with data files."""
 
     def __init__(self, folder):
         super().__init__()
@@ -130,7 +130,7 @@ def test_a_run_on_changed_data_is_not_resumed_unless_told_to(folder, tmp_path):
         tiny_run(out, task=FromFolder(folder), steps=2, resume=True)
     allowed = tiny_run(out, task=FromFolder(folder), steps=2, resume=True, allow_changed_data=True)
     assert "3.png" in allowed.printed
-    # The data as they are now are the run's from then on.
+    # The changed data are recorded, and accepted from then on.
     assert "3.png" not in tiny_run(out, task=FromFolder(folder), steps=2, resume=True).printed
 
 

@@ -1,4 +1,4 @@
-"""Which images heads are trained on together, and their batches."""
+"""Matching of the heads' images, and their batches."""
 
 from pathlib import Path
 
@@ -48,12 +48,12 @@ def test_images_that_a_task_lacks_are_counted_and_named():
             }
         )
     message = str(told.value)
-    assert "segmentation has none for 1 of 10 images (new)" in message
-    assert "depth has none for 7 of 10 images (0, 3, 4, 5, 6, ...)" in message
+    assert "segmentation has no labels for 1 of 10 images (new)" in message
+    assert "depth has no labels for 7 of 10 images (0, 3, 4, 5, 6, ...)" in message
 
 
 def test_two_images_of_one_name_are_refused():
-    with pytest.raises(DataError, match=r"a/1\.png and a/1\.jpg differ in nothing but the suffix"):
+    with pytest.raises(DataError, match=r"a/1\.png and a/1\.jpg"):
         match_images({"depth": paths("a", "1.jpg", "1.png")})
 
 

@@ -8,7 +8,7 @@ from vitsplit.errors import RunError
 
 
 def open_run(path, *, resume=False):
-    """What a launch sees that begins and at once ends."""
+    """Opens and closes a run folder."""
     with RunFolder.open(path, resume=resume) as run:
         return run
 
@@ -89,7 +89,7 @@ def test_metrics_are_cut_back_to_a_step(taken):
         taken.append_metrics(row)
     with taken.metrics_file.open("a") as file:
         file.write('{"step": 8, "lo')  # a kill in the middle of a row
-    taken.cut_metrics(4)
+    taken.truncate_metrics(4)
     assert [json.loads(line) for line in taken.metrics_file.read_text().splitlines()] == rows[:3]
 
 
@@ -120,7 +120,7 @@ def test_every_start_is_recorded_and_shares_an_id(taken):
 def test_rows_that_no_run_writes_are_named(taken, rows):
     taken.metrics_file.write_text('{"step": 1, "loss": null}\n' + rows)
     with pytest.raises(RunError, match=r"metrics\.jsonl: line 2"):
-        taken.cut_metrics(4)
+        taken.truncate_metrics(4)
     assert taken.metrics_file.read_text().endswith(rows)
 
 

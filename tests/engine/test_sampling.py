@@ -53,7 +53,9 @@ def test_a_stream_that_starts_later_goes_on_where_the_first_was():
     ("batch_size", "accumulate", "world"), [(10, 3, 1), (10, 1, 4), (12, 5, 2), (4, 0, 1), (0, 1, 1)]
 )
 def test_a_batch_that_cannot_be_shared_is_refused_with_the_numbers(batch_size, accumulate, world):
-    with pytest.raises(ConfigError, match=rf"{batch_size} images .* {world} process.* {accumulate} micro"):
+    with pytest.raises(
+        ConfigError, match=rf"{batch_size} images .* {world} process.* {accumulate} micro.*--batch-size"
+    ):
         keys(batch_size=batch_size, accumulate=accumulate, world=world)
 
 

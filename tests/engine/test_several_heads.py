@@ -1,4 +1,4 @@
-"""Heads trained together from end to end: each ends as it would alone, bit for bit, and is an ordinary bundle."""
+"""Multi-head training end to end: each head equals that of a single-head run, bit for bit, in an ordinary bundle."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ SHARED = SMALL_RUN | {
     "ema": 0.5,
 }
 OWN = {
-    # Dropout and sampled proposals draw random numbers, clipping and layers differ: all that could leak between heads.
+    # Everything that could leak between heads: random numbers (dropout, sampled proposals), clipping, layers.
     "rooms": {"dropout": 0.3, "lr": 1e-3},
     "parts": {"dropout": 0.2, "num_tuned_layers": 1, "dice_weight": 0.5},
     "depth": {"clip_norm": 0.5, "num_prior_layers": 2, "test_flip": False},
@@ -39,7 +39,7 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Sums in the same order, whatever else the machine does."""
+    """A fixed number of threads, so that sums have a fixed order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def folders(scenes, tmp_path_factory):
-    """The data set of each head: the same images, and of the two for segmentation other classes."""
+    """The data set of each head: the same images; the two segmentation heads have different classes."""
     parts = tmp_path_factory.mktemp("parts") / "data"
     shutil.copytree(scenes, parts)
     for file in (parts / "masks").rglob("*.png"):
@@ -79,7 +79,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_ends_as_in_a_run_of_its_own(joint, folders, tmp_path, one_thread, name):
-    """Two heads of one task, depth and detection together: every weight is bit for bit that of the head alone."""
+    """Two segmentation heads, depth and detection: every weight equals that of the single-head run, bit for bit."""
     alone = train(folders, tmp_path / "alone", (name,))
     for which in ("last", "best"):
         assert_equal(weights(joint, name, which), weights(alone.run, name, which))
@@ -178,7 +178,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_never_stopped(
     with pytest.raises(PowerCutError):
         train(folders, tmp_path / "run")
     monkeypatch.undo()
-    # What a kill in the middle of replacing a bundle leaves behind.
+    # A temporary folder left by a kill while a bundle was replaced.
     (tmp_path / "run" / "best").mkdir(exist_ok=True)
     (tmp_path / "run" / "best" / ".depth.new").mkdir()
     if (tmp_path / "run" / "best" / "depth").exists():
@@ -211,5 +211,5 @@ def test_images_that_one_task_lacks_stop_the_run_at_once(scenes, tmp_path):
     shutil.copytree(scenes, fewer)
     (fewer / "images" / "train" / "scene_00003.jpg").unlink()
     (fewer / "depth" / "train" / "scene_00003.png").unlink()
-    with pytest.raises(DataError, match=r"depth has none for 1 of 6 images \(scene_00003\)"):
+    with pytest.raises(DataError, match=r"depth has no labels for 1 of 6 images \(scene_00003\)"):
         vitsplit.train(data={"segmentation": scenes, "depth": fewer}, out=tmp_path / "run", **SHARED)

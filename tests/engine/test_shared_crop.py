@@ -1,4 +1,4 @@
-"""One crop for all labels, against segmentation's own augmentation and against what can be seen in the image."""
+"""The shared crop of all labels, against segmentation's own augmentation and against the pixels of the image."""
 
 import dataclasses
 import json
@@ -90,7 +90,7 @@ def test_every_label_lies_where_the_image_shows_the_object(data):
         assert image_CHW.shape == (3, 40, 56)
         white_HW = image_CHW[0] > 127
         mask_HW, depth_HW = sample["segmentation"].mask_HW, sample["depth"].depth_HW
-        # Resized edges are grey: they may fall to either side.
+        # Resized edges are gray: they may be on either side.
         grey_HW = (image_CHW[0] > 0) & (image_CHW[0] < 255)
         assert ((mask_HW == 1) == white_HW)[~grey_HW & (mask_HW != 255)].all()
         depths = depth_HW[depth_HW > 0].unique()
@@ -105,7 +105,7 @@ def test_every_label_lies_where_the_image_shows_the_object(data):
 
 
 def test_twice_as_large_is_half_as_far(data):
-    """For a pinhole camera, size in pixels times depth is size in metres times the focal length: a constant."""
+    """For a pinhole camera, size in pixels times depth is size in meters times the focal length: a constant."""
     found = []
     for seed in range(60):
         crop, _ = random_crop(torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8), data.geometry, generator(seed))

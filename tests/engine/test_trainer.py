@@ -164,7 +164,7 @@ def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, numbe
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
 def test_workers_leave_signals_to_the_parent(tmp_path, number, times):
-    """Ctrl-C reaches the workers too; here it reaches them alone, in the middle of reading, and they read on."""
+    """Ctrl-C also reaches the data workers; here only them, while they read, and they continue."""
     run = tiny_run(tmp_path / "run", workers=1, task=Signalling(number, after=3, times=times))
     assert run.result.state.finished and run.result.exit_status == 0
 
@@ -173,7 +173,7 @@ CLOCKS = {"seconds", "images_per_second", "peak_memory_gb"}
 
 
 def test_steps_that_are_looked_at_one_step_later_end_with_the_same_run(tmp_path, monkeypatch):
-    """As on a GPU, where the host does not wait for them."""
+    """Reads results one step later, as on a GPU."""
     settings = {"eval_every": 4, "checkpoint_every": 2, "log_every": 1, "head": {"dropout": 0.3}}
     plain = tiny_run(tmp_path / "plain", **settings)
     monkeypatch.setitem(LAG, "cpu", 1)
@@ -221,7 +221,7 @@ def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(
 
 
 def compile_with(monkeypatch, backend):
-    """Goes through torch.compile's graph capture, with another code generator than its own, which needs a compiler."""
+    """Uses torch.compile with a backend that needs no C++ compiler."""
     original, graphs = torch.compile, []
 
     def counting(graph, inputs):
@@ -273,7 +273,7 @@ def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
 
 
 def test_pictures_change_no_weight_and_a_stopped_run_has_none_yet(tmp_path):
-    """A run that patience ends has them; so has one that was killed while drawing, after a resume."""
+    """A run stopped by patience has them, and so does a run that was killed while drawing and is resumed."""
     early = tiny_run(tmp_path / "early", eval_every=2, patience=1, task=TinyTask(scores=[0.5, 0.4]))
     assert json.loads((early.folder.pictures / "index.html").read_text())["score"] == 0.4
     stopped = tiny_run(tmp_path / "stopped", task=Signalling(signal.SIGTERM, after=5))
@@ -295,13 +295,13 @@ def test_a_finished_run_says_so_when_it_is_to_go_on(tmp_path):
     tiny_run(tmp_path / "run", eval_every=4, task=TinyTask(scores=[0.3, 0.7, 0.6]))
     again = tiny_run(tmp_path / "run", eval_every=4, resume=True)
     assert "already finished at step 12: best accuracy 0.7 at step 8" in again.printed
-    assert "going on" not in again.printed
+    assert "resuming" not in again.printed
 
 
 def test_the_command_to_go_on_can_be_pasted(tmp_path):
     folder = tmp_path / "my first run"
     printed = tiny_run(folder, task=Signalling(signal.SIGINT, after=2)).printed.replace("\n", " ")
-    command = shlex.split(printed[printed.index("To go on: ") :])
+    command = shlex.split(printed[printed.index("To resume: ") :])
     assert command[command.index("--out") + 1] == str(folder)
 
 
@@ -348,4 +348,4 @@ def test_the_time_for_the_steps_ends_a_run_with_an_evaluation(tmp_path, monkeypa
     run = tiny_run(tmp_path / "run", max_seconds=4.5)  # every step takes one second of this clock
     assert run.result.state.step == 5 and run.result.state.finished
     assert [row["step"] for row in run.rows("eval")] == [5]
-    assert "stopped early, after 5 s: the time is over" in run.printed
+    assert "after 5 s: --max-seconds" in run.printed

@@ -42,7 +42,7 @@ def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
 
 @pytest.fixture
 def fp16(monkeypatch):
-    """fp16 with a gradient scaler, on a processor: slow, but the same arithmetic as on an old GPU."""
+    """fp16 with a gradient scaler on a CPU: slow, but the same arithmetic as on a GPU."""
     monkeypatch.setattr(trainer_module, "resolve_precision", lambda precision, device: "fp16")
 
 
@@ -92,7 +92,7 @@ class BadGradient(torch.autograd.Function):
 
 
 class NeverFinite(TinyTask):
-    """Its loss is a number, its gradient never."""
+    """Has a finite loss, and a gradient that is always NaN."""
 
     def loss_sums(self, output, batch, taps):
         return super().loss_sums(BadGradient.apply(output), batch, taps)
@@ -107,7 +107,7 @@ def test_fp16_that_never_takes_a_step_does_not_finish(tmp_path, fp16):
 
 
 def test_an_overflow_just_before_a_stop_is_remembered(tmp_path, fp16):
-    """The sums of a row that is not full yet are in the checkpoint, as null where they are not finite."""
+    """The checkpoint has the sums of an incomplete row, with null for non-finite values."""
 
     class Stop(NeverFinite):
         def collate(self, samples):

@@ -1,4 +1,4 @@
-"""One optimiser step against plain PyTorch. Shapes: B batch."""
+"""One optimizer step against plain PyTorch. Shapes: B batch."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def close(first, second, tolerance=1e-5):
 
 
 def by_hand(steps, *, clip_norm=None, **changes):
-    """The loop that a textbook would write: one batch, mean losses, torch's AdamW and clipping."""
+    """A plain PyTorch training loop: one batch, mean losses, torch's AdamW and clipping."""
     config = tiny_config(steps=steps, **changes)
     task, backbone = TinyTask(), tiny_backbone()
     model = tiny_head(task)
@@ -53,7 +53,7 @@ def test_a_run_is_what_a_textbook_loop_gives(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_micro_batches_add_up_to_the_batch(tmp_path, accumulate):
-    """Micro-batches differ in their numbers of ignored patches, so a mean of means would be another loss."""
+    """Micro-batches have different numbers of ignored patches, so a mean of means would differ."""
     whole = tiny_run(tmp_path / "whole", steps=6, clip_norm=0.05)
     spread = tiny_run(tmp_path / "spread", steps=6, clip_norm=0.05, accumulate=accumulate)
     close(spread.weights, whole.weights)
@@ -142,7 +142,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"cache_features": 1}])
 def test_the_backbone_is_told_where_padding_begins(tmp_path, settings):
-    """Images that are padding from their corner on are images of the mean color, which no uint8 is here (127.5)."""
+    """Images that are all padding have the mean color, which is not a uint8 value here (127.5)."""
 
     class Padded(TinyTask):
         def collate(self, samples):

@@ -38,7 +38,7 @@ def tiny_backbone() -> Backbone:
 
 
 class TinyMethod(nn.Module):
-    """Reads the last map; has a task head, a frozen part, dropout, and batch norm if asked."""
+    """Reads the last map; has a task head, a frozen part, dropout, and optionally batch norm."""
 
     def __init__(self, width: int = 32, dropout: float = 0.0, batch_norm: bool = False) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class TinyBatch:
 
 
 class TinyData:
-    """Dark and bright patches; many images have nearly all of their patches ignored."""
+    """Dark and bright patches; in many images nearly all patches are ignored."""
 
     def __init__(self, count: int, offset: int = 0) -> None:
         self.count, self.offset = count, offset
@@ -121,7 +121,7 @@ class TinyValData:
 
 
 class TinyMetric:
-    """The share of patches that are right; the score may be given."""
+    """The accuracy over patches; the score can be given."""
 
     def __init__(self, scores: list[float] | None) -> None:
         self.scores = scores
@@ -209,7 +209,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
     loop = {"steps": 12, "batch_size": 4, "precision": "fp32", "workers": 0, "log_every": 2, "track": ()} | {
         name: value for name, value in changes.items() if name not in optim_names
     }
-    # The tiny task reads no settings; those of any task will do.
+    # The tiny task has no settings, so those of another task are used.
     head = HeadConfig(task=DepthConfig(), optim=OptimConfig(**optim))
     return TrainConfig(heads={"tiny": head}, loop=LoopConfig(**loop))
 
@@ -235,7 +235,7 @@ def save_tiny_bundle(model: Model):
 
 @dataclass
 class TinyRun:
-    """What a tiny run left: its result, its model, its folder, and what it printed."""
+    """A finished tiny run: its result, model, folder, and console output."""
 
     result: FitResult
     model: Model
@@ -266,7 +266,7 @@ def tiny_run(
     allow_changed_data: bool = False,
     **changes,
 ) -> TinyRun:
-    """One run in this process; ``changes`` are settings of the loop and the optimiser."""
+    """One run in this process; ``changes`` are settings of the loop and the optimizer."""
     task = task or TinyTask()
     model = tiny_model(task, **(head or {}))
     text = io.StringIO()

@@ -52,7 +52,7 @@ class WordedDecoder(nn.Module):
 
 @dataclass
 class WordedTask(TinyTask):
-    """``interrupt_at`` and ``terminate_at``: the micro-batch that this process reads as its last, and how it ends."""
+    """``interrupt_at`` and ``terminate_at``: the micro-batch after which this process is interrupted or terminated."""
 
     tied: bool = False
     frozen: bool = False

@@ -937,7 +937,7 @@ def read_metrics(folder: Path) -> Any:
     from vitsplit.engine.run_folder import RunFolder
 
     run = RunFolder(folder)
-    run.cut_metrics(5)
+    run.truncate_metrics(5)
     return list(run.read_metrics())
 
 

@@ -57,7 +57,7 @@ def with_advised_layers(config: TrainConfig, data: Folders, *, most_images: int 
         DataError: There are fewer than four training images.
     """
     for name in config.heads:
-        check_choice(config.only(name), "--layers auto")
+        check_choice(config.for_head(name), "--layers auto")
     # Of several processes one decides: rounding elsewhere must not lead to other layers there.
     chosen: list[dict[str, Advice]] = [{}]
     if process_state().is_main_process:

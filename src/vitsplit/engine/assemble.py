@@ -1,4 +1,4 @@
-"""From a configuration and data to what a run trains."""
+"""Builds the parts of a run (backbone, tasks and heads) from a configuration and data."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Assembly(NamedTuple):
 
     Attributes:
         backbone: The frozen model.
-        tasks: What each head learns, opened on its data.
+        tasks: The task of each head, opened on its data.
         model: The untrained heads.
-        save_bundle: Writes a head's present weights as a bundle.
+        save_bundle: Writes a head's current weights as a bundle.
     """
 
     backbone: Backbone
@@ -42,15 +42,15 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
 
     Args:
         config: The configuration.
-        data: The data set of each head, by its name.
+        data: The path of each head's data set, by head name.
 
     Raises:
-        VitsplitError: Settings contradict one another, or the data or the weights cannot be used.
+        VitsplitError: Settings are incompatible, or the data or the weights cannot be used.
     """
     check_heads(config)
     check_names(config.heads)
     if config.heads.keys() != data.keys():
-        raise ConfigError(f"The settings are for {', '.join(config.heads)}, and the data for {', '.join(data)}.")
+        raise ConfigError(f"The settings name the heads {', '.join(config.heads)}, the data {', '.join(data)}.")
     settings = _backbone_settings(config)
     tasks = open_tasks(config, data)
     backbone = open_backbone(settings)
@@ -60,25 +60,25 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
             start_from(task.config.start_from, model.heads[name], backbone, task)
 
     def save(folder: Path, config: TrainConfig, metrics: dict[str, Any], head: str) -> None:
-        own = config.only(head)
+        own = config.for_head(head)
         save_bundle(folder, config=own, task=tasks[head], backbone=backbone, head=model.heads[head], metrics=metrics)
 
     return Assembly(backbone, tasks, model, save)
 
 
 def open_tasks(config: TrainConfig, data: Mapping[str, str | Path]) -> dict[str, Task]:
-    """What each head learns, opened on its data."""
+    """The task of each head, opened on its data."""
     return {name: open_task(config.heads[name].task, Path(data[name])) for name in config.heads}
 
 
 def _backbone_settings(config: TrainConfig) -> BackboneConfig:
-    """The settings of the one backbone, after a check that all methods can run on it."""
-    wanted = {name: backbone_settings(config.only(name)) for name in config.heads}
-    for name, settings in wanted.items():
-        check_method(config.only(name))
-        if settings != config.backbone and len(set(wanted.values())) > 1:
+    """The settings of the shared backbone, after a check that all methods can run on it."""
+    required = {name: backbone_settings(config.for_head(name)) for name in config.heads}
+    for name, settings in required.items():
+        check_method(config.for_head(name))
+        if settings != config.backbone and len(set(required.values())) > 1:
             raise ConfigError(
-                f"--{name}.method {config.heads[name].method.name} needs patches of {settings.patch_size} pixels, and "
-                f"all heads of a run have one backbone. Give it to all: --patch-size {settings.patch_size}."
+                f"--{name}.method {config.heads[name].method.name} needs patches of {settings.patch_size} pixels, but "
+                f"all heads of a run share one backbone. Set it for all heads: --patch-size {settings.patch_size}."
             )
-    return next(iter(wanted.values()))
+    return next(iter(required.values()))

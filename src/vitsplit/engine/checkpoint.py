@@ -1,13 +1,13 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, and nothing that does not train.
+"""Checkpoints: everything needed to resume a run exactly, without frozen weights.
 
-A checkpoint is a folder ``checkpoints/step-00001200`` that appears whole or not at all:
+A checkpoint is a folder ``checkpoints/step-00001200``, written atomically:
 
 - ``weights.safetensors``: trainable parameters and norm buffers,
 - ``optimizer.safetensors``: AdamW's moments, by parameter name,
-- ``ema.safetensors``: the averaged weights, where the run keeps an average,
+- ``ema.safetensors``: the averaged weights, if the run uses EMA,
 - ``state.json``: the rest, see ``TrainState``.
 
-There is no random state in it: data, augmentation and dropout are functions of seed and step.
+It holds no random state: data order, augmentation and dropout are functions of seed and step.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from vitsplit.model import Model
 from vitsplit.saved_config import upgraded_name, upgraded_state
 from vitsplit.tasks.base import Evaluation
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps of a parameter."""
-_DELETE = "Delete this checkpoint's folder and give --resume again: the run goes on from the checkpoint before it."
+"""AdamW's state of a parameter."""
+_DELETE = "Delete this checkpoint's folder and use --resume again: the run resumes from the previous checkpoint."
 
 
 @dataclass
 class Standing:
-    """How one head stands in its evaluations. JSON-ready.
+    """The evaluation results of one head so far. JSON-serializable.
 
     Attributes:
         best_score: Best score so far, None before the first.
-        best_step: Its step.
-        best_metrics: Its metrics.
-        last_score: The last evaluation's score.
-        last_metrics: Its metrics.
+        best_step: Step of the best score.
+        best_metrics: Metrics of the best evaluation.
+        last_score: Score of the last evaluation.
+        last_metrics: Metrics of the last evaluation.
         score_name: The name of the score.
-        without_gain: Evaluations in a row without a better score.
+        without_gain: Consecutive evaluations without a better score.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT_FIELDS
@@ -67,7 +67,7 @@ class Standing:
     without_gain: int = 0
 
     def note(self, evaluation: Evaluation, step: int) -> bool:
-        """Takes an evaluation down; returns whether it is the best so far: better than any, or a number after NaN."""
+        """Records an evaluation; returns whether it is the best so far (any number is better than NaN)."""
         best, score = self.best_score, evaluation.score
         better = best is None or score > best or (math.isnan(best) and not math.isnan(score))
         self.score_name = evaluation.score_name
@@ -78,27 +78,27 @@ class Standing:
         return better
 
     def last_evaluation(self) -> Evaluation:
-        """The last evaluation again."""
+        """The last evaluation."""
         return Evaluation(self.last_metrics, self.last_score, self.score_name)
 
 
 @dataclass
 class TrainState:
-    """The numbers of a run in progress. JSON-ready.
+    """The progress of a run. JSON-serializable.
 
     Attributes:
-        step: Optimiser steps done.
-        seconds: Wall time spent on them, over all starts.
+        step: Completed optimizer steps.
+        seconds: Wall time spent on them, over all starts of the run.
         evaluated: The step of the last evaluation, 0 for none.
-        standings: The evaluations so far of every head, by its name.
-        finished: Whether nothing is left to do: all steps done, or patience at an end.
-        window: Sums of what the next row of ``metrics.jsonl`` averages.
-        window_steps: Steps in them.
+        standings: The evaluation results of every head so far, by head name.
+        finished: Whether training is complete: all steps are done, or the run was stopped early.
+        window: Sums of the values that the next row of ``metrics.jsonl`` averages.
+        window_steps: Number of steps in these sums.
         loss_scale: State of the gradient scaler (fp16).
         samples: Size of the training set.
         processes: Number of processes.
         backbone_hash: Hash of the frozen weights.
-        description: What each head's task is about (``Task.describe``), by its name: classes, colors, units.
+        description: ``Task.describe`` of each head's task, by head name: classes, colors, units.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT_FIELDS
@@ -119,12 +119,12 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTensors:
-    """What a checkpoint holds besides ``TrainState``, every tensor whole.
+    """The contents of a checkpoint besides ``TrainState``; no tensor is sharded.
 
     Attributes:
-        weights: What ``Model.trainable_state`` gives.
-        moments: What ``optim.moments`` gives.
-        average: The averaged weights, where the run keeps an average.
+        weights: As returned by ``Model.trainable_state``.
+        moments: As returned by ``optim.moments``.
+        average: The averaged weights, if the run uses EMA.
         loss_scale: State of the gradient scaler (fp16).
     """
 
@@ -135,14 +135,14 @@ class RunTensors:
 
 
 def save_checkpoint(folder: Path, tensors: RunTensors, state: TrainState) -> Path:
-    """Writes ``folder/step-...`` atomically and removes all but the last two.
+    """Writes ``folder/step-...`` atomically and removes all but the last two checkpoints.
 
     Raises:
-        RunError: It could not be written; the message names the last good checkpoint, which survives.
+        RunError: It could not be written; the message names the last good checkpoint, which is preserved.
     """
     state.loss_scale = tensors.loss_scale
     path = folder / f"step-{state.step:08d}"
-    survivor = last_good(folder)
+    advice = recovery_advice(folder)
     try:
         with replace_folder(path) as new:
             _save_tensors(tensors.weights, new / "weights.safetensors")
@@ -151,8 +151,8 @@ def save_checkpoint(folder: Path, tensors: RunTensors, state: TrainState) -> Pat
                 _save_tensors(tensors.average, new / "ema.safetensors")
             write_json(new / "state.json", dataclasses.asdict(state))
     except RunError as error:
-        raise RunError(f"{error} {survivor}") from error
-    for outdated in _checkpoints(folder)[:-KEPT]:
+        raise RunError(f"{error} {advice}") from error
+    for outdated in _checkpoints(folder)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(outdated, ignore_errors=True)
     return path
 
@@ -162,19 +162,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(_checkpoints(folder)), None)
 
 
-def last_good(folder: Path) -> str:
-    """What is left of a run that could not write, and how to go on."""
+def recovery_advice(folder: Path) -> str:
+    """After a failed write: names the last good checkpoint of a run, and how to resume."""
     last = latest_checkpoint(folder)
-    survivor = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
-    return f"{survivor} Make room on that disk, then go on with --resume."
+    found = f"The last good checkpoint is {last}." if last else "There is no earlier checkpoint."
+    return f"{found} Free disk space, then resume with --resume."
 
 
 def read_state(checkpoint: Path, heads: Collection[str]) -> TrainState:
-    """The numbers of a checkpoint of a run with these heads.
+    """Reads ``state.json`` of a checkpoint of a run with these heads.
 
     Raises:
-        RunError: ``state.json`` cannot be read, a number in it is none that a run can have, or it is of another version
-            of the package.
+        RunError: ``state.json`` cannot be read, a number in it is out of range, or it was written by another version of
+            the package.
     """
     file = checkpoint / "state.json"
     values = read_json(file, error=RunError, advice=_DELETE)
@@ -182,16 +182,16 @@ def read_state(checkpoint: Path, heads: Collection[str]) -> TrainState:
         values = upgraded_state(values, heads)
     standings = values.get("standings") if isinstance(values, dict) else None
     if not isinstance(standings, dict) or not all(isinstance(each, dict) for each in standings.values()):
-        raise RunError(f"{file}: not the state of a run. {_DELETE}")
+        raise RunError(f"{file}: not the state of a run: 'standings' must be an object of objects. {_DELETE}")
     unknown = values.keys() - _names(TrainState)
     unknown |= {name for each in standings.values() for name in each.keys() - _names(Standing)}
     if unknown:
         raise RunError(
-            f"The checkpoint {checkpoint} is of another version of vitsplit (unknown in its state.json: "
-            f"{', '.join(sorted(unknown))}). Go on with the version that wrote it (environment.json names it), or "
-            "start a new run with another --out."
+            f"The checkpoint {checkpoint} was written by another version of vitsplit (unknown keys in its state.json: "
+            f"{', '.join(sorted(unknown))}). Resume with the version that wrote it (see environment.json), or start a "
+            "new run with another --out."
         )
-    # JSON has only null for what is not finite.
+    # JSON has no NaN or infinity: these are written as null.
     for each in standings.values():
         if each.get("last_score", 0.0) is None:
             each["last_score"] = math.nan
@@ -228,7 +228,7 @@ def _check_ranges(state: TrainState, file: Path) -> None:
         real_number(value, f"{file}: loss_scale: {name}", error=RunError, advice=_DELETE)
     scores = [standing.best_score for standing in state.standings.values()]
     if (state.finished or state.evaluated) and (not scores or None in scores):
-        raise RunError(f"{file}: evaluated, and without a result. {_DELETE}")
+        raise RunError(f"{file}: evaluated, but without a best score. {_DELETE}")
 
 
 def _names(cls: type) -> set[str]:
@@ -238,19 +238,19 @@ def _names(cls: type) -> set[str]:
 def load_checkpoint(
     checkpoint: Path, load: Callable[[RunTensors], None], state: TrainState, *, model: Model, averaged: bool
 ) -> None:
-    """Hands a checkpoint's tensors, and the gradient scaler's state of ``state``, to what puts them back in place.
+    """Reads a checkpoint's tensors and passes them, with the gradient scaler's state of ``state``, to ``load``.
 
-    Nothing is put anywhere before all names, shapes and dtypes were compared with the model's.
+    All names, shapes and dtypes are compared with the model's before anything is loaded.
 
     Args:
-        checkpoint: Its folder.
-        load: ``Engine.load``.
-        state: The checkpoint's numbers.
-        model: The model; its parameters may be without storage.
-        averaged: Whether the run keeps an average of the weights.
+        checkpoint: The checkpoint's folder.
+        load: ``Parallelism.load``.
+        state: The checkpoint's ``state.json``.
+        model: The model; its parameters may be on the meta device.
+        averaged: Whether the run uses EMA.
 
     Raises:
-        RunError: A file is missing or damaged, or it holds other tensors than the model.
+        RunError: A file is missing or damaged, or its tensors do not match the model.
     """
     tensors = RunTensors(
         weights=_read_tensors(checkpoint / "weights.safetensors", model.heads),
@@ -271,7 +271,7 @@ def load_checkpoint(
         load(tensors)
     except (KeyError, RuntimeError) as error:
         raise RunError(
-            f"The checkpoint {checkpoint} does not fit the model: {error}. It is left as it is: go on with the data, "
+            f"The checkpoint {checkpoint} does not fit the model: {error}. It was not modified: resume with the data, "
             "the settings and the version of vitsplit that it was written with, or start a new run with another --out."
         ) from error
     except ValueError as error:
@@ -283,26 +283,26 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
     Raises:
         KeyError: Names are missing or unexpected.
-        RuntimeError: A tensor has another shape or dtype; names it.
+        RuntimeError: A tensor has another shape or dtype; the message names it.
     """
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
         raise KeyError(f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}")
     for name, tensor in found.items():
-        for what, there, here in (
+        for what, saved, required in (
             ("shape", list(tensor.shape), list(expected[name].shape)),
             ("dtype", tensor.dtype, expected[name].dtype),
         ):
-            if there != here:
-                raise RuntimeError(f"{name} has the {what} {there} there, and {here} in the model")
+            if saved != required:
+                raise RuntimeError(f"{name} has {what} {saved} in the file, but {required} in the model")
 
 
 def _check_moments(moments: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
-    """Every parameter has all of AdamW's moments, or none: one that no gradient has reached yet.
+    """Checks that every parameter has all of AdamW's moments, or none (if it has had no gradient yet).
 
     Raises:
         KeyError, RuntimeError: As ``check_tensors``.
-        ValueError: A moment is not a number.
+        ValueError: A moment holds NaN.
     """
     names = {key.rpartition("/")[0] for key in moments}
     step = torch.zeros(())
@@ -310,12 +310,12 @@ def _check_moments(moments: Mapping[str, Tensor], trained: Mapping[str, Tensor])
         f"{name}/{kind}": step if kind == "step" else trained.get(name, step) for name in names for kind in MOMENTS
     }
     check_tensors(moments, {key: each for key, each in expected.items() if key.rpartition("/")[0] in trained})
-    # A square may be beyond float32 and infinite in a run that goes on; that no gradient was NaN is checked.
+    # A squared gradient may overflow float32 to infinity in a valid run; gradients that are NaN end a run.
     _check_numbers(moments, infinite=True)
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], *, infinite: bool = False) -> None:
-    """Refuses what no step that was admitted can have left.
+    """Refuses values that no successful step can have produced.
 
     Raises:
         ValueError: A tensor holds NaN or, if not ``infinite``, an infinity.

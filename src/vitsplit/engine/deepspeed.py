@@ -1,7 +1,7 @@
-"""Training with DeepSpeed: ZeRO stage 2 (gradients and moments in pieces) or 3 (parameters too).
+"""Training with DeepSpeed: ZeRO stage 2 (sharded gradients and moments) or 3 (sharded parameters too).
 
-DeepSpeed owns the backward pass, clipping and the step. In bf16 it holds all parameters in it, with float32 masters of
-what trains, which start from the rounded values.
+DeepSpeed runs the backward pass, clipping and the step. In bf16 all parameters are bf16, with float32 master weights of
+the trainable ones, which are initialized from the rounded values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "zero_allow_untested_optimizer": True,
     "wall_clock_breakdown": False,
 }
-"""DeepSpeed's settings of both stages."""
+"""DeepSpeed's configuration for both stages."""
 STAGES: dict[int, dict[str, Any]] = {
     2: {
         "stage": 2,
@@ -49,7 +49,7 @@ STAGES: dict[int, dict[str, Any]] = {
         "stage3_max_reuse_distance": 1_000_000_000,
     },
 }
-"""Its settings of each stage."""
+"""DeepSpeed's configuration for each stage."""
 
 
 class Zero:
@@ -57,11 +57,11 @@ class Zero:
 
     average: WeightAverage | None = None
     wrapped: nn.Module
-    zero: Any  # DeepSpeed's own optimiser around AdamW
+    zero: Any  # DeepSpeed's optimizer around AdamW
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
-        # Directly and not through accelerate, which can prepare one configuration in a process's life, and makes
-        # transformers believe that every model of the process is in pieces.
+        # Not through accelerate, which supports one configuration per process, and makes transformers treat every
+        # model of the process as sharded.
         import deepspeed
 
         self.accelerator = accelerator
@@ -72,7 +72,7 @@ class Zero:
         self.trained = split_off(model)
         empty(model)
         if dtype == torch.float32:
-            self.trained.float()  # what is frozen in bf16: DeepSpeed wants all alike
+            self.trained.float()  # frozen bf16 weights too: DeepSpeed requires one dtype
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.trained.heads, config.optims())
         self.wrapped, self.zero, _, _ = deepspeed.initialize(
             model=_UnderAutocast(self.trained, accelerator.device.type, dtype),
@@ -80,14 +80,14 @@ class Zero:
             config=_settings(config, self.stage, accelerator.num_processes, dtype),
         )
         self.flat: list[Tensor] = self._flat_masters()
-        self._begin_moments()
+        self._init_moments()
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """See ``Parallelism``: DeepSpeed counts by itself."""
+        """See ``Parallelism``: DeepSpeed counts micro-batches itself."""
         return nullcontext()
 
     def zero_grad(self) -> None:
-        """See ``Parallelism``: a step of DeepSpeed ends so."""
+        """See ``Parallelism``: DeepSpeed clears gradients at the end of a step."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """See ``Parallelism``. Gradients are averaged over processes, and the loss is a sum over them."""
@@ -97,14 +97,14 @@ class Zero:
             engine.step()  # only counts the micro-batch
 
     def update(self) -> list[Tensor]:
-        """See ``Parallelism``. The norm is known after the step, which is not taken where it is not finite."""
+        """See ``Parallelism``. The norm is known after the step, which DeepSpeed skips if it is not finite."""
         engine: Any = self.wrapped
         engine.step()
         norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float64)
         return [norm.to(self.accelerator.device)]
 
     def may_overflow(self) -> bool:
-        """See ``Parallelism``: there is no fp16."""
+        """See ``Parallelism``: fp16 is not supported."""
         return False
 
     def tensors(self) -> RunTensors:
@@ -116,15 +116,15 @@ class Zero:
         parameters = trainable(self.trained)
         step = self.zero.optimizer.state[self.flat[0]]["step"]
         for name, tensor in self.trained.trainable_state().items():
-            whole = self._master(parameters[name]) if name in parameters else tensor
+            full = self._master(parameters[name]) if name in parameters else tensor
             if main:
-                weights[name] = whole.cpu()
+                weights[name] = full.cpu()
         for name, parameter in parameters.items():
             shape = self.model.get_parameter(name).shape
             for kind in MOMENTS:
-                whole = safe_get_full_optimizer_state(parameter, kind)
+                full = safe_get_full_optimizer_state(parameter, kind)
                 if main:
-                    moments[f"{name}/{kind}"] = whole.view(shape).cpu()
+                    moments[f"{name}/{kind}"] = full.view(shape).cpu()
             if main:
                 moments[f"{name}/step"] = step.clone().cpu()
         return RunTensors(weights=weights, moments=moments, average=None, loss_scale={})
@@ -136,7 +136,7 @@ class Zero:
         for key, value in tensors.moments.items():
             name, _, kind = key.rpartition("/")
             if kind in MOMENTS:
-                self._set_piece(parameters[name], value, kind)
+                self._set_shard(parameters[name], value, kind)
             else:
                 for flat in self.flat:
                     self.zero.optimizer.state[flat][kind].copy_(value)
@@ -153,56 +153,56 @@ class Zero:
                 continue
             shape = self.model.get_parameter(name).shape
             if shape != value.shape:
-                raise RuntimeError(f"{name} has the shape {list(value.shape)} there, and {list(shape)} in the model")
-            self._set_piece(parameters[name], value)
+                raise RuntimeError(f"{name} has shape {list(value.shape)} in the file, but {list(shape)} in the model")
+            self._set_shard(parameters[name], value)
             with self._gathered([parameters[name]], writes=True), torch.no_grad():
                 parameters[name].copy_(value)
 
-    def _set_piece(self, parameter: nn.Parameter, whole: Tensor, kind: str | None = None) -> None:
-        """Sets this process's piece of a parameter's float32 values, or of a moment."""
+    def _set_shard(self, parameter: nn.Parameter, full: Tensor, kind: str | None = None) -> None:
+        """Sets this process's shard of a parameter's float32 values, or of a moment."""
         from deepspeed import utils
 
-        whole = whole.to(self.accelerator.device, torch.float32)
+        full = full.to(self.accelerator.device, torch.float32)
         if self.stage == 2:
             if kind is None:
-                utils.safe_set_full_fp32_param(parameter, whole)
+                utils.safe_set_full_fp32_param(parameter, full)
             else:
-                utils.safe_set_full_optimizer_state(parameter, whole, kind)
+                utils.safe_set_full_optimizer_state(parameter, full, kind)
             return
-        # Pieces are of one size, so the last is padded, which DeepSpeed's setters of whole tensors do not reckon with.
+        # All shards have one size, so the last is padded, which DeepSpeed's setters of full tensors do not handle.
         tensor: Any = parameter
         size = tensor.ds_tensor.numel()
-        padded = nn.functional.pad(whole.flatten(), (0, size * self.accelerator.num_processes - whole.numel()))
-        piece = padded[size * self.accelerator.process_index :][:size]
+        padded = nn.functional.pad(full.flatten(), (0, size * self.accelerator.num_processes - full.numel()))
+        local = padded[size * self.accelerator.process_index :][:size]
         if kind is None:
-            utils.safe_set_local_fp32_param(parameter, piece)
+            utils.safe_set_local_fp32_param(parameter, local)
         else:
-            utils.safe_set_local_optimizer_state(parameter, piece, kind)
+            utils.safe_set_local_optimizer_state(parameter, local, kind)
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """See ``Parallelism``."""
-        whole = {}
+        full = {}
         for name, parameter in self.trained.named_parameters():
             if parameter.requires_grad:
-                whole[name] = self._master(parameter)
+                full[name] = self._master(parameter)
                 continue
             with self._gathered([parameter]):
-                # In stage 2 every process has it anyway.
-                whole[name] = parameter.detach().clone() if self.stage == 3 else parameter.detach()
-        with filled(self.model, whole):
+                # In stage 2 parameters are not sharded.
+                full[name] = parameter.detach().clone() if self.stage == 3 else parameter.detach()
+        with filled(self.model, full):
             self.model.eval()
             yield
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 values of what trains, whole."""
+        """The gathered float32 values of a trainable parameter."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole: Tensor = safe_get_full_fp32_param(parameter)
-        return whole.detach()
+        full: Tensor = safe_get_full_fp32_param(parameter)
+        return full.detach()
 
     def _gathered(self, parameters: list[nn.Parameter], *, writes: bool = False) -> AbstractContextManager[object]:
-        """Within the block parameters are whole; what was written into them is kept if said so."""
+        """Gathers parameters within the block; with ``writes``, changes to them are kept afterwards."""
         if self.stage == 2:
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
@@ -211,12 +211,12 @@ class Zero:
         return context
 
     def _flat_masters(self) -> list[Tensor]:
-        """The pieces that the optimiser works on."""
+        """The flat tensors that the optimizer updates."""
         flat = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
         return list(flat)
 
-    def _begin_moments(self) -> None:
-        """Makes AdamW's moments now, as zeros, as the first step would: so they can be read and set before it."""
+    def _init_moments(self) -> None:
+        """Initializes AdamW's moments to zero, as the first step would, so that they can be read and set before it."""
         for flat in self.flat:
             self.zero.optimizer.state[flat] = {
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
@@ -230,7 +230,7 @@ class Zero:
 
 
 def _settings(config: TrainConfig, stage: int, processes: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What DeepSpeed is given; it keeps float32 masters of what trains if ``dtype`` is another."""
+    """DeepSpeed's configuration; with ``dtype`` bf16 it keeps float32 master weights of the trainable parameters."""
     clip_norms = [optim.clip_norm for optim in config.optims().values() if optim.clip_norm is not None]
     return SETTINGS | {
         "zero_optimization": STAGES[stage],
@@ -242,7 +242,7 @@ def _settings(config: TrainConfig, stage: int, processes: int, dtype: torch.dtyp
 
 
 class _UnderAutocast(nn.Module):
-    """Computes in a precision whatever autocast is outside: DeepSpeed turns that off around what it wraps."""
+    """Enables autocast inside of the wrapped model: DeepSpeed disables it around the model it wraps."""
 
     def __init__(self, model: nn.Module, device_type: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -256,12 +256,12 @@ class _UnderAutocast(nn.Module):
 
 
 def _check_norms(model: nn.Module, dtype: torch.dtype) -> None:
-    """Refuses batch norms in bf16: their weights would be rounded and their statistics not, which kernels refuse."""
+    """Refuses batch norms in bf16: bf16 weights with float32 statistics are not supported by the kernels."""
     if dtype == torch.float32:
         return
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
-                f"--sharding zero2 and zero3 in bf16 cannot train a batch norm ({name}). Choose --sharding fsdp2, "
-                "--precision fp32, or a decoder without it (--decoder-norm group)."
+                f"--sharding zero2 and zero3 do not support batch norm in bf16 ({name}). Use --sharding fsdp2, "
+                "--precision fp32, or a decoder without batch norm (--decoder-norm group)."
             )

@@ -19,7 +19,7 @@ from vitsplit.tasks.base import Evaluation, Forward, Task
 logger = logging.getLogger(__name__)
 
 IMAGES_AT_ONCE, PIXELS_AT_ONCE = 8, 1 << 21
-"""The most images, and pixels of them, that go through the model together in an evaluation on a GPU."""
+"""The most images, and pixels in total, in one batch of an evaluation on a GPU."""
 
 
 def evaluate(
@@ -31,19 +31,18 @@ def evaluate(
     accelerator: Accelerator | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """The figures of a task's validation set.
+    """Computes a task's metrics on its validation set.
 
     Args:
         task: The task with its validation data.
         forward: Model and backbone, in eval mode.
-        workers: How many processes read images ahead; -1: see ``resolve_workers``.
-        images_at_once: The most images of one size, in the order of the data, that go through the model together. Every
-            number of them gives the same figures up to rounding.
-        accelerator: Its processes share the images, and all have the figures in the end; None: this process has all.
+        workers: Number of processes that read images ahead; -1: see ``resolve_workers``.
+        images_at_once: The largest batch: consecutive images of the same size. It changes the metrics only by rounding.
+        accelerator: Its processes share the images, and each returns the same metrics; None: a single process.
         on_image: Called after every image.
 
     Raises:
-        DataError: An image cannot be read, or nothing can be compared.
+        DataError: An image cannot be read, or the validation set has no usable labels.
     """
     data, metric = task.val_data(), task.metric()
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
@@ -61,12 +60,12 @@ def evaluate(
 
 
 def images_at_once(device: torch.device, batch_size: int) -> int:
-    """How many images an evaluation takes at once: no more than training did, and one on a CPU, which gains nothing."""
+    """Batch size of an evaluation: at most that of training; 1 on a CPU, where batching is not faster."""
     return min(IMAGES_AT_ONCE, batch_size) if device.type != "cpu" else 1
 
 
 def _of_one_size(samples: Iterable[Any], most: int) -> Iterator[list[Any]]:
-    """Samples in their order, in groups of neighbors whose images are of one size."""
+    """Groups consecutive samples whose images have the same size, at most ``most`` per group."""
     group: list[Any] = []
     for sample in samples:
         shape = sample.image_CHW.shape

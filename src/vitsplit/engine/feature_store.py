@@ -1,8 +1,7 @@
-"""What a frozen backbone computed of images, kept on disk: one file per image, found by the image's own pixels.
+"""Features of a frozen backbone cached on disk: one file per image, keyed by a hash of its pixels.
 
-Pixels, backbone and layer are all that a feature depends on, so they are all that it is found by. Whatever changes an
-image (the file, the augmentation, the size it is brought to) makes another image of it, whose features are computed;
-and what has not changed is found again, whichever run asks.
+A feature depends on pixels, backbone and layer only, so these are its key. Any change to an image (file, augmentation,
+size) gives another key, and the features are computed; unchanged images are found again by any run.
 
 Shapes: C channels, H W pixels.
 """
@@ -27,34 +26,34 @@ from vitsplit.errors import RunError
 logger = logging.getLogger(__name__)
 
 Features = dict[str, Tensor]
-"""Name of a feature (``tokens.9``, ``maps.2``) to its values, bfloat16."""
+"""Feature name (``tokens.9``, ``maps.2``) to values, bfloat16."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept of the images of a batch.
+class CachedFeatures:
+    """The cached features of the images of a batch.
 
     Attributes:
-        keys: What the features of each image are found by.
-        features: The features of each; None where they must be computed.
+        keys: Key of each image, see ``FeatureStore.key``.
+        features: Features of each image; None if they are not cached.
     """
 
     keys: list[str]
     features: list[Features | None]
 
-    def pin_memory(self) -> Kept:
-        """In page-locked memory. What a worker sent is freed, and with it the file that it holds open here."""
+    def pin_memory(self) -> CachedFeatures:
+        """The features in page-locked memory. This frees a worker's shared memory and its open file descriptor."""
         pinned = [each and {name: tensor.pin_memory() for name, tensor in each.items()} for each in self.features]
-        return Kept(self.keys, pinned)
+        return CachedFeatures(self.keys, pinned)
 
 
 class FeatureStore:
     """A folder of features of one backbone in one precision.
 
     Args:
-        folder: Where the features of all backbones are.
+        folder: The cache folder of all backbones.
         backbone_hash: Hash of the backbone's weights.
-        precision: What it computes in, such as ``fp32``.
+        precision: Precision of the backbone, such as ``float32``.
     """
 
     def __init__(self, folder: Path, backbone_hash: str, precision: str) -> None:
@@ -62,19 +61,19 @@ class FeatureStore:
 
     @staticmethod
     def key(image_CHW: Tensor, extent: Extent | None = None) -> str:
-        """What an image's features are found by: a hash of its shape, its pixels, and where its padding begins.
+        """The key of an image's features: a hash of its shape, its pixels, and the extent of its content.
 
-        The image is on the CPU. Without padding beyond ``extent`` the key is that of the image alone.
+        The image must be on the CPU. If there is no padding beyond ``extent``, the key does not depend on it.
         """
-        stated: tuple[object, ...] = (tuple(image_CHW.shape), image_CHW.dtype)
+        attributes: tuple[object, ...] = (tuple(image_CHW.shape), image_CHW.dtype)
         if extent is not None and extent != image_CHW.shape[-2:]:
-            stated = (*stated, extent)
-        digest = hashlib.blake2b(str(stated).encode(), digest_size=16)
+            attributes = (*attributes, extent)
+        digest = hashlib.blake2b(str(attributes).encode(), digest_size=16)
         digest.update(image_CHW.contiguous().numpy().data)
         return digest.hexdigest()
 
     def read(self, key: str, names: frozenset[str]) -> Features | None:
-        """The named features of an image; None where one of them is not there, or its file cannot be read."""
+        """The named features of an image; None if any is missing, or the file cannot be read."""
         try:
             with safe_open(self._file(key), framework="pt") as file:
                 if not names <= set(file.keys()):
@@ -83,41 +82,41 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            logger.warning("%s is computed anew: it cannot be read (%s)", self._file(key), error)
+            logger.warning("%s cannot be read (%s): computing its features again", self._file(key), error)
             return None
 
     def write(self, key: str, features: Features) -> None:
-        """Adds features to those that are kept of an image. Other processes see the file as it was, or as it will be.
+        """Adds features to the file of an image, atomically for other processes.
 
         Raises:
-            RunError: They cannot be written, such as on a full disk.
+            RunError: The file cannot be written, such as on a full disk.
         """
         file = self._file(key)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            together = {**self._present(file), **features}
+            merged = {**self._present(file), **features}
             with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".new-", delete=False) as new:
                 pass
             try:
-                save_file({name: tensor.contiguous() for name, tensor in together.items()}, new.name)
+                save_file({name: tensor.contiguous() for name, tensor in merged.items()}, new.name)
                 Path(new.name).replace(file)
             except BaseException:
                 Path(new.name).unlink()
                 raise
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"Features could not be kept in {self.folder}: {error}. Nothing else was harmed: make room there, give "
-                "--cache-folder another one, or leave --cache-features away."
+                f"Features could not be written to {self.folder}: {error}. Free disk space, choose another "
+                "--cache-folder, or omit --cache-features."
             ) from error
 
     def size(self) -> int:
-        """Bytes of what is kept of this backbone."""
+        """Bytes of all cached features of this backbone."""
         return sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
 
     def room(self) -> int:
-        """Bytes that are free where the features go."""
-        there = next(folder for folder in [self.folder, *self.folder.parents] if folder.exists())
-        return shutil.disk_usage(there).free
+        """Free bytes on the disk of the cache folder."""
+        existing = next(folder for folder in [self.folder, *self.folder.parents] if folder.exists())
+        return shutil.disk_usage(existing).free
 
     def _present(self, file: Path) -> Features:
         try:
@@ -127,10 +126,10 @@ class FeatureStore:
             return {}
 
     def _file(self, key: str) -> Path:
-        # Folders of a few thousand files at most, also for a hundred thousand images.
+        # 256 subfolders, so that none holds more than a few thousand files.
         return self.folder / key[:2] / f"{key}.safetensors"
 
 
 def rounded(tensor: Tensor) -> Tensor:
-    """As it is kept: bfloat16, on the CPU, without the rest of a batch."""
+    """A copy in the stored form: bfloat16, on the CPU."""
     return tensor.detach().to("cpu", torch.bfloat16, copy=True)

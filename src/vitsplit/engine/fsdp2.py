@@ -1,8 +1,8 @@
-"""Training with parameters, gradients and moments in pieces: PyTorch's FSDP2.
+"""Training with sharded parameters, gradients and moments: PyTorch's FSDP2.
 
-Layers of a language model are gathered one at a time, in the precision that is computed in. Everything else (connector,
-head, decoder) is small beside it: it is gathered in float32 and computed under autocast, as in an unsharded run. The
-backbone stays outside, whole and frozen on every process.
+Layers of a language model are gathered one at a time, in the compute precision. All other modules (connector, head,
+decoder) are comparatively small: they are gathered in float32 and run under autocast, as in an unsharded run. The
+frozen backbone is not sharded.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Fsdp2:
         empty(model)
         shard(self.trained, dtype)
         self.wrapped: nn.Module = self.trained
-        # Built on the pieces, so that its moments are in pieces too.
+        # Built on the shards, so that its moments are sharded too.
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.trained.heads, self.optims)
         self.average = None if config.loop.ema is None else WeightAverage(self.trained, config.loop.ema)
         self.parameters = head_parameters(self.trained)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """See ``Parallelism``. Gradients are joined after every one: unjoined they would be whole on every process."""
+        """See ``Parallelism``. Gradients are reduced after every micro-batch, otherwise they would be unsharded."""
         return nullcontext()
 
     def zero_grad(self) -> None:
@@ -66,7 +66,7 @@ class Fsdp2:
         """See ``Parallelism``.
 
         Raises:
-            TrainingError: No gradient has reached a head, so this would be no training.
+            TrainingError: No gradient has reached a head.
         """
         norms = {head: self._norm(head, parameters) for head, parameters in self.parameters.items()}
         for head, optim in self.optims.items():
@@ -80,13 +80,13 @@ class Fsdp2:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             raise TrainingError(
-                f"--sharding fsdp2: no gradient reached the model {head}. With this version of PyTorch its output must "
-                "be a tensor, or tensors in lists, tuples or dictionaries. Update PyTorch, or choose --sharding none."
+                f"--sharding fsdp2: no gradient reached the head {head}. With this version of PyTorch its output must "
+                "be a tensor, or tensors in lists, tuples or dictionaries. Update PyTorch, or use --sharding none."
             )
-        return _whole(torch.nn.utils.get_total_norm(gradients))
+        return _full(torch.nn.utils.get_total_norm(gradients))
 
     def may_overflow(self) -> bool:
-        """See ``Parallelism``: there is no fp16."""
+        """See ``Parallelism``: fp16 is not supported."""
         return False
 
     def tensors(self) -> RunTensors:
@@ -99,47 +99,47 @@ class Fsdp2:
         )
 
     def _gathered(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors in the main process's memory; nothing on the others, which only take part in gathering."""
+        """Full tensors in CPU memory of the main process; empty on the others, which only take part in gathering."""
         gathered = {}
         for name, tensor in state.items():
-            whole = _whole(tensor)
+            full = _full(tensor)
             if self.accelerator.is_main_process:
-                gathered[name] = whole.detach().cpu()
+                gathered[name] = full.detach().cpu()
         return gathered
 
     def load(self, tensors: RunTensors) -> None:
         """See ``Parallelism``."""
         live = self.trained.trainable_state()
-        self.trained.load_trainable_state(_pieces(tensors.weights, live))
+        self.trained.load_trainable_state(_shards(tensors.weights, live))
         parameters = trainable(self.trained)
         by_moment = {key: parameters[key.rpartition("/")[0]] for key in tensors.moments}
-        load_moments(self.trained, self.optimizer, _pieces(tensors.moments, by_moment))
+        load_moments(self.trained, self.optimizer, _shards(tensors.moments, by_moment))
         if self.average is not None and tensors.average is not None:
-            self.average.load(_pieces(tensors.average, live))
+            self.average.load(_shards(tensors.average, live))
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
         """See ``Parallelism``."""
         averaged = {} if self.average is None else self.average.state
-        whole = {
-            name: _whole(averaged.get(name, parameter.detach())) for name, parameter in self.trained.named_parameters()
+        full = {
+            name: _full(averaged.get(name, parameter.detach())) for name, parameter in self.trained.named_parameters()
         }
-        with filled(self.model, whole):
+        with filled(self.model, full):
             self.model.eval()
             yield
 
 
 def shard(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cuts a model's parameters into one piece per process, in place.
+    """Shards a model's parameters over the processes, in place.
 
-    Units that are gathered together: every layer of a language model, its embeddings, its last layer, and the rest of
-    it; every copied block of a task head; and all that is left.
+    Units of gathering: every layer of a language model, its input embeddings, its output layer, and the rest of it;
+    every copied block of a task head; and all other parameters.
     """
     computed_in = None if dtype == torch.float32 else dtype
     policy = MixedPrecisionPolicy(param_dtype=computed_in, reduce_dtype=torch.float32)
     for language_model in language_models(model):
         layers = set(language_model._no_split_modules or ())
-        # Decoders call embeddings, layers and the last layer by themselves, and not the model around them.
+        # Decoders call embeddings, layers and the output layer directly, not the surrounding model.
         ends = [language_model.get_input_embeddings(), language_model.get_output_embeddings()]
         tied = ends[1] is not None and ends[0].weight is ends[1].weight
         units = [module for module in language_model.modules() if type(module).__name__ in layers]
@@ -153,18 +153,18 @@ def shard(model: nn.Module, dtype: torch.dtype) -> None:
     fully_shard(model)
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _pieces(whole: dict[str, Tensor], like: dict[str, Tensor] | dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """This process's pieces of whole tensors, cut as those of the same name are."""
-    return {name: _piece(tensor, like.get(name)) for name, tensor in whole.items()}
+def _shards(full: dict[str, Tensor], like: dict[str, Tensor] | dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Shards full tensors like those of the same name."""
+    return {name: _shard(tensor, like.get(name)) for name, tensor in full.items()}
 
 
-def _piece(whole: Tensor, like: Tensor | None) -> Tensor:
-    # Of another shape: a moment's step count, or a tensor that does not fit and is told of when it is loaded.
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
-        return whole
-    # Every process has read the whole tensor, so nothing needs to be sent.
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def _shard(full: Tensor, like: Tensor | None) -> Tensor:
+    # Another shape: a moment's step count, or a mismatch, which is an error when it is loaded.
+    if not isinstance(like, DTensor) or full.shape != like.shape:
+        return full
+    # Every process has read the full tensor, so nothing needs to be sent.
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

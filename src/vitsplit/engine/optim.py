@@ -1,4 +1,4 @@
-"""AdamW over the trainable parameters, its learning rates, and a moving average of what it trains."""
+"""AdamW over the trainable parameters, learning rate schedules, and an exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitsplit.train_config import OptimConfig
 
 _LANGUAGE_MODEL = "decoder.language_model."
 
-# torch.optim.lr_scheduler.OneCycleLR's defaults, so that the name means what everybody means by it.
+# Defaults of torch.optim.lr_scheduler.OneCycleLR.
 ONE_CYCLE_RISE = 0.3
 ONE_CYCLE_START = 1 / 25
 
@@ -25,23 +25,24 @@ ONE_CYCLE_START = 1 / 25
 def build_optimizer(heads: Mapping[str, Head], optims: Mapping[str, OptimConfig]) -> torch.optim.AdamW:
     """Fused AdamW over the groups of all heads, see ``parameter_groups``.
 
-    Each group carries ``head`` (its name), ``name`` (``task_head``, ``language_model`` or ``base``) and
-    ``peak_lr``, which the schedule is multiplied with.
+    Each group has the keys ``head`` (the head's name), ``name`` (``task_head``, ``language_model`` or ``base``) and
+    ``peak_lr``, which is multiplied by the schedule.
 
     Raises:
-        ConfigError: Nothing trains in a head.
+        ConfigError: A head has no trainable parameters.
     """
     groups = [{"head": name, **group} for name, head in heads.items() for group in parameter_groups(head, optims[name])]
     return torch.optim.AdamW(groups, fused=True)
 
 
 def parameter_groups(model: Head, config: OptimConfig) -> list[dict[str, Any]]:
-    """The groups of one head, as AdamW takes them: base and task head, decayed or not.
+    """AdamW's parameter groups of one head: base and task head, with and without weight decay.
 
-    With ``layer_decay`` each tuned block has groups of its own: of n copied blocks, or n of a baseline's transformer,
-    block i (from 0) learns at ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``: the square for the last, and the
-    twelfth power for the first of eleven, as in the release's detection. A transformer's embeddings have one power more
-    than its first block. What is new inside of a block (``base``) learns at ``lr``.
+    With ``layer_decay`` each tuned block has its own groups: of n copied blocks, or n blocks of a baseline's
+    transformer, block i (from 0) has the learning rate ``lr * task_head_lr_scale * layer_decay^(n + 1 - i)``: exponent
+    2 for the last block, and 12 for the first of eleven, as in the release's detection. The exponent of a transformer's
+    embeddings is one larger than that of its first block. New parameters inside of a block (``base``) have the learning
+    rate ``lr``.
     """
     blocks_above = {id(p): above for above, group in model.head.pretrained_parameters().items() for p in group}
     scales = {
@@ -58,11 +59,11 @@ def parameter_groups(model: Head, config: OptimConfig) -> list[dict[str, Any]]:
         above = blocks_above.get(id(parameter))
         if config.layer_decay is not None and above is not None:
             peak_lr *= config.layer_decay ** (above + 2)
-        # Norms and biases are the parameters with one axis.
+        # Norms and biases are the one-dimensional parameters.
         decayed = config.decay_norms or parameter.ndim > 1
         groups.setdefault((role, peak_lr, decayed), []).append(parameter)
     if not groups:
-        raise ConfigError("Nothing trains: the head and the decoder have no trainable parameter. Turn a part on.")
+        raise ConfigError("No trainable parameters: head and decoder are frozen or empty. Enable a trainable part.")
     return [
         {
             "params": parameters,
@@ -84,12 +85,12 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float, head: str) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
+    """The trainable parameters, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors: ``<parameter>/<exp_avg | exp_avg_sq | step>``."""
+    """The optimizer's state as a flat dictionary: ``<parameter>/<exp_avg | exp_avg_sq | step>``."""
     return {
         f"{name}/{key}": value
         for name, parameter in trainable(model).items()
@@ -98,23 +99,23 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
-    """Puts back what ``moments`` gave, on each parameter's device and in its memory layout.
+    """Loads the output of ``moments``, on each parameter's device and in its memory layout.
 
     Raises:
-        KeyError: A name belongs to no trainable parameter.
+        KeyError: A name is not that of a trainable parameter.
     """
     parameters = trainable(model)
     for key, saved in state.items():
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
-        # The fused kernel walks parameter and moments in memory order, so their layouts must agree.
+        # The fused kernel iterates over parameter and moments in memory order, so their layouts must match.
         like = parameter if saved.shape == parameter.shape else saved
         value = torch.empty_like(like, dtype=saved.dtype, device=parameter.device, requires_grad=False)
         optimizer.state[parameter][kind] = value.copy_(saved)
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], float]:
-    """The learning rates of the last step, by head: ``lr``, and ``lr_task_head`` where there is a task head.
+    """The learning rates of the last step, by head and name: ``lr``, ``lr_task_head``, ``lr_language_model``.
 
     With ``layer_decay`` the task head's is that of its last block, the largest.
     """
@@ -132,17 +133,17 @@ def current_lr(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], float]
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """The multiple of the peak learning rate that an optimizer step uses: a pure function of the step.
+    """The factor on the peak learning rate at a step: a pure function of the step.
 
     ``poly``, ``cosine``, ``step`` and ``constant`` are multiplied by a linear warm-up, as in mmcv and so in the
-    release: ``warmup_start`` at step 0, one from ``warmup_steps`` on. ``warmup-cosine`` is the same warm-up and after
-    it a whole half cosine, as transformers' ``get_cosine_schedule_with_warmup`` and so in LLaVA-1.5. ``one-cycle``
-    brings its own warm-up and ends at ``1 / (25 final_div_factor)``, as PyTorch's.
+    release: ``warmup_start`` at step 0, 1 from ``warmup_steps`` on. ``warmup-cosine`` is the same warm-up followed by a
+    half cosine, as transformers' ``get_cosine_schedule_with_warmup`` and so in LLaVA-1.5. ``one-cycle`` has its own
+    warm-up and ends at ``1 / (25 final_div_factor)``, as in PyTorch.
 
     Args:
-        step: Optimiser steps that are done, 0 .. ``steps - 1``.
-        steps: Length of the run.
-        config: Shape of the schedule.
+        step: Completed optimizer steps, 0 .. ``steps - 1``.
+        steps: Total steps of the run.
+        config: The schedule's settings.
 
     Returns:
         The factor, 0 .. 1.
@@ -157,7 +158,7 @@ def _decay(step: int, steps: int, config: OptimConfig) -> float:
         case "poly":
             return (1 - step / steps) ** config.poly_power
         case "step":
-            # Rounded, so that a share such as 8/12 is the step that is meant, whichever way it is rounded as a float.
+            # Rounded, so that the float error of a fraction such as 8/12 does not shift the step.
             passed = sum(step >= round(share * steps) for share in config.step_milestones)
             return config.step_gamma**passed
         case "cosine":
@@ -192,13 +193,13 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 class WeightAverage:
-    """The average of a model's trainable state; integer buffers are copied.
+    """Exponential moving average of a model's trainable state; integer buffers are copied.
 
-    Running statistics are averaged like weights, so that they belong to the averaged weights.
+    Running statistics are averaged like weights, so that they match the averaged weights.
 
     Args:
-        model: The model, whose present state the average starts from.
-        decay: Share of the old average that a step keeps, between 0 and 1.
+        model: The model; its current state initializes the average.
+        decay: Decay per step, between 0 and 1.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -208,7 +209,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the model's present state."""
+        """Updates the average with the model's current state."""
         live = _live(self.model)
         floats = [name for name, tensor in live.items() if tensor.is_floating_point()]
         self._average([_local(self.state[name]) for name in floats], [_local(live[name]) for name in floats], 0)
@@ -216,13 +217,13 @@ class WeightAverage:
             self.state[name].copy_(live[name])
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Puts back a saved average."""
+        """Loads a saved average."""
         for name, tensor in self.state.items():
             tensor.copy_(state[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model holds the average; afterwards its own weights again."""
+        """Loads the average into the model within the block, and restores the model's own weights afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in _live(self.model).items()}
         self.model.load_trainable_state(self.state)
         try:
@@ -232,7 +233,7 @@ class WeightAverage:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This process's piece of a sharded tensor, and any other tensor itself: averaging goes number by number."""
+    """This process's shard of a sharded tensor, any other tensor unchanged: averaging is element-wise."""
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
     from torch.distributed.tensor import DTensor  # slow to import

@@ -1,4 +1,4 @@
-"""Changing settings by their bare names, of all heads of a run or of one."""
+"""Overrides of settings by field name, for all heads of a run or for one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SettingsT = TypeVar("SettingsT")
 def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with some fields changed, such as ``{"steps": 100, "crop_size": (448, 448)}``.
 
-    A setting that only other methods have is told in the log, and not used.
+    A setting that only other methods have is ignored with a warning in the log.
 
     Args:
         config: The configuration.
-        settings: Name to value, for all heads; those of one head stand under its name, as in
+        settings: Name to value, for all heads; settings of one head are nested under its name, as in
             ``{"lr": 1e-4, "depth": {"lr": 3e-4}}``.
 
     Raises:
@@ -43,7 +43,7 @@ def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
 
 
 def changed_settings(before: TrainConfig, after: TrainConfig) -> dict[str, Any]:
-    """The settings with which ``override`` makes the first configuration the second, of one head."""
+    """The settings with which ``override`` turns ``before`` into ``after``; both have one head of the same name."""
     ((name, _),) = before.heads.items()
     old, new = before.flat(name), after.flat(name)
     changes = {} if new.method.name == old.method.name else {"method": new.method.name}
@@ -56,24 +56,24 @@ def _override(flat: SettingsT, settings: Mapping[str, Any]) -> SettingsT:
         flat = with_method(flat, settings.pop("method"))
     known = {setting.place[-1] for setting in settings_base.settings_of(flat)}
     for name in settings.keys() - known:
-        if is_of_another_method(name):
+        if is_method_setting(name):
             warn_of_another_method(name, flat.method.name)  # type: ignore[attr-defined]
             del settings[name]
     return settings_base.override(flat, settings)
 
 
-def is_of_another_method(name: str) -> bool:
+def is_method_setting(name: str) -> bool:
     """Whether any method has a setting of this name."""
     return any(name in {each.name for each in dataclasses.fields(METHODS.load(method))} for method in METHODS.names())
 
 
 def warn_of_another_method(name: str, method: str) -> None:
-    """Says that a setting is not used."""
-    logger.warning("%s is a setting of another method, and not used with --method %s", flag_of(name), method)
+    """Logs that a setting is ignored because the method does not have it."""
+    logger.warning("%s is ignored: --method %s does not have this setting", flag_of(name), method)
 
 
 def with_method(config: SettingsT, name: str) -> SettingsT:
-    """The configuration of a run or a head with the method of a name: as it is, or with that method's defaults.
+    """The configuration with another method at its defaults; unchanged if it already has this method.
 
     Raises:
         ConfigError: There is no such method.

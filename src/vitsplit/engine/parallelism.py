@@ -1,4 +1,4 @@
-"""How a model is spread over processes and updated: whole on each of them, or sharded (``fsdp2``, ``deepspeed``)."""
+"""Distribution of a model over processes, and its updates: data-parallel here; sharded in ``fsdp2``, ``deepspeed``."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ from vitsplit.train_config import OptimConfig, TrainConfig
 
 
 class Parallelism(Protocol):
-    """Trains a model. Where a method says so, all processes must call it together."""
+    """Runs backward passes and updates of a model. Collective methods say so: all processes must call them."""
 
     model: Model
-    """The caller's model, as evaluations and bundles see it: whole within ``evaluated``."""
+    """The caller's model, used by evaluations and bundles; unsharded within ``evaluated``."""
     trained: Model
-    """What the steps train: the same model, or one like it whose parameters are spread over processes."""
+    """The model that is trained: the same one, or a copy of it with sharded parameters."""
     wrapped: nn.Module
-    """The same as steps call it."""
+    """The module that training steps call."""
     optimizer: torch.optim.Optimizer
-    """Whose groups hold the learning rates."""
+    """The optimizer, whose groups hold the learning rates."""
     average: WeightAverage | None
-    """The average of the weights, where one is kept."""
+    """The moving average of the weights, if there is one."""
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[object]:
-        """What a forward and backward pass runs in; only after the last of a step gradients must be joined."""
+        """Context of a forward and backward pass; gradients are reduced at the latest after the last one of a step."""
         ...
 
     def zero_grad(self) -> None:
-        """Forgets the gradient of the step before."""
+        """Clears the gradients."""
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds the gradient of a loss that is this process's share of a sum over processes and micro-batches."""
+        """Accumulates the gradient of this process's term of a loss summed over processes and micro-batches."""
         ...
 
     def update(self) -> list[Tensor]:
-        """Clips and takes the step, on all processes.
+        """Clips the gradients and updates the weights; collective.
 
         Returns:
-            Norms of the gradient before clipping, on the device: one or more that add up in squares. If one is not
-            finite, and ``may_overflow`` does not say that this is no error, the model is not to be used any more.
+            Norms of the gradient before clipping, on the device, one or more, to be summed in squares. If one is not
+            finite and ``may_overflow`` is false, the model must not be used any more.
         """
         ...
 
     def may_overflow(self) -> bool:
-        """Whether the gradient of the last update may be not finite without an error: that step was skipped."""
+        """Whether a non-finite gradient in the last update is no error, because the step was skipped (fp16)."""
         ...
 
     def tensors(self) -> RunTensors:
-        """What a checkpoint holds, whole, on all processes together; only the main one's is to be written."""
+        """The contents of a checkpoint, unsharded; collective. Only those of the main process are complete."""
         ...
 
     def load(self, tensors: RunTensors) -> None:
-        """Puts back what ``tensors`` gave, which every process read.
+        """Loads the output of ``tensors``, which every process has read.
 
         Raises:
             KeyError: Names are missing or unexpected.
@@ -77,15 +77,15 @@ class Parallelism(Protocol):
         ...
 
     def evaluated(self) -> AbstractContextManager[None]:
-        """Within the block ``model`` is whole, in eval mode, with the average in it; on all processes together."""
+        """Within the block ``model`` is unsharded, in eval mode, with averaged weights if there are any; collective."""
         ...
 
 
-def spread_model(accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> Parallelism:
-    """What ``config.loop.sharding`` asks for.
+def parallelize(accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> Parallelism:
+    """Distributes a model as ``config.loop.sharding`` says.
 
     Raises:
-        ConfigError: The model cannot be trained so.
+        ConfigError: The model cannot be trained with this sharding.
     """
     match config.loop.sharding:
         case "none":
@@ -101,7 +101,7 @@ def spread_model(accelerator: Accelerator, config: TrainConfig, model: Model, dt
 
 
 class DataParallel:
-    """The whole model on every process; with several, data-parallel training averages their gradients."""
+    """A full copy of the model on every process; gradients are averaged over processes."""
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig, model: Model, dtype: torch.dtype) -> None:
         self.accelerator = accelerator
@@ -127,16 +127,16 @@ class DataParallel:
         self.scaler.scale(loss * self.accelerator.num_processes).backward()
 
     def update(self) -> list[Tensor]:
-        """See ``Parallelism``. A gradient that is not finite reaches no weight: the fused kernel skips the step."""
+        """See ``Parallelism``. The fused kernel skips the step if a gradient is not finite."""
         self.scaler.unscale_(self.optimizer)
-        # Each head's by itself: what clips one must not depend on which others are trained beside it.
+        # Clipped per head, so that a head does not depend on the others trained with it.
         norms = {
             head: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             for head, parameters in self.parameters.items()
         }
         for head, optim in self.optims.items():
             clip(self.parameters[head], optim, norms[head])
-        if not self.scaler.is_enabled():  # else it does this
+        if not self.scaler.is_enabled():  # otherwise the scaler sets it
             finite = torch.stack([*norms.values()]).isfinite().all()
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by fused optimizers
         self.scaler.step(self.optimizer)
@@ -146,14 +146,14 @@ class DataParallel:
         return [*norms.values()]
 
     def may_overflow(self) -> bool:
-        """See ``Parallelism``: an overflow in fp16 is the scaler's business, which has halved its scale.
+        """See ``Parallelism``: after an overflow in fp16 the scaler has halved its scale.
 
-        Where that was below 1, after 17 skipped steps in a row from the start, the scale is not what makes it overflow.
+        A scale below 0.5 (after 18 skipped steps in a row from the start) means that scaling is not the cause.
         """
         return self.scaler.is_enabled() and self.scaler.get_scale() >= 0.5
 
     def tensors(self) -> RunTensors:
-        """See ``Parallelism``. These are the live tensors, not copies."""
+        """See ``Parallelism``. The tensors are not copied."""
         return RunTensors(
             weights=self.model.trainable_state(),
             moments=moments(self.model, self.optimizer),

@@ -1,4 +1,4 @@
-"""This process: its place among the processes of a run, and the signals that ask it to stop."""
+"""Distributed processes of a run (rank, world size, device), and stop signals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STOP_SIGNALS: tuple[StopSignal, StopSignal] = ("SIGINT", "SIGTERM")
 
 
 def process_state() -> PartialState:
-    """The state of this process: rank, number of processes, device. Joins the others at the first call.
+    """The state of this process: rank, number of processes, device. The first call joins the process group.
 
-    The device is a CUDA GPU, or else the processor: other accelerators (such as Apple's) lack float64, in which losses
-    and counts are summed. ``torchrun`` and ``accelerate launch`` both work, on GPUs (nccl) and on processors (gloo).
+    The device is a CUDA GPU if there is one, else the CPU: other accelerators (such as Apple's MPS) lack float64, in
+    which losses and counts are summed. Supports ``torchrun`` and ``accelerate launch``, on GPUs (nccl) and CPUs (gloo).
     """
-    # accelerate must also be told that CPU is meant to join processes there; left alone, each would train by itself.
+    # Without cpu=True accelerate does not join processes on CPUs: each would train by itself.
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes > 1:
         atexit.unregister(_leave)
@@ -33,28 +33,28 @@ def process_state() -> PartialState:
 
 
 def _leave() -> None:
-    # A process that ends with the group's threads still running is aborted at times, after all its work is done.
+    # A process that exits while the threads of the process group still run may be aborted.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def make_accelerator(config: TrainConfig | None = None) -> Accelerator:
-    """Joins the processes of the launch; with a configuration, refuses sharding that cannot work in them.
+    """Joins the process group; with a configuration, checks its sharding.
 
     Raises:
-        ConfigError: The run cannot be sharded so.
+        ConfigError: The run cannot be sharded in this way.
     """
     processes = process_state().num_processes
     if config is not None:
         check_sharding(config, processes)
-    # Precision is handled by hand: accelerate's own would copy every output to float32.
+    # Autocast is applied by the trainer: accelerate's mixed precision would convert every output to float32.
     return Accelerator(mixed_precision="no")
 
 
 class StopRequest:
-    """Within the block, the first SIGINT or SIGTERM is noted in ``received``; a second one acts as it always does.
+    """Within the block, the first SIGINT or SIGTERM is recorded in ``received``; a second one has its default effect.
 
-    Outside the main thread, where Python lets nobody handle signals, it notes nothing.
+    Does nothing outside the main thread, where Python does not allow signal handlers.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in STOP_SIGNALS:
                 number = signal.Signals[name]
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name  # type: ignore[assignment]  # installed for these two only
         self._restore()
 

@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress display of a run: a live progress bar on a terminal, otherwise one line every ten seconds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ProgressView:
     """Step, loss, learning rate, images per second, time left and peak memory.
 
     Args:
-        console: Where to show it; None on all processes but the main one.
-        steps: Length of the run.
-        start: Steps that are done already.
-        clock: Seconds, monotonic.
+        console: The console; None on all processes but the main one.
+        steps: Total steps of the run.
+        start: Completed steps.
+        clock: Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ProgressView:
     def step(
         self, step: int, *, loss: float, lr: float, images_per_second: float, seconds_left: float, memory_gb: float
     ) -> None:
-        """Shows a step that is done."""
+        """Shows a completed step."""
         if self.console is None:
             return
         left = timedelta(seconds=round(seconds_left))
@@ -69,7 +69,7 @@ class ProgressView:
             self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True)
 
     def evaluating(self) -> Callable[[], None]:
-        """A function to call after every image of an evaluation."""
+        """Starts the evaluation's bar; returns a function to call after every image."""
         if self._bar is None:
             return lambda: None
         bar = self._bar
@@ -77,33 +77,33 @@ class ProgressView:
         return lambda: bar.advance(task)
 
     def evaluated(self) -> None:
-        """Takes the evaluation's bar away."""
+        """Removes the evaluation's bar."""
         if self._bar is not None:
             for task in self._bar.task_ids:
                 if task != self._training:
                     self._bar.remove_task(task)
 
 
-class Pace:
-    """Seconds per step, averaged over about the last twenty."""
+class StepTimer:
+    """Exponential moving average of the seconds per step, over about the last twenty steps."""
 
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
 
     def add(self, seconds: float) -> None:
-        """Takes in a step."""
+        """Adds a step's time."""
         weight = 1.0 if self.seconds_per_step == 0 else 0.05
         self.seconds_per_step += weight * (seconds - self.seconds_per_step)
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """Lets ``peak_memory_gb`` of a GPU begin anew: a process can train several runs."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Resets ``peak_memory_gb`` of a GPU: a process can train several runs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory the run has held, in 2**30 bytes: on the GPU, or of the process where it computes on CPU."""
+    """Peak memory of the run in 2**30 bytes: allocated on the GPU, or resident memory of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_resident_bytes() / 2**30

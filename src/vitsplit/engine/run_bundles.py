@@ -1,4 +1,4 @@
-"""The bundles of a run: those with the last weights, and of every head the one with its best weights."""
+"""The bundles of a run: every head with its last weights, and with its best weights."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.atomic_files import replace_folder
-from vitsplit.engine.checkpoint import Standing, TrainState, last_good
+from vitsplit.engine.checkpoint import Standing, TrainState, recovery_advice
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.errors import RunError
 from vitsplit.train_config import TrainConfig
 
 SaveBundle = Callable[[Path, TrainConfig, dict[str, Any], str], None]
-"""Fills a folder, which it makes if there is none, with the bundle of a head's present weights. The second argument is
-the resolved configuration; the third the metrics that the weights reached, empty where they were not evaluated; the
-fourth the head's name."""
+"""Writes the bundle of a head's current weights into a folder, which is created if it does not exist. Arguments: the
+folder; the resolved configuration; the metrics of these weights, empty if they were not evaluated; the head's name."""
 
 
 class RunBundles:
-    """Replaces the bundles of a run, each folder as a whole.
+    """Replaces the bundles of a run, each folder atomically.
 
     Args:
         run: The run's folder.
         save_bundle: Writes a bundle.
         config: The resolved configuration.
-        main: Whether this is the main process: others write nothing.
+        main: Whether this is the main process; others write nothing.
     """
 
     def __init__(self, run: RunFolder, save_bundle: SaveBundle, config: TrainConfig, *, main: bool) -> None:
@@ -36,20 +35,20 @@ class RunBundles:
         self.main = main
 
     def save_last(self, state: TrainState) -> None:
-        """Saves the present weights of all heads as ``last``."""
+        """Saves the current weights of all heads as ``last``."""
         if not self.main:
             return
         evaluated = state.evaluated == state.step
         with self.replacing(self.run.last) as folder:
             for head in self.config.heads:
                 metrics = state.standings[head].last_metrics if evaluated else {}
-                self.save_bundle(folder / self.config.named(head, ""), self.config, metrics, head)
+                self.save_bundle(folder / self.config.qualified_name(head, ""), self.config, metrics, head)
 
     def save_best(self, head: str, standing: Standing) -> None:
-        """Saves the present weights of a head as its ``best``."""
+        """Saves the current weights of a head as its ``best``."""
         if not self.main:
             return
-        with self.replacing(self.run.best / self.config.named(head, "")) as folder:
+        with self.replacing(self.run.best / self.config.qualified_name(head, "")) as folder:
             self.save_bundle(folder, self.config, standing.last_metrics, head)
 
     @contextmanager
@@ -63,4 +62,4 @@ class RunBundles:
             with replace_folder(path) as folder:
                 yield folder
         except RunError as error:
-            raise RunError(f"{error} {last_good(self.run.checkpoints)}") from error
+            raise RunError(f"{error} {recovery_advice(self.run.checkpoints)}") from error

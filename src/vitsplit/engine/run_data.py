@@ -1,4 +1,4 @@
-"""Training images of a run: which they are, a sample with what every head learns from it, and a batch.
+"""Training data of a run: images, samples with the labels of every head, and batches.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -29,8 +29,8 @@ class Batch:
 
     Attributes:
         image_BCHW: uint8.
-        names: The images' files.
-        parts: Of every head its task's own batch, by its name. Their images are ``image_BCHW`` itself.
+        names: File names of the images.
+        parts: The batch of every head's task, by head name. Their images are ``image_BCHW`` itself.
         extent_B2: See ``tasks.base.Batch``.
     """
 
@@ -55,7 +55,7 @@ class Batch:
 
 
 def collate(samples: Mapping[str, Sequence[Any]], collates: Mapping[str, Callable[[Sequence[Any]], Any]]) -> Batch:
-    """Makes a batch of every head's samples of the same crops, with its task's own ``collate``."""
+    """Collates the samples of every head, which are of the same crops, with its task's ``collate``."""
     parts = {name: collates[name](samples[name]) for name in samples}
     any_part = next(iter(parts.values()))
     image_BCHW: Tensor = any_part.image_BCHW
@@ -64,9 +64,9 @@ def collate(samples: Mapping[str, Sequence[Any]], collates: Mapping[str, Callabl
 
 
 class RunData(Protocol):
-    """Training samples. ``data[index, seed]`` is image ``index``, augmented with the random stream ``seed``.
+    """Training samples. ``data[index, seed]`` is image ``index``, augmented with the random seed ``seed``.
 
-    A sample holds every head's own sample, by the head's name.
+    A sample is a dictionary of the samples of all heads, by head name.
     """
 
     def __len__(self) -> int: ...
@@ -80,11 +80,11 @@ class RunData(Protocol):
 
 @dataclass(frozen=True)
 class OwnAugmentation:
-    """The samples of the only head, as its task augments them.
+    """The samples of a single head, with its task's augmentation.
 
     Attributes:
         head: The head's name.
-        data: Its task's samples.
+        data: The task's samples.
     """
 
     head: str
@@ -106,10 +106,10 @@ class SharedCrops:
     """Samples of all heads from the same crop of an image.
 
     Attributes:
-        geometry: The augmentation.
-        labels: Every head's labels.
+        geometry: Settings of the augmentation.
+        labels: The labels of every head.
         matches: For every image, its index in each head's labels.
-        image_paths: The images.
+        image_paths: The image files.
     """
 
     geometry: GeometryConfig
@@ -119,7 +119,7 @@ class SharedCrops:
 
     @classmethod
     def match(cls, geometry: GeometryConfig, labels: Mapping[str, CropData]) -> SharedCrops:
-        """The images that all heads have labels for, which must be all of them; see ``match_images``."""
+        """Matches the heads' images, which must be the same for all heads; see ``match_images``."""
         paths = {name: each.paths() for name, each in labels.items()}
         matches = match_images(paths)
         owner = next(iter(labels))
@@ -129,7 +129,7 @@ class SharedCrops:
         return len(self.matches)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        # torchvision takes seconds to import, and whoever only reads data needs none of it.
+        # Imports torchvision, which takes seconds and is not needed to read data.
         from vitsplit.engine.shared_crop import random_crop
 
         index, seed = key
@@ -141,43 +141,43 @@ class SharedCrops:
         }
 
     def lengths(self) -> None:
-        """See ``RunData``: images are of one kind."""
+        """See ``RunData``: samples are not grouped by length."""
 
 
 def match_images(paths: Mapping[str, Sequence[Path]]) -> list[dict[str, int]]:
-    """Matches the heads' images by their paths below the folder that holds all of a head's, without suffix.
+    """Matches the heads' images by their paths without suffix, relative to the common folder of a head's images.
 
     Args:
-        paths: The training images of every head, by its name.
+        paths: The training images of every head, by head name.
 
     Returns:
-        For every image its index in each head's list, in the order of the names.
+        For every image its index in each head's list, sorted by path.
 
     Raises:
         DataError: A head lacks images that another has (counted, the first five named), or two images of one head
-            differ in nothing but the suffix.
+            differ only in their suffix.
     """
-    places = {name: _by_name(head_paths) for name, head_paths in paths.items()}
-    everything = set().union(*places.values())
-    said = [
-        f"{name} has none for {len(missing)} of {len(everything)} images ({preview(missing)})"
-        for name, place in places.items()
-        if (missing := sorted(everything - place.keys()))
+    indices = {name: _index_by_name(head_paths) for name, head_paths in paths.items()}
+    all_images = set().union(*indices.values())
+    problems = [
+        f"{name} has no labels for {len(missing)} of {len(all_images)} images ({preview(missing)})"
+        for name, by_name in indices.items()
+        if (missing := sorted(all_images - by_name.keys()))
     ]
-    if said:
+    if problems:
         raise DataError(
-            f"Heads are trained together on images that all of them have labels for, but {'; '.join(said)}. Give all "
-            "heads the same training images under the same names."
+            f"All heads of a run need labels for the same images, but {'; '.join(problems)}. Give all heads the same "
+            "training images under the same names."
         )
-    return [{name: place[key] for name, place in places.items()} for key in sorted(everything)]
+    return [{name: by_name[key] for name, by_name in indices.items()} for key in sorted(all_images)]
 
 
-def _by_name(paths: Sequence[Path]) -> dict[str, int]:
+def _index_by_name(paths: Sequence[Path]) -> dict[str, int]:
     folder = os.path.commonpath([path.parent for path in paths])
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for index, path in enumerate(paths):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in places:
-            raise DataError(f"{path} and {paths[places[name]]} differ in nothing but the suffix. Keep one of them.")
-        places[name] = index
-    return places
+        if name in indices:
+            raise DataError(f"{path} and {paths[indices[name]]} differ only in their suffix. Keep one of them.")
+        indices[name] = index
+    return indices

@@ -2,19 +2,19 @@
 
 ```
 RUN/
-  config.json        the resolved configuration; give it back with --config
-  data.json          names, sizes and times of the files that it is trained and evaluated on
+  config.json        the resolved configuration, for --config
+  data.json          names, sizes and times of the training and validation files
   environment.json   one entry per start: versions, device, processes
-  log.txt            everything that was said
+  log.txt            log messages
   metrics.jsonl      one JSON object per row: {"step", "loss", "lr", ...} or {"step", "eval": {...}}; null: not finite
-  best/  last/       head bundles: the best evaluation's and the latest; in folders by head where heads share a crop
+  best/  last/       head bundles with the best and the last weights; one subfolder per head if heads share a crop
   checkpoints/       the last two, for --resume
-  pictures/          figures and pictures of the last evaluation, once the run is finished: index.html
+  pictures/          metrics and pictures of the last evaluation, once the run is finished: index.html
   tensorboard/       event files
 ```
 
-While a process is at work there is also ``.lock`` (see ``folder_lock``), and until ``config.json`` stands
-``.start.json``: the settings as they were given, from which ``--resume`` begins anew where a start was killed so early.
+While a process uses the folder there is also ``.lock`` (see ``folder_lock``), and until ``config.json`` is written
+``.start.json``: the settings as given, with which ``--resume`` restarts a run that was killed this early.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from vitsplit.folder_lock import LOCK, hold_folder
 from vitsplit.train_config import CONFIG_FILE, START_FILE
 
 MOST_STEPS = 1 << 53
-"""Greater numbers of steps no run has; up to it JSON's numbers are exact everywhere."""
+"""Upper limit of step counts; integers up to it are exact in every JSON parser."""
 PACKAGES = ("vitsplit", "torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
 
 
 class RunFolder:
-    """Paths of a run's files, and the rules for reading and writing them. Only the main process writes.
+    """Paths of a run's files, and methods that read and write them. Only the main process writes.
 
     Args:
         path: The folder.
@@ -66,19 +66,19 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.tensorboard = self.path / "tensorboard"
         self.holds_run = False
-        """Whether there was a run to resume when the folder was opened for that."""
+        """Whether the folder was opened with ``resume`` and contains a run."""
 
     @classmethod
     @contextmanager
     def open(cls, path: Path | str, *, resume: bool = False) -> Iterator[RunFolder]:
-        """Within the block the folder is this launch's alone: of a new run, or with ``resume`` of a stopped one.
+        """Locks the folder within the block, for a new run, or with ``resume`` for a stopped one.
 
-        Called by every process of a launch. A start that was killed before it had a ``config.json`` has trained
-        nothing: the folder is then as free as an empty one, also for ``resume``, which leaves ``holds_run`` false.
+        Called by every process of a launch. A run that was killed before it wrote ``config.json`` has not trained: the
+        folder is then treated as empty, also with ``resume``, which leaves ``holds_run`` false.
 
         Raises:
-            RunError: Another process holds the folder, it is taken (without ``resume``) or there is none or none of a
-                run (with it), it cannot be made, or a link in it leads elsewhere.
+            RunError: Another process uses the folder; it is not empty (without ``resume``); it does not exist or holds
+                no run (with ``resume``); it cannot be created; or it contains a symbolic link.
         """
         run = cls(path)
         state = process_state()
@@ -86,8 +86,8 @@ class RunFolder:
             if state.is_main_process:
                 if resume and not run.path.is_dir():
                     raise RunError(
-                        f"{run.path} holds no run to resume: there is no such folder. Check --out, or start a run "
-                        "without --resume."
+                        f"{run.path} holds no run to resume: the folder does not exist. Check --out, or start a new "
+                        "run without --resume."
                     )
                 stack.enter_context(hold_folder(run.path))
                 run._check_links()
@@ -96,29 +96,29 @@ class RunFolder:
                 leftovers = (*run.best.glob(".*"), *run.checkpoints.glob(".step-*"))
                 for folder in (run.best, run.last, run.pictures, *map(_replaced, leftovers)):
                     recover_folder(folder)
-            # Before the main process can write one.
+            # Checked on all processes before the main process can write one.
             run.holds_run = resume and run.config_file.exists()
             state.wait_for_everyone()
             yield run
 
     def _check_links(self) -> None:
-        """Refuses links in the folder: what is replaced, removed or added to could lie anywhere."""
+        """Refuses symbolic links in the folder: files outside of it could be overwritten or removed."""
         own = {path for path in vars(self).values() if isinstance(path, Path)} - {self.path}
         items = [item for folder in (self.path, self.checkpoints, self.best) for item in folder.glob("*")]
         for item in items:
             is_own = item in own or item.parent in own or item.name.startswith(".")
             if is_own and item.is_symlink():
                 raise RunError(
-                    f"{item} is a link to {item.readlink()}: files there could be written over or removed. Put the "
-                    "file or folder itself in its place, or remove the link. (The run's folder itself may be a link.)"
+                    f"{item} is a link to {item.readlink()}: files there could be overwritten or removed. Replace the "
+                    "link with the file or folder itself, or remove it. (The run's folder itself may be a link.)"
                 )
 
     def _check_free(self, resume: bool) -> None:
         if self.config_file.exists():
             raise RunError(
-                f"{self.path} already holds a run. Go on with it by --resume, or give another folder with --out."
+                f"{self.path} already holds a run. Resume it with --resume, or choose another folder with --out."
             )
-        # What a start leaves that failed, or was killed, before it had a configuration.
+        # Files of a run that failed or was killed before it wrote its configuration.
         early = {self.log_file, self.path / LOCK, self.start_file}
         if self.start_file.exists():
             early.add(self.data_file)
@@ -131,36 +131,36 @@ class RunFolder:
         if others and resume:
             raise RunError(
                 f"{self.path} holds no run to resume (no {CONFIG_FILE}, but {others[0].name}). Check --out, or start a "
-                "run in another folder without --resume."
+                "new run in another folder without --resume."
             )
         if others:
             raise RunError(
-                f"{self.path} exists and is not an empty folder ({others[0].name}). Give another folder with --out."
+                f"{self.path} exists and is not an empty folder ({others[0].name}). Choose another folder with --out."
             )
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration of the run, as it was written.
+        """Reads the resolved configuration of the run.
 
         Raises:
-            RunError: It cannot be read, or is no configuration.
+            RunError: It cannot be read, or is not a configuration.
         """
-        advice = "Put the run's own back, or start a new run with another --out."
+        advice = "Restore the run's own file, or start a new run with another --out."
         config = read_json(self.config_file, error=RunError, advice=advice)
         if not isinstance(config, dict):
-            raise RunError(f"{self.config_file}: not an object with settings. {advice}")
+            raise RunError(f"{self.config_file}: must be an object with settings. {advice}")
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Writes the resolved configuration: from now on the folder holds a run."""
+        """Writes the resolved configuration, after which the folder holds a run."""
         write_json(self.config_file, config)
         self.start_file.unlink(missing_ok=True)
 
     def write_start(self, config: dict[str, Any]) -> None:
-        """Writes the settings as they were given, for a ``--resume`` after a kill before ``write_config``."""
+        """Writes the settings as given, for ``--resume`` after a kill before ``write_config``."""
         write_json(self.start_file, config)
 
     def record_start(self, device: torch.device, processes: int) -> str:
-        """Adds an entry to ``environment.json`` and returns the run's id, which all its starts share."""
+        """Adds an entry to ``environment.json``; returns the run's id, which is that of its first start."""
         starts = self._starts()
         run_id = starts[0]["run_id"] if starts else secrets.token_hex(4)
         starts.append(
@@ -181,13 +181,13 @@ class RunFolder:
         return run_id
 
     def _starts(self) -> list[dict[str, Any]]:
-        """The starts so far. The first has the run's id, which is a name of a run at a tracker."""
+        """The starts so far. The first one's ``run_id`` also identifies the run in trackers."""
         if not self.environment_file.exists():
             return []
-        advice = "Delete it: it only records the starts of the run, and is begun anew."
+        advice = "Delete it: it only records the starts of the run, and is created again."
         starts = read_json(self.environment_file, error=RunError, advice=advice)
         if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise RunError(f"{self.environment_file}: not a list of starts. {advice}")
+            raise RunError(f"{self.environment_file}: must be a list of objects. {advice}")
         for start in starts[:1]:
             where = f"{self.environment_file}: run_id"
             if not string(start.get("run_id"), where, 64, error=RunError, advice=advice).isalnum():
@@ -195,10 +195,10 @@ class RunFolder:
         return starts
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``, without one that was cut short by a kill.
+        """Reads the rows of ``metrics.jsonl``, without an incomplete last row (left by a kill).
 
         Raises:
-            RunError: A row is no row of a run; the message names its line.
+            RunError: A row is invalid; the message names its line.
         """
         if not self.metrics_file.exists():
             return []
@@ -214,15 +214,15 @@ class RunFolder:
             rows.append(row)
         return rows
 
-    def cut_metrics(self, step: int) -> None:
-        """Drops the rows of ``metrics.jsonl`` after a step, and a row that was cut short by a kill.
+    def truncate_metrics(self, step: int) -> None:
+        """Removes the rows of ``metrics.jsonl`` after a step, and an incomplete last row.
 
         Raises:
-            RunError: A row cannot be read, or the file not be written.
+            RunError: A row cannot be read, or the file cannot be written.
         """
         if self.metrics_file.exists():
-            kept = [json_text(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
-            write_text(self.metrics_file, "".join(kept))
+            rows = [json_text(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
+            write_text(self.metrics_file, "".join(rows))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds a row to ``metrics.jsonl``.
@@ -235,7 +235,7 @@ class RunFolder:
                 file.write(json_text(row) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.metrics_file} could not be written: {error}. Make room on that disk, then go on with --resume."
+                f"{self.metrics_file} could not be written: {error}. Free disk space, then resume with --resume."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of a run while it goes on: rows of ``metrics.jsonl`` and of trackers, and progress on the screen."""
+"""Records of a run in progress: rows of ``metrics.jsonl``, trackers, and the progress display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from vitsplit.engine.checkpoint import TrainState
-from vitsplit.engine.progress import Pace, ProgressView, forget_peak_memory, peak_memory_gb
+from vitsplit.engine.progress import ProgressView, StepTimer, peak_memory_gb, reset_peak_memory
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.step_numbers import StepResult
 from vitsplit.engine.tracking import Tracker, open_trackers
@@ -20,20 +20,20 @@ from vitsplit.train_config import TrainConfig
 
 
 class RunRecords:
-    """Writes on the main process; on others it only sums up. A context manager, at whose end trackers are closed.
+    """Writes metrics on the main process; others only sum them up. A context manager, which closes the trackers.
 
-    At its start it writes what the folder says of this start of the run, and forgets rows of an earlier start after
-    ``state.step``.
+    On creation it writes ``config.json`` and ``environment.json``, and removes rows after ``state.step``, which an
+    earlier start of the run has left.
 
     Args:
         run: The run's folder.
         config: The resolved configuration.
-        state: The numbers that the run starts from; the sums of the next row are kept in it.
+        state: The initial state; it also holds the sums of the next row.
         accelerator: Device and processes.
-        console: Where progress is shown.
+        console: The console of the progress display.
 
     Raises:
-        RunError: Something could not be written.
+        RunError: A file could not be written.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class RunRecords:
         self.run, self.config, self.state, self.device = run, config, state, accelerator.device
         self.main = accelerator.is_main_process
         self.trackers: list[Tracker] = []
-        self._pace = Pace()
-        forget_peak_memory(self.device)
+        self._timer = StepTimer()
+        reset_peak_memory(self.device)
         if self.main:
             values = config_to_dict(config)
             run.write_config(values)
             run_id = run.record_start(self.device, accelerator.num_processes)
-            run.cut_metrics(state.step)
-            with self._told():
+            run.truncate_metrics(state.step)
+            with self._tracker_errors():
                 self.trackers = open_trackers(config.loop.track, run, run_id, values, step=state.step)
         self.view = ProgressView(console if self.main else None, steps=config.loop.steps, start=state.step)
 
@@ -59,12 +59,17 @@ class RunRecords:
 
     def __exit__(self, *_: object) -> None:
         self.view.__exit__()
-        with self._told():
+        with self._tracker_errors():
             for tracker in self.trackers:
                 tracker.finish()
 
     def step(self, result: StepResult, seconds: float) -> None:
-        """Adds a step, which took so many seconds, to the next row, and shows it."""
+        """Adds a step to the next row, and shows it.
+
+        Args:
+            result: The step's results.
+            seconds: Duration of the step.
+        """
         state, loop = self.state, self.config.loop
         values = {"loss": result.loss, "grad_norm": result.grad_norm}
         if len(result.terms) > 1:
@@ -74,9 +79,9 @@ class RunRecords:
         for name, value in values.items():
             state.window[name] = state.window.get(name, 0.0) + value
         state.window_steps += 1
-        self._pace.add(seconds)
-        lr = {self.config.named(head, name): rate for (head, name), rate in result.lr.items()}
-        images_per_second, memory_gb = loop.batch_size / self._pace.seconds_per_step, peak_memory_gb(self.device)
+        self._timer.add(seconds)
+        lr = {self.config.qualified_name(head, name): rate for (head, name), rate in result.lr.items()}
+        images_per_second, memory_gb = loop.batch_size / self._timer.seconds_per_step, peak_memory_gb(self.device)
         if result.step % loop.log_every == 0 or result.step == loop.steps:
             row = {name: total / state.window_steps for name, total in state.window.items()} | lr
             row |= {"images_per_second": images_per_second, "seconds": result.seconds, "peak_memory_gb": memory_gb}
@@ -87,26 +92,26 @@ class RunRecords:
             loss=result.loss,
             lr=next(iter(lr.values())),
             images_per_second=images_per_second,
-            seconds_left=self._pace.seconds_per_step * (loop.steps - result.step),
+            seconds_left=self._timer.seconds_per_step * (loop.steps - result.step),
             memory_gb=memory_gb,
         )
 
     def evaluation(self) -> None:
-        """Adds a row of the last evaluation: all metrics in the file, and for trackers those that are one number."""
+        """Writes the last evaluation: all metrics to ``metrics.jsonl``, scalar metrics to trackers."""
         by_head = {head: standing.last_metrics for head, standing in self.state.standings.items()}
         numbers = {
-            f"eval/{self.config.named(head, name)}": value
+            f"eval/{self.config.qualified_name(head, name)}": value
             for head, metrics in by_head.items()
             for name, value in metrics.items()
             if isinstance(value, int | float)
         }
-        # The file has groups by head where it has groups at all, see ``TrainConfig.named``.
-        (alone,) = by_head.values() if self.config.geometry is None else (by_head,)
-        self._write({"step": self.state.step, "eval": alone}, numbers)
+        # Grouped by head only if heads share a crop, see ``TrainConfig.qualified_name``.
+        (metrics,) = by_head.values() if self.config.geometry is None else (by_head,)
+        self._write({"step": self.state.step, "eval": metrics}, numbers)
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[], None]]:
-        """Within the block a bar of the images of an evaluation, with what to call after each of them."""
+        """Shows a bar of an evaluation within the block; yields a function to call after every image."""
         try:
             yield self.view.evaluating()
         finally:
@@ -116,16 +121,16 @@ class RunRecords:
         if not self.main:
             return
         self.run.append_metrics(row)
-        with self._told():
+        with self._tracker_errors():
             for tracker in self.trackers:
                 tracker.log(dict(numbers), step=row["step"])
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _tracker_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise RunError(
-                f"{self.run.path}: what --track asks for could not be written: {error}. Make room on that disk, then "
-                "resume the run with --resume."
+                f"{self.run.path}: the files of --track could not be written: {error}. Free disk space, then resume "
+                "with --resume."
             ) from error

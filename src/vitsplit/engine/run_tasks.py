@@ -1,4 +1,4 @@
-"""What the heads of a run learn: the tasks by the heads' names, and what each says, under its name.
+"""The tasks of a run's heads: data, losses and reports, by head name.
 
 Shapes: B batch.
 """
@@ -21,37 +21,37 @@ from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps
 
 ForwardHead = Callable[..., tuple[Any, LayerTaps]]
-"""As ``tasks.base.Forward``, with the name of the head that is to run: ``head="depth"``."""
+"""As ``tasks.base.Forward``, with the name of the head to run: ``head="depth"``."""
 
 
 class RunTasks:
-    """Tasks that are trained together.
+    """The tasks that are trained together.
 
     Args:
         config: The run's configuration.
-        tasks: The task of every head by its name, opened on its data.
+        tasks: The task of every head, opened on its data, by head name.
 
     Raises:
-        ConfigError: The shared crop cannot work.
+        ConfigError: The settings of the shared crop are invalid.
     """
 
     def __init__(self, config: TrainConfig, tasks: Mapping[str, Task]) -> None:
         if config.geometry is not None:
-            # The crops are segmentation's, so what cannot work there cannot work here, whichever tasks there are.
+            # Shared crops are drawn like segmentation's, so its checks apply to all tasks.
             SegmentationConfig().with_crop(config.geometry)
         self.config = config
         self.tasks = tasks
 
     @property
     def same_size(self) -> bool:
-        """Whether all training images are brought to one size, so that none depends on its batch."""
+        """Whether all training images have one size, so that none is padded to the largest of its batch."""
         return self.config.geometry is not None or all(task.same_size for task in self.tasks.values())
 
     def train_data(self) -> RunData:
         """Training samples with the labels of all heads.
 
         Raises:
-            DataError: The heads have other images; the message counts and names them.
+            DataError: The heads have different images; the message counts and names them.
         """
         if self.config.geometry is not None:
             return SharedCrops.match(
@@ -61,62 +61,62 @@ class RunTasks:
         return OwnAugmentation(name, task.train_data())
 
     def files(self) -> dict[str, Path] | None:
-        """The files of all samples, see ``FromFiles``; None: no task has any."""
+        """The files of all samples, see ``FromFiles``; None if no task has files."""
         by_head = {name: task.files() for name, task in self.tasks.items() if isinstance(task, FromFiles)}
-        named = self.config.named
+        named = self.config.qualified_name
         return {named(name, file): path for name, files in by_head.items() for file, path in files.items()} or None
 
     def collate(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Samples to a batch."""
+        """Collates samples to a batch."""
         by_head = {name: [sample[name] for sample in samples] for name in self.tasks}
         return collate(by_head, {name: task.collate for name, task in self.tasks.items()})
 
     def normalisers(self, batch: Batch) -> dict[str, Tensor]:
-        """See ``Task.normalisers``; terms are named as ``TrainConfig.named`` says."""
+        """See ``Task.normalisers``; terms are named by ``TrainConfig.qualified_name``."""
         return self._terms(lambda name, task: task.normalisers(batch.parts[name]))
 
     def targets(self, batch: Batch, taps: LayerTaps) -> dict[str, Any]:
-        """See ``Task.targets``; by head."""
+        """See ``Task.targets``; by head name."""
         return {name: task.targets(batch.parts[name], taps) for name, task in self.tasks.items()}
 
     def loss_sums(self, output: Mapping[str, Any], batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
         """See ``Task.loss_sums``; named as ``normalisers``."""
         return self._terms(lambda name, task: task.loss_sums(output[name], batch.parts[name], taps))
 
-    def _terms(self, ask: Callable[[str, Task], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def _terms(self, terms_of: Callable[[str, Task], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {
-            self.config.named(name, term): value
+            self.config.qualified_name(name, term): value
             for name, task in self.tasks.items()
-            for term, value in ask(name, task).items()
+            for term, value in terms_of(name, task).items()
         }
 
     def write_report(
         self, forward: ForwardHead, evaluations: Mapping[str, Evaluation], folder: Path, *, title: str, count: int
     ) -> Path:
-        """Each head's page in a folder of its name, and a page that leads to them; without a shared crop one page."""
+        """Writes each head's page to a subfolder, and an index page; a single page if heads do not share a crop."""
         if self.config.geometry is None:
             ((name, task),) = self.tasks.items()
             own_forward = functools.partial(forward, head=name)
             return task.write_report(own_forward, evaluations[name], folder, title=title, count=count)
-        page = Page(title, "One backbone, one pass per batch, several heads.")
+        page = Page(title, "Several heads on one backbone, with one backbone pass per batch.")
         for name, task in self.tasks.items():
-            found = evaluations[name]
-            # Scores grow with quality, so what is better when small is a score with its sign changed.
-            figure = found.score_name.removeprefix("neg_")
+            evaluation = evaluations[name]
+            # Higher scores are better, so metrics where lower is better are negated.
+            metric = evaluation.score_name.removeprefix("neg_")
             page.heading(name.capitalize())
-            page.figures([(f"{found.metrics[figure]:.3g}", figure.replace("_", " "))])
+            page.figures([(f"{evaluation.metrics[metric]:.3g}", metric.replace("_", " "))])
             own_forward = functools.partial(forward, head=name)
-            task.write_report(own_forward, found, folder / name, title=f"{title}: {name}", count=count)
-            page.link("All figures, and pictures", f"{name}/index.html")
+            task.write_report(own_forward, evaluation, folder / name, title=f"{title}: {name}", count=count)
+            page.link("All metrics and pictures", f"{name}/index.html")
         return page.write(folder)
 
     def describe(self) -> dict[str, Any]:
-        """What each head's bundle must record, by its name."""
+        """``Task.describe`` of each head's task, which bundles record, by head name."""
         return {name: task.describe() for name, task in self.tasks.items()}
 
 
 def _crop_data(task: Task) -> CropData:
     data: Any = task.train_data()
     if not hasattr(data, "cropped"):
-        raise ConfigError(f"--head {task.name}: its labels cannot be cut with the crop that heads share.")
+        raise ConfigError(f"--head {task.name}: this task does not support the shared crop of several heads.")
     return data

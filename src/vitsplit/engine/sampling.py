@@ -1,8 +1,7 @@
-"""Which sample is read when: one endless stream that depends on the seed alone.
+"""Data order: an infinite stream of samples that depends on the seed only.
 
-Position p of the stream names a sample and the seed of its augmentation. Step s trains on the positions
-``[s * B, (s + 1) * B)``, whoever reads them: neither processes, micro-batches nor workers change the data, and a run
-that goes on at step s needs no more than s.
+Each position of the stream is a sample and the seed of its augmentation. Step s trains on the positions
+``[s * B, (s + 1) * B)`` for any number of processes, micro-batches and workers, so a run can be resumed from s alone.
 """
 
 from __future__ import annotations
@@ -17,32 +16,32 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vitsplit.data.read_ahead import read_ahead, resolve_workers
-from vitsplit.engine.feature_store import Kept
+from vitsplit.engine.feature_store import CachedFeatures
 from vitsplit.engine.run_data import Batch, RunData
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.train_config import LoopConfig
 
 LENGTH_POOL = 50
-"""Batches that are sorted by length together: more would make the order of an epoch less random."""
+"""Number of batches that are sorted by length together; a larger pool makes the order of an epoch less random."""
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**63 from a few words and numbers; different parts give unrelated seeds."""
+    """Derives a seed below 2**63 from strings and integers by hashing; different parts give independent seeds."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class SampleStream:
-    """The endless stream of ``(index, sample seed)``: every epoch visits every sample once, in an order of its own.
+    """An infinite stream of ``(index, sample seed)``: every epoch visits every sample once, in a new random order.
 
     Args:
-        num_samples: Samples of the training set.
+        num_samples: Size of the training set.
         seed: Seed of the run.
-        lengths: Of every sample about how long it is, see ``LengthGroups``; None: an order without regard to that.
-        batch_size: Samples that should be alike, with ``lengths``.
-        views: In how many ways a sample is augmented: its epochs take them in turn, and they are the same for every
-            seed. 0: every time anew.
+        lengths: Approximate length of every sample, see ``LengthGroups``; None: samples are not grouped by length.
+        batch_size: Number of samples of similar length, with ``lengths``.
+        views: Number of fixed augmentations of a sample, which its epochs cycle through and which are the same for
+            every seed; 0: a new augmentation every time.
 
     Raises:
         DataError: There are no samples.
@@ -68,16 +67,16 @@ class SampleStream:
         self._order: list[int] = []
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """The sample at a position, and the seed of its augmentation."""
+        """The index of the sample at a position, and the seed of its augmentation."""
         epoch, offset = divmod(position, self.num_samples)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
             self._order = torch.randperm(self.num_samples, generator=generator).tolist()
             if self.lengths is not None:
-                # What the last epoch's last batch still has room for belongs to no batch of this one.
-                begun = -epoch * self.num_samples % self.batch_size
-                rest = group_by_length(self._order[begun:], self.lengths, self.batch_size, generator)
-                self._order = [*self._order[:begun], *rest]
+                # The first samples complete the last batch of the previous epoch.
+                first = -epoch * self.num_samples % self.batch_size
+                rest = group_by_length(self._order[first:], self.lengths, self.batch_size, generator)
+                self._order = [*self._order[:first], *rest]
             self._epoch = epoch
         index = self._order[offset]
         if self.views:
@@ -88,44 +87,44 @@ class SampleStream:
 def group_by_length(
     order: Sequence[int], lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[int]:
-    """Puts an order so that batches are of samples of one kind and about one length, as LLaVA-1.5's second stage does.
+    """Reorders samples so that a batch has samples of one kind and of similar length, as in LLaVA-1.5's second stage.
 
     Args:
-        order: Samples in random order.
-        lengths: Of every sample about how long it is; those of the second kind have negative lengths.
-        batch_size: Samples of a batch. What is left over of each kind comes last, in mixed batches.
-        generator: Draws the order of the batches.
+        order: Sample indices in random order.
+        lengths: Approximate length of every sample; negative for samples of the second kind.
+        batch_size: Samples per batch. The remainder of each kind comes last, in mixed batches.
+        generator: Random generator of the batch order.
     """
     batches: list[list[int]] = []
-    left_over: list[int] = []
+    remainder: list[int] = []
     for kind in (
         [index for index in order if lengths[index] >= 0],
         [index for index in order if lengths[index] < 0],
     ):
         whole = len(kind) // batch_size * batch_size
-        left_over += kind[whole:]
+        remainder += kind[whole:]
         pool = LENGTH_POOL * batch_size
         for begin in range(0, whole, pool):
-            alike = sorted(kind[begin : min(begin + pool, whole)], key=lambda index: abs(lengths[index]))
-            batches += [alike[first : first + batch_size] for first in range(0, len(alike), batch_size)]
+            by_length = sorted(kind[begin : min(begin + pool, whole)], key=lambda index: abs(lengths[index]))
+            batches += [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
-    return [index for batch in shuffled for index in batches[batch]] + left_over
+    return [index for batch in shuffled for index in batches[batch]] + remainder
 
 
 class MicroBatches:
-    """The keys of one process's micro-batches, step by step: a ``sampler`` of lists.
+    """The keys of one process's micro-batches in order, as a batch sampler.
 
     Args:
         stream: The stream of samples.
         start: First step.
-        stop: Step after the last one, so that no worker reads what nobody trains on.
+        stop: Step after the last one.
         batch_size: Images per step over all processes.
         accumulate: Micro-batches per step.
-        rank: This process.
+        rank: Rank of this process.
         world: Number of processes.
 
     Raises:
-        ConfigError: ``batch_size`` cannot be divided.
+        ConfigError: ``batch_size`` is not divisible by ``world * accumulate``.
     """
 
     def __init__(
@@ -133,8 +132,8 @@ class MicroBatches:
     ) -> None:
         if accumulate < 1 or batch_size < 1 or batch_size % (world * accumulate):
             raise ConfigError(
-                f"A batch of {batch_size} images cannot be shared by {world} process(es) in {accumulate} "
-                f"micro-batch(es) each: give --batch-size a multiple of {world * max(1, accumulate)}."
+                f"A batch of {batch_size} images cannot be divided among {world} process(es) in {accumulate} "
+                f"micro-batch(es) each: --batch-size must be a multiple of {world * max(1, accumulate)}."
             )
         self.stream = stream
         self.steps = range(start, stop)
@@ -155,18 +154,18 @@ class MicroBatches:
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """A batch, and where features are kept what is kept of its images."""
+    """A batch, with its cached features if features are cached."""
 
     batch: Batch
-    kept: Kept | None = None
+    cached: CachedFeatures | None = None
 
     def to(self, device: Any) -> ReadBatch:
-        """The batch on a device. Features follow when they are used."""
-        return ReadBatch(self.batch.to(device), self.kept)
+        """The batch on a device. Cached features are moved when they are used."""
+        return ReadBatch(self.batch.to(device), self.cached)
 
     def pin_memory(self) -> ReadBatch:
-        """The batch, and what is kept of it, in page-locked memory."""
-        return ReadBatch(self.batch.pin_memory(), self.kept and self.kept.pin_memory())
+        """The batch and its cached features in page-locked memory."""
+        return ReadBatch(self.batch.pin_memory(), self.cached and self.cached.pin_memory())
 
 
 def read_batches(
@@ -176,9 +175,9 @@ def read_batches(
     *,
     workers: int,
     pin: bool,
-    look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
+    look_up: Callable[[Tensor, Tensor | None], CachedFeatures] | None = None,
 ) -> Iterator[ReadBatch]:
-    """One process's micro-batches, in order; see ``read_ahead``. ``look_up`` finds what is kept of a batch's images."""
+    """One process's micro-batches in order, see ``read_ahead``. ``look_up`` returns the cached features of a batch."""
     return read_ahead(_BatchReader(collate, data, look_up), batches, workers=workers, pin=pin)
 
 
@@ -189,9 +188,9 @@ def open_batches(
     accelerator: Accelerator,
     *,
     start: int,
-    look_up: Callable[[Tensor, Tensor | None], Kept] | None = None,
+    look_up: Callable[[Tensor, Tensor | None], CachedFeatures] | None = None,
 ) -> Iterator[ReadBatch]:
-    """This process's micro-batches from a step to the end of the run, with what is kept of their images."""
+    """This process's micro-batches from a step to the end of the run, with their cached features."""
     lengths = data.lengths()
     keys = MicroBatches(
         SampleStream(len(data), loop.seed, lengths=lengths, batch_size=loop.batch_size, views=loop.cache_features),
@@ -209,11 +208,11 @@ def open_batches(
 
 @dataclass(frozen=True)
 class _BatchReader:
-    """Keys of a micro-batch to the batch."""
+    """Reads the samples of a micro-batch by their keys, and collates them."""
 
     collate: Callable[[Sequence[Any]], Batch]
     data: RunData
-    look_up: Callable[[Tensor, Tensor | None], Kept] | None
+    look_up: Callable[[Tensor, Tensor | None], CachedFeatures] | None
 
     def __call__(self, keys: Sequence[tuple[int, int]]) -> ReadBatch:
         batch = self.collate([self.data[key] for key in keys])

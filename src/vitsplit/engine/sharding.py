@@ -1,9 +1,9 @@
-"""What all ways of sharding share: which settings they refuse, and the two models of a sharded run.
+"""Common parts of all sharding backends: checks of settings, and the two models of a sharded run.
 
-A sharded run has two models of the same structure. The one that trains is in pieces, spread over the processes. The
-other is the caller's: empty (on the meta device) while steps are taken, and whole while it is evaluated and saved. So
-an evaluation is a plain forward pass on every process, however many images each has, and whatever is saved from it can
-hold neither a shard nor an empty placeholder.
+A sharded run has two models of the same structure. The trained one is sharded over the processes. The other is the
+caller's: on the meta device during training steps, and with full parameters while it is evaluated and saved. So an
+evaluation is a plain forward pass on every process, whatever its number of images, and bundles never contain shards or
+meta tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ LAUNCH = "torchrun --nproc-per-node 8 -m vitsplit train ..."
 
 
 def check_sharding(config: TrainConfig, processes: int) -> None:
-    """Refuses what cannot be combined with sharding, before anything is loaded.
+    """Refuses settings that sharding does not support, before anything is loaded.
 
     Raises:
-        ConfigError: The message names both settings, or what is missing.
+        ConfigError: A setting or the launch is not supported, or a package is missing; the message names them.
     """
     loop, optims = config.loop, config.optims()
     flag = f"--sharding {loop.sharding}"
@@ -38,50 +38,50 @@ def check_sharding(config: TrainConfig, processes: int) -> None:
     if loop.sharding == "none":
         return
     if processes < 2:
-        raise ConfigError(f"{flag} spreads the model over processes, and there is one. Launch several: {LAUNCH}")
+        raise ConfigError(f"{flag} needs several processes, but there is only one. Launch more: {LAUNCH}")
     if loop.precision == "fp16":
-        raise ConfigError(f"{flag} does not scale losses, as --precision fp16 needs it: choose bf16 or fp32.")
+        raise ConfigError(f"{flag} does not support --precision fp16 (no loss scaling): use bf16 or fp32.")
     if loop.compile:
-        raise ConfigError(f"{flag} cannot be combined with --compile: leave one of them away.")
+        raise ConfigError(f"{flag} cannot be combined with --compile: omit one of them.")
     if loop.sharding == "fsdp2":
         return
     if loop.ema is not None:
-        raise ConfigError(f"{flag} keeps no average of weights: leave --ema away, or choose --sharding fsdp2.")
+        raise ConfigError(f"{flag} does not support --ema: omit it, or use --sharding fsdp2.")
     if len(optims) > 1 and any(optim.clip_norm is not None for optim in optims.values()):
-        raise ConfigError(f"{flag} clips all heads' gradients as one: leave --clip-norm away, or choose fsdp2.")
+        raise ConfigError(f"{flag} clips all heads' gradients together: omit --clip-norm, or use --sharding fsdp2.")
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"{flag} needs the package deepspeed: pip install 'vitsplit[deepspeed]'.")
 
 
 def _check_launcher() -> None:
-    """Refuses a launch that has accelerate shard by settings of its own, beside the run's."""
+    """Refuses an accelerate launch with its own sharding settings, which would conflict with the run's."""
     for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get(variable, "false").lower() == "true":
             raise ConfigError(
-                f"accelerate was launched with settings for sharding ({variable}). The run's own --sharding says how "
-                f"to shard, so launch plainly: {LAUNCH}, or accelerate launch --multi_gpu."
+                f"accelerate was launched with its own sharding settings ({variable}). Use --sharding instead, and "
+                f"launch without them: {LAUNCH}, or accelerate launch --multi_gpu."
             )
 
 
 def split_off(model: ModuleT) -> ModuleT:
-    """A second model of the same structure over the very same parameters and buffers."""
+    """A second model of the same structure that shares parameters and buffers with the first."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=shared)
 
 
 def prepare_parameters(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives tensors the dtypes that sharding relies on, in place, and moves buffers to the device.
+    """Converts parameters in place to the dtypes that sharding requires, and moves buffers to the device.
 
-    What trains becomes float32. What is frozen in a language model is rounded to what is computed in: sharded tensors
-    cannot be rounded later.
+    Trainable parameters become float32. Frozen float32 parameters of a language model are converted to ``dtype``, the
+    compute precision, because sharded tensors cannot be converted later.
 
     Raises:
         ConfigError: A tensor cannot be sharded.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.ndim == 0:
-            what = "a quantised tensor" if parameter.ndim else "a single number"
-            raise ConfigError(f"--sharding: {name} is {what}, which cannot be sharded. Choose --sharding none.")
+            what = "a quantized tensor" if parameter.ndim else "a scalar"
+            raise ConfigError(f"--sharding: {name} is {what}, which cannot be sharded. Use --sharding none.")
     train_in_float32(model)
     for language_model in language_models(model):
         for parameter in language_model.parameters():
@@ -92,7 +92,7 @@ def prepare_parameters(model: nn.Module, dtype: torch.dtype, device: torch.devic
 
 
 def language_models(model: nn.Module) -> list[Any]:
-    """The models of transformers in a model, without those inside of others."""
+    """The outermost transformers models inside of a model."""
     if importlib.util.find_spec("transformers") is None:
         return []
     from transformers import PreTrainedModel
@@ -107,7 +107,7 @@ def language_models(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def filled(model: nn.Module, whole: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block an emptied model has whole parameters, by name; afterwards it is empty again."""
+    """Gives a model on the meta device full parameters, by name, within the block."""
     _replace_parameters(model, whole.__getitem__)
     try:
         yield
@@ -116,7 +116,7 @@ def filled(model: nn.Module, whole: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def empty(model: nn.Module) -> None:
-    """Replaces a model's parameters by ones without storage, so that nothing but their shapes and names is left."""
+    """Moves a model's parameters to the meta device, in place."""
     shapes = {name: torch.empty_like(parameter, device="meta") for name, parameter in model.named_parameters()}
     _replace_parameters(model, shapes.__getitem__)
 
@@ -126,7 +126,7 @@ def _replace_parameters(model: nn.Module, by_name: Callable[[str], Tensor]) -> N
     first_names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
         for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            # A parameter of two places, such as a language model's first and last layer, stays one.
+            # Tied parameters, such as a language model's embeddings and output layer, stay tied.
             if id(old) not in made:
                 tensor = by_name(first_names[id(old)]).detach()
                 made[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad)

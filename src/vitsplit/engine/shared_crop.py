@@ -1,4 +1,4 @@
-"""One crop for all labels of an image: drawn once, from the image's size alone, and then cut out of each.
+"""One random crop for all labels of an image, drawn from the image's size only and applied to every label.
 
 Shapes: C channels, H W pixels.
 """
@@ -14,17 +14,17 @@ from vitsplit.train_config import GeometryConfig
 
 
 def random_crop(image_CHW: Tensor, geometry: GeometryConfig, generator: Generator) -> tuple[SharedCrop, Tensor]:
-    """Draws a crop, and cuts it out of the image with colors changed.
+    """Draws a crop, and applies it and the photometric augmentation to the image.
 
-    The draws are those of segmentation's own augmentation with ``max_class_ratio`` 1, in its order.
+    The random numbers are drawn as in segmentation's own augmentation with ``max_class_ratio`` 1, in the same order.
 
     Args:
         image_CHW: uint8, RGB.
         geometry: Size, scales, probabilities.
-        generator: Source of every random number.
+        generator: Generator of all random numbers.
 
     Returns:
-        The crop, and ``image_CHW`` (uint8) of ``geometry.crop_size``.
+        The crop, and the cropped image (C, ``*geometry.crop_size``), uint8.
     """
     size = image_CHW.shape[-2:]
     resized = random_size(size, geometry.image_scale, geometry.scale_range, generator)

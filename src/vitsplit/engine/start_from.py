@@ -17,8 +17,8 @@ LANGUAGE_MODEL = "decoder.language_model."
 def start_from(run: str | Path, model: Head, backbone: Backbone, task: VqaTask) -> None:
     """Loads the weights of a bundle into a new model.
 
-    The connector must be the same, and so must the tuning of the language model, if the bundle has one (first-stage
-    bundles do not).
+    The connector must be the same, and so must the tuning of the language model, if the bundle contains its weights
+    (first-stage bundles do not).
 
     Raises:
         BundleError: There is no bundle, or it has another task, connector, backbone, language model or tuning.
@@ -38,7 +38,7 @@ def start_from(run: str | Path, model: Head, backbone: Backbone, task: VqaTask) 
     trained_with, present = card.description["language_model"], task.describe()["language_model"]
     if trained_with["weights_hash"] != present["weights_hash"]:
         raise BundleError(
-            f"{folder}: its connector was trained for {trained_with['name']} of weights "
+            f"{folder}: its connector was trained for {trained_with['name']} with weights "
             f"{trained_with['weights_hash'][:16]}, not {present['weights_hash'][:16]}. Train a first stage for this "
             "language model, or use the original one."
         )

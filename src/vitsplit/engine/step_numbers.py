@@ -1,4 +1,4 @@
-"""What a training step computed, on its way from the device to the host, and whether it may stand."""
+"""The results of a training step (losses, gradient norm), copied asynchronously from the device to the host."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vitsplit.errors import TrainingError
 
 
 class NotFiniteError(TrainingError):
-    """The loss or the gradient of a step is not finite. Nothing on disk was changed by the step."""
+    """The loss or the gradient of a step is not finite. The step has not changed anything on disk."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What is known on the host of a step, the same on every process.
+    """The results of a step on the host, the same on every process.
 
     Attributes:
-        step: Optimizer steps that are done with it.
+        step: Completed optimizer steps, including this one.
         terms: Each loss term over the whole batch.
-        loss: Their sum.
-        grad_norm: Norm of the whole gradient before clipping, of all heads together.
-        lr: Learning rates, by head and role; see ``optim.current_lr``.
-        seconds: The main process's time of this step and all before it, over all starts.
-        stop: A signal that some process received.
+        loss: Sum of the terms.
+        grad_norm: Norm of the gradient of all heads before clipping.
+        lr: Learning rates, by head and name; see ``optim.current_lr``.
+        seconds: Time of all steps up to this one on the main process, over all starts of the run.
+        stop: A signal that any process has received.
     """
 
     step: int
@@ -43,18 +43,18 @@ class StepResult:
 
 
 class StepNumbers:
-    """The numbers of a step: added up over processes, and copied to the host without waiting for them.
+    """The results of a step: summed over processes, and copied to the host asynchronously.
 
     Args:
         accelerator: The processes.
-        step: Optimizer steps that are done with it.
+        step: Completed optimizer steps, including this one.
         lr: See ``StepResult``.
-        names: The loss terms.
-        shares: This process's share of them, of every micro-batch, on the device.
-        files: Files of every micro-batch of this process.
-        grad_norms: Norms of the gradient, the same on all processes; they add up in squares.
-        seconds: This process's clock, of which the main one's counts.
-        signal: What this process received.
+        names: Names of the loss terms.
+        shares: This process's part of the terms, per micro-batch, on the device.
+        files: File names of each micro-batch of this process.
+        grad_norms: Norms of the gradient, the same on all processes, to be summed in squares.
+        seconds: This process's training time; that of the main process is used.
+        signal: The signal that this process has received.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class StepNumbers:
         self.step, self.lr, self.names, self.shares, self.files = step, lr, names, shares, files
         device = shares[0].device
         own = [float(signal == name) for name in STOP_SIGNALS] + [seconds if accelerator.is_main_process else 0.0]
-        told = torch.tensor(own, dtype=torch.float64).to(device, non_blocking=True)
-        together = accelerator.reduce(torch.cat([torch.stack([*shares]).sum(0).double(), told]), "sum")
-        self.values = torch.cat([together, torch.stack([norm.to(device) for norm in grad_norms]).double()])
+        flags = torch.tensor(own, dtype=torch.float64).to(device, non_blocking=True)
+        sums = accelerator.reduce(torch.cat([torch.stack([*shares]).sum(0).double(), flags]), "sum")
+        self.values = torch.cat([sums, torch.stack([norm.to(device) for norm in grad_norms]).double()])
         self.copied: torch.cuda.Event | None = None
         if device.type == "cuda":
             self.values = self.values.to("cpu", non_blocking=True)  # into page-locked memory
@@ -83,7 +83,7 @@ class StepNumbers:
             self.copied.record()
 
     def read(self) -> StepResult:
-        """Waits for the numbers, on a GPU for this step and for none after it."""
+        """Waits for the results; on a GPU only for this step, not for later ones."""
         if self.copied is not None:
             self.copied.synchronize()
         values = self.values.tolist()
@@ -93,22 +93,22 @@ class StepNumbers:
         terms = dict(zip(self.names, losses, strict=True))
         return StepResult(self.step, terms, sum(losses), math.hypot(*norms), self.lr, seconds, stop)
 
-    def suspects(self, result: StepResult) -> str:
-        """Why a step may not stand, and the files of the batch, or of the micro-batches whose loss is not finite.
+    def describe_not_finite(self, result: StepResult) -> str:
+        """Describes a step with a non-finite loss or gradient, with the files of the batch that may have caused it.
 
-        All processes must call it together.
+        These are the files of the micro-batches with a non-finite loss, or all if the loss is finite. Collective.
         """
         finite_loss = math.isfinite(result.loss)
         what = f"the norm of the gradient is {result.grad_norm}"
         if not finite_loss:
             what = f"the loss is {result.loss} ({_not_finite(result.terms)})"
-        suspects = [
+        files = [
             name
             for names, share in zip(self.files, self.shares, strict=True)
             if finite_loss or not bool(torch.isfinite(share).all())
             for name in names
         ]
-        return f"Step {result.step}: {what}. Files of the batch: {', '.join(gather_object(suspects))}."
+        return f"Step {result.step}: {what}. Files of the batch: {', '.join(gather_object(files))}."
 
 
 def _not_finite(terms: Mapping[str, float]) -> str:

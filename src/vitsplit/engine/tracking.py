@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, and where messages of a run go. Used by the main process only."""
+"""TensorBoard, Weights & Biases, and log handlers of a run. Used by the main process only."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from vitsplit.errors import ConfigError, RunError
 
 
 class Tracker(Protocol):
-    """Follows a run beside ``metrics.jsonl``."""
+    """Records metrics of a run, in addition to ``metrics.jsonl``."""
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Takes the numbers of a step."""
+        """Logs the metrics of a step."""
         ...
 
     def finish(self) -> None:
-        """Writes what is left to be written."""
+        """Writes pending data and closes the tracker."""
         ...
 
 
 def open_trackers(
     names: Sequence[str], run: RunFolder, run_id: str, config: dict[str, Any], *, step: int
 ) -> list[Tracker]:
-    """The trackers of a run; ``check_trackers`` comes first.
+    """Opens the trackers of a run; call ``check_trackers`` first.
 
     Args:
         names: See ``LoopConfig.track``.
         run: The run's folder.
-        run_id: The run's id, so that a resumed run goes on in the same W&B run.
+        run_id: The run's id, so that a resumed run continues the same W&B run.
         config: The resolved configuration, as hyperparameters.
-        step: The step that the run starts from.
+        step: The first step.
     """
     trackers: list[Tracker] = []
     for name in names:
@@ -58,21 +58,21 @@ def open_trackers(
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuses a tracker that is not installed, before anything is written for it.
+    """Checks that the trackers are installed.
 
     Raises:
-        ConfigError: With the command that installs it.
+        ConfigError: A package is missing; the message has the command that installs it.
     """
     if "wandb" in trackers and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or leave it away.")
+        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or omit it.")
 
 
 class _TensorBoard:
-    """Scalars in TensorBoard's own format, written at once and in this thread: a full disk is an error where it occurs.
+    """Writes TensorBoard event files, synchronously, so that a full disk raises an error in this thread.
 
     Args:
-        folder: Where event files lie.
-        step: The step that the run starts from; TensorBoard forgets later ones of earlier files.
+        folder: Folder of the event files.
+        step: The first step; TensorBoard discards later steps of earlier files.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -85,7 +85,7 @@ class _TensorBoard:
         self._write(step=step + 1, session_log={"status": "START"})
 
     def log(self, numbers: dict[str, float], step: int) -> None:
-        """Writes the numbers of a step."""
+        """Writes the metrics of a step."""
         values = [{"tag": name, "simple_value": value} for name, value in numbers.items()]
         self._write(step=step, summary={"value": values})
 
@@ -102,9 +102,9 @@ class _TensorBoard:
 
 @contextmanager
 def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[None]:
-    """Within the block, what ``vitsplit`` logs goes to the console and to ``log.txt``, from the main process only.
+    """Logs messages of ``vitsplit`` to the console and to ``log.txt`` within the block, on the main process only.
 
-    A block inside such a block for the same run changes nothing, so callers may open it earlier than ``fit`` does.
+    A nested block for the same run has no effect, so callers may enter it before ``fit`` does.
     """
     logger = logging.getLogger("vitsplit")
     if any(getattr(handler, "baseFilename", None) == str(run.log_file.resolve()) for handler in logger.handlers):
@@ -131,30 +131,30 @@ def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[N
 
 
 class _LogFile(logging.FileHandler):
-    """``log.txt``. That it cannot be written is said once, and is no end of the run: metrics and checkpoints are."""
+    """Handler of ``log.txt``. A failed write prints one warning and does not stop the run."""
 
     def __init__(self, run: RunFolder, console: Console) -> None:
         try:
             super().__init__(run.log_file.resolve(), encoding="utf-8")
         except OSError as error:
-            raise RunError(f"{run.log_file} cannot be written: {error}. Give another folder with --out.") from error
+            raise RunError(f"{run.log_file} cannot be written: {error}. Choose another folder with --out.") from error
         self.console = console
         self.failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """Says once that the file cannot be written."""
+        """Prints one warning that the file cannot be written."""
         if not self.failed:
             self.failed = True
             self.console.print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", soft_wrap=True)
 
     def close(self) -> None:
-        """Closes the file; what it still holds and cannot write is lost."""
+        """Closes the file; buffered messages that cannot be written are lost."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a live progress bar, and leaves long lines whole so that a command in them can be copied."""
+    """Prints above a live progress bar, without breaking long lines, so that commands in them can be copied."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()

@@ -1,13 +1,12 @@
-"""Training from the start, or from where a stopped run left off, to the end.
+"""The training loop of a new or resumed run.
 
-The loss is a sum over terms of ``sum over the whole batch / normalizer of the whole batch``. Labels alone decide the
-normalizers, so they are added up over micro-batches and processes before the first forward pass: a step is the same
-whether its batch is spread over processes and micro-batches or not.
+The loss is a sum over terms of ``sum over the whole batch / normalizer of the whole batch``. Normalizers depend on the
+labels only, so they are summed over micro-batches and processes before the first forward pass: a step is the same for
+any division of its batch among processes and micro-batches.
 
-On a GPU the host does not wait for a step before it prepares the next: a step's numbers are looked at when the step
-after it was started (``LAG``). So a loss that is not finite, or a signal, ends a run there one step later, on all
-processes after the same one. Before anything is evaluated or written all steps have been looked at: nothing on disk is
-changed by a step that may not stand.
+On a GPU the host does not wait for a step before it prepares the next: the results of a step are read after the next
+step has started (``LAG``). A non-finite loss or a signal therefore stops a run one step later, on all processes after
+the same step. All results are read before an evaluation or a checkpoint, so a non-finite step never reaches the disk.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -44,7 +43,7 @@ from vitsplit.engine.checkpoint import (
 from vitsplit.engine.evaluation import evaluate, images_at_once
 from vitsplit.engine.feature_cache import FeatureCache, LookUp, open_features
 from vitsplit.engine.optim import current_lr, lr_factor, set_lr
-from vitsplit.engine.parallelism import Parallelism, spread_model
+from vitsplit.engine.parallelism import Parallelism, parallelize
 from vitsplit.engine.processes import StopRequest, StopSignal, make_accelerator
 from vitsplit.engine.resume import check_same_config, first_state
 from vitsplit.engine.run_bundles import RunBundles, SaveBundle
@@ -69,18 +68,18 @@ logger = logging.getLogger(__name__)
 RunBackbone = Callable[[Tensor, TapRequest, Tensor | None], LayerTaps]
 """As ``Backbone.forward``."""
 LAG = {"cuda": 1}
-"""Steps that are started before the numbers of an earlier one are looked at, by type of device; else none."""
+"""Number of further steps that are started before the results of a step are read, by device type; otherwise 0."""
 EXIT_STATUS: dict[StopSignal | None, int] = {None: 0, "SIGINT": 130, "SIGTERM": 143}
 PICTURES = 12
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended.
+    """The result of ``Trainer.fit``.
 
     Attributes:
-        state: Its numbers: steps, seconds, best score and metrics.
-        stopped_by: The signal that stopped it, None if it came to its end.
+        state: The final state: steps, seconds, best score and metrics.
+        stopped_by: The signal that stopped the run; None if it finished.
     """
 
     state: TrainState
@@ -88,34 +87,34 @@ class FitResult:
 
     @property
     def best_metrics(self) -> dict[str, Any]:
-        """All metrics of the best evaluation, by head; empty without one."""
+        """The metrics of the best evaluation, by head; empty without one."""
         return {head: standing.best_metrics for head, standing in self.state.standings.items()}
 
     @property
     def exit_status(self) -> int:
-        """What the process should end with: 0, or 130 (SIGINT) and 143 (SIGTERM) as shells expect."""
+        """Exit status of the process: 0, or 130 (SIGINT) and 143 (SIGTERM), as shells expect."""
         return EXIT_STATUS[self.stopped_by]
 
 
 class _StoppedError(Exception):
-    """A signal came in the middle of an evaluation."""
+    """A signal was received during an evaluation."""
 
 
 class Trainer:
-    """Trains the heads of a run, in as many processes as were launched. A trainer fits once.
+    """Trains the heads of a run, in all processes of the launch. ``fit`` can be called once.
 
     Args:
         config: All settings.
-        tasks: Data, loss and metrics of every head, by its name.
-        backbone: The frozen model. It is moved to the device and rounded to the run's precision.
-        model: The heads, built under ``config.loop.seed`` so that every start begins with the same weights.
+        tasks: Data, loss and metrics of every head, by head name.
+        backbone: The frozen model. It is moved to the device and converted to the run's precision.
+        model: The heads, initialized with ``config.loop.seed``, so that every start has the same weights.
 
     Attributes:
-        config: The same settings, after ``fit`` began with the precision that ``auto`` comes to.
-        run_backbone: The backbone as steps run it: compiled where that was asked for. Evaluations never run compiled
-            code, which would be compiled anew for every size of image.
-        features: Caches what the backbone computes, where that was asked for.
-        parallel: How the model is spread over processes and updated.
+        config: The settings, in ``fit`` with the precision ``auto`` resolved.
+        run_backbone: The backbone as called by training steps: compiled if requested. Evaluations never use compiled
+            code, which would be recompiled for every image size.
+        features: The feature cache, if features are cached.
+        parallel: Distribution of the model over processes, and its updates.
     """
 
     accelerator: Accelerator
@@ -150,20 +149,20 @@ class Trainer:
         console: Console | None = None,
         resume_command: str | None = None,
     ) -> FitResult:
-        """Trains to the end, or to a signal, after which a checkpoint and the ``last`` bundle are on disk.
+        """Trains until the run is finished or a signal stops it, and saves a checkpoint and the ``last`` bundle.
 
         Args:
             run: The run's folder, within the block of ``RunFolder.open``.
-            save_bundle: Writes a head's present weights as a bundle into an empty folder, see ``SaveBundle``.
-            resume: Resume from the last checkpoint; from the beginning if the run was stopped before it had a
+            save_bundle: Writes a head's current weights as a bundle into an empty folder, see ``SaveBundle``.
+            resume: Resume from the last checkpoint; start from the beginning if the run was stopped before it wrote its
                 configuration.
-            allow_changed_data: Resume although the data's files have changed since.
-            console: Where progress and messages go; None: standard output.
+            allow_changed_data: Resume even if the data files have changed.
+            console: Console for progress and messages; None: standard output.
             resume_command: The command line that resumes this run, shown when a signal stops it.
 
         Raises:
-            ConfigError: Settings that cannot work, such as a batch that the processes cannot share.
-            RunError: The run cannot be resumed with these settings, or cannot be written.
+            ConfigError: Settings are invalid, such as a batch size that is not divisible by the number of processes.
+            RunError: The run cannot be resumed with these settings, or its files cannot be written.
             TrainingError: The loss or the gradient is not finite.
         """
         self.run = run
@@ -171,7 +170,7 @@ class Trainer:
         main, console = self.accelerator.is_main_process, console or Console()
         with log_to(run, console, main=main), self.stop:
             if resume and not run.holds_run:
-                logger.info("nothing was trained in %s yet: starting from the beginning", run.path)
+                logger.info("%s has no completed steps yet: starting from the beginning", run.path)
             resume = resume and run.holds_run
             self._resolve_config(resume)
             checkpoint = latest_checkpoint(run.checkpoints) if resume else None
@@ -189,7 +188,7 @@ class Trainer:
         return FitResult(self.state, self.stopped_by)
 
     def _resolve_config(self, resume: bool) -> None:
-        """Settles the precision that ``auto`` comes to: found once in a run, by one process."""
+        """Resolves the precision ``auto``, once per run and on one process."""
         check_heads(self.config)
         check_trackers(self.config.loop.track)
         precision = self.config.loop.precision
@@ -205,9 +204,9 @@ class Trainer:
     def _open_data(
         self, checkpoint: Path | None, allow_changed_data: bool
     ) -> tuple[Iterator[ReadBatch], LookUp | None]:
-        """Sets the state to begin with; returns the micro-batches from there on, and what looks their features up.
+        """Sets the initial state; returns the micro-batches from its step on, and the reader of their cached features.
 
-        Workers that read them start before the device is used.
+        The data workers start before the device is used.
         """
         data = self.tasks.train_data()
         self.state = first_state(
@@ -225,7 +224,7 @@ class Trainer:
         return batches, look_up
 
     def set_up(self, accelerator: Accelerator) -> None:
-        """Moves backbone and model to the device, and makes the model ready for steps.
+        """Moves backbone and model to the device, and prepares the model for training steps.
 
         Raises:
             ConfigError: The model cannot be sharded.
@@ -238,11 +237,11 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.model.train()
         self.run_backbone = torch.compile(self.backbone) if self.config.loop.compile else self.backbone
-        self.parallel = spread_model(accelerator, self.config, self.model, self._dtype)
+        self.parallel = parallelize(accelerator, self.config, self.model, self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
-        """What a forward pass computes in."""
+        """The precision of a forward pass."""
         precision = self.config.loop.precision
         assert precision != "auto", "the configuration is resolved first"
         return DTYPES[precision]
@@ -250,18 +249,20 @@ class Trainer:
     # The loop
 
     def _train(self, batches: Iterator[ReadBatch], *, on_disk: bool) -> None:
-        """Evaluates when that is due, writes a checkpoint when that is due, takes a step, and so on.
+        """The training loop: evaluations and checkpoints when they are due, and optimizer steps.
 
-        ``on_disk`` says that the state is that of a checkpoint.
+        Args:
+            batches: The micro-batches of this process.
+            on_disk: Whether the state was loaded from a checkpoint.
         """
         state, every = self.state, checkpoint_every(self.config.loop)
-        # What is on disk; a checkpoint of step 0 makes every run one that can be resumed.
+        # The checkpoint on disk; one is saved at step 0, so that every run can be resumed.
         self._saved = (state.step, state.evaluated) if on_disk else None
         self._seconds, self._mark = state.seconds, time.perf_counter()
         while not state.finished:
             evaluates, saves = self._evaluation_due(), state.step % every == 0
             if evaluates or saves:
-                self._look_at_all_steps()
+                self._read_all_results()
             if self.stopped_by is None and evaluates:
                 self._evaluate()
             if self.stopped_by is not None:
@@ -269,7 +270,7 @@ class Trainer:
             if saves or state.finished:
                 self._save_checkpoint()
             if evaluates or saves:
-                self._mark = time.perf_counter()  # what an evaluation or a checkpoint takes is no time of steps
+                self._mark = time.perf_counter()  # evaluations and checkpoints do not count as training time
             if not state.finished:
                 self._advance(batches)
         return None
@@ -280,30 +281,30 @@ class Trainer:
         return step > 0 and on_time and self.state.evaluated != step
 
     def _at_end(self) -> bool:
-        """Whether all steps are done, or the time for them is over."""
+        """Whether all steps are done, or ``max_seconds`` are over."""
         loop = self.config.loop
         return self.state.step == loop.steps or (
             loop.max_seconds is not None and self.state.seconds >= loop.max_seconds
         )
 
     def _advance(self, batches: Iterator[ReadBatch]) -> None:
-        """Takes a step, and looks at the numbers of the last one, or on a GPU of the one before it."""
+        """Runs a step, and reads the results of this step, or on a GPU those of the previous one."""
         try:
             self._pending.append(self.step(self.state.step, batches))
         except Exception:
-            self._look_at_all_steps()  # a bad step before this one explains what went wrong
+            self._read_all_results()  # raises if an earlier step is the cause
             raise
         self.state.step += 1
-        self._look_at_steps(LAG.get(self.accelerator.device.type, 0))
+        self._read_results(LAG.get(self.accelerator.device.type, 0))
 
-    def _look_at_all_steps(self) -> None:
+    def _read_all_results(self) -> None:
         if self._pending:
-            self._look_at_steps(0)
+            self._read_results(0)
             now = time.perf_counter()
             self._seconds, self._mark = self._seconds + now - self._mark, now
 
-    def _look_at_steps(self, pending: int) -> None:
-        """Checks and records steps until the numbers of so many are pending."""
+    def _read_results(self, pending: int) -> None:
+        """Checks and records steps until the results of only ``pending`` steps are unread."""
         while len(self._pending) > pending:
             numbers = self._pending.popleft()
             result = numbers.read()
@@ -312,32 +313,32 @@ class Trainer:
             except NotFiniteError as error:
                 raise TrainingError(
                     f"{error} Nothing was overwritten; the last good checkpoint is "
-                    f"{latest_checkpoint(self.run.checkpoints)}. Start again in another --out with a lower --lr, with "
-                    "--clip-norm 1 or with --precision fp32."
+                    f"{latest_checkpoint(self.run.checkpoints)}. Start a new run with another --out and a lower --lr, "
+                    "--clip-norm 1 or --precision fp32."
                 ) from error
             self.stopped_by = self.stopped_by or result.stop
             seconds, self.state.seconds = result.seconds - self.state.seconds, result.seconds
             if self.features is not None:
-                self.features.step_took(seconds, self.config.loop.accumulate)
+                self.features.record_step(seconds, self.config.loop.accumulate)
             self.records.step(result, seconds)
 
     def check(self, numbers: StepNumbers, result: StepResult) -> None:
-        """Refuses a loss or a gradient that is not finite; all processes must call it together.
+        """Checks that loss and gradient are finite; collective.
 
         Raises:
-            NotFiniteError: Names the step and its files.
+            NotFiniteError: They are not; the message names the step and its files.
         """
         if math.isfinite(result.loss) and (math.isfinite(result.grad_norm) or self.parallel.may_overflow()):
             return
-        raise NotFiniteError(numbers.suspects(result))
+        raise NotFiniteError(numbers.describe_not_finite(result))
 
     # One step
 
     def step(self, step: int, batches: Iterator[ReadBatch]) -> StepNumbers:
-        """Takes the optimizer step that follows ``step`` finished ones; its numbers are on their way to the host.
+        """Runs the optimizer step after ``step`` completed ones; its results are copied to the host asynchronously.
 
         Raises:
-            ConfigError: Compiling was asked for and failed.
+            ConfigError: ``--compile`` failed.
         """
         loop = self.config.loop
         read = [next(batches).to(self.accelerator.device) for _ in range(loop.accumulate)]
@@ -363,7 +364,7 @@ class Trainer:
         )
 
     def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One over each term's normalizer over the whole batch; zero where there is nothing to normalize."""
+        """The reciprocal of each term's normalizer over the whole batch; 0 if the normalizer is 0."""
         normalisers = [self.tasks.normalisers(batch) for batch in micro_batches]
         names = list(normalisers[0])
         totals = torch.stack([sum(n[name] for n in normalisers).double() for name in names])  # type: ignore[union-attr]
@@ -372,9 +373,9 @@ class Trainer:
         return dict(zip(names, scales.unbind(), strict=True))
 
     def _forward_backward(self, step: int, index: int, read: ReadBatch, scales: dict[str, Tensor]) -> Tensor:
-        """Adds a micro-batch's gradient; returns its share of each term, detached."""
+        """Accumulates a micro-batch's gradient; returns its part of each loss term, detached."""
         loop = self.config.loop
-        # Dropout and every other draw of the forward pass depend on this alone, so there is no state of it to save.
+        # Dropout and other random numbers of the forward pass depend on this seed only: checkpoints need no state.
         torch.manual_seed(derive_seed(loop.seed, "forward", step, self.accelerator.process_index, index))
         last = index == loop.accumulate - 1
         with self.parallel.micro_batch(last=last):
@@ -387,23 +388,23 @@ class Trainer:
         return share.detach()
 
     def taps(self, read: ReadBatch) -> LayerTaps:
-        """What the backbone computes of a batch: now, or once for all."""
+        """The backbone's features of a batch: computed, or from the feature cache."""
         request = self.parallel.trained.request(train=True)
         image_BCHW, extent_B2 = read.batch.image_BCHW, read.batch.extent_B2
-        if self.features is None or read.kept is None:
+        if self.features is None or read.cached is None:
             return self.run_backbone(image_BCHW, request, extent_B2)
-        return self.features.taps(image_BCHW, read.kept, request, extent_B2)
+        return self.features.taps(image_BCHW, read.cached, request, extent_B2)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """The precision of a forward pass; what is computed outside keeps the dtype of its inputs."""
+        """Autocast of a forward pass in the run's precision."""
         return autocast(self.accelerator.device.type, self._dtype)
 
     # Evaluation
 
     def _evaluate(self) -> None:
-        """Evaluates the model (its average, where one is kept), and saves ``last`` and the ``best`` of better heads.
+        """Evaluates the model (its average, with EMA), and saves ``last``, and ``best`` of the heads that improved.
 
-        After a signal in between, nothing is recorded or saved, and the evaluation is still due.
+        If a signal interrupts it, nothing is recorded or saved, and the evaluation is still due.
         """
         state = self.state
         with self.parallel.evaluated():
@@ -420,20 +421,20 @@ class Trainer:
         self._end_after_evaluation()
 
     def _evaluate_heads(self) -> dict[str, Evaluation]:
-        # All processes get the main one's running statistics, which are those that bundles hold: on CPUs, where batch
-        # norm is not synchronized, each process has statistics of its own images.
+        # Broadcast the main process's running statistics, which bundles hold: on CPUs, where batch norm is not
+        # synchronized, each process has statistics of its own images.
         if self.accelerator.num_processes > 1:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        loop, alone = self.config.loop, self.accelerator.num_processes == 1
+        loop, single = self.config.loop, self.accelerator.num_processes == 1
         micro_batch = loop.batch_size // (self.accelerator.num_processes * loop.accumulate)
         at_once = images_at_once(self.accelerator.device, micro_batch)
         with self.records.evaluating() as advance:
 
             def on_image() -> None:
                 advance()
-                # One process may stop at any image; several must reach the sum over processes together.
-                if alone and self.stop.received is not None:
+                # A single process can stop at any image; several must all reach the reduction.
+                if single and self.stop.received is not None:
                     raise _StoppedError
 
             return {
@@ -457,16 +458,16 @@ class Trainer:
             return model(taps), taps
 
     def _is_better(self, head: str, found: Evaluation) -> bool:
-        """Takes down a head's evaluation; whether it is the head's best."""
+        """Records a head's evaluation; returns whether it is the head's best."""
         standing = self.state.standings.setdefault(head, Standing())
         better = standing.note(found, self.state.step)
         best = "best so far" if better else f"best {standing.best_score:.4g} at step {standing.best_step}"
-        name = self.config.named(head, found.score_name)
+        name = self.config.qualified_name(head, found.score_name)
         logger.info("step %d: %s %.4g (%s)", self.state.step, name, found.score, best)
         return better
 
     def _end_after_evaluation(self) -> None:
-        """Writes the evaluation's row, and ends the run where steps, time or patience are at an end."""
+        """Writes the evaluation's row, and finishes the run if steps, time or patience are exhausted."""
         state, patience = self.state, self.config.loop.patience
         self.records.evaluation()
         without_gain = min(standing.without_gain for standing in state.standings.values())
@@ -476,7 +477,7 @@ class Trainer:
             logger.info(
                 "stopped early, after %.0f s: %s",
                 state.seconds,
-                f"no better result in {without_gain} evaluations" if out_of_patience else "the time is over",
+                f"no better result in {without_gain} evaluations" if out_of_patience else "--max-seconds is reached",
             )
 
     # Checkpoints and the end
@@ -490,21 +491,20 @@ class Trainer:
         self._saved = now
 
     def _save_stopped(self) -> None:
-        self._look_at_all_steps()
+        self._read_all_results()
         self._save_checkpoint()
         with self.parallel.evaluated():
             self.bundles.save_last(self.state)
 
     def _finish(self, resume_command: str | None) -> None:
-        """Draws the pictures of a finished run, and says how a stopped one is resumed."""
+        """Writes the report of a finished run, and logs how a stopped one is resumed."""
         state = self.state
-        # After the last checkpoint, so that nothing depends on them; a resume makes up for pictures that a kill kept
-        # from being drawn.
+        # After the last checkpoint; if a kill prevents it, --resume writes the report.
         if state.finished and not self.run.pictures.exists():
             title = f"{self.run.path.resolve().name}, step {state.step}"
-            # Of a run that was resumed after its last evaluation, what the checkpoint says of it.
+            # For a run that was resumed after its last evaluation, the results in the checkpoint.
             last = {head: standing.last_evaluation() for head, standing in state.standings.items()} | self.evaluations
-            # All processes have a part in making a sharded model whole.
+            # All processes take part in gathering a sharded model.
             with self.parallel.evaluated():
                 if self.accelerator.is_main_process:
                     with self.bundles.replacing(self.run.pictures) as folder:
@@ -512,16 +512,16 @@ class Trainer:
         if self.stopped_by is not None:
             command = resume_command or f"vitsplit train ... --out {shlex.quote(str(self.run.path))} --resume"
             steps = self.config.loop.steps
-            logger.info("stopped by %s after step %d of %d. To go on: %s", self.stopped_by, state.step, steps, command)
-        if self.features is not None and (gain := self.features.times.describe()):
-            logger.info("%s", gain)
+            logger.info("stopped by %s after step %d of %d. To resume: %s", self.stopped_by, state.step, steps, command)
+        if self.features is not None and (speedup := self.features.times.describe()):
+            logger.info("%s", speedup)
 
 
 def evaluate_every(loop: LoopConfig) -> int:
-    """Steps between two evaluations; by default ten in a run, at least 200 steps apart."""
+    """Steps between two evaluations; by default a tenth of the run, at least 200."""
     return loop.eval_every or max(200, math.ceil(loop.steps / 10))
 
 
 def checkpoint_every(loop: LoopConfig) -> int:
-    """Steps between two checkpoints; by default ten in a run, at most 1000 steps apart."""
+    """Steps between two checkpoints; by default a tenth of the run, at most 1000."""
     return loop.checkpoint_every or min(1000, math.ceil(loop.steps / 10))
