@@ -30,7 +30,7 @@ _MODULE_OF = {"Predictor": "inference.predictor", "VitsplitError": "errors"}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the public names when they are first used, so that ``import vitsplit`` costs nothing."""
+    """Imports public names on first use, which keeps ``import vitsplit`` fast."""
     if name in __all__:
         import importlib
 
@@ -40,6 +40,6 @@ def __getattr__(name: str) -> Any:
 
         from vitsplit.inference.predictor import Predictor
 
-        warnings.warn("vitsplit.MultiPredictor is vitsplit.Predictor now.", FutureWarning, stacklevel=2)
+        warnings.warn("vitsplit.MultiPredictor has been renamed to vitsplit.Predictor.", FutureWarning, stacklevel=2)
         return Predictor
     raise AttributeError(f"module 'vitsplit' has no attribute '{name}'")

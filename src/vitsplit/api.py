@@ -1,4 +1,4 @@
-"""The public functions: train, evaluate, load, predict. The command line calls the same ones."""
+"""The public functions: train, evaluate, load, predict. The command line uses them too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vitsplit.engine.tracking import log_to
 from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.folder_lock import hold_folder
-from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, the_head
+from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, single_head
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
 from vitsplit.saved_config import config_to_dict
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What ``train`` returns.
+    """The result of ``train``.
 
     Attributes:
-        run: The run folder; ``run / "best"`` is the best bundle, or holds one per head where heads share a crop.
-        metrics: Of the best evaluation; by head where heads share a crop, each of its own best evaluation.
+        run: The run folder. ``run / "best"`` is the best bundle, or contains one per head for several heads.
+        metrics: Metrics of the best evaluation; by head for several heads.
         stopped_by: Name of the signal that stopped the run early, or None.
     """
 
@@ -68,21 +68,21 @@ def train(
     """Trains a head bundle, or several heads on the same images, with one pass of the backbone per batch.
 
     Args:
-        config: A complete configuration; otherwise the recipe's, or that of the run that goes on.
-        data: The data set's folder; of several heads one per head, by the heads' names. A head is called by its task,
-            or has any name with the task's beside the folder: ``{"rooms": ("segmentation", "my_data")}``.
-        task: The task, where ``data`` is one folder; None: the recipe's, or segmentation.
-        recipe: Name of the recipe to start from, where ``data`` is one folder; None: the task's own for a laptop.
+        config: A complete configuration; None: that of the recipe, or of the run to resume.
+        data: Folder of the data set; for several heads, a mapping from head names to folders. The name of a head is
+            its task, or any name if the task is given too: ``{"rooms": ("segmentation", "my_data")}``.
+        task: The task if ``data`` is one folder; None: that of the recipe, or segmentation.
+        recipe: Name of the recipe to start from if ``data`` is one folder; None: the task's laptop recipe.
         out: The run folder; None: a new one under ``runs/``.
-        resume: Go on with the run in ``out``, exactly as if it had never stopped.
-        allow_changed_data: Resume although files of the data have changed since; what has is told in the log.
-        layers: Whose K_t and prior layers: the settings' own, or ``auto``, those that `vitsplit analyze layers` would
-            propose from up to 64 training images. A run that goes on keeps those that it began with.
-        settings: Any field of the configuration by its name, such as ``steps=1000`` or ``crop_size=(448, 448)``. They
-            are those of all heads, and those of one stand under its name: ``depth={"lr": 3e-4}``.
+        resume: Resume the run in ``out``, with the same result as an uninterrupted run.
+        allow_changed_data: Resume although files of the data set have changed; changes are logged.
+        layers: K_t and prior layers: those of the configuration (``recipe``), or those that `vitsplit analyze layers`
+            proposes for up to 64 training images (``auto``). A resumed run keeps its layers.
+        settings: Fields of the configuration by name, such as ``steps=1000`` or ``crop_size=(448, 448)``. They apply to
+            all heads; fields of one head are given under its name: ``depth={"lr": 3e-4}``.
 
     Raises:
-        VitsplitError: Settings, data, weights or the run folder cannot be used; the message says what to do.
+        VitsplitError: Settings, data, weights or the run folder are invalid; the message names the remedy.
 
     Example:
         >>> result = vitsplit.train(data="my_data", out="runs/first", steps=500)  # doctest: +SKIP
@@ -90,15 +90,15 @@ def train(
         >>> result = vitsplit.train(data=heads, out="runs/all", depth={"lr": 3e-4})  # doctest: +SKIP
     """
     if resume and out is None:
-        raise ConfigError("Which run should go on? Give its folder with --out.")
+        raise ConfigError("Missing required option --out: the folder of the run to resume.")
     if layers not in ("recipe", "auto"):
-        raise ConfigError(f"layers='{layers}': the layers are the recipe's ('recipe') or chosen from images ('auto').")
+        raise ConfigError(f"layers='{layers}': must be 'recipe' or 'auto'.")
     if config is not None and recipe is not None:
-        raise ConfigError("A configuration and a recipe were both given: choose one to start from.")
+        raise ConfigError("A configuration and a recipe were both given. Give one of them.")
     resumed = out if resume else None
     if isinstance(data, Mapping):
         if recipe is not None:
-            raise ConfigError("Several heads each start from their task's own recipe for a laptop. Change settings.")
+            raise ConfigError("Several heads start from the laptop recipes of their tasks. Omit recipe.")
         tasks = {name: name if isinstance(value, str | Path) else value[0] for name, value in data.items()}
         folders = {name: value if isinstance(value, str | Path) else value[1] for name, value in data.items()}
         config = config or starting_heads(tasks, resumed=resumed)
@@ -106,16 +106,16 @@ def train(
         if task is None:
             task = "segmentation" if recipe is None else named_recipe(recipe).task.name
         config = config or starting_config(task, recipe=recipe, resumed=resumed)
-        folders = _folder_of_the_head(config, data)
+        folders = _folder_of_single_head(config, data)
     config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)
     return _train(config, folders, run_path, resume=resume, allow_changed_data=allow_changed_data, layers=layers)
 
 
-def _folder_of_the_head(config: TrainConfig, data: str | Path) -> dict[str, str | Path]:
+def _folder_of_single_head(config: TrainConfig, data: str | Path) -> dict[str, str | Path]:
     if len(config.heads) > 1:
         heads = ", ".join(config.heads)
-        raise ConfigError(f"The settings are for {heads}: give each a data set, by its name.")
+        raise ConfigError(f"The configuration has several heads ({heads}). Give a mapping with a data set for each.")
     return dict.fromkeys(config.heads, data)
 
 
@@ -129,8 +129,7 @@ def _train(
     layers: Literal["recipe", "auto"] = "recipe",
     resume_command: str | None = None,
 ) -> TrainResult:
-    """Trains by a complete configuration. ``resume_command`` is what to tell a user whose run was stopped, if not the
-    command of this run by itself."""
+    """Trains with a complete configuration. ``resume_command`` is shown if the run is stopped; None: the default."""
     check_sharding(config, process_state().num_processes)
     main = process_state().is_main_process
     with RunFolder.open(run_path, resume=resume) as run, log_to(run, Console(), main=main):
@@ -140,7 +139,7 @@ def _train(
             run.write_start(config_to_dict(config))
         backbone, tasks, model, save = assemble(config, data)
         if config.loop.cache_features and len(tasks) == 1:
-            logger.info("%s", _gain_of_keeping(config, next(iter(tasks.values())).describe()))
+            logger.info("%s", _describe_cache_speedup(config, next(iter(tasks.values())).describe()))
         trainer = Trainer(config, tasks=tasks, backbone=backbone, model=model)
         result = trainer.fit(
             run,
@@ -164,29 +163,30 @@ def train_stages(
     resume: bool = False,
     allow_changed_data: bool = False,
 ) -> TrainResult:
-    """Trains a connector and then the language model with it: both stages of visual question answering.
+    """Trains both stages of visual question answering: the connector, then the connector and the language model.
 
     Args:
-        align: Settings of the first stage, whose run is ``out / "align"``.
-        instruct: Settings of the second, whose run is ``out / "instruct"``; it starts with the first one's connector.
-        data: The data set of both.
+        align: Configuration of the first stage; its run is ``out / "align"``.
+        instruct: Configuration of the second stage; its run is ``out / "instruct"`` and starts from the connector of
+            the first stage.
+        data: The data set of both stages.
         out: Folder of the two runs; None: a new one under ``runs/``.
-        resume: Go on where the stages in ``out`` stopped.
-        allow_changed_data: As in ``train``.
+        resume: Resume the stages in ``out``.
+        allow_changed_data: See ``train``.
 
     Returns:
-        Of the second stage; of the first where a signal stopped it.
+        The result of the second stage, or of the first if a signal stopped it.
 
     Raises:
-        VitsplitError: As ``train``.
+        VitsplitError: See ``train``.
     """
     if resume and out is None:
-        raise ConfigError("Which run should go on? Give its folder with --out.")
+        raise ConfigError("Missing required option --out: the folder of the run to resume.")
     root = Path(out) if out is not None else _new_run_path(instruct)
     first, second = root / "align", root / "instruct"
-    folders = _folder_of_the_head(align, data)
-    # Before the main process makes them.
-    begun = {stage: resume and stage.exists() for stage in (first, second)}
+    folders = _folder_of_single_head(align, data)
+    # Determined before the main process creates the folders.
+    started = {stage: resume and stage.exists() for stage in (first, second)}
     options: dict[str, Any] = {
         "allow_changed_data": allow_changed_data,
         "resume_command": _resume_command(align, folders, root, stage="both"),
@@ -194,14 +194,14 @@ def train_stages(
     main = process_state().is_main_process
     with hold_folder(root) if main else nullcontext():
         if main and not RunFolder(first).config_file.exists():
-            # The second stage's settings have no run to stand in yet, and a resumed first stage must find them.
+            # The run of the second stage does not exist yet, but its configuration is needed to resume the first stage.
             for stage, config in (("align", align), ("instruct", instruct)):
                 write_json(stage_file(root, stage), config_to_dict(config))
-        result = _train(align, folders, first, resume=begun[first], **options)
+        result = _train(align, folders, first, resume=started[first], **options)
         if result.stopped_by is not None:
             return result
         instruct = override(instruct, {"start_from": str(first)})
-        return _train(instruct, folders, second, resume=begun[second], **options)
+        return _train(instruct, folders, second, resume=started[second], **options)
 
 
 def load(
@@ -213,26 +213,26 @@ def load(
     device: str | None = None,
     precision: Precision | None = None,
 ) -> Predictor:
-    """Loads the heads of runs (their best bundles) or of bundle folders on their one backbone, ready to ``predict``.
+    """Loads one or several heads on their shared backbone.
 
-    Heads that were trained on the same backbone have it in memory once, and one pass of it serves all of them: see
-    ``Predictor``, which can also ``add`` and ``drop`` heads later.
+    The backbone is in memory once, and one pass of it per image serves all heads. Heads can be added and removed later,
+    see ``Predictor``.
 
     Args:
-        run: Run or bundle folder; or a mapping of names of your own to several.
-        more: Further run or bundle folders. A head is called by its name in its run, which is its task's unless another
-            was given, and heads of the same name by their run folders.
-        weights: File or folder of the backbone's weights where they are neither cached nor available from the hub. A
-            bundle opens no file of its own: give what it was trained with.
-        language_weights: Folder of the language model of a bundle that answers questions. A bundle opens no folder of
-            its own: give what it was trained with.
-        language_model: Its name, where it is none of those that vitsplit knows and may be taken from the hub.
-        device: Where to compute; None: the first GPU, else the CPU.
-        precision: What to compute in; None: float32 if the run computed in it, else what suits the device (``auto``).
+        run: Run folder (its best bundle) or bundle folder; or a mapping from names to several of them.
+        more: Further run or bundle folders. The name of a head is its name in the run (by default its task), or that of
+            the run folder if several heads have the same name.
+        weights: File or folder of the backbone's weights, if they are neither cached nor available from the hub.
+            Required for a bundle that was trained with weights from a file, since paths in bundles are not opened.
+        language_weights: Folder of the language model of a bundle for visual question answering. Required for a bundle
+            that was trained with one from a folder.
+        language_model: Name of the language model on the hub, if it is not one that vitsplit knows.
+        device: The device; None: the first GPU, else the CPU.
+        precision: The precision; None: float32 if the run was trained in float32, else ``auto``.
 
     Raises:
-        BundleError: A bundle is broken, or several were trained on different backbones or for different precisions.
-        ConfigError: Two heads would have the same name, or none has the language model that ``language_weights`` is.
+        BundleError: A bundle is invalid, or bundles were trained on different backbones or in different precisions.
+        ConfigError: Two heads have the same name, or ``language_weights`` is given and no bundle has a language model.
         WeightsError: The weights of the backbone or of a language model are unavailable.
 
     Example:
@@ -252,7 +252,7 @@ def load(
     }
     if isinstance(run, Mapping):
         if more:
-            raise ConfigError("Give either a mapping of names to runs, or runs one after the other, not both.")
+            raise ConfigError("Give either a mapping from names to runs, or several runs, not both.")
         return load_predictor(run, **options)
     return load_predictor([run, *more], **options)
 
@@ -263,12 +263,12 @@ def predict(
     """Predictions for several images.
 
     Args:
-        run: A run or bundle folder; or several of them on one backbone, as a list or a mapping of your own names.
-        images: What ``Predictor.predict`` takes.
+        run: A run or bundle folder; or several of one backbone, as a list or a mapping from names.
+        images: Images as for ``Predictor.predict``.
         options: See ``load``.
 
     Returns:
-        For every image a dictionary of predictions, by the heads' names.
+        One dictionary of predictions by head name per image.
 
     Example:
         >>> vitsplit.predict("runs/first", ["a.jpg", "b.jpg"])[0]["segmentation"].mask  # doctest: +SKIP
@@ -287,33 +287,32 @@ def evaluate(
     on_image: Any = None,
     **settings: Any,
 ) -> tuple[Evaluation, Task]:
-    """Measures a bundle on labelled images.
+    """Evaluates a bundle on labeled images.
 
     Args:
-        run: Run or bundle folder of one head, or what is loaded: a predictor of one head, or one head of a predictor.
-            One that was trained with weights or a language model from a folder is loaded with them first,
-            ``load(run, weights=...)``.
-        data: The data set's folder.
-        split: Which of its splits.
-        workers: Processes that read images ahead; -1: the number of cores, at most 8 (none on a machine with two).
+        run: Run or bundle folder of one head, a predictor with one head, or a head of a predictor. For a bundle
+            that was trained with weights or a language model from a folder, give ``load(run, weights=...)``.
+        data: Folder of the data set.
+        split: The split to evaluate on.
+        workers: Number of data loading processes; -1: the number of cores, at most 8 (0 on a machine with two cores).
         on_image: Called after every image.
         settings: Fields of the task's settings to change, such as ``test_flip=True``.
 
     Returns:
-        The evaluation, and the task opened on the data (for pictures).
+        The evaluation, and the task opened on the data set (for pictures).
 
     Raises:
-        BundleError: The data's classes are not the bundle's.
+        BundleError: The classes of the data set differ from those of the bundle.
     """
     if isinstance(run, Predictor):
-        run = the_head(run)
+        run = single_head(run)
     head = run if isinstance(run, LoadedHead) else load_head(run)
     config = override(head.card.config, settings)
     for flag in ("--train-file", "--val-file", "--image-folder"):
         if flag in head.card.paths and flag.lstrip("-").replace("-", "_") not in settings:
             raise ConfigError(
-                f"The bundle's card names {head.card.paths[flag]!r}, which is outside of the data, as {flag}. "
-                f"It is not followed: give {flag} yourself."
+                f"The bundle was trained with {flag} {head.card.paths[flag]!r}, outside of the data set. Paths in "
+                f"bundles are not opened: give {flag}."
             )
     task = open_task(config.task, Path(data), (split,))
     if task.describe().get("classes") != head.task.describe().get("classes"):
@@ -329,10 +328,10 @@ def _class_mismatch(head: LoadedHead, task: Task, data: str | Path) -> str:
     extra = [name for name in theirs if name not in ours]
     detail = f"only in the bundle: {missing or 'none'}; only in the data: {extra or 'none'}"
     if not missing and not extra:
-        detail = f"the same names in another order: {ours} against {theirs}"
+        detail = f"the same names in different order: {ours} and {theirs}"
     return (
-        f"{data} has {len(theirs)} classes and the bundle {len(ours)} ({detail}). Evaluate on data with the bundle's "
-        "classes, or map the labels in classes.json."
+        f"{data} has {len(theirs)} classes, but the bundle has {len(ours)} ({detail}). Evaluate on data with the "
+        "classes of the bundle, or map the labels in classes.json."
     )
 
 
@@ -341,21 +340,21 @@ def _resume_command(config: TrainConfig, data: Mapping[str, str | Path], run: Pa
     if config.geometry is None:
         ((name, kind),) = kinds.items()
         stages = f" --stage {stage}" if stage is not None else ""
-        what = f"{kind}{stages} --data {shlex.quote(str(data[name]))}"
+        options = f"{kind}{stages} --data {shlex.quote(str(data[name]))}"
     else:
-        what = " ".join(f"--head {shlex.quote(f'{name}={kind}:{data[name]}')}" for name, kind in kinds.items())
-    return f"vitsplit train {what} --out {shlex.quote(str(run))} --resume"
+        options = " ".join(f"--head {shlex.quote(f'{name}={kind}:{data[name]}')}" for name, kind in kinds.items())
+    return f"vitsplit train {options} --out {shlex.quote(str(run))} --resume"
 
 
-def _gain_of_keeping(config: TrainConfig, description: Mapping[str, Any]) -> str:
-    """What multiply-adds alone say that a step gains where no feature is computed, in words."""
+def _describe_cache_speedup(config: TrainConfig, description: Mapping[str, Any]) -> str:
+    """Estimated speedup of a training step by cached features, from multiply-adds."""
     from vitsplit.analysis.cost import step_gmacs
 
     cost = step_gmacs(config, config.task.crop_size, num_classes=len(description.get("classes", ())) or None)
     share = cost["frozen"] / cost["step"]
     return (
-        f"of a step's multiply-adds {share:.0%} are the frozen pass (a language model not counted): "
-        f"on kept features it can be {1 / (1 - share):.2f} times as fast"
+        f"the frozen pass takes {share:.0%} of a step's multiply-adds (without a language model): with cached features "
+        f"a step can be up to {1 / (1 - share):.2f} times as fast"
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo: generated scenes, two bundles trained on one frozen backbone with real weights, and one page of results."""
+"""The demo: trains two bundles on one frozen backbone with generated scenes, and writes a page of results."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger("vitsplit")
 
-PREFERRED, WITHOUT_HUB = "dinov2-small", "dinov2-small-focus"
+PREFERRED, FALLBACK = "dinov2-small", "dinov2-small-focus"
 TASKS = ("segmentation", "depth")
 
 
 @dataclass(frozen=True)
 class DemoFolders:
-    """Where the demo writes."""
+    """Output folders of the demo."""
 
     out: Path
 
     @property
     def scenes(self) -> Path:
-        """The generated data."""
+        """Folder of the generated scenes."""
         return self.out / "scenes"
 
     def run(self, task: str) -> Path:
-        """The run of a task."""
+        """Run folder of a task."""
         return self.out / task
 
 
-def run_demo(config: DemoConfig, say: Callable[[str], None] = logger.info) -> Path:
-    """Generates scenes, trains segmentation and depth, shows both from one pass; returns the path of the page.
+def run_demo(config: DemoConfig, log: Callable[[str], None] = logger.info) -> Path:
+    """Generates scenes, trains and evaluates both bundles, and returns the path of the page.
 
     Raises:
         RunError: The output folder already holds a demo.
-        WeightsError: No pretrained weights can be had.
+        WeightsError: Pretrained weights are unavailable.
     """
     with hold_free_folder(Path("demo")) if config.out is None else hold_folder(config.out) as out:
-        return _run(config, DemoFolders(out), say)
+        return _run(config, DemoFolders(out), log)
 
 
-def _run(config: DemoConfig, folders: DemoFolders, say: Callable[[str], None]) -> Path:
+def _run(config: DemoConfig, folders: DemoFolders, log: Callable[[str], None]) -> Path:
     if any(folders.run(task).exists() for task in TASKS):
         raise RunError(f"{folders.out} already holds a demo. Give another folder with --out, or delete it.")
     started = time.perf_counter()
-    backbone = _choose_backbone(config, say)
-    say(f"generating {config.train_scenes} + {config.val_scenes} scenes in {folders.scenes}")
+    backbone = _choose_backbone(config, log)
+    log(f"generating {config.train_scenes} + {config.val_scenes} scenes in {folders.scenes}")
     write_segmentation_set(folders.scenes, config.train_scenes, config.val_scenes, config.size, config.seed)
     minutes = {}
     for task in TASKS:
-        say(f"training a {task} bundle on {backbone}: {config.steps} steps of {config.batch_size} scenes")
+        log(f"training a {task} bundle on {backbone}: {config.steps} steps of {config.batch_size} scenes")
         training_started = time.perf_counter()
         api.train(settings(config, task, backbone), data=folders.scenes, out=folders.run(task))
         minutes[task] = (time.perf_counter() - training_started) / 60
@@ -76,14 +76,14 @@ def _run(config: DemoConfig, folders: DemoFolders, say: Callable[[str], None]) -
     picture = write_picture(result, folders.out / "picture.jpg")
     page = write_page(result, folders.out)
     miou, rmse = evaluations["segmentation"][0].metrics["miou"], evaluations["depth"][0].metrics["rmse"]
-    say(f"mIoU {100 * miou:.1f} %, depth RMSE {rmse:.2f} m after {sum(minutes.values()):.1f} minutes of training")
-    say(f"shown: {model.describe_passes()}; picture: {picture}")
-    say(f"finished in {(time.perf_counter() - started) / 60:.1f} minutes")
+    log(f"mIoU {100 * miou:.1f} %, depth RMSE {rmse:.2f} m after {sum(minutes.values()):.1f} minutes of training")
+    log(f"predictions: {model.describe_passes()}; picture: {picture}")
+    log(f"finished in {(time.perf_counter() - started) / 60:.1f} minutes")
     return page
 
 
 def settings(config: DemoConfig, task: str, backbone: str) -> TrainConfig:
-    """The laptop's recipe of a task, cut to the demo's size."""
+    """The laptop recipe of a task, shortened for the demo."""
     changes: dict[str, Any] = {
         "name": "demo",
         "backbone": backbone,
@@ -99,13 +99,13 @@ def settings(config: DemoConfig, task: str, backbone: str) -> TrainConfig:
     return override(recipe(f"laptop-{task}"), changes)
 
 
-def _choose_backbone(config: DemoConfig, say: Callable[[str], None]) -> str:
-    """The name of the backbone; its weights are in reach afterwards."""
+def _choose_backbone(config: DemoConfig, log: Callable[[str], None]) -> str:
+    """Name of the backbone; its weights are cached afterwards."""
     if config.backbone != "auto" or config.random_weights:
         return PREFERRED if config.backbone == "auto" else config.backbone
     try:
         load_backbone(PREFERRED)
         return PREFERRED
     except HubUnavailableError:
-        say(f"{PREFERRED} is not cached and the model hub does not answer: using {WITHOUT_HUB} instead")
-        return WITHOUT_HUB
+        log(f"{PREFERRED} is not cached and the model hub is unavailable: using {FALLBACK} instead")
+        return FALLBACK

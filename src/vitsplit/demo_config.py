@@ -14,20 +14,20 @@ class DemoConfig(Settings):
     """Settings of the demo."""
 
     out: Annotated[Path | None, Opens(writes=True)] = None
-    """Folder for the scenes, the run and the page; None: demo, or demo-2 and so on where that is taken."""
+    """Folder of the scenes, runs and page; None: demo, or demo-2 and so on if it exists."""
     backbone: str = "auto"
-    """auto: dinov2-small where it is cached or the hub answers, else dinov2-small-focus."""
+    """auto: dinov2-small if it is cached or the hub is available, else dinov2-small-focus."""
     train_scenes: Annotated[int, Field(ge=1, le=10**5)] = 160
-    """Scenes to train on."""
+    """Number of training scenes."""
     val_scenes: Annotated[int, Field(ge=1, le=10**5)] = 32
-    """Scenes to evaluate on."""
+    """Number of validation scenes."""
     size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] = (196, 252)
     """Height and width of a scene."""
     steps: Annotated[int, Field(ge=1, le=10**9)] = 100
     """Training steps of each task."""
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 8
-    """Scenes per step."""
+    """Batch size."""
     seed: Seed = 0
     """Seed of scenes and training."""
     random_weights: bool = False
-    """Use random weights: for tests of the machinery, the result means nothing."""
+    """Use random backbone weights, for tests only: results are meaningless."""

@@ -1,4 +1,4 @@
-"""What the demo shows: a sheet of pictures and a page.
+"""Report of the demo: a grid of pictures and a page.
 
 Shapes: H W pixels.
 """
@@ -27,15 +27,15 @@ INK = "#3e63dd"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
+    """Results of the demo.
 
     Attributes:
-        config: Its settings.
-        scenes: Folder of the data.
-        runs: Task to run folder.
+        config: Settings of the demo.
+        scenes: Folder of the data set.
+        runs: Run folder by task.
         model: Both bundles on one backbone.
-        evaluations: Task to its evaluation, and the task opened on the validation scenes.
-        minutes: Task to its minutes of training.
+        evaluations: By task, the evaluation and the task opened on the validation scenes.
+        minutes: Training time in minutes by task.
     """
 
     config: DemoConfig
@@ -46,33 +46,33 @@ class DemoResult:
     minutes: dict[str, float]
 
     def cells(self, count: int) -> list[list[tuple[Image.Image, str]]]:
-        """Rows of image, truth and answer of both tasks with captions; ``count`` scenes, spread over the set."""
+        """Image, ground truth and predictions of both tasks with captions, for ``count`` evenly spaced scenes."""
         segmentation: Any = self.evaluations["segmentation"][1]
         depth: Any = self.evaluations["depth"][1]
         images, depths = segmentation.val_images(), depth.val_images()
         rows = []
         for index in spread_evenly(count, len(images)):
             sample, depth_HW = images.load(index), depths.load(index).depth_HW.numpy()
-            answers = self.model.predict(sample.image_CHW)
-            mask_HW, metres_HW = answers["segmentation"].mask, answers["depth"].depth
+            predictions = self.model.predict(sample.image_CHW)
+            mask_HW, depth_m_HW = predictions["segmentation"].mask, predictions["depth"].depth
             range_m = display_range(depth_HW)
             rows.append(
                 [
-                    (Image.fromarray(answers["depth"].image), Path(sample.name).name),
-                    (paint(sample.mask_HW.numpy(), segmentation.classes.colors), "classes, truth"),
+                    (Image.fromarray(predictions["depth"].image), Path(sample.name).name),
+                    (paint(sample.mask_HW.numpy(), segmentation.classes.colors), "classes, ground truth"),
                     (paint(mask_HW, segmentation.classes.colors), "classes, prediction"),
                     (
                         apply_colormap(depth_HW, depth_HW > 0, range_m),
-                        f"depth, truth ({range_m[0]:.1f} to {range_m[1]:.1f} m)",
+                        f"depth, ground truth ({range_m[0]:.1f} to {range_m[1]:.1f} m)",
                     ),
-                    (apply_colormap(metres_HW, metres_HW > 0, range_m), "depth, prediction"),
+                    (apply_colormap(depth_m_HW, depth_m_HW > 0, range_m), "depth, prediction"),
                 ]
             )
         return rows
 
 
 def write_picture(result: DemoResult, path: Path) -> Path:
-    """A sheet of validation scenes, as ``DemoResult.cells`` has them."""
+    """Writes a grid of validation scenes, see ``DemoResult.cells``."""
     rows = [[picture.convert("RGB") for picture, _ in row] for row in result.cells(PICTURE_ROWS)]
     width, height = rows[0][0].size
     columns = len(rows[0])
@@ -85,25 +85,25 @@ def write_picture(result: DemoResult, path: Path) -> Path:
 
 
 def write_page(result: DemoResult, folder: Path) -> Path:
-    """The page: figures, what is shared, pictures, curves, classes, how to go on."""
+    """Writes the page: metrics, shared parameters, pictures, training curves, classes and commands."""
     model, config = result.model, result.config
     info = model.backbone.info
     segmentation, depth = (result.evaluations[task][0] for task in ("segmentation", "depth"))
     page = Page(
         "vitsplit demo",
-        f"Two bundles for generated scenes, segmentation and depth, trained on the one frozen backbone {info.name}.",
+        f"Segmentation and depth of generated scenes: two bundles on the frozen backbone {info.name}.",
     )
     page.figures(
         [
-            (f"{100 * segmentation.metrics['miou']:.1f} %", "mIoU of the classes"),
-            (f"{depth.metrics['rmse']:.2f} m", "RMSE of the depth"),
-            (f"{100 * depth.metrics['delta1']:.1f} %", "of depths within 1.25 times"),
+            (f"{100 * segmentation.metrics['miou']:.1f} %", "segmentation mIoU"),
+            (f"{depth.metrics['rmse']:.2f} m", "depth RMSE"),
+            (f"{100 * depth.metrics['delta1']:.1f} %", "depth delta1 (ratio < 1.25)"),
             (f"{sum(result.minutes.values()):.1f} min", f"training, 2 x {config.steps} steps of {config.batch_size}"),
         ]
     )
     _add_sharing(page, result)
-    page.text(f"Weights of the backbone: {info.source}, licence {info.license}.", soft=True)
-    page.heading("Scenes that they have not seen, both tasks from one pass")
+    page.text(f"Weights of the backbone: {info.source}, license {info.license}.", soft=True)
+    page.heading("Predictions for validation scenes, both tasks from one pass")
     task: Any = result.evaluations["segmentation"][1]
     page.legend(list(zip(task.classes.names, task.classes.colors, strict=True)))
     for row in result.cells(PAGE_ROWS):
@@ -124,7 +124,7 @@ def write_page(result: DemoResult, folder: Path) -> Path:
 def _add_sharing(page: Page, result: DemoResult) -> None:
     model = result.model
     frozen = sum(parameter.numel() for parameter in model.backbone.parameters())
-    rows = [["backbone, frozen, in memory once", f"{frozen / 1e6:.2f} M", "-"]]
+    rows = [["frozen backbone, shared", f"{frozen / 1e6:.2f} M", "-"]]
     for name, bundle in model.items():
         trained = sum(p.numel() for p in bundle.model.parameters() if p.requires_grad)
         size = (find_bundle(result.runs[name]) / WEIGHTS).stat().st_size
@@ -133,7 +133,7 @@ def _add_sharing(page: Page, result: DemoResult) -> None:
 
 
 def _curves(result: DemoResult) -> Figure:
-    """Loss and score over steps of both tasks."""
+    """Loss and metric of both tasks over training steps."""
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes = figure.subplots(2, 2)
     scores = {"segmentation": ("miou", 100.0, "mIoU (%)"), "depth": ("rmse", 1.0, "RMSE (m)")}
@@ -141,8 +141,8 @@ def _curves(result: DemoResult) -> Figure:
         lines = RunFolder(run).read_metrics()
         key, factor, name = scores[task]
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-        reached = [(line["step"], factor * line["eval"][key]) for line in lines if "eval" in line]
-        for axis, points, title in zip(row, (losses, reached), ("loss", name), strict=True):
+        scores_by_step = [(line["step"], factor * line["eval"][key]) for line in lines if "eval" in line]
+        for axis, points, title in zip(row, (losses, scores_by_step), ("loss", name), strict=True):
             axis.plot(*zip(*points, strict=True), color=INK, marker="o", markersize=3)
             axis.set_xlabel("step")
             axis.set_title(f"{task}: {title}", loc="left", fontsize=10)

@@ -91,7 +91,7 @@ def test_a_gate_is_read_out(scenes, tmp_path):
     [
         (["--batch-size", "3"], "--batch-size must be "),
         (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
-        (["--recipe", "laptop-depth", "--run", "x"], "give --recipe or --run"),
+        (["--recipe", "laptop-depth", "--run", "x"], "--recipe and --run"),
     ],
 )
 def test_what_cannot_be(words, said, scenes, capsys):

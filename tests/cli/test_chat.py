@@ -132,17 +132,17 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(
     whole = conversation(model, root / "a.png", [question], 400)[0]
     written = Impatient()
     chat = Chat(model, Console(file=written), max_new_tokens=400)
-    chat.look(str(root / "a.png"))
-    chat._obey(question, "Is", "it a lamp?")
+    chat.open_image(str(root / "a.png"))
+    chat._handle_line(question, "Is", "it a lamp?")
     (turn,) = chat.history
     assert 3 <= len(turn.answer) < len(whole) and whole.startswith(turn.answer)
     before = len(written.getvalue())
-    chat._obey("Where?", "Where?", "")
+    chat._handle_line("Where?", "Where?", "")
     assert len(chat.history) == 2 and len(written.getvalue()) > before
 
 
 def test_only_a_bundle_that_answers_can_be_talked_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(root / "rooms"), str(root / "a.png")]) == 2
-    assert "No bundle here answers questions (segmentation: segmentation)" in capsys.readouterr().err
+    assert "segmentation: segmentation" in capsys.readouterr().err
     assert main(["chat", str(root / "asked"), str(root / "nowhere.png"), "--language-weights", str(root / "tiny")]) == 2
     assert "nowhere.png" in capsys.readouterr().err

@@ -11,9 +11,9 @@ import pytest
 import tyro
 from pydantic import Field
 
-from vitsplit.cli.flags import FromWords, Prefixed, call_with_flags, from_flags, split_by_method
+from vitsplit.cli.flags import FromArgv, Prefixed, call_with_flags, from_flags, split_by_method
 from vitsplit.cli.values import Switch
-from vitsplit.cli.words import leading_words, split_by_name, value_of
+from vitsplit.cli.words import leading_arguments, split_by_name, value_of
 from vitsplit.config import Former, Settings, settings_of
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
@@ -103,7 +103,8 @@ def test_settings_of_compared_methods_are_told_from_those_of_all() -> None:
 
 def test_words_are_looked_up_before_they_are_read() -> None:
     words = ["a", "b", "--recipe", "x", "--data=c", "--recipe=y", "--json"]
-    assert leading_words(words) == ["a", "b"] and leading_words([]) == [] and leading_words(["--json", "a"]) == []
+    assert leading_arguments(words) == ["a", "b"]
+    assert leading_arguments([]) == [] and leading_arguments(["--json", "a"]) == []
     found = [value_of(words, flag) for flag in ("--recipe", "--data", "--json", "--rec")]
     assert found == ["y", "c", None, None]
 
@@ -124,8 +125,8 @@ def verb(
     /,
     count: Annotated[int, Field(ge=1, le=9)] = 1,
     json: Switch = False,
-    group: Annotated[Group | None, FromWords(lambda words: Group(color=0.1) if "with" in words else None)] = None,
-    length: Annotated[int, FromWords(len)] = 0,
+    group: Annotated[Group | None, FromArgv(lambda words: Group(color=0.1) if "with" in words else None)] = None,
+    length: Annotated[int, FromArgv(len)] = 0,
     own: Annotated[Mapping[str, Sequence[str]], Prefixed()] = {},
 ) -> tuple[Any, ...]:
     """Do it.

@@ -55,7 +55,7 @@ def test_the_table_says_the_same(capsys):
     for figure in ("40.51 M", "21.27 M", "7.79 M", "6.61 M", "4.84 M", "86.58 M frozen", "2 5 8 11", "55.7 mIoU"):
         assert figure in text
     assert main(["info", "ade20k-small-gate"]) == 0
-    assert "the gate keeps some" in " ".join(capsys.readouterr().out.split())
+    assert "the gate selects some" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_detector_and_its_resampled_backbone(capsys):

@@ -132,7 +132,7 @@ def test_a_stopped_command_goes_on_where_it_was(
     assert predict(runs["rooms"], photos, "--out", out) == 0
     assert len(batches_seen) == 8 - len(noted)
     assert "8 of 8 images" in (said := capsys.readouterr().out)
-    assert not noted or f"{len(noted)} of them predicted before" in said
+    assert not noted or f"{len(noted)} of them predicted earlier" in said
     assert len((out / LOG).read_text().splitlines()) == 9
     first, second = masks(whole), masks(out)
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
@@ -148,7 +148,7 @@ def test_what_is_done_is_not_done_again_unless_it_changed(
     with monkeypatch.context() as patch:  # nothing to do: not even the backbone is read
         patch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("backbone read"))
         assert predict(runs["rooms"], photos, "--out", out) == 0
-    assert "8 of them predicted before" in capsys.readouterr().out
+    assert "8 of them predicted earlier" in capsys.readouterr().out
     (out / "2_overlay.jpg").unlink()
     os.utime(photos / "4.png", (1, 1))
     Image.new("RGB", (33, 21)).save(photos / "1.png")
@@ -200,7 +200,7 @@ def test_unreadable_images_are_listed_at_the_end(
     assert said.err.count("skipped: ") == 2 and "empty.jpg" in said.err and "broken.png" in said.err
     # The next time they are tried again, and nothing else.
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
-    assert "8 of 10 images, 8 of them predicted before" in capsys.readouterr().out
+    assert "8 of 10 images, 8 of them predicted earlier" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

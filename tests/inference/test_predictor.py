@@ -200,19 +200,19 @@ def test_bundles_come_and_go_while_the_backbone_stays(
     model.drop("a")
     assert list(model) == ["b"] and np.array_equal(model.predict(image)["b"].mask, expected["b"].mask)
     assert list(model._shared.requests) == ["b"]
-    with pytest.raises(ConfigError, match="no bundle 'a'"):
+    with pytest.raises(ConfigError, match="'a'"):
         model.drop("a")
     # Free, then taken: the task's name first, then the folder's, then none.
     assert model.add(runs["rooms"]) == "segmentation"
     assert model.add(runs["rooms"]) == "rooms"
-    with pytest.raises(ConfigError, match="'rooms' already"):
+    with pytest.raises(ConfigError, match="'rooms'"):
         model.add(runs["rooms"])
 
 
 def test_names(runs: dict[str, Path], tmp_path: Path) -> None:
     assert list(vitsplit.load(runs["rooms"], runs["cars"])) == ["rooms", "cars"]
     other = write_segmentation_bundle(tmp_path / "rooms" / "best")
-    with pytest.raises(ConfigError, match="both be called 'rooms'") as error:
+    with pytest.raises(ConfigError, match="'rooms'") as error:
         vitsplit.load(runs["rooms"], other)
     assert str(runs["rooms"]) in str(error.value) and str(other) in str(error.value)
     assert list(vitsplit.load({"mine": runs["rooms"], "yours": other})) == ["mine", "yours"]

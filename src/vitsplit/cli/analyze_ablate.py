@@ -1,4 +1,4 @@
-"""``vitsplit analyze ablate``: what every part of the method is worth (Table 6), and the choice of layers (7 and 8)."""
+"""``vitsplit analyze ablate``: ablations of the components (Table 6) and of the choice of layers (Tables 7 and 8)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
-from vitsplit.cli.flags import FromWords, Prefixed
+from vitsplit.cli.flags import FromArgv, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.methods.split.config import split_settings
 from vitsplit.train_config import TrainConfig
@@ -23,28 +23,28 @@ NOTES = (
     "(Table 6); 51.3 and 54.9 with the last layers in place of uniform ones (Table 7), 51.5 and 55.5 with the gate "
     "(Table 9).",
 )
-STUDY = Study("vitsplit analyze ablate", "What every part is worth", notes=NOTES)
+STUDY = Study("vitsplit analyze ablate", "Ablation", notes=NOTES)
 
 
 def ablate(
-    learn: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
+    task_name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
     /,
     *,
     options: StudyOptions,
     vary: Annotated[tuple[Group, ...], Field(min_length=1)] = ("parts", "selection"),
     prior: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (1, 2, 4, 6),
-    config: Annotated[TrainConfig, FromWords(settings_of_runs)],
+    config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
     own: Annotated[Mapping[str, Sequence[str]], Prefixed()],
 ) -> int:
-    """Train without each part of the method, and with layers chosen in each way, and show the tables of the paper.
+    """Train without each component of the method and with each selection of layers, and show the paper's tables.
 
       parts       Table 6: the frozen last layer, the prior head alone, the task head alone, both added, and all
-      selection   Tables 7 and 8: uniform, last, gate and least alike layers, K_p of each the recipe's
-      count       K_p: as many layers as --prior says
+      selection   Tables 7 and 8: uniform, last, gate and least alike layers, with the recipe's K_p
+      count       the values of K_p given by --prior
 
-    Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same
-    command continues where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs;
-    with a variant's name before it, it is that of one: --added.lr 1e-4.
+    Runs are written to OUT/runs. Finished runs with the same settings are reused, so the same command resumes a study
+    that was stopped. Every setting of `vitsplit train` is a flag that applies to all runs, or to one variant if its
+    name is put before it: --added.lr 1e-4.
 
     Examples:
         vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation --steps 300 --seeds 0 1 2 \\
@@ -52,12 +52,12 @@ def ablate(
         vitsplit analyze ablate segmentation --data my_data --vary selection count --prior 2 4 6 --out runs/layers
 
     Args:
-        learn: The task.
+        task_name: The task.
         options: Options of every study.
-        vary: What differs: parts, selection, count.
-        prior: K_p of count.
+        vary: The groups of variants: parts, selection, count.
+        prior: Values of K_p for count.
         config: Settings of all runs.
-        own: Settings of single variants.
+        own: Settings of individual variants.
     """
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:

@@ -1,4 +1,4 @@
-"""``vitsplit analyze cka``: how alike the layers of frozen models are."""
+"""``vitsplit analyze cka``: similarity of the layers of frozen models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from vitsplit.cli.values import ImageSize, Limit, Switch, writable
+from vitsplit.cli.values import ImageSize, Limit, Switch, make_writable
 
 
 def cka(
@@ -25,19 +25,19 @@ def cka(
 ) -> int:
     """Compare all layers of one or several frozen models on your images (Figures 3, 12 and 15).
 
-    Linear CKA, unbiased, in memory that does not grow with the number of images. Writes a page, a picture and JSON, and
-    says where the layers of each model are best divided in two.
+    Computes unbiased linear CKA in memory independent of the number of images, and the best split of each model's
+    layers into early and late ones. Writes a page, a picture and JSON.
 
     Args:
-        images: Folder of images; folders inside it count too.
+        images: Folder of images, including subfolders.
         backbones: Short names (`vitsplit backbones` lists them) or timm names.
         out: Folder to write to.
-        size: Height and width that images are resized to; each model pads them to its patch size.
-        batch_size: Images that are compared at a time, at least 4.
-        limit: The most images to use, drawn evenly; 0: all.
-        normed: Compare layers after the model's final norm, as the heads read them.
-        random_weights: Use random weights: for tests of the machinery, the result means nothing.
-        device: Where to compute; the first GPU, else the processor.
+        size: Height and width that images are resized to; padded to each model's patch size.
+        batch_size: Batch size, at least 4.
+        limit: Maximum number of images, evenly spaced; 0: all.
+        normed: Apply the model's final norm to each layer, as for the heads.
+        random_weights: Use random weights, for tests only: results are meaningless.
+        device: The device; None: the first GPU, else the CPU.
     """
     from rich.console import Console
     from rich.progress import track
@@ -50,7 +50,7 @@ def cka(
 
     where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)
-    writable(out)
+    make_writable(out)
     models = {name: load_backbone(name, random_weights=random_weights).to(where) for name in dict.fromkeys(backbones)}
     batches = track(files, "comparing layers", console=Console(stderr=True), transient=True)
     found = compare_layers(models, ([read_batch(each, size)] * len(models) for each in batches), normed=normed)

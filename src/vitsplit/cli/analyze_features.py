@@ -1,4 +1,4 @@
-"""``vitsplit analyze features``: the map of every layer, of frozen models and of trained ones."""
+"""``vitsplit analyze features``: feature maps of all layers of frozen and trained models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vitsplit.cli.values import ImageSize, Limit, Switch, writable
+from vitsplit.cli.values import ImageSize, Limit, Switch, make_writable
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +33,23 @@ def features(
     weights: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Show the map of every layer of frozen and of trained models, side by side (Figures 4 and 13).
+    """Show the feature maps of all layers of frozen and trained models, side by side (Figures 4 and 13).
 
-    A model is a row. Of a run, the blocks that it trained stand in the place of the layers that they are copies of,
-    and the prior head's and the fused map follow. Writes a page, a picture for every image, and JSON.
+    Each model is a row. For runs, the trained blocks are shown in place of the layers that they were copied from,
+    followed by the maps of the prior head and of the fusion. Writes a page, one picture per image, and JSON.
 
     Args:
-        images: An image, or a folder of images; folders inside it count too.
-        backbones: Frozen models; those of the runs, or dinov2-small where there is neither.
+        images: An image, or a folder of images, including subfolders.
+        backbones: Frozen models; by default those of the runs, or dinov2-small without runs.
         runs: Run or bundle folders of --method vitsplit, linear-probe, frozen-head, full-finetune or upernet.
-        show: The first channel, as the paper does, or three principal components as colours.
+        show: The first channel, as in the paper, or three principal components as colors.
         out: Folder to write to.
         size: Height and width that images are resized to.
-        limit: The most images to use, drawn evenly; 0: all. They are held in memory together.
-        normed: Take layers after the model's final norm, as the heads read them.
-        random_weights: Use random weights for the backbones: for tests of the machinery.
-        weights: Weights of the runs' backbone, where they were trained with --weights.
-        device: Where to compute; the first GPU, else the processor.
+        limit: Maximum number of images, evenly spaced; 0: all. They are in memory together.
+        normed: Apply the model's final norm to each layer, as for the heads.
+        random_weights: Use random weights for the backbones, for tests only.
+        weights: Weights of the runs' backbone, if they were trained with --weights.
+        device: The device; None: the first GPU, else the CPU.
     """
     from vitsplit.analysis.features import backbone_maps
     from vitsplit.analysis.features_report import write_features
@@ -60,7 +60,7 @@ def features(
     where = choose_device(device)
     files = [images] if images.is_file() else sorted(choose_files(images, limit))
     image_BCHW = read_batch(files, size)
-    writable(out)
+    make_writable(out)
     trained = _trained(runs, image_BCHW, where, normed=normed, with_own=not backbones, weights=weights)
     names = backbones or (() if runs else ("dinov2-small",))
     frozen = [
@@ -83,7 +83,7 @@ def _trained(
     with_own: bool,
     weights: Path | None,
 ) -> list[ModelMaps]:
-    """The maps of every bundle of the runs, after those of the frozen models that they were trained on if asked for."""
+    """Maps of all bundles of the runs; with ``with_own``, preceded by those of their frozen backbones."""
     from vitsplit.analysis.features import backbone_maps, trained_maps
     from vitsplit.bundle import find_bundles
     from vitsplit.inference.predictor import load_head

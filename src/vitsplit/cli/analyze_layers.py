@@ -1,4 +1,4 @@
-"""``vitsplit analyze layers``: which layers to copy and to read, for a backbone and your images."""
+"""``vitsplit analyze layers``: proposes K_t and prior layers for a backbone and images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from pydantic import Field
 
-from vitsplit.cli.values import ImageSize, Limit, Switch, writable
+from vitsplit.cli.values import ImageSize, Limit, Switch, make_writable
 from vitsplit.methods.split.config import split_settings
 
 if TYPE_CHECKING:
@@ -31,26 +31,26 @@ def layers(
     weights: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Propose K_t and the prior layers for a backbone and your images, each with its cost.
+    """Propose K_t and the prior layers for a backbone and your images, with their cost.
 
-    K_t is what comes after the point where CKA divides the layers in two; the prior layers are those least alike. The
-    recipe's own choice, the paper's rule of thumb and, of a run with --selection gate, what its gate reads stand
-    beside. `vitsplit train --layers auto` takes the first proposal. Writes a page, a picture and JSON.
+    K_t is the number of late layers in the best split of the layers by CKA; the prior layers are the least alike ones.
+    For comparison the recipe's layers, the paper's rule of thumb and, for a run with --selection gate, the layers of
+    its gate are shown. `vitsplit train --layers auto` uses the first proposal. Writes a page, a picture and JSON.
 
     Args:
-        images: Folder of images; folders inside it count too.
-        recipe: Task, crop, K_p and b, for the choice and its cost; laptop-segmentation unless a run is given.
-        run: A run whose backbone and settings are taken, and whose gate is read out.
-        backbone: Another backbone than the recipe's or the run's.
-        num_prior_layers: K_p; the recipe's.
-        first_prior_layer: b; the recipe's.
+        images: Folder of images, including subfolders.
+        recipe: Recipe with the task, crop, K_p and b; laptop-segmentation without --run.
+        run: A run whose backbone and settings are used, and whose gate is evaluated.
+        backbone: Backbone; None: that of the recipe or run.
+        num_prior_layers: K_p; None: that of the recipe or run.
+        first_prior_layer: b; None: that of the recipe or run.
         out: Folder to write to.
-        size: Height and width that images are resized to; the recipe's crop.
-        batch_size: Images that are compared at a time, at least 4.
-        limit: The most images to use, drawn evenly; 0: all.
-        random_weights: Use random weights: for tests of the machinery, the result means nothing.
-        weights: File or folder of the backbone's weights; of a run that was trained with --weights.
-        device: Where to compute; the first GPU, else the processor.
+        size: Height and width that images are resized to; None: the crop of the recipe or run.
+        batch_size: Batch size, at least 4.
+        limit: Maximum number of images, evenly spaced; 0: all.
+        random_weights: Use random weights, for tests only: results are meaningless.
+        weights: File or folder of the backbone's weights, if the run was trained with --weights.
+        device: The device; None: the first GPU, else the CPU.
     """
     from rich.console import Console
     from rich.table import Table
@@ -68,19 +68,19 @@ def layers(
 
     where = choose_device(device)
     files = batches_to_compare(images, limit, batch_size)
-    config, description, is_gated = _start(recipe, run)
-    asked = {
+    config, description, is_gated = _starting_point(recipe, run)
+    changes = {
         "backbone": backbone,
         "num_prior_layers": num_prior_layers,
         "first_prior_layer": first_prior_layer,
         "random_weights": random_weights or None,
     }
-    config = override(config, {name: value for name, value in asked.items() if value is not None})
+    config = override(config, {name: value for name, value in changes.items() if value is not None})
     check_choice(config, "analyze layers")
-    writable(out)
+    make_writable(out)
     height, width = size or config.task.crop_size
     if run is not None and backbone is None and not random_weights:
-        # Whatever the run's card says of them: it decides nothing about what is opened.
+        # Paths in a bundle's card are not opened.
         folder = find_bundle(run)
         found_weights = weights_of(read_card(folder), folder, weights)
     else:
@@ -94,7 +94,7 @@ def layers(
     )
     gate_LJ = gate_weights(run) if run is not None and is_gated else None
     if gate_LJ is not None and len(gate_LJ) != model.num_layers:
-        raise ConfigError(f"{run}: its gate is over {len(gate_LJ)} layers, and {model.name} has {model.num_layers}.")
+        raise ConfigError(f"{run}: its gate has {len(gate_LJ)} layers, but {model.name} has {model.num_layers}.")
     proposals = propose(config, found.cka_MM, description=description, gate_LJ=gate_LJ)
     page = write_layers(found, proposals, out, images=str(images), task=config.task.name, gate_LJ=gate_LJ)
     head, rows = table(proposals)
@@ -108,8 +108,8 @@ def layers(
     return 0
 
 
-def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool]:
-    """The settings to start from, what the task says of its data, and whether there is a gate to read out."""
+def _starting_point(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool]:
+    """The configuration, the task's description of its data, and whether the run has a gate."""
     from vitsplit.bundle import read_card
     from vitsplit.errors import ConfigError
     from vitsplit.recipes import recipe as named_recipe
@@ -117,6 +117,6 @@ def _start(recipe: str | None, run: Path | None) -> tuple[TrainConfig, Any, bool
     if run is None:
         return named_recipe(recipe or "laptop-segmentation"), None, False
     if recipe is not None:
-        raise ConfigError("The settings are those of a recipe or of a run: give --recipe or --run.")
+        raise ConfigError("--recipe and --run were both given. Give one of them.")
     card = read_card(run)
     return card.config, card.description, card.config.method != card.config.method.without_gate(None)

@@ -1,4 +1,4 @@
-"""``vitsplit analyze sweep``: K_t x K_p x selection, trained and compared (Fig. 11, Table 7)."""
+"""``vitsplit analyze sweep``: grid search over K_t, K_p and the selection of prior layers (Fig. 11, Table 7)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from pydantic import Field
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike, sweep_variants
-from vitsplit.cli.flags import FromWords, Prefixed
+from vitsplit.cli.flags import FromArgv, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.train_config import TrainConfig
 
 Selection = Literal["uniform", "last", "gate", "least-alike"]
 NumLayers = Annotated[int, Field(ge=1, le=1000)]
-STUDY = Study("vitsplit analyze sweep", "Which layers, and how many", grid=True)
+STUDY = Study("vitsplit analyze sweep", "Sweep over K_t, K_p and selection", grid=True)
 
 
 def sweep(
-    learn: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
+    task_name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
     /,
     *,
     options: StudyOptions,
     tuned: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (1, 2, 3, 4),
     prior: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (2, 4),
     select: Annotated[tuple[Selection, ...], Field(min_length=1)] = ("uniform",),
-    config: Annotated[TrainConfig, FromWords(settings_of_runs)],
+    config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
     own: Annotated[Mapping[str, Sequence[str]], Prefixed()],
 ) -> int:
-    """Train with every K_t, K_p and selection of the prior layers, and show quality against cost (Fig. 11, Table 7).
+    """Train with every K_t, K_p and selection of prior layers, and show accuracy against cost (Fig. 11, Table 7).
 
-    Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same
-    command continues where it stopped, and a wider one trains only what is new. Every setting of `vitsplit train` is a
-    flag here too, and is that of all runs; with a variant's name before it, it is that of one:
-    --kt3-kp4-uniform.lr 1e-4.
+    Runs are written to OUT/runs. Finished runs with the same settings are reused, so the same command resumes a study
+    that was stopped, and a larger study trains only the missing runs. Every setting of `vitsplit train` is a flag that
+    applies to all runs, or to one variant if its name is put before it: --kt3-kp4-uniform.lr 1e-4.
 
     Examples:
         vitsplit analyze sweep segmentation --data my_data --tuned 1 2 3 4 6 --prior 4 --out runs/sweep --steps 300
@@ -43,14 +42,14 @@ def sweep(
             --seeds 0 1 2 --out runs/selection
 
     Args:
-        learn: The task.
+        task_name: The task.
         options: Options of every study.
-        tuned: K_t.
-        prior: K_p.
-        select: How prior layers are chosen: uniform (Eq. 2), last, gate (Appendix B), or least-alike (the layers that
-            CKA tells apart best on up to 64 training images; see `vitsplit analyze layers`).
+        tuned: Values of K_t.
+        prior: Values of K_p.
+        select: Selection of prior layers: uniform (Eq. 2), last, gate (Appendix B), or least-alike (the layers with the
+            lowest similarity by CKA on up to 64 training images; see `vitsplit analyze layers`).
         config: Settings of all runs.
-        own: Settings of single variants.
+        own: Settings of individual variants.
     """
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:

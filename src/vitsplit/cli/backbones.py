@@ -1,4 +1,4 @@
-"""``vitsplit backbones``: the frozen models that have short names."""
+"""``vitsplit backbones``: the catalog of frozen models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vitsplit.cli.values import Switch
 
 
 def backbones(*, json: Switch = False) -> int:
-    """List the frozen models that have short names, with sizes and licences.
+    """List the frozen models of the catalog, with sizes and licenses.
 
-    Parameters are those of the frozen trunk as it is used (embeddings, blocks, final norm), without classifiers, pools
-    and necks. Gated: the publisher gives the weights only to accounts that accepted the licence.
+    Parameters are those of the frozen trunk (embeddings, blocks, final norm), without classifiers, pooling and necks.
+    Gated: the weights are available only to accounts that accepted the license.
 
-    Any other timm name of a plain ViT (DeiT, AugReg, CLIP, MAE, ...), an EVA-02 or DINOv3, or a SAM ViT works as a
-    --backbone too. Weights are looked for in the local hub cache, then on the hub; --weights FILE comes before both.
+    --backbone also accepts any other timm name of a plain ViT (DeiT, AugReg, CLIP, MAE, ...), EVA-02, DINOv3 or SAM
+    ViT. Weights are read from --weights FILE if given, else from the hub's cache, else downloaded from the hub.
 
     Args:
         json: Print a JSON list of objects.
@@ -35,13 +35,13 @@ def _print_table() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # Notes are footnotes: several names share one, and a wide column would break the others.
+    # Notes are footnotes, since several models share one and a wide column would wrap the others.
     notes = list(dict.fromkeys(spec.note for spec in CATALOG.values() if spec.note))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("name", style="cyan", no_wrap=True)
     for title in ("width", "depth", "patch", "parameters"):
         table.add_column(title, justify="right", no_wrap=True)
-    for title in ("licence", "gated", "note"):
+    for title in ("license", "gated", "note"):
         table.add_column(title, no_wrap=True)
     for spec in CATALOG.values():
         mark = f"[{notes.index(spec.note) + 1}]" if spec.note else ""
@@ -54,5 +54,5 @@ def _print_table() -> None:
     for number, note in enumerate(notes, start=1):
         console.print(Text(f"[{number}] {note}"))
     console.print(
-        Text("Any other timm name of a plain, EVA-02, DINOv3 or SAM ViT works too. --json prints everything.")
+        Text("Other timm names of plain, EVA-02, DINOv3 or SAM ViTs are supported too. --json prints all fields.")
     )

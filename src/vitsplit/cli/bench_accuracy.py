@@ -1,4 +1,4 @@
-"""``vitsplit bench accuracy``: methods on your data, with an equal budget of steps or of seconds."""
+"""``vitsplit bench accuracy``: compares methods on a data set with equal steps or equal training time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from vitsplit.analysis.runs import Variant
 from vitsplit.analysis.variants import LeastAlike
-from vitsplit.cli.flags import FromWords, OfMethods, Prefixed
+from vitsplit.cli.flags import FromArgv, MethodFlags, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.errors import ConfigError, RunError
@@ -22,14 +22,14 @@ from vitsplit.saved_config import flat_to_dict
 from vitsplit.train_config import TrainConfig
 
 NOTE = (
-    "All had the same time: a method's number of steps was found from the time of a few of its steps on random images "
-    "of the crop's size. The seconds in the table are those of the runs, reading images included."
+    "All methods had the same training time: the number of steps of each was estimated by timing a few steps on random "
+    "images of the crop size. Seconds in the table were measured in the runs and include data loading."
 )
 METHODS = ("vitsplit", "linear-probe", "full-finetune")
 
 
 def accuracy(
-    learn: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
+    task_name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TASK")]],
     /,
     *,
     options: StudyOptions,
@@ -37,23 +37,23 @@ def accuracy(
         tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="NAME[:DECODER] [NAME[:DECODER] ...]")
     ] = METHODS,
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None,
-    config: Annotated[TrainConfig, FromWords(settings_of_runs)],
+    config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
     own: Annotated[Mapping[str, Sequence[str]], Prefixed()],
-    of_methods: Annotated[Mapping[str, Sequence[str]], OfMethods(METHODS)],
+    method_flags: Annotated[Mapping[str, Sequence[str]], MethodFlags(METHODS)],
 ) -> int:
-    """Train several methods with several seeds on a data set, and show how good each is.
+    """Train several methods with several seeds on a data set, and compare their accuracy.
 
-    Shows mean and spread, curves over steps and over time, and what each costs. All have the same number of steps, or
-    with --seconds as many as each takes in the same time (from a few steps that are timed first, so that every schedule
-    comes to its end).
+    Shows mean and standard deviation, curves over steps and over time, and the cost of each method. All have the same
+    number of steps or, with --seconds, the same training time: the number of steps is then estimated by timing a few
+    steps first, so that every learning rate schedule is completed.
 
-    Every run is an ordinary one, in OUT/runs. Finished runs are recognised by their settings and kept, so the same
-    command continues where it stopped. Every setting of `vitsplit train` is a flag here too, and is that of all runs;
-    with a method's name before it, it is that of one: a probe wants a higher learning rate than a transformer.
+    Runs are written to OUT/runs. Finished runs with the same settings are reused, so the same command resumes a study
+    that was stopped. Every setting of `vitsplit train` is a flag that applies to all runs, or to one method if its name
+    is put before it.
 
-    A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own, or
-    with `:cached` to train on cached features (`--cache-features`). The settings of such a one alone are written with a
-    dash: --vitsplit-cached.cache-features 4.
+    A method is a name of `vitsplit train --method`, optionally with `:linear` or `:upernet` for another decoder than
+    its default, or with `:cached` for training on cached features (`--cache-features`). In flags, the colon is replaced
+    by a dash: --vitsplit-cached.cache-features 4.
 
     Examples:
         vitsplit bench accuracy segmentation --data my_data --methods vitsplit linear-probe full-finetune lora \\
@@ -61,13 +61,13 @@ def accuracy(
         vitsplit bench accuracy segmentation --data my_data --seconds 600 --out runs/ten-minutes
 
     Args:
-        learn: The task.
+        task_name: The task.
         options: Options of every study.
-        methods: What is compared.
-        seconds: Of training for every run, in place of --steps.
+        methods: The methods to compare.
+        seconds: Training time of every run in seconds, in place of --steps.
         config: Settings of all runs.
-        own: Settings of single methods.
-        of_methods: Flags of methods other than that of the settings.
+        own: Settings of individual methods.
+        method_flags: Flags that only other methods than that of the configuration have.
     """
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
@@ -83,41 +83,42 @@ def accuracy(
         ]
 
     def with_equal_seconds(variants: list[Variant]) -> list[Variant]:
-        """The variants with as many steps as each takes in that time."""
+        """The variants with the number of steps that each takes in the given time."""
         if seconds is None:
             return variants
-        steps = _steps(options, seconds, {variant.name: override(config, variant.settings) for variant in variants})
+        configs = {variant.name: override(config, variant.settings) for variant in variants}
+        steps = _steps_per_method(options, seconds, configs)
         return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 
     notes = [NOTE] if seconds is not None else ()
-    study = Study("vitsplit bench accuracy", "Methods, side by side", notes=notes, curves=True)
-    for label in methods if of_methods else ():
+    study = Study("vitsplit bench accuracy", "Comparison of methods", notes=notes, curves=True)
+    for label in methods if method_flags else ():
         name = label.replace(":", "-")
-        own = {**own, name: [*of_methods.get(label.partition(":")[0], []), *own.get(name, [])]}
+        own = {**own, name: [*method_flags.get(label.partition(":")[0], []), *own.get(name, [])]}
     return run_study(study, options, config, make, own, finish=with_equal_seconds)
 
 
 def read_steps(file: Path) -> dict[str, Any]:
-    """What ``_steps`` wrote.
+    """Reads the file written by ``_steps_per_method``.
 
     Raises:
-        RunError: It cannot be read.
+        RunError: The file is invalid.
     """
     from vitsplit.engine.run_folder import MOST_STEPS
 
-    advice = "Give another --out, or delete it: the steps are then timed again."
+    advice = "Give another --out, or delete the file to time the steps again."
     known = read_json(file, error=RunError, advice=advice)
     groups = [known.get(name) for name in ("settings", "steps")] if isinstance(known, dict) else []
     if not groups or not all(isinstance(group, dict) for group in groups):
-        raise RunError(f"{file}: not the steps of a study. {advice}")
+        raise RunError(f"{file}: invalid. {advice}")
     real_number(known.get("seconds"), f"{file}: seconds", 0.0, error=RunError, advice=advice)
     for name, steps in known["steps"].items():
         whole_number(steps, f"{file}: steps of {name}", 1, MOST_STEPS, error=RunError, advice=advice)
     return {name: known[name] for name in ("seconds", "settings", "steps")}
 
 
-def _steps(options: StudyOptions, seconds: float, configs: dict[str, TrainConfig]) -> dict[str, int]:
-    """How many steps each method takes in the time: as found when this study first had it."""
+def _steps_per_method(options: StudyOptions, seconds: float, configs: dict[str, TrainConfig]) -> dict[str, int]:
+    """Number of steps of each method in the given time; measured once per study and saved."""
     from vitsplit.analysis.bench.budget import steps_within
     from vitsplit.atomic_files import write_json
     from vitsplit.inference.loading import choose_device
@@ -130,11 +131,8 @@ def _steps(options: StudyOptions, seconds: float, configs: dict[str, TrainConfig
         known = read_steps(file)
         changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
         if known["seconds"] != seconds or changed:
-            what = f"the settings of {', '.join(changed)} were others" if changed else f"it was {known['seconds']:g} s"
-            raise ConfigError(
-                f"{file} has the steps of this study for --seconds {seconds:g}, but {what} when they were "
-                "timed. Give another --out."
-            )
+            difference = f"other settings of {', '.join(changed)}" if changed else f"--seconds {known['seconds']:g}"
+            raise ConfigError(f"{file} was measured with {difference}, not with this command. Give another --out.")
     new = {name: config for name, config in configs.items() if name not in known["steps"]}
     if new:
         classes = open_task(next(iter(configs.values())).task, options.data).describe().get("classes", ())

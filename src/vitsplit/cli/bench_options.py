@@ -1,4 +1,4 @@
-"""What ``vitsplit bench train-step`` and ``predict`` have in common: their options, and how figures are shown."""
+"""Common options and output of ``vitsplit bench train-step`` and ``vitsplit bench predict``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tyro
 from pydantic import Field
 
 from vitsplit.cli.flags import from_flags
-from vitsplit.cli.values import ImageSize, Limit, NumClasses, Switch, writable
-from vitsplit.cli.words import leading_words
+from vitsplit.cli.values import ImageSize, Limit, NumClasses, Switch, make_writable
+from vitsplit.cli.words import leading_arguments
 from vitsplit.config import Settings
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.recipes import recipe
@@ -24,31 +24,31 @@ Methods = Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar=
 
 
 class BenchOptions(Settings):
-    """The options of both benchmarks."""
+    """Options of both benchmarks."""
 
     size: ImageSize | None = None
-    """Height and width of the images; None: the recipe's crops."""
+    """Height and width of the images; None: the recipe's crop size."""
     num_classes: NumClasses | None = None
-    """None: as many as the recipe's data set has."""
+    """Number of classes; None: that of the recipe's data set."""
     warmup: Limit = 2
-    """Turns before those that count."""
+    """Rounds of warm-up."""
     device: str | None = None
-    """cpu, cuda, cuda:1; None: the first GPU, else the CPU."""
+    """Device such as cpu, cuda or cuda:1; None: the first GPU, else the CPU."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Of the CPU; None: as PyTorch chooses."""
+    """Number of CPU threads; None: PyTorch's default."""
     json: Switch = False
-    """Print the figures as JSON."""
+    """Print the results as JSON."""
     out: Path | None = None
-    """Folder to write JSON, a picture and a page to."""
+    """Output folder for JSON, a picture and a page."""
 
 
 def recipe_of(argv: Sequence[str]) -> TrainConfig:
-    """The settings of the recipe that the words begin with."""
-    return recipe(next(iter(leading_words(argv)), DEFAULT_RECIPE))
+    """The configuration of the recipe that is the first argument."""
+    return recipe(next(iter(leading_arguments(argv)), DEFAULT_RECIPE))
 
 
 def own_settings(config: TrainConfig, flags: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """Settings that only methods other than the recipe's have, by the method's name."""
+    """Settings by method, of flags that only other methods than that of the recipe have."""
     found = {}
     for method, words in flags.items():
         plain = override(config, {"method": method})
@@ -66,16 +66,16 @@ def measure_and_show(
     write: Callable[..., Path],
     command: Sequence[str],
 ) -> None:
-    """Measures, telling how far it is, and shows the figures.
+    """Measures with a progress display, and shows the results.
 
     Args:
-        measure: Measures; is given what tells how far it is.
+        measure: Function that measures; its argument is a function that displays progress messages.
         options: The options.
-        to_json: The figures, JSON-ready.
-        describe: What was measured, in words.
-        tables: The figures as tables, each a head and rows.
-        write: Writes the figures and a page into a folder, with ``command``; returns the page.
-        command: The command line that was given.
+        to_json: Converts the results to a JSON-compatible dictionary.
+        describe: Describes the setting in words.
+        tables: Converts the results to tables: a header and rows each.
+        write: Writes the results and a page to a folder, with ``command``; returns the page.
+        command: The command line.
     """
     import torch
     from rich.console import Console
@@ -85,7 +85,7 @@ def measure_and_show(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.out is not None:
-        writable(options.out)
+        make_writable(options.out)
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = measure(status.update)

@@ -1,4 +1,4 @@
-"""``vitsplit bench predict``: predictions of several methods, and of several bundles on one backbone."""
+"""``vitsplit bench predict``: prediction time of several methods, and of several bundles on one backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tyro
 from pydantic import Field
 
 from vitsplit.cli.bench_options import DEFAULT_RECIPE, BenchOptions, Methods, measure_and_show, own_settings, recipe_of
-from vitsplit.cli.flags import FromWords, OfMethods
+from vitsplit.cli.flags import FromArgv, MethodFlags
 from vitsplit.cli.values import BatchSize, Count
 from vitsplit.engine.override import override
 from vitsplit.train_config import TrainConfig
@@ -26,32 +26,33 @@ def predict(
     batch_size: BatchSize = 4,
     turns: Count = 10,
     options: BenchOptions = BenchOptions(),  # noqa: B008  (frozen)
-    config: Annotated[TrainConfig, FromWords(recipe_of)],
-    own: Annotated[Mapping[str, Sequence[str]], OfMethods(METHODS)],
-    words: Annotated[Sequence[str], FromWords(list)],
+    config: Annotated[TrainConfig, FromArgv(recipe_of)],
+    own: Annotated[Mapping[str, Sequence[str]], MethodFlags(METHODS)],
+    argv: Annotated[Sequence[str], FromArgv(list)],
 ) -> int:
-    """Measure predictions of several methods in one process, in turns.
+    """Measure the prediction time of several methods, alternating between them in one process.
 
-    Shows seconds for one image, images per second in batches, multiply-adds, and each method's ratio to ViT-Split
-    beside the paper's (Appendix C). Then one to four bundles that share a pass of the backbone, against as many models
-    with a pass each. Weights and images are random: speed does not depend on their values.
+    Shows the latency of one image, the throughput in batches, multiply-adds, and the ratio of each method to ViT-Split
+    next to the paper's (Appendix C). Also compares several bundles that share a backbone pass with as many separate
+    models. Weights and images are random, since speed does not depend on their values.
 
-    A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own.
+    A method is a name of `vitsplit train --method`, optionally with `:linear` or `:upernet` for another decoder than
+    its default.
 
     Examples:
         vitsplit bench predict --methods vitsplit full-finetune vit-adapter vit-comer
         vitsplit bench predict laptop-segmentation --num-classes 39 --bundles 1 2 3 4 --out bench/predict
 
     Args:
-        recipe: The recipe, before all flags.
-        methods: What is compared.
-        bundles: How many bundles share a backbone.
-        batch_size: Images at a time.
-        turns: Turns that count.
+        recipe: The recipe; must precede the flags.
+        methods: The methods to compare.
+        bundles: Numbers of bundles on one backbone.
+        batch_size: Batch size.
+        turns: Measured rounds.
         options: Options of both benchmarks.
-        config: Settings of the recipe.
-        own: Flags of methods other than the recipe's.
-        words: The words of the command.
+        config: Configuration of the recipe.
+        own: Flags that only other methods than that of the recipe have.
+        argv: The arguments, as given.
     """
     from vitsplit.analysis.bench.predict import PredictPlan, measure_predictions
     from vitsplit.analysis.bench.predict_report import (
@@ -82,6 +83,6 @@ def predict(
         describe=describe_setting,
         tables=lambda result: (methods_table(result), sharing_table(result)),
         write=write_predictions,
-        command=["vitsplit", "bench", "predict", *words],
+        command=["vitsplit", "bench", "predict", *argv],
     )
     return 0

@@ -1,4 +1,4 @@
-"""``vitsplit bench train-step``: training steps of several methods, side by side."""
+"""``vitsplit bench train-step``: time and memory of training steps of several methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from vitsplit.cli.bench_options import DEFAULT_RECIPE, BenchOptions, Methods, measure_and_show, own_settings, recipe_of
-from vitsplit.cli.flags import FromWords, OfMethods
+from vitsplit.cli.flags import FromArgv, MethodFlags
 from vitsplit.cli.values import BatchSize, Count
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
@@ -28,18 +28,19 @@ def train_step(
     memory: bool = True,
     product: bool = True,
     options: BenchOptions = BenchOptions(),  # noqa: B008  (frozen)
-    config: Annotated[TrainConfig, FromWords(recipe_of)],
-    own: Annotated[Mapping[str, Sequence[str]], OfMethods(METHODS)],
-    words: Annotated[Sequence[str], FromWords(list)],
+    config: Annotated[TrainConfig, FromArgv(recipe_of)],
+    own: Annotated[Mapping[str, Sequence[str]], MethodFlags(METHODS)],
+    argv: Annotated[Sequence[str], FromArgv(list)],
 ) -> int:
-    """Measure training steps of several methods in one process, in turns.
+    """Measure training steps of several methods, alternating between them in one process.
 
-    Shows seconds with their quartiles, parts of the step, peak memory, multiply-adds and trainable parameters, and each
-    method's ratio to ViT-Split beside the paper's. The step is that of `vitsplit train`, on random images and random
-    weights: speed does not depend on their values. Every other setting of training is a flag here too, for all methods.
+    Shows seconds with quartiles, parts of the step, peak memory, multiply-adds and trainable parameters, and the ratio
+    of each method to ViT-Split next to the paper's. Steps are those of `vitsplit train`, on random images and with
+    random weights, since speed does not depend on their values. All training settings are flags that apply to all
+    methods.
 
-    A method is a name of `vitsplit train --method`, with `:linear` or `:upernet` for another decoder than its own;
-    `vitsplit:cached` reads the frozen backbone's features from disk, as `vitsplit train --cache-features` does from the
+    A method is a name of `vitsplit train --method`, optionally with `:linear` or `:upernet` for another decoder than
+    its default; `vitsplit:cached` reads cached features from disk, as `vitsplit train --cache-features` does from the
     second epoch on.
 
     Examples:
@@ -48,20 +49,20 @@ def train_step(
         vitsplit bench train-step --methods vitsplit upernet --device cuda --batch-size 8 --compile --out bench/steps
 
     Args:
-        recipe: The recipe, before all flags.
-        methods: What is compared.
-        batch_size: Images at a time.
-        steps: Turns that count.
+        recipe: The recipe; must precede the flags.
+        methods: The methods to compare.
+        batch_size: Batch size.
+        steps: Measured rounds.
         random_weights: Use random weights.
-        memory: Measure the peak memory of each method in a new process.
-        product: Measure a matrix product too.
+        memory: Measure the peak memory of each method, in a new process.
+        product: Also time a matrix product, as a reference.
         options: Options of both benchmarks.
-        config: Settings of the recipe.
-        own: Flags of methods other than the recipe's.
-        words: The words of the command.
+        config: Configuration of the recipe.
+        own: Flags that only other methods than that of the recipe have.
+        argv: The arguments, as given.
     """
     if random_weights and config.backbone.weights is not None:
-        raise ConfigError("--weights are read with --no-random-weights only.")
+        raise ConfigError("--weights requires --no-random-weights.")
 
     from vitsplit.analysis.bench.train_step import BenchPlan, measure
     from vitsplit.analysis.bench.train_step_report import (
@@ -94,6 +95,6 @@ def train_step(
         describe=describe_setting,
         tables=lambda result: (figures_table(result), parts_table(result), ratios_table(result)),
         write=write_train_step,
-        command=["vitsplit", "bench", "train-step", *words],
+        command=["vitsplit", "bench", "train-step", *argv],
     )
     return 0

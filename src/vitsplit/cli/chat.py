@@ -29,25 +29,24 @@ def chat(
 ) -> int:
     """Have a conversation about an image with a bundle of visual question answering.
 
-    Answers are written as they come, and every question is understood in the light of those before it.
+    Answers are streamed, and depend on the previous questions and answers.
 
-      /image PATH   look at another image, and begin a new conversation
-      /clear        begin a new conversation about the same image
-      /quit         end; so does Ctrl-D
+      /image PATH   open another image and start a new conversation
+      /clear        start a new conversation about the same image
+      /quit         quit; also Ctrl-D
 
-    Ctrl-C stops an answer; what was said of it stays part of the conversation. Without an image the first line names
-    one; an empty line means none: the language model then answers from text alone. Lines can also come from a file or a
-    pipe.
+    Ctrl-C interrupts an answer; its beginning stays part of the conversation. Without IMAGE, the first line is the path
+    of an image; if it is empty, the language model answers without an image. Input can be piped from a file.
 
     Examples:
         vitsplit chat runs/vqa desk.jpg
-        printf 'What is on the desk?\\nWhat colour is it?\\n' | vitsplit chat runs/vqa desk.jpg
+        printf 'What is on the desk?\\nWhat color is it?\\n' | vitsplit chat runs/vqa desk.jpg
 
     Args:
         run: A run folder (its best bundle) or a bundle folder.
-        image: The image to talk about.
-        max_new_tokens: The most tokens of an answer; None: the bundle's.
-        loading: How the bundle is loaded.
+        image: The image.
+        max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
+        loading: Loading options.
     """
     from vitsplit.inference.asking import name_to_ask
     from vitsplit.inference.loading import read_bundles
@@ -58,23 +57,23 @@ def chat(
     predictor = load_head(folder, **loading.arguments())
     conversation = Chat(predictor, Console(highlight=False), max_new_tokens=max_new_tokens)
     if card.config.task.conversation == "plain":
-        conversation.tell("This bundle was trained on captions alone (plain): it reads no question.")
+        conversation.notify("This bundle was trained on captions only (plain) and ignores questions.")
     if image is not None:
-        conversation.look(image)
+        conversation.open_image(image)
     conversation.run()
     return 0
 
 
 class Chat:
-    """A conversation in a terminal, or from lines that are piped in.
+    """A conversation, with input from a terminal or a pipe.
 
     Args:
         predictor: A bundle of visual question answering.
-        console: Where it is written to. Beside answers everything goes to standard error.
-        max_new_tokens: The most tokens of an answer; None: as the bundle says.
+        console: Console for answers; everything else is written to standard error.
+        max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
 
     Attributes:
-        history: Questions and answers of the present conversation.
+        history: Questions and answers of the current conversation.
     """
 
     def __init__(self, predictor: Any, console: Console, *, max_new_tokens: int | None = None) -> None:
@@ -82,30 +81,30 @@ class Chat:
         self.console = console
         self.max_new_tokens = max_new_tokens
         self.history: list[Turn] = []
-        self._answerer: Answerer | None = None  # None until an image was named, or none was wanted
+        self._answerer: Answerer | None = None  # None until the first line is read
         self._notes = Console(stderr=True, highlight=False)
         self._is_terminal = sys.stdin.isatty()
-        with contextlib.suppress(ImportError):  # not on every system; lets `input` edit lines and recall them
+        with contextlib.suppress(ImportError):  # not available on all systems; adds line editing and history to `input`
             importlib.import_module("readline")
 
     def run(self) -> None:
-        """Reads lines until they end, or say so."""
-        self.tell("/image PATH, /clear, /quit; Ctrl-C stops an answer")
+        """Reads lines until the end of the input or ``/quit``."""
+        self.notify("/image PATH, /clear, /quit; Ctrl-C interrupts an answer")
         while (line := self._read()) is not None:
             word, _, rest = line.partition(" ")
             if word == "/quit":
                 return
             try:
-                self._obey(line, word, rest.strip())
+                self._handle_line(line, word, rest.strip())
             except VitsplitError as error:
                 self._notes.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
-    def look(self, path: str) -> None:
-        """Looks at an image and begins a new conversation.
+    def open_image(self, path: str) -> None:
+        """Opens an image and starts a new conversation.
 
         Raises:
-            DataError: It cannot be read; the conversation stays what it was.
-            ConfigError: It is very large, and libvips, which reads such images, is not installed.
+            DataError: The image cannot be read; the conversation is unchanged.
+            ConfigError: The image is very large, and libvips is not installed.
         """
         from vitsplit.inference.asking import read_whole
 
@@ -113,48 +112,48 @@ class Chat:
         self._answerer = self.predictor.predict(read_whole(file)).answerer
         self.history = []
 
-    def tell(self, text: str) -> None:
-        """Says something to a person; silent where lines are piped in."""
+    def notify(self, text: str) -> None:
+        """Prints a notice, in a terminal only."""
         if self._is_terminal:
             self._notes.print(text, style="dim", markup=False, soft_wrap=True)
 
-    def _obey(self, line: str, word: str, rest: str) -> None:
+    def _handle_line(self, line: str, word: str, rest: str) -> None:
         if word == "/image" and rest:
-            self.look(rest)
+            self.open_image(rest)
         elif word == "/clear" and not rest:
             self.history = []
         elif word in ("/image", "/clear") or (word.startswith("/") and self._answerer is not None):
             self._notes.print("Commands: /image PATH, /clear, /quit", markup=False)
         elif self._answerer is None:
-            self._begin(line)
+            self._read_image_line(line)
         elif line:
             self._answer(self._answerer, line)
 
-    def _begin(self, line: str) -> None:
-        """The first line names the image; an empty one means that there is none."""
+    def _read_image_line(self, line: str) -> None:
+        """The first line is the path of the image, or empty for none."""
         from vitsplit.tasks.vqa.predict import answerer_without_image
 
         if line:
-            self.look(line)
+            self.open_image(line)
         else:
             self._answerer = answerer_without_image(self.predictor)
 
     def _answer(self, answerer: Answerer, question: str) -> None:
         from vitsplit.tasks.vqa.prompts import Turn
 
-        said = ""
+        answer = ""
         try:
             with contextlib.closing(
                 answerer.stream(question, self.history, max_new_tokens=self.max_new_tokens)
             ) as pieces:
                 for piece in pieces:
-                    new = piece if said else piece.lstrip()
-                    said += new
+                    new = piece if answer else piece.lstrip()
+                    answer += new
                     self.console.print(new, end="", markup=False, soft_wrap=True)
         except KeyboardInterrupt:
-            self.tell(" (stopped)")
+            self.notify(" (interrupted)")
         self.console.print()
-        self.history.append(Turn(question, said.strip()))
+        self.history.append(Turn(question, answer.strip()))
 
     def _read(self) -> str | None:
         """The next line; None at the end."""
@@ -168,4 +167,4 @@ class Chat:
                 self.console.print()
                 return None
             except KeyboardInterrupt:
-                self.tell("\n/quit or Ctrl-D ends")
+                self.notify("\n/quit or Ctrl-D to quit")

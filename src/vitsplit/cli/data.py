@@ -1,4 +1,4 @@
-"""``vitsplit data``: checks data before training on it, and makes data of published files."""
+"""``vitsplit data``: checks data sets, and converts published ones."""
 
 from __future__ import annotations
 
@@ -18,32 +18,31 @@ def check(
     /,
     task: str = "segmentation",
     format: Annotated[str, tyro.conf.arg(aliases=["-f"], metavar="FORMAT")] = "auto",
-    depth_scale: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, tyro.conf.arg(metavar="METRES")] = None,
+    depth_scale: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, tyro.conf.arg(metavar="METERS")] = None,
     workers: Annotated[int, Field(ge=0, le=256)] = 0,
     json: Switch = False,
 ) -> int:
-    """Read every file of a data set and say what it holds and what is wrong.
+    """Check all files of a data set, and report statistics and errors.
 
-    Reports splits, image sizes, converted images, and of segmentation the pixels and images per class, of depth the
-    range and the share of valid pixels, of detection the objects and images per class, of questions how many there are
-    and how they are answered; and as errors what training would trip over: files that cannot be read, labels of another
-    size or out of range, images that are in two splits.
+    Statistics are splits, image sizes and converted images; for segmentation the pixels and images per class, for depth
+    the range and the share of valid pixels, for detection the objects and images per class, and for vqa the questions
+    and types of answers. Errors are unreadable files, labels of wrong size or out of range, and images in two splits.
 
     Folder layout: images/train and images/val, and with the same file names masks/train, masks/val and classes.json
     (segmentation), or depth/train and depth/val (depth). Detection takes COCO, YOLO and Pascal VOC; vqa takes
-    *train.jsonl and *val.jsonl, or LLaVA's JSON. Published sets are recognised as they unpack, see docs/data.md and,
-    for questions, docs/vqa.md.
+    *train.jsonl and *val.jsonl, or LLaVA's JSON. The original layouts of published data sets are detected, see
+    docs/data.md and, for vqa, docs/vqa.md.
 
-    Exit status: 0 ready for training, 1 errors were found, 2 the folder cannot be used at all.
+    Exit status: 0 without errors, 1 with errors in files, 2 if the folder is not a data set.
 
     Args:
         path: Folder of the data set.
-        task: What the data are for: segmentation, depth, detection or vqa.
-        format: Layout of the folder; auto recognises it. Segmentation: folder, ade20k, cityscapes, pascal-context;
+        task: segmentation, depth, detection or vqa.
+        format: Layout of the folder; auto detects it. Segmentation: folder, ade20k, cityscapes, pascal-context;
             depth: folder, nyuv2, kitti; detection: coco, yolo, voc; vqa: questions, llava.
-        depth_scale: Metres of one unit of integer depth maps (0.001: millimetres); None: what depth.json says.
-        workers: Processes that read files; 0: one per core.
-        json: Print the report as JSON, with every finding, instead of tables.
+        depth_scale: Meters per unit of integer depth maps (0.001: millimeters); None: that of depth.json.
+        workers: Number of processes; 0: one per core.
+        json: Print the report as JSON, with all errors, instead of tables.
     """
     import json as json_format
 
@@ -72,21 +71,21 @@ def prepare(
     split: Literal["official", "train-80-20"] = "official",
     depth: Literal["filled", "raw"] = "filled",
 ) -> int:
-    """Turn the published file of NYUv2 into folders of images, depth maps and masks.
+    """Convert the published file of NYUv2 to folders of images, depth maps and masks.
 
-    The folder serves segmentation and depth as it is, and appears when it is complete. Reading the file needs
-    pip install 'vitsplit[nyuv2]'. The project's own figures are measured on: --size 240 320 --split train-80-20.
+    The output folder can be used for segmentation and depth. It is created only after the conversion is complete.
+    Requires pip install 'vitsplit[nyuv2]'. The results in docs/results.md use --size 240 320 --split train-80-20.
 
     Args:
         dataset: The data set.
         file: nyu_depth_v2_labeled.mat.
         mapping: classMapping40.mat, the 40 classes of the 894 raw labels.
         splits: splits.mat, the official training and test images.
-        out: Folder to make.
-        size: Height and width of what is written; the published one is 480 640.
+        out: Output folder.
+        size: Height and width of the output; the original size is 480 640.
         split: official: train is the training half, val the test half. train-80-20: train is the first 80 % of the
-            training half, val its rest, test the test half.
-        depth: filled: holes of the sensor are filled in; raw: they are invalid, as in BTS's test maps.
+            training half, val the rest, test the test half.
+        depth: filled: with missing sensor values filled in; raw: missing values are invalid, as in BTS's test maps.
     """
     from vitsplit.data.prepare.nyuv2 import prepare_nyuv2
 
@@ -97,13 +96,13 @@ def prepare(
 
 
 @contextmanager
-def _progress_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, so that standard output holds the report alone."""
+def _progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; standard output is for the report."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        work = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(work, completed=done, total=total)
+        bar_task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(bar_task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""``vitsplit demo``: from nothing to two trained bundles and a page of results."""
+"""``vitsplit demo``: trains two bundles on generated scenes and writes a page of results."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from vitsplit.demo_config import DemoConfig
 
 
 def demo(config: DemoConfig = DemoConfig()) -> int:  # noqa: B008  (frozen)
-    """Train on generated scenes and show the result.
+    """Train on generated scenes and show the results.
 
-    Generates a small set of scenes with exact labels, trains a segmentation and a depth bundle on one frozen backbone
-    with real pretrained weights, evaluates them, and writes one self-contained HTML page (figures, curves, pictures of
-    both from one pass). Under six minutes of training on two cores. The last line of the output is the page's path.
+    Generates a small data set of scenes with exact labels, trains a segmentation and a depth bundle on one frozen
+    pretrained backbone, evaluates them, and writes a self-contained HTML page with metrics, training curves and
+    predictions. Training takes less than six minutes on two cores. The last line of the output is the path of the page.
 
     Args:
         config: Settings of the demo.
     """
     from vitsplit.demo import run_demo
 
-    page = run_demo(config, say=print)
+    page = run_demo(config, log=print)
     print(page)
     return 0

@@ -1,4 +1,4 @@
-"""``vitsplit evaluate RUN``: measure a bundle on labelled images, or with the questions of a benchmark."""
+"""``vitsplit evaluate RUN``: evaluates a bundle on labeled images or on a VQA benchmark."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitsplit.atomic_files import json_text
 from vitsplit.cli.evaluate_benchmark import describe_benchmark, evaluate_benchmark
-from vitsplit.cli.flags import FromWords
+from vitsplit.cli.flags import FromArgv
 from vitsplit.cli.values import Count, Loading, SplitName, Switch
-from vitsplit.cli.words import leading_words, value_of
+from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import MaxNewTokens, Settings, changed_settings
 from vitsplit.errors import ConfigError
 
 
 def _task_settings(argv: Sequence[str]) -> Settings | None:
-    """The settings of the bundle's task, which are flags too; None where there is no bundle, or a benchmark."""
-    if not leading_words(argv) or value_of(argv, "--benchmark") is not None:
+    """The settings of the bundle's task, which become flags; None without a bundle or with ``--benchmark``."""
+    if not leading_arguments(argv) or value_of(argv, "--benchmark") is not None:
         return None
     from vitsplit.bundle import read_card
 
@@ -45,20 +45,20 @@ def evaluate(
     limit: Count | None = None,
     max_new_tokens: MaxNewTokens | None = None,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
-    task: Annotated[Settings | None, FromWords(_task_settings)] = None,
-    expected: Annotated[str, FromWords(describe_benchmark, in_help=True)] = "",
+    task: Annotated[Settings | None, FromArgv(_task_settings)] = None,
+    expected: Annotated[str, FromArgv(describe_benchmark, in_help=True)] = "",
 ) -> int:
-    """Measure a bundle on labelled images.
+    """Evaluate a bundle on labeled images.
 
-    Shows a table on the screen, and writes metrics.json and a page of pictures (input, truth, prediction, error) to the
-    output folder. Every setting of the bundle's task is a flag here too, such as the layout of the data (--format),
-    where it is not that of the training data: vitsplit evaluate RUN --help.
+    Prints a table, and writes metrics.json and a page of pictures (input, ground truth, prediction, error) to the
+    output folder. Every setting of the bundle's task is a flag, such as the layout of the data set (--format), see
+    vitsplit evaluate RUN --help.
 
-    With --benchmark a bundle of visual question answering is asked the questions of a public benchmark, with
-    LLaVA-1.5's prompts, and its answers are measured as the benchmark's own script does: figures on the screen and in
-    metrics.json, and the files that its server or judge reads. Answers are kept in answers.jsonl as they come: a
-    command that was stopped continues where it was. The data are the official files; a folder that is laid out as
-    LLaVA-1.5's evaluation wants it is understood. vitsplit evaluate --benchmark NAME --help says what the files are.
+    With --benchmark, a bundle of visual question answering answers the questions of a public benchmark with LLaVA-1.5's
+    prompts. The answers are scored as by the benchmark's official script: metrics are printed and written to
+    metrics.json, with the files for the benchmark's server or judge. Answers are saved to answers.jsonl incrementally,
+    so the same command resumes an evaluation that was stopped. The data are the official files; the folder layout of
+    LLaVA-1.5's evaluation is supported too. vitsplit evaluate --benchmark NAME --help describes the files.
 
     Examples:
         vitsplit evaluate runs/first --data my_data
@@ -70,25 +70,26 @@ def evaluate(
 
     Args:
         run: A run folder (its best bundle) or a bundle folder.
-        data: The data set; of a benchmark, its folder or its file of questions.
-        split: Which split of the data set.
-        out: Folder to write to; None: a new evaluation-SPLIT, or benchmark-NAME, in the run.
-        pictures: Images on the page.
-        workers: Processes that read images; -1: by the number of cores.
-        json: Print the figures as JSON instead of the table.
+        data: Folder of the data set; with --benchmark, its folder or file of questions.
+        split: Split of the data set.
+        out: Output folder; None: a new folder evaluation-SPLIT, or benchmark-NAME, in the run.
+        pictures: Number of images on the page.
+        workers: Number of data loading processes; -1: from the number of cores.
+        json: Print the metrics as JSON instead of a table.
         benchmark: Name of a benchmark.
-        limit: With --benchmark: ask only the first questions (of pope, of every category).
-        max_new_tokens: The most tokens of an answer; None: the bundle's, with --benchmark LLaVA-1.5's.
-        loading: How the bundle is loaded.
+        limit: With --benchmark: use only the first questions (for pope, of every category).
+        max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting, or LLaVA-1.5's with
+            --benchmark.
+        loading: Loading options.
         task: Settings of the bundle's task.
-        expected: What the files of the benchmark are.
+        expected: Description of the benchmark's files.
     """
     if benchmark is not None:
         return evaluate_benchmark(
             run, benchmark, data, out, limit=limit, max_new_tokens=max_new_tokens, as_json=json, loading=loading
         )
     if limit is not None:
-        raise ConfigError(f"--limit {limit} goes with --benchmark. Omit it.")
+        raise ConfigError(f"--limit {limit} requires --benchmark. Omit it.")
 
     from vitsplit import api
     from vitsplit.atomic_files import writing_to
@@ -102,7 +103,7 @@ def evaluate(
     predictor = load_head(run, **loading.arguments())
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
-        # Before the work, so that a folder that cannot be written to is reported at once.
+        # Before the evaluation, so that a folder that is not writable is reported at once.
         held = hold_free_folder(run / f"evaluation-{split}") if out is None else hold_folder(out)
         folder = stack.enter_context(held)
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -115,7 +116,7 @@ def evaluate(
                 on_image=lambda: progress.advance(bar),
                 **settings,
             )
-        # The figures before the pictures, so that they are there if the disk is full.
+        # Metrics are printed before pictures are written, in case the disk is full.
         if json:
             print(json_text(evaluation.metrics), flush=True)
         else:

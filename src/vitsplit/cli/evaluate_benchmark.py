@@ -1,4 +1,4 @@
-"""``vitsplit evaluate RUN --benchmark NAME``: ask a bundle the questions of a public benchmark."""
+"""``vitsplit evaluate RUN --benchmark NAME``: evaluates a bundle on a public VQA benchmark."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def evaluate_benchmark(
     as_json: bool,
     loading: Loading,
 ) -> int:
-    """Asks the questions and shows the figures; returns the exit status. See ``vitsplit evaluate`` for the arguments.
+    """Answers the questions and prints the metrics; returns the exit status. Arguments: see ``vitsplit evaluate``.
 
     Raises:
-        ConfigError: There is no such benchmark, or the bundle is not of visual question answering.
+        ConfigError: The benchmark does not exist, or the bundle is not for visual question answering.
     """
     from vitsplit.atomic_files import write_json, writing_to
     from vitsplit.bundle import find_bundle, read_card
@@ -46,9 +46,7 @@ def evaluate_benchmark(
     bundle = find_bundle(run)
     card = read_card(bundle)
     if card.task != "vqa":
-        raise ConfigError(
-            f"{bundle}: a bundle of {card.task}; a benchmark asks one of visual question answering (vqa)."
-        )
+        raise ConfigError(f"{bundle}: a bundle for {card.task}, but --benchmark requires one for vqa.")
     check_reads_questions(card.config.task, str(bundle))
     benchmark = open_benchmark(name, data, limit=limit, hint=card.config.task.answer_hint)
     predictor = load_head(run, **loading.arguments())
@@ -89,19 +87,19 @@ def evaluate_benchmark(
 
 
 def table(report: Mapping[str, Any], *, title: str) -> Table:
-    """The figures for the screen. Under them stands how many questions were asked, and whether that is all."""
+    """The metrics as a table, with the number of questions in its caption."""
     limit = report["limit"]
-    said = f"{report['questions']} questions"
+    caption = f"{report['questions']} questions"
     if limit is not None:
-        said += f": only the first {limit} (--limit), so this is no figure of the benchmark"
+        caption += f": only the first {limit} (--limit), not a result of the full benchmark"
     rows = list(_flat(report["metrics"]))
-    shown = Table(title=title, caption=said, min_width=len(title) + 4)
+    shown = Table(title=title, caption=caption, min_width=len(title) + 4)
     shown.add_column("metric")
     shown.add_column("value", justify="right")
     for name, value in rows:
         shown.add_row(name, f"{value:.2%}" if isinstance(value, float) else str(value))
     if not rows:
-        shown.add_row("none here: its server or judge reads the written file", "")
+        shown.add_row("none: the written file is scored by the benchmark's server or judge", "")
     return shown
 
 
@@ -114,7 +112,7 @@ def _flat(metrics: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
 
 
 def describe_benchmark(argv: Sequence[str]) -> str:
-    """What the files of the benchmark are that the words name: the docstring of the function that reads them."""
+    """Description of the files of the benchmark in the arguments, from the docstring of its reader."""
     name = value_of(argv, "--benchmark")
     if name is None:
         return ""
@@ -122,6 +120,6 @@ def describe_benchmark(argv: Sequence[str]) -> str:
 
     if name not in BENCHMARKS:
         return f"Benchmarks: {', '.join(BENCHMARKS)}."
-    opens = BENCHMARKS[name]
-    words = inspect.getdoc(opens.func if isinstance(opens, partial) else opens) or ""
-    return f"{name}: {words.partition('Raises:')[0].strip()}"
+    reader = BENCHMARKS[name]
+    text = inspect.getdoc(reader.func if isinstance(reader, partial) else reader) or ""
+    return f"{name}: {text.partition('Raises:')[0].strip()}"

@@ -1,4 +1,4 @@
-"""Flags, made by tyro: of a settings class one for each field, of a function one for each parameter."""
+"""Command-line flags from settings classes (one per field) and functions (one per parameter), with tyro."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 
-from vitsplit.cli.words import list_of, split_by_name, value_of, with_current_names
+from vitsplit.cli.words import list_value_of, split_by_name, value_of, with_current_names
 from vitsplit.config import Settings, checked, former_names, kind_of, override, settings_of
 from vitsplit.config_errors import describe_ranges, field_kinds, flag_of, marks, settings_kind
 from vitsplit.engine.override import warn_of_another_method, with_method
@@ -38,16 +38,16 @@ _STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff)
 
 
 @dataclass(frozen=True)
-class FromWords:
-    """Marks a parameter of a verb whose value, or default, is made from all words of the command line.
+class FromArgv:
+    """Annotation of a parameter whose value is computed from all command-line arguments.
 
-    Settings that are made from words are the defaults of their fields' flags: ``config: Annotated[TrainConfig,
-    FromWords(recipe_of)]`` gives a verb the flags of a recipe that is named on the same line. What is made and is no
-    settings class is the parameter's value, and no flag. Several settings, as a tuple, are each changed by the flags.
+    If the value is a settings class, its fields become flags with these defaults: ``config: Annotated[TrainConfig,
+    FromArgv(recipe_of)]`` adds the flags of the recipe that is named in the same command. A tuple of settings is
+    changed by the flags together. Any other value is passed as it is.
 
     Attributes:
-        make: From the words after the verb.
-        in_help: Whether it is a text that stands under the description in ``--help``.
+        make: Computes the value from the arguments after the verb.
+        in_help: Whether the value is a text to append to the description in ``--help``.
     """
 
     make: Callable[[Sequence[str]], Any]
@@ -55,45 +55,45 @@ class FromWords:
 
 
 @dataclass(frozen=True)
-class OfMethods:
-    """Marks a parameter that receives, by method, the flags that only methods other than the settings' have.
+class MethodFlags:
+    """Annotation of a parameter that receives, by method, flags that the configuration's own method does not have.
 
     Attributes:
-        usual: The methods that are compared where ``--methods`` does not name them.
+        default: The methods to compare without ``--methods``.
     """
 
-    usual: tuple[str, ...]
+    default: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Prefixed:
-    """Marks a parameter that receives the flags with a name before them (``--depth.lr 3e-4``), by that name."""
+    """Annotation of a parameter that receives prefixed flags (``--depth.lr 3e-4``), by prefix."""
 
 
 def from_flags(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit", prefix: str = "") -> ConfigT:
-    """The settings with some changed by flags: ``--lr 1e-4 --crop-size 448 448 --no-task-head --depth.lr 3e-4``.
+    """Overrides settings by flags: ``--lr 1e-4 --crop-size 448 448 --no-task-head --depth.lr 3e-4``.
 
-    With ``--help`` all flags are printed with the values of ``base``, and the process ends with status 0. A flag that
-    does not exist, or a value of a wrong type, ends it with status 2 and a message.
+    ``--help`` prints all flags with their defaults and exits with status 0. An unknown flag or a value of wrong type
+    exits with status 2 and a message.
 
     Args:
-        base: Where the settings that are not named come from. Of a run's configuration, a flag is that of all heads, or
-            with a head's name before it that of one.
+        base: The default settings. In a training configuration, a flag applies to all heads, or to one head if its name
+            is put before it.
         argv: Flags and their values.
-        prog: The command as it was called, for help and errors.
-        prefix: What stood before the flags' names, such as ``depth.``, for errors.
+        prog: Name of the command, for help and errors.
+        prefix: Prefix of the flags, such as ``depth.``, for errors.
 
     Raises:
-        ConfigError: A value is out of its range; names the flag.
+        ConfigError: A value is out of range; the message names the flag.
     """
 
-    def read(settings: Any, words: Sequence[str]) -> Any:
-        settings, words = _with_chosen_method(settings, words)
-        form = _form(settings, with_help=_asks_for_help(words))
-        words = with_current_names(words, former_names(kind_of(settings)))
-        filled = tyro.cli(type(form), default=form, args=words, prog=prog, description="", config=_STYLE)
+    def read(settings: Any, args: Sequence[str]) -> Any:
+        settings, args = _with_chosen_method(settings, args)
+        defaults = _to_dataclass(settings, with_help=_requests_help(args))
+        args = with_current_names(args, former_names(kind_of(settings)))
+        parsed = tyro.cli(type(defaults), default=defaults, args=args, prog=prog, description="", config=_STYLE)
         try:
-            return override(settings, _filled(form, filled))
+            return override(settings, _changed_values(defaults, parsed))
         except ConfigError as error:
             raise ConfigError(str(error).replace("--", f"--{prefix}", 1)) from None
 
@@ -104,74 +104,75 @@ def from_flags(base: ConfigT, argv: Sequence[str], *, prog: str = "vitsplit", pr
 def call_with_flags(function: Callable[..., Any], argv: Sequence[str], *, prog: str) -> Any:
     """Calls a function with arguments from the command line, and returns its result.
 
-    Every parameter is a flag with the help of the docstring's ``Args``, positional-only ones are positional, and a
-    parameter that is a settings class is one flag for each of its fields.
+    Every parameter is a flag with the help text of the docstring's ``Args``. Positional-only parameters are positional
+    arguments, and a parameter of a settings class is one flag per field.
 
     Args:
-        function: Its parameters may carry ranges (``Annotated[int, Field(ge=1)]``), ``FromWords`` and ``Prefixed``.
-        argv: The words after the command.
-        prog: The command, for help and errors.
+        function: The function. Parameters can be annotated with ranges (``Annotated[int, Field(ge=1)]``), ``FromArgv``,
+            ``MethodFlags`` and ``Prefixed``.
+        argv: The arguments after the command.
+        prog: Name of the command, for help and errors.
 
     Raises:
-        ConfigError: A value is out of its range; names the flag. Otherwise what the function raises.
+        ConfigError: A value is out of range; the message names the flag. Other errors are those of the function.
     """
     kinds = get_type_hints(function, include_extras=True)
-    plain, given, words = [], {}, list(argv)
+    plain, given, remaining = [], {}, list(argv)
     description, settings = [_description(function)], ""
     for name, parameter in inspect.signature(function).parameters.items():
-        mark = next((each for each in marks(kinds[name]) if isinstance(each, FromWords | Prefixed | OfMethods)), None)
-        if isinstance(mark, FromWords):
+        mark = next((each for each in marks(kinds[name]) if isinstance(each, FromArgv | Prefixed | MethodFlags)), None)
+        if isinstance(mark, FromArgv):
             given[name] = mark.make(argv)
             description += [given[name]] * mark.in_help
             settings = name if isinstance(given[name], Settings | tuple) and given[name] else settings
         elif isinstance(mark, Prefixed):
             given[name] = split_by_name(argv)
-            words = given[name].pop("", [])
-        elif isinstance(mark, OfMethods):
-            names = [label.partition(":")[0] for label in list_of(argv, "--methods") or mark.usual]
+            remaining = given[name].pop("", [])
+        elif isinstance(mark, MethodFlags):
+            names = [label.partition(":")[0] for label in list_value_of(argv, "--methods") or mark.default]
             given[name] = {}
             if settings:
                 flat = given[settings].flat(*given[settings].heads)
-                words, given[name] = split_by_method(flat, words, names)
+                remaining, given[name] = split_by_method(flat, remaining, names)
         else:
             plain.append(parameter.replace(annotation=kinds[name]))
     text = "\n\n".join(filter(None, description))
     arguments: list[Any] = []
 
-    def read(base: Any, words: Sequence[str]) -> Any:
-        """Reads all words, those of the function's own parameters too."""
-        base, words = _with_chosen_method(base, words, _flag_names(plain))
-        form = None if base is None else _form(base, _flag_names(plain), with_help=_asks_for_help(words))
-        verb = _signed(function, plain, {} if form is None else {settings: form})
+    def read(base: Any, args: Sequence[str]) -> Any:
+        """Parses all arguments: settings are returned, the function's own arguments are stored in ``arguments``."""
+        base, args = _with_chosen_method(base, args, _flag_names(plain))
+        defaults = None if base is None else _to_dataclass(base, _flag_names(plain), with_help=_requests_help(args))
+        verb = _with_signature(function, plain, {} if defaults is None else {settings: defaults})
         former = {} if base is None else former_names(kind_of(base))
-        words = with_current_names(words if base is not None else _names_first(words, plain), former)
-        args, kwargs = tyro.cli(verb, args=words, prog=prog, config=_STYLE, description=text)
-        filled = kwargs.pop(settings, None)
-        arguments[:] = args, kwargs
-        return None if base is None else override(base, _filled(form, filled))
+        args = with_current_names(args if base is not None else _positionals_first(args, plain), former)
+        positional, keywords = tyro.cli(verb, args=args, prog=prog, config=_STYLE, description=text)
+        parsed = keywords.pop(settings, None)
+        arguments[:] = positional, keywords
+        return None if base is None else override(base, _changed_values(defaults, parsed))
 
     bases = given.pop(settings, None)
-    read_bases = [_read(base, words, read, prog) for base in (bases if isinstance(bases, tuple) else [bases])]
+    read_bases = [_read(base, remaining, read, prog) for base in (bases if isinstance(bases, tuple) else [bases])]
     if settings:
         given[settings] = tuple(read_bases) if isinstance(bases, tuple) else read_bases[0]
-    args, kwargs = arguments
-    return checked(function)(*args, **kwargs, **given)
+    positional, keywords = arguments
+    return checked(function)(*positional, **keywords, **given)
 
 
 def _read(base: Any, argv: Sequence[str], read: Callable[[Any, Sequence[str]], Any], prog: str) -> Any:
-    """Settings with those changed that flags name, of each head where there are several.
+    """Overrides settings by flags; in a training configuration, those of all heads.
 
     Args:
         base: The settings.
         argv: Flags and their values.
-        read: Is given settings without heads and the words without heads' names.
-        prog: The command as it was called.
+        read: Overrides the settings of one head by flags without prefix.
+        prog: Name of the command.
     """
     if not isinstance(base, TrainConfig):
         return read(base, argv)
     own = split_by_name(argv, base.heads)
     shared = own.pop("", [])
-    if _asks_for_help(shared) and len(base.heads) > 1:
+    if _requests_help(shared) and len(base.heads) > 1:
         with contextlib.suppress(SystemExit):
             read(base.flat(next(iter(base.heads))), shared)
         for name, head in base.heads.items():
@@ -186,12 +187,12 @@ def _read(base: Any, argv: Sequence[str], read: Callable[[Any, Sequence[str]], A
 
 
 def _with_chosen_method(settings: Any, words: Sequence[str], others: Container[str] = ()) -> tuple[Any, Sequence[str]]:
-    """The settings with the method that ``--method`` names, and the words without flags that only other methods have.
+    """The settings with the method of ``--method``, and the arguments without flags that only other methods have.
 
     Args:
-        settings: The settings, with a method or without.
+        settings: The settings, with or without a method.
         words: Flags and their values.
-        others: Names of flags that are no settings.
+        others: Names of flags that are not settings.
     """
     if not hasattr(settings, "method"):
         return settings, words
@@ -210,12 +211,12 @@ def _with_chosen_method(settings: Any, words: Sequence[str], others: Container[s
 
 
 def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Flags and their values: those of a configuration, and by method those that others of the methods alone have.
+    """Splits flags into those of a configuration, and by method those that only other methods have.
 
     Args:
-        base: The configuration, of one method.
+        base: The configuration, with one method.
         argv: Flags and their values.
-        methods: Names of methods that are compared.
+        methods: Names of the compared methods.
     """
     known = {name: flag_names(with_method(base, name)) for name in dict.fromkeys(methods) if name in METHODS.names()}
     own, shared = flag_names(base), list[str]()
@@ -232,7 +233,7 @@ def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> t
 
 
 def flag_names(config: Any) -> set[str]:
-    """The flag of every setting; with its negation where it is a switch."""
+    """Flags of all settings, including negations of switches."""
     flags = {setting.flag: setting.value for setting in settings_of(config)}
     return {*flags, *(f"--no-{flag[2:]}" for flag, value in flags.items() if isinstance(value, bool))}
 
@@ -241,38 +242,38 @@ def _read_head(head: ConfigT, name: str, argv: Sequence[str], prog: str) -> Conf
     return from_flags(head, argv, prog=f"{prog} --{name}.", prefix=f"{name}.")
 
 
-def _form(base: Any, without: Container[str] = (), *, with_help: bool) -> Any:
-    """The settings as plain dataclasses, which hold any value: what tyro makes flags of, and fills.
+def _to_dataclass(base: Any, without: Container[str] = (), *, with_help: bool) -> Any:
+    """Converts settings to a dataclass without validation, from which tyro creates flags.
 
     Args:
         base: The settings; their values are the defaults.
-        without: Names of settings that are no flags, because a verb's own parameters have them.
-        with_help: Whether the help is shown: it is read from the source.
+        without: Names of settings to omit, since the function has parameters of the same names.
+        with_help: Whether to read help texts from the source.
     """
     fields: list[Any] = []
     cls: Any = type(base)
     texts = _help(cls) if with_help else {}
     if hasattr(cls, "by_name"):
         names = METHODS.names()
-        help_text = "The paper's method, or one that it is compared with; each has settings of its own."
+        help_text = "The paper's method or a baseline; each has its own settings."
         choice: Any = Annotated[Literal[names], tyro.conf.arg(help=help_text)]
         fields.append(("method", choice, dataclasses.field(default=base.name)))
     for name, kind in field_kinds(cls).items():
         value = getattr(base, name)
         if isinstance(value, Settings):
-            value = _form(value, without, with_help=with_help)
+            value = _to_dataclass(value, without, with_help=with_help)
             kind = type(value)
         elif name in without:
             continue
         flag: Any = Annotated[kind, tyro.conf.arg(help=texts.get(name))]
         fields.append((name, flag, dataclasses.field(default_factory=partial(copy, value))))
-    form = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
-    form.__doc__ = cls.__doc__
-    return form()
+    made = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
+    made.__doc__ = cls.__doc__
+    return made()
 
 
 def _help(cls: Any) -> dict[str, str]:
-    """The fields' docstrings, each with the field's range."""
+    """Docstrings of the fields, with their ranges."""
     found: dict[str, str] = {}
     for owner in cls.__mro__[::-1]:
         if issubclass(owner, Settings):
@@ -284,59 +285,61 @@ def _help(cls: Any) -> dict[str, str]:
     return found
 
 
-def _asks_for_help(words: Sequence[str]) -> bool:
+def _requests_help(words: Sequence[str]) -> bool:
     return "--help" in words or "-h" in words
 
 
-def _filled(form: Any, filled: Any) -> dict[str, Any]:
-    """The values that flags have changed, by the names of their settings."""
+def _changed_values(defaults: Any, parsed: Any) -> dict[str, Any]:
+    """Values that differ from the defaults, by setting."""
     changes: dict[str, Any] = {}
-    for name, old in vars(form).items():
-        new = getattr(filled, name)
+    for name, old in vars(defaults).items():
+        new = getattr(parsed, name)
         if dataclasses.is_dataclass(old):
-            changes |= _filled(old, new)
+            changes |= _changed_values(old, new)
         elif new != old:
             changes[name] = new
     return changes
 
 
-def _signed(function: Callable[..., Any], plain: Sequence[inspect.Parameter], forms: Mapping[str, Any]) -> Any:
-    """A function with the help of another that returns its arguments: of the same parameters, and forms."""
+def _with_signature(
+    function: Callable[..., Any], plain: Sequence[inspect.Parameter], settings: Mapping[str, Any]
+) -> Any:
+    """A function that returns its arguments, with the docstring of another, the given parameters, and settings."""
 
     def collect(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    shown = [inspect.Parameter(name, keyword, default=form, annotation=type(form)) for name, form in forms.items()]
+    extra = [inspect.Parameter(name, keyword, default=each, annotation=type(each)) for name, each in settings.items()]
     collect.__doc__ = function.__doc__
-    collect.__annotations__ = {each.name: each.annotation for each in (*plain, *shown)}
-    collect.__signature__ = inspect.Signature([*plain, *shown])  # type: ignore[attr-defined]
+    collect.__annotations__ = {each.name: each.annotation for each in (*plain, *extra)}
+    collect.__signature__ = inspect.Signature([*plain, *extra])  # type: ignore[attr-defined]
     return collect
 
 
-def _names_first(words: Sequence[str], plain: Sequence[inspect.Parameter]) -> Sequence[str]:
-    """The words in an order that tyro takes: of a verb with any number of names, those between flags come first."""
+def _positionals_first(words: Sequence[str], plain: Sequence[inspect.Parameter]) -> Sequence[str]:
+    """Moves positional arguments before the flags, which tyro requires for a variable number of them."""
     if not plain or "..." not in str(plain[0].annotation):
         return words
     values: dict[str, int] = {}
     for each in plain[1:]:
         kinds = field_kinds(each.annotation) if settings_kind(each.annotation) else {each.name: each.annotation}
         values |= {flag_of(name): _count_values(kind) for name, kind in kinds.items()}
-    names, flags, wanted = [], [], 0
+    names, flags, missing = [], [], 0
     for word in words:
         if word.startswith("-"):
             flags.append(word)
-            wanted = 0 if "=" in word else values.get(word.replace("_", "-"), 0)
-        elif wanted:
+            missing = 0 if "=" in word else values.get(word.replace("_", "-"), 0)
+        elif missing:
             flags.append(word)
-            wanted -= 1
+            missing -= 1
         else:
             names.append(word)
     return [*names, *flags]
 
 
 def _count_values(kind: Any) -> int:
-    """How many words follow a flag."""
+    """Number of values of a flag."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _count_values(arguments[0])
@@ -348,11 +351,11 @@ def _count_values(kind: Any) -> int:
 
 
 def _flag_names(parameters: Sequence[inspect.Parameter]) -> set[str]:
-    """The names of the flags that tyro makes of parameters."""
+    """Names of the flags that tyro creates from parameters."""
     kinds = {each.name: each.annotation for each in parameters}
     return {flag for name, kind in kinds.items() for flag in (field_kinds(kind) if settings_kind(kind) else [name])}
 
 
 def _description(function: Callable[..., Any]) -> str:
-    """The docstring as it stands, examples with it, up to the arguments."""
+    """The docstring up to the arguments, including examples."""
     return re.split(r"\n(?:Args|Raises|Returns):\n", inspect.getdoc(function) or "")[0].strip()

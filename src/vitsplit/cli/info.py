@@ -1,4 +1,4 @@
-"""``vitsplit info``: parameters, layers and multiply-adds of a recipe or a bundle, without weights."""
+"""``vitsplit info``: layers, parameters and multiply-adds of a recipe or bundle."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitsplit.cli.flags import FromWords
+from vitsplit.cli.flags import FromArgv
 from vitsplit.cli.info_shared import show_shared
 from vitsplit.cli.info_subject import Subject, configuration, describe, find_subject, with_classes
 from vitsplit.cli.values import ImageSize, NumClasses, Switch
-from vitsplit.cli.words import leading_words
+from vitsplit.cli.words import leading_arguments
 from vitsplit.errors import ConfigError
 from vitsplit.train_config import TrainConfig
 
@@ -20,8 +20,8 @@ MISSING = "Missing required RECIPE or RUN: `vitsplit recipes` lists the recipes.
 
 
 def _base(argv: Sequence[str]) -> TrainConfig | None:
-    """The settings of the only target; None where there is none, or several."""
-    targets = leading_words(argv)
+    """The configuration of the target; None without a target or with several."""
+    targets = leading_arguments(argv)
     return configuration(targets[0]) if len(targets) == 1 else None
 
 
@@ -31,22 +31,21 @@ def info(
     json: Switch = False,
     size: ImageSize | None = None,
     num_classes: NumClasses | None = None,
-    config: Annotated[TrainConfig | None, FromWords(_base)] = None,
+    config: Annotated[TrainConfig | None, FromArgv(_base)] = None,
 ) -> int:
-    """Say what a recipe or a trained bundle consists of and what it costs.
+    """Show layers, parameters and multiply-adds of a recipe or bundle.
 
-    Prints the layers that are read, parameters by part, and multiply-adds of one prediction. Shapes are enough for
-    that: neither weights nor data are read.
+    Prints the prior layers, parameters by component, and multiply-adds of one prediction. Neither weights nor data are
+    read.
 
-    Multiply-adds are those of all convolutions and matrix products; the paper's figure, made with the counter of mmcv,
-    omits attention and the product of the deformable convolutions, and is given beside it. A detector is counted at its
-    full load, 1000 proposals and as many detections as it may give; an image with fewer objects costs less. Of visual
-    question answering the connector is counted, and nothing of the language model.
+    Multiply-adds are those of all convolutions and matrix products. The count by the paper's rules (mmcv's counter),
+    which omits attention and the product of deformable convolutions, is given too. Detectors are counted with 1000
+    proposals and the maximum number of detections; images with fewer objects cost less. For visual question answering
+    only the connector is counted, not the language model.
 
-    Every setting of a single target is a flag here too, to see what it would change. Several recipes or runs are
-    compared on one backbone with as many separate models: the backbone is in memory once and runs once per image and
-    input size. Each bundle resizes, mirrors and cuts the image as it does in prediction; views that bundles have in
-    common are one pass.
+    Every setting of a single target is a flag. Several recipes or runs are compared, on one backbone, with as many
+    separate models: the backbone is in memory once and runs once per image and input size. Each bundle resizes, flips
+    and crops the image as in prediction; equal inputs of several bundles share a pass.
 
     Examples:
         vitsplit info ade20k-small
@@ -62,15 +61,15 @@ def info(
     Args:
         targets: Recipes (`vitsplit recipes` lists them), or folders of runs or bundles.
         json: Print JSON instead of a table.
-        size: Height and width of the image; the only target's crop, or 480 640 for several.
-        num_classes: Classes to count for, of a single target; those of the data set.
-        config: Settings of the single target.
+        size: Height and width of the image; None: the target's crop, or 480 640 for several targets.
+        num_classes: Number of classes of a single target; None: that of its data set.
+        config: Configuration of a single target.
     """
     if not targets:
         raise ConfigError(MISSING)
     if len(targets) > 1:
         if num_classes is not None:
-            raise ConfigError("--num-classes goes with a single recipe or run. Omit it.")
+            raise ConfigError("--num-classes requires a single recipe or run. Omit it.")
         return show_shared(targets, size or (480, 640), as_json=json)
     subject = find_subject(targets[0], config)
     if num_classes is not None:
@@ -99,8 +98,8 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
     if method.has_layers:
         table.add_row("task head", f"last {facts['num_tuned_layers']} blocks" if facts["num_tuned_layers"] else "none")
         layers = " ".join(map(str, facts["prior_layers"])) or "none"
-        is_open = method != method.without_gate(None) and subject.used_layers is None
-        table.add_row("prior layers", f"{layers} (the gate keeps some of them)" * is_open or layers)
+        has_open_gate = method != method.without_gate(None) and subject.used_layers is None
+        table.add_row("prior layers", f"{layers} (the gate selects some of them)" * has_open_gate or layers)
         parts: tuple[str, ...] = ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable")
     else:
         table.add_row("method", method.title)

@@ -1,4 +1,4 @@
-"""``vitsplit info A B ...``: what several bundles or recipes cost on one backbone, against separate models."""
+"""``vitsplit info A B ...``: cost of several bundles or recipes on one backbone, compared with separate models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitsplit.recipes import RECIPES
 
 
 def show_shared(targets: Sequence[str], size: tuple[int, int], *, as_json: bool) -> int:
-    """Prints the comparison for images of a height and width in pixels; returns the exit status."""
+    """Prints the comparison for images of a size (height and width in pixels); returns the exit status."""
     from vitsplit.analysis.sharing import Sharer, compare_sharing
 
     sharers = {
@@ -30,14 +30,14 @@ def show_shared(targets: Sequence[str], size: tuple[int, int], *, as_json: bool)
 
 
 def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
-    """Recipes by their names, and bundles by the names that they would have when they are loaded together."""
+    """Recipes by name, and bundles by the names that they have when loaded together."""
     from vitsplit.inference.loading import read_bundles
 
     subjects: dict[str, Subject] = {}
     for target in targets:
         if target in subjects:
-            raise ConfigError(f"{target} is named twice. Name each recipe once.")
-        if target in RECIPES or not Path(target).exists():  # of what is neither, `find_subject` says so
+            raise ConfigError(f"The recipe {target} was given twice. Give it once.")
+        if target in RECIPES or not Path(target).exists():  # `find_subject` raises if it is neither
             subjects[target] = find_subject(target)
     runs = [target for target in targets if target not in subjects]
     for name, (folder, _) in read_bundles(runs).items() if runs else ():
@@ -46,7 +46,7 @@ def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
 
 
 def _classes(count: int) -> dict[str, Any]:
-    """What a bundle would say of so many classes."""
+    """The task description of a bundle with ``count`` classes."""
     return {"classes": [f"class {k}" for k in range(count)], "colours": [[0, 0, 0]] * count}
 
 
@@ -55,7 +55,7 @@ def _print_table(facts: Mapping[str, Any], size: Sequence[int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vitsplit.inference.shared_pass import listed
+    from vitsplit.inference.shared_pass import join_names
 
     names = list(facts["bundles"])
     table = Table(title=f"{', '.join(names)} on {facts['backbone']}", title_justify="left", box=box.SIMPLE_HEAD)
@@ -73,11 +73,11 @@ def _print_table(facts: Mapping[str, Any], size: Sequence[int]) -> None:
         table.add_row(label, f"{shared:.1f} {unit}", f"{separate:.1f} {unit}", f"{1 - shared / separate:.0%}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(f"one image of {size[0]} x {size[1]} (height x width) takes")
+    console.print(f"One image of {size[0]} x {size[1]} (height x width) requires")
     counted = Counter((*each["size"], each["gmacs"], *each["bundles"]) for each in facts["passes"])
     for (height, width, gmacs, *users), count in counted.items():
         noun = "pass" if count == 1 else "passes"
-        console.print(f"  {count} {noun} at {height} x {width}, {gmacs:.1f} G, for {listed(users)}")
+        console.print(f"  {count} {noun} at {height} x {width}, {gmacs:.1f} G, for {join_names(users)}")
     for name, bundle in facts["bundles"].items():
         console.print(f"  the head of {name}, {bundle['gmacs']['head']:.1f} G")
-    console.print(f"at most {facts['time_bound']:.2f} times as fast as separate models, if time goes by multiply-adds")
+    console.print(f"Upper bound of the speedup over separate models, from multiply-adds: {facts['time_bound']:.2f}")

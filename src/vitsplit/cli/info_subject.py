@@ -1,4 +1,4 @@
-"""What ``vitsplit info`` describes: a recipe or a bundle, with its parameters, layers and multiply-adds."""
+"""The subject of ``vitsplit info``: a recipe or a bundle, with its layers, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vitsplit.train_config import TrainConfig
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be described.
+    """A recipe or a bundle.
 
     Attributes:
-        title: Its name.
-        config: Its configuration.
-        num_classes: Classes of its data; 0 for a task without.
-        description: What the bundle says of its task; None for a recipe.
-        used_layers: Layers that a trained gate keeps, if it has one.
-        notes: Further rows of the table, by their label.
+        title: Name.
+        config: Configuration.
+        num_classes: Number of classes of the data set; 0 for tasks without classes.
+        description: The bundle's description of its task; None for a recipe.
+        used_layers: Layers selected by a trained gate; None without one.
+        notes: Further rows of the table by label.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Subject:
 
 
 def with_classes(subject: Subject, num_classes: int) -> Subject:
-    """The same, for data with another number of classes.
+    """The subject with another number of classes.
 
     Raises:
         ConfigError: The task has no classes.
@@ -45,28 +45,28 @@ def with_classes(subject: Subject, num_classes: int) -> Subject:
 
 
 def configuration(target: str) -> TrainConfig:
-    """The settings of the recipe or bundle of that name.
+    """The configuration of a recipe or bundle.
 
     Raises:
-        ConfigError: It is neither.
-        BundleError: The folder holds no readable bundle.
+        ConfigError: There is no such recipe or folder.
+        BundleError: The folder does not contain a valid bundle.
     """
     if target in RECIPES or not Path(target).exists():
         try:
             return recipe(target)
         except ConfigError as error:
-            raise ConfigError(f"{error} Nor is there a run or bundle folder '{target}'.") from None
+            raise ConfigError(f"{error} There is no run or bundle folder '{target}' either.") from None
     from vitsplit.bundle import read_card
 
     return read_card(target).config
 
 
 def find_subject(target: str, config: TrainConfig | None = None) -> Subject:
-    """The recipe or the bundle of that name, with its own settings or with changed ones.
+    """The recipe or bundle of a name, with its own or the given configuration.
 
     Raises:
-        ConfigError: It is neither.
-        BundleError: The folder holds no readable bundle.
+        ConfigError: There is no such recipe or folder.
+        BundleError: The folder does not contain a valid bundle.
     """
     if config is None:
         config = configuration(target)
@@ -80,9 +80,9 @@ def find_subject(target: str, config: TrainConfig | None = None) -> Subject:
     figures = {name: value for name, value in card.metrics.items() if isinstance(value, int | float)}
     notes = {
         "recipe": card.config.name,
-        "licence": f"{card.backbone['licence']} (backbone)",
+        "license": f"{card.backbone['licence']} (backbone)",
         "weights": card.backbone["weights_hash"],
-        "reached": ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
+        "metrics": ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
     }
     num_classes = len(card.description.get("classes", ()))
     used_layers = card.prior_layers if is_gated else None
@@ -90,7 +90,7 @@ def find_subject(target: str, config: TrainConfig | None = None) -> Subject:
 
 
 def describe(subject: Subject, size: tuple[int, ...]) -> dict[str, Any]:
-    """The facts, JSON-ready: backbone, layers, ``parameters`` by part, and ``gmacs`` for an image of ``size``."""
+    """JSON-compatible figures: backbone, layers, ``parameters`` by component, and ``gmacs`` of an image of ``size``."""
     from vitsplit.analysis.cost import count_parameters, gmacs, shape_model
 
     config = subject.config

@@ -1,4 +1,4 @@
-"""The ``vitsplit`` command: a verb is a function, imported only when it is called; tyro makes its flags."""
+"""The ``vitsplit`` command. Each verb is a function, imported on demand, with flags created by tyro."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from collections.abc import Sequence
 from vitsplit.version import __version__
 
 VERBS = {
-    "train": ("train:train", "train a head bundle on your images"),
-    "evaluate": ("evaluate:evaluate", "measure a bundle on labelled images, with a page of pictures"),
+    "train": ("train:train", "train a head bundle on a data set"),
+    "evaluate": ("evaluate:evaluate", "evaluate a bundle on labeled images, with a page of pictures"),
     "predict": ("predict:predict", "run bundles on images, folders and videos"),
-    "chat": ("chat:chat", "talk with a bundle about an image, in the terminal"),
-    "info": ("info:info", "parameters, layers and multiply-adds of a recipe or a bundle, without weights"),
-    "recipes": ("recipes:recipes", "list the recipes: the paper's rows, and small ones for a laptop"),
-    "backbones": ("backbones:backbones", "list the frozen models, with sizes and licences"),
+    "chat": ("chat:chat", "hold a conversation about an image in the terminal"),
+    "info": ("info:info", "layers, parameters and multiply-adds of a recipe or bundle"),
+    "recipes": ("recipes:recipes", "list the recipes: those of the paper, and small ones for a laptop"),
+    "backbones": ("backbones:backbones", "list the frozen models, with sizes and licenses"),
     "data check": ("data:check", "check a data set before training on it"),
-    "data prepare": ("data:prepare", "make a data set of published files"),
-    "analyze cka": ("analyze_cka:cka", "how alike the layers of frozen models are, and where they divide in two"),
-    "analyze features": ("analyze_features:features", "the map of every layer, of frozen models and of trained ones"),
-    "analyze layers": ("analyze_layers:layers", "which layers to copy and to read, for a backbone and your images"),
-    "analyze sweep": ("analyze_sweep:sweep", "train with every K_t, K_p and selection, and compare"),
-    "analyze ablate": ("analyze_ablate:ablate", "train without each part of the method, and compare"),
-    "bench train-step": ("bench_train_step:train_step", "time, memory and multiply-adds of a training step, by method"),
-    "bench predict": ("bench_predict:predict", "time of a prediction, by method and by bundles that share a backbone"),
-    "bench accuracy": ("bench_accuracy:accuracy", "methods on your data, with equal steps or equal seconds"),
-    "demo": ("demo:demo", "train on generated scenes and show the result in a page, in minutes"),
+    "data prepare": ("data:prepare", "convert a published data set"),
+    "analyze cka": ("analyze_cka:cka", "similarity of the layers of frozen models, and their best split"),
+    "analyze features": ("analyze_features:features", "feature maps of all layers of frozen and trained models"),
+    "analyze layers": ("analyze_layers:layers", "propose K_t and prior layers for a backbone and images"),
+    "analyze sweep": ("analyze_sweep:sweep", "train with every K_t, K_p and selection of layers"),
+    "analyze ablate": ("analyze_ablate:ablate", "train without each component of the method"),
+    "bench train-step": ("bench_train_step:train_step", "time, memory and multiply-adds of training steps, by method"),
+    "bench predict": ("bench_predict:predict", "prediction time, by method and by number of bundles on a backbone"),
+    "bench accuracy": ("bench_accuracy:accuracy", "accuracy of methods with equal steps or equal training time"),
+    "demo": ("demo:demo", "train on generated scenes in minutes, and write a page of results"),
 }
 """Verb to ``module:function`` (in ``vitsplit.cli``) and one line of help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit status: 0 done, 2 an error that the user can put right."""
+    """Runs one verb and returns the exit status: 0 for success, 2 for an error of the user or system."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-V"], ["--version"]):
         print(f"vitsplit {__version__}")
@@ -59,7 +59,7 @@ def usage(group: str = "") -> str:
         f"usage: vitsplit {group or 'VERB'} {'VERB ' * bool(group)}[options]\n\n"
         "One frozen vision foundation model, many dense-prediction models (ViT-Split, ICCV 2025).\n\n"
         f"verbs:\n{rows}\n\n"
-        "options:\n  --help     this text; after a verb, that verb's own help\n  --version  the version\n\n"
+        "options:\n  --help     show this help; after a verb, the help of the verb\n  --version  show the version\n\n"
         "Start with:  vitsplit demo\n"
         "Your data:   vitsplit train segmentation --data FOLDER --out runs/first\n"
     )
@@ -69,47 +69,47 @@ def _run(verb: str, words: Sequence[str]) -> int:
     import logging
 
     from vitsplit.cli.flags import call_with_flags
-    from vitsplit.cli.values import refuse_empty_words
+    from vitsplit.cli.values import check_arguments
     from vitsplit.errors import VitsplitError
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("vitsplit").setLevel(logging.INFO)
     module, _, function = VERBS[verb][0].partition(":")
     try:
-        refuse_empty_words(words)
+        check_arguments(words)
         run = getattr(importlib.import_module(f"vitsplit.cli.{module}"), function)
         return int(call_with_flags(run, words, prog=f"vitsplit {verb}") or 0)
-    except SystemExit as stop:  # of tyro: after --help, or where flags are wrong
+    except SystemExit as stop:  # raised by tyro after --help or for invalid flags
         flags_first = bool(words) and words[0].startswith("-") and not words[0].startswith("--head")
         if stop.code and flags_first and any(not word.startswith("-") for word in words):
-            # Which flags there are depends on the task, the recipe or the run.
-            print(f"Name tasks, recipes and runs before flags: vitsplit {verb} NAME {words[0]} ...", file=sys.stderr)
+            # The available flags depend on the task, recipe or run.
+            print(f"Tasks, recipes and runs must precede flags: vitsplit {verb} NAME {words[0]} ...", file=sys.stderr)
         return int(stop.code or 0)
     except VitsplitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # The reader (such as `head`) has seen enough. What is still buffered must not raise again at exit.
+        # The reader (such as `head`) has closed the pipe. Buffered output must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        # A full disk, a folder without permission: the message names the file.
+        # Such as a full disk or missing permission; the message names the file.
         print(f"error: {error}. {_remedy(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped by the keyboard", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 
 def _remedy(error: OSError) -> str:
-    """What can be done where the system refuses to read or to write."""
+    """The remedy for an error of the operating system."""
     import errno
 
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
-        return "Make room on that disk, or give a folder on another one with --out."
+        return "Free disk space, or give a folder on another disk with --out."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return "Give a folder that can be written with --out, or change what is there."
-    return "Check the file, and the disk or network that it is on."
+        return "Give a writable folder with --out, or change its permissions."
+    return "Check the file and its disk or network."
 
 
 if __name__ == "__main__":

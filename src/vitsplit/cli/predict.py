@@ -1,4 +1,4 @@
-"""``vitsplit predict RUN... IMAGES``: run bundles on images, folders of images and videos."""
+"""``vitsplit predict RUN... IMAGES``: runs bundles on images, folders of images and videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    words: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ... IMAGE ...")]],
+    paths: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ... IMAGE ...")]],
     /,
     out: Path | None = None,
     ask: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
@@ -36,42 +36,41 @@ def predict(
     scale: Annotated[float, Field(ge=0.01, le=16)] | None = None,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
-    """Run one or several bundles on images, folders of them and videos.
+    """Run one or several bundles on images, folders of images and videos.
 
-    Several bundles that were trained on one backbone have it in memory once, and one pass of it per image serves them
-    all.
+    Several bundles must be of one backbone, which is in memory once and runs once per image and input size.
 
     Segmentation writes, per image, NAME_mask.png (class ids, with a palette) and NAME_overlay.jpg; depth NAME_depth.npy
-    (metres), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg; visual question
-    answering NAME_answers.json and .jpg. Where two bundles have a file of the same name, the bundle's name is put into
-    it. A video becomes NAME_overlay.mp4, without sound; with several bundles their pictures stand side by side.
+    (meters), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg; visual question
+    answering NAME_answers.json and .jpg. If several bundles write files of the same name, the bundle's name is
+    inserted. A video becomes NAME_overlay.mp4, without sound, with the overlays of several bundles in a grid.
 
-    Questions (--ask) are about a whole image, also where others are cut into tiles, and are not asked about videos.
-    Without --out the answers are printed.
+    Questions (--ask) are about a whole image, even if it is split into tiles for other bundles. Videos are not
+    supported. Without --out, answers are printed.
 
-    A command that was stopped continues where it was. Files that cannot be read are listed at the end, and the exit
-    status is then 1.
+    The same command resumes predictions that were stopped. Unreadable files are listed at the end; the exit status is
+    then 1.
 
     Examples:
         vitsplit predict runs/first photo.jpg more_photos/ --out predictions
         vitsplit predict runs/rooms runs/depth photos/ --out predictions
         vitsplit predict runs/rooms runs/depth clip.mp4 --out predictions
-        vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What colour is it?"
+        vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
 
     Args:
-        words: First run folders (their best bundles) or bundle folders; then images, folders of them, and videos.
-        out: Folder to write to; without it answers to --ask are printed.
-        ask: A question, for bundles of visual question answering; may be repeated.
-        max_new_tokens: The most tokens of an answer; None: the bundle's.
-        overwrite: Predict again what is there; results of other bundles are removed.
-        batch_size: Images of equal size that go through the network together; None: 1 on a CPU, and up to 8 on a GPU,
-            fewer where they are large.
-        tile: Height and width of tiles that every image is cut into; None: only images of more than 50 million pixels
-            are cut.
-        overlap: Pixels that tiles have in common; None: a quarter of their side.
-        scale: Factor on images that are cut into tiles; None: 1.
-        loading: How the bundles are loaded.
+        paths: Run folders (their best bundles) or bundle folders, followed by images, folders of images, and videos.
+        out: Output folder; None: answers to --ask are printed.
+        ask: A question, for bundles of visual question answering; can be repeated.
+        max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
+        overwrite: Predict everything again; results of other bundles are removed.
+        batch_size: Batch size, for images of equal size; None: 1 on a CPU, up to 8 on a GPU, depending on the image
+            size.
+        tile: Height and width of tiles, for all images; None: only images of more than 50 million pixels are split
+            into tiles.
+        overlap: Overlap of tiles in pixels; None: a quarter of their shorter side.
+        scale: Scale factor for images that are split into tiles; None: 1.
+        loading: Loading options.
     """
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
@@ -80,11 +79,11 @@ def predict(
     from vitsplit.inference.predictor import load_predictor
     from vitsplit.inference.video import require_av
 
-    runs, paths = split_runs(words)
+    runs, input_paths = split_runs(paths)
     bundles = read_bundles(runs)
     cards = {name: card for name, (_, card) in bundles.items()}
     _check_questions(cards, ask, max_new_tokens, has_folder=out is not None)
-    inputs = find_inputs(paths, out)
+    inputs = find_inputs(input_paths, out)
     load = partial(load_predictor, runs, **loading.arguments())
     if out is None:
         return _print_answers(load(), inputs, ask, max_new_tokens)
@@ -101,14 +100,14 @@ def predict(
         "max_new_tokens": max_new_tokens,
     }
     made_by |= {name: value for name, value in settings.items() if value is not None}
-    # Before a folder is made: what cannot be done leaves none.
+    # Checked before the output folder is created.
     tiling = Tiling(tile, overlap, 1.0 if scale is None else scale)
     with PredictionLog.open(out, made_by, overwrite=overwrite) as log:
         todo = [item for item in inputs if not log.is_done(item)]
         summary = Summary()
         if todo:
             model = load()
-            with _Bars(len(todo)) as bars:
+            with _ProgressBars(len(todo)) as bars:
                 writer = FolderWriter(
                     model,
                     log,
@@ -129,37 +128,34 @@ def predict(
 def _check_questions(
     cards: Mapping[str, Card], ask: Sequence[str], max_new_tokens: int | None, *, has_folder: bool
 ) -> None:
-    """Questions and bundles that answer them must come together, and what is drawn must go somewhere."""
-    from vitsplit.inference.asking import check_questions, names_to_ask
+    """Checks that questions, bundles and ``--out`` fit together."""
+    from vitsplit.inference.asking import check_questions, vqa_heads
 
-    asked = names_to_ask(cards)
-    others = [name for name in cards if name not in asked]
-    if asked and not ask:
-        raise ConfigError(f'{asked[0]} answers questions, and there is none. Add --ask "What is on the desk?"')
-    if ask and not asked:
-        raise ConfigError(f"--ask: none of the bundles answers questions ({', '.join(others)}). Name one of vqa too.")
-    if max_new_tokens is not None and not asked:
-        raise ConfigError("--max-new-tokens is of answers to --ask, and none of the bundles answers questions.")
+    vqa = vqa_heads(cards)
+    others = [name for name in cards if name not in vqa]
+    if vqa and not ask:
+        raise ConfigError(f'Missing required option --ask for {vqa[0]}, such as --ask "What is on the desk?"')
+    if ask and not vqa:
+        raise ConfigError(f"--ask requires a bundle for vqa, but these are given: {', '.join(others)}.")
+    if max_new_tokens is not None and not vqa:
+        raise ConfigError("--max-new-tokens requires a bundle for vqa. Omit it.")
     check_questions(ask)
     if not has_folder and others:
-        raise ConfigError(
-            f"Missing required option --out: a folder for the results of {', '.join(others)}. Only answers to --ask "
-            "are printed without it."
-        )
-    for name in asked:
+        raise ConfigError(f"Missing required option --out: the output folder for the results of {', '.join(others)}.")
+    for name in vqa:
         if cards[name].config.task.conversation == "plain":
-            print(f"{name} was trained on captions alone (plain): it reads no question", file=sys.stderr)
+            print(f"{name} was trained on captions only (plain) and ignores questions", file=sys.stderr)
 
 
 def _print_answers(model: Any, inputs: Sequence[Input], ask: Sequence[str], max_new_tokens: int | None) -> int:
-    """Asks about one image after the other, and prints every answer under its question."""
+    """Prints questions and answers for each image."""
     from vitsplit.inference.asking import read_whole
 
     failed = 0
     for item in inputs:
         try:
             if item.is_video:
-                raise DataError(f"{item.path}: questions are not asked about videos. Ask about an image out of it.")
+                raise DataError(f"{item.path}: questions about videos are not supported. Use a frame of the video.")
             image_CHW = read_whole(item.path)
         except (DataError, ConfigError) as error:
             print(f"skipped: {error}", file=sys.stderr)
@@ -177,14 +173,14 @@ def _print_answers(model: Any, inputs: Sequence[Input], ask: Sequence[str], max_
 
 def _report(summary: Summary, inputs: int, skipped: int, out: Path) -> None:
     kind = f"files ({summary.frames} frames of video, written without sound)" if summary.frames else "images"
-    before = f", {skipped} of them predicted before" if skipped else ""
+    before = f", {skipped} of them predicted earlier" if skipped else ""
     print(f"{summary.done + skipped} of {inputs} {kind}{before}: {out}")
     for message in summary.failed:
         print(f"skipped: {message}", file=sys.stderr)
 
 
-class _Bars:
-    """One bar for the inputs, and one for the tiles or frames of the present one."""
+class _ProgressBars:
+    """Progress bars for the inputs, and for the tiles or frames of the current input."""
 
     def __init__(self, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -192,7 +188,7 @@ class _Bars:
         self._files = self._progress.add_task("predicting", total=total)
         self._parts = self._progress.add_task("", total=None, visible=False)
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _ProgressBars:
         self._progress.start()
         return self
 
@@ -200,10 +196,10 @@ class _Bars:
         self._progress.stop()
 
     def done(self) -> None:
-        """One more input is done."""
+        """Advances the bar of the inputs."""
         self._progress.advance(self._files)
         self._progress.update(self._parts, visible=False)
 
     def part(self, name: str, done: int, total: int | None) -> None:
-        """So many tiles or frames of an input are done."""
+        """Updates the bar of the tiles or frames."""
         self._progress.update(self._parts, description=name, completed=done, total=total, visible=True)

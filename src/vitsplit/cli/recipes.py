@@ -1,4 +1,4 @@
-"""``vitsplit recipes``: the table of recipes."""
+"""``vitsplit recipes``: lists the recipes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vitsplit.recipes import RECIPES
 
 
 def recipes(*, json: Switch = False) -> int:
-    """List the recipes: the rows of the paper's tables, and small ones for a laptop.
+    """List the recipes: those of the paper's tables, and small ones for a laptop.
 
-    A recipe is a complete configuration; `vitsplit info RECIPE` says what it costs, `vitsplit train TASK --recipe
-    RECIPE` trains it.
+    A recipe is a complete training configuration. `vitsplit info RECIPE` shows its cost, and `vitsplit train TASK
+    --recipe RECIPE` trains with it.
 
     Args:
         json: Print JSON instead of a table.
@@ -30,7 +30,7 @@ def recipes(*, json: Switch = False) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """One recipe, JSON-ready; ``summary`` is the first line of its docstring, with the paper's result."""
+    """JSON-compatible description of a recipe; ``summary`` is the first line of its docstring."""
     config = RECIPES[name]()
     split = split_settings(config.method, f"recipe {name}")
     layers = select_layers(split, CATALOG[config.backbone.backbone].num_layers)
@@ -56,7 +56,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     console = Console(highlight=False)
     console.print(Text(_line("recipe", "backbone", "K_t", "prior layers", "crop", "steps"), style="bold"))
     for row in rows:
-        layers = "gate" if row["selection"] == "gate" else _spell(row["prior_layers"])
+        layers = "gate" if row["selection"] == "gate" else _format_layers(row["prior_layers"])
         crop = "x".join(map(str, row["crop_size"]))
         values = (row["name"], row["backbone"], row["num_tuned_layers"], layers, crop, row["steps"])
         console.print(_line(*map(str, values)))
@@ -64,12 +64,12 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _line(*columns: str) -> str:
-    """The columns at widths that fit the longest of the recipes' values, 80 characters in all."""
+    """A row of the table, 80 characters wide."""
     return "{:21} {:12} {:>3} {:25} {:9} {:>5}".format(*columns)
 
 
-def _spell(layers: list[int]) -> str:
-    """``2 5 8 11``; a long run of neighbours as its ends."""
+def _format_layers(layers: list[int]) -> str:
+    """``2 5 8 11``; more than four consecutive layers as a range: ``26-39``."""
     if len(layers) > 4 and layers == list(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}-{layers[-1]}"
     return " ".join(map(str, layers))

@@ -1,4 +1,4 @@
-"""What ``vitsplit analyze sweep``, ``ablate`` and ``bench accuracy`` share: options, and how a study is run."""
+"""Common options and execution of the studies: ``analyze sweep``, ``analyze ablate`` and ``bench accuracy``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.values import writable
-from vitsplit.cli.words import leading_words, value_of
+from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import Seed, Settings
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.errors import ConfigError
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
     from vitsplit.train_config import TrainConfig
 
 MakeVariants = Callable[["TrainConfig", "LeastAlike"], "list[Variant]"]
-"""The configuration of all runs, and what chooses the least alike layers, to the variants."""
+"""Creates variants from the configuration of all runs and a function that selects the least alike layers."""
 
 
 class StudyOptions(Settings):
-    """The options of every study."""
+    """Options of all studies."""
 
     data: Path
     """The data set of all runs."""
     out: Path
-    """The study's folder."""
+    """Output folder of the study."""
     recipe: str | None = None
-    """Settings to start from: `vitsplit recipes` lists them."""
+    """Recipe to start from, see `vitsplit recipes`."""
     config: str | None = None
-    """Settings to start from: a config.json of a run."""
+    """Configuration to start from: the config.json of a run."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    """One run of every variant for each."""
+    """Seeds; every variant is trained once with each."""
     processes: Annotated[int, Field(ge=1, le=256)] = 1
-    """Runs at once, each in its own process."""
+    """Number of runs in parallel, each in its own process."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is shown beside the figures.
+    """Description of a study.
 
     Attributes:
-        prog: The command, for errors.
-        title: Of the page.
-        notes: Paragraphs under the table.
-        grid: Whether K_t and K_p make a grid.
-        curves: Whether curves over steps and time are drawn.
+        prog: Name of the command, for errors.
+        title: Title of the page.
+        notes: Paragraphs below the table.
+        grid: Whether to plot a grid of K_t and K_p.
+        curves: Whether to plot curves over steps and time.
     """
 
     prog: str
@@ -66,8 +66,8 @@ class Study:
 
 
 def settings_of_runs(argv: Sequence[str]) -> TrainConfig | None:
-    """The settings that the task, ``--recipe`` and ``--config`` among the words name; None without a task."""
-    words = leading_words(argv)
+    """The configuration from the task, ``--recipe`` and ``--config`` in the arguments; None without a task."""
+    words = leading_arguments(argv)
     if not words:
         return None
     return starting_config(words[0], recipe=value_of(argv, "--recipe"), config_file=value_of(argv, "--config"))
@@ -82,19 +82,19 @@ def run_study(
     *,
     finish: Callable[[list[Variant]], list[Variant]] = lambda variants: variants,
 ) -> int:
-    """Trains what is missing, and shows the table; returns the exit status, 128 + a signal's number if one stopped it.
+    """Trains missing runs and prints the table; returns the exit status (128 + the number of a signal that stopped it).
 
     Args:
-        study: What is shown.
-        options: The options of every study.
-        config: The settings of all runs.
-        make_variants: Makes the variants.
-        own_flags: Flags and their values by the variant's name.
-        finish: Variants with all their settings to what is trained.
+        study: The study.
+        options: The options.
+        config: Configuration of all runs.
+        make_variants: Creates the variants.
+        own_flags: Flags and their values by variant.
+        finish: Final changes to the variants.
 
     Raises:
-        ConfigError: A variant cannot be.
-        VitsplitError: What a run raises.
+        ConfigError: A variant is invalid.
+        VitsplitError: See ``vitsplit.train``.
     """
     split_settings(config.method, "a study of parts or layers (`vitsplit bench accuracy --methods` compares methods)")
     with_own = with_own_settings(make_variants, own_flags, prog=study.prog)
@@ -109,15 +109,15 @@ def run_study(
 
 
 def with_own_settings(make: MakeVariants, flags: Mapping[str, Sequence[str]], *, prog: str) -> MakeVariants:
-    """Variants of which some have settings of their own, which their titles then say.
+    """Adds settings of individual variants, which are appended to the variants' titles.
 
     Args:
-        make: Makes them without.
-        flags: Flags and their values by the variant's name.
-        prog: The command as it was called, for errors.
+        make: Creates the variants.
+        flags: Flags and their values by variant.
+        prog: Name of the command, for errors.
 
     Raises:
-        ConfigError: (from what is returned) There is no such variant or flag.
+        ConfigError: From the returned function; there is no such variant or flag.
     """
 
     def made(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
@@ -135,8 +135,8 @@ def _with_own_settings(variant: Variant, config: TrainConfig, flags: Sequence[st
         return variant
     plain = override(config, variant.settings)
     own = changed_settings(plain, from_flags(plain, flags, prog=f"{prog} --{variant.name}.", prefix=f"{variant.name}."))
-    said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
-    return replace(variant, settings={**variant.settings, **own}, title=f"{variant.label}, {said}")
+    description = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
+    return replace(variant, settings={**variant.settings, **own}, title=f"{variant.label}, {description}")
 
 
 def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVariants) -> int:
@@ -161,7 +161,7 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
     trials = plan(config, variants, options.seeds, options.out)
     costs = Costs(description)
     runs = len({trial.folder for trial in trials})
-    print(f"{runs} runs: {len(variants)} variants, {len(options.seeds)} seeds; finished ones are kept", file=sys.stderr)
+    print(f"{runs} runs: {len(variants)} variants, {len(options.seeds)} seeds; reusing finished runs", file=sys.stderr)
     subtitle = f"{config.name} on {options.data}: {config.backbone.backbone}, {config.loop.steps} steps of "
     subtitle += f"{config.loop.batch_size} images, seeds {' '.join(map(str, options.seeds))}"
 
@@ -181,7 +181,7 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
         trials, options.data, options.out, train=api.train, processes=options.processes, on_finished=report
     )
     if result.stopped_by is not None:
-        print("stopped; the same command continues where it stopped", file=sys.stderr)
+        print("stopped; the same command resumes the study", file=sys.stderr)
         return 128 + int(getattr(signal, result.stopped_by))
     _print_table(rows(trials, result.outcomes, costs))
     print(f"page: {options.out / 'index.html'}")
@@ -194,6 +194,6 @@ def _print_table(found: Any) -> None:
     from vitsplit.analysis.study_report import table
     from vitsplit.report import screen_table
 
-    # The runs of every seed are in the page; a terminal of 80 columns has no room for them.
+    # Without the column of individual runs, which does not fit into 80 columns; it is on the page.
     (*head, _), cells = table(found)
     Console().print(screen_table(head, [row[:-1] for row in cells], no_wrap=True, box=None, pad_edge=False))

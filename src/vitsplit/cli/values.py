@@ -1,4 +1,4 @@
-"""Values of flags that several verbs have, and checks of values that their types cannot say."""
+"""Types of common flags, and checks of arguments that types cannot express."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import shown
 
 MAX_CLASSES = 255
-"""The most classes: labels have 8 bits, and one value means ignored."""
-LONGEST_NUMBER = 400
-"""Digits: no number has more."""
-TEXTS = frozenset({"--ask", "--answer-hint", "--system-prompt"})
-"""Flags whose value may be empty, or says itself why not."""
+"""Labels have 8 bits, and one value means ignored."""
+MAX_DIGITS = 400
+"""Maximum number of digits of a number."""
+MAY_BE_EMPTY = frozenset({"--ask", "--answer-hint", "--system-prompt"})
+"""Flags whose value may be empty, or that are checked elsewhere."""
 
 Switch = tyro.conf.FlagCreatePairsOff[bool]
-"""A flag without a value, and without its negation."""
+"""A flag without a value and without a negation."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""Of images, questions or turns."""
+"""A number of images, questions or rounds."""
 Limit = Annotated[int, Field(ge=0, le=10**9)]
-"""The most of something; 0: all."""
+"""A limit; 0: unlimited."""
 BatchSize = Annotated[int, Field(ge=1, le=2**16)]
-"""Images that are computed together."""
+"""A batch size."""
 NumClasses = Annotated[int, Field(ge=1, le=MAX_CLASSES)]
-"""Of a segmentation or detection."""
+"""A number of classes."""
 ImageSize = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MAX_SIDE)], Annotated[int, Field(ge=1, le=MAX_SIDE)]],
     tyro.conf.arg(metavar="H W"),
@@ -45,48 +45,49 @@ def _split_name(text: str) -> str:
 
 
 SplitName = Annotated[str, AfterValidator(_split_name)]
-"""The name of a split of a data set, which is also that of a folder."""
+"""Name of a split of a data set, which is also a folder name."""
 
 
 class Loading(Settings):
-    """How bundles are loaded."""
+    """Loading options of bundles."""
 
     weights: str | None = None
-    """Weights of the backbone, where they cannot be downloaded or the run was trained with --weights."""
+    """Weights of the backbone, if they cannot be downloaded or the run was trained with --weights."""
     language_weights: str | None = None
-    """Folder of the language model, where the run was trained with --language-weights."""
+    """Folder of the language model, if the run was trained with --language-weights."""
     language_model: str | None = None
-    """The language model's name, where it is not a known one and may be taken from the hub."""
+    """Name of the language model on the hub, if it is not one that vitsplit knows."""
     device: str | None = None
-    """Where to compute; None: the first GPU, else the CPU."""
+    """Device such as cpu or cuda:1; None: the first GPU, else the CPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
-    """None: fp32 if the run computed in it, else auto."""
+    """Precision; None: fp32 if the run was trained in fp32, else auto."""
 
     def arguments(self) -> dict[str, Any]:
-        """The same as arguments of ``vitsplit.load``."""
+        """Arguments of ``vitsplit.load``."""
         return dict(vars(self))
 
 
-def refuse_empty_words(argv: Sequence[str]) -> None:
-    """Refuses an empty value, which as a path would be the present folder, a null character, and endless numbers.
+def check_arguments(argv: Sequence[str]) -> None:
+    """Rejects empty values (as a path, the current folder), null characters and numbers of excessive length.
 
     Raises:
-        ConfigError: Names the flag in front of it.
+        ConfigError: An argument is invalid; the message names the flag.
     """
     for before, word in zip(["", *argv], argv, strict=False):
         flag, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
-        if (equals and not value and flag not in TEXTS) or "\0" in word:
-            at = flag if flag.startswith("--") else f"the word after {shown(before)}" if before else "the first word"
-            raise ConfigError(f"{at}: its value is empty, or holds a null character. Give one, or omit the flag.")
-        if len(value) > LONGEST_NUMBER and value.isdigit():
+        if (equals and not value and flag not in MAY_BE_EMPTY) or "\0" in word:
+            place = f"the argument after {shown(before)}" if before else "the first argument"
+            at = flag if flag.startswith("--") else place
+            raise ConfigError(f"{at}: the value is empty or contains a null character. Give a value, or omit the flag.")
+        if len(value) > MAX_DIGITS and value.isdigit():
             raise ConfigError(f"{flag}: a number of {len(value)} digits is too large.")
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if need be, in which a file can be written: asked before hours of work, and not after them.
+def make_writable(folder: Path) -> Path:
+    """Creates a folder if missing, and checks that it is writable before a long computation.
 
     Raises:
-        RunError: It cannot be made, or nothing can be written there.
+        RunError: The folder cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +95,6 @@ def writable(folder: Path) -> Path:
             pass
     except OSError as error:
         raise RunError(
-            f"{folder}: nothing can be written there ({error.strerror or error}). Give another folder with --out."
+            f"{folder} is not writable ({error.strerror or error}). Give another folder with --out."
         ) from error
     return folder

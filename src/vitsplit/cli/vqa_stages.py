@@ -24,26 +24,26 @@ def stage_config(
     start: str | None = None,
     both: bool = False,
 ) -> TrainConfig:
-    """The settings that a stage starts from, or whichever the recipe is for where none is named.
+    """The configuration that a stage starts from.
 
     Args:
-        stage: Name of the stage.
-        recipe: Either stage's recipe, or what the two have in common (llava15-7b).
+        stage: Name of the stage; None: that of the recipe.
+        recipe: The recipe of either stage, or the name of the pair (llava15-7b).
         config_file: A ``config.json``.
-        resumed: The folder of the run that is resumed.
-        start: The run whose connector to start with.
+        resumed: Folder of the run to resume.
+        start: The run whose connector to start from.
         both: Whether the run has both stages.
 
     Raises:
-        ConfigError: As ``starting_config``, or there is no stage to resume.
+        ConfigError: See ``starting_config``; or there is no stage to resume.
     """
     if both and config_file is not None:
-        raise ConfigError("--config holds the settings of one stage: give --recipe with --stage both.")
+        raise ConfigError("--config has the settings of one stage only. Use --recipe with --stage both.")
     if recipe is not None or config_file is not None:
         resumed = None
     elif both and resumed is not None and stage is not None:
-        kept = _kept_settings(Path(resumed), stage)
-        resumed = None if kept is None else str(kept)
+        saved = _saved_settings(Path(resumed), stage)
+        resumed = None if saved is None else str(saved)
     if stage is not None and not (config_file or resumed):
         recipe = stage_recipe(recipe, stage)
     config = starting_config(TASK, recipe=recipe, config_file=config_file, resumed=resumed)
@@ -51,20 +51,19 @@ def stage_config(
     return override(config, {name: value for name, value in given.items() if value is not None})
 
 
-def _kept_settings(out: Path, stage: str) -> Path | None:
-    """The settings of a stage of two that go on; None in a run of a version that did not keep them."""
-    kept = (stage_file(out, stage), out / stage / CONFIG_FILE)
-    found = next((file for file in kept if file.is_file()), None)
+def _saved_settings(out: Path, stage: str) -> Path | None:
+    """File of the saved settings of a stage to resume; None for a run of a version that did not save them."""
+    candidates = (stage_file(out, stage), out / stage / CONFIG_FILE)
+    found = next((file for file in candidates if file.is_file()), None)
     if found is None and not (out / NAMES[0] / CONFIG_FILE).is_file():
         raise ConfigError(
-            f"{out} holds no stages to resume (no {kept[0].name}). If a start was stopped so early, nothing was "
-            "trained: give its command again without --resume. Else check --out."
+            f"{out} has no stages to resume (no {candidates[0].name}). Check --out, or omit --resume to start training."
         )
     return found
 
 
 def stage_recipe(recipe: str | None, stage: str) -> str:
-    """The recipe of a stage: the one named, if it is that of a single stage, or the counterpart of its family."""
+    """The recipe of a stage: the given one, or its counterpart if it belongs to a pair."""
     name = recipe or "laptop-vqa"
     for family, pair in STAGES.items():
         if name == family or name in pair:

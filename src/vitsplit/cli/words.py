@@ -1,4 +1,4 @@
-"""Words of a command line, before they are read as a whole."""
+"""Helpers for command-line arguments before they are parsed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ logger = logging.getLogger("vitsplit")
 
 
 def with_current_names(argv: Sequence[str], former: Mapping[str, str]) -> list[str]:
-    """The words with flags of earlier versions replaced, each with a warning.
+    """Replaces flags of earlier versions, each with a warning.
 
     Args:
         argv: Flags and their values.
-        former: Field's name of an earlier version to its present name.
+        former: Mapping from former to current field names.
     """
-    words = []
+    current = []
     for word in argv:
         flag, equals, value = word.partition("=")
         negation = "--no-" if flag.startswith("--no-") else "--"
@@ -24,16 +24,16 @@ def with_current_names(argv: Sequence[str], former: Mapping[str, str]) -> list[s
             new = negation + former[name].replace("_", "-")
             logger.warning("%s is now called %s; the old name will be removed in the next version", flag, new)
             word = new + equals + value
-        words.append(word)
-    return words
+        current.append(word)
+    return current
 
 
 def split_by_name(argv: Sequence[str], names: Container[str] | None = None) -> dict[str, list[str]]:
-    """Flags and their values by the name that stands before them with a dot, without it; ``""`` for those without one.
+    """Splits flags and their values by prefix (``--depth.lr``), which is removed; ``""``: without prefix.
 
     Args:
         argv: Flags and their values.
-        names: What counts as a name; None: whatever stands there.
+        names: Allowed prefixes; None: any.
 
     Example:
         >>> split_by_name(["--lr", "1e-4", "--depth.lr", "3e-4", "--depth.no-test-flip"])
@@ -51,18 +51,18 @@ def split_by_name(argv: Sequence[str], names: Container[str] | None = None) -> d
     return found
 
 
-def leading_words(argv: Sequence[str]) -> list[str]:
-    """The words before the first flag."""
+def leading_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments before the first flag."""
     return list(argv[: next((index for index, word in enumerate(argv) if word.startswith("-")), len(argv))])
 
 
 def value_of(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag among the words, before they are read as a whole; None where it is not given."""
+    """The value of a flag; None if it is not given."""
     return next(reversed(values_of(argv, flag)), None)
 
 
 def values_of(argv: Sequence[str], flag: str) -> list[str]:
-    """The same of a flag that may be repeated."""
+    """The values of a flag that can be repeated."""
     found: list[str] = []
     for index, word in enumerate(argv):
         name, equals, value = word.partition("=")
@@ -71,8 +71,8 @@ def values_of(argv: Sequence[str], flag: str) -> list[str]:
     return found
 
 
-def list_of(argv: Sequence[str], flag: str) -> list[str]:
-    """The values of a flag that takes any number of them."""
+def list_value_of(argv: Sequence[str], flag: str) -> list[str]:
+    """The values of a flag with a variable number of values."""
     if flag not in argv:
         return []
-    return leading_words(argv[argv.index(flag) + 1 :])
+    return leading_arguments(argv[argv.index(flag) + 1 :])

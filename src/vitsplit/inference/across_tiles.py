@@ -1,4 +1,4 @@
-"""Merges detections of overlapping tiles.
+"""Merging of detections of overlapping tiles.
 
 Rules for objects of one class:
 
@@ -73,7 +73,7 @@ class MergedObject:
 
 
 def cut_sides(boxes_N4: Boxes, seen_4: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which sides of boxes are at a border of their tile inside the image (height and width)."""
+    """Whether each side of the boxes is at a border of their tile that is inside the image (height and width)."""
     margin_4 = CUT_MARGIN * np.tile(seen_4[2:] - seen_4[:2], 2)
     inside_4 = seen_4 != np.array([0, 0, size[1], size[0]])
     return (np.abs(boxes_N4 - seen_4) <= margin_4) & inside_4
@@ -94,17 +94,17 @@ def merge_tiles(found: TileObjects, iou_threshold: float) -> list[MergedObject]:
     cut_M = np.array([open_N[group].any() for group in groups], dtype=bool)
     order = np.lexsort((np.where(cut_M, -_area(boxes_M4), -scores_M), cut_M))
     kept: list[MergedObject] = []
-    taken: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+    by_cell: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     cell_2 = (found.seen_N4[:, 2:] - found.seen_N4[:, :2]).max(0) if len(found.seen_N4) else np.ones(2)
     for index in order.tolist():
         group, box_4, label = groups[index], boxes_M4[index], int(found.labels_N[groups[index][0]])
         cells = _cells(box_4, cell_2, label)
-        near = sorted({other for cell in cells for other in taken[cell]})
+        near = sorted({other for cell in cells for other in by_cell[cell]})
         others = [other for other in near if _from_other_tiles(found, group, groups[other])]
-        if not _repeats(box_4, bool(cut_M[index]), boxes_M4[others], iou_threshold):
+        if not _is_duplicate(box_4, bool(cut_M[index]), boxes_M4[others], iou_threshold):
             kept.append(MergedObject(tuple(group), box_4, label, float(scores_M[index])))
             for cell in cells:
-                taken[cell].append(index)
+                by_cell[cell].append(index)
     return sorted(kept, key=lambda each: -each.score)
 
 
@@ -114,25 +114,25 @@ def _join(found: TileObjects) -> tuple[list[list[int]], NDArray[np.bool_]]:
     by_tile: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, (row, column) in enumerate(found.tiles_N2.tolist()):
         by_tile[row, column].append(index)
-    leader = list(range(len(found.labels_N)))
+    parent = list(range(len(found.labels_N)))
 
-    def lead(index: int) -> int:
-        while leader[index] != index:
-            index = leader[index]
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
         return index
 
     for (row, column), here in by_tile.items():
         for there, end, start in ((by_tile.get((row, column + 1)), 2, 0), (by_tile.get((row + 1, column)), 3, 1)):
-            for first, second in _halves(found, here, there or [], end, start):
-                leader[lead(second)] = lead(first)
+            for first, second in _matching_parts(found, here, there or [], end, start):
+                parent[root(second)] = root(first)
                 open_N4[first, end] = open_N4[second, start] = False
     groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(leader)):
-        groups[lead(index)].append(index)
+    for index in range(len(parent)):
+        groups[root(index)].append(index)
     return list(groups.values()), np.asarray(open_N4.any(1))
 
 
-def _halves(
+def _matching_parts(
     found: TileObjects, here: Sequence[int], there: Sequence[int], end: int, start: int
 ) -> list[tuple[int, int]]:
     """Pairs of objects of one class to be joined, each object at most once."""
@@ -152,7 +152,7 @@ def _halves(
     return pairs
 
 
-def _repeats(box_4: Boxes, cut: bool, others_N4: Boxes, iou_threshold: float) -> bool:
+def _is_duplicate(box_4: Boxes, cut: bool, others_N4: Boxes, iou_threshold: float) -> bool:
     if not len(others_N4):
         return False
     if (_iou(box_4[None], others_N4) > iou_threshold).any():

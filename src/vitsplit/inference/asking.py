@@ -1,4 +1,4 @@
-"""Questions to bundles: which bundle is asked, where its language model is, and about which pixels.
+"""Helpers for visual question answering: selection of the bundle, location of its language model, reading of images.
 
 Shapes: C channels, H W pixels.
 """
@@ -19,30 +19,30 @@ from vitsplit.inference.strips import ImageStrips, is_large
 from vitsplit.tasks.vqa.config import VqaConfig
 
 TASK = "vqa"
-"""The task whose bundles can be asked."""
+"""Name of the task of visual question answering."""
 LARGE_SIDE = 2048
-"""A very large image is shrunk to this longest side as it is read: bundles bring every image to a few hundred."""
+"""Very large images are scaled down to this longest side on reading; bundles resize images to a few hundred pixels."""
 
 
-def names_to_ask(cards: Mapping[str, Card]) -> list[str]:
-    """The names of the bundles that answer questions."""
+def vqa_heads(cards: Mapping[str, Card]) -> list[str]:
+    """Names of the bundles for visual question answering."""
     return [name for name, card in cards.items() if card.task == TASK]
 
 
-def name_to_ask(cards: Mapping[str, Card]) -> str:
-    """The name of the one bundle that answers questions.
+def vqa_head(cards: Mapping[str, Card]) -> str:
+    """Name of the only bundle for visual question answering.
 
     Raises:
-        ConfigError: There is none, or there are several; the message names them.
+        ConfigError: There are none or several; the message names them.
     """
-    names = names_to_ask(cards)
+    names = vqa_heads(cards)
     if not names:
         others = ", ".join(f"{name}: {card.task}" for name, card in cards.items()) or "none"
-        raise ConfigError(f"No bundle here answers questions ({others}). Load one of visual question answering (vqa).")
+        raise ConfigError(f"There is no bundle for vqa (bundles: {others}). Load one.")
     if len(names) > 1:
         raise ConfigError(
-            f"Several bundles answer questions ({', '.join(names)}). Ask one of them: model['{names[0]}'].ask(...), or "
-            "on the command line name its run alone."
+            f"There are several bundles for vqa ({', '.join(names)}). Use one of them: model['{names[0]}'].ask(...), "
+            "or give only its run on the command line."
         )
     return names[0]
 
@@ -50,24 +50,24 @@ def name_to_ask(cards: Mapping[str, Card]) -> str:
 def with_language_model(
     cards: Mapping[str, tuple[Path, Card]], language_weights: str | Path | None, language_model: str | None = None
 ) -> dict[str, tuple[Path, Card]]:
-    """Bundles whose cards say where the language model is now.
+    """Sets the location of the language model in the cards of bundles.
 
-    A card names no folder that is opened, and no download but that of a language model that vitsplit knows.
+    Folders in cards are not opened, and only language models that vitsplit knows are downloaded.
 
     Args:
-        cards: Folders and cards by the bundles' names.
-        language_weights: Folder of the language model; None: the hub's cache, or the hub.
-        language_model: Name of the language model, which may be taken from the hub; None: the card's, if it is known.
+        cards: Folders and cards by bundle name.
+        language_weights: Folder of the language model; None: the hub or its cache.
+        language_model: Name of the language model on the hub; None: that of the card, if vitsplit knows it.
 
     Raises:
-        ConfigError: There is a folder or a name, and no bundle with a language model.
-        WeightsError: There is neither, and the card says a folder, or a name that is not known.
+        ConfigError: A folder or name is given, but no bundle has a language model.
+        WeightsError: Neither is given, and the card has a folder or an unknown name.
     """
     given = {"--language-weights": language_weights, "--language-model": language_model}
     for flag, value in given.items():
-        if value is not None and not names_to_ask({name: card for name, (_, card) in cards.items()}):
+        if value is not None and not vqa_heads({name: card for name, (_, card) in cards.items()}):
             tasks = ", ".join(f"{name}: {card.task}" for name, (_, card) in cards.items())
-            raise ConfigError(f"{flag} {value}: no bundle here has a language model ({tasks}).")
+            raise ConfigError(f"{flag} {value}: no bundle has a language model ({tasks}). Omit it.")
     return {
         name: (folder, _located(card, folder, language_weights, language_model))
         for name, (folder, card) in cards.items()
@@ -86,41 +86,41 @@ def _located(card: Card, folder: Path, language_weights: str | Path | None, lang
 
 
 def _check_known(card: Card, folder: Path) -> None:
-    """Refuses to open or to fetch a language model on a card's word."""
+    """Raises WeightsError if the card has a folder or a language model that vitsplit does not know."""
     from vitsplit.tasks.vqa.language import PACKAGES, WIDTHS
 
     path = card.paths.get("--language-weights")
     if path is not None:
         raise WeightsError(
-            f"{folder}: trained with a language model read from {shown(path, 1024)}. A bundle does not decide which "
-            "folder is opened: say where it is, --language-weights PATH (language_weights=PATH)."
+            f"{folder}: trained with the language model in {shown(path, 1024)}. Paths in bundles are not opened: give "
+            "its folder with --language-weights PATH (language_weights=PATH)."
         )
     name = card.config.task.language_model
     if name not in {*PACKAGES, *WIDTHS}:
         raise WeightsError(
-            f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know. A bundle "
-            "does not decide what is opened or downloaded: give its folder, --language-weights PATH "
-            "(language_weights=PATH), or its name to have it from the hub, --language-model NAME (language_model=NAME)."
+            f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know and "
+            "does not download automatically. Give its folder with --language-weights PATH (language_weights=PATH), or "
+            "its name on the hub with --language-model NAME (language_model=NAME)."
         )
 
 
 def check_questions(questions: Iterable[str]) -> None:
-    """Refuses questions that ask nothing.
+    """Checks questions.
 
     Raises:
-        ConfigError: One is empty.
+        ConfigError: A question is empty.
     """
     for question in questions:
         if not question.strip():
-            raise ConfigError('--ask: a question is empty. Write it after the flag: --ask "What is on the desk?"')
+            raise ConfigError('--ask: the question is empty. Give a question, such as --ask "What is on the desk?"')
 
 
 def read_whole(path: str | Path) -> Tensor:
-    """An image to ask about, however large: ``image_CHW`` uint8. A very large one is shrunk, not cut into tiles.
+    """Reads an image of any size as a whole: ``image_CHW`` uint8. Very large images are scaled down.
 
     Raises:
-        DataError: It cannot be read.
-        ConfigError: It is very large, and libvips, which reads such images, is not installed.
+        DataError: The image cannot be read.
+        ConfigError: The image is very large, and libvips is not installed.
     """
     if not is_large(path):
         return read_image(path)

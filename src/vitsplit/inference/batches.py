@@ -1,4 +1,4 @@
-"""Reading and writing beside the network, and images of equal size in one batch.
+"""Background threads for reading and writing, and batches of images of equal size.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -19,16 +19,15 @@ ResultT = TypeVar("ResultT")
 def in_background(
     function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, threads: int, ahead: int
 ) -> Iterator[ResultT]:
-    """Applies a function in threads; results come in order.
+    """Applies a function in threads, and yields its results in order.
 
-    The items are drawn, and the results handed out, in the caller's thread. What the function raises is raised when
-    its result is due.
+    ``items`` is iterated in the caller's thread. Exceptions of the function are raised in place of its results.
 
     Args:
-        function: Work that does not hold Python's lock for long, such as decoding or compressing an image.
-        items: What it is applied to; drawn no further than ``ahead`` items before the results.
-        threads: How many work at once; one keeps the order of the work too.
-        ahead: Items in work or done whose results were not handed out yet.
+        function: Function that releases the GIL, such as decoding or compressing an image.
+        items: Its arguments.
+        threads: Number of threads; with one, calls are in order too.
+        ahead: Maximum number of items that were taken and whose results were not yielded yet.
     """
     waiting: deque[Future[ResultT]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -51,18 +50,18 @@ def batches(
 
     Args:
         images: Items with their ``image_CHW``.
-        limit: From H and W to the most images of a batch.
-        waiting: Images that wait for others of their size; beyond it the size that has waited longest goes as it is.
+        limit: Function from H and W to the maximum batch size.
+        waiting: Maximum number of images in incomplete batches; beyond it, the oldest incomplete batch is yielded.
 
     Yields:
-        Batches, in the order in which they are complete; every image once.
+        Batches; each image once.
     """
-    of_size: dict[tuple[int, int], list[tuple[ItemT, Tensor]]] = {}
+    by_size: dict[tuple[int, int], list[tuple[ItemT, Tensor]]] = {}
     for item, image_CHW in images:
         size = (image_CHW.shape[-2], image_CHW.shape[-1])
-        of_size.setdefault(size, []).append((item, image_CHW))
-        if len(of_size[size]) >= limit(*size):
-            yield of_size.pop(size)
-        elif sum(map(len, of_size.values())) > waiting:
-            yield of_size.pop(next(iter(of_size)))
-    yield from of_size.values()
+        by_size.setdefault(size, []).append((item, image_CHW))
+        if len(by_size[size]) >= limit(*size):
+            yield by_size.pop(size)
+        elif sum(map(len, by_size.values())) > waiting:
+            yield by_size.pop(next(iter(by_size)))
+    yield from by_size.values()

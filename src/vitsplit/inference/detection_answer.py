@@ -1,4 +1,4 @@
-"""What becomes of the objects in the tiles of a large image: moved to their place, merged, and written as one list.
+"""Detections of large images: collects the objects of all tiles, merges them, and writes them.
 
 Shapes: B batch, C channels, H W pixels of a tile, N objects, h w pixels of an object's mask.
 """
@@ -24,17 +24,17 @@ from vitsplit.tasks.detection.masks import rasterize, to_rle
 from vitsplit.tasks.detection.predict import DRAWN_SCORE, encode, paste
 
 MAX_RUN_PIXELS = 1 << 32
-"""COCO's run lengths count the pixels of an image in 32 bits."""
+"""Limit of COCO's run lengths, which have 32 bits."""
 _OPACITY = 0.4
 
 
 class CropMask:
-    """An object's mask, kept as a run-length encoding of the part of the image around it.
+    """The mask of an object, stored as the run-length encoding of a crop of the image.
 
     Args:
         mask_hw: bool.
-        left: Where the part stands in the image, in pixels.
-        top: The same.
+        left: Left border of the crop in the image, in pixels.
+        top: Top border of the crop in the image, in pixels.
     """
 
     def __init__(self, mask_hw: NDArray[np.bool_], left: int, top: int) -> None:
@@ -47,7 +47,7 @@ class CropMask:
 
     @classmethod
     def union(cls, parts: Sequence[CropMask]) -> CropMask:
-        """The mask of an object of several parts."""
+        """The union of several masks."""
         if len(parts) == 1:
             return parts[0]
         pixels = [part.pixels() for part in parts]
@@ -61,9 +61,9 @@ class CropMask:
         return cls(whole_hw, left, top)
 
     def rle(self, size: tuple[int, int]) -> dict[str, Any]:
-        """COCO's compressed run-length encoding in the whole image (height and width), JSON-ready.
+        """COCO's compressed run-length encoding in the whole image (height and width), JSON-compatible.
 
-        Made from the runs of the part, column by column, without the whole image ever being in memory.
+        Computed from the runs of the crop, without a mask of the whole image in memory.
         """
         mask_hw = self.pixels()
         height, width = size
@@ -71,36 +71,36 @@ class CropMask:
         columns, starts = np.nonzero((edges_hw == 1).T)
         _, ends = np.nonzero((edges_hw == -1).T)
         offsets = (columns + self.left) * height + self.top
-        places = np.stack([offsets + starts, offsets + ends], 1).ravel()
-        # Runs of columns that touch have a run of no pixels between them, which COCO's format allows for.
-        counts = np.diff(np.concatenate([[0], places, [height * width]]))
+        bounds = np.stack([offsets + starts, offsets + ends], 1).ravel()
+        # Runs that continue in the next column are separated by runs of length 0, which are valid in COCO's format.
+        counts = np.diff(np.concatenate([[0], bounds, [height * width]]))
         encoded = to_rle({"size": [height, width], "counts": counts.tolist()}, height, width)
         return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-class DetectionAnswer:
-    """The objects of one detection bundle.
+class DetectionTileWriter:
+    """Predicts the tiles of an image with one detection task, merges the objects, and writes the result.
 
     Args:
-        task: The task, which resizes nothing.
-        forward: Its forward pass.
+        task: The task, without resizing.
+        forward: The forward pass.
         grid: The tiles.
         own_size: Height and width of the image; boxes and masks are in its pixels.
-        stem: Folder and beginning of the files' names.
+        stem: Folder and prefix of the file names.
 
     Raises:
-        DataError: The image has more pixels than COCO's masks can count.
+        DataError: The image is too large for COCO's masks.
     """
 
     def __init__(self, task: Any, forward: Forward, grid: Grid, own_size: tuple[int, int], stem: Path) -> None:
         if task.masks and own_size[0] * own_size[1] >= MAX_RUN_PIXELS:
             raise DataError(
-                f"{stem.name}: {own_size[1]}x{own_size[0]} pixels are more than COCO's masks can count (2^32). "
-                "Cut the image in two."
+                f"{stem.name}: {own_size[1]}x{own_size[0]} pixels exceed the limit of COCO's masks (2^32). "
+                "Split the image."
             )
         self.task, self.forward, self.grid, self.own_size = task, forward, grid, own_size
         size = (grid.rows.length, grid.columns.length)
-        self._own_4 = np.array([own_size[1] / size[1], own_size[0] / size[0]] * 2)
+        self._scale_4 = np.array([own_size[1] / size[1], own_size[0] / size[0]] * 2)
         self._file = RowFile(stem.with_name(f"{stem.name}_detections.json"))
         self._overlay_path = stem.with_name(f"{stem.name}_overlay.jpg")
         self._image_id = stem.name
@@ -109,12 +109,12 @@ class DetectionAnswer:
         self._masks: list[CropMask] = []
 
     def add(self, row: int, columns: Sequence[int], image_BCHW: Tensor) -> None:
-        """Finds the objects of tiles of one row."""
+        """Predicts tiles of a row."""
         for column, prediction in zip(columns, self.task.predict(self.forward, image_BCHW), strict=True):
             left, top = self.grid.columns.starts[column], self.grid.rows.starts[row]
             count = len(prediction.labels)
-            seen_4 = np.array([left, top, left + self.grid.tile[1], top + self.grid.tile[0]]) * self._own_4
-            boxes_N4 = (prediction.boxes.astype(np.float64) + np.array([left, top, left, top])) * self._own_4
+            seen_4 = np.array([left, top, left + self.grid.tile[1], top + self.grid.tile[0]]) * self._scale_4
+            boxes_N4 = (prediction.boxes.astype(np.float64) + np.array([left, top, left, top])) * self._scale_4
             cut_N4 = cut_sides(boxes_N4, seen_4, self.own_size)
             tiles_N2 = np.tile(np.array([[row, column]]), (count, 1))
             seen_N4 = np.tile(seen_4, (count, 1))
@@ -124,7 +124,7 @@ class DetectionAnswer:
                 self._masks += map(self._crop_mask, prediction.mask_bins, boxes_N4)
 
     def finish_row(self, row: int, image_CHW: Tensor) -> None:
-        """Keeps a small copy of the image for the overlay."""
+        """Adds rows to the scaled-down image of the overlay."""
         self._small_image.write(image_CHW.permute(1, 2, 0).numpy())
 
     def close(self) -> tuple[Path, ...]:
@@ -136,7 +136,7 @@ class DetectionAnswer:
         return self._file.finish(), self._overlay_path
 
     def discard(self) -> None:
-        """Removes files that are not complete."""
+        """Removes incomplete files."""
         self._file.discard()
 
     def _crop_mask(self, bins_mm: NDArray[np.float32], box_4: NDArray[np.float64]) -> CropMask:
@@ -149,7 +149,7 @@ class DetectionAnswer:
         return CropMask.union([self._masks[part] for part in merged.parts])
 
     def _entries(self, objects: Sequence[MergedObject]) -> Iterator[dict[str, Any]]:
-        """COCO results, with the classes' names."""
+        """COCO results with class names."""
         for merged in objects:
             x1, y1, x2, y2 = merged.box_4.tolist()
             entry = {
@@ -170,7 +170,7 @@ class DetectionAnswer:
         self._file.write_bytes(b"]\n")
 
     def _overlay(self, objects: Sequence[MergedObject]) -> Image.Image:
-        """The small image with tinted masks and boxes in the classes' colours; names would cover small objects."""
+        """The scaled-down image with masks and boxes in class colors; class names would cover small objects."""
         canvas_HWC = self._small_image.array()
         shrink = (canvas_HWC.shape[0] / self.own_size[0], canvas_HWC.shape[1] / self.own_size[1])
         drawn = [merged for merged in objects if merged.score >= DRAWN_SCORE]
@@ -181,8 +181,8 @@ class DetectionAnswer:
         line = max(1, round(max(picture.size) / 1000))
         for merged in reversed(drawn):
             x1, y1, x2, y2 = (merged.box_4 * np.array([shrink[1], shrink[0]] * 2)).round().astype(int).tolist()
-            colour = self.task.classes.colors[merged.label]
-            pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
+            color = self.task.classes.colors[merged.label]
+            pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=color, width=line)
         return picture
 
 
@@ -191,21 +191,21 @@ def _columns(part: TileObjects) -> tuple[NDArray[Any], ...]:
 
 
 def _tint(
-    canvas_HWC: NDArray[np.uint8], mask: CropMask, shrink: tuple[float, float], colour: tuple[int, int, int]
+    canvas_HWC: NDArray[np.uint8], mask: CropMask, shrink: tuple[float, float], color: tuple[int, int, int]
 ) -> None:
-    """Lays a colour over those pixels of a small picture whose centres a mask covers."""
+    """Blends a color into the pixels of a scaled-down picture whose centers are inside a mask."""
     mask_hw = mask.pixels()
     spans = []
     for start, length, factor, side in zip(
         (mask.top, mask.left), mask_hw.shape, shrink, canvas_HWC.shape[:2], strict=True
     ):
         first, last = int(start * factor), min(side, int((start + length) * factor) + 1)
-        places = np.arange(first, last)
-        source = ((places + 0.5) / factor).astype(int) - start
+        indices = np.arange(first, last)
+        source = ((indices + 0.5) / factor).astype(int) - start
         inside = (source >= 0) & (source < length)
-        spans.append((places[inside], source[inside]))
-    (rows, of_rows), (columns, of_columns) = spans
-    chosen = mask_hw[np.ix_(of_rows, of_columns)]
+        spans.append((indices[inside], source[inside]))
+    (rows, mask_rows), (columns, mask_columns) = spans
+    chosen = mask_hw[np.ix_(mask_rows, mask_columns)]
     area = canvas_HWC[np.ix_(rows, columns)]
-    area[chosen] = ((1 - _OPACITY) * area[chosen] + _OPACITY * np.array(colour)).round().astype(np.uint8)
+    area[chosen] = ((1 - _OPACITY) * area[chosen] + _OPACITY * np.array(color)).round().astype(np.uint8)
     canvas_HWC[np.ix_(rows, columns)] = area

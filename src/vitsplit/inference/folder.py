@@ -1,4 +1,4 @@
-"""Predictions of many files into a folder: read ahead, in batches, written beside, and taken up where they stopped.
+"""Predictions of many files: reads and writes in background threads, predicts in batches, and can be resumed.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from vitsplit.atomic_files import writing_to
 from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, DataError, VitsplitError
-from vitsplit.inference.asking import names_to_ask, read_whole
+from vitsplit.inference.asking import read_whole, vqa_heads
 from vitsplit.inference.batches import batches, in_background
 from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
@@ -32,24 +32,24 @@ logger = logging.getLogger(__name__)
 
 GPU_BATCH = 8
 GPU_BATCH_PIXELS = 8 << 20
-"""Without a batch size, the pixels of a batch on a GPU: eight images of 1024 x 1024. Answers are as large as images."""
+"""Default limits of a batch on a GPU: eight images of at most 1024 x 1024 pixels."""
 READERS, WRITERS = 2, 2
 
 OnPart = Callable[[Input, int, int | None], None]
-"""Told of the tiles of a large image, or of the frames of a video: the input, parts done, and all (None: unknown)."""
+"""Progress of tiles or frames: the input, the finished ones, and the total (None: unknown)."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut; see ``predict_large``.
+    """Settings of tiles, see ``predict_large``.
 
     Attributes:
-        tile: Height and width of a tile; None: images are cut only where they are very large.
-        overlap: Pixels that neighbours share; None: a quarter of the tile.
-        scale: Factor on images that are cut.
+        tile: Height and width of tiles; None: only very large images are split into tiles.
+        overlap: Overlap of neighboring tiles in pixels; None: a quarter of the tile's shorter side.
+        scale: Scale factor of images that are split into tiles.
 
     Raises:
-        ConfigError: The tiles cannot overlap so.
+        ConfigError: The overlap is invalid.
     """
 
     tile: tuple[int, int] | None = None
@@ -63,12 +63,12 @@ class Tiling:
 
 @dataclass
 class Summary:
-    """What became of the inputs.
+    """Summary of a command.
 
     Attributes:
-        done: Inputs predicted.
-        frames: Video frames among them.
-        failed: A message per input that could not be read.
+        done: Number of predicted inputs.
+        frames: Number of predicted video frames.
+        failed: One message per unreadable input.
     """
 
     done: int = 0
@@ -77,21 +77,21 @@ class Summary:
 
 
 class FolderWriter:
-    """Predicts files with one or several bundles, and writes each one's results in one go.
+    """Predicts files with one or several bundles, and writes the results.
 
-    Questions are about a whole image: one that is cut into tiles for other bundles is shrunk for a bundle that is
-    asked. They are not asked about videos.
+    Questions are about a whole image, which is scaled down if it is split into tiles for other bundles. Questions about
+    videos are not supported.
 
     Args:
         model: The bundles.
-        log: What is in the folder.
-        batch_size: Images of equal size that go through the network together; None: 1 on a processor; on a GPU 8, and
-            fewer large ones.
-        tiling: How images are cut.
-        questions: What bundles of visual question answering are asked about every image.
-        max_new_tokens: The most tokens of an answer; None: as the bundle says.
+        log: The log of the output folder.
+        batch_size: Batch size, for images of equal size; None: 1 on a CPU, up to 8 on a GPU, depending on the image
+            size.
+        tiling: Settings of tiles.
+        questions: Questions about every image, for bundles of visual question answering.
+        max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
         on_done: Called after every input.
-        on_part: Called within long inputs.
+        on_part: Called after every tile of a large image or frame of a video.
     """
 
     def __init__(
@@ -115,36 +115,36 @@ class FolderWriter:
         self.on_done = on_done
         self.on_part = on_part
         self.summary = Summary()
-        self._in_tiles: list[Input] = []
-        asked = names_to_ask({name: bundle.card for name, bundle in model.items()})
-        self._asked = model.only(asked)
-        self._drawn = model.only(name for name in model if name not in asked)
+        self._large_inputs: list[Input] = []
+        vqa = vqa_heads({name: bundle.card for name, bundle in model.items()})
+        self._vqa_model = model.only(vqa)
+        self._dense_model = model.only(name for name in model if name not in vqa)
 
     def run(self, inputs: Sequence[Input]) -> Summary:
-        """Predicts the inputs: images first, then those that are cut into tiles, then videos.
+        """Predicts images first, then images in tiles, then videos.
 
         Raises:
-            RunError: A file could not be written, such as on a full disk. What was done before stays.
+            RunError: A file cannot be written, such as on a full disk. Finished results are kept.
         """
         with writing_to(self.log.folder, "predictions"), closing(self.log):
             self.log.begin()
             self._images([item for item in inputs if not item.is_video])
-            for item in self._in_tiles:
-                self._guarded(item, self._large)
+            for item in self._large_inputs:
+                self._predict_or_skip(item, self._large)
             for item in inputs:
                 if item.is_video:
-                    self._guarded(item, self._video)
+                    self._predict_or_skip(item, self._video)
         return self.summary
 
     def _images(self, items: Sequence[Input]) -> None:
         ahead = max(2, self._batch_limit(1, 1))
         read = in_background(self._read, items, threads=READERS, ahead=ahead)
         groups = batches(self._readable(read), self._batch_limit, waiting=2 * ahead)
-        for item, files in in_background(self._save, self._predicted(groups), threads=WRITERS, ahead=ahead):
+        for item, files in in_background(self._save, self._predict_batches(groups), threads=WRITERS, ahead=ahead):
             self._finish(item, files)
 
     def _read(self, item: Input) -> tuple[Input, Tensor | DataError | None]:
-        """The image; None if it is to be cut into tiles."""
+        """Reads an image; None if it is to be split into tiles."""
         if self.tiling.tile is not None or is_large(item.path):
             return item, None
         try:
@@ -155,26 +155,26 @@ class FolderWriter:
     def _readable(self, read: Iterator[tuple[Input, Tensor | DataError | None]]) -> Iterator[tuple[Input, Tensor]]:
         for item, image_CHW in read:
             if image_CHW is None:
-                self._in_tiles.append(item)
+                self._large_inputs.append(item)
             elif isinstance(image_CHW, DataError):
                 self._fail(image_CHW)
             else:
                 yield item, image_CHW
 
-    def _predicted(self, groups: Iterator[list[tuple[Input, Tensor]]]) -> Iterator[tuple[Input, dict[str, Any]]]:
+    def _predict_batches(self, groups: Iterator[list[tuple[Input, Tensor]]]) -> Iterator[tuple[Input, dict[str, Any]]]:
         for group in groups:
-            answers = self.model.predict_batch(torch.stack([image_CHW for _, image_CHW in group]))
-            for (item, _), answer in zip(group, answers, strict=True):
-                self._ask(answer)
-                yield item, answer
+            predictions = self.model.predict_batch(torch.stack([image_CHW for _, image_CHW in group]))
+            for (item, _), prediction in zip(group, predictions, strict=True):
+                self._ask(prediction)
+                yield item, prediction
 
-    def _ask(self, answer: dict[str, Any]) -> None:
-        for prediction in answer.values():
+    def _ask(self, predictions: dict[str, Any]) -> None:
+        for prediction in predictions.values():
             if isinstance(prediction, VqaPrediction):
                 prediction.ask_many(self.questions, max_new_tokens=self.max_new_tokens)
 
-    def _save(self, answer: tuple[Input, dict[str, Any]]) -> tuple[Input, list[Path]]:
-        item, predictions = answer
+    def _save(self, predicted: tuple[Input, dict[str, Any]]) -> tuple[Input, list[Path]]:
+        item, predictions = predicted
         stem = Path(item.name).name
         files = [
             (bundle, file.name.removeprefix(stem), file)
@@ -185,9 +185,9 @@ class FolderWriter:
 
     def _large(self, item: Input) -> list[Path]:
         stem, placed = Path(item.name).name, []
-        if self._drawn:
+        if self._dense_model:
             files = predict_large(
-                self._drawn,
+                self._dense_model,
                 item.path,
                 self.log.stage(item),
                 stem,
@@ -196,24 +196,24 @@ class FolderWriter:
                 scale=self.tiling.scale,
                 on_tile=lambda done, total: self.on_part(item, done, total),
             )
-            placed += _by_head(files, stem, self._drawn)
-        if self._asked:
-            predictions = self._asked.predict(read_whole(item.path))
+            placed += _split_by_head(files, stem, self._dense_model)
+        if self._vqa_model:
+            predictions = self._vqa_model.predict(read_whole(item.path))
             self._ask(predictions)
             for head, prediction in predictions.items():
-                beginning = f"{stem}_{head}"
-                saved = prediction.save(self.log.stage(item), beginning)
-                placed += [(head, file.name.removeprefix(beginning), file) for file in saved]
+                prefix = f"{stem}_{head}"
+                saved = prediction.save(self.log.stage(item), prefix)
+                placed += [(head, file.name.removeprefix(prefix), file) for file in saved]
         return self.log.place(item, placed)
 
     def _video(self, item: Input) -> list[Path]:
-        if not self._drawn:
-            raise DataError(f"{item.path}: questions are not asked about videos. Ask about an image out of it.")
-        if self._asked:
-            logger.info("%s: questions are not asked about videos; the other bundles draw it", item.path)
+        if not self._dense_model:
+            raise DataError(f"{item.path}: questions about videos are not supported. Use a frame of the video.")
+        if self._vqa_model:
+            logger.info("%s: questions about videos are not supported; predicting with the other bundles", item.path)
         target = self.log.stage(item) / f"{Path(item.name).name}_overlay.mp4"
         self.summary.frames += predict_video(
-            self._drawn,
+            self._dense_model,
             item.path,
             target,
             batch_limit=self._batch_limit,
@@ -221,8 +221,8 @@ class FolderWriter:
         )
         return self.log.place(item, [("", "_overlay.mp4", target)])
 
-    def _guarded(self, item: Input, predict: Callable[[Input], list[Path]]) -> None:
-        # One huge image among many must not end the command for want of libvips, unless tiles were asked for.
+    def _predict_or_skip(self, item: Input, predict: Callable[[Input], list[Path]]) -> None:
+        # Without --tile, a single large image must not stop the command if libvips is not installed.
         expected = (DataError, ConfigError) if self.tiling.tile is None else (DataError,)
         try:
             self._finish(item, predict(item))
@@ -246,13 +246,13 @@ class FolderWriter:
         return max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // (height * width)))
 
 
-def _by_head(files: Iterable[Path], stem: str, heads: Collection[str]) -> list[tuple[str, str, Path]]:
-    """Files of ``predict_large`` with the head that each is of, and what its name ends with."""
+def _split_by_head(files: Iterable[Path], stem: str, heads: Collection[str]) -> list[tuple[str, str, Path]]:
+    """Head, suffix of the name, and path of each file of ``predict_large``."""
     if len(heads) == 1:
         return [(head, file.name.removeprefix(stem), file) for head in heads for file in files]
     found = []
     for file in files:
-        # The longest: one may be the beginning of another.
+        # The longest match, since one head's name can be a prefix of another's.
         head = max((each for each in heads if file.name.startswith(f"{stem}_{each}")), key=len)
         found.append((head, file.name.removeprefix(f"{stem}_{head}"), file))
     return found

@@ -76,7 +76,7 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
         DataError: A file or folder is missing, a folder is empty, ``out`` is an input folder, or a name is not unique,
             has control characters or is not UTF-8.
     """
-    found = [item for word in words for item in _of_word(Path(word), out and out.resolve())]
+    found = [item for word in words for item in _find_files(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
         if _UNWRITABLE.search(item.name):
@@ -92,7 +92,7 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
     return found
 
 
-def _of_word(path: Path, out: Path | None) -> Iterator[Input]:
+def _find_files(path: Path, out: Path | None) -> Iterator[Input]:
     if not exists(path):
         raise DataError(f"{path}: file, folder or run not found. Check the path.")
     if not path.is_dir():

@@ -1,7 +1,6 @@
-"""Images of any size: cut into tiles as they are read, predicted, blended, and written as rows become final.
+"""Predictions of images of any size: reads the image in strips, predicts and blends tiles, and writes finished rows.
 
-Memory holds a row of tiles of the image and, per dense bundle, the strip of values that the next row of tiles will add
-to; neither grows with the image's height.
+Memory is independent of the image's height: one row of tiles and, per dense bundle, the overlap with the next row.
 
 Shapes: B batch, C channels, H W pixels of a tile.
 """
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 
 from vitsplit.errors import ConfigError
-from vitsplit.inference.dense_answer import DenseAnswer
-from vitsplit.inference.detection_answer import DetectionAnswer
+from vitsplit.inference.dense_answer import DenseTileWriter
+from vitsplit.inference.detection_answer import DetectionTileWriter
 from vitsplit.inference.predictor import LoadedHead, Predictor, make_forward
 from vitsplit.inference.shared_pass import SharedPass
 from vitsplit.inference.strips import ImageStrips, is_large
@@ -31,10 +30,10 @@ __all__ = ["default_tile", "is_large", "predict_large"]
 logger = logging.getLogger(__name__)
 
 PIXELS_PER_PASS = 360_000
-"""Tiles go through the network together up to this many pixels: four of 252 x 336, one of 512 x 512."""
+"""Maximum number of pixels of a batch of tiles: four of 252 x 336, one of 512 x 512."""
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 
-Answer = DenseAnswer | DetectionAnswer
+TileWriter = DenseTileWriter | DetectionTileWriter
 
 
 def predict_large(
@@ -48,66 +47,66 @@ def predict_large(
     scale: float = 1.0,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
-    """Predicts one image in tiles and writes the answer.
+    """Predicts one image in tiles and writes the predictions.
 
-    Tiles are cut from the image at ``scale`` and go into the network as they are: the bundle's ``image_scale``, which
-    would shrink a whole image, is left out. Where tiles overlap, class probabilities (or metres) are averaged, with
-    weights that fall to zero towards the cut borders; objects are merged by the rule in ``across_tiles``. The answer
-    has the image's own size.
+    Tiles of the image at ``scale`` are predicted without further resizing; the bundle's ``image_scale`` is ignored. In
+    overlaps, class probabilities (or depths) are averaged with weights that decrease towards the borders of tiles;
+    objects are merged by the rules in ``across_tiles``. Predictions have the size of the image.
 
     Args:
-        predictor: What ``vitsplit.load`` returns: heads by name, which share one pass per tile.
+        predictor: The heads, which share one pass per batch of tiles; see ``vitsplit.load``.
         path: The image: PNG, TIFF, JPEG or WebP.
-        out_folder: Where to write.
-        name: What the files' names begin with; may hold folders.
+        out_folder: Output folder.
+        name: Prefix of the file names; can include folders.
         tile: Height and width of a tile in pixels at ``scale``; None: ``default_tile``.
-        overlap: The least number of pixels that neighbours share; None: a quarter of the tile's shorter side.
-        scale: Factor on the image before it is cut, such as 0.5.
-        on_tile: Called with the number of tiles done, and of all tiles.
+        overlap: Minimum overlap of neighboring tiles in pixels; None: a quarter of the tile's shorter side.
+        scale: Scale factor of the image, such as 0.5.
+        on_tile: Called with the number of finished tiles and of all tiles.
 
     Returns:
         The files. Segmentation: class ids with a palette (``NAME_mask.tif``, tiled, for a TIFF, else ``.png``) and an
-        overlay. Depth: metres as a tiled TIFF of float32, and a picture with a scale bar. Detection: COCO results, and
-        an overlay. Pictures have at most 4000 pixels a side. Of several heads, names continue with the head's.
+        overlay. Depth: meters as a tiled float32 TIFF, and a picture with a scale bar. Detection: COCO results and an
+        overlay. Pictures have at most 4000 pixels per side. With several heads, the head's name is appended to
+        ``name``.
 
     Raises:
-        ConfigError: pyvips is missing, or tile, overlap or scale cannot work.
-        DataError: The image cannot be read; nothing is left of what was written.
+        ConfigError: pyvips is not installed, tile, overlap or scale are invalid, or a task does not support tiles.
+        DataError: The image cannot be read; incomplete files are removed.
     """
     chosen = tile or default_tile(predictor.values())
     strips = ImageStrips(path, scale)
     grid = plan_grid(strips.size, chosen, min(chosen) // 4 if overlap is None else overlap)
     if tile is None:
-        _say(Path(path), strips, grid, scale, [each.card.config.task for each in predictor.values()])
+        _log_tiles(Path(path), strips, grid, scale, [each.card.config.task for each in predictor.values()])
     forwards, one_pass = _forwards(predictor)
     tiff = Path(path).suffix.lower() in _TIFF_SUFFIXES
-    answers: list[Answer] = []
+    writers: list[TileWriter] = []
     try:
         for head, each in predictor.items():
             stem = Path(out_folder) / (f"{name}_{head}" if len(predictor) > 1 else name)
             task = _task_for_tiles(each, grid)
             if task.config.tiles is None:
-                raise ConfigError(f"{each.card.task}: an image is not predicted in tiles. Give a smaller one.")
+                raise ConfigError(f"{each.card.task} does not support prediction in tiles. Use a smaller image.")
             if task.config.tiles == "dense":
-                answers.append(DenseAnswer(task, forwards[head], grid, strips.own_size, stem, tiff=tiff))
+                writers.append(DenseTileWriter(task, forwards[head], grid, strips.own_size, stem, tiff=tiff))
             else:
-                answers.append(DetectionAnswer(task, forwards[head], grid, strips.own_size, stem))
-        _run(strips, grid, answers, one_pass, on_tile)
-        return tuple(file for answer in answers for file in answer.close())
+                writers.append(DetectionTileWriter(task, forwards[head], grid, strips.own_size, stem))
+        _run(strips, grid, writers, one_pass, on_tile)
+        return tuple(file for writer in writers for file in writer.close())
     except BaseException:
-        for answer in answers:
-            answer.discard()
+        for writer in writers:
+            writer.discard()
         raise
 
 
 def default_tile(heads: Iterable[LoadedHead]) -> tuple[int, int]:
-    """Height and width of tiles: what a bundle was trained on, of several bundles the largest."""
+    """Height and width of tiles: the size that a bundle was trained with, or the largest of several bundles."""
     sizes = [each.card.config.task.tile_size for each in heads]
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Sequence[Any]) -> None:
-    """How an image is cut for which nobody said how, and what the scale should have been told."""
+def _log_tiles(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Sequence[Any]) -> None:
+    """Logs the default tiles of an image, and how to choose ``--scale``."""
     height, width = strips.own_size
     logger.info(
         "%s: %dx%d pixels (height x width) in %d tiles of %dx%d, at scale %g",
@@ -117,8 +116,8 @@ def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Seq
     sides = {min(each) for each in image_scales if each is not None}
     if scale == 1.0 and sides:
         logger.info(
-            "The bundle was trained on images whose shorter side was brought to %s pixels. If things in %s are as "
-            "large as in those images before that, give --scale: %s divided by their shorter side.",
+            "The bundle was trained on images resized to a shorter side of %s pixels. If objects in %s have the size "
+            "that they have in the original training images, give --scale: %s divided by the shorter side of these.",
             min(sides), path.name, min(sides),
         )  # fmt: skip
 
@@ -126,7 +125,7 @@ def _say(path: Path, strips: ImageStrips, grid: Grid, scale: float, configs: Seq
 def _run(
     strips: ImageStrips,
     grid: Grid,
-    answers: Sequence[Answer],
+    writers: Sequence[TileWriter],
     one_pass: Callable[[], AbstractContextManager[None]],
     on_tile: Callable[[int, int], None] | None,
 ) -> None:
@@ -139,19 +138,19 @@ def _run(
             lefts = grid.columns.starts[first : first + per_pass]
             tiles_BCHW = torch.stack([image_CHW[..., left : left + width] for left in lefts])
             with one_pass():
-                for answer in answers:
-                    answer.add(row, range(first, first + len(lefts)), tiles_BCHW)
+                for writer in writers:
+                    writer.add(row, range(first, first + len(lefts)), tiles_BCHW)
             done += len(lefts)
             if on_tile is not None:
                 on_tile(done, len(grid))
-        for answer in answers:
-            answer.finish_row(row, image_CHW[:, : grid.rows.finished(row)])
+        for writer in writers:
+            writer.finish_row(row, image_CHW[:, : grid.rows.finished(row)])
 
 
 def _forwards(
     heads: Mapping[str, LoadedHead],
 ) -> tuple[dict[str, Forward], Callable[[], AbstractContextManager[None]]]:
-    """The bundles' forward passes, and the time in which they share one."""
+    """Forward passes by head, and the context in which they share backbone passes."""
     if len(heads) == 1:
         return {name: each.forward for name, each in heads.items()}, nullcontext
     backbone = next(iter(heads.values())).backbone
@@ -164,5 +163,5 @@ def _forwards(
 
 
 def _task_for_tiles(head: LoadedHead, grid: Grid) -> Any:
-    """The bundle's task with settings under which a tile is neither resized nor cut again."""
+    """The bundle's task with settings that neither resize nor crop tiles."""
     return bare_task(head.card.config.task.for_tiles(grid.tile), head.card.description)

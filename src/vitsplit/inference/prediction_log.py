@@ -23,9 +23,9 @@ from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.inputs import Input
 
 LOG = "predictions.jsonl"
-LONGEST_PATH = 4096
+MAX_NAME_LENGTH = 4096
 """Length limit in characters of an input's name."""
-LARGEST = 1 << 63
+MAX_INTEGER = 1 << 63
 
 
 class PredictionLog:
@@ -51,8 +51,8 @@ class PredictionLog:
         self._others = rows if rows and rows[0] != self._made_by else []
         if self._others and not overwrite:
             raise RunError(
-                f"{folder} has predictions of {_says(rows[0])}, not of {_says(made_by)}. Use another folder with "
-                "--out, or --overwrite to replace them."
+                f"{folder} has predictions of {_describe(rows[0])}, not of {_describe(made_by)}. Use another folder "
+                "with --out, or --overwrite to replace them."
             )
         if not self._others:
             self._done = {row["name"]: row for row in rows[1:]}
@@ -79,7 +79,7 @@ class PredictionLog:
             raise RunError(f"{self._staging} is a link. Remove it.")
         shutil.rmtree(self._staging, ignore_errors=True)
         # Check all files before removing any: links may lead out of the folder.
-        outdated = [self._own(file) for row in self._others[1:] for file in row["files"]]
+        outdated = [self._checked_path(file) for row in self._others[1:] for file in row["files"]]
         for file in outdated:
             if file.is_dir():
                 raise RunError(f"{self._file} lists the folder {file} as a prediction. Correct or remove the line.")
@@ -89,7 +89,7 @@ class PredictionLog:
         rows = (self._made_by, *self._done.values())
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def _own(self, name: str) -> Path:
+    def _checked_path(self, name: str) -> Path:
         """The path of a file to remove or overwrite, which must not be reached by a link."""
         advice = "Remove the link, or use another folder with --out."
         return inside(self.folder, name, str(self.folder), follow_links=False, error=RunError, advice=advice)
@@ -100,7 +100,7 @@ class PredictionLog:
         return (
             not self.overwrite
             and row is not None
-            and (row["bytes"], row["modified_ns"]) == _state(item.path)
+            and (row["bytes"], row["modified_ns"]) == _file_state(item.path)
             and all(is_file(self.folder / file) for file in row["files"])
         )
 
@@ -122,7 +122,7 @@ class PredictionLog:
         """
         files = list(files)
         stem = Path(item.name).name
-        target = self._own((Path(item.name).parent / stem).as_posix()).parent
+        target = self._checked_path((Path(item.name).parent / stem).as_posix()).parent
         target.mkdir(parents=True, exist_ok=True)
         count = Counter(ending for _, ending, _ in files)
         placed = [
@@ -134,7 +134,7 @@ class PredictionLog:
 
     def add(self, item: Input, files: list[Path]) -> None:
         """Records that an item is finished."""
-        num_bytes, modified_ns = _state(item.path)
+        num_bytes, modified_ns = _file_state(item.path)
         row = {
             "name": item.name,
             "input": str(item.path).encode("utf-8", "backslashreplace").decode(),
@@ -162,9 +162,10 @@ class PredictionLog:
                 if not isinstance(bundles, dict) or not all(isinstance(each, str) for each in bundles.values()):
                     raise RunError(f"{where} does not name the bundles. {advice}")
                 continue
-            string(row.get("name"), f"{where}: name", LONGEST_PATH, error=RunError, advice=advice)
+            string(row.get("name"), f"{where}: name", MAX_NAME_LENGTH, error=RunError, advice=advice)
             for name in ("bytes", "modified_ns"):
-                whole_number(row.get(name), f"{where}: {name}", -LARGEST, LARGEST, error=RunError, advice=advice)
+                value = row.get(name)
+                whole_number(value, f"{where}: {name}", -MAX_INTEGER, MAX_INTEGER, error=RunError, advice=advice)
             if not isinstance(row.get("files"), list):
                 raise RunError(f"{where}: files must be a list of names. {advice}")
             for file in row["files"]:
@@ -184,12 +185,12 @@ def bundle_ids(folders: Mapping[str, Path]) -> dict[str, str]:
     return ids
 
 
-def _state(path: Path) -> tuple[int, int]:
+def _file_state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _says(made_by: Mapping[str, Any]) -> str:
+def _describe(made_by: Mapping[str, Any]) -> str:
     bundles = ", ".join(f"{name} ({digest[:8]})" for name, digest in made_by["bundles"].items())
     others = [f"{name} {value}" for name, value in made_by.items() if name != "bundles"]
     return ", ".join([bundles, *others])

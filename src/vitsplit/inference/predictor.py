@@ -1,4 +1,4 @@
-"""Heads on one backbone, ready to use: in memory once, and one pass per image and input size.
+"""Inference with several heads on one backbone, with one pass per image and input size.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -20,7 +20,7 @@ from vitsplit.bundle import Card, find_bundle, read_card
 from vitsplit.config import Precision
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import BundleError, ConfigError, NotPicklableError
-from vitsplit.inference.asking import name_to_ask, with_language_model
+from vitsplit.inference.asking import vqa_head, with_language_model
 from vitsplit.inference.loading import (
     backbone_of,
     backbone_title,
@@ -40,17 +40,14 @@ from vitsplit.types import LayerTaps
 
 
 def make_forward(backbone: Backbone, model: Head, source: TapSource | None = None) -> Forward:
-    """One pass of the backbone and one of a head, without gradient, in the backbone's precision.
+    """Returns the forward pass of a backbone and a head, without gradients, in the backbone's precision.
 
     Args:
         backbone: The backbone.
         model: The head.
-        source: Where the taps come from; None: a pass of the backbone for this head alone.
+        source: Source of the taps; None: a separate pass of the backbone.
     """
-
-    request = model.request(train=False)  # once: a gate's choice of layers is read from the device
-
-    request = model.request(train=False)  # once: a gate's choice of layers is read from the device
+    request = model.request(train=False)  # once, since the selection of a gate is read from the device
 
     @torch.inference_mode()
     def forward(image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
@@ -63,19 +60,19 @@ def make_forward(backbone: Backbone, model: Head, source: TapSource | None = Non
 
 
 class Predictions(dict[str, Any]):
-    """Predictions of one image, by the heads' names.
+    """Predictions of one image by head name.
 
-    For one version, attributes of the prediction of an only head are found here too, with a ``FutureWarning``.
+    Deprecated: with a single head, attributes of its prediction are also available here, with a ``FutureWarning``.
     """
 
     def __getattr__(self, name: str) -> Any:
         if len(self) != 1 or name.startswith("__"):
-            raise AttributeError(f"Predictions are by head ({', '.join(self)}): write predictions[HEAD].{name}.")
+            raise AttributeError(f"Predictions are a dictionary ({', '.join(self)}). Use predictions[HEAD].{name}.")
         ((head, prediction),) = self.items()
         value = getattr(prediction, name)
         warnings.warn(
-            f"predict() returns a dictionary by head: write .predict(image)[{head!r}].{name} in place of "
-            f".predict(image).{name}, which the next version will not know.",
+            f".predict(image).{name} is deprecated and will be removed in the next version. Use "
+            f".predict(image)[{head!r}].{name} instead.",
             FutureWarning,
             stacklevel=2,
         )
@@ -83,14 +80,14 @@ class Predictions(dict[str, Any]):
 
 
 class LoadedHead:
-    """One head of a ``Predictor``, which can be used on its own too; its taps then are not shared.
+    """A head of a ``Predictor``. Its own methods use separate backbone passes.
 
     Attributes:
         card: The bundle's card.
         task: The task, with its classes.
         backbone: The backbone.
         model: Method and decoder.
-        forward: A pass of the backbone and the head, see ``make_forward``.
+        forward: Forward pass of backbone and head, see ``make_forward``.
     """
 
     def __init__(self, card: Card, task: Task, backbone: Backbone, model: Head) -> None:
@@ -104,18 +101,18 @@ class LoadedHead:
         raise not_picklable()
 
     def predict(self, image: Any) -> Any:
-        """The task's typed prediction for one image, at the image's own size.
+        """Prediction of one image at its own size, of the task's prediction type.
 
         Args:
             image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W).
 
         Raises:
-            DataError: The image cannot be read or has an unknown form.
+            DataError: The image cannot be read or has an unsupported format.
         """
         return self.predict_batch(to_image_tensor(image)[None])[0]
 
     def predict_batch(self, image_BCHW: Tensor) -> Sequence[Any]:
-        """The typed predictions for images (uint8, RGB) of one size."""
+        """Predictions of a batch of images (uint8, RGB)."""
         return self.task.predict(self.forward, image_BCHW)
 
     @overload
@@ -126,7 +123,7 @@ class LoadedHead:
 
     def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
         """See ``Predictor.ask``."""
-        name_to_ask({self.task.name: self.card})
+        vqa_head({self.task.name: self.card})
         prediction = self.predict(image)
         if isinstance(question, str):
             return str(prediction.ask(question, max_new_tokens=max_new_tokens))
@@ -134,19 +131,18 @@ class LoadedHead:
 
 
 class Predictor(Mapping[str, LoadedHead]):
-    """What ``vitsplit.load`` returns: a mapping of names to heads on one backbone.
+    """Mapping from names to heads on one backbone, see ``vitsplit.load``.
 
-    Several threads may predict with it, one image after the other. In several processes, load it in each: it cannot be
-    pickled.
+    Thread-safe; threads predict one image at a time. It cannot be pickled: load it in each process.
 
     Args:
         backbone: The backbone, on its device.
-        precision: What was asked for; None: what every bundle asks for, which must be the same.
+        precision: The precision; None: the common default precision of the bundles.
 
     Attributes:
-        backbone: The one backbone.
-        passes: How many passes of which size served which heads, over everything predicted so far; sizes beyond the
-            first thousand are counted together, as 0 x 0.
+        backbone: The backbone.
+        passes: Number of backbone passes so far by input size and heads; sizes beyond the first thousand are counted as
+            0 x 0.
 
     Example:
         >>> model = vitsplit.load("runs/rooms", "runs/depth")  # doctest: +SKIP
@@ -178,31 +174,31 @@ class Predictor(Mapping[str, LoadedHead]):
         return len(self._heads)
 
     def __getattr__(self, name: str) -> Any:
-        """For one version: what the predictor of one bundle had, with a ``FutureWarning``."""
+        """Deprecated attributes of a predictor with a single head, with a ``FutureWarning``."""
         if name not in ("card", "task", "model", "forward") or len(self) != 1:
-            raise AttributeError(f"A predictor has no attribute {name}. Its heads may: predictor[HEAD].{name}.")
+            raise AttributeError(f"Predictor has no attribute {name}. Attributes of a head: predictor[HEAD].{name}.")
         ((head, loaded),) = self.items()
         warnings.warn(
-            f"A predictor is a mapping of heads: write predictor[{head!r}].{name} in place of predictor.{name}, which "
-            "the next version will not know.",
+            f"predictor.{name} is deprecated and will be removed in the next version. Use predictor[{head!r}].{name} "
+            "instead.",
             FutureWarning,
             stacklevel=2,
         )
         return getattr(loaded, name)
 
     def predict(self, image: Any) -> Predictions:
-        """Every head's typed prediction for one image at its own size, by the head's name; each as if loaded alone.
+        """Predictions of one image at its own size by head name, equal to those of each head alone.
 
         Args:
             image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W).
 
         Raises:
-            DataError: The image cannot be read or has an unknown form.
+            DataError: The image cannot be read or has an unsupported format.
         """
         return self.predict_batch(to_image_tensor(image)[None])[0]
 
     def predict_batch(self, image_BCHW: Tensor) -> list[Predictions]:
-        """The same for images (uint8, RGB) of one size."""
+        """Predictions of a batch of images (uint8, RGB)."""
         with self._lock:
             with self._shared.image():
                 found = {
@@ -220,38 +216,37 @@ class Predictor(Mapping[str, LoadedHead]):
     def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
 
     def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
-        """The answer of the one head of visual question answering to a question on an image, or those to several.
+        """Answers one or several questions about an image with the head for visual question answering.
 
-        No other head runs. To have all heads' predictions of the image too, from one pass, or to ask more later
-        without looking at the image again: ``predictions = model.predict(image)``, and then
-        ``predictions["vqa"].ask(question)``.
+        Other heads are not run. To use the predictions of all heads from one pass, or to ask further questions without
+        encoding the image again, call ``predictions = model.predict(image)`` and ``predictions["vqa"].ask(question)``.
 
         Args:
-            image: What ``predict`` takes.
-            question: A question, or several; each is answered as if it were asked alone.
-            max_new_tokens: The most tokens of an answer; None: as the bundle says.
+            image: An image as for ``predict``.
+            question: A question, or several, which are answered independently.
+            max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
 
         Raises:
-            ConfigError: No head answers questions, or several do: ask one of them, ``model[name].ask(...)``.
-            DataError: The image cannot be read or has an unknown form.
+            ConfigError: There is no such head, or there are several: use ``model[name].ask(...)``.
+            DataError: The image cannot be read or has an unsupported format.
 
         Example:
             >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
             'a lamp'
         """
-        name = name_to_ask({name: head.card for name, head in self.items()})
+        name = vqa_head({name: head.card for name, head in self.items()})
         return self[name].ask(image, question, max_new_tokens=max_new_tokens)
 
     def only(self, names: Iterable[str]) -> Predictor:
-        """Some of the heads, in the same memory. Their passes count here too."""
-        some = Predictor(self.backbone, self.precision)
-        some.passes, some._lock = self.passes, self._lock
+        """A predictor with some of the heads, which shares memory and the count of passes."""
+        subset = Predictor(self.backbone, self.precision)
+        subset.passes, subset._lock = self.passes, self._lock
         for name in names:
-            some._take(name, self[name])
-        return some
+            subset._register(name, self[name])
+        return subset
 
     def describe_passes(self) -> str:
-        """The passes so far in words: ``1 pass at 252x336 for segmentation and depth; ...``."""
+        """Describes the passes so far: ``1 pass at 252x336 for segmentation and depth; ...``."""
         with self._lock:
             return describe_passes(self.passes)
 
@@ -263,32 +258,32 @@ class Predictor(Mapping[str, LoadedHead]):
         language_weights: str | Path | None = None,
         language_model: str | None = None,
     ) -> str:
-        """Adds a bundle to the backbone in memory.
+        """Adds the head of a bundle.
 
         Args:
             run: Run or bundle folder.
-            name: What to call it; None: its name in its run, or the run folder's where that name is taken.
-            language_weights: See ``load_predictor``.
-            language_model: See ``load_predictor``.
+            name: Name of the head; None: its name in the run, or that of the run folder if the former is not unique.
+            language_weights: See ``vitsplit.load``.
+            language_model: See ``vitsplit.load``.
 
         Returns:
-            Its name.
+            Name of the head.
 
         Raises:
-            BundleError: It is broken, or was trained on another backbone or for another precision.
-            ConfigError: The name is taken.
+            BundleError: The bundle is invalid, or was trained on another backbone or in another precision.
+            ConfigError: The name is not unique.
         """
         folder = find_bundle(run)
         card = read_card(folder)
         own = head_name(folder, card)
         name = name or (own if own not in self else run_name(folder))
         if name in self:
-            raise ConfigError(f"There is a bundle '{name}' already ({', '.join(self)}): give this one another name.")
+            raise ConfigError(f"There is a head '{name}' already (heads: {', '.join(self)}). Give another name.")
         expected = self.backbone.info
         if card.backbone["weights_hash"] != expected.weights_hash:
             raise BundleError(
-                f"{folder} was trained on {backbone_title(card)}; in memory is {expected.name} (weights "
-                f"{expected.weights_hash[:16]}). One backbone serves only bundles that were trained on it."
+                f"{folder} was trained on {backbone_title(card)}, but the backbone in memory is {expected.name} "
+                f"(weights {expected.weights_hash[:16]}). Load the bundle separately."
             )
         if self.precision is None:
             same_precision({**{each: head.card for each, head in self.items()}, name: card}, self._device)
@@ -298,23 +293,23 @@ class Predictor(Mapping[str, LoadedHead]):
         return name
 
     def drop(self, name: str) -> None:
-        """Takes a head out of memory; the backbone stays.
+        """Removes a head.
 
         Raises:
             ConfigError: There is no head of that name.
         """
         if name not in self:
-            raise ConfigError(f"There is no bundle '{name}'. Bundles: {', '.join(self) or 'none'}.")
+            raise ConfigError(f"There is no head '{name}'. Heads: {', '.join(self) or 'none'}.")
         with self._lock:
             self._shared.detach(name)
             del self._heads[name], self._forwards[name]
 
     def attach(self, name: str, folder: Path, card: Card) -> None:
-        """Reads the weights of a bundle whose card was checked, and takes it in under a free name."""
+        """Loads the weights of a checked bundle, and adds its head under a unique name."""
         task, model = open_head(card, folder, self.backbone)
-        self._take(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
+        self._register(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
 
-    def _take(self, name: str, head: LoadedHead) -> None:
+    def _register(self, name: str, head: LoadedHead) -> None:
         with self._lock:
             source = self._shared.attach(name, head.model.request(train=False))
             self._heads[name] = head
@@ -325,32 +320,32 @@ class Predictor(Mapping[str, LoadedHead]):
         return self.backbone.mean_C11.device
 
 
-def the_head(predictor: Predictor) -> LoadedHead:
-    """The only head of a predictor.
+def single_head(predictor: Predictor) -> LoadedHead:
+    """The head of a predictor with a single head.
 
     Raises:
-        BundleError: There are several.
+        BundleError: There are several heads.
     """
     if len(predictor) != 1:
-        raise BundleError(f"There are {len(predictor)} heads here. Name one of them: {', '.join(predictor)}.")
+        raise BundleError(f"There are {len(predictor)} heads: {', '.join(predictor)}. Use one of them.")
     (head,) = predictor.values()
     return head
 
 
 def load_head(run: str | Path, **options: Any) -> LoadedHead:
-    """The one head of a run or bundle folder, with ``options`` of ``load_predictor``.
+    """Loads the head of a run with a single head, or of a bundle folder; for ``options`` see ``load_predictor``.
 
     Raises:
-        BundleError: There is none, or there are several; the message names them.
+        BundleError: There is no bundle, or there are several; the message names them.
     """
-    return the_head(load_predictor([find_bundle(run)], **options))
+    return single_head(load_predictor([find_bundle(run)], **options))
 
 
 def not_picklable() -> NotPicklableError:
-    """The error of who sends a predictor to another process."""
+    """The error of pickling a predictor."""
     return NotPicklableError(
-        "A predictor cannot be sent to another process or copied: its backbone's weights would be. Call vitsplit.load "
-        "in each process, as the initializer of a pool does, and send images and predictions."
+        "A predictor cannot be pickled or copied. Call vitsplit.load in each process, such as in the initializer of a "
+        "pool, and send only images and predictions."
     )
 
 
@@ -363,10 +358,10 @@ def load_predictor(
     device: str | torch.device | None = None,
     precision: Precision | None = None,
 ) -> Predictor:
-    """Loads bundles and the one backbone that all of them were trained on, see ``vitsplit.load``.
+    """Loads bundles and their shared backbone, see ``vitsplit.load``.
 
     Args:
-        runs: Run or bundle folders, or a mapping of your own names to them.
+        runs: Run or bundle folders, or a mapping from names to them.
         weights: See ``vitsplit.load``.
         language_weights: See ``vitsplit.load``.
         language_model: See ``vitsplit.load``.

@@ -1,11 +1,11 @@
-"""One pass of the backbone for every bundle that asks for the same pixels.
+"""One backbone pass for all bundles that need the same input.
 
-Tasks resize, mirror and cut images as they need and then ask for a forward pass, each on its own. Here the pixels that
-they ask with are remembered for as long as one image (or batch) is in work: who comes second with the same pixels gets
-the same taps. Other pixels, such as another size, are another pass.
+Tasks resize, flip and crop an image independently before they request a forward pass. ``SharedPass`` caches inputs and
+taps while one image (or batch) is processed: a later request with equal pixels gets the cached taps, and other pixels,
+such as another size, are another pass.
 
-A tap does not depend on what else is asked for in the pass (``Backbone.forward`` runs the same blocks in the same order
-and only keeps more of them), so that every bundle's output is bit for bit what it is alone.
+A tap does not depend on the other taps of a pass, since ``Backbone.forward`` runs the same blocks in the same order.
+The output of every bundle is therefore bitwise equal to that of the bundle alone.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -24,21 +24,21 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.types import LayerTaps, TapRequest
 
 TapSource = Callable[[Tensor, TapRequest], LayerTaps]
-"""Runs ``image_BCHW`` (on any device) as far as a request needs."""
+"""Returns the taps of a request for ``image_BCHW`` (on any device)."""
 
-MAX_REMEMBERED_BYTES = 1 << 30
-"""Taps of one image that are kept. Beyond it (thousands of windows) passes are run again and stay exact."""
+MAX_CACHED_BYTES = 1 << 30
+"""Limit of the cached taps of one image. Beyond it (thousands of windows), passes are repeated with equal results."""
 
 MAX_SIZES = 1000
-"""Sizes of images that something is remembered of; a server may see any number of them."""
+"""Maximum number of image sizes in statistics, since a server may process any number of them."""
 
 PassCount = Counter[tuple[tuple[int, int], tuple[str, ...]]]
-"""Passes by the size of their images (H, W) and the names of the bundles that they served."""
+"""Number of passes by input size (H, W) and names of the bundles that used them."""
 
 
 @dataclass
 class _Pass:
-    """One pass and whom it served; pixels and taps are None where the pass is not remembered."""
+    """One pass and its users; pixels and taps are None if the pass is not cached."""
 
     size: tuple[int, int]
     request: TapRequest
@@ -48,7 +48,7 @@ class _Pass:
     taps: LayerTaps | None = field(default=None, repr=False)
 
     def serves(self, image_BCHW: Tensor, request: TapRequest) -> bool:
-        """Whether it ran on exactly these pixels and has all that is asked for."""
+        """Whether the pass has equal pixels and all requested taps."""
         return (
             self.image_BCHW is not None
             and self.request | request == self.request
@@ -62,14 +62,14 @@ class _Pass:
 class SharedPass:
     """A backbone for several bundles: one pass per image and input size.
 
-    The first time that a size comes up, the pass serves the union of all bundles' requests; from then on that of the
-    bundles which were seen to use that size, since the others ask for another one.
+    The first pass of a size computes the union of all bundles' requests; later passes the union for the bundles that
+    have used this size before.
 
     Args:
         backbone: The backbone.
 
     Attributes:
-        requests: What each bundle wants from a pass, by its name.
+        requests: Requests by bundle name.
         passes: Passes of the last image or batch.
     """
 
@@ -77,42 +77,42 @@ class SharedPass:
         self.backbone = backbone
         self.requests: dict[str, TapRequest] = {}
         self.passes: PassCount = Counter()
-        self._run: list[_Pass] = []
-        self._remembered_bytes = 0
+        self._passes: list[_Pass] = []
+        self._cached_bytes = 0
         self._users_of_size: dict[tuple[int, int], set[str]] = {}
 
     def attach(self, name: str, request: TapRequest) -> TapSource:
-        """Adds a bundle and returns where it reads its taps."""
+        """Adds a bundle and returns the source of its taps."""
         self.requests[name] = request
         self._users_of_size.clear()
         return lambda image_BCHW, request: self._taps(name, image_BCHW, request)
 
     def detach(self, name: str) -> None:
-        """Takes a bundle out: passes no longer serve it."""
+        """Removes a bundle."""
         del self.requests[name]
         self._users_of_size.clear()
 
     @contextmanager
     def image(self) -> Iterator[None]:
-        """The time in which one image, or one batch, is in work; what was remembered of it is released at the end."""
-        self._forget()
+        """Context for one image or batch; the cache is cleared at its end."""
+        self._clear_cache()
         try:
             yield
         finally:
-            self.passes = Counter((each.size, tuple(each.users)) for each in self._run)
-            for each in self._run:
-                # The size that was seen last comes last, and the one that was not seen for longest goes.
+            self.passes = Counter((each.size, tuple(each.users)) for each in self._passes)
+            for each in self._passes:
+                # Reinserted, so that the least recently used sizes are removed first.
                 users = self._users_of_size.pop(each.size, set())
                 self._users_of_size[each.size] = users | set(each.users)
             while len(self._users_of_size) > MAX_SIZES:
                 del self._users_of_size[next(iter(self._users_of_size))]
-            self._forget()
+            self._clear_cache()
 
-    def _forget(self) -> None:
-        self._run, self._remembered_bytes = [], 0
+    def _clear_cache(self) -> None:
+        self._passes, self._cached_bytes = [], 0
 
     def _taps(self, name: str, image_BCHW: Tensor, request: TapRequest) -> LayerTaps:
-        for earlier in self._run:
+        for earlier in self._passes:
             if earlier.serves(image_BCHW, request):
                 if name not in earlier.users:
                     earlier.users.append(name)
@@ -125,49 +125,49 @@ class SharedPass:
         taps = self.backbone(image_BCHW.to(self.backbone.mean_C11.device), request)
         new = _Pass(size, request, [name])
         num_bytes = _num_bytes(taps)
-        if expected != {name} and self._remembered_bytes + num_bytes <= MAX_REMEMBERED_BYTES:
-            self._remembered_bytes += num_bytes
-            # A copy, since the caller may go on to write into its pixels.
+        if expected != {name} and self._cached_bytes + num_bytes <= MAX_CACHED_BYTES:
+            self._cached_bytes += num_bytes
+            # A copy, since the caller may modify its pixels.
             new.image_BCHW, new.layout, new.taps = image_BCHW.clone(), _layout(image_BCHW), taps
-        self._run.append(new)
+        self._passes.append(new)
         return taps
 
 
 def add_passes(passes: PassCount, new: PassCount) -> None:
-    """Adds what was counted, in place; sizes beyond ``MAX_SIZES`` are counted together, as 0 x 0."""
+    """Adds counts in place; sizes beyond ``MAX_SIZES`` are counted as 0 x 0."""
     for (size, users), count in new.items():
         known = (size, users) in passes or len(passes) < MAX_SIZES
         passes[(size if known else (0, 0), users)] += count
 
 
 def describe_passes(passes: Mapping[tuple[tuple[int, int], tuple[str, ...]], int]) -> str:
-    """Passes in words; sizes are height x width.
+    """Describes passes; sizes are height x width.
 
     Example:
         >>> describe_passes({((252, 336), ("segmentation", "depth")): 1, ((336, 448), ("detection",)): 2})
         '1 pass at 252x336 for segmentation and depth; 2 passes at 336x448 for detection'
     """
-    of_users: dict[tuple[str, ...], dict[tuple[int, int], int]] = {}
+    by_users: dict[tuple[str, ...], dict[tuple[int, int], int]] = {}
     for (size, users), count in passes.items():
-        of_users.setdefault(users, {})[size] = count
+        by_users.setdefault(users, {})[size] = count
     parts = []
-    for users, sizes in of_users.items():
+    for users, sizes in by_users.items():
         count = sum(sizes.values())
         where = "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        parts.append(f"{count} {'pass' if count == 1 else 'passes'} at {where} for {listed(users)}")
+        parts.append(f"{count} {'pass' if count == 1 else 'passes'} at {where} for {join_names(users)}")
     return "; ".join(parts)
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _layout(image_BCHW: Tensor) -> tuple[int, ...]:
-    # Kernels, and with them the last bits of a result, may differ with the order of the pixels in memory.
+    # Kernels, and thus the rounding of results, can depend on the memory format.
     return tuple(stride for stride, length in zip(image_BCHW.stride(), image_BCHW.shape, strict=True) if length > 1)
 
 
 def _num_bytes(taps: LayerTaps) -> int:
-    kept = [*taps.tokens.values(), *taps.maps.values(), *taps.raw_maps.values(), taps.pixels_BCHW]
-    return sum(tensor.nbytes for tensor in kept if tensor is not None)
+    tensors = [*taps.tokens.values(), *taps.maps.values(), *taps.raw_maps.values(), taps.pixels_BCHW]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -84,8 +84,8 @@ class ImageStrips:
         self.size = (image.height, image.width)
         self._image = image
         self._region = self._vips.Region.new(image)
-        self._kept_CHW = torch.empty(3, 0, image.width, dtype=torch.uint8)
-        self._kept_top = 0
+        self._buffer_CHW = torch.empty(3, 0, image.width, dtype=torch.uint8)
+        self._buffer_top = 0
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """Reads rows from ``top`` (non-decreasing between calls) to ``bottom`` (exclusive): ``(3, bottom - top, W)``
@@ -94,13 +94,13 @@ class ImageStrips:
         Raises:
             DataError: The file is truncated or corrupt.
         """
-        read = self._kept_top + self._kept_CHW.shape[1]
-        assert self._kept_top <= top <= read and top < bottom, "rows must be read in order without gaps"
-        kept_CHW = self._kept_CHW[:, top - self._kept_top :]
+        read = self._buffer_top + self._buffer_CHW.shape[1]
+        assert self._buffer_top <= top <= read and top < bottom, "rows must be read in order without gaps"
+        rows_CHW = self._buffer_CHW[:, top - self._buffer_top :]
         if read < bottom:
-            kept_CHW = torch.cat([kept_CHW, self._fetch(read, bottom)], 1)
-        self._kept_CHW, self._kept_top = kept_CHW, top
-        return kept_CHW[:, : bottom - top]
+            rows_CHW = torch.cat([rows_CHW, self._fetch(read, bottom)], 1)
+        self._buffer_CHW, self._buffer_top = rows_CHW, top
+        return rows_CHW[:, : bottom - top]
 
     def _fetch(self, top: int, bottom: int) -> Tensor:
         try:
@@ -135,8 +135,8 @@ class ImageStrips:
         try:
             load = getattr(self._vips.Image, self._loader())
             image = load(str(self.path), access="sequential", fail_on="error")
-            turned = image.get_typeof("orientation") != 0 and image.get("orientation") != 1
-            if turned or image.get_typeof("interlaced") != 0:
+            rotated = image.get_typeof("orientation") != 0 and image.get("orientation") != 1
+            if rotated or image.get_typeof("interlaced") != 0:
                 if image.width * image.height > MAX_UNPACKED_PIXELS:
                     raise DataError(
                         f"{self.path}: {image.width}x{image.height} pixels are too many for a rotated or interlaced "

@@ -80,7 +80,7 @@ def predict_video(
     with _Reader(path) as reader:
         done = 0
         writer: _Writer | None = None
-        pictures = in_background(_draw, _predicted(model, reader.frames(), batch_limit), threads=1, ahead=8)
+        pictures = in_background(_draw_overlays, _predicted(model, reader.frames(), batch_limit), threads=1, ahead=8)
         try:
             for picture_HWC, time in pictures:
                 if writer is None:
@@ -129,8 +129,8 @@ def _groups(frames: Iterator[Frame], batch_limit: Callable[[int, int], int]) -> 
         yield group
 
 
-def _draw(answer: tuple[Frame, Mapping[str, Any]]) -> tuple[NDArray[np.uint8], int]:
-    frame, predictions = answer
+def _draw_overlays(predicted: tuple[Frame, Mapping[str, Any]]) -> tuple[NDArray[np.uint8], int]:
+    frame, predictions = predicted
     overlays = {name: prediction.overlay().convert("RGB") for name, prediction in predictions.items()}
     if len(overlays) == 1:
         picture = next(iter(overlays.values()))

@@ -1,6 +1,6 @@
-"""Pictures that are written from top to bottom: PNG and tiled TIFF of any size, and a small copy of a large picture.
+"""Writers of PNG and tiled TIFF files of any size from top to bottom, and scaled-down copies of large pictures.
 
-Each takes rows as they become final, holds at most one row of its tiles, and puts its file in place only when it is
+They take rows incrementally, hold at most one row of tiles in memory, and move the file to its path when it is
 complete.
 
 Shapes: C channels, H W pixels.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vitsplit.data.images import RGB
 
 OVERLAY_SIDE = 4000
-"""The longest side of pictures to look at."""
+"""Longest side of overlays."""
 TIFF_TILE = 256
 _CLASSIC_TIFF_BYTES = 1 << 32
 _SHORT, _LONG, _ASCII, _LONG8 = 3, 4, 2, 16  # field types of TIFF
@@ -28,7 +28,7 @@ _LETTERS = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}
 
 
 class RowFile:
-    """A file that is written under another name until ``finish``; ``discard`` leaves nothing behind."""
+    """A file with a temporary name until ``finish``; ``discard`` removes it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,16 +37,16 @@ class RowFile:
         self._file: BinaryIO = self._part.open("wb")
 
     def write_bytes(self, content: bytes) -> None:
-        """Appends bytes as they are."""
+        """Appends bytes."""
         self._file.write(content)
 
     def finish(self) -> Path:
-        """Puts the file in place."""
+        """Moves the file to its path, which is returned."""
         self._file.close()
         return self._part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Removes the incomplete file."""
         self._file.close()
         self._part.unlink(missing_ok=True)
 
@@ -57,20 +57,20 @@ class PngWriter(RowFile):
     Args:
         path: The file.
         size: Height and width.
-        palette: Colours of the values.
+        palette: Colors of the values.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], *, palette: Sequence[RGB]) -> None:
         super().__init__(path)
         self._deflate = zlib.compressobj()
         self._file.write(b"\x89PNG\r\n\x1a\n")
-        # 8 bits per pixel, a palette; the zeros are the only kinds of compression and filters, and not interlaced.
+        # 8 bits per pixel, palette; default compression and filters, not interlaced.
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 8, 3, 0, 0, 0))
-        self._chunk(b"PLTE", bytes(value for colour in palette for value in colour))
+        self._chunk(b"PLTE", bytes(value for color in palette for value in color))
 
     def write(self, rows_HW: NDArray[np.uint8]) -> None:
         """Appends rows."""
-        # Each line begins with its filter: 0, none, which is best for class ids.
+        # Each line starts with its filter: 0 for none, which is best for class ids.
         lines = np.pad(rows_HW, ((0, 0), (1, 0)))
         self._chunk(b"IDAT", self._deflate.compress(lines.tobytes()))
 
@@ -87,16 +87,16 @@ class PngWriter(RowFile):
 
 
 class TiffWriter(RowFile):
-    """A TIFF of one channel in deflated tiles of 256 x 256: uint8 (with a palette) or float32.
+    """A TIFF of one channel in deflate-compressed tiles of 256 x 256: uint8 (with a palette) or float32.
 
-    Where the pixels could take 4 GB or more it is a BigTIFF.
+    A BigTIFF if the file could have 4 GB or more.
 
     Args:
         path: The file.
         size: Height and width.
         dtype: ``uint8`` or ``float32``.
-        palette: Colours of uint8 values; None: grey.
-        description: Text for the field ImageDescription, ASCII.
+        palette: Colors of uint8 values; None: gray.
+        description: ImageDescription field, ASCII.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class TiffWriter(RowFile):
         self._size, self._palette, self._description = size, palette, description
         self._dtype = np.dtype(dtype).newbyteorder("<")
         padded = [-(-side // TIFF_TILE) * TIFF_TILE for side in size]
-        # Deflated noise is a little longer than the noise.
+        # Compressed noise is slightly larger than the noise.
         self._big = padded[0] * padded[1] * self._dtype.itemsize * 1.01 + (1 << 20) >= _CLASSIC_TIFF_BYTES
         self._waiting_HW = np.zeros((TIFF_TILE, padded[1]), dtype=self._dtype)
         self._waiting = 0
         self._tiles: list[tuple[int, int]] = []
-        # The place of the directory, at the end of the file, is filled in last.
+        # The offset of the directory, which is at the end of the file, is written last.
         self._file.write(
             struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if self._big else struct.pack("<2sHI", b"II", 42, 0)
         )
@@ -148,51 +148,51 @@ class TiffWriter(RowFile):
         self._waiting = 0
 
     def _write_directory(self) -> None:
-        """The fields (TIFF 6.0, sections 2, 8 and 15), values that do not fit in a field before them."""
-        place = _LONG8 if self._big else _LONG
+        """Writes the fields (TIFF 6.0, sections 2, 8 and 15), preceded by values that do not fit into a field."""
+        offset_type = _LONG8 if self._big else _LONG
         float_values = self._dtype.kind == "f"
         fields: list[tuple[int, int, Sequence[int] | bytes]] = [
             (256, _LONG, [self._size[1]]),
             (257, _LONG, [self._size[0]]),
             (258, _SHORT, [8 * self._dtype.itemsize]),
             (259, _SHORT, [8]),  # deflate
-            (262, _SHORT, [1 if self._palette is None else 3]),  # grey, or palette
+            (262, _SHORT, [1 if self._palette is None else 3]),  # gray, or palette
             (277, _SHORT, [1]),  # channels
             (322, _LONG, [TIFF_TILE]),
             (323, _LONG, [TIFF_TILE]),
-            (324, place, [offset for offset, _ in self._tiles]),
+            (324, offset_type, [offset for offset, _ in self._tiles]),
             (325, _LONG, [length for _, length in self._tiles]),
             (339, _SHORT, [3 if float_values else 1]),
         ]
         if self._description:
             fields.append((270, _ASCII, self._description.encode("ascii") + b"\0"))
         if self._palette is not None:
-            colours = [*self._palette, *[(0, 0, 0)] * (256 - len(self._palette))]
-            fields.append((320, _SHORT, [257 * colour[channel] for channel in range(3) for colour in colours]))
-        count_format, word, room = ("<Q", "Q", 8) if self._big else ("<H", "I", 4)
+            colors = [*self._palette, *[(0, 0, 0)] * (256 - len(self._palette))]
+            fields.append((320, _SHORT, [257 * color[channel] for channel in range(3) for color in colors]))
+        count_format, word, capacity = ("<Q", "Q", 8) if self._big else ("<H", "I", 4)
         entries = b""
         for tag, kind, values in sorted(fields):
             content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_LETTERS[kind]}", *values)
-            if len(content) > room:
+            if len(content) > capacity:
                 self._file.write(b"\0" * (-self._file.tell() % 8))
                 offset = self._file.tell()
                 self._file.write(content)
                 content = struct.pack(f"<{word}", offset)
-            entries += struct.pack(f"<HH{word}", tag, kind, len(values)) + content.ljust(room, b"\0")
+            entries += struct.pack(f"<HH{word}", tag, kind, len(values)) + content.ljust(capacity, b"\0")
         self._file.write(b"\0" * (-self._file.tell() % 8))
         offset = self._file.tell()
-        self._file.write(struct.pack(count_format, len(fields)) + entries + b"\0" * room)
+        self._file.write(struct.pack(count_format, len(fields)) + entries + b"\0" * capacity)
         self._file.seek(8 if self._big else 4)
         self._file.write(struct.pack(f"<{word}", offset))
 
 
 class Thumbnail:
-    """A small copy of rows that pass by: averages of squares of ``factor`` pixels, or the pixel in their middle.
+    """A scaled-down copy of rows: the average, or the center pixel, of squares of ``factor`` x ``factor`` pixels.
 
     Args:
-        size: Height and width of the large picture.
-        longest: The longest side that the copy may have.
-        average: Average (pictures) or take the middle (class ids, depth).
+        size: Height and width of the picture.
+        longest: Maximum side of the copy.
+        average: Whether to use averages (pictures) or center pixels (class ids, depth).
     """
 
     def __init__(self, size: tuple[int, int], longest: int, *, average: bool) -> None:
@@ -212,7 +212,7 @@ class Thumbnail:
             self._parts.append(self._shrink(rows[:done]))
 
     def array(self) -> NDArray:
-        """The small copy, when all rows have passed by."""
+        """The scaled-down copy, after all rows were written."""
         return np.concatenate(self._parts)
 
     def _shrink(self, rows: NDArray) -> NDArray:

@@ -24,7 +24,7 @@ from vitsplit.tasks.vqa.prompts import check_reads_questions
 
 logger = logging.getLogger(__name__)
 
-PLACE = "<image>"
+PLACEHOLDER = "<image>"
 """Placeholder of the image in some tasks' texts, which is removed."""
 MAX_NEW_TOKENS = 1024
 """Default length limit of an answer, as in lmms-eval's models."""
@@ -136,15 +136,15 @@ class VitSplitLmms(lmms):
 
     def _answer(self, text: str, images: Any, settings: Mapping[str, Any], where: str, task: str) -> str:
         self._warn_of_sampling(settings, task)
-        question = text.replace(PLACE, "").strip()
+        question = text.replace(PLACEHOLDER, "").strip()
         tokens = int(settings.get("max_new_tokens", MAX_NEW_TOKENS))
         if images:
-            answer = self._look(_one_image(images, where)).ask(question, max_new_tokens=tokens)
+            answer = self._encode(_one_image(images, where)).ask(question, max_new_tokens=tokens)
         else:
             (answer,) = ask_without_image(self.predictor, [question], max_new_tokens=tokens)
         return _until(str(answer), settings.get("until"))
 
-    def _look(self, image: Image.Image) -> Any:
+    def _encode(self, image: Image.Image) -> Any:
         """The prediction of an image; consecutive questions about one image share its visual tokens."""
         picture = image.convert("RGB")
         digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

@@ -73,9 +73,9 @@ def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch,
     assert main([*arguments, "frozen-head"]) == 0, "a method more leaves the runs of the others as they were"
     assert timed[1:] == [{"frozen-head"}]
     assert main([*arguments, "--linear-probe.batch-size", "1"]) == 2
-    assert re.search(r"steps.json .* linear-probe .* another --out", capsys.readouterr().err)
+    assert re.search(r"steps\.json .*linear-probe.*--out", capsys.readouterr().err)
     assert main([*arguments, "--seconds", "1"]) == 2
-    assert re.search(r"steps.json .* it was 0\.5 s when they were timed", capsys.readouterr().err)
+    assert re.search(r"steps\.json .*--seconds 0\.5", capsys.readouterr().err)
     for name, steps in (("vitsplit", 1), ("linear-probe", 2)):
         config = json.loads((out / "runs" / f"{name}-seed0" / "config.json").read_text())
         assert config["loop"]["steps"] == steps

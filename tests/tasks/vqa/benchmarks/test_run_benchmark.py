@@ -180,4 +180,5 @@ def test_help_says_what_a_benchmark_expects(capsys: pytest.CaptureFixture[str]) 
 def test_bundles_of_other_tasks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = write_segmentation_bundle(tmp_path / "rooms")
     assert main(["evaluate", str(bundle), "--benchmark", "pope", "--data", str(tmp_path)]) == 2
-    assert "a bundle of segmentation; a benchmark asks one of visual question answering" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "segmentation" in error and "--benchmark" in error
