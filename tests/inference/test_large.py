@@ -165,7 +165,7 @@ def test_an_image_that_nobody_asked_to_cut_is_announced_with_what_to_know_of_the
     predict_large(segmenter(), path, tmp_path, "a", overlap=10)
     # The bundle's images were brought to a shorter side of 30.
     assert caplog.messages[0] == "wide.png: 100x130 pixels (height x width) in 9 tiles of 48x64, at scale 1"
-    assert "--scale: 30 divided by their shorter side" in caplog.messages[1]
+    assert "--scale: 30" in caplog.messages[1]
     caplog.clear()
     predict_large(segmenter(), path, tmp_path, "a", scale=0.5)
     predict_large(segmenter(image_scale=None), path, tmp_path, "a")
