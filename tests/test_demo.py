@@ -17,8 +17,8 @@ QUICK = ["--random-weights", "--backbone", "vit_tiny_patch16_224", "--train-scen
 def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a folder with a name that is long enough to be wrapped by a terminal of eighty columns" / "demo"
     assert main(["demo", *QUICK, "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    last_line = said.splitlines()[-1]
+    output = capsys.readouterr().out
+    last_line = output.splitlines()[-1]
     assert last_line == str(out / "index.html")
     text = Path(last_line).read_text(encoding="utf-8")
     # Nothing is fetched: every picture is inside, and nothing else is referred to.
@@ -29,7 +29,7 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
     with Image.open(out / "picture.jpg") as picture:
         assert picture.size == (5 * 64 + 4 * 6, 2 * (48 + 6) - 6)
     # Two scenes in the picture and two in the page: one pass of the backbone each, for both tasks.
-    assert "4 passes at 48x64 for segmentation and depth" in said
+    assert "4 passes at 48x64 for segmentation and depth" in output
     assert main(["demo", *QUICK, "--out", str(out)]) == 2
     assert "already holds a demo" in capsys.readouterr().err
 
@@ -46,16 +46,16 @@ def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.Monk
     def damaged(name: str) -> None:
         raise WeightsError("the cached file is damaged")
 
-    said: list[str] = []
+    output: list[str] = []
     monkeypatch.setattr(demo, "load_backbone", unreachable)
-    assert demo._choose_backbone(DemoConfig(), said.append) == "dinov2-small-focus"
-    assert "dinov2-small-focus" in said[0] and "dinov2-small " in said[0]
+    assert demo._choose_backbone(DemoConfig(), output.append) == "dinov2-small-focus"
+    assert "dinov2-small-focus" in output[0] and "dinov2-small " in output[0]
     monkeypatch.setattr(demo, "load_backbone", lambda name: None)
-    assert demo._choose_backbone(DemoConfig(), said.append) == "dinov2-small"
+    assert demo._choose_backbone(DemoConfig(), output.append) == "dinov2-small"
     # A damaged cache is no reason to take another model without a word.
     monkeypatch.setattr(demo, "load_backbone", damaged)
     with pytest.raises(WeightsError, match="damaged"):
-        demo._choose_backbone(DemoConfig(), said.append)
+        demo._choose_backbone(DemoConfig(), output.append)
 
 
 def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def test_from_images_to_page(scenes, tmp_path, capsys):
     first, own = found["proposals"]
     assert len(first["prior_layers"]) == 3 and min(first["prior_layers"]) >= 2
     assert own["num_tuned_layers"] == 3 and own["prior_layers"] == [2, 6, 11]
-    said = capsys.readouterr().out
-    assert first["flags"] in said
+    output = capsys.readouterr().out
+    assert first["flags"] in output
     page = (out / "index.html").read_text()
     assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
 
@@ -87,16 +87,16 @@ def test_a_gate_is_read_out(scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--batch-size", "3"], "--batch-size must be "),
         (["--batch-size", "16"], "9 images are fewer than --batch-size 16"),
         (["--recipe", "laptop-depth", "--run", "x"], "--recipe and --run"),
     ],
 )
-def test_what_cannot_be(words, said, scenes, capsys):
+def test_what_cannot_be(words, message, scenes, capsys):
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_method_without_layers_to_choose(scenes, tmp_path, capsys):
@@ -104,5 +104,5 @@ def test_a_method_without_layers_to_choose(scenes, tmp_path, capsys):
     vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "method": "linear-probe"})
     words = ["analyze", "layers", str(scenes / "images" / "train"), "--run", str(run), "--batch-size", "4"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "--method linear-probe" in said
+    output = capsys.readouterr().err
+    assert "--method linear-probe" in output

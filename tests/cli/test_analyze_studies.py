@@ -45,9 +45,9 @@ def test_an_ablation_from_data_to_page(scenes, tmp_path, capsys):
     out = tmp_path / "study"
     words = ["analyze", "ablate", "segmentation", "--data", str(scenes), "--out", str(out), *QUICK]
     assert main(words) == 0
-    said = capsys.readouterr()
-    assert "8 runs: 9 variants, 1 seeds" in said.err  # the uniform layers are those of the full method
-    assert "frozen last layer" in said.out and "least-alike layers" in said.out
+    output = capsys.readouterr()
+    assert "8 runs: 9 variants, 1 seeds" in output.err  # the uniform layers are those of the full method
+    assert "frozen last layer" in output.out and "least-alike layers" in output.out
     found = json.loads((out / "results.json").read_text())
     names = [each["name"] for each in found["variants"]]
     assert names == [
@@ -81,7 +81,7 @@ def test_a_sweep_draws_both_directions(scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sweep", "segmentation", "--out", "x"], "--data"),
         (
@@ -95,9 +95,9 @@ def test_a_sweep_draws_both_directions(scenes, tmp_path):
         (["slice"], "analyze slice"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(words, said, scenes, tmp_path, capsys):
+def test_what_cannot_be_is_said_before_anything_is_trained(words, message, scenes, tmp_path, capsys):
     words = [{"D": str(scenes), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
     quick = QUICK * (words[0] != "slice" and "OUT" not in words and "--data" in words)
     assert main(["analyze", *words, *quick]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()

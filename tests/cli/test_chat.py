@@ -53,9 +53,9 @@ def talk(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     capsys.readouterr()
     assert main(["chat", str(root / "asked"), *words, "--language-weights", str(root / "tiny")]) == 0
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return said.out.splitlines(), said.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return output.out.splitlines(), output.err
 
 
 def test_a_piped_conversation(

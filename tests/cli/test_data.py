@@ -15,25 +15,25 @@ FORMATS = {
 @pytest.mark.parametrize(("task", "format"), [(t, f) for t in FORMATS for own, f in FORMATS.items() if own != t])
 def test_a_format_of_another_task_is_one_clear_error(task, format, scenes, capsys):
     assert main(["data", "check", str(scenes), "--task", task, "--format", format]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"'{format}'" in said and "auto, " in said and FORMATS[task] in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and f"'{format}'" in output and "auto, " in output and FORMATS[task] in output
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_a_depth_scale_is_for_depth(task, scenes, capsys):
     assert main(["data", "check", str(scenes), "--task", task, "--depth-scale", "0.001"]) == 2
-    said = capsys.readouterr().err
-    assert "--depth-scale 0.001" in said and task in said
+    output = capsys.readouterr().err
+    assert "--depth-scale 0.001" in output and task in output
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection"])
 def test_generated_scenes_are_ready_for_every_task(task, scenes, capsys):
     assert main(["data", "check", str(scenes), "--task", task]) == 0
-    said = capsys.readouterr().out
-    assert f": {task}, format " in said and "all 64x48" in said and "\nready: 0 errors" in said
+    output = capsys.readouterr().out
+    assert f": {task}, format " in output and "all 64x48" in output and "\nready: 0 errors" in output
 
 
 def test_prepare_asks_for_what_it_needs(capsys):
     assert main(["data", "prepare", "nyuv2", "file.mat"]) == 2
-    said = capsys.readouterr().err
-    assert "--mapping" in said and "--splits" in said and "--out" in said
+    output = capsys.readouterr().err
+    assert "--mapping" in output and "--splits" in output and "--out" in output

@@ -22,7 +22,7 @@ def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--lr", "1e-3"], "--lr"),
         (["--num-tuned-layers", "1"], "--num-tuned-layers"),
@@ -31,10 +31,10 @@ def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
         (["--limit", "3"], "--limit 3"),
     ],
 )
-def test_other_flags_are_refused(run: Path, scenes: Path, flags: list[str], said: str,
+def test_other_flags_are_refused(run: Path, scenes: Path, flags: list[str], message: str,
                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     assert main(["evaluate", str(run), "--data", str(scenes), *flags]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(run.glob("evaluation-*"))
 
 
@@ -45,5 +45,5 @@ def test_a_joint_run_is_measured_bundle_by_bundle(run: Path, scenes: Path, tmp_p
     for task in ("segmentation", "depth"):
         shutil.copytree(run / "best", tmp_path / "joint" / "best" / task)
     assert main(["evaluate", str(tmp_path / "joint"), "--data", str(scenes)]) == 2
-    said = capsys.readouterr().err
-    assert str(tmp_path / "joint" / "best" / "depth") in said
+    output = capsys.readouterr().err
+    assert str(tmp_path / "joint" / "best" / "depth") in output

@@ -71,8 +71,8 @@ def test_every_setting_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -
 def test_what_is_wrong_is_named_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         from_flags(BASE, arguments)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and arguments[0].partition("=")[0] in said and len(said) < 6000
+    output = capsys.readouterr().err
+    assert stop.value.code == 2 and arguments[0].partition("=")[0] in output and len(output) < 6000
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,11 @@ def test_a_function_is_called_with_what_the_words_say() -> None:
     assert call_with_flags(verb, ["a", "--count", "3"], prog="x") == (("a",), 3, False, None, 3, {})
     words = ["with", "--color", "0.2", "--json", "--m.lr", "3"]
     assert call_with_flags(verb, words, prog="x")[2:] == (True, Group(color=0.2), 6, {"m": ["--lr", "3"]})
-    for words, said in ((["--count", "10"], "--count .* 1 to 9, not 10"), (["with", "--color", "2"], "--color .*2.0")):
-        with pytest.raises(ConfigError, match=f"^{said}"):
+    for words, message in (
+        (["--count", "10"], "--count .* 1 to 9, not 10"),
+        (["with", "--color", "2"], "--color .*2.0"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}"):
             call_with_flags(verb, words, prog="x")
     for wrong in (["--color", "0.2"], ["--length", "3"]):
         with pytest.raises(SystemExit) as stop:

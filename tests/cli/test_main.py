@@ -57,7 +57,7 @@ def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["train", "segmentation"], "--data"),
         (["train", "segmentation", "--data", "nowhere"], "nowhere"),
@@ -76,7 +76,7 @@ def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(
-    words: list[str], said: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], message: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -87,7 +87,7 @@ def test_mistakes_end_in_one_line_and_status_2(
     except SystemExit as leaving:
         status = int(leaving.code or 0)
     shown = capsys.readouterr().err
-    assert status == 2 and said in shown and "Traceback" not in shown
+    assert status == 2 and message in shown and "Traceback" not in shown
 
 
 def test_train_resume_evaluate_predict(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

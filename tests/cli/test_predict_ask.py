@@ -59,9 +59,9 @@ def test_answers_are_written_beside_other_bundles_results_from_one_pass(
     assert {path.name for path in out.iterdir()} == {"predictions.jsonl"} | {
         f"{name}_{ending}" for name in "ab" for ending in ("mask.png", "overlay.jpg", "answers.json", "answers.jpg")
     }
-    said = [answers_of(out / f"{name}_answers.json") for name in "ab"]
-    assert said == [expected(runs, photos / f"{name}.png", [WHAT, WHERE]) for name in "ab"]
-    assert len({json.dumps(each) for each in said}) == 2, "the same for every image"
+    output = [answers_of(out / f"{name}_answers.json") for name in "ab"]
+    assert output == [expected(runs, photos / f"{name}.png", [WHAT, WHERE]) for name in "ab"]
+    assert len({json.dumps(each) for each in output}) == 2, "the same for every image"
     assert Image.open(out / "a_answers.jpg").size == (80, 60)
     assert "2 passes at 48x64 for segmentation and vqa" in capsys.readouterr().out
     # Again: nothing to do. Another question: other predictions.
@@ -83,9 +83,9 @@ def test_without_out_answers_are_printed(
     assert predict(runs["asked"], photos / "a.png", "--ask", WHAT) == 0
     assert capsys.readouterr().out == f"{WHAT}\n  {answer['a']}\n"
     assert predict(runs["asked"], photos, "--ask", WHAT) == 1
-    said = capsys.readouterr()
-    assert said.out == "".join(f"{photos}/{name}.png\n{WHAT}\n  {answer[name]}\n" for name in "ab")
-    assert "broken.png" in said.err and "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert output.out == "".join(f"{photos}/{name}.png\n{WHAT}\n  {answer[name]}\n" for name in "ab")
+    assert "broken.png" in output.err and "Traceback" not in output.err
     assert not list(photos.glob("*.jsonl"))
 
 
@@ -125,13 +125,13 @@ def test_videos_are_drawn_by_the_others_and_not_asked_about(
     assert (tmp_path / "both" / "film_overlay.mp4").is_file() and not list((tmp_path / "both").glob("film_answers*"))
     capsys.readouterr()
     assert predict(runs["asked"], photos, "--ask", WHAT, "--out", tmp_path / "alone") == 1
-    said = capsys.readouterr()
-    assert "2 of 3" in said.out and "film.mp4: " in said.err
+    output = capsys.readouterr()
+    assert "2 of 3" in output.out and "film.mp4: " in output.err
     assert predict(runs["asked"], photos / "film.mp4", "--ask", WHAT) == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["ASKED", "photos", "--out", "out"], "--ask"),
         (["ASKED", "photos"], "--ask"),
@@ -146,7 +146,7 @@ def test_videos_are_drawn_by_the_others_and_not_asked_about(
     ],
 )
 def test_mistakes_end_in_one_message(
-    words: list[str], said: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
+    words: list[str], message: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -156,5 +156,5 @@ def test_mistakes_end_in_one_message(
     except SystemExit as leaving:
         status = int(leaving.code or 0)
     shown = capsys.readouterr().err
-    assert status == 2 and said in shown and "Traceback" not in shown
+    assert status == 2 and message in shown and "Traceback" not in shown
     assert not (tmp_path / "out").exists()

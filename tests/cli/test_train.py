@@ -15,7 +15,7 @@ from vitsplit.saved_config import config_to_dict
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("multi", "Missing required option --head"),
         ("--head depth:DATA --data DATA", "--data DATA"),
@@ -29,10 +29,10 @@ from vitsplit.saved_config import config_to_dict
         ("depth --data DATA --lrr 1", "--lrr"),
     ],
 )
-def test_one_message_says_what_is_wrong(words, said, capsys):
+def test_one_message_says_what_is_wrong(words, message, capsys):
     assert main(["train", *words.split()]) == 2
     error = capsys.readouterr().err
-    assert re.search(said, " ".join(error.split())) and "Traceback" not in error
+    assert re.search(message, " ".join(error.split())) and "Traceback" not in error
 
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, scenes, capsys):

@@ -74,9 +74,9 @@ def test_numbers_and_devices_that_cannot_be_meant(
         status = main(argv)
     except SystemExit as leaving:
         status = int(leaving.code or 0)
-    said = capsys.readouterr().err
-    assert status == 2 and flag.split()[0] in said and "Traceback" not in said
-    assert len(said) < 6000 and not (tmp_path / "out").exists()
+    output = capsys.readouterr().err
+    assert status == 2 and flag.split()[0] in output and "Traceback" not in output
+    assert len(output) < 6000 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_computed(
     monkeypatch.setattr("vitsplit.backbone.load_backbone", lambda *_, **__: pytest.fail("a model was loaded"))
     words = [str(photos) if word == "PHOTOS" else word for word in verb.split()]
     assert main([*words, "--out", str(tmp_path / where)]) == 2
-    said = capsys.readouterr().err
-    assert str(tmp_path / where) in said and "--out" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert str(tmp_path / where) in output and "--out" in output and "Traceback" not in output
 
 
 def test_writable_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_what_the_system_refuses_names_file_and_remedy(
 
         monkeypatch.setattr("vitsplit.cli.recipes.describe", fail)
         assert main(["recipes"]) == 2
-        said = capsys.readouterr().err
-        assert "/a/page.html" in said and remedy in said
+        output = capsys.readouterr().err
+        assert "/a/page.html" in output and remedy in output
 
 
 def test_devices() -> None:

@@ -65,7 +65,7 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["segmentation", "--stage", "both"], "--stage"),
         (["depth", "--from", "runs/a"], "--from"),
@@ -73,9 +73,9 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
         (["vqa", "--stage", "both"], "--data"),
     ],
 )
-def test_what_does_not_go_together(words, said, capsys):
+def test_what_does_not_go_together(words, message, capsys):
     assert main(["train", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_paper_s_settings():

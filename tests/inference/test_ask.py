@@ -59,14 +59,14 @@ def by_hand(answerer: Answerer, question: str, length: int, history: Sequence[Tu
     ids = answerer.prompter.question_ids(question, history, has_image=answerer.tokens_NW is not None)
     rows = [answerer.tokens_NW if token == IMAGE else words[token][None] for token in ids]
     sequence_SW = torch.cat([row.float() for row in rows if row is not None])
-    said: list[int] = []
-    while len(said) < length:
+    output: list[int] = []
+    while len(output) < length:
         logits_V = language(inputs_embeds=sequence_SW[None], use_cache=False).logits[0, -1]
-        said.append(int(logits_V.argmax()))
-        if said[-1] == tokenizer.eos_token_id:
+        output.append(int(logits_V.argmax()))
+        if output[-1] == tokenizer.eos_token_id:
             break
-        sequence_SW = torch.cat([sequence_SW, words[said[-1]][None]])
-    return str(tokenizer.decode(said, skip_special_tokens=True)).strip()
+        sequence_SW = torch.cat([sequence_SW, words[output[-1]][None]])
+    return str(tokenizer.decode(output, skip_special_tokens=True)).strip()
 
 
 class Counts:

@@ -131,8 +131,8 @@ def test_a_stopped_command_goes_on_where_it_was(
     capsys.readouterr()
     assert predict(runs["rooms"], photos, "--out", out) == 0
     assert len(batches_seen) == 8 - len(noted)
-    assert "8 of 8 images" in (said := capsys.readouterr().out)
-    assert not noted or f"{len(noted)} of them predicted earlier" in said
+    assert "8 of 8 images" in (output := capsys.readouterr().out)
+    assert not noted or f"{len(noted)} of them predicted earlier" in output
     assert len((out / LOG).read_text().splitlines()) == 9
     first, second = masks(whole), masks(out)
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
@@ -170,8 +170,8 @@ def test_other_bundles_and_other_settings_are_never_mixed(
     for words in ([runs["cars"]], [runs["rooms"], runs["cars"]], [runs["rooms"], "--precision", "bf16"]):
         capsys.readouterr()
         assert predict(*words, photos, "--out", out) == 2
-        said = capsys.readouterr().err
-        assert "--out" in said and "--overwrite" in said and str(out) in said
+        output = capsys.readouterr().err
+        assert "--out" in output and "--overwrite" in output and str(out) in output
     after = masks(out)
     assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     assert predict(runs["rooms"], runs["cars"], photos / "1.png", "--out", out, "--overwrite") == 0
@@ -195,9 +195,9 @@ def test_unreadable_images_are_listed_at_the_end(
     (photos / "empty.jpg").touch()
     (photos / "broken.png").write_bytes((photos / "1.png").read_bytes()[:300])
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out", "--batch-size", 4) == 1
-    said = capsys.readouterr()
-    assert "8 of 10 images" in said.out and "Traceback" not in said.err
-    assert said.err.count("skipped: ") == 2 and "empty.jpg" in said.err and "broken.png" in said.err
+    output = capsys.readouterr()
+    assert "8 of 10 images" in output.out and "Traceback" not in output.err
+    assert output.err.count("skipped: ") == 2 and "empty.jpg" in output.err and "broken.png" in output.err
     # The next time they are tried again, and nothing else.
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
     assert "8 of 10 images, 8 of them predicted earlier" in capsys.readouterr().out
@@ -232,14 +232,14 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
     Image.new("RGB", (81, 60)).save(photos / "huge.png")
     monkeypatch.setitem(sys.modules, "pyvips", None)
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
-    said = capsys.readouterr()
-    assert "8 of 9 images" in said.out and "huge.png" in said.err and "vitsplit[large]" in said.err
+    output = capsys.readouterr()
+    assert "8 of 9 images" in output.out and "huge.png" in output.err and "vitsplit[large]" in output.err
     # Asked for by name, it is a mistake.
     assert predict(runs["rooms"], photos, "--out", tmp_path / "tiles", "--tile", 32, 48) == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["RUN"], "No inputs after the run"),
         (["RUN", "photos", "RUN"], "follows the input"),
@@ -254,7 +254,7 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
     ],
 )
 def test_mistakes_end_in_one_message_before_anything_is_written(
-    words: list[str], said: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
+    words: list[str], message: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -269,7 +269,7 @@ def test_mistakes_end_in_one_message_before_anything_is_written(
     except SystemExit as leaving:
         status = int(leaving.code or 0)
     shown = capsys.readouterr().err
-    assert status == 2 and said in shown and "Traceback" not in shown
+    assert status == 2 and message in shown and "Traceback" not in shown
     assert not (tmp_path / "out").exists()
 
 

@@ -47,9 +47,9 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Predict:
     def call(*words: object) -> tuple[int, str]:
         capsys.readouterr()
         status = main(["predict", *map(str, words)])
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        return status, said
+        output = capsys.readouterr().err
+        assert "Traceback" not in output
+        return status, output
 
     return call
 
@@ -90,13 +90,13 @@ def test_a_forged_line_is_refused_and_nothing_outside_is_removed(
         forged = {"files": [str(outside)]}
     change_row(out / LOG, **forged)
     before = sorted(path.name for path in out.iterdir())
-    status, said = predict(bundles[1], photos, "--out", out, *["--overwrite"] * overwrite)
-    assert status == 2 and f"{LOG}: line 3" in said
+    status, output = predict(bundles[1], photos, "--out", out, *["--overwrite"] * overwrite)
+    assert status == 2 and f"{LOG}: line 3" in output
     assert outside.read_text() == "precious" and sorted(path.name for path in out.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected_text"),
     [
         (b"\xff\xfe", "UTF-8"),
         (b"[1]\n", "line 1"),
@@ -107,13 +107,13 @@ def test_a_forged_line_is_refused_and_nothing_outside_is_removed(
     ],
 )
 def test_a_log_that_is_none_is_named(
-    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, content: bytes, said: str
+    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, content: bytes, expected_text: str
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / LOG).write_bytes(content)
     status, message = predict(bundles[0], photos, "--out", out)
-    assert status == 2 and f"{out / LOG}: " in message and said in message
+    assert status == 2 and f"{out / LOG}: " in message and expected_text in message
     assert [path.name for path in out.iterdir()] == [LOG]
 
 
@@ -137,8 +137,8 @@ def test_links_lead_nowhere(
     out = tmp_path / "out"
     out.mkdir()
     (out / link).symlink_to(outside)
-    status, said = predict(bundles[0], photos, "--out", out)
-    assert status == 2 and str(out) in said
+    status, output = predict(bundles[0], photos, "--out", out)
+    assert status == 2 and str(out) in output
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"0_mask.png": "precious"}
 
 
@@ -152,8 +152,8 @@ def test_overwrite_removes_nothing_through_a_link(
     (out / "deep").rename(outside)
     (out / "deep").symlink_to(outside)
     kept = sorted(path.name for path in outside.iterdir())
-    status, said = predict(bundles[1], photos / "1.png", "--out", out, "--overwrite")
-    assert status == 2 and "is a link out of" in said
+    status, output = predict(bundles[1], photos / "1.png", "--out", out, "--overwrite")
+    assert status == 2 and "is a link out of" in output
     assert sorted(path.name for path in outside.iterdir()) == kept and (out / "1_mask.png").exists()
 
 
@@ -171,8 +171,8 @@ def test_a_folder_that_somebody_writes_to_is_refused(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     with hold_folder(tmp_path / "out") as out:
-        status, said = predict(bundles[0], photos, "--out", out)
-        assert status == 2 and f"process {os.getpid()} on " in said
+        status, output = predict(bundles[0], photos, "--out", out)
+        assert status == 2 and f"process {os.getpid()} on " in output
         assert [path.name for path in out.iterdir()] == [".lock"]
 
 
@@ -187,8 +187,8 @@ def test_what_cannot_be_a_folder_is_told_before_the_work(
     words = ["predict", str(bundles[0]), str(photos)] if verb == "predict" else ["evaluate", str(bundles[0])]
     words += ["--data", str(scenes)] if verb == "evaluate" else []
     assert main([*words, "--out", str(tmp_path / place)]) == 2
-    said = capsys.readouterr().err
-    assert str(tmp_path / place) in said and "--out" in said and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert str(tmp_path / place) in output and "--out" in output and "Traceback" not in output
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -216,8 +216,8 @@ def test_a_full_disk_ends_in_one_message_and_the_same_command_goes_on(
         return original(self, image_BCHW)
 
     monkeypatch.setattr(Predictor, "predict_batch", predict_batch)
-    status, said = predict(bundles[0], photos, "--out", out)
-    assert status == 2 and str(out) in said and "could not be written" in said and "--out" in said
+    status, output = predict(bundles[0], photos, "--out", out)
+    assert status == 2 and str(out) in output and "could not be written" in output and "--out" in output
     largest_file(resource.RLIM_INFINITY)
     before = len(seen)
     assert predict(bundles[0], photos, "--out", out)[0] == 0
@@ -243,8 +243,8 @@ def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     (photos / "0.png").rename(photos / os.fsdecode(b"\xff.png"))
-    status, said = predict(bundles[0], photos, "--out", tmp_path / "out")
-    assert status == 2 and "not UTF-8" in said and not (tmp_path / "out").exists()
+    status, output = predict(bundles[0], photos, "--out", tmp_path / "out")
+    assert status == 2 and "not UTF-8" in output and not (tmp_path / "out").exists()
 
 
 def test_two_evaluations_take_two_folders(run: Path, scenes: Path) -> None:
@@ -263,8 +263,8 @@ def test_a_folder_that_is_called_a_prediction_is_not_removed(
     (out / "mine").mkdir()
     change_row(out / LOG, files=["mine"])
     before = sorted(path.name for path in out.iterdir())
-    status, said = predict(bundles[1], photos, "--out", out, "--overwrite")
-    assert status == 2 and "mine" in said
+    status, output = predict(bundles[1], photos, "--out", out, "--overwrite")
+    assert status == 2 and "mine" in output
     assert sorted(path.name for path in out.iterdir()) == before
 
 
@@ -275,5 +275,5 @@ def test_a_name_that_no_log_could_show_is_refused_before_anything_is_written(
     image = next(photos.iterdir())
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / name).write_bytes(image.read_bytes())
-    status, said = predict(bundles[0], tmp_path / "odd", "--out", tmp_path / "out")
-    assert status == 2 and repr(name)[1:-1] in said and not (tmp_path / "out").exists()
+    status, output = predict(bundles[0], tmp_path / "odd", "--out", tmp_path / "out")
+    assert status == 2 and repr(name)[1:-1] in output and not (tmp_path / "out").exists()

@@ -234,8 +234,8 @@ def test_another_backbone_is_refused_with_both_names_and_hashes_before_weights_a
         with pytest.raises(BundleError) as error:
             attempt()
         assert hashes[0] != hashes[1]
-        for said in ("vit_tiny_patch16_224", "vit_tiny_patch16_384", *hashes):
-            assert said in str(error.value)
+        for message in ("vit_tiny_patch16_224", "vit_tiny_patch16_384", *hashes):
+            assert message in str(error.value)
 
 
 def test_precisions_that_differ_are_refused_until_one_is_chosen(

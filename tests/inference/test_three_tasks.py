@@ -81,8 +81,8 @@ def test_files_of_three_tasks(runs: dict[str, Path], tmp_path: Path, capsys: pyt
         "predictions.jsonl", "a_mask.png", "a_depth.npy", "a_depth.png", "a_depth.jpg", "a_detections.json",
         "a_segmentation_overlay.jpg", "a_detection_overlay.jpg",
     }  # fmt: skip
-    said = capsys.readouterr().out
-    assert "1 pass at 48x62 for segmentation and depth; 1 pass at 64x82 for detection" in said
+    output = capsys.readouterr().out
+    assert "1 pass at 48x62 for segmentation and depth; 1 pass at 64x82 for detection" in output
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10, 30_000)])

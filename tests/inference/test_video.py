@@ -63,8 +63,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 def test_one_bundle_paints_every_frame(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clip = write_clip(tmp_path / "clip.mp4", (48, 64), list(range(7)))
     assert main(["predict", str(runs[0]), str(clip), "--out", str(tmp_path / "out"), "--batch-size", "3"]) == 0
-    said = capsys.readouterr().out
-    assert "7 frames" in said and "without sound" in said
+    output = capsys.readouterr().out
+    assert "7 frames" in output and "without sound" in output
     painted, times = read_clip(tmp_path / "out" / "clip_overlay.mp4")
     frames, _ = read_clip(clip)
     assert times == [Fraction(index, 10) for index in range(7)]
@@ -126,8 +126,8 @@ def test_broken_videos_are_listed_like_unreadable_images(
         clip.write_bytes({"text": b"not a video", "empty": b"", "headless": whole[: len(whole) // 2]}[kind])
     Image.new("RGB", (64, 48)).save(clip.parent / "fine.png")
     assert main(["predict", str(runs[0]), str(clip.parent), "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr()
-    assert "1 of 2 images" in said.out and "clip.mp4" in said.err and "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert "1 of 2 images" in output.out and "clip.mp4" in output.err and "Traceback" not in output.err
     assert (tmp_path / "out" / "fine_mask.png").exists() and not list((tmp_path / "out").glob("*.mp4"))
 
 

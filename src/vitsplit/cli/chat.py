@@ -48,12 +48,12 @@ def chat(
         max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
         loading: Loading options.
     """
-    from vitsplit.inference.asking import name_to_ask
+    from vitsplit.inference.asking import vqa_head
     from vitsplit.inference.loading import read_bundles
     from vitsplit.inference.predictor import load_head
 
     bundles = read_bundles([str(run)])
-    folder, card = bundles[name_to_ask({name: card for name, (_, card) in bundles.items()})]
+    folder, card = bundles[vqa_head({name: card for name, (_, card) in bundles.items()})]
     predictor = load_head(folder, **loading.arguments())
     conversation = Chat(predictor, Console(highlight=False), max_new_tokens=max_new_tokens)
     if card.config.task.conversation == "plain":

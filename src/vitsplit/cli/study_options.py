@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from vitsplit.cli.flags import from_flags
-from vitsplit.cli.values import writable
+from vitsplit.cli.values import make_writable
 from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import Seed, Settings
 from vitsplit.engine.override import changed_settings, override
@@ -155,7 +155,7 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
         return least_alike_layers(found.cka_MM, count, split_settings(config.method, "a study").first_prior_layer)
 
     description = open_task(config.task, options.data).describe()
-    writable(options.out)
+    make_writable(options.out)
     variants = make(config, least_alike)
     check_variants(config, variants, open_backbone(config.backbone, only_shapes=True).num_layers)
     trials = plan(config, variants, options.seeds, options.out)
