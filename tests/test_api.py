@@ -27,7 +27,7 @@ def test_training_learns_something(scenes: Path, tmp_path: Path) -> None:
     assert losses[0] > 1.5 and np.mean(losses[-5:]) < 1.3
 
 
-def test_backbone_stays_as_it_was(scenes: Path, run: Path) -> None:
+def test_backbone_is_unchanged(scenes: Path, run: Path) -> None:
     from vitsplit.backbone import load_backbone
 
     fresh = load_backbone("vit_tiny_patch16_224", random_weights=True)
@@ -51,7 +51,7 @@ def test_evaluation_counts_pixels(run: Path, scenes: Path) -> None:
     assert evaluation.score == pytest.approx(np.mean(intersection[union > 0] / union[union > 0]))
 
 
-def test_linear_probe_trains_nothing_but_norm_and_classifier(scenes: Path, tmp_path: Path) -> None:
+def test_linear_probe_trains_only_norm_and_classifier(scenes: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     result = vitsplit.train(data=scenes, out=tmp_path / "probe", **{**SMALL_RUN, "method": "linear-probe"})
@@ -72,7 +72,7 @@ def test_variants_train_evaluate_and_predict(scenes: Path, tmp_path: Path, setti
     assert evaluation.score == pytest.approx(result.metrics["miou"], abs=1e-6)
 
 
-def test_gate_bundle_asks_for_the_layers_it_keeps(scenes: Path, tmp_path: Path) -> None:
+def test_gate_bundle_requests_its_selected_layers(scenes: Path, tmp_path: Path) -> None:
     settings = {**SMALL_RUN, "selection": "gate", "num_prior_layers": 2}
     result = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
     predictor = vitsplit.load(result.run)
@@ -82,13 +82,13 @@ def test_gate_bundle_asks_for_the_layers_it_keeps(scenes: Path, tmp_path: Path) 
     assert predictor.card.prior_layers == tuple(sorted(kept))
 
 
-def test_a_gate_trains_on_kept_features(scenes: Path, tmp_path: Path) -> None:
+def test_a_gate_trains_on_cached_features(scenes: Path, tmp_path: Path) -> None:
     settings = {**SMALL_RUN, "steps": 2, "cache_features": 1, "cache_folder": str(tmp_path / "kept")}
     vitsplit.train(data=scenes, out=tmp_path / "run", selection="gate", **settings)
     assert any((tmp_path / "kept").rglob("*.safetensors"))
 
 
-def test_a_taken_folder_is_refused_and_left_alone(run: Path, scenes: Path) -> None:
+def test_an_existing_run_is_not_overwritten(run: Path, scenes: Path) -> None:
     before = (run / "best" / "head.safetensors").read_bytes()
     with pytest.raises(RunError, match="already holds a run") as error:
         vitsplit.train(data=scenes, out=run, **SMALL_RUN)
@@ -149,12 +149,12 @@ def test_read_image_is_what_predict_sees(run: Path, scenes: Path) -> None:
     )
 
 
-def test_the_training_images_can_be_measured_too(run: Path, scenes: Path) -> None:
+def test_evaluation_on_the_training_split(run: Path, scenes: Path) -> None:
     evaluation, task = vitsplit.evaluate(run, data=scenes, split="train")
     assert len(task.val_images()) == 6 and 0 <= evaluation.score <= 1
 
 
-def test_python_resume_takes_up_the_runs_own_settings(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_resume_in_python_uses_the_settings_of_the_run(run: Path, scenes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     result = vitsplit.train(data=scenes, out=copy, resume=True)
     assert result.metrics["miou"] == json.loads((run / "best" / "head.json").read_text())["metrics"]["miou"]
@@ -188,14 +188,14 @@ def test_settings_that_cannot_work_name_their_flag(scenes: Path, tmp_path: Path,
         vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, **settings})
 
 
-def test_a_recipe_and_a_configuration_are_not_both_taken(scenes: Path, tmp_path: Path) -> None:
+def test_recipe_and_configuration_are_mutually_exclusive(scenes: Path, tmp_path: Path) -> None:
     from vitsplit.recipes import recipe
 
     with pytest.raises(ConfigError, match="recipe"):
         vitsplit.train(recipe("ade20k-small"), recipe="ade20k-base", data=scenes, out=tmp_path / "run")
 
 
-def test_moved_weights_of_the_backbone_are_asked_for(scenes: Path, tmp_path: Path) -> None:
+def test_moved_weights_of_the_backbone_must_be_given(scenes: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     from vitsplit.backbone import load_backbone

@@ -1,4 +1,4 @@
-"""The demo, on random weights and with few steps: the machinery, not the quality."""
+"""The demo with random weights and few steps, without quality."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
     assert "already holds a demo" in capsys.readouterr().err
 
 
-def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_backbone_without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitsplit import demo
     from vitsplit.backbone.hub import HubUnavailableError
     from vitsplit.demo_config import DemoConfig
@@ -52,13 +52,13 @@ def test_backbone_is_named_when_the_hub_is_out_of_reach(monkeypatch: pytest.Monk
     assert "dinov2-small-focus" in output[0] and "dinov2-small " in output[0]
     monkeypatch.setattr(demo, "load_backbone", lambda name: None)
     assert demo._choose_backbone(DemoConfig(), output.append) == "dinov2-small"
-    # A damaged cache is no reason to take another model without a word.
+    # A damaged cache is an error, not a reason for the fallback.
     monkeypatch.setattr(demo, "load_backbone", damaged)
     with pytest.raises(WeightsError, match="damaged"):
         demo._choose_backbone(DemoConfig(), output.append)
 
 
-def test_a_second_demo_takes_the_next_free_folder(tmp_path: Path) -> None:
+def test_a_second_demo_uses_a_new_folder(tmp_path: Path) -> None:
     from vitsplit.folder_lock import hold_free_folder
 
     for name in ("demo", "demo-2", "demo-3"):

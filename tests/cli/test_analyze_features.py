@@ -9,7 +9,7 @@ from vitsplit.cli.main import main
 
 
 @pytest.mark.parametrize("show", ["channel", "pca"])
-def test_a_run_beside_the_model_it_was_trained_on(scenes, run, tmp_path, capsys, show):
+def test_a_run_and_its_frozen_backbone(scenes, run, tmp_path, capsys, show):
     out = tmp_path / "features"
     images = scenes / "images" / "val"
     words = [str(images), "--runs", str(run), "--size", "32", "48", "--limit", "2", "--show", show, "--out", str(out)]

@@ -1,4 +1,4 @@
-"""``vitsplit analyze layers``: proposals, their costs, and what a gate says."""
+"""``vitsplit analyze layers``: proposals, their cost, and the readout of a gate."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ def two_blocks(first_late):
     return cka
 
 
-def test_every_proposal_has_its_cost_and_flags_that_make_it():
+def test_every_proposal_has_its_cost_and_flags():
     config = recipe("ade20k-small")
     weights = np.zeros((12, 4))
     weights[[1, 4, 7, 9, 11], [0, 1, 2, 3, 3]] = [1.0, 1.0, 1.0, 0.3, 0.7]
@@ -67,7 +67,7 @@ def test_from_images_to_page(scenes, tmp_path, capsys):
     assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
 
 
-def test_a_gate_is_read_out(scenes, tmp_path):
+def test_gate_readout(scenes, tmp_path):
     run = tmp_path / "run"
     vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "selection": "gate", "num_prior_layers": 2})
     file = run / "best" / "head.safetensors"
@@ -94,7 +94,7 @@ def test_a_gate_is_read_out(scenes, tmp_path):
         (["--recipe", "laptop-depth", "--run", "x"], "--recipe and --run"),
     ],
 )
-def test_what_cannot_be(words, message, scenes, capsys):
+def test_invalid_options(words, message, scenes, capsys):
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -95,7 +95,7 @@ def test_a_sweep_draws_both_directions(scenes, tmp_path):
         (["slice"], "analyze slice"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_trained(words, message, scenes, tmp_path, capsys):
+def test_errors_are_raised_before_training(words, message, scenes, tmp_path, capsys):
     words = [{"D": str(scenes), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
     quick = QUICK * (words[0] != "slice" and "OUT" not in words and "--data" in words)
     assert main(["analyze", *words, *quick]) == 2

@@ -40,7 +40,7 @@ def model(root: Path) -> Any:
 
 
 def conversation(model: Any, image: Path, questions: list[str], tokens: int | None = None) -> list[str]:
-    """The answers to questions that follow each other."""
+    """Answers to the questions of a conversation."""
     prediction, history = model.predict(image), []
     for question in questions:
         history.append(Turn(question, prediction.ask(question, history=list(history), max_new_tokens=tokens)))
@@ -49,7 +49,7 @@ def conversation(model: Any, image: Path, questions: list[str], tokens: int | No
 
 def talk(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: list[str],
          *words: str) -> tuple[list[str], str]:  # fmt: skip
-    """Pipes lines into a chat; what came out, by lines, and what went to standard error."""
+    """Pipes lines into a chat; returns the lines of standard output, and standard error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     capsys.readouterr()
     assert main(["chat", str(root / "asked"), *words, "--language-weights", str(root / "tiny")]) == 0
@@ -86,7 +86,7 @@ def test_without_an_image_the_first_line_names_one(
 
 
 class Terminal:
-    """Somebody who types lines, presses Ctrl-C, and at the end Ctrl-D."""
+    """A terminal in which lines are typed, Ctrl-C is pressed, and finally Ctrl-D."""
 
     def __init__(self, keys: list[str | type[BaseException]]) -> None:
         self.keys: Iterator[Any] = iter(keys)
@@ -113,11 +113,11 @@ def test_a_terminal(root: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert written.getvalue().split() == conversation(model, root / "a.png", ["What?"])[0].split()
 
 
-def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(
+def test_an_interrupted_answer_stays_in_the_conversation(
     root: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Impatient(io.StringIO):
-        """Presses Ctrl-C when so many letters were written."""
+    class Interrupting(io.StringIO):
+        """Raises KeyboardInterrupt after three characters were written."""
 
         def write(self, text: str) -> int:
             count = super().write(text)
@@ -128,9 +128,9 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(
 
         armed = True
 
-    question = "Is it a lamp?"  # one that this language model has several words for
+    question = "Is it a lamp?"  # this language model answers with several words
     whole = conversation(model, root / "a.png", [question], 400)[0]
-    written = Impatient()
+    written = Interrupting()
     chat = Chat(model, Console(file=written), max_new_tokens=400)
     chat.open_image(str(root / "a.png"))
     chat._handle_line(question, "Is", "it a lamp?")
@@ -141,7 +141,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(
     assert len(chat.history) == 2 and len(written.getvalue()) > before
 
 
-def test_only_a_bundle_that_answers_can_be_talked_to(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundles_of_other_tasks_are_rejected(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", str(root / "rooms"), str(root / "a.png")]) == 2
     assert "segmentation: segmentation" in capsys.readouterr().err
     assert main(["chat", str(root / "asked"), str(root / "nowhere.png"), "--language-weights", str(root / "tiny")]) == 2

@@ -1,4 +1,4 @@
-"""``vitsplit data`` as it is typed."""
+"""``vitsplit data`` from the command line."""
 
 import pytest
 
@@ -9,7 +9,7 @@ FORMATS = {
     "depth": "kitti",
     "detection": "yolo",
 }
-"""Of each task one format that no other task has."""
+"""One format per task that no other task has."""
 
 
 @pytest.mark.parametrize(("task", "format"), [(t, f) for t in FORMATS for own, f in FORMATS.items() if own != t])
@@ -33,7 +33,7 @@ def test_generated_scenes_are_ready_for_every_task(task, scenes, capsys):
     assert f": {task}, format " in output and "all 64x48" in output and "\nready: 0 errors" in output
 
 
-def test_prepare_asks_for_what_it_needs(capsys):
+def test_prepare_names_missing_options(capsys):
     assert main(["data", "prepare", "nyuv2", "file.mat"]) == 2
     output = capsys.readouterr().err
     assert "--mapping" in output and "--splits" in output and "--out" in output

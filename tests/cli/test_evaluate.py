@@ -1,4 +1,4 @@
-"""Evaluation from the command line: every setting of the task is a flag, and nothing else is."""
+"""Evaluation from the command line: settings of the task are flags, other settings are not."""
 
 from __future__ import annotations
 

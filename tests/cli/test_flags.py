@@ -68,7 +68,7 @@ def test_every_setting_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -
         ["--selection", "random"], ["--steps", "1.5"],
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_flags_are_named_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         from_flags(BASE, arguments)
     output = capsys.readouterr().err
@@ -82,26 +82,26 @@ def test_what_is_wrong_is_named_with_status_2(arguments: list[str], capsys: pyte
         ["--seed", "9" * 30], ["--test-scales", "1e9"], ["--weights", ""], ["--track", *["wandb"] * 9],
     ],
 )  # fmt: skip
-def test_what_is_out_of_its_range_is_named(arguments: list[str]) -> None:
+def test_flags_out_of_range_are_named(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"^{arguments[0]} "):
         from_flags(BASE, arguments)
 
 
-def test_a_name_before_a_flag_is_told_from_a_dot_in_a_value() -> None:
+def test_prefixes_of_flags_and_dots_in_values() -> None:
     words = ["--lr", "1e-4", "--a.no-flip", "--weights=a.pth", "--b.c", "1", "2", "--weights", "x.y"]
     shared = ["--lr", "1e-4", "--weights=a.pth", "--weights", "x.y"]
     assert split_by_name(words) == {"": shared, "a": ["--no-flip"], "b": ["--c", "1", "2"]}
     assert split_by_name(["--a.b", "--c.d"], {"a"}) == {"a": ["--b"], "": ["--c.d"]}
 
 
-def test_settings_of_compared_methods_are_told_from_those_of_all() -> None:
+def test_flags_are_split_by_method() -> None:
     words = ["--lr", "1e-4", "--trunk-lora-rank", "4", "--drop_path=0.1", "--num-tuned-layers", "2"]
     shared, own = split_by_method(BASE.flat("segmentation"), words, ["vitsplit", "lora", "vpt"])
     assert shared == ["--lr", "1e-4", "--num-tuned-layers", "2"]
     assert own == {"lora": ["--trunk-lora-rank", "4", "--drop_path=0.1"], "vpt": ["--drop_path=0.1"]}
 
 
-def test_words_are_looked_up_before_they_are_read() -> None:
+def test_arguments_are_found_before_parsing() -> None:
     words = ["a", "b", "--recipe", "x", "--data=c", "--recipe=y", "--json"]
     assert leading_arguments(words) == ["a", "b"]
     assert leading_arguments([]) == [] and leading_arguments(["--json", "a"]) == []
@@ -142,7 +142,7 @@ def verb(
     return names, count, json, group, length, own
 
 
-def test_a_function_is_called_with_what_the_words_say() -> None:
+def test_a_function_is_called_with_parsed_arguments() -> None:
     assert call_with_flags(verb, ["a", "--count", "3"], prog="x") == (("a",), 3, False, None, 3, {})
     words = ["with", "--color", "0.2", "--json", "--m.lr", "3"]
     assert call_with_flags(verb, words, prog="x")[2:] == (True, Group(color=0.2), 6, {"m": ["--lr", "3"]})
@@ -158,7 +158,7 @@ def test_a_function_is_called_with_what_the_words_say() -> None:
         assert stop.value.code == 2
 
 
-def test_names_may_stand_between_flags() -> None:
+def test_positional_arguments_between_flags() -> None:
     words = ["a", "--count", "3", "b", "--json", "c", "--count=4", "d"]
     assert call_with_flags(verb, words, prog="x")[:3] == (("a", "b", "c", "d"), 4, True)
 

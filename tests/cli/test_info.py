@@ -49,7 +49,7 @@ def test_settings_are_flags(capsys):
     assert probe["parameters"]["trainable"] == 2 * 384 + 39 * 384 + 39
 
 
-def test_the_table_says_the_same(capsys):
+def test_the_table_has_the_same_figures(capsys):
     assert main(["info", "ade20k-base"]) == 0
     text = capsys.readouterr().out
     for figure in ("40.51 M", "21.27 M", "7.79 M", "6.61 M", "4.84 M", "86.58 M frozen", "2 5 8 11", "55.7 mIoU"):
@@ -149,13 +149,13 @@ def test_a_run_is_described_by_its_bundle(run: Path, capsys):
         (["."], "no head bundle"),
     ],
 )
-def test_mistakes_end_with_status_2_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+def test_errors_are_one_message_with_status_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["info", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_help_is_quick_and_says_what_can_be_given(capsys):
+def test_help_lists_options_without_torch(capsys):
     assert main(["info", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("--size", "--json", "--num-classes", "vitsplit info ade20k-small"))

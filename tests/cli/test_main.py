@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "train segmentation", "data check"])
-def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         status = main([*verb.split(), "--help"])
     except SystemExit as leaving:
@@ -41,7 +41,7 @@ def test_every_verb_has_a_help_of_its_own(verb: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_the_help_of_a_verb_does_not_wait_for_torch(verb: str) -> None:
+def test_help_of_a_verb_does_not_import_torch(verb: str) -> None:
     code = (
         "import sys\nfrom vitsplit.cli.main import main\n"
         f"try:\n    main(['{verb}', '--help'])\nexcept SystemExit:\n    pass\n"
@@ -75,7 +75,7 @@ def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "no-such-recipe"], "no-such-recipe"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_2(
+def test_errors_are_one_line_with_status_2(
     words: list[str], message: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -108,7 +108,7 @@ def test_train_resume_evaluate_predict(scenes: Path, tmp_path: Path, capsys: pyt
     assert len(list((tmp_path / "o" / "deep").glob("*_mask.png"))) == 3
 
 
-def test_configuration_of_a_run_can_be_given_back(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_config_of_a_run_can_be_reused(run: Path, scenes: Path, tmp_path: Path) -> None:
     config = str(run / "config.json")
     words = ["train", "segmentation", "--data", str(scenes), "--config", config, "--out", str(tmp_path / "again")]
     assert main(words) == 0

@@ -1,4 +1,4 @@
-"""``vitsplit predict --ask``: files, what is printed, going on where it was, and what is refused."""
+"""``vitsplit predict --ask``: output files, printed answers, resuming and errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def expected(runs: dict[str, Path], image: Path, questions: list[str], tokens: i
     return [{"question": each, "answer": model.ask(image, each, max_new_tokens=tokens)} for each in questions]
 
 
-def test_answers_are_written_beside_other_bundles_results_from_one_pass(
+def test_answers_and_results_of_other_bundles_from_one_pass(
     runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -89,7 +89,7 @@ def test_without_out_answers_are_printed(
     assert not list(photos.glob("*.jsonl"))
 
 
-def test_tiles_are_for_the_others_and_questions_about_the_whole_image(
+def test_questions_are_about_the_whole_image_with_tiles(
     runs: dict[str, Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyvips")
@@ -110,7 +110,7 @@ def test_tiles_are_for_the_others_and_questions_about_the_whole_image(
     assert answers_of(tmp_path / "large" / "a_answers.json")[0]["answer"]
 
 
-def test_videos_are_drawn_by_the_others_and_not_asked_about(
+def test_videos_are_predicted_by_other_bundles_only(
     runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     av = pytest.importorskip("av")
@@ -145,7 +145,7 @@ def test_videos_are_drawn_by_the_others_and_not_asked_about(
         (["ROOMS", "photos", "--out", "out", "--language-weights", "photos"], "--language-weights"),
     ],
 )
-def test_mistakes_end_in_one_message(
+def test_errors_are_one_message(
     words: list[str], message: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

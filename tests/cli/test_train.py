@@ -1,4 +1,4 @@
-"""``vitsplit train``: which words say what to learn from what."""
+"""Options of ``vitsplit train``."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from vitsplit.saved_config import config_to_dict
         ("depth --data DATA --lrr 1", "--lrr"),
     ],
 )
-def test_one_message_says_what_is_wrong(words, message, capsys):
+def test_invalid_options_are_one_message(words, message, capsys):
     assert main(["train", *words.split()]) == 2
     error = capsys.readouterr().err
     assert re.search(message, " ".join(error.split())) and "Traceback" not in error
@@ -45,7 +45,7 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, scenes, ca
         assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
-def test_a_start_that_failed_on_its_data_can_be_repeated_and_resumed(tmp_path, scenes, capsys):
+def test_a_run_that_failed_on_its_data_can_be_restarted_and_resumed(tmp_path, scenes, capsys):
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(config_to_dict(override(recipe("laptop-segmentation"), {**SMALL_RUN, "steps": 1}))))
     out = tmp_path / "run"
@@ -59,7 +59,7 @@ def test_a_start_that_failed_on_its_data_can_be_repeated_and_resumed(tmp_path, s
     assert not (out / ".start.json").exists() and not (out / ".lock").exists()
 
 
-def test_heads_on_one_crop_by_today_and_yesterdays_options(tmp_path, scenes, capsys):
+def test_heads_on_one_crop_with_current_and_former_options(tmp_path, scenes, capsys):
     flags = [word for name, value in SMALL_RUN.items() for word in words_of(name, value)]
     flags += ["--steps", "1", "--depth.lr", "3e-4", "--image-scale", "64", "48"]
     heads = ["--head", f"rooms=segmentation:{scenes}", "--head", f"depth:{scenes}"]

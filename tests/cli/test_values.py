@@ -1,4 +1,4 @@
-"""Values of flags: every verb refuses what cannot be meant, by the flag, with status 2 and one message."""
+"""Values of flags: every verb rejects invalid values with status 2 and one message that names the flag."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ BUNDLE = [
 
 
 @pytest.mark.parametrize(("words", "flag"), BUNDLE, ids=[f"{w.split()[0]} {f}"[:60] for w, f in BUNDLE])
-def test_numbers_and_devices_that_cannot_be_meant(
+def test_invalid_numbers_and_devices(
     words: str, flag: str, run: Path, scenes: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -89,7 +89,7 @@ def test_numbers_and_devices_that_cannot_be_meant(
         "info @", "demo --out @", "predict RUN PHOTOS --out a\0b",
     ],
 )  # fmt: skip
-def test_an_empty_word_is_not_the_present_folder(
+def test_empty_paths_are_rejected(
     words: str, run: Path, scenes: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -112,7 +112,7 @@ def test_texts_may_be_empty() -> None:
     "verb", ["analyze cka PHOTOS --random-weights --backbones vit_tiny_patch16_224 --batch-size 4",
              "analyze features PHOTOS --random-weights --backbones vit_tiny_patch16_224"]
 )  # fmt: skip
-def test_a_folder_that_cannot_be_written_is_said_before_anything_is_computed(
+def test_an_unwritable_folder_is_reported_before_computing(
     verb: str, where: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -124,14 +124,14 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_computed(
     assert str(tmp_path / where) in output and "--out" in output and "Traceback" not in output
 
 
-def test_writable_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_make_writable_leaves_no_files(tmp_path: Path) -> None:
     assert list(values.make_writable(tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file.*--out"):
         values.make_writable(tmp_path / "file")
 
 
-def test_what_the_system_refuses_names_file_and_remedy(
+def test_system_errors_name_file_and_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import errno

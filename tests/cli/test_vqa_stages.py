@@ -47,7 +47,7 @@ def test_without_a_stage_the_recipe_decides():
     assert stage_config(None).task.stage == "instruct"
 
 
-def test_stages_that_go_on_have_their_own_settings(tmp_path):
+def test_resumed_stages_have_their_own_settings(tmp_path):
     begun = override(stage_config("instruct"), {"lr": 3e-4, "lora_rank": 7})
     write_json(stage_file(tmp_path, "instruct"), config_to_dict(begun))
     again = {"resumed": str(tmp_path), "both": True}
@@ -73,7 +73,7 @@ def test_stages_that_go_on_have_their_own_settings(tmp_path):
         (["vqa", "--stage", "both"], "--data"),
     ],
 )
-def test_what_does_not_go_together(words, message, capsys):
+def test_incompatible_options(words, message, capsys):
     assert main(["train", *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -99,6 +99,6 @@ def test_connectors_are_counted_without_weights(name, connector, count, capsys):
     assert json.loads(capsys.readouterr().out)["parameters"]["connector"] == count
 
 
-def test_no_other_head_is_trained_with_questions():
+def test_vqa_is_not_supported_for_several_heads():
     with pytest.raises(ConfigError, match="--head vqa:somewhere"):
         named_heads(["vqa:somewhere"])

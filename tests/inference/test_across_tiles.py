@@ -46,14 +46,14 @@ def test_cuts_are_borders_inside_the_image_only():
     assert cut_sides(np.array([[281.0, 210, 400, 300]]), last, SIZE).tolist() == [[True, False, False, False]]
 
 
-def test_an_uncut_object_stands_for_its_part_in_another_tile_even_at_a_lower_score():
-    # Whole in the second tile; the first sees its left third, and is surer of it.
+def test_a_complete_object_replaces_its_part_in_another_tile():
+    # Complete in the second tile; the first tile has its left third with a higher score.
     merged = merge_tiles(objects(([100, 20, 120, 60], 0, 0.9, (0, 0)), ([100, 20, 160, 60], 0, 0.6, (0, 1))), 0.5)
     assert [each.parts for each in merged] == [(1,)]
     assert merged[0].score == 0.6
 
 
-def test_the_same_object_seen_whole_twice_is_kept_once_with_the_higher_score():
+def test_complete_duplicates_are_removed():
     merged = merge_tiles(objects(([80, 20, 112, 60], 0, 0.7, (0, 0)), ([81, 20, 112, 61], 0, 0.8, (0, 1))), 0.5)
     assert [each.parts for each in merged] == [(1,)]
 
@@ -94,7 +94,7 @@ def test_nothing_found():
 
 
 def scene(seed):
-    """Boxes of two classes that keep their distance, some of them longer than a tile."""
+    """Separate boxes of two classes, some of them longer than a tile."""
     rng = np.random.default_rng(seed)
     boxes, labels = [], []
     while len(boxes) < 12:
@@ -116,7 +116,7 @@ def overlap(first, second):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_a_perfect_detector_sees_in_tiles_is_the_scene(seed):
+def test_a_perfect_detector_in_tiles_finds_the_scene(seed):
     boxes, labels = scene(seed)
     grid = plan_grid(SIZE, TILE, OVERLAP)
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def test_what_a_perfect_detector_sees_in_tiles_is_the_scene(seed):
             area = np.array(rectangle(grid, row, column), dtype=float)
             for box, label in zip(boxes, labels, strict=True):
                 part = np.concatenate([np.maximum(box[:2], area[:2]), np.minimum(box[2:], area[2:])])
-                # As a detector, it does not see slivers.
+                # Like a detector, it does not find slivers.
                 if (part[2:] - part[:2]).min() >= 6:
                     rows.append((part, label, rng.uniform(0.3, 1), (row, column)))
     merged = merge_tiles(objects(*rows), 0.5)

@@ -163,9 +163,7 @@ def test_segmentation_depth_and_answers_take_one_pass_and_are_those_of_each_bund
     assert np.array_equal(answers["depth"].depth, alone["depth"].depth)
 
 
-def test_the_second_question_costs_no_vision_and_no_second_reading_of_the_image(
-    model: Any, image: np.ndarray, counts: Counts
-) -> None:
+def test_the_second_question_reuses_the_encoded_image(model: Any, image: np.ndarray, counts: Counts) -> None:
     prediction = model.predict(image)
     assert (counts.backbone, counts.connector, counts.read) == (1, 2, [])  # head and decoder
     prompter = prediction.answerer.prompter
@@ -184,7 +182,7 @@ def test_the_second_question_costs_no_vision_and_no_second_reading_of_the_image(
     assert (counts.backbone, counts.connector) == (1, 2)
 
 
-def test_threads_share_an_image_and_nothing_that_changes(model: Any, image: np.ndarray) -> None:
+def test_threads_can_share_an_image(model: Any, image: np.ndarray) -> None:
     pictures = [image, 255 - image]
     quiet = [model.predict(picture) for picture in pictures]
     expected = {(row, q): quiet[row].ask(q, max_new_tokens=12) for row in range(2) for q in QUESTIONS}
@@ -214,9 +212,7 @@ def test_closing_a_stream_stops_the_language_model(model: Any, image: np.ndarray
     assert len(counts.read) == seen + 2
 
 
-def test_one_of_several_bundles_is_asked(
-    runs: dict[str, Path], language: Path, image: np.ndarray, counts: Counts
-) -> None:
+def test_selection_of_the_vqa_bundle(runs: dict[str, Path], language: Path, image: np.ndarray, counts: Counts) -> None:
     expected = vitsplit.load(runs["vqa"], language_weights=language).ask(image, "What?")
     model = vitsplit.load(*runs.values(), language_weights=language)
     counts.backbone = 0
@@ -235,7 +231,9 @@ def test_one_of_several_bundles_is_asked(
     assert both["yours"].ask(image, "What?") == expected
 
 
-def test_where_the_language_model_is(runs: dict[str, Path], language: Path, image: np.ndarray, tmp_path: Path) -> None:
+def test_location_of_the_language_model(
+    runs: dict[str, Path], language: Path, image: np.ndarray, tmp_path: Path
+) -> None:
     moved = write_language_model(tmp_path / "was here")
     run = write_vqa_bundle(tmp_path / "run", moved, seed=3)
     # The folder that a card names is shown and not opened, whether it is there or not.

@@ -8,7 +8,7 @@ import torch
 from vitsplit.inference.batches import batches, in_background
 
 
-def test_results_come_in_order_and_items_are_drawn_no_further_than_asked() -> None:
+def test_results_are_in_order_and_items_are_taken_lazily() -> None:
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -27,7 +27,7 @@ def test_results_come_in_order_and_items_are_drawn_no_further_than_asked() -> No
     assert drawn == list(range(20))
 
 
-def test_work_happens_beside_the_caller() -> None:
+def test_work_runs_in_background() -> None:
     here = threading.get_ident()
     assert here not in set(in_background(lambda _: threading.get_ident(), range(3), threads=2, ahead=2))
     # Two at once: each waits until the other has come as far.
@@ -35,7 +35,7 @@ def test_work_happens_beside_the_caller() -> None:
     assert len(list(in_background(lambda _: barrier.wait(), range(4), threads=2, ahead=4))) == 4
 
 
-def test_an_error_reaches_the_caller_at_its_place() -> None:
+def test_errors_are_raised_in_order() -> None:
     results = in_background(lambda number: 1 // (number - 2), range(10), threads=2, ahead=3)
     assert [next(results), next(results)] == [-1, -1]
     with pytest.raises(ZeroDivisionError):
@@ -62,7 +62,7 @@ def test_the_limit_depends_on_the_size() -> None:
     assert [len(group) for group in groups if group[0][1].shape[-1] == 10] == [4]
 
 
-def test_images_wait_no_longer_than_asked() -> None:
+def test_the_number_of_waiting_images_is_limited() -> None:
     held: list[int] = []
 
     def images() -> Iterator[tuple[int, torch.Tensor]]:

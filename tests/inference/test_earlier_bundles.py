@@ -1,4 +1,4 @@
-"""Bundles as earlier versions wrote them, which lack tensors that the models have since then."""
+"""Bundles of earlier versions, which lack some tensors of current models."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def rewrite(bundle, change):
     save_file({name: new for name, old in load_file(file).items() if (new := change(name, old)) is not None}, file)
 
 
-def test_adapters_without_layer_scales_compute_what_they_did(tmp_path):
+def test_adapters_without_layer_scales(tmp_path):
     plain = read_card(write_segmentation_bundle(tmp_path / "plain"))
     config = override(plain.config, {"method": "vit-adapter"})
     bundle = write_bundle(tmp_path / "adapter", config, dict(plain.description))
@@ -29,7 +29,7 @@ def test_adapters_without_layer_scales_compute_what_they_did(tmp_path):
     assert torch.equal(vitsplit.load(bundle).forward(IMAGE)[0], now)
 
 
-def test_the_release_connector_without_biases_computes_what_it_did(tmp_path):
+def test_the_release_connector_without_biases(tmp_path):
     language = write_language_model(tmp_path / "tiny")
     bundle = write_vqa_bundle(tmp_path / "bundle", language, task={"connector": "vitsplit-release"})
     is_bias = lambda name: name in ("head.prior.mix.bias", "head.fusion.mix.bias")
@@ -43,7 +43,7 @@ def test_the_release_connector_without_biases_computes_what_it_did(tmp_path):
     assert earlier.ask(picture, questions) == zeroed.ask(picture, questions)
 
 
-def test_other_tensors_that_lack_are_still_refused(tmp_path):
+def test_other_missing_tensors_are_rejected(tmp_path):
     bundle = write_segmentation_bundle(tmp_path / "plain")
     lost = sorted(set(load_file(bundle / "head.safetensors")))[0]
     rewrite(bundle, lambda name, tensor: None if name == lost else tensor)

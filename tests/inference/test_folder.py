@@ -1,4 +1,4 @@
-"""Folders of images: names, batches, going on where a command stopped, and what is refused."""
+"""Predictions of folders: file names, batches, resuming and errors."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_runs_of_one_task_write_their_names_into_the_files_and_share_the_pass(
     for run, folder in runs.items():
         expected = vitsplit.load(folder).predict(photos / "0.png")["segmentation"].mask
         assert np.array_equal(read_mask(out / f"0_{run}_mask.png").numpy(), expected)
-    # One image stands, the other lies: 64 x 48 and 48 x 64.
+    # Portrait and landscape images: 64 x 48 and 48 x 64.
     assert "2 passes at 2 sizes for rooms and cars" in capsys.readouterr().out
 
 
 def test_batches_hold_images_of_one_size(runs: dict[str, Path], photos: Path, tmp_path: Path,
                                          batches_seen: list[tuple[int, ...]]) -> None:  # fmt: skip
     assert predict(runs["rooms"], photos, "--out", tmp_path / "three", "--batch-size", 3) == 0
-    # Standing: 0, 3, 6; lying: 1, 2, 4, 5, 7.
+    # Portrait: 0, 3, 6; landscape: 1, 2, 4, 5, 7.
     assert sorted(batches_seen) == [(2, 3, 60, 80), (3, 3, 60, 80), (3, 3, 80, 60)]
     batches_seen.clear()
     assert predict(runs["rooms"], photos, "--out", tmp_path / "one") == 0
@@ -103,11 +103,11 @@ def test_batches_hold_images_of_one_size(runs: dict[str, Path], photos: Path, tm
     three, one = masks(tmp_path / "three"), masks(tmp_path / "one")
     assert three.keys() == one.keys()
     for name, mask in three.items():
-        # Sums may be added up in another order in a batch, which can turn a pixel on a border.
+        # The order of summation can differ in a batch, which can change pixels at borders.
         assert (mask != one[name]).mean() < 1e-3
 
 
-def test_a_stopped_command_goes_on_where_it_was(
+def test_a_stopped_command_resumes(
     runs: dict[str, Path], photos: Path, tmp_path: Path, batches_seen: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -138,14 +138,14 @@ def test_a_stopped_command_goes_on_where_it_was(
     assert first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_what_is_done_is_not_done_again_unless_it_changed(
+def test_finished_inputs_are_repeated_only_if_changed(
     runs: dict[str, Path], photos: Path, tmp_path: Path, batches_seen: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = tmp_path / "out"
     assert predict(runs["rooms"], photos, "--out", out) == 0
     batches_seen.clear()
-    with monkeypatch.context() as patch:  # nothing to do: not even the backbone is read
+    with monkeypatch.context() as patch:  # without work, the backbone is not loaded
         patch.setattr("vitsplit.inference.loading.open_backbone", lambda *_, **__: pytest.fail("backbone read"))
         assert predict(runs["rooms"], photos, "--out", out) == 0
     assert "8 of them predicted earlier" in capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_unreadable_images_are_listed_at_the_end(
     output = capsys.readouterr()
     assert "8 of 10 images" in output.out and "Traceback" not in output.err
     assert output.err.count("skipped: ") == 2 and "empty.jpg" in output.err and "broken.png" in output.err
-    # The next time they are tried again, and nothing else.
+    # The next command retries only these.
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
     assert "8 of 10 images, 8 of them predicted earlier" in capsys.readouterr().out
 
@@ -214,7 +214,7 @@ def test_images_of_extreme_shapes(runs: dict[str, Path], tmp_path: Path, batch_s
         assert read_mask(tmp_path / "out" / f"{width}_cars_mask.png").shape == (height, width)
 
 
-def test_large_images_are_cut_and_keep_the_names(runs: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+def test_large_images_are_tiled_with_the_same_file_names(runs: dict[str, Path], photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyvips")
     words = (runs["rooms"], runs["cars"], photos / "1.png", "--tile", 32, 48)
     assert predict(*words, "--out", tmp_path / "both") == 0
@@ -224,7 +224,7 @@ def test_large_images_are_cut_and_keep_the_names(runs: dict[str, Path], photos: 
     assert read_mask(tmp_path / "one" / "1_mask.png").shape == (60, 80)
 
 
-def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
+def test_a_large_image_is_skipped_without_libvips(
     runs: dict[str, Path], photos: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -234,7 +234,7 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
     assert predict(runs["rooms"], photos, "--out", tmp_path / "out") == 1
     output = capsys.readouterr()
     assert "8 of 9 images" in output.out and "huge.png" in output.err and "vitsplit[large]" in output.err
-    # Asked for by name, it is a mistake.
+    # With --tile it is an error.
     assert predict(runs["rooms"], photos, "--out", tmp_path / "tiles", "--tile", 32, 48) == 2
 
 
@@ -253,7 +253,7 @@ def test_a_huge_image_among_others_is_listed_where_libvips_is_missing(
         (["RUN", "OTHER", "photos"], "vit_tiny_patch16_384"),
     ],
 )
-def test_mistakes_end_in_one_message_before_anything_is_written(
+def test_errors_are_raised_before_anything_is_written(
     words: list[str], message: str, runs: dict[str, Path], photos: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Large images from file to file; the network is a function of the pixel, whose answer on the whole image is known."""
+"""Predictions of large images, with a network that is a function of each pixel, so that the result is known."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from vitsplit.types import LayerTaps, Padding
 
 pytest.importorskip("pyvips")
 RNG = np.random.default_rng(0)
-COLOURS = [[200, 30, 30], [30, 200, 30], [30, 30, 200]]
-DESCRIPTION = {"classes": ["red", "green", "blue"], "colours": COLOURS, "category_ids": [5, 7, 9], "masks": True}
+COLORS = [[200, 30, 30], [30, 200, 30], [30, 30, 200]]
+DESCRIPTION = {"classes": ["red", "green", "blue"], "colours": COLORS, "category_ids": [5, 7, 9], "masks": True}
 
 
 def stand_in(task_config: Any, output: Any) -> Any:
-    """A predictor whose network is ``output`` of the pixels (float32, 0..255), and that records what it was shown."""
+    """A predictor whose network is ``output`` of the pixels (float32, 0..255), and that records its inputs."""
     config = one_head(task=task_config)
     shown = []
 
@@ -57,13 +57,13 @@ class StandIn(dict):
 
 
 def segmenter(**settings: Any) -> Any:
-    """Its class is the strongest of red, green, blue."""
+    """The class is the largest of red, green and blue."""
     config = SegmentationConfig(**{"crop_size": (48, 64), "image_scale": (40, 30), "test_mode": "whole"} | settings)
     return stand_in(config, lambda image_BCHW: image_BCHW / 16)
 
 
 def patches(height, width, cell=16):
-    """Squares of random colours, so that blended probabilities have one winner."""
+    """Squares of random colors, so that blended probabilities have one winner."""
     small = RNG.integers(0, 256, (-(-height // cell), -(-width // cell), 3), dtype=np.uint8)
     return np.kron(small, np.ones((cell, cell, 1), np.uint8))[:height, :width]
 
@@ -75,7 +75,7 @@ def save(path, array):
 
 @pytest.mark.parametrize("size", [(1, 1), (10, 3000), (300, 7), (48, 64), (150, 210)])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_segmentation_of_a_pixel_s_colour_is_the_same_tiled_as_whole(tmp_path, size, suffix):
+def test_segmentation_of_a_pixel_s_color_is_the_same_tiled_as_whole(tmp_path, size, suffix):
     array = patches(*size)
     model = segmenter()
     paths = predict_large(model, save(tmp_path / f"a.{suffix}", array), tmp_path / "out", "sub/a")
@@ -85,14 +85,14 @@ def test_segmentation_of_a_pixel_s_colour_is_the_same_tiled_as_whole(tmp_path, s
         "sub/a_overlay.jpg",
     ]
     image = Image.open(mask)
-    assert image.mode == "P" and image.getpalette()[:9] == [value for colour in COLOURS for value in colour]
+    assert image.mode == "P" and image.getpalette()[:9] == [value for color in COLORS for value in color]
     assert np.array_equal(np.asarray(image), array.argmax(-1))
     assert Image.open(overlay).size == (size[1], size[0])
-    # The bundle's image_scale would have shrunk tiles to 30 pixels.
+    # The bundle's image_scale would have resized tiles to 30 pixels.
     assert {shape[-2:] for shape in model.shown} == {(min(48, size[0]), min(64, size[1]))}
 
 
-def test_depth_of_a_pixel_s_colour_is_the_same_tiled_as_whole(tmp_path):
+def test_depth_of_a_pixel_s_color_is_the_same_tiled_as_whole(tmp_path):
     array = patches(150, 210)
     config = DepthConfig(crop_size=(48, 64), image_scale=(40, 30), test_flip=True)
     model = stand_in(config, lambda image_BCHW: image_BCHW.mean(1, keepdim=True) / 10)
@@ -103,7 +103,7 @@ def test_depth_of_a_pixel_s_colour_is_the_same_tiled_as_whole(tmp_path):
     assert np.allclose(metres, array.mean(-1) / 10, atol=1e-4)
 
 
-def test_several_tiles_go_through_the_network_together(tmp_path):
+def test_tiles_are_predicted_in_batches(tmp_path):
     model = segmenter()
     predict_large(model, save(tmp_path / "a.png", patches(100, 1000)), tmp_path, "a")
     most = max(batch for batch, *_ in model.shown)
@@ -128,13 +128,13 @@ def test_tile_and_overlap_are_the_user_s(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_another_scale_answers_at_the_image_s_own_size(tmp_path, scale):
+def test_predictions_at_another_scale_have_the_image_s_size(tmp_path, scale):
     array = patches(120, 200, cell=40)
     model = segmenter()
     mask, _ = predict_large(model, save(tmp_path / "a.png", array), tmp_path, "a", scale=scale)
     found, expected = np.asarray(Image.open(mask)), array.argmax(-1)
     assert found.shape == expected.shape
-    # At the edges of the squares resizing mixes colours.
+    # At the edges of the squares resizing mixes colors.
     y, x = np.indices(expected.shape)
     inside = (y % 40 > 2) & (y % 40 < 37) & (x % 40 > 2) & (x % 40 < 37)
     assert np.array_equal(found[inside], expected[inside])
@@ -143,7 +143,7 @@ def test_another_scale_answers_at_the_image_s_own_size(tmp_path, scale):
 
 def test_an_odd_size_at_a_scale_keeps_every_row(tmp_path):
     for height, width, scale in [(101, 67, 0.31), (53, 119, 0.77), (7, 5, 0.2)]:
-        array = np.full((height, width, 3), COLOURS[2], np.uint8)
+        array = np.full((height, width, 3), COLORS[2], np.uint8)
         mask, _ = predict_large(segmenter(), save(tmp_path / "a.png", array), tmp_path, "a", scale=scale)
         assert np.array_equal(np.asarray(Image.open(mask)), np.full((height, width), 2))
 
@@ -157,13 +157,13 @@ def test_extreme_shapes_through_a_real_backbone(tmp_path, height, width):
     assert Image.open(mask).size == (width, height)
 
 
-def test_an_image_that_nobody_asked_to_cut_is_announced_with_what_to_know_of_the_scale(tmp_path, caplog):
+def test_default_tiles_and_scale_are_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="vitsplit")
     path = save(tmp_path / "wide.png", patches(100, 130))
     predict_large(segmenter(), path, tmp_path, "a", tile=(48, 64))
     assert caplog.messages == []
     predict_large(segmenter(), path, tmp_path, "a", overlap=10)
-    # The bundle's images were brought to a shorter side of 30.
+    # The bundle's images were resized to a shorter side of 30.
     assert caplog.messages[0] == "wide.png: 100x130 pixels (height x width) in 9 tiles of 48x64, at scale 1"
     assert "--scale: 30" in caplog.messages[1]
     caplog.clear()
@@ -237,10 +237,10 @@ def fills_its_box(entry, size):
     return mask_HW.shape == size and mask_HW[inside_HW].all() and not mask_HW[outside_HW].any()
 
 
-def test_objects_that_tiles_cut_are_found_whole(tmp_path):
+def test_objects_cut_by_tiles_are_joined(tmp_path):
     array = np.zeros((200, 200, 3), np.uint8)
     for (x, y, width, height), label in RECTANGLES:
-        array[y : y + height, x : x + width] = COLOURS[label]
+        array[y : y + height, x : x + width] = COLORS[label]
     paths = predict_large(detector(), save(tmp_path / "a.png", array), tmp_path, "a")
     assert [path.name for path in paths] == ["a_detections.json", "a_overlay.jpg"]
     entries = json.loads(paths[0].read_text())
@@ -256,7 +256,7 @@ def test_objects_that_tiles_cut_are_found_whole(tmp_path):
 
 def test_objects_at_another_scale_are_in_the_image_s_own_pixels(tmp_path):
     array = np.zeros((120, 160, 3), np.uint8)
-    array[40:80, 60:140] = COLOURS[1]
+    array[40:80, 60:140] = COLORS[1]
     entries = json.loads(
         predict_large(detector(), save(tmp_path / "a.png", array), tmp_path, "a", scale=0.5)[0].read_text()
     )

@@ -1,4 +1,4 @@
-"""What a folder of predictions may say, where it may lead, and what happens to it when it cannot be written."""
+"""Logs of predictions: invalid content, links, and folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_forged_line_is_refused_and_nothing_outside_is_removed(
         (b'{"bundles": {"a": "b"}}\n{"name": \n{"name": "c"}\n', "line 2"),
     ],
 )
-def test_a_log_that_is_none_is_named(
+def test_an_invalid_log_is_named(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, content: bytes, expected_text: str
 ) -> None:
     out = tmp_path / "out"
@@ -117,7 +117,7 @@ def test_a_log_that_is_none_is_named(
     assert [path.name for path in out.iterdir()] == [LOG]
 
 
-def test_a_pipe_in_place_of_the_log_is_not_waited_for(
+def test_a_pipe_in_place_of_the_log_does_not_block(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -126,7 +126,7 @@ def test_a_pipe_in_place_of_the_log_is_not_waited_for(
 
 
 @pytest.mark.parametrize("link", [".partial", "deep", ".lock"])
-def test_links_lead_nowhere(
+def test_links_are_not_followed(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, link: str
 ) -> None:
     (photos / "deep").mkdir()
@@ -167,7 +167,7 @@ def test_the_folder_itself_may_be_a_link(
     assert (tmp_path / "disk" / "3_mask.png").exists()
 
 
-def test_a_folder_that_somebody_writes_to_is_refused(
+def test_a_locked_folder_is_rejected(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     with hold_folder(tmp_path / "out") as out:
@@ -178,7 +178,7 @@ def test_a_folder_that_somebody_writes_to_is_refused(
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])
 @pytest.mark.parametrize("place", ["file", "file/in it"])
-def test_what_cannot_be_a_folder_is_told_before_the_work(
+def test_an_invalid_output_folder_is_reported_before_predicting(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, scenes: Path, verb: str, place: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -194,13 +194,13 @@ def test_what_cannot_be_a_folder_is_told_before_the_work(
 
 @pytest.fixture
 def largest_file() -> Iterator[Callable[[int], None]]:
-    """Lets no file grow beyond a number of bytes: writing more fails in the kernel, as it does on a full disk."""
+    """Limits the size of files: writing more fails in the kernel, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_ends_in_one_message_and_the_same_command_goes_on(
+def test_a_full_disk_is_one_message_and_the_command_can_be_resumed(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict,
     largest_file: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -227,7 +227,7 @@ def test_a_full_disk_ends_in_one_message_and_the_same_command_goes_on(
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
-def test_an_evaluation_on_a_full_disk_still_tells_its_figures(
+def test_an_evaluation_on_a_full_disk_prints_its_metrics(
     run: Path, scenes: Path, tmp_path: Path, largest_file: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     largest_file(200)
@@ -255,7 +255,7 @@ def test_two_evaluations_take_two_folders(run: Path, scenes: Path) -> None:
     assert len(new) == 1 and new != {"evaluation-val"}
 
 
-def test_a_folder_that_is_called_a_prediction_is_not_removed(
+def test_a_folder_in_the_log_is_not_removed(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     out = tmp_path / "out"
@@ -269,7 +269,7 @@ def test_a_folder_that_is_called_a_prediction_is_not_removed(
 
 
 @pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png"])
-def test_a_name_that_no_log_could_show_is_refused_before_anything_is_written(
+def test_unprintable_names_are_rejected(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, name: str
 ) -> None:
     image = next(photos.iterdir())

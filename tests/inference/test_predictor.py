@@ -87,7 +87,7 @@ def test_one_pass_serves_all_bundles_of_a_size(runs: dict[str, Path], image: np.
     assert model.describe_passes() == "1 pass at 48x62 for rooms and cars"
 
 
-def test_another_size_and_a_mirrored_view_are_passes_of_their_own(
+def test_other_sizes_and_flips_are_separate_passes(
     runs: dict[str, Path], image: np.ndarray, passes_run: list[Any]
 ) -> None:
     model = vitsplit.load({name: runs[name] for name in ("rooms", "flipped", "large")})
@@ -104,7 +104,7 @@ def test_another_size_and_a_mirrored_view_are_passes_of_their_own(
     assert model.describe_passes().startswith("2 passes at 48x62 for rooms and flipped;")
 
 
-def test_a_wrong_guess_of_who_uses_a_size_costs_a_pass_and_nothing_else(
+def test_a_wrong_guess_of_users_costs_one_pass(
     runs: dict[str, Path], image: np.ndarray, tmp_path: Path, passes_run: list[Any]
 ) -> None:
     own_size = write_segmentation_bundle(tmp_path / "own", task={"image_scale": None}, num_tuned_layers=3)
@@ -121,7 +121,7 @@ def test_a_wrong_guess_of_who_uses_a_size_costs_a_pass_and_nothing_else(
         assert all(np.array_equal(answers[name].mask, expected[name].mask) for name in expected)
 
 
-def test_nothing_of_an_image_stays_in_memory(runs: dict[str, Path], image: np.ndarray) -> None:
+def test_the_cache_is_cleared_after_an_image(runs: dict[str, Path], image: np.ndarray) -> None:
     model = vitsplit.load(runs["rooms"], runs["cars"])
     model.predict(image)
     assert model._shared._run == []
@@ -132,7 +132,7 @@ def test_nothing_of_an_image_stays_in_memory(runs: dict[str, Path], image: np.nd
     assert model._shared._run == []
 
 
-def test_beyond_the_limit_passes_are_run_again(
+def test_passes_are_repeated_beyond_the_cache_limit(
     runs: dict[str, Path], image: np.ndarray, passes_run: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_pass, "MAX_REMEMBERED_BYTES", 1000)
@@ -143,7 +143,7 @@ def test_beyond_the_limit_passes_are_run_again(
         assert np.array_equal(answers[name].mask, vitsplit.load(runs[name]).predict(image).mask)
 
 
-def test_no_head_writes_into_the_taps_that_the_next_one_reads(
+def test_heads_do_not_modify_shared_taps(
     runs: dict[str, Path], image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, Any]] = []
@@ -187,7 +187,7 @@ def test_a_caller_that_reuses_its_pixels_gets_new_taps(runs: dict[str, Path]) ->
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_bundles_come_and_go_while_the_backbone_stays(
+def test_bundles_are_added_and_dropped(
     runs: dict[str, Path], image: np.ndarray, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = vitsplit.load({"a": runs["rooms"], "b": runs["cars"]}, precision=precision).predict(image)
@@ -261,9 +261,7 @@ def test_the_list_form_of_predict(runs: dict[str, Path], image: np.ndarray) -> N
     assert dataclasses.is_dataclass(several[0]["cars"])
 
 
-def test_what_one_bundle_gave_before_still_works_and_says_what_to_write(
-    runs: dict[str, Path], image: np.ndarray
-) -> None:
+def test_deprecated_access_of_a_single_head(runs: dict[str, Path], image: np.ndarray) -> None:
     model = vitsplit.load(runs["rooms"])
     predictions = model.predict(image)
     with pytest.warns(FutureWarning, match=r"\['segmentation'\]\.mask"):

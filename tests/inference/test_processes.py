@@ -1,4 +1,4 @@
-"""Predictors in several threads and several processes, and what is remembered of sizes."""
+"""Predictors in several threads and processes, and bounds of their statistics."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 @pytest.mark.parametrize("send", [pickle.dumps, copy.deepcopy])
-def test_a_predictor_is_not_sent_but_loaded_in_each_process(model: Predictor, send: object) -> None:
+def test_a_predictor_cannot_be_pickled(model: Predictor, send: object) -> None:
     for each in (model, model["depth"]):
         with pytest.raises(TypeError, match=r"vitsplit\.load") as error:
             send(each)  # type: ignore[operator]
         assert isinstance(error.value, VitsplitError)
 
 
-def test_predictions_are_sent(model: Predictor) -> None:
+def test_predictions_can_be_pickled(model: Predictor) -> None:
     prediction = model["segmentation"].predict(np.zeros((48, 64, 3), dtype=np.uint8))
     assert np.array_equal(pickle.loads(pickle.dumps(prediction)).mask, prediction.mask)
 
 
-def test_threads_get_what_each_gets_alone(model: Predictor) -> None:
+def test_threads_get_equal_results(model: Predictor) -> None:
     """Images of one size and of several, at once: passes are shared within an image and never between two."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(32, 48)] * 4 + [(48, 32), (40, 40)] * 2]
@@ -65,7 +65,7 @@ def test_threads_get_what_each_gets_alone(model: Predictor) -> None:
         assert np.array_equal(found[index]["depth"].depth, expected["depth"].depth)
 
 
-def test_what_is_remembered_of_sizes_is_bounded(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_sizes_are_bounded(model: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_pass, "MAX_SIZES", 5)
     model.passes.clear()
     for width in range(20, 40):

@@ -96,7 +96,7 @@ def test_jpeg_is_the_same_but_for_rounding(tmp_path, name):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
-def test_a_camera_s_rotation_is_carried_out(tmp_path, orientation, suffix):
+def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
@@ -169,7 +169,7 @@ def test_missing_empty_and_unknown_files_are_named(tmp_path):
     assert str(notes) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_numbers_that_are_no_colors_are_refused(tmp_path):
+def test_unsupported_pixel_formats_are_rejected(tmp_path):
     path = tmp_path / "meters.tif"
     Image.fromarray(np.full((HEIGHT, WIDTH), 7.5, np.float32)).save(path)
     with pytest.raises(DataError, match=r"float values must be in 0\.\.1"):
@@ -179,7 +179,7 @@ def test_numbers_that_are_no_colors_are_refused(tmp_path):
         ImageStrips(tmp_path / "complex.tif")
 
 
-def test_a_scale_that_leaves_nothing_is_refused(tmp_path):
+def test_a_scale_that_is_too_small_is_rejected(tmp_path):
     path = tmp_path / "rgb.png"
     EXACT["rgb.png"](path)
     with pytest.raises(DataError, match=f"--scale 0.001 .* {WIDTH}x{HEIGHT} pixels"):
@@ -209,15 +209,15 @@ def header_only(path, width, height):
     ("width", "height", "large"),
     [(10_000, 5_000, False), (10_000, 5_001, True), (12_000, 9_000, True), (20_000, 20_000, True), (30_000, 10, False)],
 )
-def test_large_is_told_from_the_header_alone(tmp_path, width, height, large):
-    # From 89 million pixels on Pillow warns, from twice that on it refuses.
+def test_large_images_are_detected_from_the_header(tmp_path, width, height, large):
+    # Pillow warns above 89 million pixels, and raises above twice that number.
     path = header_only(tmp_path / "header.png", width, height)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert is_large(path) is large
 
 
-def test_what_is_no_image_is_not_large(tmp_path):
+def test_invalid_files_are_not_large(tmp_path):
     notes = tmp_path / "notes.png"
     notes.write_text("these are notes")
     assert not is_large(notes) and not is_large(tmp_path / "absent.png") and not is_large(tmp_path)
@@ -225,7 +225,7 @@ def test_what_is_no_image_is_not_large(tmp_path):
 
 @pytest.mark.parametrize("kind", ["svg", "gif", "ppm", "fifo", "link"])
 def test_libvips_reads_only_the_formats_that_are_listed(tmp_path, kind):
-    """By their content: each of them is called a PNG."""
+    """Detected from the content; each file has the suffix of a PNG."""
     path = tmp_path / "a.png"
     if kind == "svg":
         path.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')

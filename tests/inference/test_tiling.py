@@ -100,7 +100,7 @@ def test_held_bytes_do_not_grow_with_the_height():
     assert held[1] <= 1.2 * held[0] and held[1] < whole / 50
 
 
-def test_an_error_that_depends_on_the_place_in_the_tile_leaves_no_seam():
+def test_errors_that_depend_on_the_position_in_a_tile_leave_no_seam():
     # A ramp from 0 to 1 across every tile: side by side, neighbors would jump by 1 where they meet.
     height, width, overlap = 24, 32, 8
     grid = plan_grid((24 * 4 - 8 * 3, 32 * 4 - 8 * 3), (height, width), overlap)

@@ -60,7 +60,9 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(blocks.mean((1, 3))).mean())
 
 
-def test_one_bundle_paints_every_frame(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overlay_of_one_bundle_on_every_frame(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clip = write_clip(tmp_path / "clip.mp4", (48, 64), list(range(7)))
     assert main(["predict", str(runs[0]), str(clip), "--out", str(tmp_path / "out"), "--batch-size", "3"]) == 0
     output = capsys.readouterr().out
@@ -74,7 +76,7 @@ def test_one_bundle_paints_every_frame(runs: list[Path], tmp_path: Path, capsys:
         assert difference(painted[index], expected) < 4 < difference(painted[index], frames[index]) / 3
 
 
-def test_several_bundles_stand_side_by_side_from_one_pass_per_frame(
+def test_grid_of_several_bundles_from_one_pass_per_frame(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -131,7 +133,7 @@ def test_broken_videos_are_listed_like_unreadable_images(
     assert (tmp_path / "out" / "fine_mask.png").exists() and not list((tmp_path / "out").glob("*.mp4"))
 
 
-def test_without_pyav_the_error_says_how_to_get_it(
+def test_without_pyav_the_error_names_the_extra(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clip = tmp_path / "clip.mp4"
@@ -154,7 +156,7 @@ def test_grids_fill_a_screen(size: tuple[int, int], count: int, expected: tuple[
 
 
 @pytest.mark.parametrize("kind", ["hls", "concat"])
-def test_a_playlist_that_is_called_a_video_is_not_followed(runs, tmp_path, kind, capsys):
+def test_playlists_are_not_followed(runs, tmp_path, kind, capsys):
     write_clip(tmp_path / "private.ts", (32, 32), [0, 1, 2])
     playlist = tmp_path / "clip.mp4"
     text = {
@@ -175,7 +177,7 @@ def test_a_pipe_is_no_video(runs, tmp_path, capsys):
     assert "clip.mp4" in capsys.readouterr().err
 
 
-def test_frames_have_a_largest_size(runs, tmp_path, capsys, monkeypatch):
+def test_frame_size_is_limited(runs, tmp_path, capsys, monkeypatch):
     clip = write_clip(tmp_path / "clip.mp4", (32, 48), [0, 1])
     monkeypatch.setattr("vitsplit.inference.video.LARGE_PIXELS", 32 * 48 - 1)
     assert main(["predict", str(runs[0]), str(clip), "--out", str(tmp_path / "out")]) == 1

@@ -63,7 +63,7 @@ def test_a_file_appears_when_it_is_complete_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_writing_holds_a_strip_and_not_the_picture(tmp_path, kind):
+def test_writers_hold_one_row_of_tiles_in_memory(tmp_path, kind):
     size = (8192, 2048)
     rows = np.zeros((64, size[1]), np.uint8)
     tracemalloc.start()

@@ -23,7 +23,7 @@ RED, BLUE = (Image.new("RGB", (4, 3), color) for color in ("red", "blue"))
 
 
 class Lmms:
-    """lmms_eval.api.model.lmms as far as its models see it."""
+    """The part of lmms_eval.api.model.lmms that models use."""
 
     def __init__(self) -> None:
         self.task_dict: dict[str, Any] = {}
@@ -47,7 +47,7 @@ class Request:
 
 
 class Bundle:
-    """Says the color of an image's corner and the question; remembers what it looked at."""
+    """Says the color of an image's corner and the question; records its inputs."""
 
     def __init__(self, task: str = "vqa", conversation: Conversation = "template") -> None:
         self.task = SimpleNamespace(name=task, config=VqaConfig(conversation=conversation))
@@ -134,7 +134,7 @@ def test_answers_come_in_the_order_of_requests(model: Any, bundle: Bundle) -> No
     assert len(bundle.looked) == 2  # the second document has the same image
 
 
-def test_rounds_go_on_until_the_task_ends_them(model: Any, bundle: Bundle) -> None:
+def test_multi_round_tasks(model: Any, bundle: Bundle) -> None:
     seen = []
 
     def next_round(document: Any, *, previous_output: list[str], round_idx: int, previous_round_info: Any) -> Any:
@@ -149,7 +149,7 @@ def test_rounds_go_on_until_the_task_ends_them(model: Any, bundle: Bundle) -> No
     assert seen == [(rounds[:1], 1, None), (rounds, 2, "info")]
 
 
-def test_what_a_bundle_cannot_do_is_said(model: Any, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch,
+def test_unsupported_requests_are_errors(model: Any, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch,
                                          caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
     with pytest.raises(DataError, match="colours, test 4: 2 images"):
         model.generate_until([request("what?", 4)])
