@@ -254,7 +254,7 @@ def test_location_of_the_language_model(
     write_language_model(tmp_path / "another", seed=7)
     with pytest.raises(BundleError, match="original language model"):
         vitsplit.load(run, language_weights=tmp_path / "another")
-    with pytest.raises(ConfigError, match="no bundle here has a language model"):
+    with pytest.raises(ConfigError, match="--language-weights"):
         vitsplit.load(runs["depth"], language_weights=language)
 
 
