@@ -124,18 +124,18 @@ def test_a_wrong_guess_of_users_costs_one_pass(
 def test_the_cache_is_cleared_after_an_image(runs: dict[str, Path], image: np.ndarray) -> None:
     model = vitsplit.load(runs["rooms"], runs["cars"])
     model.predict(image)
-    assert model._shared._run == []
+    assert model._shared._passes == []
     with pytest.raises(ZeroDivisionError), model._shared.image():
         scores(model["rooms"], model._forwards["rooms"], image)
-        assert len(model._shared._run) == 1
+        assert len(model._shared._passes) == 1
         raise ZeroDivisionError
-    assert model._shared._run == []
+    assert model._shared._passes == []
 
 
 def test_passes_are_repeated_beyond_the_cache_limit(
     runs: dict[str, Path], image: np.ndarray, passes_run: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_pass, "MAX_REMEMBERED_BYTES", 1000)
+    monkeypatch.setattr(shared_pass, "MAX_CACHED_BYTES", 1000)
     model = vitsplit.load(runs["rooms"], runs["cars"])
     answers = model.predict(image)
     assert len(passes_run) == 2
