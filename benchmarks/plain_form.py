@@ -86,7 +86,7 @@ class Steps:
             logits_BKhw = self.model(taps)
         if form.loss:
             (count,), (total,) = (
-                self.task.normalisers(self.batch).values(),
+                self.task.normalizers(self.batch).values(),
                 self.task.loss_sums(logits_BKhw, self.batch, taps).values(),
             )
             loss = total / count

@@ -21,7 +21,7 @@ def main() -> None:
     """Fits on the training questions and prints the shares of right answers to the validation questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of questions and images")
-    parser.add_argument("--c", type=float, default=10.0, help="inverse strength of the regularisation (default: 10)")
+    parser.add_argument("--c", type=float, default=10.0, help="inverse strength of the regularization (default: 10)")
     options = parser.parse_args()
 
     from sklearn.linear_model import LogisticRegression

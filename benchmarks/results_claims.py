@@ -279,7 +279,7 @@ MEASURED = [
         "not in the paper",
         "plain_form",
         "{all} times as fast as the plain form: {deformable} with the deformable convolution by rows, {loss} with the "
-        "loss in strips too, {attention} with fused attention, {all} with the fused optimiser",
+        "loss in strips too, {attention} with fused attention, {all} with the fused optimizer",
         "on a processor, float32",
     ),
     Measured(

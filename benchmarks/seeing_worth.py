@@ -74,7 +74,7 @@ def main() -> None:
         for split, each in turns.items()
     }
     num_classes = len(json.loads((options.data / "classes.json").read_text(encoding="utf-8")))
-    # Each image once: what is learnt of images must not weigh them by their questions.
+    # Each image once: what is learned of images must not weigh them by their questions.
     files = {split: sorted(set(each)) for split, each in images.items()}
     rows = {split: torch.tensor([files[split].index(file) for file in each]) for split, each in images.items()}
     true = {split: read_facts([label_map(file) for file in each], num_classes) for split, each in files.items()}
@@ -84,7 +84,7 @@ def main() -> None:
 
     figures = {}
     for reads, each in facts.items():
-        told = {split: standardised(each[split], each["train"])[rows[split]] for split in each}
+        told = {split: standardized(each[split], each["train"])[rows[split]] for split in each}
         figures[reads] = [fit(words, told, turns, seed) for seed in options.seeds]
         if reads == "question and image":
             figures["question and another image"] = [
@@ -147,7 +147,7 @@ def pooled(backbone: Backbone, file: Path) -> Tensor:
     return torch.cat(means).cpu()
 
 
-def standardised(values: Tensor, of: Tensor) -> Tensor:
+def standardized(values: Tensor, of: Tensor) -> Tensor:
     """Each column with the mean and the deviation of another table's taken away."""
     return (values - of.mean(0)) / (of.std(0) + 1e-6)
 

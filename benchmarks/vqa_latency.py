@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--questions", nargs=2, default=["What is on the desk?", "What colour is the wall?"])
+    parser.add_argument("--questions", nargs=2, default=["What is on the desk?", "What color is the wall?"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--precision")
     parser.add_argument("--language-weights")

@@ -129,14 +129,14 @@ def test_stretching_leaves_one_percent_at_either_end():
     assert float(stretched(torch.ones(1, 2, 2, 1)).max()) == 0.0
 
 
-def test_colours_of_a_first_channel_follow_it():
+def test_colors_of_a_first_channel_follow_it():
     map_BDhw = torch.zeros(1, 3, 1, 4)
     map_BDhw[0, 0, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    ((colours,),), _ = color_models([ModelMaps("m", ("layer 0",), (map_BDhw,))], "channel")
+    ((colors,),), _ = color_models([ModelMaps("m", ("layer 0",), (map_BDhw,))], "channel")
     from matplotlib import colormaps
 
     ends = np.array(colormaps["viridis"]([0.0, 1.0]))[:, :3] * 255
-    np.testing.assert_allclose(colours[0, 0, [0, 3]], ends, atol=1)
+    np.testing.assert_allclose(colors[0, 0, [0, 3]], ends, atol=1)
 
 
 def test_a_sheet_has_a_cell_for_every_map():

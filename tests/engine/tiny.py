@@ -166,7 +166,7 @@ class TinyTask:
         image_BCHW = torch.stack(images)
         return TinyBatch(image_BCHW, torch.stack(masks), image_BCHW.float().mean((1, 2, 3)) / 255, list(names))
 
-    def normalisers(self, batch: TinyBatch) -> dict[str, Tensor]:
+    def normalizers(self, batch: TinyBatch) -> dict[str, Tensor]:
         return {
             "patches": (batch.mask_Bhw != IGNORE).sum().double(),
             "mean": torch.tensor(float(len(batch.names)), dtype=torch.float64, device=batch.mask_Bhw.device),

@@ -111,9 +111,9 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
 def test_they_are_for_depth_too(backbone, method):
     config = config_of(method).change(task=DepthConfig())
     model = build_head(config, backbone, bare_task(config.task, {}))
-    metres = model(backbone(images(), model.request(train=False)))
-    assert metres.shape == (2, 1, 8, 12)
-    metres.sum().backward()
+    meters = model(backbone(images(), model.request(train=False)))
+    assert meters.shape == (2, 1, 8, 12)
+    meters.sum().backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 

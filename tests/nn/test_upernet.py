@@ -139,7 +139,7 @@ def test_the_loss_counts_the_auxiliary_head_four_tenths():
     expected = by_torch(logits) + 0.4 * by_torch(auxiliary)
     torch.testing.assert_close(terms["cross_entropy"], expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(terms["dice"], task.loss_sums(logits, batch, taps)["dice"])
-    assert terms.keys() == task.normalisers(batch).keys()
+    assert terms.keys() == task.normalizers(batch).keys()
 
 
 def test_dropout_is_the_published_unless_told():

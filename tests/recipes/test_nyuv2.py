@@ -55,7 +55,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
     assert task.crop_size == (416, 544) and task.image_scale is None
     top, left, bottom, right = task.border
     assert (top, 480 - bottom, left, 640 - right) == (45, 472, 43, 608)
-    assert (task.rotate, task.rotate_share, task.flip, task.colour_share) == (2.5, 0.5, 0.5, 0.5)
+    assert (task.rotate, task.rotate_share, task.flip, task.color_share) == (2.5, 0.5, 0.5, 0.5)
     assert task.color_values == "0-255"
     assert (task.loss_weight, task.variance_focus, task.decoder_norm) == (10.0, 0.15, "batch")
     assert (task.min_depth, task.max_depth, task.test_flip, task.median_scaling) == (1e-3, 10.0, True, False)

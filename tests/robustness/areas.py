@@ -732,7 +732,8 @@ MOST = {
     **dict.fromkeys(("crop_size", "image_scale", "test_stride", "train_sides", "anchor_sizes", "border"), 1e5),
     **dict.fromkeys(("test_scales", "scale_range", "rotate"), 1e3),
     **dict.fromkeys(("num_tuned_layers", "num_prior_layers", "first_prior_layer", "prior_layers"), 1e3),
-    **dict.fromkeys(("max_class_ratio", "flip", "photometric", "dropout", "colour_share", "rotate_share"), 1),
+    **dict.fromkeys(("max_class_ratio", "flip", "photometric", "dropout", "rotate_share"), 1),
+    **dict.fromkeys(("color_share", "colour_share"), 1),
     **dict.fromkeys(("score_threshold", "nms_threshold", "ema", "drop_path"), 1),
     **dict.fromkeys(("pyramid_width", "max_detections", "sampled_proposals", "batch_size"), 1e5),
 }

@@ -115,7 +115,7 @@ def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
     indices: list[int] = own.one_per_image() if hasattr(own, "one_per_image") else list(range(len(data)))
     if len(indices) > most_images:
         indices = [indices[place * len(indices) // most_images] for place in range(most_images)]
-    # Neighbours, which may be frames of one film, come into different batches.
+    # Neighbors, which may be frames of one film, come into different batches.
     random.Random(0).shuffle(indices)
     for begin in range(0, len(indices), BATCH_SIZE):
         chunk = indices[begin : begin + BATCH_SIZE]

@@ -71,16 +71,16 @@ class RunTasks:
         by_head = {name: [sample[name] for sample in samples] for name in self.tasks}
         return collate(by_head, {name: task.collate for name, task in self.tasks.items()})
 
-    def normalisers(self, batch: Batch) -> dict[str, Tensor]:
-        """See ``Task.normalisers``; terms are named by ``TrainConfig.qualified_name``."""
-        return self._terms(lambda name, task: task.normalisers(batch.parts[name]))
+    def normalizers(self, batch: Batch) -> dict[str, Tensor]:
+        """See ``Task.normalizers``; terms are named by ``TrainConfig.qualified_name``."""
+        return self._terms(lambda name, task: task.normalizers(batch.parts[name]))
 
     def targets(self, batch: Batch, taps: LayerTaps) -> dict[str, Any]:
         """See ``Task.targets``; by head name."""
         return {name: task.targets(batch.parts[name], taps) for name, task in self.tasks.items()}
 
     def loss_sums(self, output: Mapping[str, Any], batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
-        """See ``Task.loss_sums``; named as ``normalisers``."""
+        """See ``Task.loss_sums``; named as ``normalizers``."""
         return self._terms(lambda name, task: task.loss_sums(output[name], batch.parts[name], taps))
 
     def _terms(self, terms_of: Callable[[str, Task], Mapping[str, Tensor]]) -> dict[str, Tensor]:

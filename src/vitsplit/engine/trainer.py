@@ -365,9 +365,9 @@ class Trainer:
 
     def _scales(self, micro_batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The reciprocal of each term's normalizer over the whole batch; 0 if the normalizer is 0."""
-        normalisers = [self.tasks.normalisers(batch) for batch in micro_batches]
-        names = list(normalisers[0])
-        totals = torch.stack([sum(n[name] for n in normalisers).double() for name in names])  # type: ignore[union-attr]
+        normalizers = [self.tasks.normalizers(batch) for batch in micro_batches]
+        names = list(normalizers[0])
+        totals = torch.stack([sum(n[name] for n in normalizers).double() for name in names])  # type: ignore[union-attr]
         totals = self.accelerator.reduce(totals.to(self.accelerator.device), "sum")
         scales = torch.where(totals > 0, 1 / totals, torch.zeros_like(totals)).float()
         return dict(zip(names, scales.unbind(), strict=True))

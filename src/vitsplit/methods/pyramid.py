@@ -195,8 +195,8 @@ def layer_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
-def initialise(module: nn.Module) -> None:
-    """The authors' initialisation of new parts: truncated normal for linear layers, He for convolutions (fan out)."""
+def initialize(module: nn.Module) -> None:
+    """The authors' initialization of new parts: truncated normal for linear layers, He for convolutions (fan out)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -77,7 +77,7 @@ class Trunk(nn.Module):
         return pixels_BCHW.shape[-2] // self.patch_size, pixels_BCHW.shape[-1] // self.patch_size
 
     def embed(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalised, padded pixels to ``x_BTD`` (float32) and the rotary position data of the grid (or None)."""
+        """Normalized, padded pixels to ``x_BTD`` (float32) and the rotary position data of the grid (or None)."""
         x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
         return x_BTD.float(), rope
 
@@ -89,7 +89,7 @@ class Trunk(nn.Module):
         """Maps of some blocks after the final norm, ``(B, D, h, w)`` each; all blocks are run.
 
         Args:
-            pixels_BCHW: Normalised, padded pixels.
+            pixels_BCHW: Normalized, padded pixels.
             layers: The blocks (0-based), in ascending order.
         """
         grid = self.grid(pixels_BCHW)

@@ -14,7 +14,7 @@ from vitsplit.methods.pyramid import (
     BlockGroups,
     PyramidOutput,
     PyramidSettings,
-    initialise,
+    initialize,
     published_settings,
 )
 from vitsplit.methods.pyramid_stem import PyramidStem
@@ -24,7 +24,7 @@ from vitsplit.methods.trunk import Trunk
 class TwoBranches(nn.Module):
     """The parts; how the branches exchange features is the two methods' own.
 
-    Batch norm stands where the authors have its synchronised form, which data-parallel training puts in.
+    Batch norm stands where the authors have its synchronized form, which data-parallel training puts in.
 
     Args:
         trunk: The transformer, with patches of 16 pixels; it loses its prefix tokens and its final norm, see
@@ -71,4 +71,4 @@ class TwoBranches(nn.Module):
         )
         self.output: nn.Module = PyramidOutput(self.width)
         for part in (self.stem, self.interactions, self.output):
-            initialise(part)
+            initialize(part)

@@ -55,7 +55,7 @@ class ViTAdapter(TwoBranches):
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Normalised pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
+        """Normalized pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
 
         Where 32 does not divide a side, the coarsest map is rounded up.
         """

@@ -42,7 +42,7 @@ class ViTCoMer(TwoBranches):
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Normalised pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
+        """Normalized pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
 
         Where 32 does not divide a side, the coarsest map is rounded up.
         """
@@ -169,7 +169,7 @@ class ToPatches(nn.Module):
 class ToScales(nn.Module):
     """CTI to the scales: the patches are added to one of them, and the scales look at themselves.
 
-    The scales are normalised before they do, and go on so. The four that come last have a feed-forward network first.
+    The scales are normalized before they do, and go on so. The four that come last have a feed-forward network first.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Visual prompt tuning, deep (Jia et al. 2022): learnt tokens in front of every block of the frozen transformer.
+"""Visual prompt tuning, deep (Jia et al. 2022): learned tokens in front of every block of the frozen transformer.
 
 Shapes: B batch, T tokens (prefix tokens first), N patches, P prompts, L blocks, D width, h w patch grid, H W pixels.
 """

@@ -179,11 +179,11 @@ class Task(Protocol):
         """Samples to a batch."""
         ...
 
-    def normalisers(self, batch: Batch) -> dict[str, Tensor]:
+    def normalizers(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar float64 per loss term: what the term's sum is divided by, such as the count of valid pixels.
 
         Depends on labels only, so that the engine can add it up over processes and micro-batches before the forward
-        pass: the loss of an optimiser step is the same however its batch is spread.
+        pass: the loss of an optimizer step is the same however its batch is spread.
         """
         ...
 
@@ -195,7 +195,7 @@ class Task(Protocol):
         ...
 
     def loss_sums(self, output: Any, batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normaliser."""
+        """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normalizer."""
         ...
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
@@ -203,7 +203,7 @@ class Task(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a bundle must record to be used without the data: classes, colours, units. JSON-ready."""
+        """What a bundle must record to be used without the data: classes, colors, units. JSON-ready."""
         ...
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
@@ -265,12 +265,12 @@ class DenseTask(Task, Protocol):
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
         """Values that may be averaged where tiles overlap, ``(B, C, H, W)`` float32 at the images' own size.
 
-        Class probabilities of segmentation, metres of depth.
+        Class probabilities of segmentation, meters of depth.
         """
         ...
 
     def settle(self, values_BCHW: Tensor) -> Tensor:
-        """Values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), metres of depth (float32)."""
+        """Values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), meters of depth (float32)."""
         ...
 
     def dense_file(self) -> DenseFile:

@@ -50,21 +50,21 @@ def check_classes(description: Mapping[str, Any], where: str) -> int:
     """Checks ``classes`` and ``colours``; returns how many there are.
 
     Raises:
-        BundleError: They are no list of different names, or there is not one colour for each.
+        BundleError: They are no list of different names, or there is not one color for each.
     """
-    names, colours = description["classes"], description["colours"]
-    for key, value in (("classes", names), ("colours", colours)):
+    names, colors = description["classes"], description["colours"]
+    for key, value in (("classes", names), ("colours", colors)):
         if not isinstance(value, list) or not 1 <= len(value) <= MAX_CLASSES:
             raise BundleError(f"{where}: {key} must be a list of 1 to {MAX_CLASSES}, not {shown(value)}. {ADVICE}")
     for name in names:
         line(name, f"{where}: classes")
-    for colour in colours:
-        if not isinstance(colour, list) or len(colour) != 3:
-            raise BundleError(f"{where}: colours: {shown(colour)} is not [red, green, blue]. {ADVICE}")
-        for part in colour:
+    for color in colors:
+        if not isinstance(color, list) or len(color) != 3:
+            raise BundleError(f"{where}: colours: {shown(color)} is not [red, green, blue]. {ADVICE}")
+        for part in color:
             whole_number(part, f"{where}: colours", 0, 255, error=BundleError, advice=ADVICE)
     try:
-        ClassList(names=tuple(names), colors=tuple((red, green, blue) for red, green, blue in colours))
+        ClassList(names=tuple(names), colors=tuple((red, green, blue) for red, green, blue in colors))
     except DataError as error:
         raise BundleError(f"{where}: classes: {error}") from error
     return len(names)

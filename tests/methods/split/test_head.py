@@ -99,9 +99,9 @@ def test_training_changes_neither_the_backbone_nor_the_frozen_norm(plain_backbon
     before = {name: tensor.clone() for name, tensor in plain_backbone.state_dict().items()}
     norm_before = [tensor.clone() for tensor in head.task_head.final_norm.state_dict().values()]
     blocks_before = [parameter.detach().clone() for parameter in head.task_head.blocks.parameters()]
-    optimiser = torch.optim.AdamW(head.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1)
     head(plain_backbone(image_BCHW, head.request(train=True))).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(before[name], tensor) for name, tensor in plain_backbone.state_dict().items())
     norm_after = head.task_head.final_norm.state_dict().values()
     assert all(torch.equal(a, b) for a, b in zip(norm_before, norm_after, strict=True))

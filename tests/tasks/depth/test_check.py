@@ -14,7 +14,7 @@ from vitsplit.tasks import check_data
 
 RNG = np.random.default_rng(0)
 RAMP = np.arange(1000, 1080, dtype=np.uint16).reshape(8, 10)
-"""Millimetres."""
+"""Millimeters."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def write(root, split, name, depth=RAMP, image=None):
 
 
 def save_as_floats(root):
-    """Every map as float metres, without a scale."""
+    """Every map as float meters, without a scale."""
     (root / "depth.json").unlink()
     for path in root.glob("depth/*/*.png"):
         np.save(path.with_suffix(".npy"), RAMP.astype(np.float32) / 1000)
@@ -85,7 +85,7 @@ def test_integers_without_a_scale(root, capsys):
     report = check_data(root, "depth", workers=1)
     assert len(report.errors) == 2 and all("--depth-scale" in error.message for error in report.errors)
     assert main(["data", "check", str(root), "--task", "depth"]) == 1
-    assert "nothing says how many metres one step is" in capsys.readouterr().out
+    assert "nothing says how many meters one step is" in capsys.readouterr().out
 
 
 def test_an_integer_map_among_floats(root):
@@ -95,7 +95,7 @@ def test_an_integer_map_among_floats(root):
     assert error.file.endswith("1.npy") and "--depth-scale" in error.message
 
 
-def test_floats_are_metres(root):
+def test_floats_are_meters(root):
     save_as_floats(root)
     report = check_data(root, "depth", workers=1)
     assert report.findings == []
@@ -138,18 +138,18 @@ def test_constant_map(root):
     assert "every depth is 2 m" in only(root, "warning", "constant depth").message
 
 
-@pytest.mark.parametrize(("metres", "warned"), [(0.004, True), (0.011, False), (999.0, False), (1100.0, True)])
-def test_unlikely_unit(root, metres, warned):
+@pytest.mark.parametrize(("meters", "warned"), [(0.004, True), (0.011, False), (999.0, False), (1100.0, True)])
+def test_unlikely_unit(root, meters, warned):
     """The median decides: 0.01 m and 1000 m are the bounds."""
     save_as_floats(root)
-    depth = np.full((8, 10), metres, np.float32)
+    depth = np.full((8, 10), meters, np.float32)
     depth[0] = 2.0
     np.save(root / "depth/train/2.npy", depth)
     if not warned:
         assert check_data(root, "depth", workers=1).findings == []
         return
     warning = only(root, "warning", "unlikely unit")
-    assert f"{metres:g} m, outside 0.01..1000 m" in warning.message and "--depth-scale" in warning.message
+    assert f"{meters:g} m, outside 0.01..1000 m" in warning.message and "--depth-scale" in warning.message
 
 
 def test_the_same_image_in_two_splits(root):

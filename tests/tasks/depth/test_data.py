@@ -18,7 +18,7 @@ from vitsplit.tasks.depth.data import collate, keep_range, load_depth, median_de
 from vitsplit.tasks.depth.layouts import open_depth_set
 from vitsplit.tasks.depth.transforms import TrainDepth
 
-METRES = RNG.uniform(0.5, 9.0, (6, 8)).astype(np.float32)
+METERS = RNG.uniform(0.5, 9.0, (6, 8)).astype(np.float32)
 
 
 def save_exr(path, channels):
@@ -29,7 +29,7 @@ def save_exr(path, channels):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "scale", "metres"),
+    ("name", "values", "scale", "meters"),
     [
         ("mm.png", np.array([[1500, 65535]], np.uint16), 0.001, [[1.5, 65.535]]),
         ("kitti.png", np.array([[256, 20481]], np.uint16), 1 / 256, [[1.0, 80.00390625]]),
@@ -43,22 +43,22 @@ def save_exr(path, channels):
         ("big_endian.npy", np.array([[1500, 250]], ">u2"), 0.001, [[1.5, 0.25]]),
     ],
 )
-def test_formats(tmp_path, name, values, scale, metres):
+def test_formats(tmp_path, name, values, scale, meters):
     write_map(tmp_path / name, values)
     depth = load_depth(tmp_path / name, scale)
     assert depth.dtype == torch.float32
-    assert depth.numpy() == pytest.approx(np.array(metres), rel=1e-6)
+    assert depth.numpy() == pytest.approx(np.array(meters), rel=1e-6)
 
 
 def test_exr(tmp_path):
     for name, channels in {
-        "one.exr": {"V": METRES},
-        "blender.exr": {"ViewLayer.Combined.A": METRES + 1, "ViewLayer.Depth.Z": METRES},
-        "rgb.exr": {"R": METRES, "G": METRES + 1, "B": METRES + 2},
+        "one.exr": {"V": METERS},
+        "blender.exr": {"ViewLayer.Combined.A": METERS + 1, "ViewLayer.Depth.Z": METERS},
+        "rgb.exr": {"R": METERS, "G": METERS + 1, "B": METERS + 2},
     }.items():
         save_exr(tmp_path / name, channels)
-        assert np.array_equal(load_depth(tmp_path / name, None).numpy(), METRES)
-    save_exr(tmp_path / "normals.exr", {"nx": METRES, "ny": METRES})
+        assert np.array_equal(load_depth(tmp_path / name, None).numpy(), METERS)
+    save_exr(tmp_path / "normals.exr", {"nx": METERS, "ny": METERS})
     with pytest.raises(DataError, match=r"normals\.exr: no depth channel among nx, ny"):
         load_depth(tmp_path / "normals.exr", None)
     (tmp_path / "broken.exr").write_bytes(b"no exr")
@@ -138,7 +138,7 @@ def test_a_training_sample_is_a_function_of_index_and_seed(tmp_path):
 
 
 @pytest.mark.parametrize(("median", "warns"), [(0.0099, True), (0.011, False), (990.0, False), (1010.0, True)])
-def test_a_median_that_is_no_depth_in_metres(median, warns):
+def test_a_median_that_is_no_depth_in_meters(median, warns):
     depth = torch.tensor([[median, median, 0.0, 0.0, 0.0, 0.0, 5 * median]])
     said = unit_warning(depth, Path("a.png"))
     assert (said is not None) == warns
@@ -151,7 +151,7 @@ def test_an_invalid_map_says_nothing_of_its_unit():
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif("VITSPLIT_DATA" not in os.environ, reason="VITSPLIT_DATA does not point to the labelled sets")
+@pytest.mark.skipif("VITSPLIT_DATA" not in os.environ, reason="VITSPLIT_DATA does not point to the labeled sets")
 def test_nyuv2():
     data = open_depth_set(Path(os.environ["VITSPLIT_DATA"]) / "nyuv2", "val", depth_scale=1 / 25.5)
     assert len(data) == 159
@@ -201,12 +201,12 @@ def test_arrays_that_are_refused_without_being_read(tmp_path, content):
 
 
 def test_the_writer_of_arrays_above_writes_what_numpy_reads(tmp_path):
-    (tmp_path / "a.npy").write_bytes(npy(METRES.shape, data=METRES.tobytes()))
-    assert np.array_equal(load_depth(tmp_path / "a.npy", None), METRES)
+    (tmp_path / "a.npy").write_bytes(npy(METERS.shape, data=METERS.tobytes()))
+    assert np.array_equal(load_depth(tmp_path / "a.npy", None), METERS)
 
 
 def test_archives_and_pipes_are_no_maps(tmp_path):
-    np.savez(tmp_path / "a.npz", METRES)
+    np.savez(tmp_path / "a.npz", METERS)
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
     os.mkfifo(tmp_path / "b.npy")
     os.mkfifo(tmp_path / "c.png")
@@ -216,7 +216,7 @@ def test_archives_and_pipes_are_no_maps(tmp_path):
 
 
 def test_exr_files_that_are_refused(tmp_path):
-    save_exr(tmp_path / "a.exr", {"Z": METRES})
+    save_exr(tmp_path / "a.exr", {"Z": METERS})
     content = (tmp_path / "a.exr").read_bytes()
     window = content.index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
     huge = content[:window] + np.array([0, 0, 99_999, 99_999], "<i4").tobytes() + content[window + 16 :]

@@ -24,7 +24,7 @@ def red(values):
     return image
 
 
-def test_a_batch_is_answered_in_metres_at_its_own_size():
+def test_a_batch_is_answered_in_meters_at_its_own_size():
     model = RedIsDepth()
     depth = predict_depth(model, red([30, 90]), CONFIG)
     assert depth.shape == (2, 1, 8, 12) and depth.dtype == torch.float32
@@ -32,7 +32,7 @@ def test_a_batch_is_answered_in_metres_at_its_own_size():
     assert len(model.sizes) == 1
 
 
-def test_a_resized_image_is_answered_at_its_own_size_with_the_same_metres():
+def test_a_resized_image_is_answered_at_its_own_size_with_the_same_meters():
     model = RedIsDepth()
     depth = predict_depth(model, red([50]), dataclasses.replace(CONFIG, image_scale=(24, 16)))
     assert model.sizes == [(1, 3, 16, 24)]
@@ -105,7 +105,7 @@ def test_pictures_of_any_size_and_range(size, depths):
     ("near", "far", "expected"),
     [(1.2, 4.4, (1.0, 5.0)), (0.7, 9.9, (0.6, 10.0)), (2.0, 2.0, (2.0, 4.0)), (3.1, 78.0, (3.0, 80.0))],
 )
-def test_the_range_of_colours_is_round(near, far, expected):
+def test_the_range_of_colors_is_round(near, far, expected):
     depth = np.full((20, 20), near, np.float32)
     depth[10:] = far
     depth[0, :3] = 0.0
@@ -129,7 +129,7 @@ def test_ticks_are_round(range_m, ticks):
     assert axis_ticks(range_m) == pytest.approx(ticks)
 
 
-def test_the_bar_has_the_colours_of_the_picture():
+def test_the_bar_has_the_colors_of_the_picture():
     depth = np.linspace(1, 5, 120, dtype=np.float32)[:, None].repeat(30, 1)
     picture = apply_colormap(depth, depth > 0, (1.0, 5.0))
     with_bar = np.asarray(add_scale_bar(picture, (1.0, 5.0))).astype(int)

@@ -112,7 +112,7 @@ def test_the_loss_is_the_release_s_times_ten_over_valid_pixels():
     g = np.log(depth[truth > 0] + 1e-3) - np.log(truth[truth > 0] + 1e-3)
     expected = 10 * np.sqrt(g.var(ddof=1) + 0.15 * g.mean() ** 2)
     (sums,) = task.loss_sums(torch.tensor(depth).float()[:, None], batch, taps).values()
-    (count,) = task.normalisers(batch).values()
+    (count,) = task.normalizers(batch).values()
     assert float(count) == 36 and count.dtype == torch.float64
     assert float(sums / count) == pytest.approx(expected, rel=1e-5)
 

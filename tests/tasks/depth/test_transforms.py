@@ -9,7 +9,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.transforms import LARGEST_VALUE, augment, change_colors
 
-PLAIN = DepthConfig(crop_size=(40, 60), rotate_share=0.0, flip=0.0, colour_share=0.0)
+PLAIN = DepthConfig(crop_size=(40, 60), rotate_share=0.0, flip=0.0, color_share=0.0)
 STEP = 0.05
 
 
@@ -79,7 +79,7 @@ def test_turns_keep_to_their_range_and_come_as_often_as_asked():
         turned += 1
         (top, left), (bottom, right) = (place(depth[row, column]) for row, column in ((40, 20), (40, 80)))
         angles.append(np.degrees(np.arctan2(float(bottom - top), float(right - left))))
-    # A turn too small to move a nearest neighbour looks like none.
+    # A turn too small to move a nearest neighbor looks like none.
     assert 70 <= turned <= 120
     assert -3.6 < min(angles) < -1.5 and 1.5 < max(angles) < 3.6, "2.5 degrees, give or take a pixel in 60"
 
@@ -124,8 +124,8 @@ def test_smaller_images_are_padded_below_and_at_the_right_with_invalid_depth():
     assert not image[:, 80:].any() and not image[..., 100:].any()
 
 
-def test_colours_follow_their_formula():
-    """255 (x/255)^gamma brightness colour lies between the extremes of the three factors, which are about reached."""
+def test_colors_follow_their_formula():
+    """255 (x/255)^gamma brightness color lies between the extremes of the three factors, which are about reached."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
     outs = np.stack([change_colors(values, generator(seed)).numpy() for seed in range(400)]).reshape(400, 3, 256)
     x = np.arange(256) / 255
@@ -140,15 +140,15 @@ def test_colours_follow_their_formula():
 
 
 @pytest.mark.parametrize(("color_values", "largest", "at_128"), [("0-1", 1, (97, 162)), ("0-255", 255, (75, 214))])
-def test_colours_are_spread_as_the_formula_on_that_range_spreads_them(color_values, largest, at_128):
+def test_colors_are_spread_as_the_formula_on_that_range_spreads_them(color_values, largest, at_128):
     """The release's ColorAug in NumPy: image**gamma * brightness * color, cut to the range. Quantiles of many draws."""
     rng = np.random.default_rng(0)
-    gamma, brightness, colour = (rng.uniform(*each, 40_000) for each in ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1)))
+    gamma, brightness, color = (rng.uniform(*each, 40_000) for each in ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1)))
     values = [10, 60, 128, 240]
     image = torch.tensor(values, dtype=torch.uint8).expand(3, 1, 4)
     draws = [change_colors(image, generator(seed), LARGEST_VALUE[color_values])[1, 0].tolist() for seed in range(3000)]
     for value, ours in zip(values, np.array(draws).T, strict=True):
-        theirs = np.clip((value * largest / 255) ** gamma * brightness * colour * 255 / largest, 0, 255)
+        theirs = np.clip((value * largest / 255) ** gamma * brightness * color * 255 / largest, 0, 255)
         for share in (0.05, 0.25, 0.5, 0.75, 0.95):
             assert np.quantile(ours, share) == pytest.approx(np.quantile(theirs, share), abs=1 + 0.04 * value)
         if value == 128:
@@ -156,7 +156,7 @@ def test_colours_are_spread_as_the_formula_on_that_range_spreads_them(color_valu
 
 
 def test_the_setting_decides_on_the_range():
-    config = dataclasses.replace(PLAIN, crop_size=(80, 100), colour_share=1.0)
+    config = dataclasses.replace(PLAIN, crop_size=(80, 100), color_share=1.0)
     for color_values, largest in LARGEST_VALUE.items():
         own = dataclasses.replace(config, color_values=color_values)
         found = [augment(*ramp(), own, generator(seed))[0] for seed in range(5)]
@@ -169,8 +169,8 @@ def test_the_setting_decides_on_the_range():
         assert torch.equal(found[0], change_colors(ramp()[0], at, largest))
 
 
-def test_colours_change_as_often_as_asked():
-    config = dataclasses.replace(PLAIN, crop_size=(80, 100), colour_share=0.5)
+def test_colors_change_as_often_as_asked():
+    config = dataclasses.replace(PLAIN, crop_size=(80, 100), color_share=0.5)
     image, depth = ramp()
     results = [augment(image, depth, config, generator(seed)) for seed in range(200)]
     assert all(torch.equal(result[1], depth) for result in results)

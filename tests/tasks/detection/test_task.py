@@ -93,9 +93,9 @@ def test_targets_move_with_the_padding_and_crowds_are_left_out():
     assert [masks.shape for masks in targets.masks] == [(1, 28, 42), (0, 28, 42)]
     assert targets.masks[0][0, 9:14, 14:18].all() and targets.masks[0].sum() == 20
     assert DetectionTask(CONFIG, task.classes, masks=False).targets(batch, taps).masks is None
-    normalisers = task.normalisers(batch)
-    sums = task.loss_sums({name: torch.tensor(1.5) for name in normalisers}, batch, taps)
-    assert {name: float(sums[name] / normalisers[name]) for name in sums} == dict.fromkeys(LOSSES.values(), 1.5)
+    normalizers = task.normalizers(batch)
+    sums = task.loss_sums({name: torch.tensor(1.5) for name in normalizers}, batch, taps)
+    assert {name: float(sums[name] / normalizers[name]) for name in sums} == dict.fromkeys(LOSSES.values(), 1.5)
 
 
 def test_masks_follow_the_data_and_the_setting(objects, tmp_path, caplog):

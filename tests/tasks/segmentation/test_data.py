@@ -87,7 +87,7 @@ def test_unreadable_files_are_named(tmp_path):
     assert str(tmp_path / "images/train/1.png") in message(data, 1)
 
 
-def test_masks_of_colours(tmp_path):
+def test_masks_of_colors(tmp_path):
     classes = {"names": ["a", "b"], "mask_colours": {"#ff0000": "a", "#00ff00": "b", "#000000": "ignore"}}
     mask = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 0)]], np.uint8)
     assert make(tmp_path, [mask], classes, size=(1, 3)).load(0).mask_HW.tolist() == [[0, 1, 255]]

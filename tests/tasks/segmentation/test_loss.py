@@ -225,7 +225,7 @@ def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighte
     def loss(*parts):
         """As a step has it: sums over micro-batches, and normalizers over them, added up before they are divided."""
         sums = [task.loss_sums(logits_BKhw[part], batch(mask_BHW[part]), taps)["cross_entropy"] for part in parts]
-        normalizers = [task.normalisers(batch(mask_BHW[part]))["cross_entropy"] for part in parts]
+        normalizers = [task.normalizers(batch(mask_BHW[part]))["cross_entropy"] for part in parts]
         assert {each.dtype for each in normalizers} == {torch.float64}
         return float(sum(sums)) / float(sum(normalizers))
 

@@ -25,7 +25,7 @@ def segment(forward, image_CHW, config):
 
 
 class ColourModel:
-    """Logits that are the colours themselves, at one value per patch of a padded image; counts what it is asked."""
+    """Logits that are the colors themselves, at one value per patch of a padded image; counts what it is asked."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
@@ -39,7 +39,7 @@ class ColourModel:
 
 
 def _blocks(height, width, seed=0):
-    """An image of large blocks, each of one pure colour, and its mask."""
+    """An image of large blocks, each of one pure color, and its mask."""
     rng = np.random.default_rng(seed)
     mask = rng.integers(0, 3, size=(-(-height // 8), -(-width // 8))).repeat(8, 0).repeat(8, 1)[:height, :width]
     return torch.from_numpy(np.eye(3, dtype=np.uint8)[mask] * 255).permute(2, 0, 1), torch.from_numpy(
@@ -185,24 +185,24 @@ def _prediction():
     return SegmentationPrediction(truth_HW.numpy(), classes, image_CHW.permute(1, 2, 0).numpy())
 
 
-def test_saved_files_hold_the_ids_and_the_colours(tmp_path):
+def test_saved_files_hold_the_ids_and_the_colors(tmp_path):
     prediction = _prediction()
     mask_path, overlay_path = prediction.save(tmp_path / "new" / "folder", "scene")
     assert mask_path.name == "scene_mask.png" and overlay_path.name == "scene_overlay.jpg"
     with Image.open(mask_path) as picture:
         assert picture.mode == "P"
         assert np.array_equal(np.asarray(picture), prediction.mask)
-        colours = np.asarray(picture.convert("RGB"))
-    assert np.array_equal(colours, np.array(prediction.classes.colors, dtype=np.uint8)[prediction.mask])
+        colors = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(colors, np.array(prediction.classes.colors, dtype=np.uint8)[prediction.mask])
     with Image.open(overlay_path) as picture:
         assert picture.size == (32, 24)
 
 
-def test_overlay_mixes_image_and_colours():
+def test_overlay_mixes_image_and_colors():
     prediction = _prediction()
     y, x = 3, 5
-    colour = np.array(prediction.classes.colors[prediction.mask[y, x]])
-    expected = 0.25 * colour + 0.75 * prediction.image[y, x]
+    color = np.array(prediction.classes.colors[prediction.mask[y, x]])
+    expected = 0.25 * color + 0.75 * prediction.image[y, x]
     assert np.asarray(prediction.overlay(0.25))[y, x] == pytest.approx(expected, abs=0.51)
     assert np.array_equal(np.asarray(prediction.overlay(0.0)), prediction.image)
 

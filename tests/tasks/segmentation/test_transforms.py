@@ -151,7 +151,7 @@ def test_ignored_pixels_do_not_count_in_the_class_ratio():
     config = dataclasses.replace(PLAIN, crop_size=(10, 10), max_class_ratio=0.75)
     row = torch.tensor([255] * 6 + [0, 0, 0, 1], dtype=torch.uint8)
     mask_HW = row.repeat(10, 3)
-    mask_HW[::5, 9::10] = 0  # 32 of 40 labelled pixels in any crop are class 0
+    mask_HW[::5, 9::10] = 0  # 32 of 40 labeled pixels in any crop are class 0
     draws = count_draws(mask_HW, (10, 30), config)
     assert draws == 10
     mask_HW[mask_HW == 255] = 2
@@ -192,7 +192,7 @@ def test_hue_equals_torchvision():
 
 
 def test_distortion_of_a_grey_image_is_brightness_and_contrast_alone():
-    """On grey, hue and saturation do nothing, so what was drawn can be read off: the image becomes a * (x + b)."""
+    """On gray, hue and saturation do nothing, so what was drawn can be read off: the image becomes a * (x + b)."""
     levels = np.arange(60, 120)
     image_CHW = torch.from_numpy(levels.astype(np.uint8)).expand(3, 4, 60)
     slopes, offsets = [], []

@@ -185,7 +185,7 @@ class CountingTask:
         points_BHW = torch.stack([sample.points_HW for sample in samples])
         return Batch(torch.stack([each.image_CHW for each in samples]), points_BHW, [each.name for each in samples])
 
-    def normalisers(self, batch):
+    def normalizers(self, batch):
         return {"density": torch.tensor(float(len(batch.names)), dtype=torch.float64)}
 
     def targets(self, batch, taps):

@@ -1,6 +1,6 @@
 """The check of depth data.
 
-Shapes: H W pixels, P the pixels of a map that have a depth. Depths are metres.
+Shapes: H W pixels, P the pixels of a map that have a depth. Depths are meters.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_files(config: DepthConfig, root: Path, workers: int, progress: Progres
     work = {split: (partial(inspect_pair, scale=data.scale), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
     for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarise(facts, sets[split].scale)
+        report.splits[split] = _summarize(facts, sets[split].scale)
         report.findings += [finding for pair in facts for finding in pair.findings]
         images[split] = [pair.image for pair in facts]
     report.findings += find_duplicates(images)
@@ -114,7 +114,7 @@ def _measure(depth_HW: Tensor, path: Path, pair: PairFacts) -> None:
         pair.findings.append(Finding("warning", "unlikely unit", str(path), unit))
 
 
-def _summarise(facts: list[PairFacts], scale: float | None) -> SplitReport:
+def _summarize(facts: list[PairFacts], scale: float | None) -> SplitReport:
     report = summarise_images(pair.image for pair in facts)
     ranges = [pair.range for pair in facts if pair.range is not None]
     if ranges:

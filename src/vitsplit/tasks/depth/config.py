@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vitsplit.config import Margin, Share, Size, check_pixels
+from vitsplit.config import Former, Margin, Share, Size, check_pixels
 from vitsplit.errors import ConfigError
 from vitsplit.tasks import Score, TaskConfig
 
@@ -15,7 +15,7 @@ EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
 
 class DepthConfig(TaskConfig):
-    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are metres."""
+    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are meters."""
 
     name: ClassVar[str] = "depth"
     location: ClassVar[str] = "vitsplit.tasks.depth.task:DepthTask"
@@ -27,19 +27,19 @@ class DepthConfig(TaskConfig):
     without_own_augmentation: ClassVar[Mapping[str, Any]] = {
         "border": (0, 0, 0, 0),
         "rotate_share": 0.0,
-        "colour_share": 0.0,
+        "color_share": 0.0,
     }
 
     format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
-    """Layout of the data folder; auto: recognised from its folders."""
+    """Layout of the data folder; auto: recognized from its folders."""
     depth_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Metres of one unit of the depth files (0.001: millimetres); None: what the data's depth.json says."""
+    """Meters of one unit of the depth files (0.001: millimeters); None: what the data's depth.json says."""
     min_depth: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
-    """Least depth in metres: what the decoder adds to its output. Labels up to it are invalid."""
+    """Least depth in meters: what the decoder adds to its output. Labels up to it are invalid."""
     max_depth: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    """Largest depth in metres: predictions are clamped to it, labels from it on are invalid; None: unbounded."""
+    """Largest depth in meters: predictions are clamped to it, labels from it on are invalid; None: unbounded."""
     start_depth: Annotated[float, Field(gt=0, le=1e9)] = 2.5
-    """Depth in metres that an untrained decoder answers on average (the bias of its last layer)."""
+    """Depth in meters that an untrained decoder answers on average (the bias of its last layer)."""
     crop_size: Size = (416, 544)
     """Height and width of the training crops."""
     image_scale: Size | None = None
@@ -52,8 +52,8 @@ class DepthConfig(TaskConfig):
     """Probability of a turn in training."""
     flip: Share = 0.5
     """Probability of a horizontal flip in training."""
-    colour_share: Share = 0.5
-    """Probability of changed gamma, brightness and colour in training."""
+    color_share: Annotated[Share, Former("colour_share")] = 0.5
+    """Probability of changed gamma, brightness and color in training."""
     color_values: Literal["0-1", "0-255"] = "0-1"
     """Range of the values that these act on: in 0-255, as in the release, a gamma of 0.9 to 1.1 also darkens or
     brightens the image, by up to 1.7 times."""

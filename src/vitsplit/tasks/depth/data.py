@@ -22,7 +22,7 @@ from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.files import read_values
 
-PLAUSIBLE_METRES = (0.01, 1000.0)
+PLAUSIBLE_METERS = (0.01, 1000.0)
 """A median depth outside is most likely in another unit."""
 MEDIAN_PIXELS = 1 << 22
 """The most pixels that a median is taken of: sorting more takes seconds and gigabytes."""
@@ -38,7 +38,7 @@ class DepthSample:
 
     Attributes:
         image_CHW: uint8, RGB.
-        depth_HW: float32, metres; 0 where invalid.
+        depth_HW: float32, meters; 0 where invalid.
         name: The image's file.
         extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
     """
@@ -92,7 +92,7 @@ class DepthSet:
         root: Its folder.
         split: ``train``, ``val`` or ``test``.
         items: Image file and depth file of every sample.
-        scale: Metres of one unit of the depth files; None where nobody stated it, and floats are metres.
+        scale: Meters of one unit of the depth files; None where nobody stated it, and floats are meters.
     """
 
     root: Path
@@ -122,11 +122,11 @@ class DepthSet:
 
 
 def load_depth(path: Path, scale: float | None) -> Tensor:
-    """Reads ``depth_HW`` as float32 metres, 0 where the file holds 0, a negative value, or none (NaN, infinity).
+    """Reads ``depth_HW`` as float32 meters, 0 where the file holds 0, a negative value, or none (NaN, infinity).
 
     Args:
         path: PNG or TIFF of one channel (8 or 16 bits, or float), NPY, or EXR.
-        scale: Metres of one unit in the file; None: floats are metres.
+        scale: Meters of one unit in the file; None: floats are meters.
 
     Raises:
         MissingScaleError: The file holds integers and ``scale`` is None.
@@ -146,7 +146,7 @@ def load_depth(path: Path, scale: float | None) -> Tensor:
 
 
 def keep_range(depth_HW: Tensor, min_depth: float, max_depth: float | None) -> Tensor:
-    """Depths strictly between the two bounds (metres); others become 0. What is valid in training and evaluation."""
+    """Depths strictly between the two bounds (meters); others become 0. What is valid in training and evaluation."""
     valid_HW = depth_HW > min_depth
     if max_depth is not None:
         valid_HW &= depth_HW < max_depth
@@ -170,12 +170,12 @@ def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
     median = median_depth(depth_HW)
     if median is None:
         return None
-    low, high = PLAUSIBLE_METRES
+    low, high = PLAUSIBLE_METERS
     if low <= median <= high:
         return None
     return (
         f"{path}: the median depth is {median:.4g} m, outside {low:g}..{high:g} m: the unit is probably another. "
-        "State the metres of one unit of the files with --depth-scale (0.001: millimetres), or in depth.json as "
+        "Set the meters per unit of the files with --depth-scale (0.001: millimeters), or in depth.json as "
         '{"scale": 0.001}.'
     )
 
@@ -192,8 +192,8 @@ def median_depth(depth_HW: Tensor) -> float | None:
 def missing_scale(path: Path) -> str:
     """The error for depth maps of integers whose unit is not known."""
     return (
-        f"{path}: the depth map holds integers, and nothing says how many metres one step is. Give --depth-scale "
-        "(0.001: millimetres; 0.00390625: 1/256 m, as KITTI), or write it to depth.json in the data folder as "
+        f"{path}: the depth map holds integers, and nothing says how many meters one step is. Give --depth-scale "
+        "(0.001: millimeters; 0.00390625: 1/256 m, as KITTI), or write it to depth.json in the data folder as "
         '{"scale": 0.001}.'
     )
 
@@ -206,7 +206,7 @@ def require_same_size(size: Sequence[int], depth_HW: Tensor, image_path: Path, d
     depth_height, depth_width = depth_HW.shape
     raise DataError(
         f"{depth_path}: the depth map is {depth_width}x{depth_height} (width x height), but its image {image_path} is "
-        f"{width}x{height}. Export the two at one size (resize depth with nearest neighbour), or remove the pair."
+        f"{width}x{height}. Export the two at one size (resize depth with nearest neighbor), or remove the pair."
     )
 
 

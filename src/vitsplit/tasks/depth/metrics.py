@@ -58,7 +58,7 @@ class DepthMetric:
         self.skipped: list[str] = []
 
     def update(self, prediction: Tensor, sample: DepthSample) -> None:
-        """Counts an image: ``depth_HW`` in metres, on any device, and the sample."""
+        """Counts an image: ``depth_HW`` in meters, on any device, and the sample."""
         metrics_M = measure(prediction, sample.depth_HW.to(prediction.device), self.config)
         if metrics_M is None:
             self.skipped.append(sample.name)
@@ -95,11 +95,11 @@ def depth_metrics(depth_P: Tensor, truth_P: Tensor) -> Tensor:
     """The metrics of one image, (M,) float64 in the order of ``METRICS``.
 
     Args:
-        depth_P: Predicted metres, above 0.
-        truth_P: True metres, above 0; at least one pixel.
+        depth_P: Predicted meters, above 0.
+        truth_P: True meters, above 0; at least one pixel.
 
     Returns:
-        With d predicted and t true: rmse ``sqrt(mean((d-t)^2))`` and sq_rel ``mean((d-t)^2/t)`` in metres; abs_rel
+        With d predicted and t true: rmse ``sqrt(mean((d-t)^2))`` and sq_rel ``mean((d-t)^2/t)`` in meters; abs_rel
         ``mean(|d-t|/t)``; log10 ``mean(|log10 d - log10 t|)``; delta k, the share of pixels with
         ``max(d/t, t/d) < 1.25^k``; rmse_log ``sqrt(mean(g^2))`` and silog ``100 sqrt(mean(g^2) - mean(g)^2)`` with
         ``g = ln d - ln t``.
@@ -126,8 +126,8 @@ def measure(depth_HW: Tensor, truth_HW: Tensor, config: DepthConfig) -> Tensor |
     that is asked for.
 
     Args:
-        depth_HW: Predicted metres, on the processor.
-        truth_HW: True metres; 0 where invalid.
+        depth_HW: Predicted meters, on the processor.
+        truth_HW: True meters; 0 where invalid.
         config: ``min_depth``, ``max_depth``, ``eval_crop``, ``median_scaling``.
 
     Returns:

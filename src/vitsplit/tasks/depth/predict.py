@@ -1,4 +1,4 @@
-"""From an image of any size to a depth map in metres, and its files.
+"""From an image of any size to a depth map in meters, and its files.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -29,7 +29,7 @@ class DepthPrediction:
     """The depth of an image.
 
     Attributes:
-        depth: (H, W) float32, metres, at the image's own size.
+        depth: (H, W) float32, meters, at the image's own size.
         image: (H, W, 3) uint8, the image.
     """
 
@@ -37,15 +37,15 @@ class DepthPrediction:
     image: NDArray[np.uint8]
 
     def overlay(self) -> Image.Image:
-        """The depth in colours, near bright and far dark, at the image's size."""
+        """The depth in colors, near bright and far dark, at the image's size."""
         return apply_colormap(self.depth, self.depth > 0, display_range(self.depth))
 
     def picture(self) -> Image.Image:
-        """The depth in colours, beside a bar that says how many metres each colour is."""
+        """The depth in colors, beside a bar that says how many meters each color is."""
         return add_scale_bar(self.overlay(), display_range(self.depth))
 
     def png_scale(self) -> float:
-        """Metres of one unit of the PNG: a millimetre, or as many times ten as the farthest pixel needs."""
+        """Meters of one unit of the PNG: a millimeter, or as many times ten as the farthest pixel needs."""
         scale = 0.001
         while self.depth.max() > scale * PNG_MAX:
             scale *= 10
@@ -59,9 +59,9 @@ class DepthPrediction:
             name: What the files' names begin with.
 
         Returns:
-            ``NAME_depth.npy``: float32 metres. ``NAME_depth.png``: 16 bits, of ``png_scale`` metres per unit (up to
-            65.535 m in millimetres), which its text ``depth_scale`` states; 0 is never used, as it means invalid.
-            ``NAME_depth.jpg``: colours with a scale bar.
+            ``NAME_depth.npy``: float32 meters. ``NAME_depth.png``: 16 bits, of ``png_scale`` meters per unit (up to
+            65.535 m in millimeters), which its text ``depth_scale`` states; 0 is never used, as it means invalid.
+            ``NAME_depth.jpg``: colors with a scale bar.
         """
         npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
         npy_path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class DepthPrediction:
         scale = self.png_scale()
         text = PngImagePlugin.PngInfo()
         text.add_text("depth_scale", f"{scale:g}")
-        text.add_text("Comment", f"depth in metres = value * {scale:g}")
+        text.add_text("Comment", f"depth in meters = value * {scale:g}")
         units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
         Image.fromarray(units_HW).save(png_path, pnginfo=text)
         self.picture().save(jpg_path, quality=92)
@@ -80,12 +80,12 @@ def predict_depth(forward: Forward, image_BCHW: Tensor, config: DepthConfig) -> 
     """The depth of images of one size.
 
     Args:
-        forward: Images (uint8) to metres and taps.
+        forward: Images (uint8) to meters and taps.
         image_BCHW: uint8, any size.
         config: ``image_scale``, ``pad_output`` and ``test_flip`` are used.
 
     Returns:
-        ``(B, 1, H, W)`` float32 metres, at the images' own size.
+        ``(B, 1, H, W)`` float32 meters, at the images' own size.
     """
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     view_BCHW = TF.resize(image_BCHW, list(fit_size(size, config.image_scale)), antialias=True)

@@ -32,9 +32,9 @@ LABELS = {
     "rmse_log": "RMSElog",
     "silog": "SILog",
 }
-ERROR_COLOURS = "Reds"
+ERROR_COLORS = "Reds"
 ERROR_RANGE = (0.0, 0.5)
-"""Relative errors of the first and the last colour of the error map."""
+"""Relative errors of the first and the last color of the error map."""
 
 
 def write_report(
@@ -62,7 +62,7 @@ def write_report(
 def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthConfig, count: int) -> None:
     """Input, truth, prediction and error of images spread evenly over the validation set."""
     page.text(
-        "Truth and prediction of a row share one scale of colours; invalid pixels are grey. In the last column: the "
+        "Truth and prediction of a row share one scale of colors; invalid pixels are gray. In the last column: the "
         f"relative error, white at 0 and dark red from {ERROR_RANGE[1]:.0%} on.",
         soft=True,
     )
@@ -82,7 +82,7 @@ def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthCon
                     apply_colormap(prediction.depth, prediction.depth > 0, range_m),
                     f"prediction ({range_m[0]:g} to {range_m[1]:g} m)",
                 ),
-                (apply_colormap(error_HW, valid_HW, ERROR_RANGE, ERROR_COLOURS), f"relative error ({mean})"),
+                (apply_colormap(error_HW, valid_HW, ERROR_RANGE, ERROR_COLORS), f"relative error ({mean})"),
             ]
         )
 

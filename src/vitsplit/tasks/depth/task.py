@@ -40,7 +40,7 @@ UNIT_PROBES = 5
 
 
 class DepthTask:
-    """Depth of every pixel, in metres.
+    """Depth of every pixel, in meters.
 
     Args:
         config: Settings.
@@ -115,7 +115,7 @@ class DepthTask:
         """Samples to a batch."""
         return collate(samples)
 
-    def normalisers(self, batch: DepthBatch) -> dict[str, Tensor]:
+    def normalizers(self, batch: DepthBatch) -> dict[str, Tensor]:
         """The count of valid pixels."""
         return {"silog": (batch.depth_BHW > 0).sum().double()}
 
@@ -133,7 +133,7 @@ class DepthTask:
         return self.val_images()
 
     def val_predictions(self, forward: Forward, image_BCHW: Tensor, samples: Sequence[DepthSample]) -> Sequence[Tensor]:
-        """Their depths, ``depth_HW`` in metres on the model's device."""
+        """Their depths, ``depth_HW`` in meters on the model's device."""
         return [*self.settle(self.dense(forward, image_BCHW))]
 
     def metric(self) -> DepthMetric:
@@ -150,21 +150,21 @@ class DepthTask:
         ]
 
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
-        """Metres, ``(B, 1, H, W)``."""
+        """Meters, ``(B, 1, H, W)``."""
         return predict_depth(forward, image_BCHW, self.config)
 
     def settle(self, values_B1HW: Tensor) -> Tensor:
-        """Metres, ``(B, H, W)``."""
+        """Meters, ``(B, H, W)``."""
         return values_B1HW[:, 0]
 
     def dense_file(self) -> DenseFile:
-        """Metres in float32."""
+        """Meters in float32."""
         return DenseFile(
             "_depth",
             np.float32,
             "_depth",
             lambda depth_HW, image_HWC: DepthPrediction(depth_HW, image_HWC).picture(),
-            description="depth in metres",
+            description="depth in meters",
         )
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:

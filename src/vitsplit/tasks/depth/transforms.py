@@ -1,6 +1,6 @@
 """The augmentation of the paper's depth training: border, turn, flip, crop, gamma, brightness and color.
 
-Depths are metres and stay so: nothing here scales them, and they are resampled by nearest neighbour, so that no depth
+Depths are meters and stay so: nothing here scales them, and they are resampled by nearest neighbor, so that no depth
 is invented between two surfaces. Every random number is drawn from the generator that is passed in.
 
 Shapes: C channels, H W pixels.
@@ -82,7 +82,7 @@ def augment(
 
     Args:
         image_CHW: uint8, RGB.
-        depth_HW: float32, metres; 0 where invalid.
+        depth_HW: float32, meters; 0 where invalid.
         config: Border, size, probabilities.
         generator: Source of every random number.
 
@@ -103,7 +103,7 @@ def augment(
         image_CHW, depth_HW = F.horizontal_flip(image_CHW), F.horizontal_flip(depth_HW)
     crop = random_crop(depth_HW.shape, depth_HW.shape, config.crop_size, generator)
     image_CHW, depth_HW = crop.image(image_CHW), crop.labels(depth_HW)
-    if uniform(generator) < config.colour_share:
+    if uniform(generator) < config.color_share:
         image_CHW = change_colors(image_CHW, generator, LARGEST_VALUE[config.color_values])
     return pad_to(image_CHW, config.crop_size), pad_to(depth_HW, config.crop_size), (crop.height, crop.width)
 

@@ -64,7 +64,7 @@ def check_files(config: DetectionConfig, root: Path, workers: int, progress: Pro
     work = {split: (partial(inspect_item, source=data.source), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
     for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarise(facts, sets[split])
+        report.splits[split] = _summarize(facts, sets[split])
         report.findings += [finding for each in facts for finding in each.findings]
         images[split] = [each.image for each in facts]
     report.findings += find_duplicates(images)
@@ -110,7 +110,7 @@ def _read(root: Path, split: str, config: DetectionConfig, report: Report) -> De
     return data
 
 
-def _summarise(facts: list[ItemFacts], data: DetectionSet) -> SplitReport:
+def _summarize(facts: list[ItemFacts], data: DetectionSet) -> SplitReport:
     report = summarise_images(each.image for each in facts)
     objects = [[each for each in item.annotations if not each.crowd] for item in data.items]
     counts = [len(each) for each in objects]

@@ -35,7 +35,7 @@ class DetectionConfig(TaskConfig):
     num_classes: ClassVar[int] = 80
 
     format: Literal["auto", "coco", "yolo", "voc"] = "auto"
-    """Layout of the data folder; auto: recognised from its files."""
+    """Layout of the data folder; auto: recognized from its files."""
     masks: Literal["auto", "on", "off"] = "auto"
     """Mask R-CNN (on) or Faster R-CNN (off); auto: on where every object of the training data has a mask."""
     jitter: Literal["detr", "large-scale", "none"] = "detr"

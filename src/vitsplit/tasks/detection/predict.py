@@ -43,7 +43,7 @@ class DetectionPrediction:
         scores: (N,) float32, in 0..1.
         mask_bins: (N, m, m) float32, probability of the object in m x m bins over its box; None without masks. Masks at
             the image's size are made of these when they are asked for: a hundred of them need a lot of memory.
-        classes: Names and colours of the classes.
+        classes: Names and colors of the classes.
         category_ids: The id of every class in the annotations it was trained on.
         image: (H, W, 3) uint8, the image.
     """
@@ -80,9 +80,9 @@ class DetectionPrediction:
         captions = [
             f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
         ]
-        colours = [self.classes.colors[label] for label in drawn.labels]
+        colors = [self.classes.colors[label] for label in drawn.labels]
         masks = None if drawn.mask_bins is None else drawn.each_mask()
-        return draw_objects(self.image, drawn.boxes, captions, colours, masks)
+        return draw_objects(self.image, drawn.boxes, captions, colors, masks)
 
     def strongest(self, min_score: float) -> DetectionPrediction:
         """The prediction with the objects that reach a score."""

@@ -83,8 +83,8 @@ def draw_truth(sample: DetectionSample, classes: ClassList) -> Image.Image:
     captions = [classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
     masks = None if sample.masks_NHW is None else (mask_HW.numpy() > 0 for mask_HW in sample.masks_NHW)
     image_HWC = sample.image_CHW.permute(1, 2, 0).numpy()
-    colours = [classes.colors[label] for label in labels]
-    return draw_objects(image_HWC, sample.boxes_N4.numpy(), captions, colours, masks)
+    colors = [classes.colors[label] for label in labels]
+    return draw_objects(image_HWC, sample.boxes_N4.numpy(), captions, colors, masks)
 
 
 def metrics_table(evaluation: Evaluation) -> Table:

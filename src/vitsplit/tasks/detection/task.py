@@ -42,7 +42,7 @@ class DetectionTask:
 
     Args:
         config: Settings.
-        classes: Names and colours.
+        classes: Names and colors.
         category_ids: The id of every class in the annotations; None: 1, 2, ...
         masks: Whether objects get masks.
         train: Training images, where the task is trained.
@@ -123,11 +123,11 @@ class DetectionTask:
 
     @classmethod
     def from_description(cls, config: DetectionConfig, description: Mapping[str, Any]) -> DetectionTask:
-        """The task of a bundle, from what ``describe`` gave; classes and colours are enough to count parameters."""
-        colours = tuple((red, green, blue) for red, green, blue in description["colours"])
+        """The task of a bundle, from what ``describe`` gave; classes and colors are enough to count parameters."""
+        colors = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(
             config,
-            ClassList(names=tuple(description["classes"]), colors=colours),
+            ClassList(names=tuple(description["classes"]), colors=colors),
             category_ids=description.get("category_ids"),
             masks=description.get("masks", config.masks != "off"),
         )
@@ -160,7 +160,7 @@ class DetectionTask:
         """Samples to a batch."""
         return collate(samples)
 
-    def normalisers(self, batch: DetectionBatch) -> dict[str, Tensor]:
+    def normalizers(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Images, for every loss; see ``loss_sums``."""
         count = torch.full((), len(batch.names), dtype=torch.float64, device=batch.image_BCHW.device)
         return dict.fromkeys(self._losses(), count)
@@ -230,10 +230,10 @@ class DetectionTask:
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
-        """Classes, colours, their ids in the annotations, and whether there are masks."""
+        """Classes, colors, their ids in the annotations, and whether there are masks."""
         return {
             "classes": list(self.classes.names),
-            "colours": [list(colour) for colour in self.classes.colors],
+            "colours": [list(color) for color in self.classes.colors],
             "category_ids": list(self.category_ids),
             "masks": self.masks,
         }

@@ -51,7 +51,7 @@ def check_files(config: SegmentationConfig, root: Path, workers: int, progress: 
     work = {split: (partial(inspect_pair, labels=data.labels), data.items) for split, data in sets.items()}
     images: dict[str, list[ImageFacts]] = {}
     for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarise(facts, sets[split].labels)
+        report.splits[split] = _summarize(facts, sets[split].labels)
         report.findings += [finding for pair in facts for finding in pair.findings]
         images[split] = [pair.image for pair in facts]
     report.findings += find_duplicates(images)
@@ -92,7 +92,7 @@ def _try_mask(mask_path: Path, labels: LabelScheme, pair: PairFacts) -> Tensor |
     return None
 
 
-def _summarise(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
+def _summarize(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
     report = summarise_images(pair.image for pair in facts)
     pixels_K = np.zeros(IGNORE + 1, dtype=np.int64)
     images_K = np.zeros(IGNORE + 1, dtype=np.int64)
@@ -100,10 +100,10 @@ def _summarise(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
         for label, count in pair.pixels.items():
             pixels_K[label] += count
             images_K[label] += 1
-    labelled = int(pixels_K[:IGNORE].sum())
+    labeled = int(pixels_K[:IGNORE].sum())
     report.classes = [
-        ClassCount(name, int(pixels_K[k]), int(pixels_K[k]) / max(labelled, 1), int(images_K[k]))
+        ClassCount(name, int(pixels_K[k]), int(pixels_K[k]) / max(labeled, 1), int(images_K[k]))
         for k, name in enumerate(labels.classes.names)
     ]
-    report.ignored_share = int(pixels_K[IGNORE]) / max(labelled + int(pixels_K[IGNORE]), 1)
+    report.ignored_share = int(pixels_K[IGNORE]) / max(labeled + int(pixels_K[IGNORE]), 1)
     return report

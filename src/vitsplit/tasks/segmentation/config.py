@@ -29,7 +29,7 @@ class SegmentationConfig(TaskConfig):
     num_classes: ClassVar[int] = 150
 
     format: Literal["auto", "folder", "ade20k", "cityscapes", "pascal-context"] = "auto"
-    """Layout of the data folder; auto: recognised from its folders."""
+    """Layout of the data folder; auto: recognized from its folders."""
     crop_size: Size = (512, 512)
     """Height and width of the training crops."""
     image_scale: Size | None = (2048, 512)

@@ -36,7 +36,7 @@ class SegmentationPrediction:
 
     Attributes:
         mask: (H, W) uint8, class ids at the image's own size.
-        classes: Names and colours of the classes.
+        classes: Names and colors of the classes.
         image: (H, W, 3) uint8, the image.
     """
 
@@ -44,14 +44,14 @@ class SegmentationPrediction:
     classes: ClassList
     image: NDArray[np.uint8]
 
-    def colour_mask(self) -> Image.Image:
-        """The mask as a palette image: pixel values are class ids, shown in the classes' colours."""
+    def color_mask(self) -> Image.Image:
+        """The mask as a palette image: pixel values are class ids, shown in the classes' colors."""
         picture = Image.fromarray(self.mask)
-        picture.putpalette([value for colour in self.classes.colors for value in colour])
+        picture.putpalette([value for color in self.classes.colors for value in color])
         return picture
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
-        """The image with the classes' colours laid over it."""
+        """The image with the classes' colors laid over it."""
         palette = opacity * np.array(self.classes.colors, dtype=np.float32)
         mixed = np.empty_like(self.image)
         for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows: as fractions an image is four times as large
@@ -69,7 +69,7 @@ class SegmentationPrediction:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
         mask_path, overlay_path = Path(folder) / f"{name}_mask.png", Path(folder) / f"{name}_overlay.jpg"
         mask_path.parent.mkdir(parents=True, exist_ok=True)
-        self.colour_mask().save(mask_path)
+        self.color_mask().save(mask_path)
         self.overlay().save(overlay_path, quality=92)
         return mask_path, overlay_path
 

@@ -52,7 +52,7 @@ def add_gallery(page: Page, images: SegmentationSet, predict: Predict, count: in
     """Input, truth, prediction and error of images spread evenly over the validation set."""
     classes = images.classes
     page.legend(list(zip(classes.names, classes.colors, strict=True)))
-    page.text("In the last column: right pixels pale, wrong pixels red, unlabelled pixels grey.", soft=True)
+    page.text("In the last column: right pixels pale, wrong pixels red, unlabeled pixels gray.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = predict(sample.image_CHW[None])[0]
@@ -68,10 +68,10 @@ def add_gallery(page: Page, images: SegmentationSet, predict: Predict, count: in
         )
 
 
-def paint(mask_HW: NDArray[np.uint8], colours: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    """A mask in its classes' colours; ignored pixels in black."""
+def paint(mask_HW: NDArray[np.uint8], colors: tuple[tuple[int, int, int], ...]) -> Image.Image:
+    """A mask in its classes' colors; ignored pixels in black."""
     picture = Image.fromarray(mask_HW)
-    palette = [value for colour in colours for value in colour]
+    palette = [value for color in colors for value in color]
     picture.putpalette(palette + [0] * (768 - len(palette)))
     return picture
 

@@ -47,7 +47,7 @@ class SegmentationTask:
 
     Args:
         config: Settings.
-        classes: Names and colours.
+        classes: Names and colors.
         train: Training images, where the task is trained.
         val: Validation images, where it is evaluated.
     """
@@ -92,8 +92,8 @@ class SegmentationTask:
     @classmethod
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
         """The task of a bundle, from what ``describe`` gave."""
-        colours = tuple((red, green, blue) for red, green, blue in description["colours"])
-        return cls(config, ClassList(names=tuple(description["classes"]), colors=colours))
+        colors = tuple((red, green, blue) for red, green, blue in description["colours"])
+        return cls(config, ClassList(names=tuple(description["classes"]), colors=colors))
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """The paper's decoder; batch norm and a 1x1 convolution for the linear probe; or UperNet."""
@@ -131,7 +131,7 @@ class SegmentationTask:
         """Samples to a batch."""
         return collate(samples)
 
-    def normalisers(self, batch: SegmentationBatch) -> dict[str, Tensor]:
+    def normalizers(self, batch: SegmentationBatch) -> dict[str, Tensor]:
         """Cross-entropy: (weighted) count of valid pixels, or count of all (``loss_average``); Dice: images."""
         valid = batch.mask_BHW != IGNORE
         if self.config.loss_average == "all":
@@ -150,7 +150,7 @@ class SegmentationTask:
         """The decoder needs no labels."""
 
     def loss_sums(self, output: Tensor | WithAuxiliary, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Sums that match ``normalisers``; the Dice term carries its weight.
+        """Sums that match ``normalizers``; the Dice term carries its weight.
 
         The cross-entropy of UperNet's auxiliary head, with its weight, is in that of the logits.
         """
@@ -219,8 +219,8 @@ class SegmentationTask:
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
-        """Classes and colours."""
-        return {"classes": list(self.classes.names), "colours": [list(colour) for colour in self.classes.colors]}
+        """Classes and colors."""
+        return {"classes": list(self.classes.names), "colours": [list(color) for color in self.classes.colors]}
 
 
 def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:

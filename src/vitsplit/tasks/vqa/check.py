@@ -38,7 +38,7 @@ def check_files(config: VqaConfig, root: Path, workers: int, progress: Progress)
     facts: dict[str, list[ImageFacts]] = {}
     for split, read in read_splits(work, workers, progress):
         facts[split] = [image for image, _ in read]
-        report.splits[split] = _summarise(sets[split], facts[split])
+        report.splits[split] = _summarize(sets[split], facts[split])
         report.findings += [problem for _, problem in read if problem is not None]
     for file, problems in {data.file: data.problems for data in sets.values()}.items():
         report.findings += [
@@ -58,7 +58,7 @@ def _images(data: SampleSet) -> list[Path]:
     return list(dict.fromkeys(sample.image for sample in data.samples if sample.image is not None))
 
 
-def _summarise(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
+def _summarize(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
     report = summarise_images(images)
     turns = [turn for sample in data.samples for conversation in sample.conversations for turn in conversation]
     answers = Counter(normalized(turn.answer) for turn in turns)

@@ -158,7 +158,7 @@ class VqaTask:
         """Samples to a batch."""
         return collate(samples, self.config, self.num_visual)
 
-    def normalisers(self, batch: VqaBatch) -> dict[str, Tensor]:
+    def normalizers(self, batch: VqaBatch) -> dict[str, Tensor]:
         """The count of answers' tokens."""
         # The first token of a sequence has no prediction.
         return {"answer": batch.tokens.is_answer_BT[:, 1:].sum().double()}
