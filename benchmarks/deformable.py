@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, in_turns, paired_ratio
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, paired_ratio, run_interleaved
 from vitsplit.nn.deformable_convolution import deform_conv3x3
 from vitsplit.precision import DTYPES, autocast
 
@@ -48,7 +48,7 @@ def main() -> None:
     difference = max(_difference(a, b) for a, b in zip(rows(), torchvision(), strict=True))
     watch = Stopwatch(device)
     forms = {"rows": lambda: watch.time(rows), "torchvision": lambda: watch.time(torchvision)}
-    seconds = in_turns(forms, turns=options.turns, warmup=2)
+    seconds = run_interleaved(forms, turns=options.turns, warmup=2)
     ours, theirs = (1e3 * Spread.of(samples).median for samples in seconds.values())
     ratio = paired_ratio(seconds["torchvision"], seconds["rows"]).median
     print(f"rows {ours:.2f} ms, torchvision {theirs:.2f} ms: {ratio:.2f} times")

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 
 from vitsplit.analysis.cost import step_gmacs
-from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
+from vitsplit.analysis.measure import Spread, Stopwatch, run_interleaved
 from vitsplit.engine.assemble import assemble
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import make_accelerator
@@ -81,8 +81,8 @@ def measure(config: TrainConfig, data: Mapping[str, Path]) -> dict[str, object]:
             trained_gmacs.append(3 * gmacs["trained"])
             frozen_gmacs.append(gmacs["frozen"])
     watch = Stopwatch(accelerator.device)
-    takers = {way: partial(watch.time, step) for way, step in steps.items()}
-    seconds = in_turns(takers, turns=config.loop.steps - WARM_UP, warmup=WARM_UP)
+    functions = {way: partial(watch.time, step) for way, step in steps.items()}
+    seconds = run_interleaved(functions, turns=config.loop.steps - WARM_UP, warmup=WARM_UP)
     medians = {way: Spread.of(values).median for way, values in seconds.items()}
     separate = sum(medians[name] for name in config.heads)
     return {

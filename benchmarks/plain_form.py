@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from torch import Tensor
 
-from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, in_turns
+from vitsplit.analysis.measure import Spread, Stopwatch, describe_machine, run_interleaved
 from vitsplit.backbone import load_backbone
 from vitsplit.data.classes import IGNORE, ClassList
 from vitsplit.engine.optim import build_optimizer
@@ -115,8 +115,8 @@ def main() -> None:
     if (speedup := bf16_speedup()) > 1.5:
         forms.append(Form("+ bf16", True, True, True, True, True))
     watch = Stopwatch(torch.device("cpu"))
-    takers = {form.name: partial(watch.time, partial(steps.take, form)) for form in forms}
-    seconds = in_turns(takers, turns=options.steps, warmup=1)
+    functions = {form.name: partial(watch.time, partial(steps.take, form)) for form in forms}
+    seconds = run_interleaved(functions, turns=options.steps, warmup=1)
     medians = {name: Spread.of(samples).median for name, samples in seconds.items()}
     plain = medians["plain"]
     print(f"a product of matrices is {speedup:.2f} times as fast in bf16 here")

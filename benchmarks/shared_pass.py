@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 import vitsplit
-from vitsplit.analysis.measure import Spread, Stopwatch, in_turns
+from vitsplit.analysis.measure import Spread, Stopwatch, run_interleaved
 from vitsplit.analysis.processes import in_new_process
-from vitsplit.analysis.sharing import Sharer, compare_sharing
+from vitsplit.analysis.sharing import SharedBundle, compare_sharing
 from vitsplit.data.images import IMAGE_SUFFIXES, read_image
 from vitsplit.memory import peak_resident_bytes
 
@@ -57,10 +57,10 @@ def load(way: str, runs: list[str], precision: str) -> list[vitsplit.Predictor]:
 def measure_seconds(runs: list[str], files: list[Path], precision: str) -> dict[str, object]:
     models = {way: load(way, runs, precision) for way in WAYS}
     images = [read_image(file) for file in files]
-    takers = {way: predictions(models[way], [*images[:1] * WARM_UP, *images]) for way in WAYS}
-    seconds = in_turns(takers, turns=len(images), warmup=WARM_UP)
+    functions = {way: predictions(models[way], [*images[:1] * WARM_UP, *images]) for way in WAYS}
+    seconds = run_interleaved(functions, turns=len(images), warmup=WARM_UP)
     shared = models["shared"][0]
-    sharers = {name: Sharer(bundle.card.config, bundle.card.description) for name, bundle in shared.items()}
+    sharers = {name: SharedBundle(bundle.card.config, bundle.card.description) for name, bundle in shared.items()}
     arithmetic = compare_sharing(sharers, (images[-1].shape[-2], images[-1].shape[-1]))
     medians = {way: Spread.of(values).median for way, values in seconds.items()}
     return {

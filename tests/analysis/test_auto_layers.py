@@ -8,7 +8,7 @@ import pytest
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.analysis import auto_layers
-from vitsplit.analysis.auto_layers import remembered_similarity, training_images, with_advised_layers
+from vitsplit.analysis.auto_layers import cached_similarity, training_images, with_advised_layers
 from vitsplit.analysis.cka import Similarity
 from vitsplit.backbone import load_backbone
 from vitsplit.engine.override import override
@@ -57,7 +57,7 @@ def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, mo
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
     monkeypatch.setattr(auto_layers, "open_backbone", lambda _: backbone)
-    found = remembered_similarity(config, scenes, tmp_path / "cka.json")
+    found = cached_similarity(config, scenes, tmp_path / "cka.json")
     (batch,) = training_images(RunTasks(config, {"segmentation": open_task(config.task, scenes)}), 64)
     pixels = (batch / 255 - 0.5) / 0.5
     assert backbone.info.mean == backbone.info.std == (0.5, 0.5, 0.5)
@@ -66,7 +66,7 @@ def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, mo
     k, m = x @ x.T, y @ y.T
     assert found.cka_MM[2, 9] == pytest.approx(unbiased_cka(k.numpy(), m.numpy()), abs=1e-4)
     monkeypatch.setattr(auto_layers, "open_backbone", None)
-    assert (remembered_similarity(config, scenes, tmp_path / "cka.json").cka_MM == found.cka_MM).all()
+    assert (cached_similarity(config, scenes, tmp_path / "cka.json").cka_MM == found.cka_MM).all()
 
 
 def unbiased_cka(k, m):
@@ -125,10 +125,10 @@ def test_too_few_images(scenes):
 def test_a_remembered_comparison_that_is_none_is_named(scenes, tmp_path, monkeypatch, change):
     monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
     config, file = override(recipe("laptop-segmentation"), SMALL_RUN), tmp_path / "similarity.json"
-    found = remembered_similarity(config, scenes, file)
+    found = cached_similarity(config, scenes, file)
     monkeypatch.setattr(auto_layers, "training_similarity", None)
-    assert np.array_equal(remembered_similarity(config, scenes, file).cka_MM, found.cka_MM)
+    assert np.array_equal(cached_similarity(config, scenes, file).cka_MM, found.cka_MM)
     saved = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps(saved | change))
     with pytest.raises(RunError, match=r"similarity\.json.*Delete it"):
-        remembered_similarity(config, scenes, file)
+        cached_similarity(config, scenes, file)

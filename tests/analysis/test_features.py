@@ -9,7 +9,7 @@ from vitsplit.analysis.features import (
     ModelMaps,
     backbone_maps,
     principal_components,
-    stretched,
+    rescale_percentiles,
     trained_maps,
 )
 from vitsplit.analysis.features_report import COLUMNS, color_models, draw_sheet
@@ -123,10 +123,10 @@ def test_components_of_a_signal_of_three_directions_are_it_up_to_sign():
 
 def test_stretching_leaves_one_percent_at_either_end():
     values = torch.arange(1000.0).reshape(10, 10, 10, 1).repeat(1, 1, 1, 2) * torch.tensor([1.0, -3.0])
-    found = stretched(values)
+    found = rescale_percentiles(values)
     assert float(found.min()) == 0.0 and float(found.max()) == 1.0
     assert (found == 0).flatten(0, 2).sum(0).tolist() == [10, 10]
-    assert float(stretched(torch.ones(1, 2, 2, 1)).max()) == 0.0
+    assert float(rescale_percentiles(torch.ones(1, 2, 2, 1)).max()) == 0.0
 
 
 def test_colors_of_a_first_channel_follow_it():

@@ -6,9 +6,9 @@ from vitsplit.analysis.measure import (
     Spread,
     Stopwatch,
     describe_machine,
-    in_turns,
     paired_ratio,
     product_speed,
+    run_interleaved,
 )
 
 CPU = torch.device("cpu")
@@ -40,8 +40,8 @@ def test_a_ratio_is_made_turn_by_turn():
 def test_all_take_turns_and_the_first_turns_do_not_count():
     called: list[str] = []
     said: list[str] = []
-    takers = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
-    found = in_turns(takers, turns=2, warmup=1, say=said.append)
+    functions = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
+    found = run_interleaved(functions, turns=2, warmup=1, say=said.append)
     assert "".join(called) == "abc" + "bca" + "cab"
     assert found == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
     assert said == ["warming up", "turn 1 of 2", "turn 2 of 2"]

@@ -10,7 +10,7 @@ import pytest
 from small_run import SMALL_RUN
 from vitsplit import api
 from vitsplit.analysis import runs
-from vitsplit.analysis.runs import Outcome, Variant, outcome, plan, standing
+from vitsplit.analysis.runs import Outcome, Variant, outcome, plan, run_status
 from vitsplit.analysis.study import Cost, Costs, rows
 from vitsplit.engine.override import override
 from vitsplit.engine.run_folder import RunFolder
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 
     monkeypatch.setattr(StepNumbers, "read", with_a_signal_in_the_second)
     cut = run_trials(trials, scenes, tmp_path / "cut")
-    assert cut.stopped_by == "SIGTERM" and cut.outcomes == () and standing(trials[0]) == "interrupted"
+    assert cut.stopped_by == "SIGTERM" and cut.outcomes == () and run_status(trials[0]) == "interrupted"
     with pytest.raises(RunError, match="holds no finished run"):
         outcome(trials[0])
     monkeypatch.setattr(StepNumbers, "read", read)

@@ -123,7 +123,7 @@ def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
             yield tasks.collate([data[index, index] for index in chunk]).image_BCHW
 
 
-def remembered_similarity(config: TrainConfig, data: Path, file: Path) -> Similarity:
+def cached_similarity(config: TrainConfig, data: Path, file: Path) -> Similarity:
     """``training_similarity``, kept in a file: a study that is called again must choose the same layers.
 
     Raises:

@@ -107,7 +107,7 @@ def principal_components(map_BDhw: Tensor, like_BhwC: Tensor | None = None) -> t
     return scores_BhwC.float(), shares
 
 
-def stretched(values: Tensor) -> Tensor:
+def rescale_percentiles(values: Tensor) -> Tensor:
     """To 0..1, from the first to the 99th percentile of all images, each channel (the last dimension) by itself."""
     flat_NC = values.reshape(-1, values.shape[-1])
     low_C, high_C = torch.quantile(flat_NC[:: max(1, len(flat_NC) // 100_000)], torch.tensor([0.01, 0.99]), dim=0)

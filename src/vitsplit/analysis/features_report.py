@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vitsplit.analysis.features import ModelMaps, first_channel, principal_components, stretched
+from vitsplit.analysis.features import ModelMaps, first_channel, principal_components, rescale_percentiles
 from vitsplit.report import Page
 
 Show = Literal["channel", "pca"]
@@ -89,14 +89,14 @@ def color_models(
         before: Tensor | None = None
         for place, map_BDhw in enumerate(model.maps):
             if show == "channel":
-                value_Bhw = stretched(first_channel(map_BDhw)[..., None])[..., 0]
+                value_Bhw = rescale_percentiles(first_channel(map_BDhw)[..., None])[..., 0]
                 colors.append((colormaps[COLOR_MAP](value_Bhw.numpy())[..., :3] * 255).round().astype(np.uint8))
                 shares.append(())
                 continue
             before, share = principal_components(map_BDhw, first.get(place, before))
             if row == 0:
                 first[place] = before
-            colors.append((stretched(before).numpy() * 255).round().astype(np.uint8))
+            colors.append((rescale_percentiles(before).numpy() * 255).round().astype(np.uint8))
             shares.append(share)
         colored.append(colors)
         explained.append(shares)

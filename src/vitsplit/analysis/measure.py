@@ -62,8 +62,8 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return Spread.of([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
-def in_turns(
-    takers: Mapping[str, Callable[[], T]],
+def run_interleaved(
+    functions: Mapping[str, Callable[[], T]],
     *,
     turns: int,
     warmup: int,
@@ -74,7 +74,7 @@ def in_turns(
     Who begins changes from round to round, as one finds the caches as the one before has left them.
 
     Args:
-        takers: Functions by name.
+        functions: Functions by name.
         turns: Rounds that count.
         warmup: Rounds before them that do not.
         say: Shows the progress.
@@ -82,12 +82,12 @@ def in_turns(
     Returns:
         What each function returned in every round that counts.
     """
-    order = list(takers)
+    order = list(functions)
     found: dict[str, list[T]] = {name: [] for name in order}
     for turn in range(-warmup, turns):
         first = (turn + warmup) % len(order)
         for name in order[first:] + order[:first]:
-            result = takers[name]()
+            result = functions[name]()
             if turn >= 0:
                 found[name].append(result)
         say("warming up" if turn < 0 else f"turn {turn + 1} of {turns}")
@@ -176,7 +176,7 @@ def product_speed(
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     watch = Stopwatch(device)
     products = {"product": lambda: watch.time(lambda: left @ right)}
-    seconds = in_turns(products, turns=repeats, warmup=_WARM_UP_PRODUCTS)["product"]
+    seconds = run_interleaved(products, turns=repeats, warmup=_WARM_UP_PRODUCTS)["product"]
     return [side**3 / each / 1e9 for each in seconds]
 
 

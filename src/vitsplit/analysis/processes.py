@@ -37,7 +37,7 @@ class Job:
     errors: Path
 
 
-def run_at_once(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[], object]) -> str | None:
+def run_jobs(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[], object]) -> str | None:
     """Keeps so many processes at work until all jobs are done.
 
     A signal is passed on as SIGTERM, and so is the failure of one: no other is begun then, and those at work have time
@@ -76,8 +76,8 @@ def run_at_once(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[]
                     failed = job
     if failed is not None:
         raise TrainingError(
-            f"The run {failed.name} failed: {_last_words(failed)} The others were stopped and can be resumed: correct "
-            "the cause and give the same command again."
+            f"The run {failed.name} failed: {_last_error_line(failed)} The other runs were stopped and can be resumed: "
+            "fix the cause and run the same command again."
         )
     return stop.received
 
@@ -93,7 +93,7 @@ def _start(job: Job, place: int, processes: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _last_words(job: Job) -> str:
+def _last_error_line(job: Job) -> str:
     lines = job.errors.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "it said nothing.")
 

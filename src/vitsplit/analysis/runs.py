@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vitsplit.analysis.processes import Job, run_at_once
+from vitsplit.analysis.processes import Job, run_jobs
 from vitsplit.atomic_files import write_json
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
 from vitsplit.engine.override import override
@@ -30,7 +30,7 @@ from vitsplit.files import read_json, shown
 from vitsplit.saved_config import config_to_dict
 from vitsplit.train_config import TrainConfig
 
-Standing = Literal["new", "interrupted", "finished"]
+RunStatus = Literal["new", "interrupted", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def plan(base: TrainConfig, variants: Sequence[Variant], seeds: Sequence[int], o
     return trials
 
 
-def standing(trial: Trial) -> Standing:
+def run_status(trial: Trial) -> RunStatus:
     """Where a run stands.
 
     Raises:
@@ -203,21 +203,21 @@ def run_trials(
         raise ConfigError(f"--processes must be at least 1, not {processes}.")
     _claim(out, trials, data)
     once = {trial.folder: trial for trial in trials}.values()
-    due = [trial for trial in once if standing(trial) != "finished"]
+    due = [trial for trial in once if run_status(trial) != "finished"]
     for trial in once:
         write_json(_config_file(out, trial), config_to_dict(trial.config))
 
     def report() -> tuple[Outcome, ...]:
-        found = tuple(outcome(trial) for trial in trials if standing(trial) == "finished")
+        found = tuple(outcome(trial) for trial in trials if run_status(trial) == "finished")
         on_finished(found)
         return found
 
     report()
     if processes > 1:
-        stopped_by = run_at_once([_job(trial, data, out) for trial in due], processes, on_finished=report)
+        stopped_by = run_jobs([_job(trial, data, out) for trial in due], processes, on_finished=report)
         return StudyResult(outcomes=report(), stopped_by=stopped_by)
     for trial in due:
-        resume = standing(trial) == "interrupted"
+        resume = run_status(trial) == "interrupted"
         result = train(trial.config, data=data, out=trial.folder, resume=resume)
         if result.stopped_by is not None:
             return StudyResult(outcomes=report(), stopped_by=result.stopped_by)
@@ -231,7 +231,7 @@ def _job(trial: Trial, data: Path, out: Path) -> Job:
     command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
     if trial.config.loop.cache_folder is not None:  # not read from a file
         command += ["--cache-folder", trial.config.loop.cache_folder]
-    command += ["--resume"] * (standing(trial) == "interrupted")
+    command += ["--resume"] * (run_status(trial) == "interrupted")
     return Job(name=str(trial.folder), command=command, errors=out / "configs" / f"{trial.folder.name}.errors.txt")
 
 

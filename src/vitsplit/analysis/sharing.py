@@ -25,7 +25,7 @@ from vitsplit.types import LayerTaps
 
 
 @dataclass(frozen=True)
-class Sharer:
+class SharedBundle:
     """One of the bundles.
 
     Attributes:
@@ -49,7 +49,7 @@ class _View:
     head_gmacs: float
 
 
-def compare_sharing(sharers: Mapping[str, Sharer], size: tuple[int, int]) -> dict[str, Any]:
+def compare_sharing(sharers: Mapping[str, SharedBundle], size: tuple[int, int]) -> dict[str, Any]:
     """Parameters, memory of the weights and multiply-adds of bundles that share a backbone, and of separate models.
 
     The views are those that prediction makes: the tasks' own code resizes, mirrors and cuts an image of noise. A view
@@ -127,16 +127,16 @@ def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -
         pixels = image_BCHW.contiguous().numpy().tobytes()
         views.append(_View(view_size, pixels, frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9))
         if not hasattr(task, "dense"):
-            raise _SeenError
+            raise _ForwardDoneError
         return torch.zeros(output.shape), taps
 
     noise_BCHW = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    with suppress(_SeenError):
+    with suppress(_ForwardDoneError):
         task.predict(forward, noise_BCHW)
     return views
 
 
-class _SeenError(Exception):
+class _ForwardDoneError(Exception):
     """A detector or a language model has seen its one view; nothing is left to compute."""
 
 

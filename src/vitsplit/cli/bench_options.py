@@ -80,7 +80,7 @@ def measure_and_show(
     import torch
     from rich.console import Console
 
-    from vitsplit.analysis.bench.report import on_screen
+    from vitsplit.analysis.bench.report import terminal_table
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -96,7 +96,7 @@ def measure_and_show(
         console.print(describe(result), soft_wrap=True, highlight=False)
         for rows in tables(result):
             if len(rows) > 1:
-                console.print(on_screen(rows))
+                console.print(terminal_table(rows))
     if options.out is not None:
         page = write(result, options.out, command=shlex.join(command))
         progress.print(f"page: {page}", soft_wrap=True, highlight=False)

@@ -15,10 +15,10 @@ from vitsplit.recipes import RECIPES
 
 def show_shared(targets: Sequence[str], size: tuple[int, int], *, as_json: bool) -> int:
     """Prints the comparison for images of a size (height and width in pixels); returns the exit status."""
-    from vitsplit.analysis.sharing import Sharer, compare_sharing
+    from vitsplit.analysis.sharing import SharedBundle, compare_sharing
 
     sharers = {
-        name: Sharer(subject.config, subject.description or _classes(subject.num_classes), subject.used_layers)
+        name: SharedBundle(subject.config, subject.description or _classes(subject.num_classes), subject.used_layers)
         for name, subject in _subjects(targets).items()
     }
     facts = compare_sharing(sharers, size)

@@ -142,7 +142,7 @@ def _with_own_settings(variant: Variant, config: TrainConfig, flags: Sequence[st
 def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVariants) -> int:
     from vitsplit import api
     from vitsplit.analysis.advice import least_alike_layers
-    from vitsplit.analysis.auto_layers import remembered_similarity
+    from vitsplit.analysis.auto_layers import cached_similarity
     from vitsplit.analysis.runs import plan, run_trials
     from vitsplit.analysis.study import Costs, rows
     from vitsplit.analysis.study_report import write_study
@@ -151,7 +151,7 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
     from vitsplit.tasks import open_task
 
     def least_alike(count: int) -> tuple[int, ...]:
-        found = remembered_similarity(config, options.data, options.out / "similarity.json")
+        found = cached_similarity(config, options.data, options.out / "similarity.json")
         return least_alike_layers(found.cka_MM, count, split_settings(config.method, "a study").first_prior_layer)
 
     description = open_task(config.task, options.data).describe()

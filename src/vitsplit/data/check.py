@@ -157,7 +157,7 @@ def inspect_image(path: Path) -> tuple[ImageFacts, Finding | None]:
     return ImageFacts(str(path), image.size, image_kind(image), digest.hexdigest()), None
 
 
-def summarise_images(facts: Iterable[ImageFacts]) -> SplitReport:
+def summarize_images(facts: Iterable[ImageFacts]) -> SplitReport:
     """Counts sizes and conversions of a split's images."""
     facts = list(facts)
     sizes = Counter(fact.size for fact in facts if fact.size is not None)

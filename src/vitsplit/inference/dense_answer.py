@@ -48,7 +48,7 @@ class DenseTileWriter:
         """Predicts adjacent tiles of a row."""
         values_BCHW = self.task.dense(self.forward, image_BCHW)
         for column, values_CHW in zip(columns, values_BCHW, strict=True):
-            block_hw = self.task.settle(self.blender.add(row, column, values_CHW)[None])[0].cpu().numpy()
+            block_hw = self.task.postprocess(self.blender.add(row, column, values_CHW)[None])[0].cpu().numpy()
             if self._rows_HW is None:
                 self._rows_HW = np.empty((self.grid.rows.tile, self.grid.columns.length), block_hw.dtype)
             left = self.grid.columns.starts[column]

@@ -1,7 +1,7 @@
 """The tasks, by name: from a feature map to predictions, with data, loss and metrics.
 
 A task is one folder here and one line of ``TASKS``, or an entry point ``vitsplit.tasks`` of another package: a subclass
-of ``TaskConfig`` with its settings, and with what can be asked about the task without opening it.
+of ``TaskConfig`` with its settings and its capabilities.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ TASKS = Table(
 
 @dataclass(frozen=True)
 class Score:
-    """The figure that decides which bundle of a task is best, for people.
+    """How the metric that selects the best bundle of a task is displayed.
 
     Attributes:
-        title: Its name: ``mIoU``.
-        metric: The key of the evaluation's metrics that it is, or is the negative of.
-        sign: -1 where a lower metric is better, so that a higher score always is.
-        scale: What it is multiplied with to be shown: 100 for shares.
-        unit: Of what is shown.
+        title: Display name, such as ``mIoU``.
+        metric: Key in the metrics of an evaluation.
+        sign: -1 if lower is better, so that a higher score is always better.
+        scale: Factor for display, such as 100 for percentages.
+        unit: Unit for display.
     """
 
     title: str
@@ -54,20 +54,21 @@ class Score:
 
 
 class TaskConfig(Settings):
-    """The settings of a task, and what it can do.
+    """The settings of a task, and its capabilities.
 
     Attributes:
-        name: What it is called on the command line, in cards and in ``TASKS``.
-        location: ``module:class`` of the task itself, which is imported when it is opened.
-        default_recipe: The recipe to start from where none is named; None: the defaults, for a short run.
-        decoders: Its decoders, and how many maps each reads. The first is its own, ``linear``: what ViT-Split has.
-        scores: What ``Evaluation.score_name`` may be, for people.
-        tiles: How the predictions of a large image's tiles are put together: values of pixels are averaged (``dense``),
-            objects are merged (``objects``); None: an image is not predicted in tiles.
-        shares_crops: Whether its labels follow a crop that is drawn for several heads (``tasks.base.CropData``).
-        without_own_augmentation: Settings that turn off what only its own augmentation has, under such a crop.
-        most_tuned: The greatest share of the backbone's layers that is proposed for the task head.
-        num_classes: Classes to count parameters with where no data is known; 0: it has none.
+        name: Its name on the command line, in cards and in ``TASKS``.
+        location: ``module:class`` of the task itself, imported when it is opened.
+        default_recipe: The recipe used by default; None: the defaults of the settings, for a short run.
+        decoders: Names of the decoders, and the number of maps each reads. The first is the default, ``linear``, as in
+            ViT-Split.
+        scores: The possible values of ``Evaluation.score_name``, and how each is displayed.
+        tiles: How predictions on the tiles of a large image are merged: pixel values are averaged (``dense``), or
+            objects are merged (``objects``); None: tiling is not supported.
+        shares_crops: Whether its labels can follow a crop shared by several heads (``tasks.base.CropData``).
+        without_own_augmentation: Settings that disable its own augmentation under a shared crop.
+        most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
+        num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
     """
 
     name: ClassVar[str]
@@ -94,22 +95,22 @@ class TaskConfig(Settings):
 
     @property
     def own_head(self) -> str | None:
-        """The setting with which the task builds a head of its own (``Task.build_head``) in the method's place."""
+        """The setting that makes the task build its own head (``Task.build_head``), not the method's; else None."""
         return None
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """Height and width of the images that it was trained on, and so of the tiles of a large one."""
+        """Height and width of the training images, and so of the tiles of a large image."""
         return self.crop_size
 
     def with_crop(self, geometry: Any) -> Self:
-        """Settings under the crop that several heads share: the fields in common are those of ``GeometryConfig``."""
+        """Settings under a crop shared by several heads: common fields are taken from ``GeometryConfig``."""
         own = {field.name for field in dataclasses.fields(self)}
         shared = {each.name: getattr(geometry, each.name) for each in dataclasses.fields(geometry) if each.name in own}
         return dataclasses.replace(self, **shared, **self.without_own_augmentation)
 
     def for_tiles(self, tile: tuple[int, int]) -> Self:
-        """Settings under which a tile of this size is neither resized nor cut again."""
+        """Settings under which a tile of this size is neither resized nor cropped."""
         settings: dict[str, Any] = {"crop_size": tile, "image_scale": (max(tile), min(tile))}
         fields = {field.name for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: value for name, value in settings.items() if name in fields})
@@ -136,25 +137,25 @@ def open_task(config: TaskConfig, data: Path, splits: tuple[str, ...] = ("train"
 
 
 def bare_task(config: TaskConfig, description: Mapping[str, Any]) -> Task:
-    """The task of a bundle, without data: enough to predict."""
+    """The task of a bundle, without data; sufficient for prediction."""
     task: Task = config.task_type().from_description(config, description)
     return task
 
 
 def check_description(config: TaskConfig, description: Any, where: str) -> None:
-    """Refuses what a stranger's card says of a task, before anything is made of it.
+    """Validates the task description in an untrusted card.
 
     Args:
         config: The task's settings in the card.
-        description: What should be what ``Task.describe`` gave.
-        where: The file, and the place in it, for the message.
+        description: The description, as written by ``Task.describe``.
+        where: The file and the key in it, for error messages.
 
     Raises:
-        BundleError: Names the place.
+        BundleError: The description is invalid.
     """
     try:
         config.task_type().check_description(config, description, where)
-    except ConfigError as error:  # a setting of the task that cannot work
+    except ConfigError as error:  # an invalid setting of the task
         raise BundleError(f"{where}: {error}") from error
 
 
@@ -166,18 +167,17 @@ def check_data(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Report:
-    """Reads every file of a data set and reports what it holds and what is wrong.
+    """Reads every file of a data set and reports statistics and problems.
 
     Args:
         root: Folder of the data set.
         task: Name of a task.
-        workers: Processes that read; 0: one per core.
-        progress: Called as files are read, with the number of files read so far and of all.
-        settings: Of the task that say how its files are read, such as ``format`` or ``depth_scale``; what is None
-            keeps its default.
+        workers: Number of worker processes; 0: one per core.
+        progress: Called with the number of files read so far and the total number of files.
+        settings: Settings of the task for reading its files, such as ``format`` or ``depth_scale``; None: the default.
 
     Raises:
-        ConfigError: The task or the format is not known, the task checks no files, or a setting is not one of it.
+        ConfigError: The task, the format or a setting is unknown, or the task has no check.
         DataError: The folder is missing or its layout is not recognized.
     """
     kind = task_config(task)
@@ -187,7 +187,7 @@ def check_data(
         if name not in fields:
             raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: not a setting of {task}. Omit it.")
     if not hasattr(kind.task_type(), "check_files"):
-        raise ConfigError(f"--task {task}: the task has no check of its files.")
+        raise ConfigError(f"--task {task}: the task has no check of its data.")
     config = kind(**given)
     report: Report = kind.task_type().check_files(
         config, Path(root), workers or os.cpu_count() or 1, progress or (lambda done, total: None)

@@ -1,4 +1,4 @@
-"""What the training engine and the predictor ask of a task. A task turns a fused map into an answer.
+"""The interface of a task, which turns a fused map into a prediction, for the training engine and the predictor.
 
 Shapes: B batch, D width, h w patch grid, H W pixels.
 """
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from vitsplit.data.crops import SharedCrop
 
 Predict = Callable[[Tensor], Sequence[Any]]
-"""``Task.predict`` with a forward pass: ``image_BCHW`` (uint8) to the typed predictions."""
+"""``Task.predict`` with a forward pass: ``image_BCHW`` (uint8) to predictions."""
 Forward = Callable[[Tensor], tuple[Any, LayerTaps]]
 """Maps ``image_BCHW`` (uint8, on any device) to the decoder's output and its taps, both on the model's device.
 
-Runs without gradient, in eval mode.
+Runs without gradients, in eval mode.
 """
 
 
@@ -36,22 +36,22 @@ class Batch(Protocol):
     image_BCHW: Tensor
     """uint8, all of one size."""
     names: list[str]
-    """The file that each image came from."""
+    """The file of each image."""
     extent_B2: Tensor | None
-    """Height and width of the content of each image, int64; the backbone sets what lies below and at the right of
-    it to zero after normalization. None: what the images were padded with is taken as it is."""
+    """Height and width of the content of each image, int64; the backbone zeroes the padding below and to the right of
+    it after normalization. None: the padding is treated as part of the image."""
 
     def to(self, device: Any) -> Batch:
         """The batch on a device."""
         ...
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU are faster."""
+        """The batch in pinned memory."""
         ...
 
 
 class TrainData(Protocol):
-    """Training samples. ``data[index, seed]`` is the sample ``index`` augmented with the random stream ``seed``."""
+    """Training samples. ``data[index, seed]`` is the sample ``index`` augmented with the random seed ``seed``."""
 
     def __len__(self) -> int: ...
 
@@ -59,42 +59,42 @@ class TrainData(Protocol):
 
 
 class CropData(Protocol):
-    """Training samples whose labels follow a crop that several heads share."""
+    """Training samples whose labels follow a crop shared by several heads."""
 
     def paths(self) -> list[Path]:
         """The images, in the order of their indices."""
         ...
 
     def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> Any:
-        """The task's own training sample for a crop of an image.
+        """The task's training sample for a crop of an image.
 
         Args:
-            index: The image's place among ``paths``.
-            image_CHW: The whole image; its label must be of the same size.
-            crop_CHW: The crop as all heads see it.
-            crop: Where it lies.
+            index: Index of the image in ``paths``.
+            image_CHW: The whole image; its label must have the same size.
+            crop_CHW: The crop, shared by all heads.
+            crop: Its position.
 
         Raises:
-            DataError: The label cannot be used; the message names its file.
+            DataError: The label is invalid; the message names its file.
         """
         ...
 
 
 @runtime_checkable
 class LengthGroups(Protocol):
-    """Training samples that differ in length, or in kind, so that a batch should be of samples that are alike."""
+    """Training samples of different lengths or kinds, which should be batched with similar samples."""
 
     def lengths(self) -> Sequence[int] | None:
-        """Of every sample about how long it is, negative for samples of the second kind; None: any batch will do."""
+        """Approximate length of each sample, negative for samples of the second kind; None: no grouping."""
         ...
 
 
 @runtime_checkable
 class FromFiles(Protocol):
-    """A task whose samples come from files: a run that is resumed can then tell whether they have changed."""
+    """A task whose samples come from files, so that a resumed run can detect changed files."""
 
     def files(self) -> Mapping[str, Path]:
-        """The files of all samples, images and labels, in the order of the samples, by their names in the data set."""
+        """Name in the data set to file, for the images and labels of all samples, in their order."""
         ...
 
 
@@ -104,9 +104,9 @@ class Evaluation:
 
     Attributes:
         metrics: Name to value, JSON-ready (nested where per class).
-        score: The one figure that decides which bundle is best; higher is better.
+        score: The metric that selects the best bundle; higher is better.
         score_name: Its name.
-        results: What the figures were computed from, where a report writes it: detections as COCO results.
+        results: The predictions behind the metrics, if a report writes them: detections as COCO results.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Evaluation:
 
 
 class ValData(Protocol):
-    """Validation samples; ``load`` is called in other processes."""
+    """Validation samples; ``load`` is called in worker processes."""
 
     def __len__(self) -> int: ...
 
@@ -126,50 +126,50 @@ class ValData(Protocol):
 
 
 class Metric(Protocol):
-    """The figures of a validation set, counted image by image."""
+    """Accumulates the metrics of a validation set, image by image."""
 
     def update(self, prediction: Any, sample: Any) -> None:
-        """Counts an image: what ``Task.val_predictions`` gave for it, and its sample."""
+        """Adds an image: its prediction from ``Task.val_predictions``, and its sample."""
         ...
 
     def state(self) -> Any:
-        """What was counted so far, without tensors on a GPU, to be sent to other processes."""
+        """The accumulated state, without GPU tensors, to be sent to other processes."""
         ...
 
     def merge(self, states: Sequence[Any]) -> None:
-        """Counts what all processes have counted, this one among them; their order decides about rounding."""
+        """Sets the state to the merged states of all processes, including this one, in the given order."""
         ...
 
     def compute(self) -> Evaluation:
-        """The figures of what was counted.
+        """The metrics.
 
         Raises:
-            DataError: Nothing could be counted; names the data.
+            DataError: There was nothing to evaluate; names the data.
         """
         ...
 
 
 class Prediction(Protocol):
-    """What a task says about one image. ``image`` is (H, W, 3) uint8; every task adds its own arrays."""
+    """A prediction on one image. ``image`` is (H, W, 3) uint8; every task adds its own arrays."""
 
     image: NDArray[np.uint8]
 
     def overlay(self) -> Image.Image:
-        """The image with the answer drawn on it, at the image's size."""
+        """The image with the prediction drawn on it, at the image's size."""
         ...
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, ...]:
-        """Writes the answer and the overlay as files that begin with ``name``, and returns their paths."""
+        """Writes the prediction and the overlay to files whose names begin with ``name``; returns their paths."""
         ...
 
 
 class Task(Protocol):
-    """One task on one data set (or, at prediction, on none)."""
+    """A task on a data set, or without data for prediction."""
 
     config: Any
     name: ClassVar[str]
     same_size: ClassVar[bool]
-    """Whether all training images are brought to one size, so that none depends on its batch."""
+    """Whether all training images have one size, so that none is padded to its batch."""
 
     def train_data(self) -> TrainData:
         """The training samples."""
@@ -180,30 +180,30 @@ class Task(Protocol):
         ...
 
     def normalizers(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar float64 per loss term: what the term's sum is divided by, such as the count of valid pixels.
+        """Scalar float64 per loss term: the divisor of the term's sum, such as the number of valid pixels.
 
-        Depends on labels only, so that the engine can add it up over processes and micro-batches before the forward
-        pass: the loss of an optimizer step is the same however its batch is spread.
+        Depends on labels only, so that the engine can sum it over processes and micro-batches before the forward pass:
+        the loss of an optimizer step does not depend on how its batch is split.
         """
         ...
 
     def targets(self, batch: Batch, taps: LayerTaps) -> Any:
-        """What the decoder itself must see of the labels in training; None where only the loss needs them.
+        """The labels that the decoder needs in training; None if only the loss needs them.
 
-        Detection's decoder samples its proposals against the true boxes and hands out losses.
+        The detection decoder matches its proposals to the ground-truth boxes and returns losses.
         """
         ...
 
     def loss_sums(self, output: Any, batch: Batch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Scalar float32 per loss term: its weighted sum over the batch, not yet divided by its normalizer."""
+        """Scalar float32 per loss term: its weighted sum over the batch, before division by its normalizer."""
         ...
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """Writes ``metrics.json`` and a page with ``count`` pictures, whose path is returned."""
+        """Writes ``metrics.json`` and a page with ``count`` images; returns the path of the page."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a bundle must record to be used without the data: classes, colors, units. JSON-ready."""
+        """Metadata that a bundle needs to be used without the data: classes, colors, units. JSON-ready."""
         ...
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
@@ -214,27 +214,27 @@ class Task(Protocol):
         ...
 
     def val_data(self) -> ValData:
-        """The validation samples, without what ``metric`` does not need of them."""
+        """The validation samples, with the labels that ``metric`` needs."""
         ...
 
     def val_predictions(self, forward: Forward, image_BCHW: Tensor, samples: Sequence[Any]) -> Sequence[Any]:
-        """What ``metric`` compares with validation samples, one for each; ``image_BCHW`` are their images, stacked."""
+        """Predictions for ``metric``, one per validation sample; ``image_BCHW`` are their stacked images."""
         ...
 
     def metric(self) -> Metric:
-        """A metric that has counted nothing yet.
+        """A new, empty metric.
 
         Raises:
-            DataError: The validation samples have nothing to be compared with.
+            DataError: The validation samples have no labels to compare with.
         """
         ...
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> Sequence[Prediction]:
-        """The typed predictions for images (uint8) of one size."""
+        """Predictions for images (uint8) of one size."""
         ...
 
     def table(self, evaluation: Evaluation) -> Table:
-        """The figures for the screen."""
+        """The metrics as a table for the terminal."""
         ...
 
 
@@ -243,12 +243,12 @@ class DenseFile:
     """How a large prediction is written, row by row.
 
     Attributes:
-        ending: What its name ends with before the suffix: ``_mask``.
-        dtype: Of its values.
-        picture_ending: The same of the picture to look at, a JPEG.
-        draw: A small prediction ``(H, W)`` and its image ``(H, W, 3)`` uint8 to that picture.
-        palette: Colors of the values, where they are class ids (uint8).
-        description: What a TIFF says of its values.
+        ending: End of the file name before the suffix, such as ``_mask``.
+        dtype: Data type of the values.
+        picture_ending: End of the file name of the preview, a JPEG.
+        draw: Draws the preview from a downscaled prediction ``(H, W)`` and image ``(H, W, 3)`` uint8.
+        palette: Colors of the values if they are class ids (uint8).
+        description: Image description in a TIFF.
     """
 
     ending: str
@@ -260,17 +260,17 @@ class DenseFile:
 
 
 class DenseTask(Task, Protocol):
-    """A task that answers with values per pixel (segmentation, depth), so that images can be predicted in tiles."""
+    """A task that predicts a value per pixel (segmentation, depth), so that images can be predicted in tiles."""
 
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
         """Values that may be averaged where tiles overlap, ``(B, C, H, W)`` float32 at the images' own size.
 
-        Class probabilities of segmentation, meters of depth.
+        Class probabilities for segmentation, meters for depth.
         """
         ...
 
-    def settle(self, values_BCHW: Tensor) -> Tensor:
-        """Values to the answer, ``(B, H, W)``: class ids of segmentation (uint8), meters of depth (float32)."""
+    def postprocess(self, values_BCHW: Tensor) -> Tensor:
+        """Values to the prediction ``(B, H, W)``: class ids for segmentation (uint8), meters for depth (float32)."""
         ...
 
     def dense_file(self) -> DenseFile:

@@ -1,4 +1,4 @@
-"""What a bundle's card says of its task: values that a stranger may have written, checked before they are used."""
+"""Validation of the task description in a bundle's card, which may come from an untrusted source."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 def fields(
     description: Any, where: str, *, required: Collection[str], optional: Collection[str] = ()
 ) -> Mapping[str, Any]:
-    """The description, if it is an object with these fields.
+    """Checks that the description is an object with these fields, and returns it.
 
     Raises:
-        BundleError: It is none, or a field is missing or not known.
+        BundleError: It is not an object, or a field is missing or unknown.
     """
     if not isinstance(description, dict):
         raise BundleError(f"{where} must be an object, not {shown(description)}. {ADVICE}")
@@ -30,27 +30,27 @@ def fields(
             raise BundleError(f"{where}: {name} is missing. {ADVICE}")
     for name in description:
         if name not in required and name not in optional:
-            raise BundleError(f"{where}: {shown(name)} is not known. Update vitsplit, or remove it.")
+            raise BundleError(f"{where}: {shown(name)} is unknown. Update vitsplit, or remove it.")
     return description
 
 
 def line(value: Any, where: str) -> str:
-    """The value, if it is a text of one line.
+    """Checks that the value is a single line of text, and returns it.
 
     Raises:
-        BundleError: It is none.
+        BundleError: It is not.
     """
     text = string(value, where, LONGEST_NAME, error=BundleError, advice=ADVICE)
     if not text.strip() or _CONTROL.search(text):
-        raise BundleError(f"{where} must be a text of one line, not {shown(text)}. {ADVICE}")
+        raise BundleError(f"{where} must be a single line of text, not {shown(text)}. {ADVICE}")
     return text
 
 
 def check_classes(description: Mapping[str, Any], where: str) -> int:
-    """Checks ``classes`` and ``colours``; returns how many there are.
+    """Checks ``classes`` and ``colours``; returns the number of classes.
 
     Raises:
-        BundleError: They are no list of different names, or there is not one color for each.
+        BundleError: The names are not a list of unique strings, or the colors do not match them.
     """
     names, colors = description["classes"], description["colours"]
     for key, value in (("classes", names), ("colours", colors)):
@@ -71,10 +71,10 @@ def check_classes(description: Mapping[str, Any], where: str) -> int:
 
 
 def check_hash(value: Any, where: str) -> None:
-    """Refuses what is not a SHA-256 in lower-case hexadecimal digits.
+    """Checks that the value is a SHA-256 in lower-case hexadecimal digits.
 
     Raises:
-        BundleError: Names the place.
+        BundleError: It is not.
     """
     if not isinstance(value, str) or not _HASH.fullmatch(value):
         raise BundleError(f"{where} must be 64 hexadecimal digits, not {shown(value)}. {ADVICE}")

@@ -38,18 +38,18 @@ def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
             passes.append(len(image_BCHW))
             return super().forward(image_BCHW, request)
 
-    def take_each_once(takers, **options):
-        for name, take in takers.items():
+    def take_each_once(functions, **options):
+        for name, take in functions.items():
             passes.clear()
             taken[name] = (take.args[0](), list(passes))
-        return {name: [1.0] for name in takers}
+        return {name: [1.0] for name in functions}
 
     def counted(settings):
         plain = open_backbone(settings)
         return CountedBackbone(plain.model, plain.info)
 
     monkeypatch.setattr(workload, "open_backbone", counted)
-    monkeypatch.setattr(predict, "in_turns", take_each_once)
+    monkeypatch.setattr(predict, "run_interleaved", take_each_once)
     measure_predictions(tiny_plan())
     shared, separate = taken["3 shared"], taken["3 separate"]
     assert shared[1] == [1] and separate[1] == [1, 1, 1], "passes of the backbone, by images"

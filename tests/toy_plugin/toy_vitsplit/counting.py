@@ -204,14 +204,14 @@ class CountingTask:
         values_B1HW = F.interpolate(density_B1hw.float() * density_B1hw[0].numel() / np.prod(size), size)
         return values_B1HW[..., padding.top : padding.top + height, padding.left : padding.left + width]
 
-    def settle(self, values_B1HW):
+    def postprocess(self, values_B1HW):
         return values_B1HW[:, 0]
 
     def dense_file(self):
         return DenseFile("_density", np.float32, "_overlay", draw, description="things per pixel")
 
     def predict(self, forward, image_BCHW):
-        densities = self.settle(self.dense(forward, image_BCHW)).cpu().numpy()
+        densities = self.postprocess(self.dense(forward, image_BCHW)).cpu().numpy()
         images = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [CountingPrediction(*pair) for pair in zip(densities, images, strict=True)]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from vitsplit.analysis.bench.workload import Backbones, TimedStep, Workload, open_accelerator
-from vitsplit.analysis.measure import Say, free_memory, in_turns
+from vitsplit.analysis.measure import Say, free_memory, run_interleaved
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.precision import resolve_precision
@@ -54,7 +54,7 @@ def steps_within(
             device=str(device),
         )
         steps[label] = TimedStep(workload, accelerator, backbones)
-    taken = in_turns(steps, turns=TURNS, warmup=WARMUP, say=say)
+    taken = run_interleaved(steps, turns=TURNS, warmup=WARMUP, say=say)
     times = {label: [seconds for seconds, _ in samples] for label, samples in taken.items()}
     del steps, backbones
     free_memory(accelerator.device)

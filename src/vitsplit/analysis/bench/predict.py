@@ -20,7 +20,7 @@ from torch import Tensor
 from vitsplit.analysis.bench.comparison import REFERENCE, Comparison, Plan
 from vitsplit.analysis.bench.workload import Backbones, Workload, random_batch
 from vitsplit.analysis.cost import step_gmacs
-from vitsplit.analysis.measure import Say, Spread, Stopwatch, describe_machine, in_turns, paired_ratio
+from vitsplit.analysis.measure import Say, Spread, Stopwatch, describe_machine, paired_ratio, run_interleaved
 from vitsplit.backbone import Backbone
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
@@ -29,7 +29,7 @@ from vitsplit.model import Head, build_head
 from vitsplit.precision import DTYPES, autocast, resolve_precision
 from vitsplit.tasks import bare_task
 
-Taker = Callable[[], object]
+Pass = Callable[[], object]
 PAPER = {
     "full-finetune": "about 0.7",
     "upernet": "-",
@@ -129,15 +129,15 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     if any(workload.config.loop.cache_features for workload in workloads):
         raise ConfigError("Features are cached of training images, not of those that are predicted: omit :cached.")
     num_classes = workloads[0].num_classes
-    backbones, takers = Backbones(), dict[str, tuple[Taker, list[float]]]()
+    backbones, functions = Backbones(), dict[str, tuple[Pass, list[float]]]()
     methods: dict[str, MethodTimes] = {}
     for workload in workloads:
         say(f"building {workload.label}")
         cost = step_gmacs(workload.config, plan.size, num_classes=num_classes)
         times = methods[workload.label] = MethodTimes(gmacs=cost["frozen"] + cost["trained"])
         passes = _Passes(workload, backbones, device, models=1)
-        takers[f"{workload.label}, one image"] = (passes.taker(1, shared=False), times.seconds)
-        takers[f"{workload.label}, a batch"] = (passes.taker(plan.batch_size, shared=False), times.batch)
+        functions[f"{workload.label}, one image"] = (passes.make_pass(1, shared=False), times.seconds)
+        functions[f"{workload.label}, a batch"] = (passes.make_pass(plan.batch_size, shared=False), times.batch)
     reference = next(workload for workload in workloads if workload.label == REFERENCE)
     cost = step_gmacs(reference.config, plan.size, num_classes=num_classes)
     sharing = {
@@ -145,15 +145,18 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     }
     for bundles, shared in sharing.items():
         passes = _Passes(reference, backbones, device, models=bundles)
-        takers[f"{bundles} shared"] = (passes.taker(1, shared=True), shared.shared)
-        takers[f"{bundles} separate"] = (passes.taker(1, shared=False), shared.separate)
-        takers[f"{bundles} shared, a batch"] = (passes.taker(plan.batch_size, shared=True), shared.shared_batch)
-        takers[f"{bundles} separate, a batch"] = (passes.taker(plan.batch_size, shared=False), shared.separate_batch)
+        functions[f"{bundles} shared"] = (passes.make_pass(1, shared=True), shared.shared)
+        functions[f"{bundles} separate"] = (passes.make_pass(1, shared=False), shared.separate)
+        functions[f"{bundles} shared, a batch"] = (passes.make_pass(plan.batch_size, shared=True), shared.shared_batch)
+        functions[f"{bundles} separate, a batch"] = (
+            passes.make_pass(plan.batch_size, shared=False),
+            shared.separate_batch,
+        )
     machine = describe_machine(device)
     watch = Stopwatch(device)
-    passes_by_name = {name: functools.partial(watch.time, take) for name, (take, _) in takers.items()}
-    for name, seconds in in_turns(passes_by_name, turns=plan.turns, warmup=plan.warmup, say=say).items():
-        takers[name][1].extend(seconds)
+    passes_by_name = {name: functools.partial(watch.time, take) for name, (take, _) in functions.items()}
+    for name, seconds in run_interleaved(passes_by_name, turns=plan.turns, warmup=plan.warmup, say=say).items():
+        functions[name][1].extend(seconds)
     return PredictResult(
         recipe=plan.config.name,
         size=plan.size,
@@ -187,7 +190,7 @@ class _Passes:
         if self.dtype != torch.float32:
             self.backbone.set_precision(self.dtype)
 
-    def taker(self, images: int, *, shared: bool) -> Taker:
+    def make_pass(self, images: int, *, shared: bool) -> Pass:
         """Lets all models predict: with one pass of the backbone for all of them, or with one for each."""
         image_BCHW = self._images(images)
         groups = [self.models] if shared else [[model] for model in self.models]

@@ -17,7 +17,7 @@ Rows = Sequence[Sequence[str]]
 """A table: its head, then its rows."""
 
 
-def on_screen(rows: Rows) -> Table:
+def terminal_table(rows: Rows) -> Table:
     """A table for the terminal, with its rows side by side: what is compared is few, and its figures are many."""
     head, *columns = zip(*rows, strict=True)
     return screen_table(head, columns, no_wrap=True, box=SIMPLE_HEAD, show_edge=False)

@@ -21,8 +21,8 @@ from vitsplit.analysis.measure import (
     Spread,
     describe_machine,
     free_memory,
-    in_turns,
     product_speed,
+    run_interleaved,
 )
 from vitsplit.analysis.processes import in_new_process
 from vitsplit.precision import DTYPES, Resolved, resolve_precision
@@ -154,7 +154,7 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
             paper=PAPER.get((workload.config.method.name, workload.decoder), {}).get(step.width),
         )
     product = _product(plan, accelerator.device, precision)
-    for label, taken in in_turns(steps, turns=plan.steps, warmup=plan.warmup, say=say).items():
+    for label, taken in run_interleaved(steps, turns=plan.steps, warmup=plan.warmup, say=say).items():
         figures[label].seconds = [seconds for seconds, _ in taken]
         figures[label].parts = {part: [parts[part] for _, parts in taken] for part in PARTS}
     product += _product(plan, accelerator.device, precision)

@@ -1,6 +1,6 @@
-"""The check of depth data.
+"""Checks depth data.
 
-Shapes: H W pixels, P the pixels of a map that have a depth. Depths are meters.
+Shapes: H W pixels, P pixels of a map with a depth. Depths are in meters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vitsplit.data.check import (
     inspect_image,
     open_splits,
     read_splits,
-    summarise_images,
+    summarize_images,
 )
 from vitsplit.errors import DataError
 from vitsplit.tasks.depth.config import DepthConfig
@@ -31,19 +31,19 @@ from vitsplit.tasks.depth.data import MissingScaleError, load_depth, median_dept
 from vitsplit.tasks.depth.layouts import list_depth_splits, open_depth_set, recognize
 
 BLOCK_ROWS = 128
-"""Rows of a map that are looked at together: copies of a whole one would take gigabytes."""
+"""Rows of a map processed at a time: copies of a whole map would take gigabytes."""
 
 
 @dataclass
 class PairFacts:
-    """What reading one image and its depth map showed.
+    """Facts about one image and its depth map.
 
     Attributes:
-        image: What the image is.
-        pixels: Number of pixels of the map, 0 where it cannot be read.
-        valid: Number of them that have a depth.
-        range: Least, median and largest depth; None where no pixel has one.
-        findings: What is wrong.
+        image: Facts about the image.
+        pixels: Number of pixels of the map; 0 if it cannot be read.
+        valid: Number of pixels with a depth.
+        range: Minimum, median and maximum depth; None without valid pixels.
+        findings: The problems.
     """
 
     image: ImageFacts
@@ -70,7 +70,7 @@ def check_files(config: DepthConfig, root: Path, workers: int, progress: Progres
 
 
 def inspect_pair(item: tuple[Path, Path], scale: float | None) -> PairFacts:
-    """Reads one image and its depth map; what is wrong becomes findings, never an exception."""
+    """Reads one image and its depth map; problems become findings, not exceptions."""
     image_path, depth_path = item
     facts, problem = inspect_image(image_path)
     pair = PairFacts(facts, findings=[problem] if problem else [])
@@ -97,25 +97,25 @@ def _try_depth(depth_path: Path, scale: float | None, pair: PairFacts) -> Tensor
 
 
 def _measure(depth_HW: Tensor, path: Path, pair: PairFacts) -> None:
-    """Adds the range of a map, and what is suspicious in it."""
+    """Adds the range of a map, and findings about its values."""
     pair.pixels, pair.valid = depth_HW.numel(), int(depth_HW.count_nonzero())
     median = median_depth(depth_HW)
     if median is None or not pair.valid:
-        said = f"{path}: no pixel has a depth (all are 0, negative or not finite). Export the map again, or remove it."
-        pair.findings.append(Finding("error", "no valid depth", str(path), said))
+        text = f"{path}: no pixel has a depth (all are 0, negative or not finite). Export the map again, or remove it."
+        pair.findings.append(Finding("error", "no valid depth", str(path), text))
         return
     least = min(float(torch.where(rows_HW > 0, rows_HW, torch.inf).min()) for rows_HW in depth_HW.split(BLOCK_ROWS))
     pair.range = least, median, float(depth_HW.max())
     if pair.range[0] == pair.range[2] and pair.valid > 1:
-        said = f"{path}: every depth is {pair.range[0]:.4g} m. Look whether the map was exported right."
-        pair.findings.append(Finding("warning", "constant depth", str(path), said))
+        text = f"{path}: every depth is {pair.range[0]:.4g} m. Check that the map was exported correctly."
+        pair.findings.append(Finding("warning", "constant depth", str(path), text))
     unit = unit_warning(depth_HW, path)
     if unit:
         pair.findings.append(Finding("warning", "unlikely unit", str(path), unit))
 
 
 def _summarize(facts: list[PairFacts], scale: float | None) -> SplitReport:
-    report = summarise_images(pair.image for pair in facts)
+    report = summarize_images(pair.image for pair in facts)
     ranges = [pair.range for pair in facts if pair.range is not None]
     if ranges:
         lows, medians, highs = zip(*ranges, strict=True)

@@ -15,7 +15,7 @@ EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
 
 class DepthConfig(TaskConfig):
-    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are meters."""
+    """Monocular depth: data, augmentation, decoder, loss, evaluation (Section E.6, Table 11). Depths are in meters."""
 
     name: ClassVar[str] = "depth"
     location: ClassVar[str] = "vitsplit.tasks.depth.task:DepthTask"
@@ -33,47 +33,48 @@ class DepthConfig(TaskConfig):
     format: Literal["auto", "folder", "nyuv2", "kitti"] = "auto"
     """Layout of the data folder; auto: recognized from its folders."""
     depth_scale: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Meters of one unit of the depth files (0.001: millimeters); None: what the data's depth.json says."""
+    """Meters per unit of the depth files (0.001: millimeters); None: as given in depth.json of the data."""
     min_depth: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
-    """Least depth in meters: what the decoder adds to its output. Labels up to it are invalid."""
+    """Minimum depth in meters, added to the decoder's output. Labels not above it are invalid."""
     max_depth: Annotated[float, Field(gt=0, le=1e9)] | None = None
-    """Largest depth in meters: predictions are clamped to it, labels from it on are invalid; None: unbounded."""
+    """Maximum depth in meters: predictions are clamped to it, labels not below it are invalid; None: unbounded."""
     start_depth: Annotated[float, Field(gt=0, le=1e9)] = 2.5
-    """Depth in meters that an untrained decoder answers on average (the bias of its last layer)."""
+    """Mean depth in meters predicted by an untrained decoder (sets the bias of its last layer)."""
     crop_size: Size = (416, 544)
     """Height and width of the training crops."""
     image_scale: Size | None = None
-    """Longest and shortest side that images are resized to fit (keeping their shape); None: their own size."""
+    """Longest and shortest side that images are resized to fit (keeping the aspect ratio); None: the original size."""
     border: tuple[Margin, Margin, Margin, Margin] = (0, 0, 0, 0)
-    """Pixels cut off at top, left, bottom, right before anything else in training (NYUv2's white frame: 45 43 8 32)."""
+    """Pixels cropped at top, left, bottom, right before augmentation in training (NYUv2's white frame: 45 43 8 32)."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 2.5
-    """Largest turn in training, in degrees either way."""
+    """Maximum rotation in training, in degrees in both directions."""
     rotate_share: Share = 0.5
-    """Probability of a turn in training."""
+    """Probability of a rotation in training."""
     flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     color_share: Annotated[Share, Former("colour_share")] = 0.5
-    """Probability of changed gamma, brightness and color in training."""
+    """Probability of gamma, brightness and color jitter in training."""
     color_values: Literal["0-1", "0-255"] = "0-1"
-    """Range of the values that these act on: in 0-255, as in the release, a gamma of 0.9 to 1.1 also darkens or
-    brightens the image, by up to 1.7 times."""
+    """Pixel range for the color jitter: with 0-255, as in the release, a gamma of 0.9 to 1.1 also darkens or brightens
+    the image by a factor of up to 1.7."""
     pad_color: Literal["black", "mean"] = "black"
-    """Color of what a training image lacks below and at the right: black, or the mean that pixels are normalized with
-    (exactly zero after it), as in the release."""
+    """Color of the padding of training images, below and to the right: black, or the normalization mean (zero after
+    normalization), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
-    """Last norm of the decoder: batch (over all GPUs where they are several) or group (no batch statistics)."""
+    """Last norm of the decoder: batch norm (synchronized over GPUs), or group norm (no batch statistics)."""
     loss_weight: Annotated[float, Field(ge=0, le=1e6)] = 10.0
     """Weight of the scale-invariant log loss."""
     variance_focus: Share = 0.15
-    """Share of the squared mean in the scale-invariant log loss: 0 is blind to scale, 1 is the log RMSE."""
+    """Weight of the squared mean in the scale-invariant log loss: 0 ignores the scale, 1 is the log RMSE."""
     eval_crop: EvalCrop = "none"
-    """Pixels that count in evaluation: all, or those of a public crop (Eigen for NYU, and three for KITTI)."""
+    """Pixels used in evaluation: all, or those of a standard crop (Eigen for NYU, and three for KITTI)."""
     test_flip: bool = True
-    """Average with the mirrored image, as the paper."""
+    """Average with the prediction on the mirrored image, as in the paper."""
     median_scaling: bool = False
-    """Scale every prediction by the ratio of medians before it is measured; figures say so."""
+    """Scale every prediction by the ratio of the medians of ground truth and prediction before evaluation; the report
+    states it."""
     pad_output: Literal["crop", "stretch"] = "crop"
-    """The padding to the patch size: cropped from the output, or stretched over the image as in the release."""
+    """Padding to the patch size: crop it from the output, or stretch the output over the image, as in the release."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

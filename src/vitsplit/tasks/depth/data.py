@@ -23,13 +23,13 @@ from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.files import read_values
 
 PLAUSIBLE_METERS = (0.01, 1000.0)
-"""A median depth outside is most likely in another unit."""
+"""A median depth outside this range suggests another unit."""
 MEDIAN_PIXELS = 1 << 22
-"""The most pixels that a median is taken of: sorting more takes seconds and gigabytes."""
+"""Maximum number of pixels for a median: sorting more takes seconds and gigabytes."""
 
 
 class MissingScaleError(DataError):
-    """A depth map of integers whose unit nobody stated."""
+    """An integer depth map of unknown unit."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DepthSample:
         image_CHW: uint8, RGB.
         depth_HW: float32, meters; 0 where invalid.
         name: The image's file.
-        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
+        extent: Size of the image content, if the padding is to be the mean color; None: the padding is black.
     """
 
     image_CHW: Tensor
@@ -68,7 +68,7 @@ class DepthBatch:
         )
 
     def pin_memory(self) -> DepthBatch:
-        """The batch in page-locked memory; called by the data loader."""
+        """The batch in pinned memory; called by the data loader."""
         return DepthBatch(
             self.image_BCHW.pin_memory(), self.depth_BHW.pin_memory(), self.names, pin_extents(self.extent_B2)
         )
@@ -89,10 +89,10 @@ class DepthSet:
     """One split of a data set.
 
     Attributes:
-        root: Its folder.
+        root: The folder of the data set.
         split: ``train``, ``val`` or ``test``.
         items: Image file and depth file of every sample.
-        scale: Meters of one unit of the depth files; None where nobody stated it, and floats are meters.
+        scale: Meters per unit of the depth files; None if unspecified, in which case floats are meters.
     """
 
     root: Path
@@ -104,7 +104,7 @@ class DepthSet:
         return len(self.items)
 
     def files(self) -> dict[str, Path]:
-        """Images and labels in the order of the samples, and what says how labels are read, by their names in it."""
+        """Name in the data set to file, for images and labels in the order of the samples, and the label definition."""
         scheme = self.root / "depth.json"
         return relative_names(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
 
@@ -112,7 +112,7 @@ class DepthSet:
         """Reads one sample.
 
         Raises:
-            DataError: A file cannot be read, the two sizes differ, or the unit is not known.
+            DataError: A file cannot be read, the sizes differ, or the unit is unknown.
         """
         image_path, depth_path = self.items[index]
         image_CHW = read_image(image_path)
@@ -122,15 +122,15 @@ class DepthSet:
 
 
 def load_depth(path: Path, scale: float | None) -> Tensor:
-    """Reads ``depth_HW`` as float32 meters, 0 where the file holds 0, a negative value, or none (NaN, infinity).
+    """Reads ``depth_HW`` as float32 meters; zero, negative and non-finite values become 0.
 
     Args:
-        path: PNG or TIFF of one channel (8 or 16 bits, or float), NPY, or EXR.
-        scale: Meters of one unit in the file; None: floats are meters.
+        path: Single-channel PNG or TIFF (8 or 16 bits, or float), NPY, or EXR.
+        scale: Meters per unit in the file; None: floats are meters.
 
     Raises:
-        MissingScaleError: The file holds integers and ``scale`` is None.
-        DataError: The file cannot be read or is no depth map.
+        MissingScaleError: The file contains integers and ``scale`` is None.
+        DataError: The file cannot be read or is not a depth map.
     """
     values_HW = read_values(path)
     if scale is None and values_HW.dtype.kind != "f":
@@ -138,7 +138,7 @@ def load_depth(path: Path, scale: float | None) -> Tensor:
     depth_HW = np.empty(values_HW.shape, np.float32)
     for rows in row_blocks(*values_HW.shape):
         block_HW = depth_HW[rows]
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, hence invalid
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, hence invalid
             block_HW[...] = values_HW[rows]
             block_HW *= np.float32(1.0 if scale is None else scale)
         block_HW[~((block_HW > 0) & (block_HW < np.inf))] = 0.0
@@ -146,7 +146,7 @@ def load_depth(path: Path, scale: float | None) -> Tensor:
 
 
 def keep_range(depth_HW: Tensor, min_depth: float, max_depth: float | None) -> Tensor:
-    """Depths strictly between the two bounds (meters); others become 0. What is valid in training and evaluation."""
+    """Sets depths not strictly between the bounds (meters) to 0, as invalid in training and evaluation."""
     valid_HW = depth_HW > min_depth
     if max_depth is not None:
         valid_HW &= depth_HW < max_depth
@@ -154,10 +154,10 @@ def keep_range(depth_HW: Tensor, min_depth: float, max_depth: float | None) -> T
 
 
 def keep_valid(depth_HW: Tensor, config: DepthConfig, path: Path) -> Tensor:
-    """``keep_range`` between the settings' bounds.
+    """``keep_range`` with the bounds of the settings.
 
     Raises:
-        DataError: No pixel is left; the message names the file.
+        DataError: No valid pixel is left; the message names the file.
     """
     valid_HW = keep_range(depth_HW, config.min_depth, config.max_depth)
     if not valid_HW.any():
@@ -166,7 +166,7 @@ def keep_valid(depth_HW: Tensor, config: DepthConfig, path: Path) -> Tensor:
 
 
 def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
-    """What to say of a map whose median valid depth is outside 0.01..1000 m; None if it is inside or all invalid."""
+    """The warning for a map whose median valid depth is outside 0.01..1000 m; None if inside, or all invalid."""
     median = median_depth(depth_HW)
     if median is None:
         return None
@@ -174,14 +174,14 @@ def unit_warning(depth_HW: Tensor, path: Path) -> str | None:
     if low <= median <= high:
         return None
     return (
-        f"{path}: the median depth is {median:.4g} m, outside {low:g}..{high:g} m: the unit is probably another. "
+        f"{path}: the median depth is {median:.4g} m, outside {low:g}..{high:g} m: the unit may be wrong. "
         "Set the meters per unit of the files with --depth-scale (0.001: millimeters), or in depth.json as "
         '{"scale": 0.001}.'
     )
 
 
 def median_depth(depth_HW: Tensor) -> float | None:
-    """The median of the valid depths, None where there is none; of more than ``MEDIAN_PIXELS``, of a part of them."""
+    """The median of the valid depths, subsampled above ``MEDIAN_PIXELS``; None if there are none."""
     flat_P = depth_HW.numpy().ravel()
     step = max(1, int(np.count_nonzero(flat_P)) // MEDIAN_PIXELS)
     blocks = (flat_P[rows] for rows in row_blocks(len(flat_P), 1))
@@ -190,10 +190,10 @@ def median_depth(depth_HW: Tensor) -> float | None:
 
 
 def missing_scale(path: Path) -> str:
-    """The error for depth maps of integers whose unit is not known."""
+    """The error message for integer depth maps of unknown unit."""
     return (
-        f"{path}: the depth map holds integers, and nothing says how many meters one step is. Give --depth-scale "
-        "(0.001: millimeters; 0.00390625: 1/256 m, as KITTI), or write it to depth.json in the data folder as "
+        f"{path}: the depth map holds integers of unknown unit. Give the meters per unit with --depth-scale "
+        "(0.001: millimeters; 0.00390625: 1/256 m, as in KITTI), or in depth.json in the data folder as "
         '{"scale": 0.001}.'
     )
 
@@ -206,16 +206,16 @@ def require_same_size(size: Sequence[int], depth_HW: Tensor, image_path: Path, d
     depth_height, depth_width = depth_HW.shape
     raise DataError(
         f"{depth_path}: the depth map is {depth_width}x{depth_height} (width x height), but its image {image_path} is "
-        f"{width}x{height}. Export the two at one size (resize depth with nearest neighbor), or remove the pair."
+        f"{width}x{height}. Export both at the same size (resize depth by nearest neighbor), or remove the pair."
     )
 
 
 def _nothing_valid(path: Path, depth_HW: Tensor, config: DepthConfig) -> str:
     above = "" if config.max_depth is None else f" and below --max-depth {config.max_depth:g} m"
-    said = "every value is 0, negative or not finite"
+    found = "every value is 0, negative or not finite"
     if depth_HW.any():
-        said = f"its depths reach from {depth_HW[depth_HW > 0].min():.4g} to {depth_HW.max():.4g} m"
+        found = f"its depths range from {depth_HW[depth_HW > 0].min():.4g} to {depth_HW.max():.4g} m"
     return (
-        f"{path}: no pixel has a valid depth (above --min-depth {config.min_depth:g} m{above}): {said}. "
+        f"{path}: no pixel has a valid depth (above --min-depth {config.min_depth:g} m{above}): {found}. "
         "Remove the pair, or correct the map or the option."
     )

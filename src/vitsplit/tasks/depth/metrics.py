@@ -1,4 +1,4 @@
-"""Quality of depth maps, as the public protocols measure it: per image, then averaged over images.
+"""Metrics of depth maps, following the standard protocols: per image, then averaged over images.
 
 Shapes: H W pixels, P valid pixels, M metrics.
 """
@@ -21,44 +21,43 @@ from vitsplit.tasks.depth.data import DepthSample, DepthSet, keep_range
 logger = logging.getLogger(__name__)
 
 METRICS = ("rmse", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "rmse_log", "silog")
-"""Names in the order of ``depth_metrics``: those of Table 11 first."""
+"""Names in the order of ``depth_metrics``, those of Table 11 first."""
 
 NYU_SIZE = (480, 640)
 NYU_EIGEN = (45, 41, 471, 601)
-"""Top, left, bottom, right at ``NYU_SIZE``; scaled in proportion for maps of another size."""
+"""Top, left, bottom, right at ``NYU_SIZE``; scaled proportionally for maps of other sizes."""
 KB_SIZE = (352, 1216)
-"""Height and width of KITTI's depth benchmark: at the bottom of the image, in the middle of its width."""
+"""Height and width of KITTI's depth benchmark crop, at the bottom center of the image."""
 FRACTIONS: dict[EvalCrop, tuple[float, float, float, float]] = {
     "garg": (0.40810811, 0.03594771, 0.99189189, 0.96405229),
     "kitti-eigen": (0.3324324, 0.0359477, 0.91351351, 0.96405229),
 }
-"""Top, left, bottom, right as fractions of height and width, cut down to whole pixels."""
+"""Top, left, bottom, right as fractions of height and width, rounded down to whole pixels."""
 
 
 PROTOCOL = ("eval_crop", "min_depth", "max_depth", "test_flip", "median_scaling")
-"""Settings that decide how the figures are measured."""
+"""Settings that define the evaluation protocol."""
 
 
 class DepthMetric:
-    """Table 11's metrics and their company, averaged over images; see ``Metric``.
+    """The metrics of Table 11 and others, averaged over images; see ``Metric``.
 
-    Images without a valid pixel (inside ``eval_crop``) do not count; they are named in the log and counted in the
-    metrics.
+    Images without a valid pixel (inside ``eval_crop``) are skipped; they are logged, and their number is reported.
 
     Args:
         config: Settings.
-        images: What the set is called in an error.
+        images: The data set, for error messages.
     """
 
     def __init__(self, config: DepthConfig, images: DepthSet) -> None:
         self.config = config
         self.images = images
-        # The metrics of all images added up, the number of images, and that of those without a valid pixel.
+        # Sums of the metrics over images, number of images, and number of images without a valid pixel.
         self.sums = torch.zeros(len(METRICS) + 2, dtype=torch.float64)
         self.skipped: list[str] = []
 
     def update(self, prediction: Tensor, sample: DepthSample) -> None:
-        """Counts an image: ``depth_HW`` in meters, on any device, and the sample."""
+        """Adds an image: the predicted ``depth_HW`` in meters, on any device, and the sample."""
         metrics_M = measure(prediction, sample.depth_HW.to(prediction.device), self.config)
         if metrics_M is None:
             self.skipped.append(sample.name)
@@ -68,19 +67,19 @@ class DepthMetric:
             self.sums[-2] += 1
 
     def state(self) -> tuple[Tensor, list[str]]:
-        """Sums, and images that do not count."""
+        """The sums, and the skipped images."""
         return self.sums, self.skipped
 
     def merge(self, states: Sequence[tuple[Tensor, list[str]]]) -> None:
-        """Adds up the sums."""
+        """Sums the states."""
         self.sums = torch.stack([sums for sums, _ in states]).sum(0)
         self.skipped = [name for _, skipped in states for name in skipped]
 
     def compute(self) -> Evaluation:
-        """The means; the score is the RMSE with its sign changed."""
+        """The means; the score is the negative RMSE."""
         *sums, measured, without = self.sums.tolist()
         if self.skipped:
-            logger.warning("%d images have no valid depth and do not count: %s", int(without), preview(self.skipped))
+            logger.warning("%d images have no valid depth and are skipped: %s", int(without), preview(self.skipped))
         if not measured:
             raise DataError(
                 f"{self.images.root}: no image of the {self.images.split} split has a valid depth. Check its maps."
@@ -95,12 +94,12 @@ def depth_metrics(depth_P: Tensor, truth_P: Tensor) -> Tensor:
     """The metrics of one image, (M,) float64 in the order of ``METRICS``.
 
     Args:
-        depth_P: Predicted meters, above 0.
-        truth_P: True meters, above 0; at least one pixel.
+        depth_P: Predicted depth in meters, above 0.
+        truth_P: Ground-truth depth in meters, above 0; at least one pixel.
 
     Returns:
-        With d predicted and t true: rmse ``sqrt(mean((d-t)^2))`` and sq_rel ``mean((d-t)^2/t)`` in meters; abs_rel
-        ``mean(|d-t|/t)``; log10 ``mean(|log10 d - log10 t|)``; delta k, the share of pixels with
+        With prediction d and ground truth t: rmse ``sqrt(mean((d-t)^2))`` and sq_rel ``mean((d-t)^2/t)`` in meters;
+        abs_rel ``mean(|d-t|/t)``; log10 ``mean(|log10 d - log10 t|)``; delta k, the fraction of pixels with
         ``max(d/t, t/d) < 1.25^k``; rmse_log ``sqrt(mean(g^2))`` and silog ``100 sqrt(mean(g^2) - mean(g)^2)`` with
         ``g = ln d - ln t``.
     """
@@ -122,12 +121,12 @@ def depth_metrics(depth_P: Tensor, truth_P: Tensor) -> Tensor:
 def measure(depth_HW: Tensor, truth_HW: Tensor, config: DepthConfig) -> Tensor | None:
     """The metrics of one image on its valid pixels inside ``eval_crop``; None if there are none.
 
-    As in the public protocols predictions are clamped to ``min_depth`` and ``max_depth``, after median scaling where
-    that is asked for.
+    Following the standard protocols, predictions are clamped to ``min_depth`` and ``max_depth``, after optional median
+    scaling.
 
     Args:
-        depth_HW: Predicted meters, on the processor.
-        truth_HW: True meters; 0 where invalid.
+        depth_HW: Predicted depth in meters.
+        truth_HW: Ground-truth depth in meters; 0 where invalid.
         config: ``min_depth``, ``max_depth``, ``eval_crop``, ``median_scaling``.
 
     Returns:
@@ -145,13 +144,12 @@ def measure(depth_HW: Tensor, truth_HW: Tensor, config: DepthConfig) -> Tensor |
 
 
 def crop_box(crop: EvalCrop, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of a map that count: top, left, bottom, right.
+    """The evaluated region of a map: top, left, bottom, right.
 
     Args:
-        crop: ``nyu-eigen``: rows 45 to 471 and columns 41 to 601 of 480x640, in proportion at other sizes; ``kb``: the
-            352x1216 of KITTI's benchmark (all of a smaller side); ``garg`` and ``kitti-eigen``: fractions of the whole
-            map.
-        size: Its height and width.
+        crop: ``nyu-eigen``: rows 45 to 471 and columns 41 to 601 of 480x640, scaled to other sizes; ``kb``: 352x1216,
+            the crop of KITTI's benchmark (or the full side if smaller); ``garg`` and ``kitti-eigen``: fractions.
+        size: Height and width of the map.
     """
     height, width = size
     if crop == "none":

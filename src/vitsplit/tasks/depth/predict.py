@@ -1,4 +1,4 @@
-"""From an image of any size to a depth map in meters, and its files.
+"""Predicts depth maps in meters for images of any size, and saves them.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -29,39 +29,39 @@ class DepthPrediction:
     """The depth of an image.
 
     Attributes:
-        depth: (H, W) float32, meters, at the image's own size.
-        image: (H, W, 3) uint8, the image.
+        depth: (H, W) float32, meters, at the image's size.
+        image: (H, W, 3) uint8.
     """
 
     depth: NDArray[np.float32]
     image: NDArray[np.uint8]
 
     def overlay(self) -> Image.Image:
-        """The depth in colors, near bright and far dark, at the image's size."""
+        """The color-mapped depth (near is bright, far is dark), at the image's size."""
         return apply_colormap(self.depth, self.depth > 0, display_range(self.depth))
 
     def picture(self) -> Image.Image:
-        """The depth in colors, beside a bar that says how many meters each color is."""
+        """The color-mapped depth with a scale bar in meters."""
         return add_scale_bar(self.overlay(), display_range(self.depth))
 
     def png_scale(self) -> float:
-        """Meters of one unit of the PNG: a millimeter, or as many times ten as the farthest pixel needs."""
+        """Meters per unit of the PNG: a millimeter, or a power of ten times that if the maximum depth requires it."""
         scale = 0.001
         while self.depth.max() > scale * PNG_MAX:
             scale *= 10
         return scale
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path, Path]:
-        """Writes the depth in three forms.
+        """Writes the depth in three formats.
 
         Args:
-            folder: Where to; it is made.
-            name: What the files' names begin with.
+            folder: Output folder; created if missing.
+            name: Prefix of the file names.
 
         Returns:
-            ``NAME_depth.npy``: float32 meters. ``NAME_depth.png``: 16 bits, of ``png_scale`` meters per unit (up to
-            65.535 m in millimeters), which its text ``depth_scale`` states; 0 is never used, as it means invalid.
-            ``NAME_depth.jpg``: colors with a scale bar.
+            ``NAME_depth.npy``: float32 meters. ``NAME_depth.png``: 16 bits, with ``png_scale`` meters per unit (up to
+            65.535 m in millimeters), stored in its text chunk ``depth_scale``; 0 means invalid and is never used.
+            ``NAME_depth.jpg``: color-mapped, with a scale bar.
         """
         npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
         npy_path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,15 +77,15 @@ class DepthPrediction:
 
 
 def predict_depth(forward: Forward, image_BCHW: Tensor, config: DepthConfig) -> Tensor:
-    """The depth of images of one size.
+    """Predicts the depth of images of one size.
 
     Args:
-        forward: Images (uint8) to meters and taps.
+        forward: Maps images (uint8) to depth in meters and taps.
         image_BCHW: uint8, any size.
-        config: ``image_scale``, ``pad_output`` and ``test_flip`` are used.
+        config: Uses ``image_scale``, ``pad_output`` and ``test_flip``.
 
     Returns:
-        ``(B, 1, H, W)`` float32 meters, at the images' own size.
+        ``(B, 1, H, W)`` float32 meters, at the images' size.
     """
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     view_BCHW = TF.resize(image_BCHW, list(fit_size(size, config.image_scale)), antialias=True)

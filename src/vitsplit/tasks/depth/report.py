@@ -1,4 +1,4 @@
-"""What an evaluation of depth leaves on disk: figures as JSON, and a page of pictures.
+"""Reports of evaluations of depth: metrics as JSON, and a page of images.
 
 Shapes: H W pixels.
 """
@@ -34,7 +34,7 @@ LABELS = {
 }
 ERROR_COLORS = "Reds"
 ERROR_RANGE = (0.0, 0.5)
-"""Relative errors of the first and the last color of the error map."""
+"""Relative errors at the ends of the color map."""
 
 
 def write_report(
@@ -60,10 +60,10 @@ def write_report(
 
 
 def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthConfig, count: int) -> None:
-    """Input, truth, prediction and error of images spread evenly over the validation set."""
+    """Input, ground truth, prediction and error of images spread evenly over the validation set."""
     page.text(
-        "Truth and prediction of a row share one scale of colors; invalid pixels are gray. In the last column: the "
-        f"relative error, white at 0 and dark red from {ERROR_RANGE[1]:.0%} on.",
+        "Ground truth and prediction in a row share a color scale; invalid pixels are gray. Last column: relative "
+        f"error, from white at 0 to dark red at {ERROR_RANGE[1]:.0%} and above.",
         soft=True,
     )
     for index in spread_evenly(count, len(images)):
@@ -77,7 +77,7 @@ def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthCon
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
-                (apply_colormap(truth_HW, valid_HW, range_m), "truth"),
+                (apply_colormap(truth_HW, valid_HW, range_m), "ground truth"),
                 (
                     apply_colormap(prediction.depth, prediction.depth > 0, range_m),
                     f"prediction ({range_m[0]:g} to {range_m[1]:g} m)",
@@ -88,27 +88,27 @@ def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthCon
 
 
 def relative_error(depth_HW: NDArray[np.float32], truth_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``|d - t| / t``, (H, W) float32; 0 where the truth is invalid."""
+    """``|d - t| / t``, (H, W) float32; 0 where the ground truth is invalid."""
     valid_HW = truth_HW > 0
     return np.where(valid_HW, np.abs(depth_HW - truth_HW) / np.where(valid_HW, truth_HW, 1), 0).astype(np.float32)
 
 
 def describe_protocol(metrics: dict[str, Any]) -> str:
-    """How the figures were measured, in words."""
+    """The evaluation protocol in words."""
     protocol = metrics["protocol"]
     high = "" if protocol["max_depth"] is None else f" to {protocol['max_depth']:g} m"
     crop = "all pixels" if protocol["eval_crop"] == "none" else f"crop {protocol['eval_crop']}"
-    said = [f"depths from {protocol['min_depth']:g} m{high}", crop]
-    said.append("averaged with the mirrored image" if protocol["test_flip"] else "without the mirrored image")
+    parts = [f"depths from {protocol['min_depth']:g} m{high}", crop]
+    parts.append("averaged with the mirrored image" if protocol["test_flip"] else "without the mirrored image")
     if protocol["median_scaling"]:
-        said.append("every prediction scaled to the median of the truth")
+        parts.append("predictions scaled to the median of the ground truth")
     if metrics["images_without_depth"]:
-        said.append(f"{metrics['images_without_depth']} images without a valid depth left out")
-    return ", ".join(said)
+        parts.append(f"{metrics['images_without_depth']} images without valid depth skipped")
+    return ", ".join(parts)
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The table for the screen."""
+    """The table of metrics for the terminal."""
     metrics = evaluation.metrics
     title = f"RMSE {metrics['rmse']:.3f} m   AbsRel {metrics['abs_rel']:.3f}   delta1 {metrics['delta1']:.3f}"
     caption = f"{metrics['images']} images; {describe_protocol(metrics)}"

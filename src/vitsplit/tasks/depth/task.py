@@ -1,4 +1,4 @@
-"""Monocular depth as the training engine and the predictor see it.
+"""The task of monocular depth.
 
 Shapes: B batch, D width, h w grid of the output, H W pixels, M metrics.
 """
@@ -36,16 +36,16 @@ from vitsplit.types import LayerTaps
 logger = logging.getLogger(__name__)
 
 UNIT_PROBES = 5
-"""Depth maps of a set that are read when it is opened, to warn of another unit."""
+"""Number of depth maps read when a data set is opened, to detect a wrong unit."""
 
 
 class DepthTask:
-    """Depth of every pixel, in meters.
+    """Monocular depth: the depth of each pixel, in meters.
 
     Args:
         config: Settings.
-        train: Training images, where the task is trained.
-        val: Validation images, where it is evaluated.
+        train: Training images, for training.
+        val: Validation images, for evaluation.
     """
 
     name: ClassVar[str] = "depth"
@@ -58,10 +58,10 @@ class DepthTask:
 
     @classmethod
     def open(cls, config: DepthConfig, data: Path, splits: tuple[str, ...]) -> DepthTask:
-        """The task on a data set: trained on the first of two splits and evaluated on the last.
+        """Opens the task on a data set: the first of two splits for training, the last for evaluation.
 
         Raises:
-            DataError: The data cannot be used.
+            DataError: The data are invalid.
         """
         sets = [open_depth_set(data, split, config.format, config.depth_scale) for split in splits]
         warn_of_unit(sets[0])
@@ -75,16 +75,16 @@ class DepthTask:
     @classmethod
     def check_description(cls, config: DepthConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        said = fields(description, where, required=("unit", "min_depth", "max_depth"))
+        recorded = fields(description, where, required=("unit", "min_depth", "max_depth"))
         for name, value in (("unit", "metres"), ("min_depth", config.min_depth), ("max_depth", config.max_depth)):
-            if said[name] != value or isinstance(said[name], bool):
+            if recorded[name] != value or isinstance(recorded[name], bool):
                 raise BundleError(
-                    f"{where}: {name} is {shown(said[name])}, and its settings say {shown(value)}. {ADVICE}"
+                    f"{where}: {name} is {shown(recorded[name])}, but its settings have {shown(value)}. {ADVICE}"
                 )
 
     @classmethod
     def from_description(cls, config: DepthConfig, description: Mapping[str, Any]) -> DepthTask:
-        """The task of a bundle: its configuration says everything."""
+        """The task of a bundle, from its configuration."""
         return cls(config)
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
@@ -93,7 +93,7 @@ class DepthTask:
 
     @staticmethod
     def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> DepthBatch:
-        """Images with random depths, to measure training steps on."""
+        """Images with random depths, for benchmarks."""
         depth_BHW = 1 + 9 * torch.rand((len(image_BCHW), *image_BCHW.shape[2:]), generator=generator)
         return DepthBatch(image_BCHW, depth_BHW, ["random"] * len(image_BCHW))
 
@@ -116,14 +116,14 @@ class DepthTask:
         return collate(samples)
 
     def normalizers(self, batch: DepthBatch) -> dict[str, Tensor]:
-        """The count of valid pixels."""
+        """The number of valid pixels."""
         return {"silog": (batch.depth_BHW > 0).sum().double()}
 
     def targets(self, batch: DepthBatch, taps: LayerTaps) -> None:
         """The decoder needs no labels."""
 
     def loss_sums(self, output: Tensor, batch: DepthBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """The scale-invariant log loss with its weight, times the valid pixels; see ``silog_sum``."""
+        """The weighted scale-invariant log loss, times the number of valid pixels; see ``silog_sum``."""
         config = self.config
         loss = silog_sum(output, batch.depth_BHW, taps.padding, config.pad_output, config.variance_focus)
         return {"silog": config.loss_weight * loss}
@@ -133,16 +133,16 @@ class DepthTask:
         return self.val_images()
 
     def val_predictions(self, forward: Forward, image_BCHW: Tensor, samples: Sequence[DepthSample]) -> Sequence[Tensor]:
-        """Their depths, ``depth_HW`` in meters on the model's device."""
-        return [*self.settle(self.dense(forward, image_BCHW))]
+        """The predicted depths, ``depth_HW`` in meters on the model's device."""
+        return [*self.postprocess(self.dense(forward, image_BCHW))]
 
     def metric(self) -> DepthMetric:
-        """Table 11's metrics and their company."""
+        """The metrics of Table 11 and others."""
         return DepthMetric(self.config, self.val_images())
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DepthPrediction]:
-        """The depth of images of one size, uint8."""
-        depth_BHW = self.settle(self.dense(forward, image_BCHW)).cpu().numpy()
+        """Predictions for images of one size, uint8."""
+        depth_BHW = self.postprocess(self.dense(forward, image_BCHW)).cpu().numpy()
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [
             DepthPrediction(depth=depth_HW, image=image_HWC)
@@ -153,7 +153,7 @@ class DepthTask:
         """Meters, ``(B, 1, H, W)``."""
         return predict_depth(forward, image_BCHW, self.config)
 
-    def settle(self, values_B1HW: Tensor) -> Tensor:
+    def postprocess(self, values_B1HW: Tensor) -> Tensor:
         """Meters, ``(B, H, W)``."""
         return values_B1HW[:, 0]
 
@@ -168,23 +168,23 @@ class DepthTask:
         )
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """The figures, and pictures of input, truth, prediction and error."""
+        """Writes the metrics, and images of input, ground truth, prediction and error."""
         predict = functools.partial(self.predict, forward)
         return write_report(
             self.val_images(), predict, evaluation, folder, config=self.config, title=title, count=count
         )
 
     def table(self, evaluation: Evaluation) -> Table:
-        """The metrics, and how they were measured."""
+        """The metrics and the evaluation protocol."""
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
-        """Unit and range of the answer."""
+        """Unit and range of the prediction."""
         return {"unit": "metres", "min_depth": self.config.min_depth, "max_depth": self.config.max_depth}
 
 
 def warn_of_unit(images: DepthSet) -> None:
-    """Logs a warning if one of a few depth maps is most likely in another unit than stated."""
+    """Logs a warning if one of a few depth maps seems to be in another unit."""
     for index in np.linspace(0, len(images) - 1, min(UNIT_PROBES, len(images))).astype(int).tolist():
         depth_path = images.items[index][1]
         warning = unit_warning(load_depth(depth_path, images.scale), depth_path)

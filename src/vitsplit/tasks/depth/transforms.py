@@ -1,7 +1,7 @@
-"""The augmentation of the paper's depth training: border, turn, flip, crop, gamma, brightness and color.
+"""The augmentation of the paper's depth training: border crop, rotation, flip, crop, gamma, brightness and color.
 
-Depths are meters and stay so: nothing here scales them, and they are resampled by nearest neighbor, so that no depth
-is invented between two surfaces. Every random number is drawn from the generator that is passed in.
+Depths stay in meters, unscaled, and are resampled by nearest neighbor, so that no depths are interpolated between two
+surfaces. All random numbers are drawn from the given generator.
 
 Shapes: C channels, H W pixels.
 """
@@ -33,14 +33,14 @@ GAMMA = (0.9, 1.1)
 BRIGHTNESS = (0.75, 1.25)
 COLOR = (0.9, 1.1)
 LARGEST_VALUE = {"0-1": 1.0, "0-255": 255.0}
-"""By ``DepthConfig.color_values``."""
+"""The value of white for each ``DepthConfig.color_values``."""
 
 
 @dataclass(frozen=True)
 class TrainDepth:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random seed ``seed``.
 
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    A pure function of both, so samples do not depend on the number of workers or on resuming.
     """
 
     data: DepthSet
@@ -62,9 +62,9 @@ class TrainDepth:
         return [image_path for image_path, _ in self.data.items]
 
     def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> DepthSample:
-        """See ``CropData``; depths are invalid where there is no image.
+        """See ``CropData``; depths are invalid in the padding.
 
-        Things that are shown s times as large are s times as near: their depth is divided by s.
+        Scaling an image by s corresponds to objects s times as near, so depths are divided by s.
         """
         image_path, depth_path = self.data.items[index]
         depth_HW = load_depth(depth_path, self.data.scale)
@@ -84,11 +84,11 @@ def augment(
         image_CHW: uint8, RGB.
         depth_HW: float32, meters; 0 where invalid.
         config: Border, size, probabilities.
-        generator: Source of every random number.
+        generator: Random number generator.
 
     Returns:
-        ``image_CHW`` and ``depth_HW`` of ``config.crop_size``; a smaller image is padded below and at the right, with
-        zeros, which are invalid depths. So are the corners that a turn uncovers. The third is the size before padding.
+        ``image_CHW`` and ``depth_HW`` of ``config.crop_size``, padded below and to the right with zeros (invalid
+        depths), like the corners after a rotation; and the size before padding.
 
     Raises:
         ConfigError: The border leaves nothing of the image.
@@ -109,35 +109,35 @@ def augment(
 
 
 def inside_border(size: tuple[int, ...], config: DepthConfig) -> Crop:
-    """The image without its border, resized to fit ``image_scale``.
+    """The crop that removes the border and resizes to fit ``image_scale``.
 
     Raises:
-        ConfigError: Nothing is left.
+        ConfigError: The border covers the whole image.
     """
     top, left, bottom, right = config.border
     height, width = size[0] - top - bottom, size[1] - left - right
     if height < 1 or width < 1:
         raise ConfigError(
             f"--border {top} {left} {bottom} {right} (top, left, bottom, right) leaves nothing of an image of "
-            f"{size[1]}x{size[0]} (width x height). Make it smaller; 0 0 0 0 is none."
+            f"{size[1]}x{size[0]} (width x height). Reduce it; 0 0 0 0 disables it."
         )
     return Crop(top, left, top + height, left + width, *fit_size((height, width), config.image_scale))
 
 
 def change_colors(image_CHW: Tensor, generator: Generator, largest: float = 1.0) -> Tensor:
-    """``x^gamma * brightness * color`` on values in 0..largest, with one factor of color per channel.
+    """``x^gamma * brightness * color`` on values in 0..largest, with one color factor per channel.
 
     Args:
         image_CHW: uint8, RGB.
-        generator: Source of every random number.
-        largest: The value of white. In the authors' release it is 255, where white itself becomes ``255^gamma``.
+        generator: Random number generator.
+        largest: The value of white. In the authors' release it is 255, so that white becomes ``255^gamma``.
 
     Returns:
-        uint8, rounded and cut to its range (the release cuts likewise, and goes on with the fractions).
+        uint8, rounded and clipped (the release also clips, but does not round).
     """
     gamma, brightness = uniform(generator, *GAMMA), uniform(generator, *BRIGHTNESS)
     color_C11 = torch.empty(3, 1, 1).uniform_(*COLOR, generator=generator)
-    # The result depends on the old value alone, of which there are 256.
+    # The result depends only on the input value, so a lookup table of 256 values suffices.
     curve_256 = torch.linspace(0.0, largest, 256).pow(gamma) * brightness
     table_C256 = (curve_256 * color_C11[..., 0]).mul(255.0 / largest).round().clamp(0.0, 255.0).to(torch.uint8)
     return torch.stack([row_256[pixels_HW.int()] for row_256, pixels_HW in zip(table_C256, image_CHW, strict=True)])

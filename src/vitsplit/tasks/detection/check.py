@@ -1,4 +1,4 @@
-"""The check of detection data.
+"""Checks detection data.
 
 Shapes: C channels, H W pixels.
 """
@@ -23,7 +23,7 @@ from vitsplit.data.check import (
     inspect_image,
     open_splits,
     read_splits,
-    summarise_images,
+    summarize_images,
 )
 from vitsplit.errors import DataError
 from vitsplit.tasks.detection.annotations import CHANGES, DEGENERATE, AnnotatedImage, AnnotationLog
@@ -39,12 +39,12 @@ from vitsplit.tasks.detection.layouts import (
 from vitsplit.tasks.detection.masks import mask_area
 
 SMALL, LARGE = 32**2, 96**2
-"""COCO's bounds in pixels: small objects are below the first, large ones above the second."""
+"""COCO's area bounds in pixels: objects below the first are small, above the second large."""
 
 
 @dataclass
 class ItemFacts:
-    """What reading one image and its objects' masks showed; ``areas`` is the pixels of every object, crowds apart."""
+    """Facts about one image and its objects; ``areas`` are the areas in pixels of all objects except crowds."""
 
     image: ImageFacts
     areas: list[float] = field(default_factory=list)
@@ -73,7 +73,7 @@ def check_files(config: DetectionConfig, root: Path, workers: int, progress: Pro
 
 
 def inspect_item(item: AnnotatedImage, source: Path) -> ItemFacts:
-    """Reads one image and computes its masks; what is wrong becomes findings, never an exception."""
+    """Reads one image and computes its masks; problems become findings, not exceptions."""
     image, problem = inspect_image(item.path)
     facts = ItemFacts(image, findings=[problem] if problem else [])
     if image.size is not None:
@@ -88,30 +88,30 @@ def inspect_item(item: AnnotatedImage, source: Path) -> ItemFacts:
             pixels = mask_area(each.segmentation, item.height, item.width)
             area = pixels if each.area is None else each.area
             if not pixels:
-                said = f"{where}: the mask has no pixel, so training leaves the object out. Correct or remove it."
-                facts.findings.append(Finding("warning", "empty masks", str(source), said))
+                text = f"{where}: the mask is empty, so training omits the object. Correct or remove it."
+                facts.findings.append(Finding("warning", "empty masks", str(source), text))
         if not each.crowd:
             facts.areas.append(area)
     return facts
 
 
 def _read(root: Path, split: str, config: DetectionConfig, report: Report) -> DetectionSet:
-    """Opens one split; wrong labels become errors of the report, and what is changed by policy warnings."""
+    """Opens one split; invalid labels become errors of the report, and automatic corrections warnings."""
     log = AnnotationLog()
     data = read_detection_set(root, split, config, log)
     for problem in log.problems:
         report.findings.append(Finding("error", problem.kind.name, str(problem.file), problem.message))
     for what, places in log.changed.items():
         for place in places:
-            said = f"{data.source}: {place}: {what}, {CHANGES[what]}. Correct or remove them."
-            report.findings.append(Finding("warning", what, str(data.source), said))
-    if not log.problems:  # else what is left of the split may be empty
+            text = f"{data.source}: {place}: {what}, {CHANGES[what]}. Correct or remove them."
+            report.findings.append(Finding("warning", what, str(data.source), text))
+    if not log.problems:  # otherwise the rest of the split may be empty
         require_objects(data)
     return data
 
 
 def _summarize(facts: list[ItemFacts], data: DetectionSet) -> SplitReport:
-    report = summarise_images(each.image for each in facts)
+    report = summarize_images(each.image for each in facts)
     objects = [[each for each in item.annotations if not each.crowd] for item in data.items]
     counts = [len(each) for each in objects]
     labels = Counter(each.label for group in objects for each in group)

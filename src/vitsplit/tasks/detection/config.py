@@ -12,7 +12,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks import Score, TaskConfig
 
 LEVELS = 5
-"""Of the feature pyramid."""
+"""Number of levels of the feature pyramid."""
 
 
 class DetectionConfig(TaskConfig):
@@ -37,13 +37,13 @@ class DetectionConfig(TaskConfig):
     format: Literal["auto", "coco", "yolo", "voc"] = "auto"
     """Layout of the data folder; auto: recognized from its files."""
     masks: Literal["auto", "on", "off"] = "auto"
-    """Mask R-CNN (on) or Faster R-CNN (off); auto: on where every object of the training data has a mask."""
+    """Mask R-CNN (on) or Faster R-CNN (off); auto: on if every object of the training data has a mask."""
     jitter: Literal["detr", "large-scale", "none"] = "detr"
-    """Sizes in training: the release's multi-scale of DETR, large-scale jitter in a fixed square, or the test's."""
+    """Scale augmentation: DETR's multi-scale, as in the release, or large-scale jitter; none: sizes as at test time."""
     image_scale: Size = (1333, 800)
-    """Longest and shortest side that images are resized to fit at test time (keeping their shape)."""
+    """Longest and shortest side that images are resized to fit at test time (keeping the aspect ratio)."""
     crop_size: Size = (1024, 1024)
-    """Height and width of large-scale jitter's canvas, and the cap of the release's crops."""
+    """Height and width of the canvas of large-scale jitter, and maximum size of DETR's crops."""
     train_sides: Annotated[tuple[Side, ...], Field(min_length=1, max_length=64)] = (
         480,
         512,
@@ -57,47 +57,47 @@ class DetectionConfig(TaskConfig):
         768,
         800,
     )
-    """Shortest sides that DETR's multi-scale draws from."""
+    """Shortest sides for DETR's multi-scale, sampled randomly."""
     scale_range: tuple[Factor, Factor] = (0.1, 2.0)
-    """Factors that large-scale jitter draws from."""
+    """Range of the random factors of large-scale jitter."""
     flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     pad_color: Literal["black", "mean"] = "black"
-    """Color of what a training image lacks below and at the right, up to the largest of its batch: black, or the mean
-    that pixels are normalized with (exactly zero after it), as in the release."""
+    """Color of the padding of training images to the largest of their batch, below and to the right: black, or the
+    normalization mean (zero after normalization), as in the release."""
     pyramid_width: Annotated[int, Field(ge=1, le=4096)] = 256
     """Channels of the feature pyramid."""
     pyramid_norm: Literal["batch", "group"] = "batch"
-    """Last norm of the four maps: batch (over all GPUs where they are several) or group (no batch statistics)."""
+    """Last norm of the four maps: batch norm (synchronized over GPUs), or group norm (no batch statistics)."""
     anchor_sizes: Annotated[tuple[Side, ...], Field(min_length=LEVELS, max_length=LEVELS)] = (32, 64, 128, 256, 512)
-    """Side in pixels of the anchors, one per level of the pyramid."""
+    """Side of the anchors in pixels, one per level of the pyramid."""
     rcnn: Literal["torchvision", "mmdet"] = "torchvision"
-    """Details of the detector: torchvision's, or mmdet's as in the release: pooling that is aligned and samples every
-    cell, L1 losses of boxes, anchors that are not rounded, masks of 0 and 1 as targets."""
+    """Detector conventions: torchvision's, or mmdet's as in the release (aligned RoI pooling with adaptive sampling, L1
+    box losses, unrounded anchors, binary mask targets)."""
     sampled_proposals: Annotated[int, Field(ge=1, le=10**4)] = 512
-    """Proposals of an image that the heads for class, box and mask learn from in a step, a quarter of them objects."""
+    """Proposals sampled per image to train the class, box and mask heads, a quarter of them positive."""
     score_threshold: Share = 0.05
-    """Detections below this score are dropped."""
+    """Detections below this score are discarded."""
     nms_threshold: Share = 0.5
-    """Of two detections of a class that overlap more than this, the weaker is dropped."""
+    """IoU threshold of non-maximum suppression within a class."""
     max_detections: Annotated[int, Field(ge=1, le=10**4)] = 100
-    """The most detections of an image."""
+    """Maximum number of detections per image."""
     bad_boxes: Literal["error", "clip"] = "error"
-    """Boxes that leave their image by more than a pixel: refuse the data, or clip them (counted and named)."""
+    """Boxes that exceed their image by more than a pixel: raise an error, or clip them with a warning."""
 
     @property
     def tile_size(self) -> tuple[int, int]:
-        """``image_scale``, lying, which all images are brought to."""
+        """``image_scale`` in landscape orientation."""
         return min(self.image_scale), max(self.image_scale)
 
     def with_crop(self, geometry: Any) -> Self:
         """See ``TaskConfig.with_crop``.
 
         Raises:
-            ConfigError: There is no ``image_scale``: it has a size of its own to be tested at.
+            ConfigError: There is no ``image_scale``, which detection requires at test time.
         """
         if geometry.image_scale is None:
-            raise ConfigError("--image-scale None: detection needs a size. Give its longest and shortest side.")
+            raise ConfigError("--image-scale None: detection requires a size. Give its longest and shortest side.")
         return super().with_crop(geometry)
 
     @model_validator(mode="after")
@@ -105,5 +105,5 @@ class DetectionConfig(TaskConfig):
         check_pixels("--crop-size", self.crop_size)
         check_pixels("--image-scale", self.image_scale)
         if self.scale_range[0] > self.scale_range[1]:
-            raise ConfigError(f"--scale-range {self.scale_range}: the smaller factor comes first.")
+            raise ConfigError(f"--scale-range {self.scale_range}: the minimum must come first.")
         return self

@@ -1,7 +1,7 @@
 """Samples, batches and splits of detection data.
 
 Shapes: B batch, N objects of an image, C channels, H W pixels. Boxes are (x1, y1, x2, y2) in pixels, where x2 and y2
-are the edges themselves: a box around the whole image is (0, 0, W, H).
+are exclusive: a box around the whole image is (0, 0, W, H).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class DetectionSample:
         image_CHW: uint8, RGB.
         boxes_N4: float32.
         labels_N: int64, class indices from 0.
-        masks_NHW: uint8, 0 or 1; None where the data has boxes only.
-        crowd_N: bool: regions of many objects (COCO's ``iscrowd``), which are neither trained on nor counted as missed.
+        masks_NHW: uint8, 0 or 1; None if the data has boxes only.
+        crowd_N: bool: crowd regions (COCO's ``iscrowd``), excluded from training and ignored in evaluation.
         name: The image's file.
-        image_id: Its id in the annotations.
-        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
+        image_id: The image's id in the annotations.
+        extent: Size of the image content, if the padding is to be the mean color; None: the padding is black.
     """
 
     image_CHW: Tensor
@@ -50,14 +50,14 @@ class DetectionSample:
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """Samples, padded with zeros below and at the right to one size. Crowds are left out.
+    """Samples padded with zeros below and to the right to one size, without crowds.
 
     Attributes:
         image_BCHW: uint8.
-        sizes: Height and width of every image before it was padded.
+        sizes: Height and width of each image before padding.
         boxes: (N, 4) float32 per image.
         labels: (N,) int64 per image.
-        masks: (N, H, W) uint8 per image, of the padded size; None where the data has boxes only.
+        masks: (N, H, W) uint8 per image, of the padded size; None if the data has boxes only.
         names: The images' files.
         extent_B2: See ``tasks.base.Batch``.
     """
@@ -75,7 +75,7 @@ class DetectionBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> DetectionBatch:
-        """The batch in page-locked memory; called by the data loader."""
+        """The batch in pinned memory; called by the data loader."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Any) -> DetectionBatch:
@@ -122,14 +122,14 @@ class DetectionSet:
     """One split of a data set.
 
     Attributes:
-        root: Its folder.
+        root: The folder of the data set.
         split: ``train``, ``val``, ``test``, or VOC's ``trainval``.
-        source: The file or folder that holds the labels.
+        source: The file or folder of the labels.
         classes: The classes, in the order of their indices.
-        category_ids: The id of every class in the labels: what results must be written with.
+        category_ids: The id of each class in the labels, used in results.
         items: The images with their objects.
-        has_masks: Whether every object that is no crowd has a mask, and masks are wanted.
-        changed: What is not as it was annotated (``annotations.CHANGES``), to its places.
+        has_masks: Whether every object except crowds has a mask, and masks are enabled.
+        changed: Kind of correction (``annotations.CHANGES``) to the annotations corrected on reading.
     """
 
     root: Path
@@ -145,16 +145,16 @@ class DetectionSet:
         return len(self.items)
 
     def files(self) -> dict[str, Path]:
-        """Images in the order of the samples, and the files of labels, by their names in the data set's folder."""
+        """Name in the data set to file, for images in the order of the samples, and label files."""
         labels = [self.source] if self.source.is_file() else []
         paths = [path for item in self.items for path in (item.path, item.labels) if path is not None]
         return relative_names(self.root, [*paths, *labels])
 
     def load_image(self, index: int) -> Tensor:
-        """Reads ``image_CHW`` (uint8, RGB) alone.
+        """Reads only ``image_CHW`` (uint8, RGB).
 
         Raises:
-            DataError: The file cannot be read, or has another size than its labels say.
+            DataError: The file cannot be read, or its size differs from its labels.
         """
         item = self.items[index]
         image_CHW = read_image(item.path)
@@ -162,7 +162,7 @@ class DetectionSet:
         return image_CHW
 
     def load(self, index: int) -> DetectionSample:
-        """Reads one sample. Boxes are cut at the image's edges, by less than a pixel.
+        """Reads one sample. Boxes are clipped to the image, by less than a pixel.
 
         Raises:
             DataError: As ``load_image``.
@@ -170,7 +170,7 @@ class DetectionSet:
         return self.label(index, self.load_image(index))
 
     def label(self, index: int, image_CHW: Tensor) -> DetectionSample:
-        """The sample of an image that was read before."""
+        """The sample of an image that is already loaded."""
         item = self.items[index]
         objects = item.annotations
         boxes_N4 = torch.tensor([corners(each.box, item) for each in objects], dtype=torch.float32).reshape(-1, 4)
@@ -185,9 +185,9 @@ class DetectionSet:
         )
 
     def coco_truth(self) -> dict[str, Any]:
-        """The labels as COCO's JSON, for evaluators: what was left out is not in it, ids are the original ones.
+        """The labels in COCO's JSON format, for evaluators, without omitted objects and with the original ids.
 
-        Annotation ids are raised where the smallest is not positive: evaluators take a match with 0 for none.
+        Annotation ids are shifted if the smallest is not positive: evaluators treat a match with id 0 as no match.
         """
         lowest = min((each.id for item in self.items for each in item.annotations), default=1)
         shift = max(0, 1 - lowest)
@@ -239,19 +239,19 @@ def corners(box: Box, item: AnnotatedImage) -> Box:
 
 
 def mask_or_box(each: Annotation) -> Segmentation:
-    """The mask of an object; a crowd without one fills its box."""
+    """The mask of an object; for a crowd without one, its box."""
     return box_polygon(each.box) if each.segmentation is None else each.segmentation
 
 
 def require_annotated_size(size: Sequence[int], item: AnnotatedImage, source: Path) -> None:
-    """Raises a DataError if an image has another size (height and width) than its labels say."""
+    """Raises a DataError if the size of an image (height and width) differs from its labels."""
     height, width = size
     if (height, width) == (item.height, item.width):
         return
-    turned = " The image may have been turned by its EXIF rotation: save it upright." * (
+    rotated = " The image may have been rotated by its EXIF orientation: save it upright." * (
         (height, width) == (item.width, item.height)
     )
     raise DataError(
         f"{item.path}: the image is {width}x{height} (width x height), but {source} says {item.width}x{item.height}. "
-        f"Its boxes belong to another picture or size: label it again, or restore the image.{turned}"
+        f"Its boxes belong to another image or size: label it again, or restore the image.{rotated}"
     )

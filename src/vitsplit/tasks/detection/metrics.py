@@ -1,6 +1,6 @@
-"""COCO's average precision of boxes and masks, and the results that it is computed from.
+"""COCO's average precision of boxes and masks, and COCO results.
 
-Average precision is the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over the classes that have objects.
+Average precision is the mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over the classes with objects.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ logger = logging.getLogger(__name__)
 Results = list[dict[str, Any]]
 """Entries of COCO's results format."""
 Kind = Literal["box", "mask"]
-"""What is compared."""
+"""Type of IoU."""
 COCO_KINDS = {"box": "bbox", "mask": "segm"}
-"""COCO's names of that."""
+"""COCO's name of each type."""
 IOU_50, IOU_75 = 0, 5
-"""Places of the thresholds 0.5 and 0.75."""
+"""Indices of the thresholds 0.5 and 0.75."""
 AREAS = ("all", "small", "medium", "large")
 """COCO's ranges: below 32 x 32 pixels, below 96 x 96, and above."""
 
 
 class DetectionMetric:
-    """COCO's AP of boxes, and of masks where data, decoder and detections have them; see ``Metric``.
+    """COCO's AP of boxes, and of masks if data, decoder and detections have them; see ``Metric``.
 
     Args:
-        images: The set with its labels.
-        masks: Whether the decoder gives masks.
+        images: The data set with its labels.
+        masks: Whether the decoder predicts masks.
 
     Raises:
-        DataError: There is no object to find.
+        DataError: The data set has no objects.
     """
 
     def __init__(self, images: DetectionSet, *, masks: bool) -> None:
@@ -53,23 +53,23 @@ class DetectionMetric:
         self.truth = images.coco_truth()
         self.objects = [each["category_id"] for each in self.truth["annotations"] if not each["iscrowd"]]
         if not self.objects:
-            raise DataError(f"{images.source}: no object in the {images.split} split to find. Check its labels.")
+            raise DataError(f"{images.source}: no object in the {images.split} split to evaluate on. Check its labels.")
         self.results: Results = []
 
     def update(self, prediction: DetectionPrediction, sample: DetectionSample) -> None:
-        """Adds the objects that were found in an image."""
+        """Adds the detections in an image."""
         self.results += prediction.coco_results(sample.image_id)
 
     def state(self) -> Results:
-        """All objects that were found."""
+        """All detections."""
         return self.results
 
     def merge(self, states: Sequence[Results]) -> None:
-        """Joins the lists."""
+        """Concatenates the detections."""
         self.results = [entry for results in states for entry in results]
 
     def compute(self) -> Evaluation:
-        """AP of all classes, and of each; the score is that of masks, or of boxes where there are none."""
+        """AP over all classes and per class; the score is mask AP, or box AP without masks."""
         category_ids = self.images.category_ids
         classes = {
             name: {"objects": self.objects.count(category_id)}
@@ -86,29 +86,29 @@ class DetectionMetric:
         return Evaluation(metrics | {"classes": classes}, metrics[score_name], score_name, results=self.results)
 
     def _can_compare_masks(self) -> bool:
-        """Whether truth and detections have masks; a bundle without may be evaluated on data with them."""
+        """Whether ground truth and detections have masks; a bundle without masks can be evaluated on data with them."""
         have_masks = all("segmentation" in entry for entry in self.results)
         if self.masks and not have_masks:
-            logger.warning("the detections have no masks: their boxes alone are evaluated")
+            logger.warning("the detections have no masks: only boxes are evaluated")
         return self.masks and have_masks
 
 
 def average_precision(
     truth: Mapping[str, Any], results: Results, kind: Kind, category_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Average precision in 0..1; None where the truth has no object to find.
+    """Average precision in 0..1; None without ground-truth objects.
 
     Args:
         truth: COCO annotations as a dict: ``images``, ``annotations``, ``categories``.
         results: All detections.
-        kind: What to compare.
-        category_ids: The id of every class.
+        kind: Type of IoU.
+        category_ids: The id of each class.
 
     Returns:
         ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``; and ``classes``: a list with ``ap`` and
-        ``ap50`` of every class.
+        ``ap50`` of each class.
     """
-    precision_TRKA = _precision(truth, only(results, kind), COCO_KINDS[kind])
+    precision_TRKA = _precision(truth, single_kind(results, kind), COCO_KINDS[kind])
     figures: dict[str, Any] = {
         "ap": _mean(precision_TRKA[..., 0]),
         "ap50": _mean(precision_TRKA[IOU_50, ..., 0]),
@@ -122,30 +122,29 @@ def average_precision(
     return figures
 
 
-def only(results: Results, kind: Kind) -> Results:
-    """The results with boxes alone, or with masks alone.
+def single_kind(results: Results, kind: Kind) -> Results:
+    """The results with boxes only, or with masks only.
 
-    COCO's tool takes an object's area, by which it is small or large, from its box wherever it has one; masks are to be
-    judged by their own.
+    pycocotools computes the area of an object from its box if there is one; for masks, it must be the mask's area.
     """
     left_out = {"box": "segmentation", "mask": "bbox"}[kind]
     return [{key: value for key, value in entry.items() if key != left_out} for entry in results]
 
 
 def write_results(results: Results, folder: Path) -> tuple[Path, ...]:
-    """Writes ``detections_bbox.json``, and ``detections_segm.json`` where there are masks, for COCO's own tool."""
+    """Writes ``detections_bbox.json``, and ``detections_segm.json`` if there are masks, for pycocotools."""
     kinds: list[Kind] = ["box", "mask"]
     paths = []
     for kind in kinds[: 1 + any("segmentation" in entry for entry in results)]:
         path = folder / f"detections_{COCO_KINDS[kind]}.json"
-        write_text(path, json.dumps(only(results, kind)) + "\n")
+        write_text(path, json.dumps(single_kind(results, kind)) + "\n")
         paths.append(path)
     return tuple(paths)
 
 
 def _precision(truth: Mapping[str, Any], results: Results, iou_type: str) -> NDArray[np.float64]:
-    """Precision by IoU threshold, recall, category (in the order of ids) and area; -1 where there is no object."""
-    annotations = [{**annotation} for annotation in truth["annotations"]]  # the tool keeps its notes in them
+    """Precision by IoU threshold, recall, category (in the order of ids) and area; -1 without objects."""
+    annotations = [{**annotation} for annotation in truth["annotations"]]  # the evaluator modifies them
     silent = {"print_function": lambda *_: None}
     truth_coco = COCO({**truth, "annotations": annotations}, **silent)
     run = COCOeval_faster(truth_coco, truth_coco.loadRes(results), iou_type, **silent)

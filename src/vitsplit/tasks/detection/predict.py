@@ -1,6 +1,6 @@
-"""From an image of any size to objects in its own pixels.
+"""Predicts objects in images of any size, in pixels of the image.
 
-Shapes: B batch, C channels, H W pixels, N objects, m bins a side of a mask. Boxes are (x1, y1, x2, y2) in pixels.
+Shapes: B batch, C channels, H W pixels, N objects, m bins per side of a mask. Boxes are (x1, y1, x2, y2) in pixels.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.types import LayerTaps
 
 DRAWN_SCORE = 0.5
-"""Weaker objects are not drawn."""
+"""Objects with a lower score are not drawn."""
 
 
 @dataclass(frozen=True)
 class DetectionPrediction:
-    """The objects of an image, the surest first.
+    """The objects in an image, by descending score.
 
     Attributes:
         boxes: (N, 4) float32.
         labels: (N,) int64, class indices from 0.
         scores: (N,) float32, in 0..1.
-        mask_bins: (N, m, m) float32, probability of the object in m x m bins over its box; None without masks. Masks at
-            the image's size are made of these when they are asked for: a hundred of them need a lot of memory.
+        mask_bins: (N, m, m) float32, mask probabilities on m x m bins over each box; None without masks. Masks at the
+            image's size are computed on demand, since a hundred of them need a lot of memory.
         classes: Names and colors of the classes.
-        category_ids: The id of every class in the annotations it was trained on.
-        image: (H, W, 3) uint8, the image.
+        category_ids: The id of each class in the training annotations.
+        image: (H, W, 3) uint8.
     """
 
     boxes: NDArray[np.float32]
@@ -58,7 +58,7 @@ class DetectionPrediction:
 
     @property
     def masks(self) -> NDArray[np.bool_] | None:
-        """(N, H, W) bool; None without masks. Made anew at every call."""
+        """(N, H, W) bool; None without masks. Computed at every access."""
         if self.mask_bins is None:
             return None
         return np.stack([*self.each_mask()]) if len(self.boxes) else np.zeros((0, *self.image.shape[:2]), dtype=bool)
@@ -75,7 +75,7 @@ class DetectionPrediction:
             yield paste(bins_mm, box_4, (self.image.shape[0], self.image.shape[1]))
 
     def overlay(self, min_score: float = DRAWN_SCORE) -> Image.Image:
-        """The image with masks, boxes, names and scores of the objects that reach a score."""
+        """The image with masks, boxes, names and scores of objects with at least a score."""
         drawn = self.strongest(min_score)
         captions = [
             f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
@@ -85,7 +85,7 @@ class DetectionPrediction:
         return draw_objects(self.image, drawn.boxes, captions, colors, masks)
 
     def strongest(self, min_score: float) -> DetectionPrediction:
-        """The prediction with the objects that reach a score."""
+        """The prediction restricted to objects with at least a score."""
         count = int((self.scores >= min_score).sum())
         return replace(
             self,
@@ -96,7 +96,7 @@ class DetectionPrediction:
         )
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of COCO's results format: ``bbox`` (x, y, width, height), and ``segmentation`` where there is one."""
+        """Entries of COCO's results format: ``bbox`` (x, y, width, height), and ``segmentation`` with masks."""
         corners = self.boxes.astype(np.float64)
         entries: list[dict[str, Any]] = [
             {
@@ -113,9 +113,9 @@ class DetectionPrediction:
         return entries
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
-        """Writes ``NAME_detections.json`` (COCO results, with the classes' names) and ``NAME_overlay.jpg``.
+        """Writes ``NAME_detections.json`` (COCO results, with class names) and ``NAME_overlay.jpg``.
 
-        The image's id is NAME, as a number where it is one: so are COCO's own files named.
+        The image id is NAME, converted to a number if possible, as in COCO's file names.
         """
         json_path, overlay_path = Path(folder) / f"{name}_detections.json", Path(folder) / f"{name}_overlay.jpg"
         json_path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,18 +129,18 @@ class DetectionPrediction:
 
 
 def detect(forward: Forward, image_BCHW: Tensor, config: DetectionConfig) -> list[Detections]:
-    """Finds the objects in images of one size.
+    """Detects objects in images of one size.
 
     Args:
-        forward: Images (uint8) to detections on the padded image, and taps.
+        forward: Maps images (uint8) to detections on the padded image and taps.
         image_BCHW: uint8, any size; resized to fit ``config.image_scale``.
-        config: ``image_scale`` and the limits are used.
+        config: Uses ``image_scale`` and the limits.
 
     Returns:
-        Per image, on the processor, boxes in its own pixels and clipped to it.
+        Detections per image, with boxes on the CPU in pixels of the image, clipped to it.
 
     Raises:
-        ConfigError: The limits are wider than those that the decoder was built with.
+        ConfigError: The limits are wider than those of the decoder.
     """
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     resized_BCHW = TF.resize(image_BCHW, [*fit_size(size, config.image_scale)], antialias=True)
@@ -149,26 +149,26 @@ def detect(forward: Forward, image_BCHW: Tensor, config: DetectionConfig) -> lis
 
 
 def _restrict(detections: Detections, config: DetectionConfig) -> Detections:
-    """Leaves out what narrower limits leave out."""
-    asked, built = Limits.of(config), detections.limits
+    """Applies limits that are narrower than the decoder's."""
+    requested, built = Limits.of(config), detections.limits
     for name, wider in (
-        ("score_threshold", asked.score_threshold < built.score_threshold),
-        ("nms_threshold", asked.nms_threshold != built.nms_threshold),
-        ("max_detections", asked.max_detections > built.max_detections),
+        ("score_threshold", requested.score_threshold < built.score_threshold),
+        ("nms_threshold", requested.nms_threshold != built.nms_threshold),
+        ("max_detections", requested.max_detections > built.max_detections),
     ):
         if wider:
             raise ConfigError(
-                f"--{name.replace('_', '-')} {getattr(asked, name)}: the bundle was built with {getattr(built, name)} "
-                f"and the others are gone. Change it in the bundle's head.json (config, task, {name})."
+                f"--{name.replace('_', '-')} {getattr(requested, name)}: the bundle has {getattr(built, name)} "
+                f"and discards the other detections. Change it in the bundle's head.json (config, task, {name})."
             )
-    keep = (detections.scores_N > asked.score_threshold).nonzero()[: asked.max_detections, 0]
+    keep = (detections.scores_N > requested.score_threshold).nonzero()[: requested.max_detections, 0]
     return _select(detections, detections.boxes_N4, keep)
 
 
 def _on_image(detections: Detections, taps: LayerTaps, size: tuple[int, int]) -> Detections:
-    """Undoes padding and resizing; what lies in the padding alone is dropped.
+    """Undoes padding and resizing; detections entirely in the padding are dropped.
 
-    A mask's bins are then those of the cut box, which differs by a part of the padding where it touches the edge.
+    The bins of a mask are kept for the clipped box, which is inexact where a box extends into the padding.
     """
     height, width = size
     offset_4 = torch.tensor([taps.padding.left, taps.padding.top] * 2)
@@ -191,11 +191,11 @@ def _select(detections: Detections, boxes_N4: Tensor, keep: Tensor) -> Detection
 
 
 def paste(bins_mm: NDArray[np.float32], box_4: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """An object's mask, (H, W) bool, from its probabilities in the bins of its box.
+    """An object's mask, (H, W) bool, from its probabilities on the bins of its box.
 
-    As torchvision's pasting, but of the box's surroundings alone: a large image would take hundreds of megabytes.
+    As torchvision's pasting, but only around the box: the full size would take hundreds of megabytes.
     """
-    # torchvision adds one bin on either side.
+    # torchvision adds one bin on each side.
     border_2 = 2 + (box_4[2:] - box_4[:2]) / len(bins_mm)
     left, top = np.floor(np.maximum(box_4[:2] - border_2, 0)).astype(int).tolist()
     right, bottom = np.ceil(np.minimum(box_4[2:] + border_2, (size[1], size[0]))).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""What an evaluation of detection leaves on disk: figures, results for COCO's own tool, and a page of pictures.
+"""Reports of evaluations of detection: metrics, COCO results, and a page of images.
 
 Shapes: H W pixels, N objects.
 """
@@ -33,16 +33,16 @@ def write_report(
     title: str,
     count: int = 12,
 ) -> Path:
-    """Writes ``metrics.json``, COCO results and ``index.html`` (pictures, classes); returns the page.
+    """Writes ``metrics.json``, COCO results and ``index.html`` (images, classes); returns the page.
 
     Args:
         images: The validation images.
-        predict: Finds the objects in images.
-        evaluation: The figures.
-        folder: Where to.
+        predict: Predicts on images.
+        evaluation: The metrics.
+        folder: Output folder.
         results: All detections of the evaluation, as COCO results.
-        title: The page's heading.
-        count: Images that are shown.
+        title: Title of the page.
+        count: Number of images shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if results is not None:
@@ -58,9 +58,9 @@ def write_report(
 
 
 def add_gallery(page: Page, images: DetectionSet, predict: Predict, count: int) -> None:
-    """Truth and prediction of images spread evenly over the validation set."""
+    """Ground truth and prediction on images spread evenly over the validation set."""
     page.legend(list(zip(images.classes.names, images.classes.colors, strict=True)))
-    page.text(f"Objects with a score of {DRAWN_SCORE} and above are drawn.", soft=True)
+    page.text(f"Objects with a score of at least {DRAWN_SCORE} are drawn.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = predict(sample.image_CHW[None])[0]
@@ -69,7 +69,7 @@ def add_gallery(page: Page, images: DetectionSet, predict: Predict, count: int) 
             [
                 (
                     draw_truth(sample, images.classes),
-                    f"{Path(sample.name).name}: truth ({len(sample.labels_N)} objects)",
+                    f"{Path(sample.name).name}: ground truth ({len(sample.labels_N)} objects)",
                 ),
                 (prediction.overlay(), f"prediction ({drawn} objects)"),
             ]
@@ -77,7 +77,7 @@ def add_gallery(page: Page, images: DetectionSet, predict: Predict, count: int) 
 
 
 def draw_truth(sample: DetectionSample, classes: ClassList) -> Image.Image:
-    """The image with its true objects; crowds are marked."""
+    """The image with its ground-truth objects; crowds are marked."""
     labels = sample.labels_N.tolist()
     crowds = sample.crowd_N.tolist()
     captions = [classes.names[label] + " (crowd)" * crowd for label, crowd in zip(labels, crowds, strict=True)]
@@ -88,7 +88,7 @@ def draw_truth(sample: DetectionSample, classes: ClassList) -> Image.Image:
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The table for the screen."""
+    """The table of metrics for the terminal."""
     metrics = evaluation.metrics
     title = "   ".join(f"{name} {percent(metrics[key])}" for key, name in FIGURES.items() if key in metrics)
     return screen_table(["class", *_titles(evaluation)], _rows(evaluation), title=title)

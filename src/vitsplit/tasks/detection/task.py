@@ -1,4 +1,4 @@
-"""Detection and instance segmentation as the training engine and the predictor see them.
+"""The task of detection and instance segmentation.
 
 Shapes: B batch, C channels, D width, H W pixels, N objects of an image. Boxes are (x1, y1, x2, y2) in pixels.
 """
@@ -42,11 +42,11 @@ class DetectionTask:
 
     Args:
         config: Settings.
-        classes: Names and colors.
-        category_ids: The id of every class in the annotations; None: 1, 2, ...
-        masks: Whether objects get masks.
-        train: Training images, where the task is trained.
-        val: Validation images, where it is evaluated.
+        classes: Names and colors of the classes.
+        category_ids: The id of each class in the annotations; None: 1, 2, ...
+        masks: Whether to predict masks.
+        train: Training images, for training.
+        val: Validation images, for evaluation.
     """
 
     name: ClassVar[str] = "detection"
@@ -71,11 +71,11 @@ class DetectionTask:
 
     @classmethod
     def open(cls, config: DetectionConfig, data: Path, splits: tuple[str, ...]) -> DetectionTask:
-        """The task on a data set: trained on the first of two splits and evaluated on the last.
+        """Opens the task on a data set: the first of two splits for training, the last for evaluation.
 
         Raises:
-            ConfigError: A setting cannot work.
-            DataError: The data cannot be used.
+            ConfigError: A setting is invalid.
+            DataError: The data are invalid.
         """
         sets = [open_detection_set(data, split, config) for split in splits]
         require_same_classes(dict(zip(splits, sets, strict=True)))
@@ -90,7 +90,7 @@ class DetectionTask:
             }
             logger.info("%s R-CNN: %s", "Mask" if first.has_masks else "Faster", reason[config.masks])
             if first.has_masks and not last.has_masks:
-                logger.warning("%s: not every object has a mask: boxes alone are evaluated", last.source)
+                logger.warning("%s: not every object has a mask: only boxes are evaluated", last.source)
         return cls(
             config,
             first.classes,
@@ -108,22 +108,22 @@ class DetectionTask:
     @classmethod
     def check_description(cls, config: DetectionConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        said = fields(description, where, required=("classes", "colours"), optional=("category_ids", "masks"))
-        count = check_classes(said, where)
-        masks = said.get("masks", config.masks != "off")
+        recorded = fields(description, where, required=("classes", "colours"), optional=("category_ids", "masks"))
+        count = check_classes(recorded, where)
+        masks = recorded.get("masks", config.masks != "off")
         if not isinstance(masks, bool):
             raise BundleError(f"{where}: masks must be true or false, not {shown(masks)}. {ADVICE}")
-        category_ids = said.get("category_ids", list(range(1, count + 1)))
+        category_ids = recorded.get("category_ids", list(range(1, count + 1)))
         if not isinstance(category_ids, list) or len(category_ids) != count:
             raise BundleError(f"{where}: category_ids must be a list of {count}, one for each class. {ADVICE}")
         for category_id in category_ids:
             whole_number(category_id, f"{where}: category_ids", 0, 2**31 - 1, error=BundleError, advice=ADVICE)
         if len(set(category_ids)) < count:
-            raise BundleError(f"{where}: category_ids has a number twice. {ADVICE}")
+            raise BundleError(f"{where}: category_ids has duplicates. {ADVICE}")
 
     @classmethod
     def from_description(cls, config: DetectionConfig, description: Mapping[str, Any]) -> DetectionTask:
-        """The task of a bundle, from what ``describe`` gave; classes and colors are enough to count parameters."""
+        """The task of a bundle, from its description; classes and colors are enough to count parameters."""
         colors = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(
             config,
@@ -133,10 +133,10 @@ class DetectionTask:
         )
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> DetectionDecoder:
-        """Pyramid and Mask R-CNN (or Faster R-CNN).
+        """Feature pyramid and Mask R-CNN (or Faster R-CNN).
 
-        No detector is linear. The linear probe's is the same detector on the frozen last layer, whose four maps are
-        resized instead of learned: what it lacks is all of ViT-Split and the transposed convolutions.
+        The linear probe uses the same detector on the frozen last layer, with four resized maps in place of learned
+        transposed convolutions.
         """
         return DetectionDecoder(
             width, patch_size, len(self.classes), self.config, masks=self.masks, learned_maps=name != "probe"
@@ -161,12 +161,12 @@ class DetectionTask:
         return collate(samples)
 
     def normalizers(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Images, for every loss; see ``loss_sums``."""
+        """The number of images, for each loss; see ``loss_sums``."""
         count = torch.full((), len(batch.names), dtype=torch.float64, device=batch.image_BCHW.device)
         return dict.fromkeys(self._losses(), count)
 
     def targets(self, batch: DetectionBatch, taps: LayerTaps) -> DetectionTargets:
-        """The true objects, moved by the padding that the backbone put around the images."""
+        """The ground-truth objects, shifted by the backbone's padding."""
         padding = taps.padding
         offset_4 = torch.tensor([padding.left, padding.top] * 2, dtype=torch.float32, device=batch.image_BCHW.device)
         masks = None
@@ -181,29 +181,29 @@ class DetectionTask:
         )
 
     def loss_sums(self, output: dict[str, Tensor], batch: DetectionBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Each loss times the images.
+        """Each loss times the number of images.
 
-        torchvision's losses are means over the proposals that were sampled in a micro-batch, not over images: they are
-        weighted by images, which is exact within a micro-batch, and close to it over several.
+        torchvision's losses are means over the proposals sampled in a micro-batch, not over images. Weighting them by
+        images is exact for one micro-batch, and approximate for several.
         """
         return {name: output[name] * len(batch.names) for name in self._losses()}
 
     def val_data(self) -> DetectionSet:
-        """The validation images; their masks, which take long to draw, are compared from the files."""
+        """The validation images without rasterized masks; the metric uses the masks of the label files."""
         return dataclasses.replace(self.val_images(), has_masks=False)
 
     def val_predictions(
         self, forward: Forward, image_BCHW: Tensor, samples: Sequence[DetectionSample]
     ) -> list[DetectionPrediction]:
-        """Their objects."""
+        """The predicted objects."""
         return self.predict(forward, image_BCHW)
 
     def metric(self) -> DetectionMetric:
-        """COCO's AP of boxes, and of masks where data and decoder have them."""
+        """COCO's AP of boxes, and of masks if data and decoder have them."""
         return DetectionMetric(self.val_images(), masks=self.masks)
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[DetectionPrediction]:
-        """The objects in images of one size, uint8."""
+        """Predictions for images of one size, uint8."""
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [
             DetectionPrediction(
@@ -219,7 +219,7 @@ class DetectionTask:
         ]
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """The classes' table, COCO results, and pictures of truth and prediction."""
+        """Writes the table of classes, COCO results, and images of ground truth and prediction."""
         predict = functools.partial(self.predict, forward)
         return write_report(
             self.val_images(), predict, evaluation, folder, results=evaluation.results, title=title, count=count

@@ -23,19 +23,19 @@ from vitsplit.tasks.detection.data import (
 )
 
 RELEASE_LARGEST_SIDE = 800
-"""The largest of ``train_sides`` for which DETR's intermediate sizes are meant; they scale with it."""
+"""Maximum of ``train_sides`` for which DETR's intermediate sizes are defined; they scale with it."""
 FIRST_SIDES = (400, 500, 600)
 FIRST_CROP = (384, 600)
-"""Smallest and largest side of the crop that DETR takes before it resizes a second time."""
+"""Minimum and maximum side of DETR's crop before the second resizing."""
 MIN_SIDE = 1.0
-"""Objects whose box is less wide or high than this (in pixels) afterwards are dropped."""
+"""Objects with a smaller width or height (in pixels) after augmentation are dropped."""
 
 
 @dataclass(frozen=True)
 class TrainDetection:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random seed ``seed``.
 
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    A pure function of both, so samples do not depend on the number of workers or on resuming.
     """
 
     data: DetectionSet
@@ -53,9 +53,9 @@ class TrainDetection:
         return [item.path for item in self.data.items]
 
     def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> DetectionSample:
-        """See ``CropData``; objects are cut as detection's own augmentation cuts them."""
+        """See ``CropData``; objects are cropped as in the task's own augmentation."""
         require_annotated_size(image_CHW.shape[-2:], self.data.items[index], self.data.source)
-        # One channel is enough to say where the image lies: its pixels are those of the crop.
+        # One channel suffices for the geometry; the pixels are replaced by the crop.
         sample = cut(self.data.label(index, image_CHW[:1]), crop.part)
         return dataclasses.replace(pad(sample, crop.size), image_CHW=crop_CHW, extent=crop.extent)
 
@@ -63,20 +63,20 @@ class TrainDetection:
 def augment(sample: DetectionSample, config: DetectionConfig, generator: Generator) -> DetectionSample:
     """Makes one training sample.
 
-    ``config.jitter`` decides on the size, then the image is flipped with probability ``config.flip``:
+    ``config.jitter`` determines the size; then the image is flipped with probability ``config.flip``:
 
     - ``detr``: ``random_detr_crop``. The size varies; ``collate`` pads.
-    - ``large-scale``: resized to fit ``crop_size``, times a factor in ``scale_range``; a random crop of ``crop_size``
-      where that is larger, zeros below and at the right where it is smaller.
+    - ``large-scale``: resized to fit ``crop_size``, times a factor in ``scale_range``; then randomly cropped to
+      ``crop_size``, or padded with zeros below and to the right.
     - ``none``: as ``fit``.
 
-    Objects are cut with the image. One that is left with less than ``MIN_SIDE`` of width or height, or with no pixel of
-    its mask, is dropped. Crowds keep their flag.
+    Objects are cropped with the image. Objects left with a width or height below ``MIN_SIDE``, or without mask pixels,
+    are dropped. Crowds keep their flag.
 
     Args:
         sample: An image and its objects.
         config: Sizes and probabilities.
-        generator: Source of every random number.
+        generator: Random number generator.
     """
     size = (sample.image_CHW.shape[-2], sample.image_CHW.shape[-1])
     whole = Crop.whole(size)
@@ -93,11 +93,10 @@ def augment(sample: DetectionSample, config: DetectionConfig, generator: Generat
 
 
 def fit(image_CHW: Tensor, config: DetectionConfig) -> tuple[Tensor, tuple[float, float]]:
-    """Resizes an image as it is tested: the largest size of its shape that fits in ``config.image_scale``.
+    """Resizes an image as at test time: to fit in ``config.image_scale``, keeping the aspect ratio.
 
     Returns:
-        The image (uint8), and the factors in y and x by which it grew: a box on it, divided by them, is one on the
-        original.
+        The image (uint8), and the scale factors in y and x.
     """
     height, width = image_CHW.shape[-2:]
     size = fit_size((height, width), config.image_scale)
@@ -105,13 +104,13 @@ def fit(image_CHW: Tensor, config: DetectionConfig) -> tuple[Tensor, tuple[float
 
 
 def random_detr_crop(crop: Crop, config: DetectionConfig, generator: Generator) -> Crop:
-    """DETR's multi-scale as the release trains with it: draws a part of the image and its size.
+    """DETR's multi-scale augmentation as in the release: samples a part of the image and its size.
 
-    The image is resized to a shortest side out of ``train_sides``, the longest at most that of ``image_scale``. With
-    probability one half that is done to a part of it, which DETR finds by resizing to a shortest side of 400, 500 or
-    600, the longest at most as before, and cropping to sides of 384 to 600. These numbers are for ``train_sides`` up to
-    800; for others they are multiplied by ``max(train_sides) / 800``, so that small configurations see the same shares
-    of their images. At last the image is cropped to at most ``crop_size``.
+    The image is resized to a shortest side out of ``train_sides``, with the longest side at most that of
+    ``image_scale``. With probability 0.5, it is first resized to a shortest side of 400, 500 or 600, with the same
+    maximum, and cropped to sides of 384 to 600. These numbers apply to ``train_sides`` up to 800; otherwise they are
+    multiplied by ``max(train_sides) / 800``, so that small configurations see the same fractions of their images.
+    Finally the image is cropped to at most ``crop_size``.
     """
     longest = max(config.image_scale)
     if _integer(generator, 0, 1):
@@ -127,7 +126,7 @@ def random_detr_crop(crop: Crop, config: DetectionConfig, generator: Generator) 
 
 
 def random_large_scale_crop(crop: Crop, config: DetectionConfig, generator: Generator) -> Crop:
-    """Large-scale jitter (Ghiasi et al. 2021): draws a size, and a part of at most ``crop_size`` of it."""
+    """Large-scale jitter (Ghiasi et al. 2021): samples a size, and a crop of at most ``crop_size``."""
     low, high = config.scale_range
     factor = low + (high - low) * float(torch.rand((), generator=generator))
     factor *= min(config.crop_size[0] / crop.height, config.crop_size[1] / crop.width)
@@ -136,10 +135,10 @@ def random_large_scale_crop(crop: Crop, config: DetectionConfig, generator: Gene
 
 
 def cut(sample: DetectionSample, crop: Crop) -> DetectionSample:
-    """Cuts a crop out of an image and its objects.
+    """Crops an image and its objects.
 
-    A box that the edge cuts is tightened to what is left of its mask, as mmdet does (torchvision only clips it); a box
-    that is not cut stays as it was annotated, which is finer than whole pixels.
+    A box clipped by the edge is tightened to the rest of its mask, as in mmdet (torchvision only clips it); other boxes
+    stay as annotated, with subpixel precision.
     """
     rows, columns = crop.pixels(sample.image_CHW.shape[-2:])
     corner_4 = torch.tensor([columns.start, rows.start] * 2)
@@ -172,16 +171,16 @@ def cut(sample: DetectionSample, crop: Crop) -> DetectionSample:
 
 
 def pad(sample: DetectionSample, size: tuple[int, int]) -> DetectionSample:
-    """Adds zeros below and at the right up to a height and width."""
+    """Pads with zeros below and to the right to a height and width."""
     masks_NHW = None if sample.masks_NHW is None else pad_to(sample.masks_NHW, size)
     return dataclasses.replace(sample, image_CHW=pad_to(sample.image_CHW, size), masks_NHW=masks_NHW)
 
 
 def mask_extents(masks_NHW: Tensor) -> Tensor:
-    """The boxes around the pixels of masks, float32; one without pixels has no width."""
+    """Bounding boxes of masks, float32; zeros for an empty mask."""
     boxes_N4 = torch.zeros(len(masks_NHW), 4)
     seen_N = masks_NHW.flatten(1).any(1).bool()
-    # torchvision's boxes end at the last pixel, ours after it.
+    # torchvision's boxes include the last pixel; here the end is exclusive.
     boxes_N4[seen_N] = masks_to_boxes(masks_NHW[seen_N]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     return boxes_N4
 
@@ -191,7 +190,7 @@ def _intersect(a_N4: Tensor, b_N4: Tensor) -> Tensor:
 
 
 def _random_part(crop: Crop, height: int, width: int, generator: Generator) -> Crop:
-    """A part of a size, or of the crop's own where that is smaller."""
+    """A random part of at most this size."""
     height, width = min(height, crop.height), min(width, crop.width)
     top = _integer(generator, 0, crop.height - height)
     left = _integer(generator, 0, crop.width - width)
@@ -199,7 +198,7 @@ def _random_part(crop: Crop, height: int, width: int, generator: Generator) -> C
 
 
 def _integer(generator: Generator, low: int, high: int) -> int:
-    """Of ``low`` to ``high``, both included."""
+    """A random integer from ``low`` to ``high``, inclusive."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 

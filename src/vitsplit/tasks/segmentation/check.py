@@ -1,4 +1,4 @@
-"""The check of segmentation data.
+"""Checks segmentation data.
 
 Shapes: H W pixels, K classes.
 """
@@ -24,7 +24,7 @@ from vitsplit.data.check import (
     inspect_image,
     open_splits,
     read_splits,
-    summarise_images,
+    summarize_images,
 )
 from vitsplit.data.classes import IGNORE, LabelScheme
 from vitsplit.data.images import row_blocks
@@ -36,7 +36,7 @@ from vitsplit.tasks.segmentation.layouts import list_segmentation_splits, open_s
 
 @dataclass
 class PairFacts:
-    """What reading one image and its mask showed; ``pixels`` is class index (or 255) to count."""
+    """Facts about one image and its mask; ``pixels`` maps class index (or 255) to pixel count."""
 
     image: ImageFacts
     pixels: dict[int, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def check_files(config: SegmentationConfig, root: Path, workers: int, progress: 
 
 
 def inspect_pair(item: tuple[Path, Path], labels: LabelScheme) -> PairFacts:
-    """Reads one image and its mask; what is wrong becomes findings, never an exception."""
+    """Reads one image and its mask; problems become findings, not exceptions."""
     image_path, mask_path = item
     facts, problem = inspect_image(image_path)
     pair = PairFacts(facts, findings=[problem] if problem else [])
@@ -73,12 +73,12 @@ def inspect_pair(item: tuple[Path, Path], labels: LabelScheme) -> PairFacts:
         except DataError as error:
             pair.findings.append(Finding("error", "size mismatch", str(mask_path), str(error)))
     counts_K = np.zeros(IGNORE + 1, np.int64)
-    for rows in row_blocks(*mask_HW.shape):  # counting takes 8 bytes a pixel
+    for rows in row_blocks(*mask_HW.shape):  # counting takes 8 bytes per pixel
         counts_K += np.bincount(mask_HW[rows].numpy().ravel(), minlength=IGNORE + 1)
     pair.pixels = {int(label): int(counts_K[label]) for label in counts_K.nonzero()[0]}
     if set(pair.pixels) == {IGNORE}:
-        said = f"{mask_path}: every pixel is ignored, so nothing is learned from it. Label it, or remove the pair."
-        pair.findings.append(Finding("warning", "mask all ignored", str(mask_path), said))
+        text = f"{mask_path}: every pixel is ignored, so the image does not contribute. Label it, or remove the pair."
+        pair.findings.append(Finding("warning", "mask all ignored", str(mask_path), text))
     return pair
 
 
@@ -93,7 +93,7 @@ def _try_mask(mask_path: Path, labels: LabelScheme, pair: PairFacts) -> Tensor |
 
 
 def _summarize(facts: list[PairFacts], labels: LabelScheme) -> SplitReport:
-    report = summarise_images(pair.image for pair in facts)
+    report = summarize_images(pair.image for pair in facts)
     pixels_K = np.zeros(IGNORE + 1, dtype=np.int64)
     images_K = np.zeros(IGNORE + 1, dtype=np.int64)
     for pair in facts:

@@ -24,11 +24,11 @@ from vitsplit.data.mat import read_mat_mask
 from vitsplit.errors import DataError
 
 MOST_VALUES = 1000
-"""The most wrong values of a mask that are counted for its error."""
+"""Maximum number of invalid values of a mask that are counted for the error message."""
 
 
 class LabelRangeError(DataError):
-    """A mask holds values that are no class."""
+    """A mask contains values that are not classes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SegmentationSample:
         image_CHW: uint8, RGB.
         mask_HW: uint8, class indices; 255 is ignored.
         name: The image's file.
-        extent: Size of the picture where what pads it is to be the mean color; None: its padding is black.
+        extent: Size of the image content, if the padding is to be the mean color; None: the padding is black.
     """
 
     image_CHW: Tensor
@@ -67,7 +67,7 @@ class SegmentationBatch:
         )
 
     def pin_memory(self) -> SegmentationBatch:
-        """The batch in page-locked memory; called by the data loader."""
+        """The batch in pinned memory; called by the data loader."""
         return SegmentationBatch(
             self.image_BCHW.pin_memory(), self.mask_BHW.pin_memory(), self.names, pin_extents(self.extent_B2)
         )
@@ -88,9 +88,9 @@ class SegmentationSet:
     """One split of a data set.
 
     Attributes:
-        root: Its folder.
+        root: The folder of the data set.
         split: ``train``, ``val`` or ``test``.
-        labels: The classes, and how mask values become class indices.
+        labels: The classes, and the mapping from mask values to class indices.
         items: Image file and mask file of every sample.
     """
 
@@ -108,7 +108,7 @@ class SegmentationSet:
         return len(self.items)
 
     def files(self) -> dict[str, Path]:
-        """Images and labels in the order of the samples, and what says how labels are read, by their names in it."""
+        """Name in the data set to file, for images and labels in the order of the samples, and the label definition."""
         scheme = self.root / "classes.json"
         return relative_names(self.root, [*itertools.chain(*self.items), *[scheme] * scheme.is_file()])
 
@@ -129,7 +129,7 @@ def load_mask(path: Path, labels: LabelScheme) -> Tensor:
     """Reads ``mask_HW`` as uint8 class indices, 255 where ignored.
 
     Raises:
-        LabelRangeError: Values that are no class; the message gives the file, the values and their pixels.
+        LabelRangeError: The mask contains values that are not classes; the message has the file, values and counts.
         DataError: The file cannot be read.
     """
     raw_HW = (read_mat_mask(path) if path.suffix == ".mat" else read_mask(path, labels.mask_colors)).numpy()
@@ -152,38 +152,38 @@ def require_same_size(size: Sequence[int], mask_HW: Tensor, image_path: Path, ma
     if mask_HW.shape == (height, width):
         return
     mask_height, mask_width = mask_HW.shape
-    turned = " The image may have been turned by its EXIF rotation: save it upright." * (
+    rotated = " The image may have been rotated by its EXIF orientation: save it upright." * (
         (mask_width, mask_height) == (height, width)
     )
     raise DataError(
         f"{mask_path}: the mask is {mask_width}x{mask_height} (width x height), but its image {image_path} is "
-        f"{width}x{height}. Export the mask at the size of the image, or remove the pair.{turned}"
+        f"{width}x{height}. Export the mask at the size of the image, or remove the pair.{rotated}"
     )
 
 
 def _within(raw_HW: np.ndarray, lookup: np.ndarray) -> np.ndarray:
-    """Values that a lookup has, which every one of 8 bits is."""
+    """Values clipped to the range of a lookup table, which covers all of 8 bits."""
     return raw_HW if raw_HW.dtype == np.uint8 else raw_HW.clip(0, len(lookup) - 1)
 
 
 def _out_of_range(raw_HW: np.ndarray, labels: LabelScheme) -> str:
-    """What to say of a mask with values that are no class: the least five, and the pixels of each."""
+    """The error message for a mask with invalid values: the smallest five, and their pixel counts."""
     lookup = labels.lookup
     counts: Counter[int] = Counter()
     for rows in row_blocks(*raw_HW.shape):
         block_HW = raw_HW[rows]
         known_HW = (block_HW >= 0) & (block_HW < len(lookup))
         known_HW &= lookup[_within(block_HW, lookup)] >= 0
-        values, pixels = np.unique(block_HW[~known_HW], return_counts=True)
-        counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
-        # A picture taken for a mask has millions of values. Those that are dropped are larger than the five kept.
+        unknown, pixels = np.unique(block_HW[~known_HW], return_counts=True)
+        counts.update(dict(zip(unknown.tolist(), pixels.tolist(), strict=True)))
+        # An image mistaken for a mask may have millions of values; those dropped are larger than the five reported.
         if len(counts) > MOST_VALUES:
             counts = Counter({value: counts[value] for value in sorted(counts)[:MOST_VALUES]})
     found = sorted(counts)
-    said = ", ".join(f"{value} ({counts[value]} pixels)" for value in found[:5])
+    values = ", ".join(f"{value} ({counts[value]} pixels)" for value in found[:5])
     more = "" if len(found) <= 5 else f" and {len(found) - 5 if len(found) < MOST_VALUES else 'many'} more"
     return (
-        f"label out of range: value {said}{more}, but {labels.source} has {len(labels.classes)} classes "
+        f"label out of range: value {values}{more}, but {labels.source} has {len(labels.classes)} classes "
         f"({labels.describe_values()}). Correct the mask, or map the value in classes.json, for example "
         f'"labels": {{"{found[0]}": "ignore", ...}}.'
     )

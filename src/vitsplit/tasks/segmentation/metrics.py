@@ -1,4 +1,4 @@
-"""Quality of semantic segmentation, from one confusion matrix over the whole set.
+"""Metrics of semantic segmentation, from one confusion matrix over the whole set.
 
 Shapes: K classes, H W pixels.
 """
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class SegmentationMetric:
-    """Counts the pixels of a set by truth and prediction; see ``Metric``.
+    """Counts pixels by ground truth and prediction; see ``Metric``.
 
     Args:
-        images: The set: its classes, and what it is called in an error.
+        images: The data set, for its classes and for error messages.
     """
 
     def __init__(self, images: SegmentationSet) -> None:
@@ -33,7 +33,7 @@ class SegmentationMetric:
         self.counts_KK = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
 
     def update(self, prediction: Tensor, sample: SegmentationSample) -> None:
-        """Counts an image: ``mask_HW``, on any device, and the sample."""
+        """Adds an image: the predicted ``mask_HW``, on any device, and the sample."""
         self.counts_KK += confusion(prediction, sample.mask_HW.to(prediction.device), len(self.names)).cpu()
 
     def state(self) -> Tensor:
@@ -41,11 +41,11 @@ class SegmentationMetric:
         return self.counts_KK
 
     def merge(self, states: Sequence[Tensor]) -> None:
-        """Adds up ``counts_KK``."""
+        """Sums ``counts_KK``."""
         self.counts_KK = torch.stack([*states]).sum(0)
 
     def compute(self) -> Evaluation:
-        """MIoU, the score, and its company."""
+        """mIoU, which is the score, and the other metrics."""
         if not self.counts_KK.any():
             raise DataError(
                 f"{self.images.root}: no pixel of the {self.images.split} split has a label. Check its masks."
@@ -55,7 +55,7 @@ class SegmentationMetric:
 
 
 def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
-    """Counts of pixels by truth (rows) and prediction (columns), (K, K) int64; ignored pixels are left out."""
+    """Confusion matrix of ground truth (rows) and prediction (columns), (K, K) int64, without ignored pixels."""
     valid_HW = truth_HW != IGNORE
     pairs_P = truth_HW[valid_HW].long() * num_classes + mask_HW[valid_HW].long()
     return torch.bincount(pairs_P, minlength=num_classes**2).view(num_classes, num_classes)
@@ -63,15 +63,15 @@ def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
-    """Figures in 0..1; a class that neither truth nor prediction holds has no IoU (None), and the mean leaves it out.
+    """Metrics in 0..1; the IoU of a class in neither ground truth nor prediction is None and excluded from the mean.
 
     Attributes:
-        miou: Mean of the classes' IoU.
-        pixel_accuracy: Share of valid pixels that are right.
-        mean_accuracy: Mean over the classes in the truth of the share of their pixels that are right.
+        miou: Mean IoU over classes.
+        pixel_accuracy: Fraction of valid pixels that are correct.
+        mean_accuracy: Mean of the per-class accuracies, over classes in the ground truth.
         iou: Per class, ``intersection / union``.
-        accuracy: Per class in the truth.
-        share: Per class, share of the valid pixels in the truth.
+        accuracy: Per class, fraction of its ground-truth pixels that are correct.
+        share: Per class, fraction of the valid pixels in the ground truth.
     """
 
     miou: float
@@ -83,7 +83,7 @@ class SegmentationMetrics:
 
     @classmethod
     def from_confusion(cls, confusion_KK: Tensor) -> SegmentationMetrics:
-        """All figures from summed confusion matrices, in float64."""
+        """Computes all metrics from a confusion matrix, in float64."""
         counts_KK = confusion_KK.double()
         hit_K, truth_K, predicted_K = counts_KK.diagonal(), counts_KK.sum(1), counts_KK.sum(0)
         union_K = truth_K + predicted_K - hit_K

@@ -1,4 +1,4 @@
-"""From an image of any size to a mask: whole or in windows, at one scale or several, mirrored or not.
+"""Predicts masks for images of any size: whole or in sliding windows, at one or several scales, with optional flips.
 
 Shapes: B batch, C channels, K classes, H W pixels.
 """
@@ -27,7 +27,7 @@ from vitsplit.tasks.segmentation.loss import resize_logits
 WINDOWS_PER_PASS = 4
 OVERLAY_ROWS = 256
 SCORES_AT_ONCE = 1 << 26
-"""Scores (pixels times classes) at the image's own size that are held at once: 256 MB."""
+"""Maximum number of scores (pixels times classes) at full resolution in memory: 256 MB."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class SegmentationPrediction:
     """A segmented image.
 
     Attributes:
-        mask: (H, W) uint8, class ids at the image's own size.
+        mask: (H, W) uint8, class ids at the image's size.
         classes: Names and colors of the classes.
-        image: (H, W, 3) uint8, the image.
+        image: (H, W, 3) uint8.
     """
 
     mask: NDArray[np.uint8]
@@ -45,22 +45,22 @@ class SegmentationPrediction:
     image: NDArray[np.uint8]
 
     def color_mask(self) -> Image.Image:
-        """The mask as a palette image: pixel values are class ids, shown in the classes' colors."""
+        """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
         picture = Image.fromarray(self.mask)
         picture.putpalette([value for color in self.classes.colors for value in color])
         return picture
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
-        """The image with the classes' colors laid over it."""
+        """The image blended with the class colors."""
         palette = opacity * np.array(self.classes.colors, dtype=np.float32)
         mixed = np.empty_like(self.image)
-        for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows: as fractions an image is four times as large
+        for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows at a time, as float32 takes four times the memory
             rows = slice(top, top + OVERLAY_ROWS)
             mixed[rows] = (np.float32(1 - opacity) * self.image[rows] + palette[self.mask[rows]]).round()
         return Image.fromarray(mixed)
 
     def shares(self) -> dict[str, float]:
-        """Class name to its share of the pixels, largest first, of the classes that were found."""
+        """Class name to fraction of the pixels, largest first, for the classes present."""
         counts = np.bincount(self.mask.flatten(), minlength=len(self.classes.names)) / self.mask.size
         found = sorted(zip(self.classes.names, counts.tolist(), strict=True), key=lambda pair: -pair[1])
         return {name: share for name, share in found if share > 0}
@@ -75,34 +75,34 @@ class SegmentationPrediction:
 
 
 def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
-    """The masks of images of one size.
+    """Predicts the masks of images of one size.
 
     Args:
-        forward: Images (uint8) to logits and taps.
+        forward: Maps images (uint8) to logits and taps.
         image_BCHW: uint8, any size.
-        config: ``image_scale``, ``crop_size`` and the ``test_`` settings are used.
+        config: Uses ``image_scale``, ``crop_size`` and the ``test_`` settings.
 
     Returns:
-        ``mask_BHW`` uint8, at the images' own size.
+        ``mask_BHW`` uint8, at the images' size.
     """
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     views = list(_views(forward, image_BCHW, config))
     masks = []
     for rows in _row_ranges(size, views[0].shape[:2].numel()):
-        # A single view needs no softmax for its largest class.
+        # The argmax of a single view needs no softmax.
         scores_BKRW = resize_rows(views[0], size, rows) if len(views) == 1 else _mean_shares(views, size, rows)
         masks.append(scores_BKRW.argmax(1).to(torch.uint8))
     return torch.cat(masks, dim=1)
 
 
 def class_shares(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
-    """Probabilities of the classes, ``(B, K, H, W)`` float32; arguments as of ``segment``."""
+    """Class probabilities, ``(B, K, H, W)`` float32; arguments as for ``segment``."""
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     return _mean_shares(list(_views(forward, image_BCHW, config)), size, range(size[0]))
 
 
 def _views(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Iterator[Tensor]:
-    """Logits of every scale, mirrored or not, at that view's own size."""
+    """Logits at every scale and flip, at the size of that view."""
     base_size = fit_size((image_BCHW.shape[-2], image_BCHW.shape[-1]), config.image_scale)
     for scale in config.test_scales:
         view_size = [max(1, round(side * scale)) for side in base_size]
@@ -113,7 +113,7 @@ def _views(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> 
 
 
 def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) -> Tensor:
-    """Views as probabilities on some rows of the image, averaged: ``(B, K, len(rows), W)``."""
+    """Class probabilities averaged over views, on some rows of the image: ``(B, K, len(rows), W)``."""
     total_BKRW = resize_rows(views[0], size, rows).softmax(1)
     for logits_BKhw in views[1:]:
         total_BKRW += resize_rows(logits_BKhw, size, rows).softmax(1)
@@ -121,16 +121,16 @@ def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) ->
 
 
 def _row_ranges(size: tuple[int, int], num_maps: int) -> Iterator[range]:
-    """Rows in turns, so that the scores of all images and classes need ``SCORES_AT_ONCE`` numbers at most."""
+    """Blocks of rows whose scores for all images and classes are at most ``SCORES_AT_ONCE`` numbers."""
     step = max(1, SCORES_AT_ONCE // (num_maps * size[1]))
     for start in range(0, size[0], step):
         yield range(start, min(start + step, size[0]))
 
 
 def resize_rows(map_BKhw: Tensor, size: tuple[int, int], rows: range) -> Tensor:
-    """Some rows of a map that is resized bilinearly to ``size``: ``(B, K, len(rows), W)``.
+    """Some rows of a map resized bilinearly to ``size``: ``(B, K, len(rows), W)``.
 
-    As ``F.interpolate(map_BKhw, size)[:, :, rows]``, without the other rows.
+    Equals ``F.interpolate(map_BKhw, size)[:, :, rows]`` without computing the other rows.
     """
     height = map_BKhw.shape[-2]
     y_R = torch.arange(rows.start, rows.stop, device=map_BKhw.device)
@@ -176,17 +176,17 @@ def _window_logits(forward: Forward, image_BCHW: Tensor, config: SegmentationCon
 def windows(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (top, left, bottom, right) that cover ``size``; the last of a row or column is moved inwards, not shrunk.
+    """Boxes (top, left, bottom, right) that cover ``size``; the last of a row or column is shifted inwards, not shrunk.
 
     Raises:
-        ConfigError: The stride is longer than the window, so that pixels between two windows would never be seen.
+        ConfigError: The stride is larger than the window, so that windows would skip pixels.
     """
     for side, length, step in zip(size, window, stride, strict=True):
-        # Two windows, at either end, may still meet in the middle.
+        # Two windows, one at each end, may still cover the side.
         if step > length and side > 2 * length:
             raise ConfigError(
-                f"test_stride {stride} steps over pixels between windows of crop_size {window}: "
-                "make it at most as large, or leave it out."
+                f"test_stride {stride} skips pixels between windows of crop_size {window}: "
+                "reduce it to at most the crop size, or omit it."
             )
     for top in _starts(size[0], window[0], stride[0]):
         for left in _starts(size[1], window[1], stride[1]):

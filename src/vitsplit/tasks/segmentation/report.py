@@ -1,4 +1,4 @@
-"""What an evaluation of segmentation leaves on disk: figures as JSON, and a page of pictures.
+"""Reports of evaluations of segmentation: metrics as JSON, and a page of images.
 
 Shapes: H W pixels.
 """
@@ -43,33 +43,34 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
 
 
 def add_class_table(page: Page, evaluation: Evaluation) -> None:
-    """IoU, accuracy and share of every class, best first."""
+    """IoU, accuracy and share of each class, best first."""
     rows = sorted(evaluation.metrics["classes"].items(), key=lambda item: -(item[1]["iou"] or -1.0))
     page.table(["class", "IoU", "accuracy", "share of pixels"], _class_rows(rows))
 
 
 def add_gallery(page: Page, images: SegmentationSet, predict: Predict, count: int) -> None:
-    """Input, truth, prediction and error of images spread evenly over the validation set."""
+    """Input, ground truth, prediction and error of images spread evenly over the validation set."""
     classes = images.classes
     page.legend(list(zip(classes.names, classes.colors, strict=True)))
-    page.text("In the last column: right pixels pale, wrong pixels red, unlabeled pixels gray.", soft=True)
+    page.text("Last column: correct pixels are light gray, wrong pixels red, unlabeled pixels dark gray.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = predict(sample.image_CHW[None])[0]
         truth_HW = sample.mask_HW.numpy()
-        right = (prediction.mask == truth_HW)[truth_HW != IGNORE].mean() if (truth_HW != IGNORE).any() else float("nan")
+        valid_HW = truth_HW != IGNORE
+        correct = (prediction.mask == truth_HW)[valid_HW].mean() if valid_HW.any() else float("nan")
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
-                (paint(truth_HW, classes.colors), "truth"),
+                (paint(truth_HW, classes.colors), "ground truth"),
                 (paint(prediction.mask, classes.colors), "prediction"),
-                (_error(prediction.mask, truth_HW), f"error ({100 * right:.1f} % right)"),
+                (_error(prediction.mask, truth_HW), f"error ({100 * correct:.1f} % correct)"),
             ]
         )
 
 
 def paint(mask_HW: NDArray[np.uint8], colors: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    """A mask in its classes' colors; ignored pixels in black."""
+    """A mask in the class colors; ignored pixels are black."""
     picture = Image.fromarray(mask_HW)
     palette = [value for color in colors for value in color]
     picture.putpalette(palette + [0] * (768 - len(palette)))
@@ -82,7 +83,7 @@ def _error(mask_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8]) -> Image.Ima
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The table for the screen."""
+    """The table of metrics for the terminal."""
     metrics = evaluation.metrics
     title = f"mIoU {percent(metrics['miou'])}   pixel accuracy {percent(metrics['pixel_accuracy'])}"
     rows = _class_rows(metrics["classes"].items())
@@ -94,5 +95,5 @@ def _class_rows(classes: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[s
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage, or a dash where there is none."""
+    """A fraction as a percentage, or a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""Semantic segmentation as the training engine and the predictor see it.
+"""The task of semantic segmentation.
 
 Shapes: B batch, D width, K classes, h w grid of the logits, H W pixels.
 """
@@ -47,9 +47,9 @@ class SegmentationTask:
 
     Args:
         config: Settings.
-        classes: Names and colors.
-        train: Training images, where the task is trained.
-        val: Validation images, where it is evaluated.
+        classes: Names and colors of the classes.
+        train: Training images, for training.
+        val: Validation images, for evaluation.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -71,10 +71,10 @@ class SegmentationTask:
 
     @classmethod
     def open(cls, config: SegmentationConfig, data: Path, splits: tuple[str, ...]) -> SegmentationTask:
-        """The task on a data set: trained on the first of two splits and evaluated on the last.
+        """Opens the task on a data set: the first of two splits for training, the last for evaluation.
 
         Raises:
-            DataError: The data cannot be used.
+            DataError: The data are invalid.
         """
         sets = [open_segmentation_set(data, split, config.format) for split in splits]
         return cls(config, sets[0].classes, train=sets[0] if len(sets) > 1 else None, val=sets[-1])
@@ -91,7 +91,7 @@ class SegmentationTask:
 
     @classmethod
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
-        """The task of a bundle, from what ``describe`` gave."""
+        """The task of a bundle, from its description."""
         colors = tuple((red, green, blue) for red, green, blue in description["colours"])
         return cls(config, ClassList(names=tuple(description["classes"]), colors=colors))
 
@@ -108,7 +108,7 @@ class SegmentationTask:
 
     @staticmethod
     def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> SegmentationBatch:
-        """Images with random labels, to measure training steps on."""
+        """Images with random labels, for benchmarks."""
         shape = (len(image_BCHW), *image_BCHW.shape[2:])
         mask_BHW = torch.randint(0, num_classes, shape, dtype=torch.uint8, generator=generator)
         return SegmentationBatch(image_BCHW, mask_BHW, ["random"] * len(image_BCHW))
@@ -132,7 +132,7 @@ class SegmentationTask:
         return collate(samples)
 
     def normalizers(self, batch: SegmentationBatch) -> dict[str, Tensor]:
-        """Cross-entropy: (weighted) count of valid pixels, or count of all (``loss_average``); Dice: images."""
+        """Cross-entropy: (weighted) number of valid pixels, or of all (``loss_average``); Dice: number of images."""
         valid = batch.mask_BHW != IGNORE
         if self.config.loss_average == "all":
             count = torch.full((), valid.numel(), dtype=torch.float64, device=valid.device)
@@ -150,9 +150,9 @@ class SegmentationTask:
         """The decoder needs no labels."""
 
     def loss_sums(self, output: Tensor | WithAuxiliary, batch: SegmentationBatch, taps: LayerTaps) -> dict[str, Tensor]:
-        """Sums that match ``normalizers``; the Dice term carries its weight.
+        """Loss sums matching ``normalizers``; the Dice term is weighted.
 
-        The cross-entropy of UperNet's auxiliary head, with its weight, is in that of the logits.
+        The weighted cross-entropy of UperNet's auxiliary head is added to that of the logits.
         """
         if isinstance(output, WithAuxiliary):
             terms = self.loss_sums(output.logits, batch, taps)
@@ -175,15 +175,15 @@ class SegmentationTask:
     def val_predictions(
         self, forward: Forward, image_BCHW: Tensor, samples: Sequence[SegmentationSample]
     ) -> Sequence[Tensor]:
-        """Their masks, ``mask_HW`` on the model's device."""
+        """The predicted masks, ``mask_HW`` on the model's device."""
         return [*segment(forward, image_BCHW, self.config)]
 
     def metric(self) -> SegmentationMetric:
-        """MIoU and its company."""
+        """MIoU and related metrics."""
         return SegmentationMetric(self.val_images())
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[SegmentationPrediction]:
-        """Segments images of one size, uint8."""
+        """Predictions for images of one size, uint8."""
         masks_BHW = segment(forward, image_BCHW, self.config).cpu().numpy()
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [
@@ -195,8 +195,8 @@ class SegmentationTask:
         """Class probabilities, ``(B, K, H, W)``."""
         return class_shares(forward, image_BCHW, self.config)
 
-    def settle(self, values_BKHW: Tensor) -> Tensor:
-        """The likeliest class of every pixel."""
+    def postprocess(self, values_BKHW: Tensor) -> Tensor:
+        """The most probable class of each pixel."""
         return values_BKHW.argmax(1).to(torch.uint8)
 
     def dense_file(self) -> DenseFile:
@@ -210,7 +210,7 @@ class SegmentationTask:
         )
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """The classes' table and pictures of input, truth, prediction and error."""
+        """Writes the table of classes, and images of input, ground truth, prediction and error."""
         predict = functools.partial(self.predict, forward)
         return write_report(self.val_images(), predict, evaluation, folder, title=title, count=count)
 
@@ -224,13 +224,13 @@ class SegmentationTask:
 
 
 def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:
-    """``none``, ``auto`` (inverse square root of the pixels, mean 1), ``name=weight,...``, or the same as a dict.
+    """``none``, ``auto`` (inverse square root of the pixel count, mean 1), ``name=weight,...``, or the same as a dict.
 
     Returns:
-        (K,) float32, or None where all weigh one.
+        (K,) float32, or None if all weights are one.
 
     Raises:
-        ConfigError: The setting names a class that is not there, a weight is negative, or it is not of the form.
+        ConfigError: A class is unknown, a weight is negative, or the format is invalid.
     """
     if setting == "none":
         return None
@@ -246,7 +246,7 @@ def class_weights(setting: str | Mapping[str, float], classes: ClassList, train:
         if name not in classes.names:
             raise ConfigError(f"class_weights: '{name}' is not a class. Classes: {', '.join(classes.names)}.")
         if not weight >= 0:
-            raise ConfigError(f"class_weights: {name}={weight} is negative. A weight is 0 or more.")
+            raise ConfigError(f"class_weights: {name}={weight} is negative. Weights must be 0 or more.")
         weights_K[classes.names.index(name)] = weight
     return weights_K
 
@@ -265,7 +265,7 @@ def _weight_pairs(text: str) -> dict[str, float]:
 
 
 def class_pixels(images: SegmentationSet) -> Tensor:
-    """Counts every class's pixels over a set's masks, read in parallel: (K,) float64."""
+    """Pixel counts per class over all masks of a data set, read in parallel: (K,) float64."""
     count = functools.partial(_count_pixels, labels=images.labels)
     masks = [mask_path for _, mask_path in images.items]
     return torch.stack(list(map_files(count, masks, os.cpu_count() or 1))).sum(0).double()

@@ -1,6 +1,6 @@
 """The paper's augmentation (Section 4.1): scale, crop with a limit on one class, flip, photometric distortion, padding.
 
-Every image is uint8 and every random number is drawn from the generator that is passed in.
+Images are uint8; all random numbers are drawn from the given generator.
 
 Shapes: C channels, H W pixels, K label values.
 """
@@ -30,9 +30,9 @@ CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainSegmentation:
-    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random stream ``seed``.
+    """Training samples: ``data[index, seed]`` is the sample ``index``, augmented with the random seed ``seed``.
 
-    A pure function of both, so neither the number of reading processes nor a resumed run changes what is seen.
+    A pure function of both, so samples do not depend on the number of workers or on resuming.
     """
 
     data: SegmentationSet
@@ -53,7 +53,7 @@ class TrainSegmentation:
         return [image_path for image_path, _ in self.data.items]
 
     def cropped(self, index: int, image_CHW: Tensor, crop_CHW: Tensor, crop: SharedCrop) -> SegmentationSample:
-        """See ``CropData``; the mask is ignored where there is no image."""
+        """See ``CropData``; the padding is ignored in the mask."""
         image_path, mask_path = self.data.items[index]
         mask_HW = load_mask(mask_path, self.data.labels)
         require_same_size(image_CHW.shape[-2:], mask_HW, image_path, mask_path)
@@ -71,11 +71,11 @@ def augment(
         image_CHW: uint8, RGB.
         mask_HW: uint8, 255 is ignored.
         config: Crop size, scales, probabilities.
-        generator: Source of every random number.
+        generator: Random number generator.
 
     Returns:
-        ``image_CHW`` and ``mask_HW`` of ``config.crop_size``; a smaller image is padded below and at the right, with
-        zeros and with 255. The third is the size before padding.
+        ``image_CHW`` and ``mask_HW`` of ``config.crop_size``, padded below and to the right with zeros and 255; and the
+        size before padding.
     """
     size = random_size(mask_HW.shape, config.image_scale, config.scale_range, generator)
     crop = varied_crop(mask_HW, size, config, generator)
@@ -88,10 +88,10 @@ def augment(
 
 
 def varied_crop(mask_HW: Tensor, size: tuple[int, int], config: SegmentationConfig, generator: Generator) -> Crop:
-    """Draws a crop of the image resized to ``size``, and again while one class covers too much of it.
+    """Samples a crop of the image resized to ``size``, and resamples it while one class covers too much of it.
 
-    As in mmseg a crop is refused if one class has ``max_class_ratio`` of its labeled pixels or more, or none is
-    labeled. The tenth crop is taken as it is.
+    As in mmseg, a crop is rejected if one class covers at least ``max_class_ratio`` of its labeled pixels, or no pixel
+    is labeled. The tenth crop is always accepted.
     """
     can_vary = size[0] > config.crop_size[0] or size[1] > config.crop_size[1]
     tries = CROP_TRIES if config.max_class_ratio < 1.0 and can_vary else 1
@@ -104,7 +104,7 @@ def varied_crop(mask_HW: Tensor, size: tuple[int, int], config: SegmentationConf
 
 def _is_varied(mask_HW: Tensor, crop: Crop, max_class_ratio: float) -> bool:
     part_HW = mask_HW[crop.pixels(mask_HW.shape)]
-    # A crop that will be made smaller is counted at about its final size.
+    # A crop that will be downscaled is counted at about its final size.
     step = max(1, len(part_HW) // crop.height)
     counts_K = torch.bincount(part_HW[::step, ::step].flatten(), minlength=IGNORE + 1)[:IGNORE]
     return float(counts_K.max()) < max_class_ratio * float(counts_K.sum())

@@ -1,4 +1,4 @@
-"""The check of questions and answers on images."""
+"""Checks the data of visual question answering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitsplit.data.check import (
     inspect_image,
     open_splits,
     read_splits,
-    summarise_images,
+    summarize_images,
 )
 from vitsplit.tasks.vqa.config import VqaConfig
 from vitsplit.tasks.vqa.metrics import normalized
@@ -27,7 +27,7 @@ SPLITS = ("train", "val")
 
 def check_files(config: VqaConfig, root: Path, workers: int, progress: Progress) -> Report:
     """Reads every sample and every image; see ``vitsplit.tasks.check_data``."""
-    # Bad samples are to be counted here, not refused; and each question is to be counted by itself.
+    # Invalid samples are counted instead of raising errors, and each question is counted separately.
     config = replace(config, bad_samples="skip", share_image=False)
     report = Report(str(root), "vqa", config.format)
     sets = open_splits(report, SPLITS, lambda split: open_samples(root, split, config))
@@ -49,17 +49,17 @@ def check_files(config: VqaConfig, root: Path, workers: int, progress: Progress)
 
 
 def inspect_file(path: Path) -> tuple[ImageFacts, Finding | None]:
-    """Reads one image; what is wrong becomes a finding, never an exception."""
+    """Reads one image; problems become findings, not exceptions."""
     return inspect_image(path)
 
 
 def _images(data: SampleSet) -> list[Path]:
-    """The images of a split, each once."""
+    """The images of a split, without duplicates."""
     return list(dict.fromkeys(sample.image for sample in data.samples if sample.image is not None))
 
 
 def _summarize(data: SampleSet, images: list[ImageFacts]) -> SplitReport:
-    report = summarise_images(images)
+    report = summarize_images(images)
     turns = [turn for sample in data.samples for conversation in sample.conversations for turn in conversation]
     answers = Counter(normalized(turn.answer) for turn in turns)
     common, count = answers.most_common(1)[0] if answers else ("none", 0)

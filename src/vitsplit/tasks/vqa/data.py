@@ -104,7 +104,7 @@ class TrainVqa:
         return [sample.length if sample.image is not None else -sample.length for sample in self.data.samples]
 
     def one_per_image(self) -> list[int]:
-        """The first sample on every image, in order; none of text alone."""
+        """Indices of the first sample of each image, in order; text-only samples are excluded."""
         first = {sample.image: index for index, sample in reversed(list(enumerate(self.data.samples)))}
         return sorted(index for image, index in first.items() if image is not None)
 
@@ -112,8 +112,8 @@ class TrainVqa:
         index, seed = key
         sample = self.data.samples[index]
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(sample.conversations), generator=generator)[: self.config.questions_per_image]
-        conversations = [sample.conversations[i] for i in drawn.tolist()]
+        chosen = torch.randperm(len(sample.conversations), generator=generator)[: self.config.questions_per_image]
+        conversations = [sample.conversations[i] for i in chosen.tolist()]
         image_path = sample.image
         if image_path is not None and self.config.shuffle_images:
             image_path = self._other_image(index)
@@ -125,7 +125,7 @@ class TrainVqa:
         )
 
     def _other_image(self, index: int) -> Any:
-        """The image of another sample, half the file away; deterministic."""
+        """The image of another sample, at an offset of half the file; deterministic."""
         samples = self.data.samples
         away = (samples[(index + len(samples) // 2 + i) % len(samples)].image for i in range(len(samples)))
         other = next((image for image in away if image not in (None, samples[index].image)), None)
@@ -139,7 +139,7 @@ class ValVqaSample:
     """A validation sample.
 
     Attributes:
-        image_CHW: uint8, of the configured size; black for text alone.
+        image_CHW: uint8, of the configured size; black for text only.
         sample: Its questions and answers.
     """
 
@@ -167,7 +167,7 @@ class ValVqa:
 
 
 def load_val_sample(sample: Sample, config: VqaConfig) -> ValVqaSample:
-    """A sample with its image. Raises a DataError if that cannot be read."""
+    """Loads a sample with its image; raises a DataError if it cannot be read."""
     if sample.image is None:
         return ValVqaSample(torch.zeros(3, *config.crop_size, dtype=torch.uint8), sample)
     return ValVqaSample(fit_image(read_image(sample.image), config), sample)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class VqaMeasurement(NamedTuple):
-    """What was found of one sample.
+    """The result on one sample.
 
     Attributes:
-        answers: To the first question of every conversation.
-        loss: Sum of the negative log-likelihoods of the true answers' tokens.
-        num_tokens: How many tokens these are.
+        answers: Answers to the first question of each conversation.
+        loss: Sum of the negative log-likelihoods of the tokens of the reference answers.
+        num_tokens: Number of these tokens.
     """
 
     answers: list[str]
@@ -29,11 +29,11 @@ class VqaMeasurement(NamedTuple):
 
 
 class VqaMetric:
-    """Asks the first question of every conversation, and measures the true answers' likelihood; see ``Metric``.
+    """Scores the answers to the first questions and the likelihood of the reference answers; see ``Metric``.
 
-    ``exact_match`` and ``set_match`` are shares of the questions. ``answer_loss`` is the mean negative log-likelihood
-    per token of all true answers, and ``likelihood``, the score where conversations have several turns,
-    ``exp(-answer_loss)``; the score of single questions is ``exact_match``.
+    ``exact_match`` and ``set_match`` are fractions of the questions. ``answer_loss`` is the mean negative
+    log-likelihood per token of all reference answers, and ``likelihood`` is ``exp(-answer_loss)``. The score
+    is ``exact_match`` for single questions, and ``likelihood`` for conversations of several turns.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class VqaMetric:
         self.sums = torch.zeros(7, dtype=torch.float64)
 
     def update(self, prediction: VqaMeasurement, sample: ValVqaSample) -> None:
-        """Counts a sample."""
+        """Adds a sample."""
         conversations = sample.sample.conversations
         truths = [conversation[0].answer for conversation in conversations]
         pairs = list(zip(prediction.answers, truths, strict=True))
@@ -55,11 +55,11 @@ class VqaMetric:
         return self.sums
 
     def merge(self, states: Sequence[Tensor]) -> None:
-        """Adds up the sums."""
+        """Sums the states."""
         self.sums = torch.stack([*states]).sum(0)
 
     def compute(self) -> Evaluation:
-        """Shares and means."""
+        """The metrics."""
         exact, sets, questions, loss, tokens, turns, samples = self.sums.tolist()
         answer_loss = loss / max(tokens, 1)
         metrics = {
@@ -86,8 +86,8 @@ def exact_match(answer: str, truth: str) -> bool:
 
 def set_match(answer: str, truth: str) -> bool:
     """Whether the sets of comma-separated parts are equal, as in DAQUAR."""
-    return _things(answer) == _things(truth)
+    return _parts(answer) == _parts(truth)
 
 
-def _things(answer: str) -> set[str]:
+def _parts(answer: str) -> set[str]:
     return {normalized(part) for part in answer.split(",")} - {""}

@@ -23,7 +23,7 @@ class VqaPrediction:
     """An image with its visual tokens, which are shared by all questions.
 
     Attributes:
-        image: (H, W, 3) uint8, the image.
+        image: (H, W, 3) uint8.
         asked: Questions and answers so far.
         answerer: Generates the answers.
     """
@@ -70,9 +70,9 @@ class VqaPrediction:
         lines = [_shortened(f"{turn.question}  {turn.answer}", font, picture.width - size) for turn in self.asked]
         lines = lines[-max(1, picture.height // (2 * size)) :]
         height = int(len(lines) * size * 1.3 + size / 2) if lines else 0
-        veil = Image.new("RGB", (picture.width, height), "black")
+        black = Image.new("RGB", (picture.width, height), "black")
         top = picture.height - height
-        picture.paste(Image.blend(picture.crop((0, top, picture.width, picture.height)), veil, 0.6), (0, top))
+        picture.paste(Image.blend(picture.crop((0, top, picture.width, picture.height)), black, 0.6), (0, top))
         draw = ImageDraw.Draw(picture)
         for index, line in enumerate(lines):
             draw.text((size / 2, top + size / 4 + index * size * 1.3), line, font=font, fill="white")

@@ -28,7 +28,7 @@ QUESTIONS = 6
 
 def write_report(
     samples: Sequence[Sample],
-    look: Callable[[Sample], Answerer],
+    open_answerer: Callable[[Sample], Answerer],
     evaluation: Evaluation,
     folder: Path,
     *,
@@ -47,12 +47,12 @@ def write_report(
     )
     page.heading("Questions and answers")
     for sample in (samples[index] for index in spread_evenly(count, len(samples))):
-        answerer = look(sample)
+        answerer = open_answerer(sample)
         turns = [conversation[0] for conversation in sample.conversations[:QUESTIONS]]
         answers = answerer.answer([turn.question for turn in turns])
-        head = ["question", "answer", "truth", ""]
+        head = ["question", "answer", "ground truth", ""]
         rows = [
-            [turn.question, answer, turn.answer, "right" if set_match(answer, turn.answer) else "wrong"]
+            [turn.question, answer, turn.answer, "correct" if set_match(answer, turn.answer) else "wrong"]
             for turn, answer in zip(turns, answers, strict=True)
         ]
         if sample.image is None:
@@ -66,7 +66,7 @@ def write_report(
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The table of metrics for the console."""
+    """The table of metrics for the terminal."""
     metrics = evaluation.metrics
     title, caption = f"exact match {100 * metrics['exact_match']:.1f} %", f"{metrics['questions']} questions"
     return screen_table(["metric", "value"], _rows(metrics), title=title, caption=caption)

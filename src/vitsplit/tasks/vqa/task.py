@@ -1,4 +1,4 @@
-"""Visual question answering as the training engine and the predictor see it.
+"""The task of visual question answering.
 
 Shapes: B images, D width of the map, H W pixels, W width of the language model.
 """
@@ -159,7 +159,7 @@ class VqaTask:
         return collate(samples, self.config, self.num_visual)
 
     def normalizers(self, batch: VqaBatch) -> dict[str, Tensor]:
-        """The count of answers' tokens."""
+        """The number of answer tokens."""
         # The first token of a sequence has no prediction.
         return {"answer": batch.tokens.is_answer_BT[:, 1:].sum().double()}
 
@@ -178,12 +178,12 @@ class VqaTask:
     def val_predictions(
         self, forward: Forward, image_BCHW: Tensor, samples: Sequence[ValVqaSample]
     ) -> list[VqaMeasurement]:
-        """Answers to the first question of every conversation, and how likely the true answers are."""
+        """Answers to the first question of each conversation, and the likelihood of the reference answers."""
         visual, _ = forward(image_BCHW)
         return [self._measure(visual, row, sample.sample) for row, sample in enumerate(samples)]
 
     def metric(self) -> VqaMetric:
-        """Exact and set match, and the true answers' likelihood."""
+        """Exact match, set match, and the likelihood of the reference answers."""
         return VqaMetric()
 
     def _measure(self, visual: VisualTokens, row: int, sample: Sample) -> VqaMeasurement:
@@ -193,7 +193,7 @@ class VqaTask:
         conversations = [
             answerer.prompter.conversation_tokens(each, has_image=has_image) for each in sample.conversations
         ]
-        # A sample with several conversations has an image that they share.
+        # Conversations of a sample share its image.
         tokens_1NW = visual.tokens_INW[row : row + 1]
         rows, num_visual, device = [0 if has_image else -1], tokens_1NW.shape[1], tokens_1NW.device
         tokens = stack([conversations], rows, max_length=self.config.max_length, num_visual=num_visual).to(device)
@@ -201,13 +201,13 @@ class VqaTask:
             loss = float(visual.decoder.answer_loss(tokens_1NW, tokens))
         return VqaMeasurement(answers, loss, int(tokens.is_answer_BT[:, 1:].sum()))
 
-    def look(self, forward: Forward, sample: Sample) -> Answerer:
-        """What answers questions on a validation sample."""
+    def open_answerer(self, forward: Forward, sample: Sample) -> Answerer:
+        """An answerer for questions on a validation sample."""
         visual, _ = forward(load_val_sample(sample, self.config).image_CHW[None])
         return self._val_answerer(visual, 0, sample)
 
     def _val_answerer(self, visual: VisualTokens, row: int, sample: Sample) -> Answerer:
-        # Training cuts what is too long, and an evaluation must not end at it.
+        # Training truncates long samples; evaluation must not fail on them.
         return self._answerer(visual, None if sample.image is None else row, cut=True)
 
     def _answerer(self, visual: VisualTokens, row: int | None, *, cut: bool = False) -> Answerer:
@@ -233,13 +233,13 @@ class VqaTask:
         return [VqaPrediction(image, self._answerer(visual, row)) for row, image in enumerate(images_BHWC)]
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
-        """Writes metrics, and images with questions, answers and truths."""
+        """Writes metrics, and images with questions, answers and reference answers."""
         samples = self.val_samples().samples
-        look = functools.partial(self.look, forward)
-        return write_report(samples, look, evaluation, folder, title=title, count=count)
+        open_answerer = functools.partial(self.open_answerer, forward)
+        return write_report(samples, open_answerer, evaluation, folder, title=title, count=count)
 
     def table(self, evaluation: Evaluation) -> Table:
-        """The figures."""
+        """The metrics."""
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
