@@ -96,8 +96,8 @@ def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe has none to choose"),
-        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x .* has none to choose"),
+        ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe"),
+        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x"),
     ],
 )
 def test_methods_without_layers(name, settings, said):

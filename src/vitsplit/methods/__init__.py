@@ -1,7 +1,7 @@
-"""The methods, by name: ways from the taps of a frozen backbone to the map, or the maps, that a decoder reads.
+"""The methods, by name: heads from the taps of a frozen backbone to the map, or maps, for a decoder.
 
 A method is one file or folder here and one line of ``METHODS``, or an entry point ``vitsplit.methods`` of another
-package: a subclass of ``MethodConfig`` with its settings, with ``build``, and with what it can do.
+package: a subclass of ``MethodConfig`` with its settings, ``build`` and its capabilities.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ METHODS = Table(
 
 
 class Head(Protocol):
-    """What a method builds, always an ``nn.Module``: a way from taps to a map, or to several."""
+    """The ``nn.Module`` that a method builds: from taps to one or several maps."""
 
     width: int
-    """Channels of the map."""
+    """Number of channels of the map."""
 
     def request(self, *, train: bool) -> TapRequest:
-        """What the head reads of the backbone: in training, or else only what its output depends on."""
+        """The taps that the head reads; for inference, only those that its output depends on."""
         ...
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """Trainable parameters that start pretrained, which learn at a rate of their own; all others are new.
+        """Trainable parameters with pretrained initial values, which have a separate learning rate.
 
-        By the number of blocks between them and the output, for layer decay; None: not decayed.
+        Keys are the number of blocks between them and the output, for layer-wise decay; None: not decayed.
         """
         ...
 
     def __call__(self, taps: LayerTaps) -> Tensor | list[Tensor]:
-        """``fused_BDhw``; or several maps of D channels, the finest first, for decoders that read so many."""
+        """``fused_BDhw``; or several maps of D channels, the finest first, for decoders that read several."""
         ...
 
 
 class MethodConfig(Settings):
-    """The settings of a method, and what it can do.
+    """The settings of a method, and its capabilities.
 
     Attributes:
-        name: What it is called in settings, on the command line and in ``METHODS``.
-        title: Its name for people.
-        location: ``module:class`` of its head, which is imported when one is built.
-        num_maps: How many maps it can deliver, the usual number first.
-        decoders: The decoders that it goes with; None: every one that reads as many maps.
-        reads_frozen: Whether it reads nothing but what the frozen backbone computes, which can then be cached.
-        shards: Whether its trainable parameters are worth being spread over processes.
-        patch_size: The patch size in pixels that it wants of a backbone where none is set; None: the backbone's own.
-        has_layers: Whether it has K_t and prior layers, which studies vary and ``--layers auto`` chooses.
+        name: Its name in settings, on the command line and in ``METHODS``.
+        title: Display name.
+        location: ``module:class`` of its head, imported when it is built.
+        num_maps: The possible numbers of output maps, the default first.
+        decoders: Supported decoders; None: all that read the same number of maps.
+        reads_frozen: Whether it reads only frozen features, which can be cached.
+        shards: Whether to shard its trainable parameters over processes.
+        patch_size: Default patch size of the backbone in pixels; None: the backbone's own.
+        has_layers: Whether it has K_t and prior layers, as varied by studies and chosen by ``--layers auto``.
     """
 
     name: ClassVar[str]
@@ -86,38 +86,38 @@ class MethodConfig(Settings):
     has_layers: ClassVar[bool] = False
 
     decoder: Annotated[str, Field(min_length=1, max_length=64)] = "auto"
-    """Which of the task's decoders reads its maps; auto: the method's usual one, else the task's first that fits."""
+    """Decoder of the task; auto: the default of the method, or the first decoder of the task that fits."""
 
     @classmethod
     def by_name(cls, name: str) -> type[MethodConfig]:
         """The settings class of a method, by its name.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is no method of this name.
         """
         found: type[MethodConfig] = METHODS.load(name)
         return found
 
     def build(self, backbone: Backbone, num_maps: int) -> Any:
-        """The untrained head: that at ``location``, of a backbone and these settings, unless a method says otherwise.
+        """Builds the untrained head, by default the class at ``location`` with the backbone and these settings.
 
         Args:
-            backbone: What its taps come from, and what blocks or weights are copied from.
-            num_maps: How many maps it is to deliver, one of ``num_maps``.
+            backbone: The backbone that provides taps, and blocks or weights to copy.
+            num_maps: Number of output maps, one of the class attribute ``num_maps``.
 
         Returns:
             A ``Head``.
 
         Raises:
-            ConfigError: The backbone does not fit; names the method and what to choose.
+            ConfigError: The backbone is not supported; names the method and alternatives.
         """
         module, _, attribute = self.location.partition(":")
         return getattr(importlib.import_module(module), attribute)(backbone, self)
 
     def without_gate(self, used_layers: tuple[int, ...] | None) -> Self:
-        """Settings of a head that costs the same and has no learned selection of layers.
+        """Settings of a head of the same cost without a learned selection of layers.
 
         Args:
-            used_layers: The layers that a trained gate keeps; None: not trained.
+            used_layers: The layers kept by a trained gate; None: not trained.
         """
         return self

@@ -1,4 +1,4 @@
-"""ViT-Adapter and ViT-CoMer as heads: from the pixels that taps carry to four maps, or to the one of a plain decoder.
+"""ViT-Adapter and ViT-CoMer as heads: from the pixels in the taps to four maps, or one map for a plain decoder.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -20,11 +20,11 @@ from vitsplit.methods.two_branches import TwoBranches
 from vitsplit.types import LayerTaps, TapRequest
 
 _MIDDLE = 1
-"""Which of the three scales has the patches' grid."""
+"""Index of the scale with the patch grid."""
 
 
 class AdapterConfig(TrunkConfig):
-    """ViT-Adapter or ViT-CoMer: four maps (strides 4, 8, 16, 32), or for a decoder of one map that at stride 16."""
+    """ViT-Adapter or ViT-CoMer: four maps (strides 4, 8, 16, 32), or only stride 16 for a single-map decoder."""
 
     num_maps: ClassVar[tuple[int, ...]] = (4, 1)
     patch_size: ClassVar[int | None] = PATCH_SIZE
@@ -36,17 +36,17 @@ class AdapterConfig(TrunkConfig):
 
 
 class AdapterHead(nn.Module):
-    """A transformer that trains beside a convolutional branch.
+    """A trainable transformer with a convolutional branch.
 
     Args:
-        kind: Which of the two.
-        backbone: What the transformer starts as; its patches have 16 pixels.
-        pyramid: All four maps (strides 4, 8, 16, 32), for UperNet; else the one at stride 16, for a task's own decoder,
-            without the layers that only the others need.
+        kind: ``ViTAdapter`` or ``ViTCoMer``.
+        backbone: The initial transformer, with patches of 16 pixels.
+        pyramid: Output all four maps (strides 4, 8, 16, 32), for UperNet; otherwise only stride 16, without the layers
+            that only the other maps need.
         drop_path: Rate of stochastic depth; None: as published.
 
     Raises:
-        ConfigError: The backbone does not fit, or no settings were published for its width.
+        ConfigError: The backbone is not supported, or there are no published settings for its width.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class AdapterHead(nn.Module):
             self.adapter.stem.widen[0] = nn.Identity()
 
     def request(self, *, train: bool) -> TapRequest:
-        """The pixels: no block of the frozen model is run."""
+        """Pixels only: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """The transformer's."""
+        """The parameters of the transformer."""
         return self.adapter.blocks.trunk.pretrained_parameters()
 
     def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state of this head, by name, with what earlier versions did not have: a layer scale of one is none."""
+        """Adds layer scales of one to a state dict of an earlier version, which had none."""
         names = [f"adapter.blocks.trunk.model.{name}" for name in self.adapter.blocks.added_scales]
         if any(name in state for name in names):
             return dict(state)
@@ -86,10 +86,10 @@ class AdapterHead(nn.Module):
 
 
 class MiddleOutput(nn.Module):
-    """The third of the four maps that ``PyramidOutput`` gives, alone.
+    """Only the third of the four maps of ``PyramidOutput``.
 
     Args:
-        output: Whose norm it takes over.
+        output: The output whose norm is reused.
     """
 
     def __init__(self, output: PyramidOutput) -> None:
@@ -97,5 +97,5 @@ class MiddleOutput(nn.Module):
         self.norm = output.norms[_MIDDLE + 1]
 
     def forward(self, finest_BChw: Tensor, scales: Scales, groups: list[Tensor]) -> Tensor:
-        """The map at 1/16: scale and group of blocks that have the patches' grid, see ``PyramidOutput``."""
+        """The map at 1/16, see ``PyramidOutput``."""
         return self.norm(scales.maps()[_MIDDLE] + groups[_MIDDLE + 1])

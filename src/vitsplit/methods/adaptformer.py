@@ -1,4 +1,4 @@
-"""AdaptFormer (Chen et al. 2022): a small bottleneck beside the MLP of every block of the frozen transformer.
+"""AdaptFormer (Chen et al. 2022): a small bottleneck parallel to the MLP of every block of the frozen transformer.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -19,16 +19,16 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class AdaptFormerConfig(TrunkConfig):
-    """AdaptFormer: a small bottleneck is trained beside the MLP of every block of the frozen transformer."""
+    """AdaptFormer: trains a small bottleneck parallel to the MLP of every block of the frozen transformer."""
 
     name: ClassVar[str] = "adaptformer"
     title: ClassVar[str] = "AdaptFormer"
     shards: ClassVar[bool] = False
 
     bottleneck: Annotated[int, Field(ge=1, le=8192)] = 64
-    """Width of the layer beside every MLP."""
+    """Width of the bottlenecks."""
     bottleneck_scale: Annotated[float, Field(ge=0, le=1e4)] = 0.1
-    """What its output is scaled by."""
+    """Scale of the output of the bottlenecks."""
 
     def build(self, backbone: Backbone, num_maps: int) -> AdaptFormer:
         """See ``MethodConfig.build``."""
@@ -36,16 +36,16 @@ class AdaptFormerConfig(TrunkConfig):
 
 
 class AdaptedMlp(nn.Module):
-    """``MLP(x) + scale * up(relu(down(x)))``, where up starts as zero.
+    """``MLP(x) + scale * up(relu(down(x)))``, where ``up`` is initialized to zero.
 
-    ``x`` has passed the block's norm, as in the paper's Eq. 3. Where a block scales its MLP's output (DINOv2), the
-    bottleneck's is scaled with it.
+    ``x`` is normalized, as in Eq. 3 of the paper. If the block has a layer scale (DINOv2), it also scales the output of
+    the bottleneck.
 
     Args:
         mlp: The frozen MLP.
         width: D.
-        bottleneck: Channels between down and up.
-        scale: Fixed.
+        bottleneck: Channels between ``down`` and ``up``.
+        scale: Constant scale of the bottleneck's output.
     """
 
     def __init__(self, mlp: nn.Module, width: int, bottleneck: int, scale: float) -> None:
@@ -64,14 +64,14 @@ class AdaptedMlp(nn.Module):
 
 
 class AdaptFormer(nn.Module):
-    """The frozen transformer with a bottleneck beside every MLP: ``L (2 D b + D + b)`` parameters of width b.
+    """The frozen transformer with a bottleneck of width b parallel to every MLP: ``L (2 D b + D + b)`` parameters.
 
     Args:
-        backbone: The frozen model, whose weights are in memory once.
+        backbone: The frozen model, whose weights are shared.
         config: Width and scale of the bottlenecks, and drop path.
 
     Raises:
-        ConfigError: The blocks have no MLP of their own.
+        ConfigError: The blocks have no separate MLP.
     """
 
     def __init__(self, backbone: Backbone, config: AdaptFormerConfig) -> None:
@@ -83,17 +83,17 @@ class AdaptFormer(nn.Module):
             mlp = dict(block.named_children()).get("mlp")
             if mlp is None:
                 raise ConfigError(
-                    f"--method adaptformer: a {type(block).__name__} of {backbone.name} has no MLP beside which a "
-                    "bottleneck could be. Choose another backbone, or --method vpt."
+                    f"--method adaptformer: a {type(block).__name__} of {backbone.name} has no separate MLP, which the "
+                    "method requires. Choose another backbone, or --method vpt."
                 )
             block.mlp = AdaptedMlp(mlp, backbone.width, config.bottleneck, config.bottleneck_scale)
 
     def request(self, *, train: bool) -> TapRequest:
-        """The pixels: no block of the bare frozen model is run."""
+        """Pixels only: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: the bottlenecks are new."""
+        """None: the bottlenecks are trained from scratch."""
         return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:

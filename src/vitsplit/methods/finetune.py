@@ -1,4 +1,4 @@
-"""Full fine-tuning: all of a transformer learns, and a decoder reads its last map, or its last four.
+"""Full fine-tuning: all layers of a transformer are trained, and a decoder reads its last map, or last four.
 
 Shapes: B batch, D width, h w patch grid, H W pixels.
 """
@@ -15,7 +15,7 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class FullFineTuneConfig(TrunkConfig):
-    """Full fine-tuning: a whole transformer is trained, and the task's own decoder reads its last map."""
+    """Full fine-tuning: trains the whole transformer, with the task's default decoder on its last map."""
 
     name: ClassVar[str] = "full-finetune"
     title: ClassVar[str] = "full fine-tuning"
@@ -26,7 +26,7 @@ class FullFineTuneConfig(TrunkConfig):
 
 
 class UperNetConfig(FullFineTuneConfig):
-    """Full fine-tuning with UperNet, which reads the last four maps (DINOv2-UperNet in Table 1)."""
+    """Full fine-tuning with UperNet on the last four maps (DINOv2-UperNet in Table 1)."""
 
     name: ClassVar[str] = "upernet"
     title: ClassVar[str] = "full fine-tuning with UperNet"
@@ -35,12 +35,12 @@ class UperNetConfig(FullFineTuneConfig):
 
 
 class FullFineTune(nn.Module):
-    """A transformer that starts as the frozen one, and its last map or maps after the final norm, which learns too.
+    """A trainable copy of the transformer, which outputs its last map or maps after the trainable final norm.
 
     Args:
-        backbone: What it starts as.
-        num_maps: One map for a task's own decoder. UperNet reads the last four blocks', all at the scale of the patch
-            grid, as the parameters of DINOv2-UperNet in Table 1 have it.
+        backbone: The model to copy.
+        num_maps: One map for a task's default decoder, or four for UperNet: the maps of the last blocks, all at the
+            scale of the patch grid, consistent with the parameters of DINOv2-UperNet in Table 1.
         drop_path: Rate of stochastic depth of the last block.
     """
 
@@ -51,21 +51,21 @@ class FullFineTune(nn.Module):
         self.layers = range(backbone.num_layers - num_maps, backbone.num_layers)
 
     def request(self, *, train: bool) -> TapRequest:
-        """The pixels: no block of the frozen model is run."""
+        """Pixels only: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """All of it."""
+        """All parameters."""
         return self.trunk.pretrained_parameters()
 
     def forward(self, taps: LayerTaps) -> Tensor | list[Tensor]:
-        """``map_BDhw``; several of them, the last block's last, where several were asked for."""
+        """``map_BDhw``; or several, in the order of the blocks."""
         assert taps.pixels_BCHW is not None, "the request asks for pixels"
         maps = self.trunk.maps(taps.pixels_BCHW, self.layers)
         return maps[0] if len(maps) == 1 else maps
 
     def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
-        """No layer is frozen; every block's map follows, after the final norm where ``normed``."""
+        """Zero frozen layers, and the map of every block, after the final norm if ``normed``."""
         assert taps.pixels_BCHW is not None, "the request asks for pixels"
         trunk = self.trunk
         x_BTD, rope = trunk.embed(taps.pixels_BCHW)

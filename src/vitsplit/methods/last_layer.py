@@ -1,4 +1,4 @@
-"""The frozen model's last layer as it is: the reference of every comparison.
+"""The last layer of the frozen model, as a baseline.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -15,7 +15,7 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class FrozenHeadConfig(MethodConfig):
-    """The task's own decoder on the frozen last layer: ViT-Split without its two heads."""
+    """The task's default decoder on the frozen last layer: ViT-Split without its two heads."""
 
     name: ClassVar[str] = "frozen-head"
     title: ClassVar[str] = "frozen last layer"
@@ -27,7 +27,7 @@ class FrozenHeadConfig(MethodConfig):
 
 
 class LinearProbeConfig(FrozenHeadConfig):
-    """The least that can be read off the frozen last layer: batch norm and one convolution, or what comes closest."""
+    """Linear probe of the frozen last layer: batch norm and one convolution, or the closest equivalent."""
 
     name: ClassVar[str] = "linear-probe"
     title: ClassVar[str] = "linear probe"
@@ -35,7 +35,7 @@ class LinearProbeConfig(FrozenHeadConfig):
 
 
 class LastLayer(nn.Module):
-    """The frozen last layer's map, after the final norm. No parameters."""
+    """The map of the frozen last layer, after the final norm. Has no parameters."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -55,5 +55,5 @@ class LastLayer(nn.Module):
         return taps.maps[self.last_layer]
 
     def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
-        """All layers are frozen, and no map follows."""
+        """All layers are frozen, and there are no trained maps."""
         return num_layers, []

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022), by peft: low-rank matrices beside the frozen attention's.
+"""LoRA (Hu et al. 2022), with peft: low-rank updates of the attention of the frozen transformer.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -18,22 +18,22 @@ from vitsplit.methods.trunk import Trunk, TrunkConfig
 from vitsplit.types import LayerTaps, TapRequest
 
 _ATTENTION = r"blocks\.\d+\.attn\.(qkv|q_proj|k_proj|v_proj|proj)"
-"""Every matrix of the attention, whether query, key and value are one or three."""
+"""All linear layers of the attention, with fused or separate query, key and value."""
 
 
 class LoraConfig(TrunkConfig):
-    """LoRA: low-rank matrices are trained beside those of the frozen attention."""
+    """LoRA: trains low-rank updates of the attention of the frozen transformer."""
 
     name: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     shards: ClassVar[bool] = False
 
     trunk_lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    """Rank of what is added to the attention's matrices."""
+    """LoRA rank."""
     trunk_lora_alpha: Annotated[float, Field(ge=0, le=1e6)] = 16.0
-    """It is scaled by this over the rank."""
+    """LoRA alpha: updates are scaled by alpha / rank."""
     trunk_lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout of what is added."""
+    """LoRA dropout."""
 
     def build(self, backbone: Backbone, num_maps: int) -> LowRank:
         """See ``MethodConfig.build``."""
@@ -41,16 +41,16 @@ class LoraConfig(TrunkConfig):
 
 
 class LowRank(nn.Module):
-    """The frozen transformer with ``scale * B A`` added to every matrix of its attention; A and B learn.
+    """The frozen transformer with ``scale * B A`` added to every linear layer of its attention; A and B are trained.
 
-    B starts as zero, and so the whole as the frozen model. The frozen matrices are the backbone's own, in memory once.
+    B is initialized to zero, so the initial model equals the frozen one, whose weights are shared.
 
     Args:
         backbone: The frozen model.
-        config: Rank, alpha (scale is alpha over rank), dropout and drop path.
+        config: Rank, alpha (the scale is alpha / rank), dropout and drop path.
 
     Raises:
-        ConfigError: peft is not installed, or the attention does not call its matrices as layers.
+        ConfigError: peft is not installed, or the attention does not call its linear layers as modules.
     """
 
     def __init__(self, backbone: Backbone, config: LoraConfig) -> None:
@@ -65,21 +65,21 @@ class LowRank(nn.Module):
         self.last_layer = backbone.num_layers - 1
         adapters = peft.LoraConfig(
             r=config.trunk_lora_rank,
-            lora_alpha=config.trunk_lora_alpha,  # type: ignore[arg-type]  # a factor like any other
+            lora_alpha=config.trunk_lora_alpha,  # type: ignore[arg-type]  # any factor is valid
             lora_dropout=config.trunk_lora_dropout,
             target_modules=_ATTENTION,
         )
         peft.inject_adapter_in_model(adapters, self.trunk.model)
         for parameter in self._adapters():
-            # peft rounds them to the precision that the frozen matrices happen to be in.
+            # peft casts them to the precision of the frozen weights.
             parameter.data = parameter.data.float()
 
     def request(self, *, train: bool) -> TapRequest:
-        """The pixels: no block of the bare frozen model is run."""
+        """Pixels only: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: what is added is new."""
+        """None: the updates are trained from scratch."""
         return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
@@ -95,6 +95,6 @@ class LowRank(nn.Module):
             attention = dict(block.named_children())["attn"]
             if isinstance(attention, EvaAttention) and attention.q_bias is not None:
                 raise ConfigError(
-                    f"--method lora: the attention of {name} uses the matrix of query, key and value without calling "
-                    "it, so that nothing can be added. Choose another backbone, or --method adaptformer or vpt."
+                    f"--method lora: the attention of {name} uses the weight of query, key and value directly, "
+                    "which LoRA cannot adapt. Choose another backbone, or --method adaptformer or vpt."
                 )

@@ -1,7 +1,7 @@
-"""What ViT-Adapter and ViT-CoMer have in common besides their stem: blocks in groups, a feed-forward over scales, the
-four maps that come out, and the settings that were published.
+"""Components shared by ViT-Adapter and ViT-CoMer besides their stem: groups of blocks, the feed-forward network over
+scales, the output pyramid, and the published settings.
 
-Shapes: B batch, N patches, D width, h w map, S tokens of three scales one after the other.
+Shapes: B batch, N patches, D width, h w map, S tokens of three scales, concatenated.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class PyramidSettings:
     """Settings that depend on the width of the transformer."""
 
     num_heads: int
-    """Heads of the deformable attention."""
+    """Number of heads of the deformable attention."""
     deform_ratio: float
     """Channels of its values as a multiple of the width."""
     drop_path: float
-    """Rate of stochastic depth: of the last block (the first has none), and of feed-forward networks over scales."""
+    """Rate of stochastic depth of the last block (zero at the first), and of feed-forward networks over scales."""
     dim_ratio: float
-    """ViT-CoMer alone: channels of its multi-receptive-field network as a multiple of the width."""
+    """ViT-CoMer only: channels of its multi-receptive-field network as a multiple of the width."""
 
 
 PUBLISHED = {
@@ -46,16 +46,15 @@ PUBLISHED = {
     768: PyramidSettings(num_heads=12, deform_ratio=0.5, drop_path=0.3, dim_ratio=1.0),
     1024: PyramidSettings(num_heads=16, deform_ratio=0.5, drop_path=0.4, dim_ratio=1.0),
 }
-"""By width, from the authors' configurations for ADE20K. Those of ViT-CoMer state no ``dim_ratio`` for widths 192 and
-1024: the one that stands here for 1024 is the one that the paper's count of parameters has, the one for 192 is that
-of 384."""
+"""By width, from the authors' configurations for ADE20K. Those of ViT-CoMer have no ``dim_ratio`` for widths 192 and
+1024: the value for 1024 here matches the paper's parameter count, and the value for 192 is that of 384."""
 
 
 def published_settings(width: int) -> PyramidSettings:
     """The settings of a transformer of this width.
 
     Raises:
-        ConfigError: None were published.
+        ConfigError: There are none.
     """
     if width not in PUBLISHED:
         raise ConfigError(
@@ -68,28 +67,28 @@ def published_settings(width: int) -> PyramidSettings:
 class BlockGroups(nn.Module):
     """A trunk without class and register tokens, whose blocks run in four groups of equal length.
 
-    What such a trunk cannot learn no longer trains: the prefix tokens, and the final norm, which is not applied. Blocks
-    without a layer scale (DeiT, AugReg) get one, as in the authors' code: one at first, per channel, on both branches.
+    The unused prefix tokens and final norm are frozen. Blocks without layer scales (DeiT, AugReg) get them on both
+    branches, initialized to one, as in the authors' code.
 
     Args:
-        trunk: The transformer; it is changed in place.
-        drop_path: Rate of stochastic depth of the last block; it grows evenly from zero at the first.
+        trunk: The transformer, modified in place.
+        drop_path: Rate of stochastic depth of the last block, increasing linearly from zero at the first.
 
     Raises:
-        ConfigError: Its patches are not of 16 pixels, or four groups do not divide its blocks.
+        ConfigError: The patch size is not 16 pixels, or the number of blocks is not divisible by four.
     """
 
     def __init__(self, trunk: Trunk, drop_path: float) -> None:
         super().__init__()
         if trunk.patch_size != PATCH_SIZE:
             raise ConfigError(
-                f"ViT-Adapter and ViT-CoMer need patches of {PATCH_SIZE} pixels, so that their maps' scales are powers "
-                f"of two; this backbone has patches of {trunk.patch_size}. Give --patch-size {PATCH_SIZE}."
+                f"ViT-Adapter and ViT-CoMer need patches of {PATCH_SIZE} pixels, so that the strides of their maps are "
+                f"powers of two; this backbone has patches of {trunk.patch_size}. Use --patch-size {PATCH_SIZE}."
             )
         if trunk.num_layers % NUM_GROUPS:
             raise ConfigError(
-                f"ViT-Adapter and ViT-CoMer divide a transformer's blocks in {NUM_GROUPS} equal groups, and "
-                f"{trunk.num_layers} blocks cannot be. Choose another backbone."
+                f"ViT-Adapter and ViT-CoMer require a number of blocks divisible by {NUM_GROUPS}, not "
+                f"{trunk.num_layers}. Choose another backbone."
             )
         self.trunk = trunk
         self.group_length = trunk.num_layers // NUM_GROUPS
@@ -109,14 +108,14 @@ class BlockGroups(nn.Module):
         return x_BTD[:, self.trunk.num_prefix_tokens :], rope
 
     def forward(self, group: int, x_BND: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
-        """The blocks of a group, one after the other."""
+        """Runs the blocks of a group."""
         for index in range(group * self.group_length, (group + 1) * self.group_length):
             x_BND = self.trunk.run_block(index, x_BND, grid, rope)
         return x_BND
 
 
 def _with_layer_scale(trunk: Trunk) -> list[str]:
-    """Gives a layer scale of one to the branches that have none; returns the names of these parameters in the model."""
+    """Adds layer scales of one to branches without; returns the names of the new parameters in the model."""
     added = []
     for index, block in enumerate(trunk.blocks):
         for place in ("ls1", "ls2"):
@@ -128,14 +127,14 @@ def _with_layer_scale(trunk: Trunk) -> list[str]:
 
 
 def _without_prefix(block: nn.Module) -> None:
-    """A rotary block leaves its first tokens without a position; from now on there are none such."""
+    """Makes a rotary block apply positions to all tokens, since there are no prefix tokens."""
     if not isinstance(block, EvaBlock):
         raise ConfigError(f"A rotary block of type {type(block).__name__} is not supported: choose DINOv3 or EVA-02.")
     block.attn.num_prefix_tokens = 0
 
 
 class ConvFFN(nn.Module):
-    """A feed-forward network with a 3x3 depth-wise convolution within, which all scales share.
+    """A feed-forward network with a 3x3 depthwise convolution, shared by all scales.
 
     Args:
         width: D.
@@ -156,7 +155,7 @@ class ConvFFN(nn.Module):
 
 
 class PyramidOutput(nn.Module):
-    """Brings together what the convolutional branch and the transformer have found: four maps of width D.
+    """Combines the features of the convolutional branch and the transformer into four maps of width D.
 
     Args:
         width: D.
@@ -173,7 +172,7 @@ class PyramidOutput(nn.Module):
         Args:
             finest_BDhw: The stem's map at 1/4.
             scales: Tokens of the three coarser scales after the last interaction.
-            groups: What each of the four groups of blocks gave, as maps at 1/16; the first goes to the finest map.
+            groups: Outputs of the four groups of blocks as maps at 1/16; the first is added to the finest map.
         """
         coarser = scales.maps()
         maps = [self.enlarge(coarser[0]) + finest_BDhw, *coarser]
@@ -191,12 +190,12 @@ def resize(map_BDhw: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """A norm over channels, as the transformer's own."""
+    """Layer norm with the epsilon of the transformer."""
     return nn.LayerNorm(width, eps=NORM_EPS)
 
 
 def initialize(module: nn.Module) -> None:
-    """The authors' initialization of new parts: truncated normal for linear layers, He for convolutions (fan out)."""
+    """The authors' initialization of new modules: truncated normal for linear layers, He for convolutions (fan out)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -206,7 +205,7 @@ def initialize(module: nn.Module) -> None:
             nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_out))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-    # Last, as their own layers are linear ones too.
+    # Last, since they contain linear layers.
     for part in module.modules():
         if isinstance(part, DeformableAttention):
             part.reset_parameters()

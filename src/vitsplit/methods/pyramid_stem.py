@@ -1,6 +1,6 @@
-"""The convolutional branch that ViT-Adapter and ViT-CoMer share: from pixels to maps of four scales.
+"""The convolutional branch of ViT-Adapter and ViT-CoMer: from pixels to maps at four scales.
 
-Shapes: B batch, D width, H W pixels, S tokens of the three coarser scales one after the other.
+Shapes: B batch, D width, H W pixels, S tokens of the three coarser scales, concatenated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Scales(NamedTuple):
     """Maps of several scales as one sequence of tokens.
 
     Attributes:
-        tokens_BSD: The tokens, map after map, row by row.
+        tokens_BSD: The concatenated tokens of the maps, row by row.
         sizes: Height and width of each map.
     """
 
@@ -26,7 +26,7 @@ class Scales(NamedTuple):
     sizes: tuple[Size, ...]
 
     def maps(self) -> list[Tensor]:
-        """The maps, ``(B, D, h, w)``: views with channels innermost."""
+        """The maps, ``(B, D, h, w)``, as views in channels-last layout."""
         parts = self.tokens_BSD.split([height * width for height, width in self.sizes], dim=1)
         return [part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, self.sizes, strict=True)]
 
@@ -37,7 +37,7 @@ def as_tokens(maps: list[Tensor]) -> Tensor:
 
 
 class PyramidStem(nn.Module):
-    """Strided convolutions with batch norm and ReLU: maps at 1/4, 1/8, 1/16 and 1/32 of the image, brought to width D.
+    """Strided convolutions with batch norm and ReLU: maps at 1/4, 1/8, 1/16 and 1/32 of the image, of width D.
 
     Args:
         width: D.
@@ -58,7 +58,7 @@ class PyramidStem(nn.Module):
         self.half_of_that = nn.Sequential(*_convolution(widest, widest, stride=2))
         self.widen = nn.ModuleList(Pointwise(count, width) for count in (channels, wide, widest, widest))
         self.level_3D = nn.Parameter(torch.randn(3, width))
-        """What tells the tokens of the three scales apart."""
+        """Level embedding of the three scales."""
 
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Scales]:
         """The map at 1/4, and the three coarser ones as tokens; odd sides are rounded up at 1/32."""

@@ -1,7 +1,7 @@
-"""A backbone of a method's own: pixels in, tokens of every layer out, with gradient.
+"""A method's own backbone: from pixels to the tokens of every layer, with gradients.
 
-ViT-Split's heads read what the frozen backbone computes. The methods that it is compared with change the backbone
-itself, so each holds one of its own, which starts with the frozen one's weights.
+ViT-Split reads features of the frozen backbone. Other methods modify the backbone itself, so each has its own copy,
+initialized with the frozen weights.
 
 Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
 """
@@ -22,30 +22,30 @@ from vitsplit.methods import MethodConfig
 
 
 class TrunkConfig(MethodConfig):
-    """A method that trains through a whole transformer."""
+    """A method that backpropagates through a whole transformer."""
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Stochastic depth of the last block (the first has none); None: the adapters' published rate, else 0."""
+    """Rate of stochastic depth of the last block (zero at the first); None: the published rate of adapters, else 0."""
 
 
 _EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_token", "norm_pre")
-"""Attributes of a timm model that come before its first block."""
+"""Attributes of a timm model before its first block."""
 
 
 class Trunk(nn.Module):
-    """A copy of a backbone's model that can train.
+    """A copy of a backbone's model.
 
     Args:
-        backbone: What is copied.
-        trained: Whether the copy trains. A copy that does not shares its weights with the backbone: it costs no memory,
-            and parts that do train can be put into it without touching the backbone.
-        drop_path: See ``set_drop_path``; 0 or None: none.
+        backbone: The backbone to copy.
+        trained: Whether the copy is trainable. A frozen copy shares its weights with the backbone, so it takes no
+            memory, and trainable modules can be inserted without modifying the backbone.
+        drop_path: See ``set_drop_path``; 0 or None: disabled.
 
     Attributes:
         width: D.
         num_layers: L.
         patch_size: Pixels per side of a patch.
-        num_prefix_tokens: Class and register tokens at the head of every sequence.
+        num_prefix_tokens: Number of class and register tokens at the start of the sequence.
     """
 
     def __init__(self, backbone: Backbone, *, trained: bool, drop_path: float | None = None) -> None:
@@ -69,20 +69,20 @@ class Trunk(nn.Module):
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm over tokens after the last block; identity where the model has none."""
+        """The norm after the last block; identity if the model has none."""
         return self.family.final_norm(self.model)
 
     def grid(self, pixels_BCHW: Tensor) -> tuple[int, int]:
-        """``(h, w)`` of pixels whose sides the patch size divides."""
+        """``(h, w)`` for pixels with sides divisible by the patch size."""
         return pixels_BCHW.shape[-2] // self.patch_size, pixels_BCHW.shape[-1] // self.patch_size
 
     def embed(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalized, padded pixels to ``x_BTD`` (float32) and the rotary position data of the grid (or None)."""
+        """Embeds normalized, padded pixels: ``x_BTD`` (float32) and the rotary position data of the grid (or None)."""
         x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
         return x_BTD.float(), rope
 
     def run_block(self, index: int, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None) -> Tensor:
-        """Block ``index`` on a sequence with its prefix tokens."""
+        """Runs block ``index`` on a sequence with prefix tokens."""
         return self.family.run_block(self.blocks[index], x_BTD, grid, rope)
 
     def maps(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -104,24 +104,24 @@ class Trunk(nn.Module):
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
         """Trainable parameters by the number of blocks between them and the output.
 
-        What comes before the first block has all blocks above it. None: the rest, such as the final norm.
+        All blocks follow the embedding. Key None: the rest, such as the final norm.
         """
         embedding = [part for name in _EMBEDDING if (part := getattr(self.model, name, None)) is not None]
         parts = {above: [block] for above, block in enumerate(reversed(self.blocks))} | {self.num_layers: embedding}
-        groups = {above: [p for part in of_depth for p in _trainable(part)] for above, of_depth in parts.items()}
+        groups = {above: [p for part in modules for p in _trainable(part)] for above, modules in parts.items()}
         grouped = {id(parameter) for group in groups.values() for parameter in group}
         return {**groups, None: [p for p in _trainable(self.model) if id(p) not in grouped]}
 
     def set_drop_path(self, rate: float) -> None:
-        """Skips branches of blocks at random in training: of the last at this rate, evenly less down to the first.
+        """Enables stochastic depth: at this rate in the last block, decreasing linearly to zero at the first.
 
         Raises:
-            ConfigError: The blocks are of a kind that has no place for it.
+            ConfigError: The blocks do not support it.
         """
         for index, block in enumerate(self.blocks):
             places = [name for name, _ in block.named_children() if name in ("drop_path1", "drop_path2")]
             if not places:
-                raise ConfigError(f"--drop-path {rate}: a {type(block).__name__} has none. Omit the option.")
+                raise ConfigError(f"--drop-path {rate}: {type(block).__name__} does not support it. Omit the option.")
             for name in places:
                 setattr(block, name, DropPath(rate * index / max(self.num_layers - 1, 1)))
 

@@ -1,4 +1,4 @@
-"""What ViT-Adapter and ViT-CoMer are made of: a transformer in four groups of blocks, and a convolutional branch.
+"""Base of ViT-Adapter and ViT-CoMer: a transformer in four groups of blocks, and a convolutional branch.
 
 Shapes: B batch, D width.
 """
@@ -22,25 +22,25 @@ from vitsplit.methods.trunk import Trunk
 
 
 class TwoBranches(nn.Module):
-    """The parts; how the branches exchange features is the two methods' own.
+    """The modules; subclasses define how the branches exchange features.
 
-    Batch norm stands where the authors have its synchronized form, which data-parallel training puts in.
+    Batch norm replaces the authors' synchronized batch norm, which data-parallel training inserts.
 
     Args:
-        trunk: The transformer, with patches of 16 pixels; it loses its prefix tokens and its final norm, see
+        trunk: The transformer, with patches of 16 pixels; its prefix tokens and final norm are unused, see
             ``BlockGroups``.
-        interaction: Makes what stands around a group of blocks.
-        extra_extractors: How many more extractors the last of them has.
-        settings: None: those that were published for its width.
+        interaction: Builds the interaction around a group of blocks.
+        extra_extractors: Number of additional extractors in the last interaction.
+        settings: None: those published for its width.
         num_points: Points per head and level of the deformable attention.
         ffn_ratio: Hidden channels of the feed-forward networks over scales as a multiple of D.
         stem_channels: Channels of the stem's first maps.
 
     Attributes:
-        width: D, of each of the four maps.
+        width: D, the channels of each map.
 
     Raises:
-        ConfigError: The transformer does not fit, or no settings were published for its width.
+        ConfigError: The transformer is not supported, or there are no published settings for its width.
     """
 
     def __init__(

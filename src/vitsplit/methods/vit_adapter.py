@@ -1,6 +1,6 @@
-"""ViT-Adapter (Chen et al. 2023): a transformer that trains, beside a convolutional branch, exchanging features.
+"""ViT-Adapter (Chen et al. 2023): a trainable transformer that exchanges features with a convolutional branch.
 
-Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scales one after the other.
+Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scales, concatenated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXTRA_EXTRACTORS = 2
 
 @dataclass(frozen=True)
 class Exchange:
-    """Where the two branches look at each other.
+    """Geometry of the deformable attention between the two branches.
 
     Attributes:
         to_patches: Patches as queries, the three scales as levels.
@@ -45,19 +45,18 @@ class Exchange:
 
 
 class ViTAdapter(TwoBranches):
-    """Four groups of blocks; before each the patches look at the convolutional maps, after each the other way round.
+    """Four groups of blocks; patches attend to the convolutional maps before each group, and vice versa after it.
 
-    The injected features count nothing at first (``gamma`` starts at zero), so the transformer begins as it was
-    trained.
+    ``gamma`` starts at zero, so that the initial transformer is the pretrained one.
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Normalized pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
+        """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.
 
-        Where 32 does not divide a side, the coarsest map is rounded up.
+        If a side is not divisible by 32, the size of the coarsest map is rounded up.
         """
         finest_BDhw, scales = self.stem(pixels_BCHW)
         grid = self.blocks.trunk.grid(pixels_BCHW)
@@ -71,7 +70,7 @@ class ViTAdapter(TwoBranches):
 
 
 class ViTAdapterConfig(AdapterConfig):
-    """ViT-Adapter: a whole transformer is trained beside a convolutional branch."""
+    """ViT-Adapter: trains the whole transformer with a convolutional branch."""
 
     name: ClassVar[str] = "vit-adapter"
     title: ClassVar[str] = "ViT-Adapter"
@@ -79,7 +78,7 @@ class ViTAdapterConfig(AdapterConfig):
 
 
 class Interaction(nn.Module):
-    """Injector, a group of blocks, extractor; after the last group two more extractors."""
+    """Injector, a group of blocks, and extractor, with two more extractors after the last group."""
 
     def __init__(
         self, width: int, settings: PyramidSettings, *, num_points: int, ffn_ratio: float, extra_extractors: int
@@ -112,7 +111,7 @@ class Interaction(nn.Module):
 
 
 class Injector(nn.Module):
-    """Patches look at the three scales; what they find is added, scaled per channel."""
+    """Patches attend to the three scales; the result is scaled per channel and added."""
 
     def __init__(self, width: int, attention: DeformableAttention) -> None:
         super().__init__()
@@ -122,13 +121,13 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BND: Tensor, scales: Scales, geometry: Geometry) -> Tensor:
-        """``x_BND`` with what was found."""
+        """The updated ``x_BND``."""
         found_BND = self.attention(self.query_norm(x_BND), self.feature_norm(scales.tokens_BSD), geometry)
         return x_BND + self.gamma * found_BND
 
 
 class Extractor(nn.Module):
-    """Queries look at features, which is added; then a feed-forward network over scales."""
+    """Queries attend to features, with a residual connection; then a feed-forward network over scales."""
 
     def __init__(self, width: int, attention: DeformableAttention, ffn: ConvFFN, *, drop_path: float) -> None:
         super().__init__()
@@ -140,12 +139,12 @@ class Extractor(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, scales: Scales, feature_BND: Tensor, geometry: Geometry) -> Scales:
-        """The scales after both.
+        """The updated scales.
 
         Args:
-            scales: Queries: the tokens of the three scales.
-            feature_BND: What they look at, as the geometry says.
-            geometry: Of these queries and levels.
+            scales: The queries: tokens of the three scales.
+            feature_BND: The keys and values.
+            geometry: Geometry of queries and levels.
         """
         query_BSD, sizes = scales
         query_BSD = query_BSD + self.attention(self.query_norm(query_BSD), self.feature_norm(feature_BND), geometry)

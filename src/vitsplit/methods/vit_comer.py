@@ -1,9 +1,9 @@
-"""ViT-CoMer (Xia et al. 2024): a transformer that trains, beside a convolutional branch that looks at itself.
+"""ViT-CoMer (Xia et al. 2024): a trainable transformer with a convolutional branch that attends to itself.
 
-Where ViT-Adapter's branches look at each other, here the convolutional branch attends over its own three scales, with
-the patches added to the middle one, and the patches are given the sum of what it finds.
+In ViT-Adapter, the branches attend to each other. Here the convolutional branch attends over its own three scales, with
+the patches added to the middle one, and the sum of the results is added to the patches.
 
-Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scales one after the other.
+Shapes: B batch, N patches, D width, h w map, H W pixels, S tokens of three scales, concatenated.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from vitsplit.nn.deformable_attention import DeformableAttention, Geometry
 
 NUM_SCALES = 3
 PATCH_SCALE = 1
-"""Which of the three scales has the patches' grid."""
+"""Index of the scale with the patch grid."""
 EXTRA_EXTRACTORS = 4
 
 
 class ViTCoMer(TwoBranches):
     """Four groups of blocks, each between two steps of convolution-transformer interaction (CTI).
 
-    The features given to the patches count nothing at first (``gamma`` starts at zero), so the transformer begins as it
-    was trained.
+    ``gamma`` starts at zero, so that the initial transformer is the pretrained one.
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Normalized pixels, whose sides 16 divides, to four maps ``(B, D, h, w)``: 1/4, 1/8, 1/16 and 1/32.
+        """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.
 
-        Where 32 does not divide a side, the coarsest map is rounded up.
+        If a side is not divisible by 32, the size of the coarsest map is rounded up.
         """
         finest_BDhw, scales = self.stem(pixels_BCHW)
         geometry = Geometry.between(scales.sizes, scales.sizes, pixels_BCHW.device)
@@ -58,7 +57,7 @@ class ViTCoMer(TwoBranches):
 
 
 class ViTCoMerConfig(AdapterConfig):
-    """ViT-CoMer: a whole transformer is trained beside a convolutional branch."""
+    """ViT-CoMer: trains the whole transformer with a convolutional branch."""
 
     name: ClassVar[str] = "vit-comer"
     title: ClassVar[str] = "ViT-CoMer"
@@ -66,7 +65,7 @@ class ViTCoMerConfig(AdapterConfig):
 
 
 class Interaction(nn.Module):
-    """Multi-receptive-field network, CTI to the patches, a group of blocks, CTI to the scales; at the end four more."""
+    """Multi-receptive-field network, CTI to patches, a group of blocks, CTI to scales (five times in the last)."""
 
     def __init__(
         self, width: int, settings: PyramidSettings, *, num_points: int, ffn_ratio: float, extra_extractors: int
@@ -105,20 +104,20 @@ class Interaction(nn.Module):
 
 
 def add_patches(scales: Scales, x_BND: Tensor) -> Scales:
-    """The scales, with the patches added to the one that has their grid."""
+    """The scales with the patches added to the one of the same grid."""
     parts = list(scales.tokens_BSD.split([height * width for height, width in scales.sizes], dim=1))
     parts[PATCH_SCALE] = parts[PATCH_SCALE] + x_BND
     return Scales(torch.cat(parts, dim=1), scales.sizes)
 
 
 class MultiReceptive(nn.Module):
-    """Two sizes of depth-wise convolution side by side, 3x3 on half of the channels and 5x5 on the other.
+    """Two parallel depthwise convolutions, 3x3 on half of the channels and 5x5 on the other half.
 
-    Each scale has its own convolutions and batch norm; the linear layers around them are shared. Nothing is added to
-    what comes out.
+    Each scale has its own convolutions and batch norm; the linear layers around them are shared. There is no residual
+    connection.
 
     Raises:
-        ConfigError: The hidden channels cannot be divided in two.
+        ConfigError: The number of hidden channels is odd.
     """
 
     def __init__(self, width: int, ratio: float) -> None:
@@ -139,13 +138,13 @@ class MultiReceptive(nn.Module):
         hidden = Scales(self.expand(scales.tokens_BSD), scales.sizes)
         for map_BChw, near, far, norm in zip(hidden.maps(), self.near, self.far, self.norms, strict=True):
             first, second = map_BChw.chunk(2, dim=1)
-            # The activation comes twice, here and after the scales are together, as in the authors' code.
+            # The activation is applied twice, here and after concatenating the scales, as in the authors' code.
             maps.append(F.gelu(norm(torch.cat([near(first), far(second)], dim=1))))
         return Scales(self.reduce(F.gelu(as_tokens(maps))), scales.sizes)
 
 
 class ToPatches(nn.Module):
-    """CTI to the patches: they are given the sum of what the three scales find in themselves, scaled per channel."""
+    """CTI to patches: adds the sum over scales of their self-attention, scaled per channel, to the patches."""
 
     def __init__(self, width: int, attention: DeformableAttention, ffn: ConvFFN, *, drop_path: float) -> None:
         super().__init__()
@@ -158,7 +157,7 @@ class ToPatches(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, x_BND: Tensor, scales: Scales, geometry: Geometry) -> Tensor:
-        """``x_BND`` with what was found; the scales themselves stay as they are."""
+        """The updated ``x_BND``; the scales are unchanged."""
         tokens_BSD, sizes = scales
         found_BSD = self.attention(self.query_norm(tokens_BSD), self.feature_norm(tokens_BSD), geometry)
         found_BSD = found_BSD + self.drop_path(self.ffn(Scales(self.ffn_norm(found_BSD), sizes)))
@@ -167,9 +166,10 @@ class ToPatches(nn.Module):
 
 
 class ToScales(nn.Module):
-    """CTI to the scales: the patches are added to one of them, and the scales look at themselves.
+    """CTI to scales: adds the patches to one scale, and applies self-attention over scales.
 
-    The scales are normalized before they do, and go on so. The four that come last have a feed-forward network first.
+    Attention operates on the normalized scales, including the residual. The four extra extractors have an additional
+    feed-forward network first.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class ToScales(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, scales: Scales, x_BND: Tensor, geometry: Geometry) -> Scales:
-        """The scales after it."""
+        """The updated scales."""
         tokens_BSD, sizes = add_patches(scales, x_BND)
         if self.first_ffn is not None and self.first_norm is not None:
             tokens_BSD = tokens_BSD + self.drop_path(self.first_ffn(Scales(self.first_norm(tokens_BSD), sizes)))

@@ -1,4 +1,4 @@
-"""Visual prompt tuning, deep (Jia et al. 2022): learned tokens in front of every block of the frozen transformer.
+"""Visual prompt tuning, deep (Jia et al. 2022): learned prompt tokens for every block of the frozen transformer.
 
 Shapes: B batch, T tokens (prefix tokens first), N patches, P prompts, L blocks, D width, h w patch grid, H W pixels.
 """
@@ -21,14 +21,14 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class VptConfig(TrunkConfig):
-    """Visual prompt tuning: tokens are trained in front of every block of the frozen transformer."""
+    """Visual prompt tuning: trains prompt tokens for every block of the frozen transformer."""
 
     name: ClassVar[str] = "vpt"
     title: ClassVar[str] = "VPT, deep"
     shards: ClassVar[bool] = False
 
     num_prompts: Annotated[int, Field(ge=1, le=4096)] = 50
-    """Tokens that are learned in front of every block."""
+    """Number of prompt tokens per block."""
     prompt_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout of the prompts."""
 
@@ -38,23 +38,23 @@ class VptConfig(TrunkConfig):
 
 
 class DeepPrompts(nn.Module):
-    """``P`` tokens of its own for every block, between prefix tokens and patches; what comes out of them is dropped.
+    """``P`` prompt tokens per block, between prefix tokens and patches; their outputs are dropped.
 
-    ``L P D`` parameters. They start uniform within ``sqrt(6 / (3 p^2 + D))`` for patches of p x p pixels, as published.
+    ``L P D`` parameters, initialized uniformly within ``sqrt(6 / (3 p^2 + D))`` for patches of p x p pixels.
 
     Args:
-        backbone: The frozen model, whose weights are in memory once.
+        backbone: The frozen model, whose weights are shared.
         config: Number and dropout of the prompts, and drop path.
 
     Raises:
-        ConfigError: The blocks see a grid, in which there is no place for other tokens.
+        ConfigError: The blocks operate on a grid, without additional tokens.
     """
 
     def __init__(self, backbone: Backbone, config: VptConfig) -> None:
         super().__init__()
         if isinstance(backbone.family, SamViT):
             raise ConfigError(
-                f"--method vpt: the blocks of {backbone.name} see a grid of patches, with no place for prompts. "
+                f"--method vpt: the blocks of {backbone.name} operate on a grid of patches, without prompt tokens. "
                 "Choose a plain or rotary ViT, or --method lora or adaptformer."
             )
         self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
@@ -66,19 +66,19 @@ class DeepPrompts(nn.Module):
         if isinstance(backbone.family, RotaryViT):
             for block in self.trunk.blocks:
                 attention: Any = dict(block.named_children())["attn"]
-                # Prompts have no position either.
+                # Like prefix tokens, prompts have no position.
                 attention.num_prefix_tokens += config.num_prompts
 
     def request(self, *, train: bool) -> TapRequest:
-        """The pixels: no block of the bare frozen model is run."""
+        """Pixels only: no block of the frozen model is run."""
         return TapRequest(pixels=True)
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: prompts are new."""
+        """None: prompts are trained from scratch."""
         return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
-        """``map_BDhw`` of the last block, after the frozen final norm: patches alone."""
+        """``map_BDhw`` of the last block, after the frozen final norm."""
         assert taps.pixels_BCHW is not None, "the request asks for pixels"
         trunk, grid = self.trunk, taps.grid
         x_BTD, rope = trunk.embed(taps.pixels_BCHW)

@@ -142,9 +142,9 @@ def test_the_head_passes_its_settings_on(plain_backbone: Backbone, image_BCHW: T
 @pytest.mark.parametrize(
     ("backbone", "depth", "window", "message"),
     [
-        ("sam", 1, 2, "tiny-sam has windows of its own"),
-        ("plain", 1, 0, "a window has at least one patch"),
-        ("plain", 3, 2, "always looks at the whole image, and there is no other"),
+        ("sam", 1, 2, "--task-head-window 2: tiny-sam"),
+        ("plain", 1, 0, "--task-head-window 0"),
+        ("plain", 3, 2, "--task-head-window 2: .*--num-tuned-layers"),
     ],
     indirect=["backbone"],
 )

@@ -1,4 +1,4 @@
-"""Settings of ViT-Split, and what it can do."""
+"""Settings of ViT-Split."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitsplit.methods import MethodConfig
 
 
 class SplitConfig(MethodConfig):
-    """The paper's three trained parts (Section 3.2). In its symbols: K_t, K_p, b, and the set S of Eq. 2."""
+    """Task head, prior head and fusion net (Section 3.2). Symbols: K_t, K_p, b, and the set S of Eq. 2."""
 
     name: ClassVar[str] = "vitsplit"
     title: ClassVar[str] = "ViT-Split"
@@ -21,40 +21,41 @@ class SplitConfig(MethodConfig):
     has_layers: ClassVar[bool] = True
 
     num_tuned_layers: Annotated[int, Field(ge=0, le=1000)] = 3
-    """K_t: how many of the last blocks the task head copies."""
+    """K_t: number of the last blocks copied by the task head."""
     num_prior_layers: Annotated[int, Field(ge=0, le=1000)] = 4
-    """K_p: how many layers' features (or, with the gate, mixtures of them) the prior head reads."""
+    """K_p: number of layers (or, with the gate, mixtures of layers) read by the prior head."""
     first_prior_layer: Annotated[int, Field(ge=0, le=1000)] = 2
-    """b: the first block (0-based) whose features may be read."""
+    """b: index of the first block (0-based) that may be read."""
     selection: Literal["uniform", "last", "explicit", "gate"] = "uniform"
-    """How the prior layers are chosen: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
+    """Selection of the prior layers: Eq. 2, the last K_p, `prior_layers`, or the learned gate of Appendix B."""
     prior_layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=1000)] = ()
-    """The blocks (0-based) to read with `selection explicit`."""
+    """Indices of the blocks (0-based) to read with `--selection explicit`."""
     rounding: Literal["round", "int"] = "round"
     """Rounding in Eq. 2: the paper's (ties to even) or the release's truncation."""
     task_head: bool = True
-    """Train copies of the last K_t blocks (Eq. 1). Off: Table 6's rows without it."""
+    """Train copies of the last K_t blocks (Eq. 1). Disabled: rows of Table 6 without it."""
     prior_head: bool = True
-    """Train the prior head (Eq. 3). Off: Table 6's rows without it."""
+    """Train the prior head (Eq. 3). Disabled: rows of Table 6 without it."""
     fusion: bool = True
-    """Train the fusion net (Eq. 4). Off: the two maps are added."""
+    """Train the fusion net (Eq. 4). Disabled: the two maps are added."""
     combine: Literal["concat", "add"] = "concat"
-    """How the fusion net sees the two maps: side by side (2D channels) or added (D)."""
+    """Input of the fusion net: the two maps concatenated (2D channels) or added (D)."""
     deformable: bool = True
-    """3x3 deformable convolutions; off: plain 3x3 convolutions."""
+    """3x3 deformable convolutions; disabled: plain 3x3 convolutions."""
     offset_init: Literal["default", "zero"] = "default"
-    """Start of the offset convolutions: PyTorch's default, as the release, or zero (a plain convolution at first)."""
+    """Initialization of the offset convolutions: PyTorch's default, as in the release, or zero (initially a plain
+    convolution)."""
     tap_norm: bool = True
-    """Pass every tapped map through the backbone's final norm, as the release does."""
+    """Apply the backbone's final norm to every tapped map, as in the release."""
     gate_temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.5
     """Temperature of the gate's softmax over layers."""
     checkpoint_task_head: bool = False
-    """Keep one sequence per block of the task head for the backward pass, and compute the rest again: less memory."""
+    """Activation checkpointing of the task head: recompute its blocks in the backward pass to save memory."""
     task_head_window: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Side in patches of the windows that all copied blocks but the last attend within; None: the whole image."""
+    """Window size in patches for the attention of all copied blocks but the last; None: global attention."""
 
     def without_gate(self, used_layers: tuple[int, ...] | None) -> Self:
-        """K_p fixed layers in place of the gate's K_p mixtures; the last of them decides how far the backbone runs."""
+        """K_p fixed layers in place of the K_p mixtures of the gate, ending at the last layer that the gate keeps."""
         if self.selection != "gate":
             return self
         if used_layers is None:
@@ -63,18 +64,18 @@ class SplitConfig(MethodConfig):
         return replace(self, selection="explicit", prior_layers=tuple(range(end - self.num_prior_layers, end)))
 
 
-def split_settings(method: MethodConfig, said: str) -> SplitConfig:
-    """The settings of ViT-Split, for what is about K_t and prior layers alone.
+def split_settings(method: MethodConfig, context: str) -> SplitConfig:
+    """The settings of ViT-Split, for features that require K_t and prior layers.
 
     Args:
         method: The settings of a run's method.
-        said: What asks for them, such as ``--layers auto``.
+        context: The feature, for the error message, such as ``--layers auto``.
 
     Raises:
-        ConfigError: It is another method.
+        ConfigError: The method is not ViT-Split.
     """
     if isinstance(method, SplitConfig):
         return method
     raise ConfigError(
-        f"{said} is about the layers that ViT-Split copies and reads, and --method {method.name} has none to choose."
+        f"{context} requires the copied and prior layers of ViT-Split, which --method {method.name} does not have."
     )

@@ -19,9 +19,9 @@ class FusionNet(nn.Module):
     """``f_o = g_theta_f([f'_p; f'_t])``, prior first.
 
     Args:
-        num_maps: How many maps come in: two, or one where a head is turned off.
+        num_maps: Number of input maps: two, or one if a head is disabled.
         width: D.
-        combine: ``concat`` (the paper) or ``add`` the maps before the block, which is then half as wide at its entry.
+        combine: ``concat`` (the paper) or ``add`` the input maps.
         deformable: See ``ConvBlock``.
         offset_init: See ``DeformConv3x3``.
     """

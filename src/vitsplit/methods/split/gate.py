@@ -1,4 +1,4 @@
-"""The sparse gate (Appendix B.1, Eq. 5): which layers the prior head reads is learned.
+"""The sparse gate (Appendix B.1, Eq. 5): a learned selection of the layers read by the prior head.
 
 Shapes: L layers, J = K_p columns (mixed maps), B batch, D width, h w patch grid.
 """
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 
 class SparseGate(nn.Module):
-    """Mixes L maps into K_p, of which each column keeps its K_p strongest layers.
+    """Mixes L maps into K_p, each a mixture (column) of its top K_p layers.
 
-    As in the release: scores start uniform in 0..1; a softmax over layers at a temperature, of which all but the top k
-    per column become zero; the straight-through estimator ``G_sp + G - stopgrad(G)`` (Eq. 5), so that every score has a
-    gradient; then each column is divided by its sum.
+    As in the release: scores are initialized uniformly in 0..1; a softmax over layers with a temperature; all but the
+    top K_p weights per column are set to zero; the straight-through estimator ``G_sp + G - stopgrad(G)`` (Eq. 5) gives
+    every score a gradient; then each column is divided by its sum.
 
     Args:
         num_layers: L.
-        num_maps: K_p, the columns, and also how many layers each column keeps.
-        temperature: Of the softmax.
+        num_maps: K_p, the number of columns and of layers kept per column.
+        temperature: Temperature of the softmax.
     """
 
     def __init__(self, num_layers: int, num_maps: int, temperature: float = 0.5) -> None:
@@ -31,28 +31,27 @@ class SparseGate(nn.Module):
         self.scores_LJ = nn.Parameter(torch.rand(num_layers, num_maps))
 
     def weights(self) -> Tensor:
-        """``G_sp``, (L, J): non-negative, columns sum to one, at most K_p entries of a column not zero."""
+        """``G_sp``, (L, J): non-negative, columns sum to one, at most K_p nonzero entries per column."""
         soft_LJ = torch.softmax(self.scores_LJ / self.temperature, dim=0)
         top_kJ = soft_LJ.topk(self.num_maps, dim=0).indices
         sparse_LJ = soft_LJ * torch.zeros_like(soft_LJ).scatter(0, top_kJ, 1.0)
-        # The difference is exactly zero, so that what was dropped stays exactly zero; only its gradient counts.
+        # The difference is exactly zero, so dropped weights stay exactly zero; it only adds a gradient.
         through_LJ = sparse_LJ + (self.scores_LJ - self.scores_LJ.detach())
         return through_LJ / through_LJ.sum(dim=0, keepdim=True)
 
     @torch.no_grad()
     def used_layers(self) -> tuple[int, ...]:
-        """The layers that some column keeps: all that inference needs."""
+        """The layers kept by at least one column, which suffice for inference."""
         return tuple(self.weights().any(dim=1).nonzero().flatten().tolist())
 
     def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
-        """Layer index to map (B, D, h, w), to K_p mixed maps. Nothing waits for the device.
+        """Mixes maps by layer index, (B, D, h, w), into K_p maps, without synchronizing with the device.
 
-        In training every layer must be there, since a weight of zero has a gradient too; otherwise ``used_layers``
-        is enough.
+        Training requires all layers, since zero weights also have gradients; inference requires ``used_layers``.
 
         Raises:
             KeyError: In training, a layer is missing.
-            RuntimeError: Otherwise, a layer of ``used_layers`` is missing.
+            RuntimeError: In inference, a layer of ``used_layers`` is missing.
         """
         weights_LJ = self.weights()
         layers: Sequence[int] = range(len(weights_LJ))
@@ -66,10 +65,10 @@ class SparseGate(nn.Module):
 
 
 class _Mix(torch.autograd.Function):
-    """``mixed_j = sum_l weights[l][j] * map_l``, map after map, added up in float32, with the gradient of the weights.
+    """``mixed_j = sum_l weights[l][j] * map_l``, accumulated in float32, with the gradient of the weights.
 
-    Keeps the L maps as they came (they are constants) and nothing else. Plain arithmetic would do the same with a
-    temporary map and a graph node for each of the L x K_p products.
+    Saves only the L maps (which are constants). Plain arithmetic would need a temporary map and a graph node for each
+    of the L x K_p products.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""ViT-Split's head: taps of a frozen backbone to one fused map (Section 3.2, Fig. 5).
+"""The head of ViT-Split: from the taps of a frozen backbone to one fused map (Section 3.2, Fig. 5).
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -18,18 +18,18 @@ from vitsplit.types import LayerTaps, TapRequest
 
 
 class SplitHead(nn.Module):
-    """Task head, prior head and fusion net, each of which can be turned off (Table 6).
+    """Task head, prior head and fusion net, each of which can be disabled (Table 6).
 
-    Without the fusion net the two maps are added; without both heads the map is the frozen last layer's, and only a
-    decoder trains. From construction on the head sees taps, never a backbone.
+    Without the fusion net, the two maps are added; without both heads, the map is that of the frozen last layer, and
+    only a decoder is trained. The backbone is only used in the constructor.
 
     Args:
-        backbone: What blocks and norm are copied from.
+        backbone: The source of the copied blocks and norm.
         config: The method's settings.
 
     Attributes:
         width: D, the channels of the fused map.
-        prior_layers: The blocks that the prior head reads (all L with the gate), in order.
+        prior_layers: The blocks read by the prior head (all L with the gate), in order.
     """
 
     def __init__(self, backbone: Backbone, config: SplitConfig) -> None:
@@ -66,7 +66,7 @@ class SplitHead(nn.Module):
             )
 
     def request(self, *, train: bool) -> TapRequest:
-        """What a pass must deliver; with the gate all layers in training, else only those that it keeps."""
+        """The required taps; with the gate, all layers in training, and only those kept in inference."""
         tokens = frozenset() if self.task_head is None else frozenset({self.task_head.depth})
         layers = self.prior_layers if self.gate is None or train else self.gate.used_layers()
         if self.prior_head is None and self.task_head is None:
@@ -77,19 +77,19 @@ class SplitHead(nn.Module):
         )
 
     def parts(self) -> dict[str, list[nn.Module | None]]:
-        """The trained modules, by what parameters are counted for."""
+        """The trainable modules by part, for counting parameters."""
         return {"task_head": [self.task_head], "prior_head": [self.prior_head, self.gate], "fusion": [self.fusion]}
 
     def copied_blocks(self) -> list[nn.Module]:
-        """The trained copies of blocks, each of which is a unit of sharding."""
+        """The trained copies of blocks, which are the units of sharding."""
         return [] if self.task_head is None else list(self.task_head.blocks)
 
     def describe_layers(self) -> tuple[int, tuple[int, ...]]:
-        """K_t, and the frozen layers that are read (with a gate, those that it may keep)."""
+        """K_t, and the frozen layers read by the prior head (with a gate, all that it may keep)."""
         return len(self.copied_blocks()), self.prior_layers
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """The task head's copied blocks."""
+        """The copied blocks of the task head."""
         return {above: list(block.parameters()) for above, block in enumerate(reversed(self.copied_blocks()))}
 
     def forward(self, taps: LayerTaps) -> Tensor:
@@ -107,12 +107,12 @@ class SplitHead(nn.Module):
         return maps[0] if len(maps) == 1 else maps[0] + maps[1]
 
     def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
-        """How many frozen layers there are before what is trained, and the maps that follow, each with what it is.
+        """The number of frozen layers before the trained modules, and the labeled maps of these modules.
 
         Args:
-            taps: What ``request`` asked for.
+            taps: The taps of ``request``.
             num_layers: L.
-            normed: Whether blocks pass the final norm.
+            normed: Whether to apply the final norm to the maps of blocks.
         """
         count, found = num_layers, []
         if self.task_head is not None:
@@ -126,5 +126,5 @@ class SplitHead(nn.Module):
         return count, found
 
     def _read(self, layer_maps: dict[int, Tensor]) -> list[Tensor]:
-        """The K_p maps that the prior head reads."""
+        """The K_p input maps of the prior head."""
         return [layer_maps[layer] for layer in self.prior_layers] if self.gate is None else self.gate(layer_maps)

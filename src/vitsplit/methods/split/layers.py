@@ -1,4 +1,4 @@
-"""Which frozen layers the prior head reads (Section 3.2, Eq. 2). Indices are 0-based blocks."""
+"""Selection of the frozen layers for the prior head (Section 3.2, Eq. 2). Layer indices are 0-based."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def uniform_layers(
 
     Args:
         num_layers: L.
-        num_prior_layers: K_p. With 1, where the equation divides by zero, the last layer is taken.
+        num_prior_layers: K_p. For 1, where the equation divides by zero, the last layer is used.
         first_prior_layer: b.
         rounding: ``round`` (the paper; ties to even) or ``int`` (the release truncates).
 
@@ -32,13 +32,13 @@ def uniform_layers(
         )
     if num_prior_layers == 1:
         return (num_layers - 1,)
-    # The product comes before the quotient, so that exact halves stay exact and ties are ties.
+    # Multiply before dividing, so that exact halves stay exact.
     steps = [index * (available - 1) / (num_prior_layers - 1) for index in range(num_prior_layers)]
     return tuple(first_prior_layer + (round(step) if rounding == "round" else int(step)) for step in steps)
 
 
 def last_layers(num_layers: int, num_prior_layers: int) -> tuple[int, ...]:
-    """The last K_p layers (Table 7's comparison; the release's choice for some data sets).
+    """The last K_p layers (compared in Table 7, and used in the release for some data sets).
 
     Raises:
         ConfigError: K_p is not in 1..L.
@@ -52,7 +52,7 @@ def last_layers(num_layers: int, num_prior_layers: int) -> tuple[int, ...]:
 
 
 def explicit_layers(num_layers: int, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """The layers given by name, checked.
+    """Checks and returns explicitly given layers.
 
     Raises:
         ConfigError: The set is empty, not strictly increasing, or out of range.
@@ -61,23 +61,23 @@ def explicit_layers(num_layers: int, layers: tuple[int, ...]) -> tuple[int, ...]
         raise ConfigError("selection 'explicit' needs prior_layers, such as --prior-layers 2 5 8 11.")
     if any(not 0 <= layer < num_layers for layer in layers):
         raise ConfigError(
-            f"prior_layers {list(layers)} leave the range 0..{num_layers - 1} of a backbone of {num_layers}."
+            f"prior_layers {list(layers)} exceed the range 0..{num_layers - 1} of a backbone of {num_layers}."
         )
     if any(after <= before for before, after in itertools.pairwise(layers)):
-        raise ConfigError(f"prior_layers {list(layers)} must be strictly increasing: no layer twice, lowest first.")
+        raise ConfigError(f"prior_layers {list(layers)} must be strictly increasing.")
     return layers
 
 
 def select_layers(config: SplitConfig, num_layers: int) -> tuple[int, ...]:
-    """The layers whose maps the prior head may read: S, or all L for the gate, none without a prior head.
+    """The layers for the prior head: S, or all L for the gate; empty without a prior head.
 
     Raises:
         ConfigError: The settings do not fit a backbone of ``num_layers``.
     """
     if config.prior_layers and config.selection != "explicit":
         raise ConfigError(
-            f"prior_layers {list(config.prior_layers)} are read with selection 'explicit' only, not "
-            f"'{config.selection}': add --selection explicit, or leave them out."
+            f"prior_layers {list(config.prior_layers)} require selection 'explicit', not "
+            f"'{config.selection}': add --selection explicit, or omit them."
         )
     if not config.prior_head:
         return ()
@@ -98,7 +98,7 @@ def select_layers(config: SplitConfig, num_layers: int) -> tuple[int, ...]:
 
 
 def split_depth(config: SplitConfig, num_layers: int) -> int:
-    """Where the task head branches off: ``L - K_t`` blocks have run (Eq. 1).
+    """The branching point of the task head, after ``L - K_t`` blocks (Eq. 1).
 
     Raises:
         ConfigError: K_t is not in 1..L.

@@ -1,4 +1,4 @@
-"""The prior head (Eq. 3): many frozen layers' maps to one.
+"""The prior head (Eq. 3): from the maps of several frozen layers to one map.
 
 Shapes: B batch, D width, h w patch grid.
 """
@@ -15,7 +15,7 @@ from vitsplit.nn.deformable_convolution import OffsetInit
 
 
 class PriorHead(nn.Module):
-    """``f'_p = g_theta_p([f_p^0; ...; f_p^(K_p - 1)])``: maps side by side, compressed 1x1, then 3x3 deformable.
+    """``f'_p = g_theta_p([f_p^0; ...; f_p^(K_p - 1)])``: concatenated maps, 1x1 and 3x3 deformable convolution.
 
     Args:
         num_maps: K_p.

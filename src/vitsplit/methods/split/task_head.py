@@ -20,24 +20,24 @@ from vitsplit.types import LayerTaps
 
 
 class TaskHead(nn.Module):
-    """``f_t = g_theta_t(f_(L - K_t))``: starts as the frozen model's own last blocks, then learns the task.
+    """``f_t = g_theta_t(f_(L - K_t))``, initialized with the last blocks of the frozen model.
 
-    All tokens go through, class and register tokens too; afterwards the frozen final norm is applied (a copy that never
-    trains and is not saved), and the prefix tokens are dropped. Before training the map equals the frozen model's own.
+    The blocks process all tokens, including class and register tokens; then the frozen final norm is applied (a copy
+    that is neither trained nor saved), and the prefix tokens are dropped. The initial map equals that of the frozen
+    model.
 
-    Two options for large images, of which the first changes no number: with ``checkpointed`` the backward pass computes
-    every block again instead of keeping its activations; with ``window`` all blocks but the last attend within windows
-    only (``Windows``). The last one looks at the whole image, as the frozen blocks below have, so that what the windows
-    found meets.
+    Two options save memory on large images: ``checkpointed`` recomputes each block in the backward pass instead of
+    storing its activations, with identical results; ``window`` restricts the attention of all blocks but the last to
+    windows (``Windows``). The last block has global attention, which connects the windows.
 
     Args:
-        backbone: Where the blocks and the norm are copied from.
-        depth: ``L - K_t``, the first copied block.
-        checkpointed: Trade a second forward pass of the blocks for memory.
-        window: Side of the windows in patches; None: every block looks at the whole image.
+        backbone: The source of the blocks and the norm.
+        depth: ``L - K_t``, the index of the first copied block.
+        checkpointed: Use activation checkpointing.
+        window: Window size in patches; None: global attention in every block.
 
     Raises:
-        ConfigError: The backbone's blocks cannot be run in windows, or there is no block to run in them.
+        ConfigError: The backbone's blocks do not support windows, or there is only one block.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class TaskHead(nn.Module):
     def forward(self, taps: LayerTaps) -> Tensor:
         """``taps.tokens[L - K_t]`` to ``(B, D, h, w)``."""
         x_BTD = taps.tokens[self.depth]
-        *below, last = self.blocks
+        *first_blocks, last = self.blocks
         if self.window is None:
-            for block in below:
+            for block in first_blocks:
                 x_BTD = self._run(block, x_BTD, taps.grid, taps.rope)
         else:
-            x_BTD = self._run_in_windows(below, x_BTD, taps, self.window)
+            x_BTD = self._run_in_windows(first_blocks, x_BTD, taps, self.window)
         x_BTD = self._run(last, x_BTD, taps.grid, taps.rope)
         patches_BND = self.final_norm(x_BTD)[:, taps.num_prefix_tokens :]
         return patches_BND.unflatten(1, taps.grid).permute(0, 3, 1, 2)
 
     def block_maps(self, taps: LayerTaps, *, normed: bool) -> list[tuple[str, Tensor]]:
-        """The map that leaves each copied block, ``(B, D, h, w)``, with the layer in whose place it is."""
+        """The output map of each copied block, ``(B, D, h, w)``, with a label of the layer it replaces."""
         x_BTD, rope = taps.tokens[self.depth], taps.rope
         windows = None if self.window is None else Windows(taps.grid, self.window, taps.num_prefix_tokens)
         found = []
@@ -101,13 +101,13 @@ class TaskHead(nn.Module):
     def _check_window(self, backbone: Backbone, window: int) -> None:
         if isinstance(self.family, SamViT):
             raise ConfigError(
-                f"--task-head-window {window}: {backbone.name} has windows of its own, with positions relative to "
-                "them. Leave the option away, or choose a plain or rotary ViT."
+                f"--task-head-window {window}: {backbone.name} already has windows, with relative positions. "
+                "Omit the option, or choose a plain or rotary ViT."
             )
         if window < 1:
-            raise ConfigError(f"--task-head-window {window}: a window has at least one patch.")
+            raise ConfigError(f"--task-head-window {window}: the window must have at least one patch.")
         if len(self.blocks) < 2:
             raise ConfigError(
-                f"--task-head-window {window}: the last copied block always looks at the whole image, and there is no "
-                "other. Leave the option away, or raise --num-tuned-layers."
+                f"--task-head-window {window}: the last copied block always has global attention, and there is no "
+                "other. Omit the option, or increase --num-tuned-layers."
             )
