@@ -113,7 +113,7 @@ def test_no_other_way_of_choosing(scenes):
 
 def test_too_few_images(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
-    with pytest.raises(DataError, match="at least 4 training images, and there are fewer"):
+    with pytest.raises(DataError, match="at least 4 training images"):
         with_advised_layers(config, {"segmentation": scenes}, most_images=3)
 
 

@@ -59,7 +59,7 @@ def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once
     [
         ([ONE, ONE], [0], "Two variants are called 'one'"),
         ([Variant(name="a/b", settings={})], [0], "cannot be called 'a/b'"),
-        ([ONE], [1, 1], "--seeds 1 1: give one seed or more, each once"),
+        ([ONE], [1, 1], "--seeds 1 1"),
         ([Variant(name="x", settings={"num_tuned_layer": 1})], [0], "Did you mean num_tuned_layers"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained, run_tr
     assert [each.score for each in again.outcomes[:2]] == [each.score for each in first.outcomes]
     with pytest.raises(RunError, match=r"other settings \(optim\.lr"):
         run_trials(plan(small(lr=0.5), [ONE], [0], tmp_path), scenes, tmp_path)
-    with pytest.raises(RunError, match="holds runs for 'segmentation' on"):
+    with pytest.raises(RunError, match=r"'segmentation' on .*study\.json"):
         run_trials(trials, tmp_path, tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
     monkeypatch.setattr(StepNumbers, "read", with_a_signal_in_the_second)
     cut = run_trials(trials, scenes, tmp_path / "cut")
     assert cut.stopped_by == "SIGTERM" and cut.outcomes == () and run_status(trials[0]) == "interrupted"
-    with pytest.raises(RunError, match="holds no finished run"):
+    with pytest.raises(RunError, match="no finished run"):
         outcome(trials[0])
     monkeypatch.setattr(StepNumbers, "read", read)
     resumed = run_trials(trials, scenes, tmp_path / "cut")

@@ -1,1 +1,1 @@
-"""What a model costs and what its layers hold."""
+"""Analysis of models: cost, similarity of layers, benchmarks and studies."""

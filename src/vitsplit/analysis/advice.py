@@ -21,19 +21,19 @@ from vitsplit.methods.split.layers import uniform_layers
 from vitsplit.tasks import TaskConfig
 
 MOST_SETS = 400_000
-"""Sets of layers that are all looked at; of more, a good one is searched for."""
+"""Maximum number of sets of layers for exhaustive search; above it, local search is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What the images say about the layers.
+    """Recommended layers.
 
     Attributes:
         num_tuned_layers: K_t.
-        prior_layers: The K_p layers to read, in order.
-        settings: The same as settings of a run, without what is turned off there.
-        why_tuned: Why so many, in a sentence.
-        why_prior: Why these, in a sentence.
+        prior_layers: The K_p prior layers, in order.
+        settings: The same as settings of a run, for the heads that are enabled.
+        why_tuned: The reason for K_t.
+        why_prior: The reason for the prior layers.
     """
 
     num_tuned_layers: int
@@ -44,13 +44,12 @@ class Advice:
 
 
 def advise(cka_LL: NDArray[np.float64], split: SplitConfig, task: TaskConfig) -> Advice:
-    """K_t from where the layers divide in two, and the K_p layers from b on that are least alike.
+    """Chooses K_t from the division of the layers into two blocks, and the K_p least similar layers from b on.
 
     Args:
         cka_LL: The CKA of all pairs of layers.
-        split: K_p and b; K_t too, where the layers do not divide.
-        task: Says how many layers it may be good to copy. Fig. 11: with more than needed a segmentation head overfits;
-            Appendix A.1: detection needs more.
+        split: K_p and b, and the default for K_t if there are no two blocks.
+        task: Limits K_t. Fig. 11: segmentation overfits with too many layers; Appendix A.1: detection needs more.
 
     Raises:
         ConfigError: The backbone has fewer than four layers, or fewer than K_p from b on.
@@ -72,45 +71,45 @@ def advise(cka_LL: NDArray[np.float64], split: SplitConfig, task: TaskConfig) ->
     )
 
 
-def _tuned(point: SplitPoint, num_layers: int, asked: int, task: TaskConfig) -> tuple[int, str]:
-    """K_t and why."""
+def _tuned(point: SplitPoint, num_layers: int, default: int, task: TaskConfig) -> tuple[int, str]:
+    """K_t and the reason."""
     first, late = point.first_late_layer, num_layers - point.first_late_layer
     if point.beyond_distance < CONTRAST:
-        said = (
+        reason = (
             f"layers change evenly (two blocks explain {point.beyond_distance:.2f} of CKA, less than {CONTRAST:.2f}), "
-            f"so nothing here speaks for another K_t than {asked}"
+            f"so the default of {default} is kept"
         )
-        return min(asked, num_layers), said
+        return min(default, num_layers), reason
     similar = f"CKA {point.within:.2f} within, {point.across:.2f} across"
     blocks = f"the late block is layers {first} to {num_layers - 1} ({similar})"
     most = max(1, int(num_layers * task.most_tuned))
     if late > most:
-        return most, f"{blocks}, {late} layers; for {task.name} no more than {most} of {num_layers} are proposed"
-    return late, f"{blocks}, and a task head copies what comes after the division"
+        return most, f"{blocks}, {late} layers; at most {most} of {num_layers} for {task.name}"
+    return late, f"{blocks}, which the task head copies"
 
 
 def _why_prior(cka_LL: NDArray[np.float64], layers: tuple[int, ...], split: SplitConfig) -> str:
-    spelled = " ".join(map(str, layers))
+    names = " ".join(map(str, layers))
     if len(layers) == 1:
-        return f"layer {spelled}: of one layer nothing can be compared, and the last is taken as Eq. 2 does"
+        return f"layer {names}: a single layer, the last, as in Eq. 2"
     uniform = uniform_layers(len(cka_LL), len(layers), split.first_prior_layer, split.rounding)
     pairs = len(layers) * (len(layers) - 1) / 2
     return (
-        f"layers {spelled} are least alike from layer {split.first_prior_layer} on: mean CKA "
-        f"{summed_cka(cka_LL, layers) / pairs:.2f}, that of Eq. 2's ({' '.join(map(str, uniform))}) is "
+        f"layers {names} are least alike from layer {split.first_prior_layer} on: mean CKA "
+        f"{summed_cka(cka_LL, layers) / pairs:.2f}; for Eq. 2 ({' '.join(map(str, uniform))}) "
         f"{summed_cka(cka_LL, uniform) / pairs:.2f}"
     )
 
 
 def least_alike_layers(cka_LL: NDArray[np.float64], count: int, first: int = 0) -> tuple[int, ...]:
-    """The ``count`` layers from ``first`` on whose CKA, summed over all pairs of them, is least.
+    """The ``count`` layers from ``first`` on with the smallest sum of CKA over all pairs.
 
-    The best of all sets where there are at most ``MOST_SETS`` (any of 12 layers; up to 8 of 24 from the third on), the
-    first of equals; else the best of what exchanging one layer after another ends at, begun from every layer.
+    Exhaustive search for up to ``MOST_SETS`` sets (any of 12 layers; up to 8 of 24 from the third on);
+    otherwise local search by exchanging layers, starting from every layer.
 
     Args:
         cka_LL: The CKA of all pairs of layers.
-        count: K_p. Of one layer nothing can be said; the last is taken, as Eq. 2 does.
+        count: K_p. For one layer, the last is returned, as in Eq. 2.
         first: b.
 
     Raises:
@@ -119,7 +118,7 @@ def least_alike_layers(cka_LL: NDArray[np.float64], count: int, first: int = 0) 
     num_layers = len(cka_LL)
     if not 0 <= first < num_layers or not 1 <= count <= num_layers - first:
         raise ConfigError(
-            f"{count} layers cannot be chosen from layers {first} to {num_layers - 1}. Lower num_prior_layers or "
+            f"{count} layers cannot be chosen from layers {first} to {num_layers - 1}. Reduce num_prior_layers or "
             "first_prior_layer."
         )
     if count == 1:
@@ -131,7 +130,7 @@ def least_alike_layers(cka_LL: NDArray[np.float64], count: int, first: int = 0) 
 
 
 def summed_cka(cka_LL: NDArray[np.float64], layers: tuple[int, ...]) -> float:
-    """The sum over all pairs of layers."""
+    """The sum of CKA over all pairs of layers."""
     return sum(float(cka_LL[one, other]) for one, other in itertools.combinations(layers, 2))
 
 
@@ -144,13 +143,13 @@ def _best_of_all(cka_LL: NDArray[np.float64], candidates: list[int], count: int)
 
 
 def _search(cka_LL: NDArray[np.float64], candidates: list[int], count: int) -> tuple[int, ...]:
-    """The best of what exchanges end at, begun once from every layer."""
+    """The best local optimum over starts from every layer."""
     found = [_exchange(cka_LL, candidates, _grow(cka_LL, candidates, count, start)) for start in candidates]
     return min(found, key=lambda layers: summed_cka(cka_LL, layers))
 
 
 def _grow(cka_LL: NDArray[np.float64], candidates: list[int], count: int, start: int) -> tuple[int, ...]:
-    """From one layer on always the one that is least alike those that are there."""
+    """Greedily adds the layer least similar to those chosen so far."""
     chosen = [start]
     while len(chosen) < count:
         left = [layer for layer in candidates if layer not in chosen]
@@ -159,11 +158,11 @@ def _grow(cka_LL: NDArray[np.float64], candidates: list[int], count: int, start:
 
 
 def _exchange(cka_LL: NDArray[np.float64], candidates: list[int], chosen: tuple[int, ...]) -> tuple[int, ...]:
-    """Exchanges the one layer for another that lowers the sum most, until none does."""
+    """Repeats the exchange of one layer that reduces the sum most, until none does."""
     while True:
         inside, outside = list(chosen), [layer for layer in candidates if layer not in chosen]
         alike_L = cka_LL[:, inside].sum(1)
-        # What comes in, without the layer that goes, less what goes, without itself.
+        # Change of the sum: similarity of the new layer to the rest, minus that of the removed layer.
         comes_KO = alike_L[outside][None, :] - cka_LL[np.ix_(inside, outside)]
         goes_K = alike_L[inside] - cka_LL[inside, inside]
         change_KO = comes_KO - goes_K[:, None]

@@ -1,4 +1,4 @@
-"""``--layers auto``: a run whose K_t and prior layers are chosen from its own training images before it starts.
+"""``--layers auto``: chooses K_t and prior layers from the training images before a run.
 
 Shapes: B batch, L layers, H W pixels.
 """
@@ -36,29 +36,29 @@ from vitsplit.train_config import TrainConfig
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 64
-"""Training images that the layers are chosen from."""
+"""Maximum number of training images for choosing layers."""
 BATCH_SIZE = 8
-_AGAIN = "Delete it: it is then made again."
+_AGAIN = "Delete it to compute it again."
 
 Folders = Mapping[str, str | Path]
-"""The data set of each head, by its name."""
+"""Name of each head to its data set."""
 
 
 def with_advised_layers(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> TrainConfig:
-    """The configuration with K_t and prior layers chosen from the training images, and why, in the log.
+    """The configuration with K_t and prior layers chosen from the training images; the reasons are logged.
 
     Args:
-        config: The configuration, whose heads each have a choice of their own.
+        config: The configuration; layers are chosen separately for each head.
         data: The data set of each head.
-        most_images: How many images are looked at, evenly drawn and augmented as in training.
+        most_images: Number of images, spread evenly and augmented as in training.
 
     Raises:
-        ConfigError: The method has no layers to choose.
+        ConfigError: The method does not have such layers.
         DataError: There are fewer than four training images.
     """
     for name in config.heads:
         check_choice(config.for_head(name), "--layers auto")
-    # Of several processes one decides: rounding elsewhere must not lead to other layers there.
+    # Only the main process decides, since rounding could lead to different layers in other processes.
     chosen: list[dict[str, Advice]] = [{}]
     if process_state().is_main_process:
         chosen = [_advice(config, data, most_images)]
@@ -73,23 +73,21 @@ def with_advised_layers(config: TrainConfig, data: Folders, *, most_images: int 
 
 
 def with_layers_of(run: RunFolder, config: TrainConfig) -> TrainConfig:
-    """The configuration with the choice that a run began with, so that it can be resumed.
+    """The configuration with the layers chosen at the start of a run, for resuming it.
 
     Raises:
-        RunError: The run's configuration cannot be read, or is not of the same heads.
+        RunError: The run's configuration cannot be read, or has other heads.
     """
     (first, *_) = config.heads.values()
     saved = upgraded_config(run.read_config(), first.task.name)
     try:
         return override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
     except (KeyError, TypeError) as error:
-        raise RunError(
-            f"{run.config_file} is not of the same heads ({error}). Give another --out, or omit --resume."
-        ) from error
+        raise RunError(f"{run.config_file} has other heads ({error}). Give another --out, or omit --resume.") from error
 
 
 def training_similarity(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> Similarity:
-    """The CKA of a backbone's layers, as the heads read them, on training images as they are augmented.
+    """The CKA of the layers of a backbone, as read by the heads, on augmented training images.
 
     Raises:
         DataError: There are fewer than four training images.
@@ -99,23 +97,23 @@ def training_similarity(config: TrainConfig, data: Folders, *, most_images: int 
     batches = list(training_images(tasks, most_images))
     if not batches:
         raise DataError(
-            f"{', '.join(map(str, data.values()))}: layers are compared on at least {LEAST_BATCH} training images, and "
-            "there are fewer. Give more images, or leave the choice to the recipe (--layers recipe)."
+            f"{', '.join(map(str, data.values()))}: comparing layers requires at least {LEAST_BATCH} training images. "
+            "Add images, or use the layers of the recipe (--layers recipe)."
         )
     return compare_layers({"backbone": backbone}, ([batch] for batch in batches), normed=_reads_normed(config))
 
 
 def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
-    """Batches ``image_BCHW`` of at least four training images, evenly drawn, each image once.
+    """Batches ``image_BCHW`` of at least four training images, spread evenly, each image once.
 
-    Crops that are smaller than their batch are padded with black here, whatever ``pad_color`` says.
+    Crops smaller than their batch are padded with black, independently of ``pad_color``.
     """
     data = tasks.train_data()
     own: Any = data.data if isinstance(data, OwnAugmentation) else data
     indices: list[int] = own.one_per_image() if hasattr(own, "one_per_image") else list(range(len(data)))
     if len(indices) > most_images:
         indices = [indices[place * len(indices) // most_images] for place in range(most_images)]
-    # Neighbors, which may be frames of one film, come into different batches.
+    # Neighbors, which may be frames of one video, go to different batches.
     random.Random(0).shuffle(indices)
     for begin in range(0, len(indices), BATCH_SIZE):
         chunk = indices[begin : begin + BATCH_SIZE]
@@ -124,7 +122,7 @@ def training_images(tasks: RunTasks, most_images: int) -> Iterator[Tensor]:
 
 
 def cached_similarity(config: TrainConfig, data: Path, file: Path) -> Similarity:
-    """``training_similarity``, kept in a file: a study that is called again must choose the same layers.
+    """``training_similarity``, cached in a file, so that a study called again chooses the same layers.
 
     Raises:
         RunError: The file cannot be read or written.
@@ -152,8 +150,8 @@ def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
     """A square matrix of CKA values from a file, ``cka_LL``."""
     rows = value if isinstance(value, list) else []
     if not rows or any(not isinstance(row, list) or len(row) != len(rows) for row in rows):
-        raise RunError(f"{file}: cka must be as many lists of numbers as each is long. {_AGAIN}")
-    # CKA lies in 0..1, up to rounding.
+        raise RunError(f"{file}: cka must be a square matrix of numbers. {_AGAIN}")
+    # CKA is in 0..1, up to rounding.
     numbers = [
         [real_number(each, f"{file}: cka", -0.01, 1.01, error=RunError, advice=_AGAIN) for each in row] for row in rows
     ]
@@ -175,15 +173,15 @@ def _reads_normed(config: TrainConfig) -> bool:
     return all(_split(head).tap_norm for head in config.heads.values())
 
 
-def check_choice(config: TrainConfig, said: str) -> None:
-    """Refuses a configuration whose method has no layers to choose; ``said`` is what asked for it.
+def check_choice(config: TrainConfig, context: str) -> None:
+    """Checks that the method has layers to choose; ``context`` is the feature, for the error message.
 
     Raises:
-        ConfigError: Names the method or the connector.
+        ConfigError: It has none; names the method or the connector.
     """
-    split_settings(config.method, said)
+    split_settings(config.method, context)
     if config.task.own_head is not None:
-        raise ConfigError(f"{said}: {config.task.own_head} takes the place of ViT-Split, and has none to choose.")
+        raise ConfigError(f"{context}: {config.task.own_head} replaces ViT-Split, and has no layers to choose.")
 
 
 def _split(config: Any) -> SplitConfig:

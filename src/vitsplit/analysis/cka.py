@@ -1,11 +1,11 @@
-"""How alike the layers of frozen models are: linear CKA, estimated from small batches (Figures 3, 12 and 15).
+"""Similarity of the layers of frozen models: linear CKA, estimated from small batches (Figures 3, 12 and 15).
 
-Centered kernel alignment (Kornblith et al. 2019) of two layers compares their n x n similarities of the same n images.
-Of a batch it is built from the unbiased estimate of HSIC (Song et al. 2012), and batches are averaged before the
-quotient is taken (Nguyen et al. 2021), so that neither the size of a batch nor the number of images biases it, and
-memory does not grow with the number of images.
+Centered kernel alignment (Kornblith et al. 2019) of two layers compares their n x n similarity matrices of the same n
+images. The unbiased estimate of HSIC (Song et al. 2012) is averaged over batches before taking the quotient (Nguyen et
+al. 2021), so that neither the batch size nor the number of images biases it, and memory does not grow with the number
+of images.
 
-Shapes: B images of a batch, M layers (of all models, one after the other), F features of an image in a layer.
+Shapes: B images of a batch, M layers (of all models, concatenated), F features of an image in a layer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vitsplit.errors import ConfigError, DataError
 from vitsplit.types import TapRequest
 
 LEAST_BATCH = 4
-"""Images that the unbiased estimate needs at least."""
+"""Minimum batch size of the unbiased estimate."""
 CONTRAST = 0.05
-"""What the division must explain beyond distance (``SplitPoint.beyond_distance``) for two blocks to be spoken of."""
+"""Minimum ``SplitPoint.beyond_distance`` for the layers to form two blocks."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class Similarity:
     """The CKA of all pairs of layers.
 
     Attributes:
-        layers: Number of layers of every model, by its name, in the order of rows and columns.
-        cka_MM: (M, M) float64, symmetric, ones on the diagonal. The estimate is unbiased, so it can lie a little
-            outside 0..1.
-        images: Images that it was estimated from.
+        layers: Name of each model to its number of layers, in the order of rows and columns.
+        cka_MM: (M, M) float64, symmetric, ones on the diagonal. The unbiased estimate can lie slightly outside 0..1.
+        images: Number of images.
     """
 
     layers: Mapping[str, int]
@@ -44,11 +43,11 @@ class Similarity:
     images: int
 
     def between(self, first: str, second: str) -> NDArray[np.float64]:
-        """The part of one model's layers (rows) against another's, or its own."""
+        """The submatrix of the layers of one model (rows) and another, or the same."""
         return self.cka_MM[self._rows(first), self._rows(second)]
 
     def split_point(self, name: str) -> SplitPoint:
-        """Where one model's layers are best divided in two."""
+        """The best division of the layers of a model into two blocks."""
         return split_point(self.between(name, name))
 
     def _rows(self, name: str) -> slice:
@@ -59,15 +58,15 @@ class Similarity:
 
 @dataclass(frozen=True)
 class SplitPoint:
-    """The division of a model's layers into an early and a late block that are each most alike inside.
+    """The division of the layers of a model into an early and a late block of similar layers.
 
     Attributes:
         first_late_layer: The first layer (0-based) of the late block.
         within: Mean CKA of two different layers of the same block.
-        across: Mean CKA of a layer of each.
-        beyond_distance: How much of their difference is not explained by layers of different blocks being farther
-            apart: the same difference of what is left of CKA when the mean of all pairs as far apart is taken off. Zero
-            where layers change evenly from first to last.
+        across: Mean CKA of two layers of different blocks.
+        beyond_distance: The difference of ``within`` and ``across`` that is not explained by the distance of layers,
+            computed after subtracting from each CKA value the mean over pairs of the same distance. Zero if layers
+            change evenly from first to last.
     """
 
     first_late_layer: int
@@ -77,12 +76,12 @@ class SplitPoint:
 
     @property
     def contrast(self) -> float:
-        """How much more alike layers of one block are than layers of different ones."""
+        """Difference of the mean CKA within and across blocks."""
         return self.within - self.across
 
 
 class CkaEstimator:
-    """Adds up batches. Memory is that of one M x M matrix.
+    """Accumulates batches. Memory is that of one M x M matrix.
 
     Example:
         >>> estimator = CkaEstimator()
@@ -97,10 +96,10 @@ class CkaEstimator:
         self.images = 0
 
     def add(self, features: Sequence[Tensor]) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
-            features: For every layer the features ``(B, F)`` of the same images; F may differ.
+            features: For each layer, the features ``(B, F)`` of the same images; F may differ.
 
         Raises:
             ConfigError: There are fewer than four images.
@@ -117,15 +116,13 @@ class CkaEstimator:
         """``cka_MM``.
 
         Raises:
-            DataError: There was no batch, or a layer that is the same for all images.
+            DataError: There was no batch, or a layer is constant over images.
         """
         if self._hsic_MM is None:
             raise DataError("There were no images to compare layers on.")
         own_M = self._hsic_MM.diagonal()
         if not bool((own_M > 0).all()):
-            raise DataError(
-                "A layer cannot tell the images apart (its similarities have no variance): give more, different images."
-            )
+            raise DataError("A layer has no variance over the images. Use more, different images.")
         cka_MM: NDArray[np.float64] = (self._hsic_MM / (own_M[:, None] * own_M[None, :]).sqrt()).cpu().numpy()
         return cka_MM
 
@@ -137,15 +134,15 @@ def compare_layers(
     normed: bool = False,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Similarity:
-    """The CKA of all layers of models that see the same images.
+    """The CKA of all layers of models on the same images.
 
-    The features of an image in a layer are the values of all its patches there, class and register tokens left out.
+    The features of an image in a layer are the values of all its patch tokens, without class and register tokens.
 
     Args:
-        backbones: The models by name.
-        batches: Of each batch the images ``(B, 3, H, W)`` for every model, in the order of ``backbones`` (models may
-            want different sizes).
-        normed: Compare what the final norm makes of a layer, as the heads read it, in place of the layer itself.
+        backbones: Name to model.
+        batches: For each batch, the images ``(B, 3, H, W)`` for each model in the order of ``backbones`` (models may
+            need different sizes).
+        normed: Apply the final norm to each layer, as for the heads.
         on_batch: Called with the number of images after each batch.
 
     Raises:
@@ -168,7 +165,7 @@ def compare_layers(
 
 
 def split_point(cka_LL: NDArray[np.float64]) -> SplitPoint:
-    """The division into two blocks of neighboring layers with the greatest contrast; each has at least two layers.
+    """The division into two blocks of at least two layers with the greatest contrast.
 
     Raises:
         ConfigError: There are fewer than four layers.
@@ -194,7 +191,7 @@ def _divide(cka_LL: NDArray[np.float64], layer: int) -> SplitPoint:
 
 
 def _mean_at_distance(cka_LL: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For every pair of layers the mean CKA of all pairs that are as far apart."""
+    """For each pair of layers, the mean CKA over all pairs of the same distance."""
     layers_L = np.arange(len(cka_LL))
     distance_LL = np.abs(layers_L[:, None] - layers_L[None, :])
     means_L = np.array([cka_LL[distance_LL == distance].mean() for distance in layers_L])
@@ -205,7 +202,7 @@ def _mean_at_distance(cka_LL: NDArray[np.float64]) -> NDArray[np.float64]:
 def _similarities(features_BF: Tensor) -> Tensor:
     """Linear similarities of all pairs of images, float64, zero on the diagonal.
 
-    The mean is taken off first: the estimate does not depend on it, and differences of large numbers would.
+    Features are centered first for numerical accuracy; the estimate does not depend on the mean.
     """
     centered_BF = features_BF.float() - features_BF.float().mean(0, keepdim=True)
     similarities_BB = (centered_BF @ centered_BF.T).double()
@@ -213,7 +210,7 @@ def _similarities(features_BF: Tensor) -> Tensor:
 
 
 def _unbiased_hsic(similarities_MBB: Tensor) -> Tensor:
-    """HSIC_1 of Song et al. (2012), Eq. 5, of all pairs of layers, ``(M, M)``; diagonals are zero already.
+    """HSIC_1 of Song et al. (2012), Eq. 5, of all pairs of layers, ``(M, M)``; the diagonals must be zero.
 
     ``(tr(K L) + 1'K1 1'L1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1'K L1) / (n (n - 3))``
     """

@@ -1,7 +1,7 @@
-"""What a configuration costs: parameters and multiply-adds, counted on shapes alone, without weights or data.
+"""Parameters and multiply-adds of a configuration, computed from shapes, without weights or data.
 
-Two counts of multiply-adds stand side by side. ``total`` is every product of matrices, convolutions and attention
-included. ``mmcv_rules`` is how the counter of mmcv that made the paper's Fig. 8 counts, and so reproduces its figures.
+There are two counts of multiply-adds: ``total`` covers all matrix products, including convolutions and attention;
+``mmcv_rules`` follows mmcv's counter, which was used for Fig. 8 of the paper, and reproduces its values.
 
 Shapes: B batch, D width, h w patch grid, H W pixels, K classes.
 """
@@ -29,10 +29,10 @@ def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
 
     Returns:
         ``task_head``, ``prior_head`` (with the gate's scores), ``fusion``, ``decoder``: trainable parameters of each;
-        ``trainable``: all of these; ``frozen``: the backbone. Of visual question answering also ``connector``: all
-        that trains but the language model, which is not read for this. Of baselines that do not read the frozen maps
-        also ``tuned``, trainable ones of the pretrained model, and ``added``, those beside it; ``frozen`` is then
-        what they compute with and do not train.
+        ``trainable``: their sum; ``frozen``: the backbone. For visual question answering also ``connector``: the
+        trainable parameters except those of the language model, which is not loaded. For methods without frozen maps
+        also ``tuned``, the trainable parameters of the pretrained model, and ``added``, the others; ``frozen``
+        are then their frozen parameters.
     """
     head = model.head
     counts = {"task_head": 0, "prior_head": 0, "fusion": 0}
@@ -42,7 +42,7 @@ def count_parameters(model: Head, backbone: Backbone) -> dict[str, int]:
     if hasattr(decoder, "projection"):
         counts["connector"] = _trainable(head) + _trainable(decoder.projection)
     frozen = _count(backbone.parameters())
-    if model.request(train=True).pixels:  # not what a gate keeps, which shapes do not say
+    if model.request(train=True).pixels:  # independent of the layers kept by a gate, which are unknown here
         tuned = sum(map(_count, head.pretrained_parameters().values()))
         counts |= {"tuned": tuned, "added": _trainable(head) - tuned}
         frozen = _count(head.parameters()) - _trainable(head)
@@ -62,23 +62,23 @@ def gmacs(
     description: Mapping[str, Any] | None = None,
     used_layers: tuple[int, ...] | None = None,
 ) -> dict[str, float]:
-    """Multiply-adds, in 10^9, of one prediction on one image: the backbone as far as it must run, head and decoder.
+    """Multiply-adds in 10^9 for one prediction on one image: the required layers of the backbone, head and decoder.
 
     Args:
         config: The configuration.
-        size: Height and width of the image; it is padded to the patch size first.
+        size: Height and width of the image, before padding to the patch size.
         num_classes: K; None: that of the configuration's data set.
-        description: What a bundle says of its task, see ``shape_model``.
-        used_layers: The layers that a trained gate keeps; None: a gate that keeps the last layer, which costs most.
+        description: The task description of a bundle, see ``shape_model``.
+        used_layers: The layers kept by a trained gate; None: assumes that the last layer is kept, the maximum cost.
 
     Returns:
-        ``total``: products of matrices and convolutions, attention and the deformable product among them. Left out are
-        norms, activations, additions, a gate's weighted sums, and bilinear sampling (four products per sampled value).
+        ``total``: matrix products and convolutions, including attention and deformable convolutions. Excluded are
+        norms, activations, additions, the weighted sums of a gate, and bilinear sampling (four products per value).
         ``mmcv_rules``: convolutions (with bias), transposed convolutions (with bias), linear layers (without), and
-        twice the elements of layer and group norms; neither attention nor the deformable product.
+        twice the elements of layer and group norms; no attention or deformable convolutions.
 
-    A detector's cost depends on what it finds. It is counted at its full load, 1000 proposals and ``max_detections``
-    masks; its proposals' selection and the pooling of boxes, which have no products of matrices, are left out.
+    The cost of a detector depends on its detections; it is computed for 1000 proposals and ``max_detections`` masks,
+    without the selection of proposals and RoI pooling, which have no matrix products.
     """
     config = config.change(method=config.method.without_gate(used_layers))
     rules = _Counter(MMCV_RULES)
@@ -88,13 +88,12 @@ def gmacs(
 
 
 def step_gmacs(config: TrainConfig, size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:
-    """Multiply-adds, in 10^9, of a training step per image, counted as ``gmacs`` counts its ``total``.
+    """Multiply-adds in 10^9 of a training step per image, counted as ``total`` of ``gmacs``.
 
     Returns:
         ``frozen``: the backbone's forward pass; ``trained``: the forward pass of head and decoder; ``step``: the frozen
-        part once and the trained part three times, since its backward pass has two products for each of the forward's:
-        one but where the matrix itself is frozen (LoRA's and the like). A gate is counted as ``gmacs`` counts an
-        untrained one.
+        part once and the trained part three times, since the backward pass has two products for each product of the
+        forward pass (one if the weight is frozen, as in LoRA). A gate is counted as an untrained gate in ``gmacs``.
     """
     config = config.change(method=config.method.without_gate(None))
     cost = _forward_gmacs(config, size, num_classes, None)
@@ -103,7 +102,7 @@ def step_gmacs(config: TrainConfig, size: tuple[int, int], *, num_classes: int |
 
 
 class _Gmacs(NamedTuple):
-    """Products of the backbone, of the model, and among the model's those with matrices that do not train."""
+    """Multiply-adds of the backbone and of the model, and those of the model with frozen weights."""
 
     frozen: float
     trained: float
@@ -113,7 +112,7 @@ class _Gmacs(NamedTuple):
 def _forward_gmacs(
     config: TrainConfig, size: tuple[int, int], num_classes: int | None, description: Mapping[str, Any] | None
 ) -> _Gmacs:
-    """Products on one image."""
+    """Multiply-adds for one image."""
     backbone, model = shape_model(config, num_classes, description)
     image_BCHW = torch.empty(1, 3, *size, dtype=torch.uint8, device="meta")
     frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
@@ -129,13 +128,13 @@ def _forward_gmacs(
 def shape_model(
     config: TrainConfig, num_classes: int | None = None, description: Mapping[str, Any] | None = None
 ) -> tuple[Backbone, Head]:
-    """Backbone and model of a configuration in eval mode, without memory for their weights.
+    """Backbone and model of a configuration in eval mode, on the meta device.
 
     Args:
         config: The configuration.
-        num_classes: K; None: that of the configuration's data set. Depth has none.
-        description: What a bundle says of its task (``Card.description``), in place of K classes. A language model in
-            it is omitted: only what is in front of it is counted.
+        num_classes: K; None: that of the configuration's data set. Unused for depth.
+        description: The task description of a bundle (``Card.description``), instead of K classes. A language model is
+            omitted.
     """
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
     if description is None:
@@ -147,8 +146,8 @@ def shape_model(
 
 
 def without_language_model(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle says of its task, as far as it is counted here."""
-    return {name: said for name, said in description.items() if name != "language_model"}
+    """The task description of a bundle without its language model."""
+    return {name: value for name, value in description.items() if name != "language_model"}
 
 
 def _trainable(module: nn.Module | None) -> int:
@@ -160,13 +159,13 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 class _Counter(TorchFunctionMode):
-    """Adds up multiply-adds of functions by rules.
+    """Counts multiply-adds of functions by rules.
 
-    Functions are watched rather than modules, so that a layer whose weight is used without calling it (EVA-02's query,
-    key and value) is counted as well.
+    Functions are intercepted rather than modules, to include layers whose weights are used directly (query, key and
+    value in EVA-02).
 
     Args:
-        rules: Function to what counts it, from its output and its arguments.
+        rules: Function to its counting rule, called with the output and the arguments.
     """
 
     def __init__(self, rules: Mapping[Callable[..., Any], Callable[..., int]]) -> None:
@@ -212,4 +211,4 @@ MMCV_RULES: dict[Callable[..., Any], Callable[..., int]] = {
 }
 """How ``mmcv.cnn.get_model_complexity_info`` counts: layers, not products."""
 FROZEN_MATRICES: dict[Callable[..., Any], Callable[..., int]] = {F.linear: _frozen_product, F.conv2d: _frozen_product}
-"""Products with weights that do not train: their backward pass has one product, not two."""
+"""Products with frozen weights, whose backward pass has one product instead of two."""

@@ -1,4 +1,4 @@
-"""The map of every layer, of frozen models and of models that were trained on a task (Figures 4 and 13).
+"""The feature maps of all layers, of frozen models and models trained on a task (Figures 4 and 13).
 
 Shapes: B images, T tokens, D width, h w patch grid, H W pixels.
 """
@@ -19,13 +19,13 @@ from vitsplit.types import TapRequest
 
 @dataclass(frozen=True)
 class ModelMaps:
-    """The maps of one model, in the order in which they are computed.
+    """The maps of one model, in the order of computation.
 
     Attributes:
-        name: The model's name.
-        labels: What each map is: ``layer 3`` (frozen), ``tuned 9`` (a trained block in place of layer 9), ``prior``,
+        name: The name of the model.
+        labels: The label of each map: ``layer 3`` (frozen), ``tuned 9`` (a trained block replacing layer 9), ``prior``,
             ``fused``.
-        maps: ``map_BDhw`` of each, float32, on the CPU.
+        maps: The maps ``map_BDhw``, float32, on the CPU.
     """
 
     name: str
@@ -37,59 +37,59 @@ def backbone_maps(name: str, backbone: Backbone, image_BCHW: Tensor, *, normed: 
     """The maps of all layers of a frozen model.
 
     Args:
-        name: What to call it.
+        name: Display name.
         backbone: The model.
         image_BCHW: uint8 images.
-        normed: Whether maps pass the final norm, as heads read them.
+        normed: Whether to apply the final norm, as for the heads.
     """
-    return _gathered(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
+    return _model_maps(name, _frozen(backbone, image_BCHW, backbone.num_layers, normed))
 
 
 @torch.no_grad()
 def trained_maps(name: str, backbone: Backbone, model: Head, image_BCHW: Tensor, *, normed: bool = False) -> ModelMaps:
-    """The maps of a trained model: frozen layers, then what was trained in place of the last ones.
+    """The maps of a trained model: frozen layers, then the trained modules.
 
-    Of ViT-Split the task head's blocks stand for the last K_t layers, and the prior head's map and the fused one
-    follow. Full fine-tuning has no frozen layer; the linear probe and a head without trained blocks have nothing else.
+    For ViT-Split, the blocks of the task head replace the last K_t layers, followed by the map of the prior head and
+    the fused map. Full fine-tuning has no frozen layers; the linear probe and heads without blocks have no others.
 
     Args:
-        name: What to call it.
-        backbone: What the model was trained on.
-        model: Head and decoder, of which the decoder is not run.
+        name: Display name.
+        backbone: The frozen backbone.
+        model: Head and decoder; the decoder is not run.
         image_BCHW: uint8 images.
-        normed: Whether layers and blocks pass the final norm.
+        normed: Whether to apply the final norm to layers and blocks.
 
     Raises:
-        ConfigError: The model is of a method whose layers are not one after the other.
+        ConfigError: The layers of the method are not sequential.
     """
     head = model.eval().head
     if not hasattr(head, "trained_maps"):
         raise ConfigError(
-            f"{name}: the layers of a {type(head).__name__} cannot be shown. Give runs of --method vitsplit, "
+            f"{name}: the layers of a {type(head).__name__} are not supported. Use runs of --method vitsplit, "
             "linear-probe, frozen-head, full-finetune or upernet."
         )
     taps = backbone(image_BCHW.to(backbone.mean_C11.device), head.request(train=False))
     count, trained = head.trained_maps(taps, backbone.num_layers, normed=normed)
-    return _gathered(name, [*_frozen(backbone, image_BCHW, count, normed), *trained])
+    return _model_maps(name, [*_frozen(backbone, image_BCHW, count, normed), *trained])
 
 
 def first_channel(map_BDhw: Tensor) -> Tensor:
-    """The first channel, as the paper shows it, ``(B, h, w)``."""
+    """The first channel, as shown in the paper, ``(B, h, w)``."""
     return map_BDhw[:, 0]
 
 
 def principal_components(map_BDhw: Tensor, like_BhwC: Tensor | None = None) -> tuple[Tensor, tuple[float, ...]]:
-    """The first three principal components of the tokens of all images, exactly.
+    """The first three principal components of the tokens of all images.
 
-    A component has no sign of its own. It is that in which it goes with the one to be compared with, or in which its
-    largest weight is positive.
+    The sign of a component is chosen to correlate positively with the reference component, or so that its largest
+    weight is positive.
 
     Args:
         map_BDhw: The map; at least three channels and two tokens.
-        like_BhwC: Components of another layer or model on the same images and grid.
+        like_BhwC: Reference components, from another layer or model on the same images and grid.
 
     Returns:
-        ``scores_BhwC``, float32, and the share of the variance that each component explains.
+        ``scores_BhwC``, float32, and the fraction of variance explained by each component.
     """
     x_BhwD = map_BDhw.permute(0, 2, 3, 1).double()
     x_ND = x_BhwD.flatten(0, 2)
@@ -108,7 +108,7 @@ def principal_components(map_BDhw: Tensor, like_BhwC: Tensor | None = None) -> t
 
 
 def rescale_percentiles(values: Tensor) -> Tensor:
-    """To 0..1, from the first to the 99th percentile of all images, each channel (the last dimension) by itself."""
+    """Rescales each channel (last dimension) from its 1st and 99th percentiles over all images to 0..1."""
     flat_NC = values.reshape(-1, values.shape[-1])
     low_C, high_C = torch.quantile(flat_NC[:: max(1, len(flat_NC) // 100_000)], torch.tensor([0.01, 0.99]), dim=0)
     return ((values - low_C) / (high_C - low_C).clamp_min(1e-12)).clamp(0, 1)
@@ -122,5 +122,5 @@ def _frozen(backbone: Backbone, image_BCHW: Tensor, count: int, normed: bool) ->
     return [(f"layer {layer}", maps[layer]) for layer in range(count)]
 
 
-def _gathered(name: str, found: Sequence[tuple[str, Tensor]]) -> ModelMaps:
+def _model_maps(name: str, found: Sequence[tuple[str, Tensor]]) -> ModelMaps:
     return ModelMaps(name, tuple(label for label, _ in found), tuple(map_BDhw.float().cpu() for _, map_BDhw in found))

@@ -1,4 +1,4 @@
-"""The maps of layers as pictures, as JSON, and as a page: a model is a row, a layer a column.
+"""Reports of feature maps: images, JSON, and a page with a row per model and a column per layer.
 
 Shapes: B images, C channels, h w patch grid.
 """
@@ -31,18 +31,18 @@ def write_features(
     show: Show,
     normed: bool,
 ) -> Path:
-    """Writes ``features.json``, a PNG for every image and ``index.html``; returns the page.
+    """Writes ``features.json``, a PNG per image and ``index.html``; returns the page.
 
     Args:
-        models: Their maps of the same images.
+        models: Maps of the models on the same images.
         images: Name and pixels ``(H, W, 3)`` of each image.
-        folder: Where to; it is made.
+        folder: Output folder; created if missing.
         show: The first channel, or the first three principal components as red, green and blue.
-        normed: Whether layers were taken after the final norm.
+        normed: Whether the final norm was applied to layers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     colored, shares = color_models(models, show)
-    page = Page("What every layer sees", subtitle=_subtitle(models, show, normed))
+    page = Page("Feature maps of all layers", subtitle=_subtitle(models, show, normed))
     names = _file_names([name for name, _ in images])
     for index, (name, pixels) in enumerate(images):
         rows = [(model.name, model.labels, [maps[index] for maps in colored[row]]) for row, model in enumerate(models)]
@@ -51,32 +51,32 @@ def write_features(
         page.heading(name)
         page.pictures([(sheet, f"{names[index]}.png")])
     page.text(
-        "`layer` is frozen, `tuned` a trained block in that layer's place; `prior` is the prior head's map and `fused` "
-        "the map that the decoder reads. The paper finds early layers alike whatever a model was trained on, and late "
-        "ones each with the patterns of its own task (Figures 4 and 13).",
+        "`layer`: frozen layer; `tuned`: trained block replacing that layer; `prior`: map of the prior head; `fused`: "
+        "input of the decoder. In the paper, early layers are similar for all models, and late layers are specific to "
+        "the training task (Figures 4 and 13).",
         soft=True,
     )
     if show == "pca":
-        page.heading("How much the three components show")
+        page.heading("Explained variance of the three components")
         longest = max(models, key=lambda model: len(model.labels))
         page.table(
-            ["share of the variance, %", *map(str, range(len(longest.labels)))],
+            ["explained variance, %", *map(str, range(len(longest.labels)))],
             [
                 [model.name, *(f"{100 * sum(each):.0f}" for each in shares[row])]
                 + [""] * (len(longest.labels) - len(model.labels))
                 for row, model in enumerate(models)
             ],
         )
-        page.text("In the order of the pictures; all images of a layer share one set of components.", soft=True)
+        page.text("In the order of the images; components are computed per layer over all images.", soft=True)
     return page.write(folder, {"features": _facts(models, images, shares, show=show, normed=normed)})
 
 
 def color_models(
     models: Sequence[ModelMaps], show: Show
 ) -> tuple[list[list[NDArray[np.uint8]]], list[list[tuple[float, ...]]]]:
-    """Colors ``(B, h, w, 3)`` uint8 of every map of every model, and what its components explain.
+    """Colors ``(B, h, w, 3)`` uint8 of all maps of all models, and the variance explained by their components.
 
-    Signs of components are those of the layer before, and of the first model's map in the same place.
+    Signs of components are aligned with the previous layer, and with the corresponding map of the first model.
     """
     from matplotlib import colormaps
 
@@ -106,11 +106,11 @@ def color_models(
 def draw_sheet(
     pixels: NDArray[np.uint8], rows: Sequence[tuple[str, Sequence[str], Sequence[NDArray[np.uint8]]]]
 ) -> Image.Image:
-    """The image, and below it every model's maps, in lines of at most ``COLUMNS``; models alternate line by line.
+    """The image, and below it the maps of all models in lines of at most ``COLUMNS``, alternating by model.
 
     Args:
         pixels: The image.
-        rows: Name, labels and maps ``(h, w, 3)`` of every model.
+        rows: Name, labels and maps ``(h, w, 3)`` of each model.
     """
     height, width = pixels.shape[:2]
     cell = (CELL, max(1, round(CELL * height / width)))
@@ -135,15 +135,15 @@ def draw_sheet(
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Names of files without suffixes; a number before those that come twice."""
+    """File names without suffix; duplicates are prefixed with a number."""
     stems = [Path(name).stem for name in names]
     return [stem if stems.count(stem) == 1 else f"{index}-{stem}" for index, stem in enumerate(stems)]
 
 
 def _subtitle(models: Sequence[ModelMaps], show: Show, normed: bool) -> str:
-    how = "first channel" if show == "channel" else "first three principal components as red, green and blue"
-    where = "after the final norm" if normed else "as they leave their blocks"
-    return f"{', '.join(model.name for model in models)}: {how} of the patches' tokens, {where}"
+    values = "first channel" if show == "channel" else "first three principal components as red, green and blue"
+    norm = "after the final norm" if normed else "without the final norm"
+    return f"{', '.join(model.name for model in models)}: {values} of the patch tokens, {norm}"
 
 
 def _facts(

@@ -1,4 +1,4 @@
-"""The user's images, as batches to look into models with.
+"""Batches of a user's images for the analysis of models.
 
 Shapes: B batch, H W pixels.
 """
@@ -19,14 +19,14 @@ from vitsplit.errors import ConfigError
 
 
 def choose_files(folder: Path, limit: int) -> list[Path]:
-    """Images of a folder, evenly drawn, in an order in which neighbors (frames of a film) are far apart.
+    """Images of a folder, spread evenly and shuffled, so that neighbors (frames of a video) are far apart.
 
     Args:
-        folder: The folder; folders inside it count too.
-        limit: The most images; 0: all.
+        folder: The folder, searched recursively.
+        limit: Maximum number of images; 0: all.
 
     Raises:
-        DataError: There is no image.
+        DataError: There are no images.
     """
     files = list(index_files(require_folder(folder), IMAGE_SUFFIXES).values())
     if limit and len(files) > limit:
@@ -36,19 +36,21 @@ def choose_files(folder: Path, limit: int) -> list[Path]:
 
 
 def batches_to_compare(folder: Path, limit: int, batch_size: int) -> list[list[Path]]:
-    """``choose_files`` for a comparison of layers: batches of so many images, and what is left as one more.
+    """``choose_files`` in batches for the comparison of layers.
 
-    What is left joins the last batch where it is too little to compare by itself, so no image is left out.
+    The last batch may be smaller; if it is too small for a comparison, it is merged with the previous one.
 
     Raises:
-        ConfigError: The batch is too small, or there are fewer images than that.
-        DataError: There is no image.
+        ConfigError: The batch size is too small, or larger than the number of images.
+        DataError: There are no images.
     """
     if batch_size < LEAST_BATCH:
-        raise ConfigError(f"--batch-size {batch_size}: layers are compared on at least {LEAST_BATCH} images at a time.")
+        raise ConfigError(
+            f"--batch-size {batch_size}: comparing layers requires batches of at least {LEAST_BATCH} images."
+        )
     files = choose_files(folder, limit)
     if len(files) < batch_size:
-        raise ConfigError(f"{folder}: {len(files)} images are fewer than --batch-size {batch_size}. Give more images.")
+        raise ConfigError(f"{folder}: {len(files)} images are fewer than --batch-size {batch_size}. Use more images.")
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     if len(batches[-1]) < LEAST_BATCH:
         rest = batches.pop()
@@ -60,7 +62,7 @@ def read_batch(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
     """Images of any sizes as one batch, uint8, ``(B, 3, H, W)`` of ``size``.
 
     Raises:
-        DataError: One cannot be read.
+        DataError: An image cannot be read.
     """
     # torchvision takes seconds to import.
     from torchvision.transforms.v2 import functional as TF

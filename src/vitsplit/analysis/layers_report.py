@@ -1,4 +1,4 @@
-"""The similarity of layers, and the advice that follows from it, as pages, pictures and JSON.
+"""Reports of the similarity of layers and of the proposed layers: pages, plots and JSON.
 
 Shapes: L layers of a model, J columns of a gate.
 """
@@ -28,28 +28,23 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
 
     Args:
         found: The similarities.
-        folder: Where to; it is made.
-        images: What the images were, for the page.
-        normed: Whether layers were compared after the final norm.
+        folder: Output folder; created if missing.
+        images: Description of the images, for the page.
+        normed: Whether the final norm was applied to layers.
     """
-    layers = "after the final norm" if normed else "as they leave their blocks"
-    page = Page(
-        "How alike the layers are", subtitle=f"Linear CKA on {found.images} images of {images}; layers {layers}"
-    )
+    layers = "after the final norm" if normed else "without the final norm"
+    page = Page("Similarity of layers", subtitle=f"Linear CKA on {found.images} images of {images}; layers {layers}")
     points = {name: found.split_point(name) for name in found.layers}
     page.figures(
-        [
-            (f"layer {point.first_late_layer}", f"where the late block of {name} begins")
-            for name, point in points.items()
-        ]
+        [(f"layer {point.first_late_layer}", f"start of the late block of {name}") for name, point in points.items()]
     )
     for name in found.layers:
         page.text(describe_split(found, name))
     page.plot(plot_cka(found), "cka")
     page.text(
-        "A bright square along the diagonal is a block of layers that see images alike. The line divides the layers "
-        "where the two blocks are most alike inside compared with each other: what comes after it is what a task head "
-        "would copy if it followed this picture alone (K_t = L minus the first late layer).",
+        "A bright square along the diagonal is a block of similar layers. The line divides the layers into two blocks "
+        "with the largest difference of CKA within and across blocks. Layers after it suggest K_t for the task head "
+        "(K_t = L minus the first late layer).",
         soft=True,
     )
     for name in found.layers:
@@ -61,16 +56,16 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
 
 
 def describe_split(found: Similarity, name: str) -> str:
-    """In words where a model's layers divide, and whether they do."""
+    """Describes the division of the layers of a model into two blocks."""
     point, num_layers = found.split_point(name), found.layers[name]
     first = point.first_late_layer
-    said = (
+    text = (
         f"{name}: layers 0 to {first - 1} and {first} to {num_layers - 1}. CKA is {point.within:.2f} within a block "
-        f"and {point.across:.2f} across; {point.beyond_distance:.2f} of that is more than layers' distance explains."
+        f"and {point.across:.2f} across; {point.beyond_distance:.2f} of this is not due to the distance of layers."
     )
     if point.beyond_distance < CONTRAST:
-        return f"{said} That is little: layers change evenly, and two blocks are not there."
-    return f"{said} These are the two blocks that the paper speaks of (its Fig. 3)."
+        return f"{text} This is small: layers change evenly, without two blocks."
+    return f"{text} These are the two blocks described in the paper (Fig. 3)."
 
 
 def cka_to_json(found: Similarity, *, normed: bool) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def cka_to_json(found: Similarity, *, normed: bool) -> dict[str, Any]:
 
 
 def plot_cka(found: Similarity) -> Figure:
-    """Every model against every other, as in Figure 15; of one by itself a panel of Figure 3, with its division."""
+    """All pairs of models, as in Figure 15; for one model a panel as in Figure 3, with its division."""
     from matplotlib.figure import Figure
 
     names = list(found.layers)
@@ -124,23 +119,21 @@ def write_layers(
 
     Args:
         found: The similarity of one backbone's layers.
-        proposals: The first is the one that ``--layers auto`` takes.
-        folder: Where to; it is made.
-        images: What the images were, for the page.
-        task: The task that costs are for.
+        proposals: The proposals; the first is used by ``--layers auto``.
+        folder: Output folder; created if missing.
+        images: Description of the images, for the page.
+        task: The task, for the cost.
         gate_LJ: Weights of a trained gate.
     """
     (name,) = found.layers
     first = proposals[0]
-    page = Page(
-        f"Which layers of {name}", subtitle=f"Linear CKA on {found.images} images of {images}; costs for {task}"
-    )
+    page = Page(f"Layers of {name}", subtitle=f"Linear CKA on {found.images} images of {images}; costs for {task}")
     page.figures(
         [
-            (str(first.num_tuned_layers), "K_t: last blocks to copy"),
-            (" ".join(map(str, first.prior_layers)), "prior layers to read"),
+            (str(first.num_tuned_layers), "K_t, copied blocks"),
+            (" ".join(map(str, first.prior_layers)), "prior layers"),
             (f"{first.cost.parameters / 1e6:.2f} M", "trainable parameters"),
-            (f"{first.cost.gmacs:.1f} G", "multiply-adds of a prediction"),
+            (f"{first.cost.gmacs:.1f} G", "multiply-adds per prediction"),
         ]
     )
     page.text(describe_split(found, name))
@@ -151,15 +144,15 @@ def write_layers(
         page.text(f"{proposal.name}: {proposal.why}.")
         page.code(proposal.flags)
     page.text(
-        "CKA says which layers see images alike, not which serve a task best: `vitsplit analyze sweep` trains the "
-        "candidates. `vitsplit train --layers auto` takes the first proposal, from its own training images.",
+        "CKA measures the similarity of layers, not their quality for a task: `vitsplit analyze sweep` trains the "
+        "candidates. `vitsplit train --layers auto` uses the first proposal, computed on its training images.",
         soft=True,
     )
     return page.write(folder, {"layers": layers_to_json(found, proposals, gate_LJ)})
 
 
 def table(proposals: Sequence[Proposal]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of the proposals' table."""
+    """Header and cells of the table of proposals."""
     cells = [
         [
             proposal.name,
@@ -201,7 +194,7 @@ def layers_to_json(
 
 
 def plot_layers(found: Similarity, proposals: Sequence[Proposal], gate_LJ: NDArray[np.float64] | None = None) -> Figure:
-    """The similarities with their division, what each proposal copies and reads, and a gate's weights."""
+    """The similarities with their division, the layers of each proposal, and the weights of a gate."""
     from matplotlib.figure import Figure
 
     (name,) = found.layers
@@ -210,7 +203,7 @@ def plot_layers(found: Similarity, proposals: Sequence[Proposal], gate_LJ: NDArr
     figure = Figure(figsize=(4.6 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels)
     shown = _draw_similarity(axes[0], found, name, name)
-    axes[0].set(xlabel="layer", ylabel="layer", title="CKA, and the division")
+    axes[0].set(xlabel="layer", ylabel="layer", title="CKA with division")
     figure.colorbar(shown, ax=axes[0], shrink=0.8)
     for row, proposal in enumerate(proposals):
         copied = range(num_layers - proposal.num_tuned_layers, num_layers)
@@ -218,16 +211,16 @@ def plot_layers(found: Similarity, proposals: Sequence[Proposal], gate_LJ: NDArr
         axes[1].plot(proposal.prior_layers, [row] * len(proposal.prior_layers), "o", color="#3b6fb6")
     axes[1].set_yticks(range(len(proposals)), [proposal.name for proposal in proposals])
     axes[1].invert_yaxis()
-    axes[1].set(xlabel="layer", xlim=(-0.6, num_layers - 0.4), title="copied (bar) and read (dots)")
+    axes[1].set(xlabel="layer", xlim=(-0.6, num_layers - 0.4), title="copied (bar) and prior (dots)")
     if gate_LJ is not None:
         weights = axes[2].imshow(gate_LJ, cmap="viridis", origin="lower", aspect="auto", vmin=0)
-        axes[2].set(xlabel="mixture", ylabel="layer", title="the gate's weights")
+        axes[2].set(xlabel="mixture", ylabel="layer", title="gate weights")
         figure.colorbar(weights, ax=axes[2], shrink=0.8)
     return figure
 
 
 def _draw_similarity(ax: Any, found: Similarity, first: str, second: str) -> Any:
-    """The layers of one model (rows) against another's; against its own with the division in two."""
+    """The similarity of the layers of two models (rows: first), with the division if they are the same."""
     if first == second:
         edge = found.split_point(first).first_late_layer - 0.5
         ax.axhline(edge, color="white", linewidth=1)

@@ -1,7 +1,7 @@
-"""Time, memory and the machine: what every benchmark measures with.
+"""Measurement of time and memory, and description of the machine, for benchmarks.
 
-A figure of time is a median with its quartiles. Methods that are compared take turns, so that other work on the machine
-falls on all of them, and their ratio is made turn by turn.
+Times are medians with quartiles. Compared methods are run in turns, so that other load on the machine affects all of
+them, and ratios are computed turn by turn.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vitsplit.version import __version__
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-"""Shows the progress of a measurement."""
+"""Callback for progress messages."""
 
 PRODUCT_SIDES = {"cpu": 2048, "cuda": 8192}
-"""Side of the matrices of the reference product: large enough for a device's full speed, and quick."""
+"""Side of the matrices of the reference product, large enough for the peak speed of a device."""
 _WARM_UP_PRODUCTS = 2
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and the quartiles around it."""
+    """A median with quartiles."""
 
     median: float
     q1: float
@@ -41,23 +41,23 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
-        """Of samples, at least one; quartiles are between samples where they have to be."""
+        """Of at least one sample; quartiles are interpolated."""
         if len(samples) == 1:
             return cls(samples[0], samples[0], samples[0])
         q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(median, q1, q3)
 
     def quartiles(self, digits: int) -> str:
-        """The quartiles in words."""
+        """The quartiles as text."""
         return f"{self.q1:.{digits}f} to {self.q3:.{digits}f}"
 
 
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """How many times the one is the other, turn by turn.
+    """The ratio of paired samples.
 
     Args:
         numerators: One sample per turn.
-        denominators: As many, of the same turns.
+        denominators: Samples of the same turns.
     """
     return Spread.of([above / below for above, below in zip(numerators, denominators, strict=True)])
 
@@ -69,18 +69,18 @@ def run_interleaved(
     warmup: int,
     say: Say = lambda text: None,
 ) -> dict[str, list[T]]:
-    """Lets everybody take a turn in every round, so that other work on the machine falls on all of them alike.
+    """Runs functions in turns, so that other load on the machine affects all of them alike.
 
-    Who begins changes from round to round, as one finds the caches as the one before has left them.
+    The order rotates from turn to turn, since the state of caches depends on the previous function.
 
     Args:
-        functions: Functions by name.
-        turns: Rounds that count.
-        warmup: Rounds before them that do not.
-        say: Shows the progress.
+        functions: Name to function.
+        turns: Number of measured turns.
+        warmup: Number of warm-up turns.
+        say: Called with progress messages.
 
     Returns:
-        What each function returned in every round that counts.
+        The results of each function in the measured turns.
     """
     order = list(functions)
     found: dict[str, list[T]] = {name: [] for name in order}
@@ -95,13 +95,12 @@ def run_interleaved(
 
 
 class Stopwatch:
-    """Divides the time between ``start`` and ``stop`` among named parts.
+    """Measures the time between ``start`` and ``stop`` by named parts.
 
-    On a GPU the marks are events in its own queue, so that a part is what the device spent on it; on a CPU they
-    are readings of the clock.
+    On a GPU, marks are CUDA events, so that parts are device times; on a CPU, they are readings of the clock.
 
     Args:
-        device: Where the work is done.
+        device: The device of the measured work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -111,24 +110,24 @@ class Stopwatch:
         self._began = 0.0
 
     def start(self) -> None:
-        """Begins anew, once the device has nothing left to do."""
+        """Restarts, after synchronizing with the device."""
         self._wait()
         self._names, self._marks = [], [self._now()]
         self._began = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """All that was done since the last mark (or the start) was ``part``, which may come several times."""
+        """Assigns the time since the last mark (or the start) to ``part``, which may occur several times."""
         self._names.append(part)
         self._marks.append(self._now())
 
     def stop(self, rest: str) -> tuple[float, dict[str, float]]:
-        """Waits for the device.
+        """Synchronizes with the device.
 
         Args:
-            rest: The part that has been going on since the last mark.
+            rest: The part since the last mark.
 
         Returns:
-            Seconds since the start as the clock has them, and seconds of each part.
+            Wall time since the start in seconds, and seconds of each part.
         """
         self.mark(rest)
         self._wait()
@@ -139,7 +138,7 @@ class Stopwatch:
         return total, parts
 
     def time(self, function: Callable[[], object]) -> float:
-        """Seconds of a call, the device's work included."""
+        """Seconds of a call, including work on the device."""
         self.start()
         function()
         return self.stop("call")[0]
@@ -164,13 +163,13 @@ class Stopwatch:
 def product_speed(
     device: torch.device, dtype: torch.dtype, *, repeats: int = 4, side: int | None = None
 ) -> list[float]:
-    """Speeds of a product of two square matrices, in 10^9 multiply-adds per second: what a device can reach.
+    """Speed of a product of two square matrices, in 10^9 multiply-adds per second, as a reference.
 
     Args:
-        device: Where.
-        dtype: Of the matrices.
-        repeats: How many are measured, after two that are not.
-        side: Rows and columns; None: of ``PRODUCT_SIDES``.
+        device: The device.
+        dtype: Data type of the matrices.
+        repeats: Number of measurements, after two for warm-up.
+        side: Side of the matrices; None: of ``PRODUCT_SIDES``.
     """
     side = side or PRODUCT_SIDES[device.type]
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
@@ -181,7 +180,7 @@ def product_speed(
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives a GPU's memory that nothing refers to any more back, for another process."""
+    """Releases unused cached GPU memory for other processes."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -189,12 +188,12 @@ def free_memory(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory that a piece of work has needed.
+    """Peak memory.
 
     Attributes:
-        step: Bytes on top of what was there before it. On a GPU what PyTorch has allocated at most; on a CPU how far
-            the peak of the process's resident set has grown.
-        process: Bytes of the process's resident set at its peak, libraries included; on a GPU the same as ``step``.
+        step: Bytes added by the measured work. On a GPU the peak allocated by PyTorch; on a CPU the growth of the peak
+            resident set size.
+        process: Peak resident set size in bytes, including libraries; on a GPU the same as ``step``.
     """
 
     step: int
@@ -202,10 +201,10 @@ class PeakMemory:
 
 
 class MemoryMeter:
-    """Reads how much memory is needed from its making on, by a process that does nothing else.
+    """Measures the peak memory since its construction, in a process that does nothing else.
 
     Args:
-        device: Where the work is done.
+        device: The device of the measured work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -224,7 +223,7 @@ class MemoryMeter:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a figure of time must be read with: device, CPU, threads, versions, and other work on the machine."""
+    """The context of time measurements: device, CPU, threads, versions, and system load."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": _cpu_name(),
@@ -241,7 +240,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The CPU's name, as far as the system knows it."""
+    """The name of the CPU, if available."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

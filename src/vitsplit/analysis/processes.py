@@ -1,4 +1,4 @@
-"""Commands and functions in processes of their own; the commands hear of signals from this process alone."""
+"""Runs commands and functions in subprocesses; signals reach commands only through this process."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Job:
     """One command.
 
     Attributes:
-        name: What to call it in an error.
-        command: The words of the command line.
-        errors: The file that takes what it says on standard error.
+        name: Name for error messages.
+        command: The arguments of the command line.
+        errors: File for standard error.
     """
 
     name: str
@@ -38,41 +38,41 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[], object]) -> str | None:
-    """Keeps so many processes at work until all jobs are done.
+    """Runs jobs in a number of parallel processes.
 
-    A signal is passed on as SIGTERM, and so is the failure of one: no other is begun then, and those at work have time
-    to end in order. Every process has its share of the cores, and one of the GPUs in turn.
+    On a signal or the failure of a job, no further jobs are started, and running ones receive SIGTERM to shut down
+    cleanly. Cores are divided among processes, and GPUs are assigned in turn.
 
     Args:
-        jobs: The jobs, in the order in which they are begun.
-        processes: How many at once.
-        on_finished: Called after every job that succeeded.
+        jobs: The jobs, in the order of execution.
+        processes: Number of parallel processes.
+        on_finished: Called after each successful job.
 
     Returns:
-        The signal that stopped it, None if it came to its end.
+        The signal that stopped it; None if all jobs finished.
 
     Raises:
-        TrainingError: A job failed; the message has its last words.
+        TrainingError: A job failed; the message has its last line of standard error.
     """
     waiting, running = list(jobs), dict[subprocess.Popen[bytes], tuple[Job, int]]()
     failed: Job | None = None
-    passed_on = False
+    terminated = False
     with StopRequest() as stop:
         while running or (waiting and stop.received is None and failed is None):
             while waiting and len(running) < processes and stop.received is None and failed is None:
-                place = min(set(range(processes)) - {taken for _, taken in running.values()})
+                place = min(set(range(processes)) - {used for _, used in running.values()})
                 job = waiting.pop(0)
                 running[_start(job, place, processes)] = (job, place)
-            if (stop.received is not None or failed is not None) and not passed_on:
+            if (stop.received is not None or failed is not None) and not terminated:
                 for process in running:
                     process.send_signal(signal.SIGTERM)
-                passed_on = True
+                terminated = True
             time.sleep(POLL_SECONDS)
             for process in [each for each in running if each.poll() is not None]:
                 job, _ = running.pop(process)
                 if process.returncode == 0:
                     on_finished()
-                elif not passed_on and failed is None:
+                elif not terminated and failed is None:
                     failed = job
     if failed is not None:
         raise TrainingError(
@@ -95,15 +95,15 @@ def _start(job: Job, place: int, processes: int) -> subprocess.Popen[bytes]:
 
 def _last_error_line(job: Job) -> str:
     lines = job.errors.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing.")
+    return next((line for line in reversed(lines) if line.strip()), "no error output.")
 
 
 def in_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """What a function returns (or raises) in a process that has done nothing else, as its peak memory asks for.
+    """Runs a function in a new process, for example to measure its peak memory; returns its result.
 
     Args:
-        function: Of a module, not a nested one.
-        arguments: What can be pickled.
+        function: A module-level function.
+        arguments: Picklable arguments.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

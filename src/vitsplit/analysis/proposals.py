@@ -1,4 +1,4 @@
-"""What K_t and prior layers could be, each with its reason and its cost.
+"""Proposals for K_t and prior layers, each with a reason and cost.
 
 Shapes: L layers, J columns of a gate.
 """
@@ -29,15 +29,15 @@ GATE_SCORES = "head.gate.scores_LJ"
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """One choice.
+    """One proposal.
 
     Attributes:
-        name: Where it comes from.
-        why: Its reason, in a sentence.
+        name: Its origin.
+        why: The reason.
         num_tuned_layers: K_t.
-        prior_layers: The layers that are read.
-        settings: What makes it in a run.
-        cost: What it costs.
+        prior_layers: The prior layers.
+        settings: The settings of a run.
+        cost: The cost.
     """
 
     name: str
@@ -63,12 +63,12 @@ def propose(
     description: Mapping[str, Any] | None = None,
     gate_LJ: NDArray[np.float64] | None = None,
 ) -> list[Proposal]:
-    """The choice that CKA makes, that of the configuration, the rule of thumb of Appendix A.1, and a gate's.
+    """Proposals from CKA, the configuration, the rule of thumb of Appendix A.1, and optionally a gate.
 
     Args:
-        config: K_p, b, the task and its crop; its own choice is among the proposals.
+        config: K_p, b, the task and its crop; its own layers are one of the proposals.
         cka_LL: The CKA of all pairs of layers.
-        description: What the task says of its data, for the cost; None: as the configuration's data set has it.
+        description: The task description, for the cost; None: that of the configuration's data set.
         gate_LJ: Weights of a trained gate.
 
     Raises:
@@ -86,20 +86,20 @@ def propose(
             "selection": split.selection,
             "num_prior_layers": split.num_prior_layers,
         } | ({"prior_layers": split.prior_layers} if split.selection == "explicit" else {})
-        choices["the recipe's"] = (f"what {config.name} has, whatever the backbone and the images", own)
+        choices["the recipe's"] = (f"the layers of {config.name}, independent of backbone and images", own)
     quarter = max(1, round(num_layers / 4))
     uniform = {"num_tuned_layers": quarter, "selection": "uniform", "num_prior_layers": split.num_prior_layers}
     if all(uniform != settings for _, settings in choices.values()):
         choices["rule of thumb"] = (
-            "Appendix A.1: a sixth to a quarter of the layers for dense tasks (the quarter is taken), prior layers "
-            "spread evenly (Eq. 2)",
+            "Appendix A.1: a sixth to a quarter of the layers for dense tasks (here a quarter), evenly spaced prior "
+            "layers (Eq. 2)",
             uniform,
         )
     if gate_LJ is not None:
         share_L = gate_LJ.sum(1) / gate_LJ.shape[1]
         strongest = np.argsort(-share_L, kind="stable")[: split.num_prior_layers]
         layers = tuple(sorted(int(layer) for layer in strongest))
-        why = f"the gate gives these layers {share_L[list(layers)].sum():.0%} of its weight; it keeps " + ", ".join(
+        why = f"these layers have {share_L[list(layers)].sum():.0%} of the gate weights; the gate keeps " + ", ".join(
             f"{layer} ({share_L[layer]:.0%})" for layer in np.flatnonzero(share_L)
         )
         gated = {"num_tuned_layers": split.num_tuned_layers, "selection": "explicit", "prior_layers": layers}
@@ -110,7 +110,7 @@ def propose(
 
 
 def gate_weights(run: Path) -> NDArray[np.float64]:
-    """What a trained gate mixes: ``(L, J)``, columns sum to one.
+    """The weights of a trained gate, ``(L, J)``; columns sum to one.
 
     Raises:
         BundleError: The run has no readable bundle.
@@ -119,9 +119,9 @@ def gate_weights(run: Path) -> NDArray[np.float64]:
     card, state = read_card(run), read_weights(run)
     split = split_settings(card.config.method, str(run))
     if split.selection != "gate":
-        raise ConfigError(f"{run} was trained with --selection {split.selection}: only a gate can be read out.")
+        raise ConfigError(f"{run} was trained with --selection {split.selection}, not with a gate.")
     if GATE_SCORES not in state:
-        raise BundleError(f"{run} holds no scores of a gate. Copy the bundle again from where it was trained.")
+        raise BundleError(f"{run} has no gate scores. Copy the bundle again from where it was trained.")
     scores_LJ = state[GATE_SCORES]
     num_layers, num_maps = scores_LJ.shape
     gate = SparseGate(num_layers, num_maps, split.gate_temperature)

@@ -1,14 +1,14 @@
-"""A study: named variants of one configuration, each trained with several seeds, as ordinary runs.
+"""Studies: named variants of a configuration, each trained with several seeds as ordinary runs.
 
 ::
 
     STUDY/
-      study.json              the task and the data, so that no figure of other data is mixed in
-      configs/full-seed0.json what each run is started with
-      runs/full-seed0/        the runs; each can be evaluated, predicted with, resumed by itself
+      study.json              the task and the data, to prevent mixing results on different data
+      configs/full-seed0.json the configuration of each run
+      runs/full-seed0/        ordinary runs
 
-A run is finished when its last checkpoint says so and its configuration is the one that is wanted; it is not trained
-again. One that was interrupted is resumed. Variants that come to the same configuration share a run.
+Finished runs of the same configuration are not trained again, and interrupted runs are resumed. Variants with identical
+configurations share a run.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ RunStatus = Literal["new", "interrupted", "finished"]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of what is compared.
+    """One of the compared variants.
 
     Attributes:
-        name: Its name, which is also the beginning of its runs' folders: letters, digits, ``-``, ``_`` and ``.``.
-        settings: The settings in which it differs from the study's configuration, by their bare names.
-        title: What tables call it; empty: its name.
+        name: Its name, also the prefix of its run folders: letters, digits, ``-``, ``_`` and ``.``.
+        settings: Changes to the configuration of the study, by setting name.
+        title: Display name; empty: the name.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """What tables call it."""
+        """The display name."""
         return self.title or self.name
 
 
@@ -60,8 +60,8 @@ class Trial:
     Attributes:
         variant: The variant.
         seed: The seed.
-        config: The whole configuration.
-        folder: The run's folder.
+        config: The full configuration.
+        folder: The run folder.
     """
 
     variant: Variant
@@ -72,17 +72,17 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Attributes:
-        trial: What was trained.
-        score: The task's one figure at the end of the run; higher is better.
-        best_score: The best of all its evaluations.
-        score_name: Name of the figure.
+        trial: The trial.
+        score: The task's score at the end of the run; higher is better.
+        best_score: The best score of all evaluations.
+        score_name: Name of the score.
         metrics: All metrics of the last evaluation.
-        steps: Steps that were taken.
+        steps: Number of steps.
         seconds: Wall time of the steps, without evaluations.
-        description: What the task says of its data (``Task.describe``).
+        description: The task description (``Task.describe``).
     """
 
     trial: Trial
@@ -97,11 +97,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """How far a study has come.
+    """The state of a study.
 
     Attributes:
-        outcomes: Of every finished run, in the order of the trials.
-        stopped_by: The signal that stopped the study, None if it came to its end.
+        outcomes: Outcomes of finished runs, in the order of the trials.
+        stopped_by: The signal that stopped the study; None if it finished.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -109,35 +109,34 @@ class StudyResult:
 
 
 def plan(base: TrainConfig, variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> list[Trial]:
-    """All variants with all seeds, seed after seed, so that a study that is cut short has all variants of some seeds.
+    """All variants with all seeds, ordered by seed, so that an interrupted study has all variants of some seeds.
 
     Raises:
-        ConfigError: Two variants have one name, a name cannot be a folder's, a seed comes twice, or a setting does not
-            exist.
+        ConfigError: Names or seeds are not unique, a name is not a valid folder name, or a setting does not exist.
     """
     names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"Two variants are called '{name}'. Give each a name of its own.")
+            raise ConfigError(f"Two variants are called '{name}'. Names must be unique.")
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise ConfigError(f"A variant cannot be called '{name}': letters, digits, '-', '_' and '.' make a name.")
+            raise ConfigError(f"A variant cannot be called '{name}': use letters, digits, '-', '_' and '.'.")
     if len(set(seeds)) < len(seeds) or not seeds:
-        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: give one seed or more, each once.")
+        raise ConfigError(f"--seeds {' '.join(map(str, seeds))}: give at least one seed, without duplicates.")
     trials: list[Trial] = []
     for seed in seeds:
         for variant in variants:
             config = override(base, {**variant.settings, "seed": seed})
-            twin = next((trial for trial in trials if trial.config == config), None)
-            folder = out / "runs" / f"{variant.name}-seed{seed}" if twin is None else twin.folder
+            duplicate = next((trial for trial in trials if trial.config == config), None)
+            folder = out / "runs" / f"{variant.name}-seed{seed}" if duplicate is None else duplicate.folder
             trials.append(Trial(variant=variant, seed=seed, config=config, folder=folder))
     return trials
 
 
 def run_status(trial: Trial) -> RunStatus:
-    """Where a run stands.
+    """The status of a run.
 
     Raises:
-        RunError: Its folder holds a run with other settings, or a broken one.
+        RunError: Its folder contains a run with other settings, or an invalid one.
     """
     run = RunFolder(trial.folder)
     if not run.config_file.exists():
@@ -148,16 +147,16 @@ def run_status(trial: Trial) -> RunStatus:
 
 
 def outcome(trial: Trial) -> Outcome:
-    """The figures of a finished run.
+    """The result of a finished run.
 
     Raises:
         RunError: It is not finished, or cannot be read.
     """
     state = _state(trial)
     if state is None or not state.finished:
-        raise RunError(f"{trial.folder} holds no finished run. Train or resume it first.")
+        raise RunError(f"{trial.folder} contains no finished run. Train or resume it first.")
     if state.standings.keys() != trial.config.heads.keys():
-        raise RunError(f"{trial.folder} holds a run of other heads, not one of this study. Give another --out.")
+        raise RunError(f"{trial.folder} contains a run of other heads, not of this study. Choose another --out.")
     ((head, last),) = state.standings.items()
     return Outcome(
         trial=trial,
@@ -180,31 +179,31 @@ def run_trials(
     processes: int = 1,
     on_finished: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
 ) -> StudyResult:
-    """Trains what is not finished yet.
+    """Trains the runs that are not finished.
 
     Args:
         trials: From ``plan``.
         data: The data set of all runs.
-        out: The study's folder.
-        train: ``vitsplit.train``, which the runs of this process are trained by.
-        processes: Runs at once. One: in this process; several: each in one of its own (as ``vitsplit train``), with its
-            share of the cores, and of the GPUs in turn.
-        on_finished: Called with all outcomes so far, at the start and after every run.
+        out: The study folder.
+        train: ``vitsplit.train``, used for runs in this process.
+        processes: Number of parallel runs. One: in this process; several: each in a subprocess (``vitsplit train``),
+            with cores divided among them and GPUs assigned in turn.
+        on_finished: Called with all outcomes so far, at the start and after each run.
 
     Returns:
-        All outcomes; after a signal those so far, with the interrupted runs' checkpoints on disk.
+        All outcomes; after a signal, those so far, with checkpoints of interrupted runs on disk.
 
     Raises:
-        RunError: The folder holds a study of other data, or runs with other settings.
-        VitsplitError: What a run raises; the finished ones stay.
-        TrainingError: A run in a process of its own failed; the message names its log.
+        RunError: The folder contains a study of other data, or runs with other settings.
+        VitsplitError: A run failed; finished runs are kept.
+        TrainingError: A run in a subprocess failed; the message names the run.
     """
     if processes < 1:
         raise ConfigError(f"--processes must be at least 1, not {processes}.")
-    _claim(out, trials, data)
-    once = {trial.folder: trial for trial in trials}.values()
-    due = [trial for trial in once if run_status(trial) != "finished"]
-    for trial in once:
+    _check_study(out, trials, data)
+    unique = {trial.folder: trial for trial in trials}.values()
+    pending = [trial for trial in unique if run_status(trial) != "finished"]
+    for trial in unique:
         write_json(_config_file(out, trial), config_to_dict(trial.config))
 
     def report() -> tuple[Outcome, ...]:
@@ -214,9 +213,9 @@ def run_trials(
 
     report()
     if processes > 1:
-        stopped_by = run_jobs([_job(trial, data, out) for trial in due], processes, on_finished=report)
+        stopped_by = run_jobs([_job(trial, data, out) for trial in pending], processes, on_finished=report)
         return StudyResult(outcomes=report(), stopped_by=stopped_by)
-    for trial in due:
+    for trial in pending:
         resume = run_status(trial) == "interrupted"
         result = train(trial.config, data=data, out=trial.folder, resume=resume)
         if result.stopped_by is not None:
@@ -226,26 +225,26 @@ def run_trials(
 
 
 def _job(trial: Trial, data: Path, out: Path) -> Job:
-    """A run as a command."""
+    """The command of a run."""
     command = [sys.executable, "-P", "-m", "vitsplit", "train", trial.config.task.name, "--data", str(data)]
     command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
-    if trial.config.loop.cache_folder is not None:  # not read from a file
+    if trial.config.loop.cache_folder is not None:  # ignored in configuration files
         command += ["--cache-folder", trial.config.loop.cache_folder]
     command += ["--resume"] * (run_status(trial) == "interrupted")
     return Job(name=str(trial.folder), command=command, errors=out / "configs" / f"{trial.folder.name}.errors.txt")
 
 
-def _claim(out: Path, trials: Sequence[Trial], data: Path) -> None:
-    """Writes down what the study is of, or checks that the folder is of the same."""
+def _check_study(out: Path, trials: Sequence[Trial], data: Path) -> None:
+    """Writes ``study.json``, or checks that it matches."""
     about = {"task": trials[0].config.task.name, "data": str(data.resolve())}
     file = out / "study.json"
     if file.exists():
-        found = read_json(file, error=RunError, advice="Give another --out.")
+        found = read_json(file, error=RunError, advice="Choose another --out.")
         if found != about:
             was = [shown(found.get(name), 200) for name in about] if isinstance(found, dict) else ["something else"] * 2
             raise RunError(
-                f"{out} holds runs for {was[0]} on {was[1]}, and these are for {about['task']} "
-                f"on {about['data']}. Give another --out; if the data have moved, say so in {file}."
+                f"{out} contains runs for {was[0]} on {was[1]}, not for {about['task']} on {about['data']}. "
+                f"Choose another --out; if the data were moved, edit {file}."
             )
     (out / "configs").mkdir(parents=True, exist_ok=True)
     write_json(file, about)
@@ -261,5 +260,5 @@ def _state(trial: Trial) -> TrainState | None:
 
 
 def without_seed(trial: Trial) -> TrainConfig:
-    """The configuration that all seeds of a variant have in common."""
+    """The configuration shared by all seeds of a variant."""
     return replace(trial.config, loop=replace(trial.config.loop, seed=0))

@@ -1,4 +1,4 @@
-"""What several bundles cost on one backbone, against as many separate models: arithmetic on shapes alone.
+"""Cost of several bundles on a shared backbone compared with separate models, computed from shapes.
 
 Shapes: B batch, C channels, H W pixels.
 """
@@ -30,8 +30,8 @@ class SharedBundle:
 
     Attributes:
         config: Its configuration.
-        description: What it says of its task (``Card.description``).
-        used_layers: Layers that a trained gate keeps, if it has one.
+        description: Its task description (``Card.description``).
+        used_layers: Layers kept by a trained gate, if any.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class SharedBundle:
 
 @dataclass(frozen=True)
 class _View:
-    """Images that a bundle sends through the network: all of an image, mirrored or not, or windows of it."""
+    """Network input of a bundle: an image, its mirror image, or windows of it."""
 
     size: tuple[int, int]
     pixels: bytes
@@ -50,25 +50,25 @@ class _View:
 
 
 def compare_sharing(sharers: Mapping[str, SharedBundle], size: tuple[int, int]) -> dict[str, Any]:
-    """Parameters, memory of the weights and multiply-adds of bundles that share a backbone, and of separate models.
+    """Parameters, memory of weights and multiply-adds of bundles on a shared backbone and of separate models.
 
-    The views are those that prediction makes: the tasks' own code resizes, mirrors and cuts an image of noise. A view
-    that several bundles have in common is one pass, which runs as many blocks as the bundle that asks for most; heads
-    cost the same either way. A detector is counted at its full load, and of a language model nothing.
+    Network inputs are obtained by running the tasks' prediction code on a noise image. Bundles with the same input
+    share a backbone pass, with the maximum number of blocks required; the cost of heads is the same. A detector is
+    counted with its maximum number of objects, and language models are excluded.
 
     Args:
-        sharers: The bundles, by name.
+        sharers: Name to bundle.
         size: Height and width of the image.
 
     Returns:
-        JSON-ready. ``backbone``: its name. ``bundles``: by name ``parameters`` (besides the backbone), and ``gmacs`` of
-        ``backbone`` and ``head`` in one prediction alone. ``passes``: ``size``, ``bundles`` and ``gmacs`` of each.
+        JSON-ready. ``backbone``: its name. ``bundles``: by name ``parameters`` (without the backbone), and ``gmacs`` of
+        ``backbone`` and ``head`` in a separate prediction. ``passes``: ``size``, ``bundles`` and ``gmacs`` of each.
         ``parameters``, ``gmacs`` of one prediction, and ``bytes`` of the weights with the backbone in ``fp32`` and in
-        ``bf16`` (norms and heads stay float32): each ``shared`` and ``separate``. ``time_bound``: how many times as
-        fast sharing can be where time goes by multiply-adds.
+        ``bf16`` (norms and heads stay float32): each ``shared`` and ``separate``. ``time_bound``: speedup by
+        sharing according to the multiply-adds.
 
     Raises:
-        ConfigError: The backbones are not the same.
+        ConfigError: The backbones differ.
     """
     configs = {
         name: each.config.change(method=each.config.method.without_gate(each.used_layers))
@@ -113,7 +113,7 @@ def compare_sharing(sharers: Mapping[str, SharedBundle], size: tuple[int, int]) 
 
 
 def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -> list[_View]:
-    """What one prediction of a bundle sends through the network, with its products of matrices and convolutions."""
+    """The network inputs of one prediction of a bundle, with their multiply-adds."""
     views: list[_View] = []
 
     @torch.no_grad()
@@ -137,11 +137,11 @@ def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -
 
 
 class _ForwardDoneError(Exception):
-    """A detector or a language model has seen its one view; nothing is left to compute."""
+    """Ends the prediction of a detector or language model after its only forward pass."""
 
 
 def _passes(views: Mapping[str, Sequence[_View]]) -> list[dict[str, Any]]:
-    """The passes in the order in which they come up; equal pixels are one."""
+    """The distinct passes, in order; inputs with equal pixels are merged."""
     passes: dict[tuple[tuple[int, int], bytes], dict[str, Any]] = {}
     for name, several in views.items():
         for view in several:
@@ -156,8 +156,8 @@ def _same_backbone(backbones: Mapping[str, Backbone]) -> Backbone:
     for name, other in backbones.items():
         if other.name != backbone.name:
             raise ConfigError(
-                f"{first} is on {backbone.name}, and {name} on {other.name}. "
-                "One backbone serves only bundles that were trained on it."
+                f"{first} was trained on {backbone.name}, but {name} on {other.name}. "
+                "Only bundles of the same backbone can share it."
             )
     return backbone
 
@@ -167,7 +167,7 @@ def _shared_and_separate(backbone: int, heads: Sequence[int]) -> dict[str, int]:
 
 
 def _own_parameters(model: nn.Module, backbone: nn.Module) -> list[nn.Parameter]:
-    """What a model has besides the backbone: a method may share the backbone's weights and put parts of its own in."""
+    """Parameters of a model that are not those of the backbone, whose weights a method may share."""
     shared = {id(parameter) for parameter in backbone.parameters()}
     return [parameter for parameter in model.parameters() if id(parameter) not in shared]
 

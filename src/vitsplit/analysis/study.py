@@ -1,4 +1,4 @@
-"""The figures of a study: every variant's quality over its seeds, beside what it costs."""
+"""Results of a study: the scores of each variant over seeds, and its cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vitsplit.train_config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a configuration costs on shapes alone.
+    """The cost of a configuration, computed from shapes.
 
     Attributes:
-        parameters: Trainable parameters.
-        gmacs: Multiply-adds of one prediction at the crop size, in 10^9.
+        parameters: Number of trainable parameters.
+        gmacs: Multiply-adds per prediction at the crop size, in 10^9.
     """
 
     parameters: int
@@ -32,9 +32,9 @@ class Row:
 
     Attributes:
         variant: The variant.
-        config: Its configuration, without a seed of its own.
-        cost: What it costs.
-        by_seed: Seed to outcome; without the runs that are not finished.
+        config: Its configuration, independent of the seed.
+        cost: Its cost.
+        by_seed: Seed to outcome, for finished runs.
     """
 
     variant: Variant
@@ -44,31 +44,31 @@ class Row:
 
     @property
     def scores(self) -> list[float]:
-        """The score of every finished run."""
+        """The scores of finished runs."""
         return [outcome.score for outcome in self.by_seed.values()]
 
     @property
     def mean(self) -> float:
-        """Mean of the scores; NaN without any."""
+        """Mean of the scores; NaN without runs."""
         return statistics.fmean(self.scores) if self.scores else math.nan
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the scores (of a sample); None of fewer than two."""
+        """Sample standard deviation of the scores; None for fewer than two."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
     @property
     def seconds(self) -> float:
-        """Mean seconds of the steps of a run; NaN without any."""
+        """Mean training time in seconds; NaN without runs."""
         return statistics.fmean([each.seconds for each in self.by_seed.values()]) if self.by_seed else math.nan
 
 
 class Costs:
-    """Counts a configuration once.
+    """Cached costs of configurations.
 
     Args:
-        description: What the task says of its data (``Task.describe``).
-        count: How; by default on shapes, for an image of the crop's size.
+        description: The task description (``Task.describe``).
+        count: The function to compute a cost; None: ``count_cost``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Costs:
         self._known: list[tuple[TrainConfig, Cost]] = []
 
     def of(self, trial: Trial) -> Cost:
-        """The cost of a run, which its seed does not change."""
+        """The cost of a run, independent of its seed."""
         config = without_seed(trial)
         for known, cost in self._known:
             if known == config:
@@ -92,9 +92,9 @@ class Costs:
 
 
 def count_cost(config: TrainConfig, description: Mapping[str, Any] | None) -> Cost:
-    """Counts on shapes, for an image of the crop's size. A gate is counted as if it kept the last layer.
+    """Cost from shapes, for an image of the crop size. A gate is assumed to keep the last layer.
 
-    Without a description the classes are those of the configuration's data set.
+    Without a description, the classes are those of the configuration's data set.
     """
     _, model = shape_model(config, description=description)
     height, width = config.task.crop_size
@@ -110,18 +110,18 @@ def rows(trials: Sequence[Trial], outcomes: Sequence[Outcome], costs: Costs) -> 
     for trial in trials:
         name = trial.variant.name
         if name not in found:
-            mine = {each.trial.seed: each for each in outcomes if each.trial.variant.name == name}
+            outcomes_by_seed = {each.trial.seed: each for each in outcomes if each.trial.variant.name == name}
             found[name] = Row(
                 variant=trial.variant,
                 config=without_seed(trial),
                 cost=costs.of(trial),
-                by_seed=dict(sorted(mine.items())),
+                by_seed=dict(sorted(outcomes_by_seed.items())),
             )
     return list(found.values())
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """The figures, JSON-ready: a list of variants, each with its runs."""
+    """The results, JSON-ready: a list of variants, each with its runs."""
     return {
         "score": next((each.score_name for row in rows for each in row.by_seed.values()), None),
         "variants": [

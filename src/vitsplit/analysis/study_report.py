@@ -1,4 +1,4 @@
-"""A study as a page, pictures and JSON: quality against cost, and quality over K_t and K_p (Fig. 11)."""
+"""Reports of studies as page, plots and JSON: score against cost, and score over K_t and K_p (Fig. 11)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def write_study(
     """Writes ``results.json``, ``cost.png`` (``grid.png``, ``curves.png``) and ``index.html``; returns the page.
 
     Args:
-        rows: The variants; those without a finished run are listed as such.
-        folder: Where to.
-        title: The page's heading.
-        subtitle: What was trained on what.
+        rows: The variants; those without a finished run are marked.
+        folder: Output folder.
+        title: Title of the page.
+        subtitle: Description of task and data.
         notes: Paragraphs below the table.
-        grid: Whether quality is also to be drawn over K_t and over K_p.
-        curves: Whether it is also to be drawn over the time of training, where runs were evaluated on their way.
+        grid: Whether to plot the score over K_t and K_p.
+        curves: Whether to plot the score over training time, if runs were evaluated during training.
     """
     page = Page(title, subtitle=subtitle)
     done = [row for row in rows if row.scores]
@@ -54,16 +54,16 @@ def write_study(
         page.text(note, soft=True)
     if done:
         figures = {"cost": plot_cost(done)} | ({"grid": plot_grid(done)} if grid else {})
-        # A run that was evaluated at its end alone has no curve.
+        # A run evaluated only at its end has no curve.
         if curves and any(len(progress(each)) > 1 for row in done for each in row.by_seed.values()):
             figures["curves"] = plot_curves(done)
         for name, figure in figures.items():
             page.plot(figure, name)
         page.text(
-            "A point is the mean over seeds, a bar one standard deviation of them; crosses beside it are the runs. "
-            "Parameters are the trainable ones. GMACs are 10^9 multiply-adds of one prediction at the crop size, the "
-            "frozen backbone included. Seconds are the wall time of a run's steps: of runs at once, or on a busy "
-            "machine, they say little.",
+            "Points are means over seeds, bars standard deviations, and crosses runs. Parameters are trainable "
+            "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone. "
+            "Seconds are the wall time of training steps, which is not meaningful for parallel runs or on a busy "
+            "machine.",
             soft=True,
         )
         page.heading("Runs")
@@ -72,7 +72,7 @@ def write_study(
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and cells of the table of variants."""
+    """Header and cells of the table of variants."""
     head = ["", "mean", "spread", "trained, M", "GMACs", "seconds", "by seed"]
     cells = []
     for row in rows:
@@ -88,19 +88,19 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def plot_cost(rows: Sequence[Row]) -> Figure:
-    """Quality against trained parameters, multiply-adds and seconds."""
+    """Score against trainable parameters, multiply-adds and training time."""
     from matplotlib.figure import Figure
     from matplotlib.transforms import ScaledTranslation
 
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    beside = ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # in inches: the bar would hide the runs
+    beside = ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # in inches, so that the bar does not hide the runs
     costs: list[tuple[str, Any]] = [
         ("trainable parameters, M", lambda row: row.cost.parameters / 1e6),
-        ("multiply-adds of a prediction, G", lambda row: row.cost.gmacs),
+        ("multiply-adds per prediction, G", lambda row: row.cost.gmacs),
         ("seconds of training", lambda row: row.seconds),
     ]
-    few = len(rows) <= len(COLORS)  # so that a color is one variant's
+    few = len(rows) <= len(COLORS)  # one color per variant
     for axis, (label, cost) in zip(axes, costs, strict=True):
         middle = (min(map(cost, rows)) + max(map(cost, rows))) / 2
         for index, row in enumerate(rows):
@@ -123,7 +123,7 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
 
 
 def plot_curves(rows: Sequence[Row]) -> Figure:
-    """Quality over steps and over seconds of training, a line per run, variants by color."""
+    """Score over steps and training time, with a line per run, colored by variant."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -144,9 +144,9 @@ def plot_curves(rows: Sequence[Row]) -> Figure:
 
 
 def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
-    """Of every evaluation of a run: steps, seconds of training, score; from its ``metrics.jsonl``.
+    """Step, training time in seconds and score of each evaluation in ``metrics.jsonl`` of a run.
 
-    Seconds are read off the line through the start, at 0 seconds, and the rows of training.
+    Times are interpolated between the logged training steps, starting at 0 seconds.
     """
     score = outcome.trial.config.task.scores[outcome.score_name]
     scores: dict[int, float] = {}
@@ -158,16 +158,16 @@ def progress(outcome: Outcome) -> list[tuple[int, float, float]]:
         if "eval" in row:
             scores[row["step"]] = score.sign * metric(run, row, score.metric)
     if not scores:
-        raise RunError(f"{run.metrics_file}: no row of an evaluation in it. Train the run again in another folder.")
+        raise RunError(f"{run.metrics_file}: it contains no evaluation. Train the run again in another folder.")
     times = np.interp(list(scores), list(seconds), list(seconds.values())).tolist()
     return [(step, time, score) for (step, score), time in zip(scores.items(), times, strict=True)]
 
 
 def metric(run: RunFolder, row: dict[str, Any], name: str) -> float:
-    """A figure of a row of evaluation; NaN where it was not finite.
+    """A metric of an evaluation; NaN if it was not finite.
 
     Raises:
-        RunError: The row does not have it.
+        RunError: The evaluation does not have it.
     """
     value = row["eval"].get(name, "")
     where = f"{run.metrics_file}: step {row['step']}: eval: {name}"
@@ -175,7 +175,7 @@ def metric(run: RunFolder, row: dict[str, Any], name: str) -> float:
 
 
 def plot_grid(rows: Sequence[Row]) -> Figure:
-    """Fig. 11: quality over K_t with a line per K_p, and over K_p with a line per K_t; a selection has a line style."""
+    """Fig. 11: score over K_t with a line per K_p, and over K_p with a line per K_t; line styles show selections."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
@@ -231,17 +231,17 @@ def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for row in rows
         for seed, each in row.by_seed.items()
     ]
-    return ["run", "at its end", "best evaluation", "steps", "seconds", "folder"], cells
+    return ["run", "final score", "best score", "steps", "seconds", "folder"], cells
 
 
 def _score_name(row: Row) -> str:
-    """The figure's name and unit."""
+    """Name and unit of the score."""
     score = _score(row)
     return f"{score.title}{' with a minus sign' * (score.sign < 0)}, {score.unit}".rstrip(", ")
 
 
 def _scale(row: Row) -> float:
-    return _score(row).scale if row.by_seed else 1.0  # nothing to be shown
+    return _score(row).scale if row.by_seed else 1.0  # no scores
 
 
 def _score(row: Row) -> Score:

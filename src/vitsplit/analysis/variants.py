@@ -1,4 +1,4 @@
-"""What the paper varies: K_t, K_p, the selection of layers (Fig. 11, Tables 7 and 8), and the parts (Table 6)."""
+"""The variants studied in the paper: K_t, K_p, the selection of layers (Fig. 11, Tables 7, 8), and parts (Table 6)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Selection = Literal["uniform", "last", "gate", "least-alike"]
 SELECTIONS: tuple[Selection, ...] = ("uniform", "last", "gate", "least-alike")
 
 LeastAlike = Callable[[int], tuple[int, ...]]
-"""K_p to the K_p layers that are least alike on the data at hand."""
+"""Maps K_p to the K_p least similar layers on the data."""
 
 
 def selection_settings(selection: Selection, num_prior_layers: int, least_alike: LeastAlike) -> dict[str, Any]:
-    """The settings that make the prior head read K_p layers chosen in one of four ways."""
+    """The settings of a prior head with K_p layers and a selection."""
     if selection == "least-alike":
         layers = least_alike(num_prior_layers)
         return {"selection": "explicit", "prior_layers": layers, "num_prior_layers": num_prior_layers}
@@ -30,7 +30,7 @@ def selection_settings(selection: Selection, num_prior_layers: int, least_alike:
 def sweep_variants(
     tuned: Sequence[int], prior: Sequence[int], selections: Sequence[Selection], least_alike: LeastAlike
 ) -> list[Variant]:
-    """Every K_t with every K_p and every selection."""
+    """All combinations of K_t, K_p and selection."""
     return [
         Variant(
             name=f"kt{num_tuned}-kp{num_prior}-{selection}",
@@ -47,7 +47,7 @@ def sweep_variants(
 
 
 def part_variants() -> list[Variant]:
-    """Table 6's rows, in its order, without full fine-tuning, which is a method of its own."""
+    """The rows of Table 6 in order, except full fine-tuning, which is a separate method."""
     off: dict[str, Any] = {"task_head": False, "prior_head": False, "fusion": False}
     return [
         Variant(name="frozen", title="frozen last layer", settings=off),
@@ -61,7 +61,7 @@ def part_variants() -> list[Variant]:
 def selection_variants(
     num_prior_layers: int, selections: Sequence[Selection], least_alike: LeastAlike
 ) -> list[Variant]:
-    """Tables 7 and 8: how the K_p layers are chosen."""
+    """Selections of the K_p layers (Tables 7 and 8)."""
     return [
         Variant(
             name=f"layers-{selection}",
@@ -73,18 +73,18 @@ def selection_variants(
 
 
 def count_variants(prior: Sequence[int]) -> list[Variant]:
-    """How many layers the prior head reads, as the configuration chooses them."""
+    """Values of K_p, with the selection of the configuration."""
     return [Variant(name=f"kp{each}", title=f"K_p = {each}", settings={"num_prior_layers": each}) for each in prior]
 
 
 def check_variants(base: TrainConfig, variants: Sequence[Variant], num_layers: int) -> None:
-    """Refuses, before anything is trained, what a backbone of ``num_layers`` cannot be.
+    """Checks variants against the number of layers of the backbone before training.
 
     Raises:
-        ConfigError: A variant needs more layers than there are, or there is none.
+        ConfigError: A variant needs more layers, or there are no variants.
     """
     if not variants:
-        raise ConfigError("There is nothing to compare: name at least one value of what is to be varied.")
+        raise ConfigError("There is nothing to compare: give at least one value to vary.")
     for variant in variants:
         method = override(base, variant.settings).method
         if not method.has_layers:

@@ -211,7 +211,7 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"methods": ("linear-probe",)}, "add vitsplit, which all others are compared with"),
+        ({"methods": ("linear-probe",)}, "--methods linear-probe: add vitsplit"),
         ({"methods": ("vitsplit", "vitsplit")}, "vitsplit was given more than once"),
         ({"methods": ("vitsplit", "vit-adaptor")}, "there is no method 'vit-adaptor'. Methods: vitsplit, linear-probe"),
         ({"methods": ("vitsplit", "linear-probe:big")}, "there is no decoder 'big'. Decoders: linear, probe, upernet"),

@@ -1,1 +1,1 @@
-"""How fast things are, measured side by side: what ``vitsplit bench`` runs."""
+"""Benchmarks of ``vitsplit bench``."""

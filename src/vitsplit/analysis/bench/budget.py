@@ -1,4 +1,4 @@
-"""Equal budgets of time: how many training steps a method takes in so many seconds."""
+"""Equal time budgets: the number of training steps of a method within a time."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ def steps_within(
     device: torch.device,
     say: Say = lambda text: None,
 ) -> dict[str, int]:
-    """The steps of each method that fit into a time, from the median of a few steps taken in turns.
+    """The number of steps of each method within a time, from the median time of a few interleaved steps.
 
-    A schedule of learning rates goes by steps, so a method that is slower must know beforehand how few it will take: a
-    run that is merely cut off would end in the middle of its schedule.
+    Learning rate schedules depend on the total number of steps, so it must be known before training.
 
     Args:
         configs: Label to configuration.
-        seconds: The time for the steps of a run; reading images is not counted.
+        seconds: Time for the steps of a run, without data loading.
         num_classes: K; 0 for depth.
-        device: Where runs are trained.
-        say: Shows the progress.
+        device: Device for training.
+        say: Called with progress messages.
 
     Raises:
-        ConfigError: Not even one step fits, or the task's steps cannot be measured.
+        ConfigError: The time is too short for a step, or the task cannot be measured.
     """
     accelerator = open_accelerator(str(device))
     backbones, steps = Backbones(), {}
@@ -62,14 +61,16 @@ def steps_within(
 
 
 def steps_of(times: Mapping[str, list[float]], seconds: float) -> dict[str, int]:
-    """Steps that fit into a time, by the median of each method's.
+    """The number of steps within a time, from the median step time of each method.
 
     Raises:
-        ConfigError: Not even one fits.
+        ConfigError: The time is too short for a step.
     """
     found = {label: int(seconds / statistics.median(samples)) for label, samples in times.items()}
     for label, count in found.items():
         if count < 1:
             slowest = statistics.median(times[label])
-            raise ConfigError(f"--seconds {seconds:g}: a step of {label} takes {slowest:.1f} s here. Give more time.")
+            raise ConfigError(
+                f"--seconds {seconds:g}: a step of {label} takes {slowest:.1f} s here. Increase the time."
+            )
     return found

@@ -1,4 +1,4 @@
-"""What the comparisons of methods have in common: what is measured, its results, and their ratios to ViT-Split."""
+"""Base of comparisons of methods: plan, results, and ratios to ViT-Split."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from vitsplit.recipes import count_classes
 from vitsplit.train_config import TrainConfig
 
 REFERENCE = "vitsplit"
-"""The method that all others are compared with."""
+"""The reference method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be measured.
+    """Plan of a measurement.
 
     Attributes:
-        config: The recipe, with whatever settings were changed.
+        config: The recipe with changed settings.
         methods: ``NAME``, ``NAME:DECODER`` or ``NAME:cached`` each.
-        own: Settings that only other methods than the recipe's have, by the method's name.
+        own: Method name to settings that the method of the recipe does not have.
         size: Height and width of the images.
-        batch_size: Images at a time.
+        batch_size: Batch size.
         num_classes: K; None: that of the recipe's data.
-        warmup: Turns before those that count.
+        warmup: Number of warm-up turns.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
 
@@ -42,23 +42,23 @@ class Plan:
     device: str = "cpu"
 
     def workloads(self, precision: str) -> list[Workload]:
-        """What each method runs in a precision (not ``auto``), checked.
+        """Checks the plan and returns the workload of each method, in a precision other than ``auto``.
 
         Raises:
-            ConfigError: A number is out of range, or a method does not exist, comes twice, or cannot be run so.
+            ConfigError: A number is out of range, or a method is unknown, duplicate or not supported.
         """
         for name, least in (("steps", 1), ("turns", 1), ("warmup", 0), ("batch_size", 1)):
             value = getattr(self, name, least)
             if value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {value}.")
         if min(self.size) < 1:
-            raise ConfigError(f"--size {self.size[0]} {self.size[1]}: height and width are at least 1.")
+            raise ConfigError(f"--size {self.size[0]} {self.size[1]}: height and width must be at least 1.")
         if REFERENCE not in self.methods:
             given = " ".join(self.methods)
-            raise ConfigError(f"--methods {given}: add {REFERENCE}, which all others are compared with.")
-        doubled = {label for label in self.methods if self.methods.count(label) > 1}
-        if doubled:
-            raise ConfigError(f"--methods: {', '.join(sorted(doubled))} was given more than once.")
+            raise ConfigError(f"--methods {given}: add {REFERENCE}, the reference of the comparison.")
+        duplicates = {label for label in self.methods if self.methods.count(label) > 1}
+        if duplicates:
+            raise ConfigError(f"--methods: {', '.join(sorted(duplicates))} was given more than once.")
         classes = count_classes(self.config) if self.num_classes is None else self.num_classes
         if classes > MAX_CLASSES or (self.num_classes is not None and classes < 1):
             raise ConfigError(f"--num-classes must be from 1 to {MAX_CLASSES}, not {classes}.")
@@ -77,11 +77,11 @@ class Plan:
 
 
 class Timed(Protocol):
-    """What is measured of a method."""
+    """Measurements of a method."""
 
     @property
     def seconds(self) -> list[float]:
-        """Of every turn."""
+        """Seconds of each turn."""
 
     @property
     def gmacs(self) -> float:
@@ -93,16 +93,16 @@ MethodT = TypeVar("MethodT", bound=Timed)
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Generic[MethodT]):
-    """A whole measurement.
+    """Results of a measurement.
 
     Attributes:
         recipe: Name of the recipe.
         size: Height and width of the images.
-        batch_size: Images at a time.
+        batch_size: Batch size.
         num_classes: K; 0 for depth.
-        precision: What was computed in.
+        precision: Precision of the computation.
         machine: See ``describe_machine``.
-        methods: By label, in the order that they were asked for.
+        methods: Label to measurements, in the given order.
     """
 
     recipe: str
@@ -118,15 +118,15 @@ class Comparison(Generic[MethodT]):
         return Spread.of(self.methods[label].seconds).median
 
     def time_ratio(self, label: str) -> Spread:
-        """How many times as long as ViT-Split a method takes, turn by turn."""
+        """Ratio of the time of a method to that of ViT-Split, turn by turn."""
         return paired_ratio(self.methods[label].seconds, self.methods[REFERENCE].seconds)
 
     def gmacs_ratio(self, label: str) -> float:
-        """The same, if time went by multiply-adds."""
+        """Ratio of the multiply-adds of a method to those of ViT-Split."""
         return self.methods[label].gmacs / self.methods[REFERENCE].gmacs
 
     def setting(self) -> dict[str, Any]:
-        """What was measured on what, JSON-ready."""
+        """The configuration of the measurement, JSON-ready."""
         names = ("recipe", "batch_size", "num_classes", "precision")
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "size": list(self.size), "machine": dict(self.machine)}
