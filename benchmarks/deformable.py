@@ -1,8 +1,8 @@
-"""The deformable convolution in its two forms, forward and backward: this package's rows, and torchvision's operator.
+"""Compares implementations of deformable convolution, forward and backward: by rows, and torchvision's operator.
 
     python benchmarks/deformable.py --device cuda --batch-size 16 --width 1024
 
-The two take turns; their ratio is the median over turns.
+They are measured in turns; the ratio is the median over turns.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vitsplit.precision import DTYPES, autocast
 
 
 def main() -> None:
-    """Measures both in turns, and prints medians and their largest difference."""
+    """Measures both in turns, and prints the medians and the maximum difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16", help="(default: bf16)")
     parser.add_argument("--batch-size", type=int, default=2, help="maps (default: 2)")
     parser.add_argument("--width", type=int, default=384, help="channels (default: 384)")
     parser.add_argument("--side", type=int, default=37, help="height and width of a map (default: 37)")
-    parser.add_argument("--turns", type=int, default=8, help="that count, after two that do not (default: 8)")
+    parser.add_argument("--turns", type=int, default=8, help="measured turns, after two for warm-up (default: 8)")
     options = parser.parse_args()
 
     device, dtype = torch.device(options.device), DTYPES[options.precision]

@@ -1,12 +1,12 @@
-"""Seconds of a joint training step against those of the steps that train the same heads one after the other.
+"""Time of a joint training step compared with separate training steps of the same heads.
 
     python benchmarks/joint_training.py --tasks segmentation depth
     python benchmarks/joint_training.py --tasks segmentation depth detection --data segmentation=A depth=B detection=C
 
-Joint and separate steps take turns in one process, after a warm-up; medians. A step is that of the training engine,
-reading and augmenting images included. Without --data the images are generated scenes, and the weights are random
-unless --backbone has cached ones: speed does not depend on what they hold. The bound is what multiply-adds allow: the
-frozen pass once instead of once per head. What both do alike (reading labels, losses, the optimizer) is not in it.
+Joint and separate steps are measured in turns in one process, after a warm-up; values are medians. Steps are those of
+the training engine, including data loading and augmentation. Without --data the images are generated scenes, and the
+weights are random unless --cached-weights is given: speed does not depend on them. The bound is the ratio of the
+multiply-adds: the frozen pass once instead of once per head. Equal costs (labels, losses, the optimizer) are excluded.
 """
 
 from __future__ import annotations

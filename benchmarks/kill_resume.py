@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, and two processes on one folder: is anything ever lost?
+"""Tests that killed runs resume without loss, and that two processes on one folder do not corrupt it.
 
     python benchmarks/kill_resume.py --kills 60 --pairs 20
 
@@ -66,7 +66,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 class Bench:
-    """The data, the settings, and the run that was never stopped."""
+    """The data, the settings, and the uninterrupted run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,7 +99,7 @@ class Bench:
         return ended(process, said)
 
     def resume(self, out: Path) -> str:
-        """Goes on with a killed run; returns the way in which that went, or what went wrong."""
+        """Resumes a killed run; returns the command that worked, or the error."""
         way = "--resume"
         status, said = self.run(out, resume=True)
         if status == 2 and "without --resume" in said:
@@ -108,7 +108,7 @@ class Bench:
         return way if status == 0 else f"status {status}: {said.strip()}"
 
     def differences(self, out: Path) -> list[str]:
-        """What of a run is not as in the one that was never stopped."""
+        """The differences of a run from the uninterrupted run."""
         checkpoint = f"checkpoints/step-{STEPS:08d}"
         files = [f"{checkpoint}/{name}.safetensors" for name in ("weights", "optimizer", "ema")]
         files += [f"{bundle}/head.safetensors" for bundle in ("best", "last")]
@@ -221,7 +221,7 @@ def measure_kills(bench: Bench, count: int, draw: random.Random) -> dict[str, An
         "kills": len(plan),
         "before config.json": early,
         "identical": identical,
-        "gone on by": dict(ways),
+        "resumed by": dict(ways),
         "failed": failed,
     }
 

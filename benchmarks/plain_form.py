@@ -1,9 +1,9 @@
-"""What the careful implementation is worth: a training step in its plain form, and with one improvement after another.
+"""Ablation of optimizations: a training step in a plain implementation, and with optimizations added one by one.
 
-The plain form is how one writes the method down first, in float32: torchvision's operator for the deformable
+The plain form is a straightforward implementation in float32: torchvision's operator for the deformable
 convolution, attention as two products around a softmax, logits enlarged to full resolution for the loss and for an
-accuracy in every step, and an optimizer that goes through tensors one by one. All forms compute the same; they take
-turns in one process.
+accuracy in every step, and an optimizer that loops over tensors. All forms compute the same results; they are measured
+in turns in one process.
 
     python benchmarks/plain_form.py --steps 5
 """
@@ -37,7 +37,7 @@ from vitsplit.tasks.segmentation.task import SegmentationTask
 
 @dataclass(frozen=True)
 class Form:
-    """Which parts are as the package has them."""
+    """The parts that use the optimized implementation."""
 
     name: str
     deformable: bool = False

@@ -1,4 +1,4 @@
-"""How many answers are right without looking: a classifier that reads the question alone.
+"""Baseline for visual question answering without images: a classifier of the question only.
 
 TF-IDF of 1- to 3-grams of words, and logistic regression over all answers of the training file. Needs scikit-learn.
 
@@ -18,7 +18,7 @@ from vitsplit.tasks.vqa.samples import Sample, open_samples
 
 
 def main() -> None:
-    """Fits on the training questions and prints the shares of right answers to the validation questions."""
+    """Fits on the training questions and prints the accuracy on the validation questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of questions and images")
     parser.add_argument("--c", type=float, default=10.0, help="inverse strength of the regularization (default: 10)")

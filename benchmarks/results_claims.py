@@ -280,7 +280,7 @@ MEASURED = [
         "plain_form",
         "{all} times as fast as the plain form: {deformable} with the deformable convolution by rows, {loss} with the "
         "loss in strips too, {attention} with fused attention, {all} with the fused optimizer",
-        "on a processor, float32",
+        "on a CPU, float32",
     ),
     Measured(
         "Only a frozen backbone allows it: features kept on disk",

@@ -1,4 +1,4 @@
-"""What seeing is worth at most: a small network answers from the question, and from what truly is in the image.
+"""Upper bound for the benefit of images: a small network answers from the question and the ground-truth image content.
 
     python benchmarks/seeing_worth.py --data nyuv2 --backbone dinov2-small-focus
 
@@ -56,7 +56,7 @@ class Answerer(nn.Module):
 
 
 def main() -> None:
-    """Trains all networks with all seeds and prints the shares of right answers."""
+    """Trains all networks with all seeds and prints their accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of questions, images and label maps")
     parser.add_argument("--backbone", metavar="NAME", help="a frozen backbone that looks at the images")
@@ -153,12 +153,12 @@ def standardized(values: Tensor, of: Tensor) -> Tensor:
 
 
 def shuffled(count: int, seed: int) -> Tensor:
-    """An order of so many rows."""
+    """A random permutation."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def fit(words: Splits, facts: Splits, turns: dict[str, list[Turn]], seed: int) -> float:
-    """The share of right answers to the validation questions after the best epoch."""
+    """The accuracy on the validation questions after the best epoch."""
     torch.manual_seed(seed)
     answers = sorted({turn.answer for turn in turns["train"]})
     index = {answer: place for place, answer in enumerate(answers)}

@@ -1,8 +1,8 @@
-"""One backbone pass for several bundles against as many separate models: time and memory, in one run.
+"""Time and memory of a shared backbone pass for several bundles, compared with separate models.
 
     python benchmarks/shared_pass.py RUN_A RUN_B RUN_C --images FOLDER
 
-Time: shared and separate take turns in one process, image by image, after a warm-up; medians. Memory: peak of a fresh
+Time: shared and separate are measured in turns in one process, after a warm-up; medians. Memory: peak of a fresh
 process that loads the models in one way and predicts one image. The bound is what multiply-adds allow: one pass
 of the backbone instead of one per bundle.
 """

@@ -4,8 +4,8 @@
     python benchmarks/tiled_memory.py --height 2000
 
 The image (generated scenes, side by side, with noise) is written strip by strip. The bundle has random weights and 39
-classes: memory and time do not depend on what the weights are. The command then runs in a process of its own, whose
-peak resident memory the operating system tells.
+classes: memory and time do not depend on the weights. The command runs in a new process, whose peak resident memory is
+measured.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Which connector lets a language model see best: the same questions, budget and language model, several seeds.
+"""Compares connectors with the same questions, budget and language model, over several seeds.
 
     python benchmarks/vqa_connectors.py --data nyuv2 --out runs/connectors --processes 2
 
 Connector and language model are tuned together from the start: one that had first learned to answer without seeing did
 not begin to look (docs/benchmarks.md). One more run is shown other images than the questions are on: what it reaches is
-reached without seeing. Runs that are there already are not trained again, and one that was interrupted is resumed.
+reached without seeing. Finished runs are not trained again, and interrupted runs are resumed.
 """
 
 from __future__ import annotations

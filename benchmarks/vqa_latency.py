@@ -1,4 +1,4 @@
-"""Time to the first token of the first and of the second question on an image, by whose work it is, in one run.
+"""Time to the first token of the first and second question on an image, by component.
 
     python benchmarks/vqa_latency.py RUN --image desk.jpg
 

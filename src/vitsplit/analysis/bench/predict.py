@@ -1,7 +1,7 @@
-"""Predictions of several methods side by side, and of several bundles on one backbone against as many separate models.
+"""Benchmark of predictions: of several methods, and of bundles on a shared backbone against separate models.
 
-Everybody takes turns. What is timed is a pass from pixels on the device to the decoder's output: reading, enlarging and
-writing cost the same whatever the method is.
+All are measured in turns. Timed is a pass from pixels on the device to the output of the decoder; reading, resizing and
+writing cost the same for all methods.
 
 Shapes: B batch, H W pixels.
 """
@@ -36,16 +36,16 @@ PAPER = {
     "vit-adapter": "2 to 6",
     "vit-comer": "2 to 6",
 }
-"""How many times as long as ViT-Split a method predicts in the paper (Appendix C, segmentation)."""
+"""Prediction time relative to ViT-Split in the paper (Appendix C, segmentation)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictPlan(Plan):
-    """What is to be measured; a batch is for the throughput, the latency is that of one image.
+    """Plan of a measurement of throughput (of a batch) and latency (of one image).
 
     Attributes:
         bundles: Numbers of ViT-Split bundles that share a backbone.
-        turns: Turns that count.
+        turns: Number of measured turns.
     """
 
     bundles: tuple[int, ...] = (1, 2, 3, 4)
@@ -55,12 +55,12 @@ class PredictPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTimes:
-    """What was measured of a method.
+    """Measurements of a method.
 
     Attributes:
-        seconds: Of one image, in every turn.
-        batch: Seconds of a batch, in every turn.
-        gmacs: Multiply-adds of one image, in 10^9.
+        seconds: Seconds per image in each turn.
+        batch: Seconds per batch in each turn.
+        gmacs: Multiply-adds per image, in 10^9.
     """
 
     gmacs: float
@@ -70,14 +70,14 @@ class MethodTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class SharingTimes:
-    """Bundles on one backbone, and as many models with a backbone each.
+    """Measurements of bundles on a shared backbone, and of separate models.
 
     Attributes:
         shared: Seconds for one image in every turn, with one pass for all bundles.
         separate: Seconds for one image in every turn, with a pass for each.
         shared_batch: Seconds for a batch, with one pass for all bundles.
         separate_batch: Seconds for a batch, with a pass for each.
-        bound: How many times as fast multiply-adds allow sharing to be.
+        bound: Speedup according to the multiply-adds.
     """
 
     bound: float
@@ -88,23 +88,23 @@ class SharingTimes:
 
     @property
     def ratio(self) -> Spread:
-        """How many times as fast sharing is, on one image."""
+        """Speedup by sharing, on one image."""
         return paired_ratio(self.separate, self.shared)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult(Comparison[MethodTimes]):
-    """A whole measurement of predictions; ``sharing`` is by the number of bundles."""
+    """Results of a measurement of predictions; ``sharing`` maps the number of bundles to measurements."""
 
     sharing: Mapping[int, SharingTimes]
 
 
 def sharing_bound(frozen: float, trained: float, bundles: int) -> float:
-    """How many times as fast N bundles on one pass can be as N models: ``N (F + T) / (F + N T)``.
+    """Speedup of N bundles on a shared pass over N models by multiply-adds: ``N (F + T) / (F + N T)``.
 
     Args:
-        frozen: F, multiply-adds of the backbone's pass.
-        trained: T, those of one bundle.
+        frozen: F, multiply-adds of the backbone.
+        trained: T, multiply-adds of one bundle.
         bundles: N.
     """
     return bundles * (frozen + trained) / (frozen + bundles * trained)
@@ -114,20 +114,20 @@ def measure_predictions(plan: PredictPlan, say: Say = lambda text: None) -> Pred
     """Measures a plan.
 
     Args:
-        plan: What is to be measured.
-        say: Shows the progress.
+        plan: The plan.
+        say: Called with progress messages.
 
     Raises:
-        ConfigError: The plan cannot be carried out.
-        WeightsError: Pretrained weights were asked for and are unavailable.
+        ConfigError: The plan is invalid.
+        WeightsError: Pretrained weights are unavailable.
     """
     if any(bundles < 1 for bundles in plan.bundles):
-        raise ConfigError(f"--bundles {' '.join(map(str, plan.bundles))}: each is at least 1.")
+        raise ConfigError(f"--bundles {' '.join(map(str, plan.bundles))}: each must be at least 1.")
     device = choose_device(plan.device)
     precision = resolve_precision(plan.config.loop.precision, device)
     workloads = plan.workloads(precision)
     if any(workload.config.loop.cache_features for workload in workloads):
-        raise ConfigError("Features are cached of training images, not of those that are predicted: omit :cached.")
+        raise ConfigError("Features are only cached for training images, not in prediction: omit :cached.")
     num_classes = workloads[0].num_classes
     backbones, functions = Backbones(), dict[str, tuple[Pass, list[float]]]()
     methods: dict[str, MethodTimes] = {}
@@ -186,12 +186,12 @@ class _Passes:
             build_head(override(config, {"seed": seed}), self.backbone, task).to(device).eval()
             for seed in range(models)
         ]
-        # After the heads have copied what they start with.
+        # After the heads have copied pretrained weights.
         if self.dtype != torch.float32:
             self.backbone.set_precision(self.dtype)
 
     def make_pass(self, images: int, *, shared: bool) -> Pass:
-        """Lets all models predict: with one pass of the backbone for all of them, or with one for each."""
+        """A function that predicts with all models, with a shared backbone pass or one for each."""
         image_BCHW = self._images(images)
         groups = [self.models] if shared else [[model] for model in self.models]
 

@@ -1,4 +1,4 @@
-"""A measurement of predictions as JSON, as tables, as a picture and as a page."""
+"""Reports of benchmarks of predictions: JSON, tables, a plot and a page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def to_json(result: PredictResult) -> dict[str, Any]:
 
 
 def methods_table(result: PredictResult) -> list[list[str]]:
-    """Head and rows: how long each method takes for an image, and its ratio to ViT-Split."""
+    """Header and rows: time per image of each method, and its ratio to ViT-Split."""
     head = ["method", "seconds, one image", "quartiles", f"images/s, {result.batch_size} at a time", "G multiply-adds"]
     rows = [[*head, f"times {REFERENCE}", "by multiply-adds", "paper"]]
     for label, found in result.methods.items():
@@ -68,7 +68,7 @@ def methods_table(result: PredictResult) -> list[list[str]]:
 
 
 def sharing_table(result: PredictResult) -> list[list[str]]:
-    """Head and rows: bundles on one backbone against as many models."""
+    """Header and rows: bundles on a shared backbone against separate models."""
     head = ["bundles", "shared, s", "separate, s", "times as fast", "quartiles", "by multiply-adds"]
     rows = [[*head, f"images/s, shared, {result.batch_size} at a time", "separate"]]
     for bundles, found in result.sharing.items():
@@ -88,7 +88,7 @@ def sharing_table(result: PredictResult) -> list[list[str]]:
 
 
 def describe_setting(result: PredictResult) -> str:
-    """What was measured, where, in words."""
+    """A description of the measurement and the machine."""
     turns = len(result.methods[REFERENCE].seconds)
     return (
         f"{result.recipe}, random images of {result.size[0]} x {result.size[1]} pixels, {result.precision}, medians of "
@@ -97,7 +97,7 @@ def describe_setting(result: PredictResult) -> str:
 
 
 def plot_predictions(result: PredictResult) -> Figure:
-    """The seconds of each method with quartiles; beside them those of shared and separate bundles."""
+    """Seconds of each method with quartiles, and of shared and separate bundles."""
     from matplotlib.figure import Figure
 
     labels = list(result.methods)
@@ -128,13 +128,13 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
 
     Args:
         result: The measurement.
-        folder: Where to; it is made.
-        command: The command that measured it, for the page.
+        folder: Output folder; created if missing.
+        command: The command of the measurement, for the page.
     """
     most = max(result.sharing, default=0)
     shared = [(f"{result.sharing[most].ratio.median:.2f}x", f"as fast: {most} bundles, shared")] if most else []
     page = comparison_page(
-        "Predictions, side by side",
+        "Benchmark of predictions",
         result,
         describe_setting(result),
         of_reference=f"an image with {REFERENCE}",
@@ -142,8 +142,8 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
     )
     page.plot(plot_predictions(result), "predict")
     page.text(
-        "From pixels on the device to the decoder's output: enlarging and writing cost the same with every method. "
-        "Bundles are those of ViT-Split; separate ones have a pass of the backbone each.",
+        "Time from pixels on the device to the output of the decoder; resizing and writing cost the same everywhere. "
+        "Bundles are of ViT-Split; separate bundles have one backbone pass each.",
         soft=True,
     )
     add_tables(page, {"Methods": methods_table(result), "Sharing": sharing_table(result)})

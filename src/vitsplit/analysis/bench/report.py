@@ -1,4 +1,4 @@
-"""What the reports of all benchmarks have in common."""
+"""Shared components of benchmark reports."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vitsplit.analysis.measure import Spread
 from vitsplit.report import Page, screen_table
 
 Rows = Sequence[Sequence[str]]
-"""A table: its head, then its rows."""
+"""A table: its header, then its rows."""
 
 
 def terminal_table(rows: Rows) -> Table:
-    """A table for the terminal, with its rows side by side: what is compared is few, and its figures are many."""
+    """A transposed table for the terminal, since there are few methods and many figures."""
     head, *columns = zip(*rows, strict=True)
     return screen_table(head, columns, no_wrap=True, box=SIMPLE_HEAD, show_edge=False)
 
 
 def where(machine: Mapping[str, Any]) -> str:
-    """The machine in words."""
+    """A description of the machine."""
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
     return f"{device}, {machine['threads']} threads, PyTorch {machine['torch']}"
 
@@ -32,7 +32,7 @@ def where(machine: Mapping[str, Any]) -> str:
 def comparison_page(
     title: str, result: Comparison[Any], subtitle: str, *, of_reference: str, more: Sequence[tuple[str, str]] = ()
 ) -> Page:
-    """A page with the seconds of ViT-Split and every method's ratio to it as large figures."""
+    """A page that starts with the seconds of ViT-Split and the ratio of each method to it."""
     page = Page(title, subtitle=subtitle)
     ratios = [
         (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
@@ -44,13 +44,13 @@ def comparison_page(
 
 
 def draw_quartiles(axis: Any, row: int, found: Spread) -> None:
-    """A line from quartile to quartile of a bar in a picture."""
+    """Draws the quartiles of a bar."""
     distances = [[found.median - found.q1], [found.q3 - found.median]]
     axis.errorbar(found.median, row, xerr=distances, color="black", capsize=3, linewidth=1)
 
 
 def add_tables(page: Page, tables: Mapping[str, Rows]) -> None:
-    """Puts tables on a page, each under its name; those without rows are left out."""
+    """Adds tables to a page with headings, omitting empty ones."""
     for heading, (head, *rows) in tables.items():
         if rows:
             page.heading(heading)
@@ -58,7 +58,7 @@ def add_tables(page: Page, tables: Mapping[str, Rows]) -> None:
 
 
 def finish(page: Page, folder: Path, command: str, data: Mapping[str, Any]) -> Path:
-    """Ends a page with the command that made it, and writes it with its figures."""
+    """Adds the command to a page, and writes it with its data."""
     page.heading("Command")
     page.code(command)
     return page.write(folder, data)

@@ -1,7 +1,7 @@
-"""Training steps of several methods side by side in one process: time, memory, multiply-adds, and their ratios.
+"""Benchmark of training steps of several methods in one process: time, memory, multiply-adds, and their ratios.
 
-The methods take turns, after turns that do not count. A ratio is to ViT-Split in the same turn, and stands beside the
-paper's (Fig. 8, Table 15) and beside what the multiply-adds alone would give.
+The methods are measured in turns after a warm-up. Ratios are to ViT-Split in the same turn, and are compared with the
+paper (Fig. 8, Table 15) and with the ratio of multiply-adds.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from vitsplit.precision import DTYPES, Resolved, resolve_precision
 from vitsplit.types import TapRequest
 
 MEMORY_STEPS = 2
-"""The optimizer's state is there from the first step on, so that the second one is as large as any."""
+"""The optimizer state is allocated in the first step, so the second step has the full peak."""
 
 
 @dataclass(frozen=True)
 class PaperRatio:
-    """How many times as long as ViT-Split a method trains in the paper.
+    """Training time relative to ViT-Split in the paper.
 
     Attributes:
         value: The ratio.
-        rounded: Whether the paper says "about"; else it follows from its times.
+        rounded: Whether the paper gives an approximate ratio; otherwise it is computed from its times.
     """
 
     value: float
@@ -48,7 +48,7 @@ class PaperRatio:
         return f"about {self.value:g}" if self.rounded else f"{self.value:.2f}"
 
 
-# (method, what decodes it) -> width -> ratio: Table 15's times on ADE20K at 512 pixels, and the text of Fig. 8.
+# (method, decoder) -> width -> ratio: Table 15's times on ADE20K at 512 pixels, and the text of Fig. 8.
 PAPER: dict[tuple[str, str], dict[int, PaperRatio]] = {
     ("full-finetune", "linear"): {384: PaperRatio(1.64), 768: PaperRatio(1.43), 1024: PaperRatio(1.35)},
     ("upernet", "upernet"): {384: PaperRatio(3.33), 768: PaperRatio(2.28), 1024: PaperRatio(2.42)},
@@ -59,12 +59,12 @@ PAPER: dict[tuple[str, str], dict[int, PaperRatio]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan(Plan):
-    """What is to be measured; a batch is that of a step.
+    """Plan of a measurement of training steps.
 
     Attributes:
-        steps: Turns that count.
-        memory: Whether peak memory is measured, each method in a new process.
-        product: Whether the speed of a plain matrix product is measured too.
+        steps: Number of measured steps.
+        memory: Whether to measure peak memory, with a new process per method.
+        product: Whether to measure the speed of a matrix product.
     """
 
     batch_size: int = 2
@@ -75,17 +75,17 @@ class BenchPlan(Plan):
 
 @dataclass(kw_only=True)
 class MethodFigures:
-    """What was measured of a method.
+    """Measurements of a method.
 
     Attributes:
         method: Its name.
-        decoder: What decodes its maps.
-        seconds: Of a step, in every turn.
-        parts: Seconds of every turn, by part.
-        gmacs: Multiply-adds of a step, in 10^9.
-        trained_parameters: Trainable parameters.
+        decoder: Its decoder.
+        seconds: Seconds of each step.
+        parts: Part to seconds in each step.
+        gmacs: Multiply-adds per step, in 10^9.
+        trained_parameters: Number of trainable parameters.
         memory: Peak memory, if measured.
-        paper: The paper's ratio, if it has one.
+        paper: The ratio in the paper, if any.
     """
 
     method: str
@@ -100,10 +100,10 @@ class MethodFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStepResult(Comparison[MethodFigures]):
-    """A whole measurement of training steps.
+    """Results of a measurement of training steps.
 
     Attributes:
-        warmup: Turns that did not count.
+        warmup: Number of warm-up steps.
         product: Speeds of a matrix product before and after, in 10^9 multiply-adds per second; empty: not measured.
     """
 
@@ -111,16 +111,16 @@ class TrainStepResult(Comparison[MethodFigures]):
     product: Sequence[float]
 
     def memory_ratio(self, label: str) -> float | None:
-        """How many times as much memory as ViT-Split a method needs; None: not measured."""
+        """Peak memory relative to ViT-Split; None: not measured."""
         own, reference = self.methods[label].memory, self.methods[REFERENCE].memory
         return own.step / reference.step if own is not None and reference is not None else None
 
     def gmacs_per_second(self, label: str) -> float:
-        """Multiply-adds per second of a method's median step, in 10^9."""
+        """Multiply-adds per second of the median step of a method, in 10^9."""
         return self.methods[label].gmacs / self.median(label)
 
     def share_of_product(self, label: str) -> float | None:
-        """That as a share of a plain matrix product's; None: not measured."""
+        """``gmacs_per_second`` relative to a matrix product; None: not measured."""
         return self.gmacs_per_second(label) / Spread.of(self.product).median if self.product else None
 
 
@@ -128,12 +128,12 @@ def measure(plan: BenchPlan, say: Say = lambda text: None) -> TrainStepResult:
     """Measures a plan.
 
     Args:
-        plan: What is to be measured.
-        say: Shows the progress.
+        plan: The plan.
+        say: Called with progress messages.
 
     Raises:
-        ConfigError: The plan cannot be carried out.
-        WeightsError: Pretrained weights were asked for and are unavailable.
+        ConfigError: The plan is invalid.
+        WeightsError: Pretrained weights are unavailable.
         TrainingError: The loss or the gradient of a step is not finite.
     """
     accelerator = open_accelerator(plan.device)
@@ -182,13 +182,13 @@ def _product(plan: BenchPlan, device: torch.device, precision: Resolved) -> list
 
 
 def measure_memory(workload: Workload, threads: int) -> PeakMemory:
-    """The peak memory of a method's training step, in a process of its own: beside others it could not be told apart.
+    """The peak memory of a training step of a method, measured in a new process.
 
-    It is that of the model, its gradients, the optimizer's state and the activations together. A method that trains a
-    trunk of its own is spared the frozen one.
+    Includes the model, gradients, optimizer state and activations. The frozen backbone is released if the method has
+    its own.
 
     Raises:
-        VitsplitError: The method cannot be trained so.
+        VitsplitError: The configuration is not supported.
         NotFiniteError: The loss is not finite.
     """
     return in_new_process(_memory_here, workload, threads)

@@ -1,4 +1,4 @@
-"""A measurement of training steps as JSON, as tables on the screen, as a picture and as a page."""
+"""Reports of benchmarks of training steps: JSON, tables, a plot and a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#8e9aaf", "#3d5a80", "#98c1d9", "#ee6c4d", "#293241", "#d9d9d9")
-"""Of the parts of a step, in the order of ``PARTS``."""
+"""Colors of the parts of a step, in the order of ``PARTS``."""
 GB = 1e9
 
 
@@ -54,7 +54,7 @@ def to_json(result: TrainStepResult) -> dict[str, Any]:
 
 
 def figures_table(result: TrainStepResult) -> list[list[str]]:
-    """Head and rows: what each method takes."""
+    """Header and rows: measurements of each method."""
     head = ["method", "seconds", "quartiles", "images/s", "peak GB", "G multiply-adds", "G/s", "share", "trained, M"]
     rows = [head]
     for label, found in result.methods.items():
@@ -76,7 +76,7 @@ def figures_table(result: TrainStepResult) -> list[list[str]]:
 
 
 def ratios_table(result: TrainStepResult) -> list[list[str]]:
-    """Head and rows: how many times as much as ViT-Split each other method takes."""
+    """Header and rows: ratios of each other method to ViT-Split."""
     rows = [[f"times {REFERENCE}", "time", "quartiles", "by multiply-adds", "paper", "peak memory"]]
     for label, found in result.methods.items():
         if label == REFERENCE:
@@ -96,7 +96,7 @@ def ratios_table(result: TrainStepResult) -> list[list[str]]:
 
 
 def parts_table(result: TrainStepResult) -> list[list[str]]:
-    """Head and rows: the median seconds of each part of a step."""
+    """Header and rows: the median seconds of each part of a step."""
     return [
         ["seconds of", *PARTS],
         *(
@@ -107,17 +107,17 @@ def parts_table(result: TrainStepResult) -> list[list[str]]:
 
 
 def describe_setting(result: TrainStepResult) -> str:
-    """What was measured, where, in words."""
+    """A description of the measurement and the machine."""
     turns = len(result.methods[REFERENCE].seconds)
     return (
         f"{result.recipe}, {result.batch_size} random images of {result.size[0]} x {result.size[1]} pixels, "
-        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} that do not count; "
+        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} for warm-up; "
         f"{where(result.machine)}"
     )
 
 
 def plot_steps(result: TrainStepResult) -> Figure:
-    """The median step of each method by parts, with its quartiles; beside it the ratios to ViT-Split."""
+    """The median step of each method by parts with quartiles, and the ratios to ViT-Split."""
     from matplotlib.figure import Figure
 
     labels = list(result.methods)
@@ -154,17 +154,16 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
 
     Args:
         result: The measurement.
-        folder: Where to; it is made.
-        command: The command that measured it, for the page.
+        folder: Output folder; created if missing.
+        command: The command of the measurement, for the page.
     """
     page = comparison_page(
-        "A training step, side by side", result, describe_setting(result), of_reference=f"a step of {REFERENCE}"
+        "Benchmark of training steps", result, describe_setting(result), of_reference=f"a step of {REFERENCE}"
     )
     page.plot(plot_steps(result), "train-step")
     page.text(
-        "A step is divided in the frozen backbone's pass, the pass of head and decoder, the loss, the backward pass "
-        "and the update; lines are quartiles of the whole step. The mark of the multiply-adds is where a method would "
-        "be if time went by them alone.",
+        "A step consists of the forward passes of the frozen backbone and of head and decoder, the loss, the backward "
+        "pass and the update; lines are quartiles of the whole step. The mark of the multiply-adds is their ratio.",
         soft=True,
     )
     tables = {"Ratios": ratios_table(result), "Figures": figures_table(result), "Parts": parts_table(result)}
@@ -174,10 +173,9 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
 
 
 NOTES = (
-    "A ratio is the median over turns of a method's step and ViT-Split's in the same turn. Multiply-adds are those of "
-    "the frozen pass once and of the trained part three times. The share is of what a product of 2048-cubed matrices "
-    "reaches in the same process and precision. Peak memory is that of a process that trains this method alone: on a "
-    "CPU how far its resident set has grown since the libraries were loaded, on a GPU what PyTorch has "
-    "allocated. The paper's ratios (Fig. 8, Table 15) are of 10,000 steps at 512 x 512 pixels on four GPUs, data "
-    "loading included."
+    "Ratios are medians over turns, relative to ViT-Split in the same turn. Multiply-adds count the frozen pass "
+    "once and the trained part three times. The share is relative to the speed of a matrix product in the same process "
+    "and precision. Peak memory is measured in a separate process per method: on a CPU the growth of the resident set "
+    "size after loading libraries, on a GPU the memory allocated by PyTorch. The paper's ratios (Fig. 8, Table 15) "
+    "are for 10,000 steps at 512 x 512 pixels on four GPUs, including data loading."
 )

@@ -1,6 +1,6 @@
-"""A training step of a method, ready to be taken: the very step that ``vitsplit train`` takes, on random images.
+"""Training steps of a method, as in ``vitsplit train``, on random images.
 
-Speed depends on shapes, and on weights and images hardly at all.
+Speed depends on shapes, and hardly on weights and images.
 
 Shapes: B batch, H W pixels, K classes.
 """
@@ -36,25 +36,25 @@ from vitsplit.tasks import bare_task
 from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps, TapRequest
 
-KEPT = "cached"
-"""In a decoder's place: the method's own decoder, on features that are kept on disk."""
+CACHED = "cached"
+"""In place of a decoder: the default decoder of the method on features cached on disk."""
 PARTS = ("frozen forward", "forward", "loss", "backward", "optimiser", "other")
-"""What a step is divided in: the frozen backbone; what trains and the decoder; the loss; the backward pass; the update
-with the gradient's norm; and everything else, such as copies to the device."""
+"""Parts of a step: the forward passes of the frozen backbone and of the trained model; the loss; the backward pass; the
+update with the gradient norm; and everything else, such as copies to the device."""
 MAX_CLASSES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A method, and what a step of it works on. Goes to another process as it is.
+    """A method and the input of its steps. Picklable.
 
     Attributes:
-        label: As it was asked for: ``vit-adapter:linear``.
-        config: Its whole configuration.
+        label: Its label, such as ``vit-adapter:linear``.
+        config: Its full configuration.
         size: Height and width of the images.
         batch_size: Images per step.
         num_classes: K; 0 for depth.
-        device: Where it runs: ``cpu``, ``cuda`` or ``cuda:1``.
+        device: The device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
 
     label: str
@@ -66,35 +66,35 @@ class Workload:
 
     @property
     def decoder(self) -> str:
-        """What decodes its maps."""
+        """The name of its decoder."""
         return decoder_of(self.config)[0]
 
 
 def method_config(
     base: TrainConfig, label: str, own: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 ) -> TrainConfig:
-    """The configuration of a method that is named as ``NAME``, ``NAME:DECODER`` or ``NAME:cached``.
+    """The configuration of a method given as ``NAME``, ``NAME:DECODER`` or ``NAME:cached``.
 
     Args:
         base: The recipe.
         label: The method.
-        own: Settings that only other methods than the recipe's have, by the method's name.
+        own: Method name to settings that the method of the recipe does not have.
 
     Raises:
-        ConfigError: There is no such method or decoder, or the method is not for the task or the decoder, or has no
-            frozen features to keep.
+        ConfigError: The method or decoder is unknown, or they are not compatible with each other or the task, or the
+            method has no frozen features to cache.
     """
     name, _, form = label.partition(":")
     decoders = tuple(base.task.decoders)
     if name not in METHODS.names():
         raise ConfigError(f"--methods {label}: there is no method '{name}'. Methods: {', '.join(METHODS.names())}.")
-    if ":" in label and form not in (*decoders, KEPT):
+    if ":" in label and form not in (*decoders, CACHED):
         raise ConfigError(
-            f"--methods {label}: there is no decoder '{form}'. Decoders: {', '.join(decoders)}; {KEPT} stands for the "
-            "method's own on cached features."
+            f"--methods {label}: there is no decoder '{form}'. Decoders: {', '.join(decoders)}; {CACHED} stands for "
+            "the method's own on cached features."
         )
     settings: dict[str, Any] = {"method": name, **own.get(name, {}), "decoder": form if form in decoders else "auto"}
-    if form == KEPT:
+    if form == CACHED:
         settings["cache_features"] = base.loop.cache_features or 1
     config = override(base, settings)
     check_method(config)
@@ -105,7 +105,7 @@ def random_batch(workload: Workload, seed: int = 0) -> Any:
     """A ``Batch`` of random images with random labels.
 
     Raises:
-        ConfigError: The task has labels that cannot be made up so.
+        ConfigError: The task does not support random labels.
     """
     task = workload.config.task.task_type()
     if not hasattr(task, "random_batch"):
@@ -119,7 +119,7 @@ def random_batch(workload: Workload, seed: int = 0) -> Any:
 
 
 class Backbones:
-    """Frozen backbones, each loaded once however many methods want it."""
+    """Frozen backbones, each loaded once for all methods."""
 
     def __init__(self) -> None:
         self._loaded: dict[BackboneConfig, Backbone] = {}
@@ -132,16 +132,16 @@ class Backbones:
         return self._loaded[wanted]
 
     def drop_weights(self) -> None:
-        """Leaves of the backbones what prepares pixels: what a method with a trunk of its own needs of them."""
+        """Releases the weights of the backbones, for methods that only need their preprocessing."""
         for backbone in self._loaded.values():
             backbone.model.to("meta")
 
 
 def open_accelerator(device: str) -> Accelerator:
-    """The one process of a benchmark on a device; a process can have only one.
+    """The accelerator of a benchmark on a device; a process can have only one.
 
     Raises:
-        ConfigError: There is no such device, or the process works on another one already.
+        ConfigError: There is no such device, or the process already uses another one.
     """
     wanted = torch.device(device)
     if wanted.type not in ("cpu", "cuda"):
@@ -150,31 +150,31 @@ def open_accelerator(device: str) -> Accelerator:
         if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"--device {device}: PyTorch finds no such GPU here. Choose cpu.")
         torch.cuda.set_device(wanted.index or 0)
-    # accelerate takes the first device that a process names.
+    # accelerate uses the first device set in a process.
     PartialState(cpu=wanted.type == "cpu")
     accelerator = make_accelerator()
     if accelerator.device.type != wanted.type:
-        raise ConfigError(f"--device {device}: this process works on {accelerator.device} already. Start another.")
+        raise ConfigError(f"--device {device}: this process already uses {accelerator.device}. Start another.")
     if accelerator.num_processes > 1:
         raise ConfigError("Training steps are measured in one process: start it without torchrun or accelerate launch.")
     return accelerator
 
 
 class TimedStep:
-    """Takes training steps of a method and divides their time among ``PARTS``.
+    """Runs training steps of a method and measures the time of ``PARTS``.
 
     Args:
-        workload: What is run, with a precision that is not ``auto``.
-        accelerator: Of the process.
-        backbones: Where the backbone comes from.
+        workload: The workload, with a precision other than ``auto``.
+        accelerator: The accelerator of the process.
+        backbones: Source of the backbone.
 
     Attributes:
-        model: What trains.
+        model: The trained model.
         width: D of the backbone.
-        trained_parameters: How many numbers train.
+        trained_parameters: Number of trainable parameters.
 
     Raises:
-        ConfigError: Settings that cannot work.
+        ConfigError: The settings are invalid.
     """
 
     def __init__(self, workload: Workload, accelerator: Accelerator, backbones: Backbones) -> None:
@@ -194,18 +194,18 @@ class TimedStep:
         trainer.parallel = _TimedUpdates(trainer.parallel, self.watch)  # type: ignore[assignment]  # all a step calls
         look_up = None
         if config.loop.cache_features:
-            self._kept = tempfile.TemporaryDirectory(prefix="vitsplit-bench-")  # removed with this object
-            store = FeatureStore(Path(self._kept.name), backbone.info.weights_hash, "bench")
+            self._cache = tempfile.TemporaryDirectory(prefix="vitsplit-bench-")  # removed with this object
+            store = FeatureStore(Path(self._cache.name), backbone.info.weights_hash, "bench")
             trainer.features = FeatureCache(store, backbone, timed_backbone)
             look_up = LookUp(store, model.request(train=True))
         share = replace(workload, batch_size=workload.batch_size // config.loop.accumulate)
         self._batches = _read(collate({name: [None]}, {name: lambda _: random_batch(share)}), look_up)
-        if look_up is not None:  # what is measured are steps that find everything
+        if look_up is not None:  # measured steps read everything from the cache
             trainer.taps(next(self._batches).to(accelerator.device))
         self._taken, self._limit = 0, config.loop.steps
 
     def __call__(self) -> tuple[float, dict[str, float]]:
-        """Takes the next step; the seconds that it took, and those of each part.
+        """Runs the next step; returns its seconds, in total and by part.
 
         Raises:
             NotFiniteError: The loss or the gradient is not finite.
@@ -228,7 +228,7 @@ class TimedStep:
 
 
 def _read(batch: Any, look_up: LookUp | None) -> Iterator[ReadBatch]:
-    """The same batch for ever. What is kept of it is read anew every time, as in training without reading ahead."""
+    """The same batch repeatedly. Its cached features are read every time, as in training without prefetching."""
     while True:
         yield ReadBatch(batch, None if look_up is None else look_up(batch.image_BCHW, batch.extent_B2))
 
@@ -236,17 +236,15 @@ def _read(batch: Any, look_up: LookUp | None) -> Iterator[ReadBatch]:
 def _check(workload: Workload) -> None:
     loop = workload.config.loop
     if loop.sharding != "none":
-        raise ConfigError(
-            f"--sharding {loop.sharding} is for several GPUs, and steps are measured on one. Leave it away."
-        )
+        raise ConfigError(f"--sharding {loop.sharding} requires several GPUs, but steps are measured on one. Omit it.")
     if workload.batch_size % loop.accumulate:
         raise ConfigError(
-            f"--batch-size {workload.batch_size} cannot be divided in --accumulate {loop.accumulate} equal parts."
+            f"--batch-size {workload.batch_size} cannot be divided into --accumulate {loop.accumulate} equal parts."
         )
 
 
 class _TimedModel(nn.Module):
-    """A model that marks when it begins and ends."""
+    """A model that marks the start and end of its forward pass."""
 
     def __init__(self, inner: nn.Module, watch: Stopwatch) -> None:
         super().__init__()
@@ -262,7 +260,7 @@ class _TimedModel(nn.Module):
 
 
 class _TimedUpdates:
-    """What it wraps, as far as a step calls it, and marks what that does. Before a backward pass comes the loss."""
+    """Wraps ``Parallelism`` with marks. The time before a backward pass is that of the loss."""
 
     def __init__(self, parallel: Parallelism, watch: Stopwatch) -> None:
         self.parallel = parallel
