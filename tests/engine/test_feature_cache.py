@@ -127,8 +127,8 @@ def test_the_backbone_sees_every_view_once(tmp_path):
     assert third.images == 0, "the views are the same for every seed"
     assert not all(torch.equal(cold.weights[name], tensor) for name, tensor in other.weights.items())
     assert "caching features in" in cold.printed
-    assert "times as fast" in cold.printed
-    assert "times as fast" not in warm.printed
+    assert "speedup" in cold.printed
+    assert "speedup" not in warm.printed
 
 
 def test_accumulated_micro_batches_and_workers_change_nothing(tmp_path):
@@ -240,7 +240,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     task.same_size = False
     with pytest.raises(ConfigError, match=r"--cache-features.*Omit it"):
         tiny_run(tmp_path / "sizes", task=task, cache_features=1, cache_folder=str(tmp_path))
-    with pytest.raises(ConfigError, match="--cache-features must be from 0"):
+    with pytest.raises(ConfigError, match="--cache-features must be "):
         tiny_run(tmp_path / "negative", cache_features=-1)
 
 
