@@ -40,7 +40,7 @@ WARM_UP = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=["segmentation", "depth"])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS.names()), default=["segmentation", "depth"])
     parser.add_argument("--data", nargs="+", metavar="TASK=FOLDER", default=[])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=8)

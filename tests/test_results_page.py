@@ -34,7 +34,8 @@ def test_what_users_with_the_data_run_can_be_run(claims: ModuleType) -> None:
                 at = rest.index(flag)
                 name = rest[at + 1] if flag == "--recipe" else name
                 del rest[at : at + 2]
-        config = from_flags(recipe(name), [word for word in rest if word not in ("ablate", "sweep", "RUN", *TASKS)])
+        names = ("ablate", "sweep", "RUN", *TASKS.names())
+        config = from_flags(recipe(name), [word for word in rest if word not in names])
         assert verb != "train" or config.task.name in rest, beyond.command
 
 
