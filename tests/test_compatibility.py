@@ -191,7 +191,9 @@ def test_flags_that_earlier_versions_had_are_known(
     status, text = said([*words, "--help"])
     assert status == 0, text
     unlisted = [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
-    assert [flag for flag in unlisted if not is_known(flag, words)] == []
+    # The help of several heads lists the flags of each without its name.
+    heads = ("segmentation.", "depth.", "detection.") if "multi" in words else ("",)
+    assert [flag for flag in unlisted if not any(is_known(f"--{head}{flag[2:]}", words) for head in heads)] == []
 
 
 def test_an_invented_flag_is_not_known() -> None:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vitsplit.config import from_dict, to_dict
+from vitsplit.config import former_names, from_dict, to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
 from vitsplit.heads import check_head_name, from_flat
@@ -103,7 +103,17 @@ def upgraded_config(values: Any, task: str | None) -> Any:
     values = _with_heads(values, task)
     if not isinstance(values, dict) or not isinstance(values.get("heads"), dict):
         return values
-    return {**values, "heads": {name: with_one_method(head) for name, head in values["heads"].items()}}
+    return {**values, "heads": {name: _renamed(with_one_method(head)) for name, head in values["heads"].items()}}
+
+
+def _renamed(head: Any) -> Any:
+    """A head's settings with the present names of those of its task that have been renamed."""
+    settings = head.get("task") if isinstance(head, dict) else None
+    kind = settings.get(KIND) if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in TASKS.names():
+        return head  # refused when it is read
+    present = former_names(task_config(kind))
+    return {**head, "task": {present.get(name, name): value for name, value in settings.items()}}
 
 
 def _with_heads(values: Any, task: str | None) -> Any:

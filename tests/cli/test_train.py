@@ -22,7 +22,7 @@ from vitsplit.saved_config import config_to_dict
         ("--head depth:DATA --recipe ade20k-small", "--recipe ade20k-small"),
         ("--head vqa:DATA", "'vqa'"),
         ("--lr 1 --head depth:DATA --segmentation.lr 1", "--segmentation.lr"),
-        ("--head depth:DATA --depth.flip 0.1", "Give it to all: --flip"),
+        ("--head depth:DATA --depth.flip 0.1", "--flip"),
         ("--head rooms=segmentation:A --head rooms=depth:B", "--head rooms=depth:B"),
         ("depth --task depth=DATA", "--head depth"),
         ("depth", "Missing required option --data"),

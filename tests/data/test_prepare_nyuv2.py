@@ -176,14 +176,14 @@ def test_damaged_image(published, tmp_path):
 
 def test_other_files(published, tmp_path):
     file, mapping_file, splits, _ = published
-    refused((tmp_path / "absent.mat", *published[1:]), tmp_path, "absent.mat: file not found")
-    refused((mapping_file, *published[1:]), tmp_path, "mapping.mat: not the HDF5 file of NYUv2")
-    refused((file, splits, splits), tmp_path, "splits.mat: there is no array mapClass or className in it")
-    refused((file, mapping_file, mapping_file), tmp_path, "mapping.mat: there is no array trainNdxs or testNdxs in it")
+    refused((tmp_path / "absent.mat", *published[1:]), tmp_path, "absent.mat")
+    refused((mapping_file, *published[1:]), tmp_path, "mapping.mat")
+    refused((file, splits, splits), tmp_path, "splits.mat: .*mapClass or className")
+    refused((file, mapping_file, mapping_file), tmp_path, "mapping.mat: .*trainNdxs or testNdxs")
     refused((file, file, splits), tmp_path, "labeled.mat: ")
     with h5py.File(tmp_path / "other.mat", "w") as content:
         content["images"] = np.zeros((2, 3))
-    refused((tmp_path / "other.mat", *published[1:]), tmp_path, "there is no array depths or labels or names in it")
+    refused((tmp_path / "other.mat", *published[1:]), tmp_path, "other.mat: .*depths or labels or names")
 
 
 def test_arrays_of_other_shapes(published, tmp_path):
@@ -210,7 +210,7 @@ def test_labels_without_a_name_and_depths_that_are_no_meters(published, tmp_path
     with h5py.File(published[0], "r+") as content:
         content["labels"][3, 0, 0] = 0
         content["depths"][5, 0, 0] = 70.0
-    refused(published, tmp_path, r"labeled\.mat, image 6: a depth of 70 m is more than")
+    refused(published, tmp_path, r"labeled\.mat, image 6: .*70 m")
 
 
 def test_size_without_pixels(published, tmp_path):

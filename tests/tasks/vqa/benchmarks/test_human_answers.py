@@ -113,7 +113,7 @@ def vizwiz_rows() -> list[dict[str, Any]]:
         {"image": "VizWiz_val_0.jpg", "question": "What is this?", "answer_type": "unanswerable",
          "answers": [{"answer": "unanswerable"}] * 2 + [{"answer": "cup"}] * 8},
         {"image": "VizWiz_val_1.jpg", "question": "Color?", "answer_type": "other",
-         "answers": [{"answer": "gray"}] * 3 + [{"answer": "gray"}] * 7},
+         "answers": [{"answer": "grey"}] * 3 + [{"answer": "gray"}] * 7},
     ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_vizwiz(put: Put, tmp_path: Path) -> None:
     (file,) = benchmark.write(answers, tmp_path, "m")
     assert json.loads(file.read_text()) == [
         {"image": "VizWiz_val_0.jpg", "answer": "unanswerable"},
-        {"image": "VizWiz_val_1.jpg", "answer": "gray"},
+        {"image": "VizWiz_val_1.jpg", "answer": "grey"},
     ]
 
 
