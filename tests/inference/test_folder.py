@@ -246,7 +246,7 @@ def test_a_large_image_is_skipped_without_libvips(
         (["photos", "RUN"], "no head bundle"),
         (["RUN", "photos", "typo"], "typo"),
         (["RUN", "empty"], "no images"),
-        (["RUN", "unfinished", "photos"], "no finished evaluation"),
+        (["RUN", "unfinished", "photos"], "has no evaluation"),
         (["RUN", "photos", "--batch-size", "0"], "--batch-size"),
         (["RUN", "photos", "--out", "photos"], "--out"),
         (["RUN", "photos", "photos/1.png"], "same result name '1'"),
