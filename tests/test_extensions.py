@@ -81,7 +81,7 @@ def test_a_task_a_method_and_a_backbone_of_another_package(site, points, scenes,
     said = vitsplit(site, "predict", counting, rooms, image, "--out", tmp_path / "together")
     assert "1 pass" in said
     assert {path.name for path in (tmp_path / "together").rglob("*") if path.is_file()} >= {
-        f"{image.stem}_counting_density.npy", f"{image.stem}_rooms_mask.png"
+        f"{image.stem}_density.npy", f"{image.stem}_mask.png"
     }  # fmt: skip
     tiles = ["--tile", "32", "32", "--overlap", "16"]
     vitsplit(site, "predict", counting, image, "--out", tmp_path / "tiles", *tiles)

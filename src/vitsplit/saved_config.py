@@ -109,9 +109,11 @@ def upgraded_config(values: Any, task: str | None) -> Any:
 def _renamed(head: Any) -> Any:
     """A head's settings with the present names of those of its task that have been renamed."""
     settings = head.get("task") if isinstance(head, dict) else None
-    kind = settings.get(KIND) if isinstance(settings, dict) else None
-    if not isinstance(kind, str) or kind not in TASKS.names():
+    if not isinstance(settings, dict):
         return head  # refused when it is read
+    kind = settings.get(KIND)
+    if not isinstance(kind, str) or kind not in TASKS.names():
+        return head
     present = former_names(task_config(kind))
     return {**head, "task": {present.get(name, name): value for name, value in settings.items()}}
 

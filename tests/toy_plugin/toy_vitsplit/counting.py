@@ -111,6 +111,7 @@ class CountingPrediction:
 
     def save(self, folder, name="prediction"):
         paths = Path(folder) / f"{name}_density.npy", Path(folder) / f"{name}_overlay.png"
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         np.save(paths[0], self.density)
         self.overlay().save(paths[1])
         return paths
