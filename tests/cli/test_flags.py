@@ -101,6 +101,13 @@ def test_flags_are_split_by_method() -> None:
     assert own == {"lora": ["--trunk-lora-rank", "4", "--drop_path=0.1"], "vpt": ["--drop_path=0.1"]}
 
 
+@pytest.mark.parametrize("value", ["0", "x", "\x7f"])
+def test_a_wrong_value_of_another_methods_flag_is_refused(value: str) -> None:
+    with pytest.raises((ConfigError, SystemExit)):
+        from_flags(BASE, ["--trunk-lora-rank", value])
+    assert from_flags(BASE, ["--trunk-lora-rank", "4"]) == BASE
+
+
 def test_arguments_are_found_before_parsing() -> None:
     words = ["a", "b", "--recipe", "x", "--data=c", "--recipe=y", "--json"]
     assert leading_arguments(words) == ["a", "b"]

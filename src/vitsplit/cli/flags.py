@@ -205,6 +205,8 @@ def _with_chosen_method(settings: Any, words: Sequence[str], others: Container[s
     if all(flag in known or flag[2:].replace("-", "_") in others for flag in given):
         return settings, words
     shared, of_others = split_by_method(settings, words, METHODS.names())
+    for method, args in of_others.items():
+        from_flags(with_method(settings, method), args)  # a value that no method could have is refused nevertheless
     for flag in dict.fromkeys(word for found in of_others.values() for word in found if word.startswith("--")):
         warn_of_another_method(flag[2:].partition("=")[0], settings.method.name)
     return settings, shared

@@ -21,7 +21,7 @@ SettingsT = TypeVar("SettingsT")
 def override(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The configuration with some fields changed, such as ``{"steps": 100, "crop_size": (448, 448)}``.
 
-    A setting that only other methods have is ignored with a warning in the log.
+    A setting that only other methods have is validated, and ignored with a warning in the log.
 
     Args:
         config: The configuration.
@@ -56,15 +56,20 @@ def _override(flat: SettingsT, settings: Mapping[str, Any]) -> SettingsT:
         flat = with_method(flat, settings.pop("method"))
     known = {setting.place[-1] for setting in settings_base.settings_of(flat)}
     for name in settings.keys() - known:
-        if is_method_setting(name):
+        methods = methods_with(name)
+        if methods:
+            value = settings.pop(name)
+            for method in methods:
+                settings_base.override(with_method(flat, method), {name: value})  # refuses a wrong value nevertheless
             warn_of_another_method(name, flat.method.name)  # type: ignore[attr-defined]
-            del settings[name]
     return settings_base.override(flat, settings)
 
 
-def is_method_setting(name: str) -> bool:
-    """Whether any method has a setting of this name."""
-    return any(name in {each.name for each in dataclasses.fields(METHODS.load(method))} for method in METHODS.names())
+def methods_with(name: str) -> list[str]:
+    """The methods that have a setting of this name."""
+    return [
+        method for method in METHODS.names() if name in {each.name for each in dataclasses.fields(METHODS.load(method))}
+    ]
 
 
 def warn_of_another_method(name: str, method: str) -> None:
