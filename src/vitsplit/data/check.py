@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from vitsplit.data.images import decode_image, image_kind, rgb_array, row_blocks
 from vitsplit.data.processes import map_in_processes
@@ -16,6 +16,7 @@ from vitsplit.errors import DataError
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 SetT = TypeVar("SetT")
+FactsT = TypeVar("FactsT", bound="ItemFacts")
 Progress = Callable[[int, int], None]
 """Called with the number of files read so far and of all."""
 
@@ -81,6 +82,13 @@ class SplitReport:
     facts: dict[str, str | int | float] = field(default_factory=dict)
 
 
+class ItemFacts(Protocol):
+    """Facts about one sample, from its image and its labels."""
+
+    image: ImageFacts
+    findings: list[Finding]
+
+
 @dataclass
 class Report:
     """The result of a check; ``counted`` is what ``ClassCount.count`` and ``share`` are of."""
@@ -116,6 +124,30 @@ def open_splits(report: Report, splits: Iterable[str], open_split: Callable[[str
         except DataError as error:
             report.findings.append(Finding("error", f"split {split} cannot be opened", report.path, str(error)))
     return sets
+
+
+def check_splits(
+    report: Report,
+    work: Mapping[str, tuple[Callable[[ItemT], FactsT], Sequence[ItemT]]],
+    summarize: Callable[[str, list[FactsT]], SplitReport],
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Reads all samples and adds the splits, their findings and duplicate images to a report.
+
+    Args:
+        report: The report.
+        work: By split, what reads a sample, and the samples.
+        summarize: Summarizes a split from its name and the facts about its samples.
+        workers: See ``map_files``.
+        progress: See ``Progress``.
+    """
+    images: dict[str, list[ImageFacts]] = {}
+    for split, facts in read_splits(work, workers, progress):
+        report.splits[split] = summarize(split, facts)
+        report.findings += [finding for each in facts for finding in each.findings]
+        images[split] = [each.image for each in facts]
+    report.findings += find_duplicates(images)
 
 
 def read_splits(

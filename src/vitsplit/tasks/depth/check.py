@@ -19,10 +19,9 @@ from vitsplit.data.check import (
     Progress,
     Report,
     SplitReport,
-    find_duplicates,
+    check_splits,
     inspect_image,
     open_splits,
-    read_splits,
     summarize_images,
 )
 from vitsplit.errors import DataError
@@ -60,12 +59,7 @@ def check_files(config: DepthConfig, root: Path, workers: int, progress: Progres
     scale = config.depth_scale
     sets = open_splits(report, splits, lambda split: open_depth_set(root, split, config.format, scale))
     work = {split: (partial(inspect_pair, scale=data.scale), data.items) for split, data in sets.items()}
-    images: dict[str, list[ImageFacts]] = {}
-    for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarize(facts, sets[split].scale)
-        report.findings += [finding for pair in facts for finding in pair.findings]
-        images[split] = [pair.image for pair in facts]
-    report.findings += find_duplicates(images)
+    check_splits(report, work, lambda split, facts: _summarize(facts, sets[split].scale), workers, progress)
     return report
 
 

@@ -18,11 +18,10 @@ from vitsplit.data.check import (
     Progress,
     Report,
     SplitReport,
-    find_duplicates,
+    check_splits,
     find_unseen_classes,
     inspect_image,
     open_splits,
-    read_splits,
     summarize_images,
 )
 from vitsplit.errors import DataError
@@ -62,12 +61,7 @@ def check_files(config: DetectionConfig, root: Path, workers: int, progress: Pro
     except DataError as error:
         report.findings.append(Finding("error", "other classes in another split", str(root), str(error)))
     work = {split: (partial(inspect_item, source=data.source), data.items) for split, data in sets.items()}
-    images: dict[str, list[ImageFacts]] = {}
-    for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarize(facts, sets[split])
-        report.findings += [finding for each in facts for finding in each.findings]
-        images[split] = [each.image for each in facts]
-    report.findings += find_duplicates(images)
+    check_splits(report, work, lambda split, facts: _summarize(facts, sets[split]), workers, progress)
     report.findings += find_unseen_classes(report, "AP")
     return report
 

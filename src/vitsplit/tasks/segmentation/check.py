@@ -19,11 +19,10 @@ from vitsplit.data.check import (
     Progress,
     Report,
     SplitReport,
-    find_duplicates,
+    check_splits,
     find_unseen_classes,
     inspect_image,
     open_splits,
-    read_splits,
     summarize_images,
 )
 from vitsplit.data.classes import IGNORE, LabelScheme
@@ -49,12 +48,7 @@ def check_files(config: SegmentationConfig, root: Path, workers: int, progress: 
     splits = list_segmentation_splits(root, config.format)
     sets = open_splits(report, splits, lambda split: open_segmentation_set(root, split, config.format))
     work = {split: (partial(inspect_pair, labels=data.labels), data.items) for split, data in sets.items()}
-    images: dict[str, list[ImageFacts]] = {}
-    for split, facts in read_splits(work, workers, progress):
-        report.splits[split] = _summarize(facts, sets[split].labels)
-        report.findings += [finding for pair in facts for finding in pair.findings]
-        images[split] = [pair.image for pair in facts]
-    report.findings += find_duplicates(images)
+    check_splits(report, work, lambda split, facts: _summarize(facts, sets[split].labels), workers, progress)
     report.findings += find_unseen_classes(report, "mean IoU")
     return report
 
