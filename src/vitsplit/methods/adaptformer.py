@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.types import LayerTaps, TapRequest
+from vitsplit.methods.trunk import AdaptedTrunk, TrunkConfig
 
 
 class AdaptFormerConfig(TrunkConfig):
@@ -63,7 +62,7 @@ class AdaptedMlp(nn.Module):
         return self.mlp(x) + self.scale * self.up(F.relu(self.down(x)))
 
 
-class AdaptFormer(nn.Module):
+class AdaptFormer(AdaptedTrunk):
     """The frozen transformer with a bottleneck of width b parallel to every MLP: ``L (2 D b + D + b)`` parameters.
 
     Args:
@@ -75,10 +74,7 @@ class AdaptFormer(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, config: AdaptFormerConfig) -> None:
-        super().__init__()
-        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
-        self.width = backbone.width
-        self.last_layer = backbone.num_layers - 1
+        super().__init__(backbone, config.drop_path)
         for block in self.trunk.blocks:
             mlp = dict(block.named_children()).get("mlp")
             if mlp is None:
@@ -87,16 +83,3 @@ class AdaptFormer(nn.Module):
                     "method requires. Choose another backbone, or --method vpt."
                 )
             block.mlp = AdaptedMlp(mlp, backbone.width, config.bottleneck, config.bottleneck_scale)
-
-    def request(self, *, train: bool) -> TapRequest:
-        """Pixels only: no block of the frozen model is run."""
-        return TapRequest(pixels=True)
-
-    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: the bottlenecks are trained from scratch."""
-        return {}
-
-    def forward(self, taps: LayerTaps) -> Tensor:
-        """``map_BDhw`` of the last block, after the frozen final norm."""
-        assert taps.pixels_BCHW is not None, "the request asks for pixels"
-        return self.trunk.maps(taps.pixels_BCHW, [self.last_layer])[0]

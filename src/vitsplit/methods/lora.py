@@ -10,12 +10,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from timm.models.eva import EvaAttention
-from torch import Tensor, nn
+from torch import nn
 
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.types import LayerTaps, TapRequest
+from vitsplit.methods.trunk import AdaptedTrunk, TrunkConfig
 
 _ATTENTION = r"blocks\.\d+\.attn\.(qkv|q_proj|k_proj|v_proj|proj)"
 """All linear layers of the attention, with fused or separate query, key and value."""
@@ -40,7 +39,7 @@ class LoraConfig(TrunkConfig):
         return LowRank(backbone, self)
 
 
-class LowRank(nn.Module):
+class LowRank(AdaptedTrunk):
     """The frozen transformer with ``scale * B A`` added to every linear layer of its attention; A and B are trained.
 
     B is initialized to zero, so the initial model equals the frozen one, whose weights are shared.
@@ -54,15 +53,12 @@ class LowRank(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, config: LoraConfig) -> None:
-        super().__init__()
         if importlib.util.find_spec("peft") is None:
             raise ConfigError("--method lora needs the package peft: pip install 'vitsplit[lora]'.")
         import peft  # slow to import
 
-        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
+        super().__init__(backbone, config.drop_path)
         self._check_attention(backbone.name)
-        self.width = backbone.width
-        self.last_layer = backbone.num_layers - 1
         adapters = peft.LoraConfig(
             r=config.trunk_lora_rank,
             lora_alpha=config.trunk_lora_alpha,  # type: ignore[arg-type]  # any factor is valid
@@ -73,19 +69,6 @@ class LowRank(nn.Module):
         for parameter in self._adapters():
             # peft casts them to the precision of the frozen weights.
             parameter.data = parameter.data.float()
-
-    def request(self, *, train: bool) -> TapRequest:
-        """Pixels only: no block of the frozen model is run."""
-        return TapRequest(pixels=True)
-
-    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: the updates are trained from scratch."""
-        return {}
-
-    def forward(self, taps: LayerTaps) -> Tensor:
-        """``map_BDhw`` of the last block, after the frozen final norm."""
-        assert taps.pixels_BCHW is not None, "the request asks for pixels"
-        return self.trunk.maps(taps.pixels_BCHW, [self.last_layer])[0]
 
     def _adapters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods import MethodConfig
+from vitsplit.types import LayerTaps, TapRequest
 
 
 class TrunkConfig(MethodConfig):
@@ -128,6 +129,34 @@ class Trunk(nn.Module):
     def as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         """A sequence without its prefix tokens as ``(B, D, h, w)``."""
         return x_BTD[:, self.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+class AdaptedTrunk(nn.Module):
+    """Base of the methods that insert trainable modules into a frozen transformer: pixels to the map of its last block.
+
+    Args:
+        backbone: The frozen model, whose weights are shared.
+        drop_path: See ``Trunk``.
+    """
+
+    def __init__(self, backbone: Backbone, drop_path: float | None) -> None:
+        super().__init__()
+        self.trunk = Trunk(backbone, trained=False, drop_path=drop_path)
+        self.width = backbone.width
+        self.last_layer = backbone.num_layers - 1
+
+    def request(self, *, train: bool) -> TapRequest:
+        """Pixels only: no block of the frozen model is run."""
+        return TapRequest(pixels=True)
+
+    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
+        """None: the inserted modules are trained from scratch."""
+        return {}
+
+    def forward(self, taps: LayerTaps) -> Tensor:
+        """``map_BDhw`` of the last block, after the frozen final norm."""
+        assert taps.pixels_BCHW is not None, "the request asks for pixels"
+        return self.trunk.maps(taps.pixels_BCHW, [self.last_layer])[0]
 
 
 def _trainable(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:

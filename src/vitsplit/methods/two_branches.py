@@ -1,13 +1,15 @@
 """Base of ViT-Adapter and ViT-CoMer: a transformer in four groups of blocks, and a convolutional branch.
 
-Shapes: B batch, D width.
+Shapes: B batch, N patches, D width, h w grid, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vitsplit.methods.pyramid import (
     NUM_GROUPS,
@@ -19,10 +21,11 @@ from vitsplit.methods.pyramid import (
 )
 from vitsplit.methods.pyramid_stem import PyramidStem
 from vitsplit.methods.trunk import Trunk
+from vitsplit.nn.deformable_attention import Size
 
 
 class TwoBranches(nn.Module):
-    """The modules; subclasses define how the branches exchange features.
+    """The modules and their order; subclasses define how the branches exchange features.
 
     Batch norm replaces the authors' synchronized batch norm, which data-parallel training inserts.
 
@@ -72,3 +75,23 @@ class TwoBranches(nn.Module):
         self.output: nn.Module = PyramidOutput(self.width)
         for part in (self.stem, self.interactions, self.output):
             initialize(part)
+
+    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Any:
+        """What the interactions need of the shapes of the patch grid and the scales."""
+        raise NotImplementedError
+
+    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.
+
+        If a side is not divisible by 32, the size of the coarsest map is rounded up.
+        """
+        finest_BDhw, scales = self.stem(pixels_BCHW)
+        grid = self.blocks.trunk.grid(pixels_BCHW)
+        geometry = self.geometry(grid, scales.sizes, pixels_BCHW.device)
+        x_BND, rope = self.blocks.embed(pixels_BCHW)
+        groups = []
+        for group, interaction in enumerate(self.interactions):
+            x_BND, scales = interaction(x_BND, scales, geometry, lambda x, g=group: self.blocks(g, x, grid, rope))
+            groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
+        maps: list[Tensor] = self.output(finest_BDhw, scales, groups)
+        return maps

@@ -53,20 +53,9 @@ class ViTAdapter(TwoBranches):
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
-    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.
-
-        If a side is not divisible by 32, the size of the coarsest map is rounded up.
-        """
-        finest_BDhw, scales = self.stem(pixels_BCHW)
-        grid = self.blocks.trunk.grid(pixels_BCHW)
-        exchange = Exchange.of(grid, scales.sizes, pixels_BCHW.device)
-        x_BND, rope = self.blocks.embed(pixels_BCHW)
-        groups = []
-        for group, interaction in enumerate(self.interactions):
-            x_BND, scales = interaction(x_BND, scales, exchange, lambda x, g=group: self.blocks(g, x, grid, rope))
-            groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
-        return self.output(finest_BDhw, scales, groups)
+    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Exchange:
+        """See ``TwoBranches.geometry``."""
+        return Exchange.of(grid, sizes, device)
 
 
 class ViTAdapterConfig(AdapterConfig):

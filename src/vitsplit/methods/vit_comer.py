@@ -23,7 +23,7 @@ from vitsplit.methods.pyramid_stem import Scales, as_tokens
 from vitsplit.methods.trunk import Trunk
 from vitsplit.methods.two_branches import TwoBranches
 from vitsplit.methods.vit_adapter import Extractor
-from vitsplit.nn.deformable_attention import DeformableAttention, Geometry
+from vitsplit.nn.deformable_attention import DeformableAttention, Geometry, Size
 
 NUM_SCALES = 3
 PATCH_SCALE = 1
@@ -40,20 +40,9 @@ class ViTCoMer(TwoBranches):
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
         super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
 
-    def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
-        """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.
-
-        If a side is not divisible by 32, the size of the coarsest map is rounded up.
-        """
-        finest_BDhw, scales = self.stem(pixels_BCHW)
-        geometry = Geometry.between(scales.sizes, scales.sizes, pixels_BCHW.device)
-        grid = self.blocks.trunk.grid(pixels_BCHW)
-        x_BND, rope = self.blocks.embed(pixels_BCHW)
-        groups = []
-        for group, interaction in enumerate(self.interactions):
-            x_BND, scales = interaction(x_BND, scales, geometry, lambda x, g=group: self.blocks(g, x, grid, rope))
-            groups.append(x_BND.unflatten(1, grid).permute(0, 3, 1, 2))
-        return self.output(finest_BDhw, scales, groups)
+    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Geometry:
+        """See ``TwoBranches.geometry``: between the scales, one of which has the patch grid."""
+        return Geometry.between(sizes, sizes, device)
 
 
 class ViTCoMerConfig(AdapterConfig):

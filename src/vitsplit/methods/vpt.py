@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import RotaryViT, SamViT
 from vitsplit.errors import ConfigError
-from vitsplit.methods.trunk import Trunk, TrunkConfig
-from vitsplit.types import LayerTaps, TapRequest
+from vitsplit.methods.trunk import AdaptedTrunk, TrunkConfig
+from vitsplit.types import LayerTaps
 
 
 class VptConfig(TrunkConfig):
@@ -37,7 +37,7 @@ class VptConfig(TrunkConfig):
         return DeepPrompts(backbone, self)
 
 
-class DeepPrompts(nn.Module):
+class DeepPrompts(AdaptedTrunk):
     """``P`` prompt tokens per block, between prefix tokens and patches; their outputs are dropped.
 
     ``L P D`` parameters, initialized uniformly within ``sqrt(6 / (3 p^2 + D))`` for patches of p x p pixels.
@@ -51,14 +51,12 @@ class DeepPrompts(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, config: VptConfig) -> None:
-        super().__init__()
         if isinstance(backbone.family, SamViT):
             raise ConfigError(
                 f"--method vpt: the blocks of {backbone.name} operate on a grid of patches, without prompt tokens. "
                 "Choose a plain or rotary ViT, or --method lora or adaptformer."
             )
-        self.trunk = Trunk(backbone, trained=False, drop_path=config.drop_path)
-        self.width = backbone.width
+        super().__init__(backbone, config.drop_path)
         bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.width))
         self.prompts_LPD = nn.Parameter(torch.empty(backbone.num_layers, config.num_prompts, backbone.width))
         nn.init.uniform_(self.prompts_LPD, -bound, bound)
@@ -68,14 +66,6 @@ class DeepPrompts(nn.Module):
                 attention: Any = dict(block.named_children())["attn"]
                 # Like prefix tokens, prompts have no position.
                 attention.num_prefix_tokens += config.num_prompts
-
-    def request(self, *, train: bool) -> TapRequest:
-        """Pixels only: no block of the frozen model is run."""
-        return TapRequest(pixels=True)
-
-    def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
-        """None: prompts are trained from scratch."""
-        return {}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """``map_BDhw`` of the last block, after the frozen final norm."""
