@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from tiny import TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
+from tiny import BadGradients, TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_model, tiny_run
 from torch import nn
 
 from vitsplit.engine import trainer as trainer_module
@@ -81,42 +81,25 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, fp16)
     assert state["loss_scale"]["scale"] == 2.0**15
 
 
-class BadGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
-class NeverFinite(TinyTask):
-    """Has a finite loss, and a gradient that is always NaN."""
-
-    def loss_sums(self, output, batch, taps):
-        return super().loss_sums(BadGradient.apply(output), batch, taps)
-
-
 def test_fp16_that_never_takes_a_step_does_not_finish(tmp_path, fp16):
     # 17 skipped steps bring the scale from 65536 = 2**16 to below 1.
     expected = r"Step 18: the norm of the gradient is nan\. Files of the batch: image"
     with pytest.raises(TrainingError, match=expected) as told:
-        tiny_run(tmp_path / "run", steps=40, task=NeverFinite())
+        tiny_run(tmp_path / "run", steps=40, task=BadGradients(factor=float("nan")))
     assert "--precision fp32" in str(told.value)
 
 
 def test_an_overflow_just_before_a_stop_is_remembered(tmp_path, fp16):
     """The checkpoint has the sums of an incomplete row, with null for non-finite values."""
 
-    class Stop(NeverFinite):
+    class Stop(BadGradients):
         def collate(self, samples):
             if len(self.seen) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().collate(samples)
 
     settings = {"steps": 8, "log_every": 6, "precision": "auto"}
-    tiny_run(tmp_path / "run", task=Stop(), **settings)
+    tiny_run(tmp_path / "run", task=Stop(factor=float("nan")), **settings)
     resumed = tiny_run(tmp_path / "run", resume=True, **settings)
     assert [row["grad_norm"] is None for row in resumed.rows("loss")] == [True, False]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import IGNORE, TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_run
+from tiny import IGNORE, BadGradients, TinyTask, tiny_backbone, tiny_config, tiny_head, tiny_run
 
 from vitsplit.engine.optim import lr_factor, set_lr
 from vitsplit.engine.sampling import SampleStream
@@ -108,21 +108,8 @@ def test_a_loss_that_is_not_finite_stops_with_names_and_the_last_checkpoint(tmp_
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
-    class BadGradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, value):
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return gradient * float("inf")
-
-    class Task(TinyTask):
-        def loss_sums(self, output, batch, taps):
-            return super().loss_sums(BadGradient.apply(output), batch, taps)
-
     with pytest.raises(TrainingError, match="Step 1: the norm of the gradient is"):
-        tiny_run(tmp_path / "run", task=Task())
+        tiny_run(tmp_path / "run", task=BadGradients(factor=float("inf")))
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):

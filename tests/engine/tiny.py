@@ -203,6 +203,27 @@ class TinyTask:
         return {"classes": ["dark", "grey", "bright"], "sides": 4}
 
 
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+@dataclass
+class BadGradients(TinyTask):
+    """Has a finite loss, and gradients multiplied by ``factor``."""
+
+    factor: float = float("nan")
+
+    def loss_sums(self, output, batch, taps):
+        return super().loss_sums(_Scaled.apply(output, self.factor), batch, taps)
+
+
 def tiny_config(**changes: Any) -> TrainConfig:
     optim_names = OptimConfig.__dataclass_fields__
     optim = {"lr": 1e-2, "warmup_steps": 3} | {name: value for name, value in changes.items() if name in optim_names}
