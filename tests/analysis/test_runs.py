@@ -10,8 +10,9 @@ import pytest
 from small_run import SMALL_RUN
 from vitsplit import api
 from vitsplit.analysis import runs
-from vitsplit.analysis.runs import Outcome, Variant, outcome, plan, run_status
+from vitsplit.analysis.runs import Outcome, outcome, plan, run_status
 from vitsplit.analysis.study import Cost, Costs, rows
+from vitsplit.analysis.variants import Variant
 from vitsplit.engine.override import override
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.step_numbers import StepNumbers

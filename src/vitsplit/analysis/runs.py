@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitsplit.analysis.processes import Job, run_jobs
+from vitsplit.analysis.variants import Variant
 from vitsplit.atomic_files import write_json
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
 from vitsplit.engine.override import override
@@ -31,26 +32,6 @@ from vitsplit.saved_config import config_to_dict
 from vitsplit.train_config import TrainConfig
 
 RunStatus = Literal["new", "interrupted", "finished"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One of the compared variants.
-
-    Attributes:
-        name: Its name, also the prefix of its run folders: letters, digits, ``-``, ``_`` and ``.``.
-        settings: Changes to the configuration of the study, by setting name.
-        title: Display name; empty: the name.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    title: str = ""
-
-    @property
-    def label(self) -> str:
-        """The display name."""
-        return self.title or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitsplit.analysis.cost import gmacs, shape_model
-from vitsplit.analysis.runs import Outcome, Trial, Variant, without_seed
+from vitsplit.analysis.runs import Outcome, Trial, without_seed
+from vitsplit.analysis.variants import Variant
 from vitsplit.train_config import TrainConfig
 
 

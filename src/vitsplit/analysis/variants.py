@@ -1,11 +1,11 @@
-"""The variants studied in the paper: K_t, K_p, the selection of layers (Fig. 11, Tables 7, 8), and parts (Table 6)."""
+"""Variants of a configuration, and those studied in the paper (Fig. 11, Tables 6 to 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitsplit.analysis.runs import Variant
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import split_settings
@@ -17,6 +17,26 @@ SELECTIONS: tuple[Selection, ...] = ("uniform", "last", "gate", "least-alike")
 
 LeastAlike = Callable[[int], tuple[int, ...]]
 """Maps K_p to the K_p least similar layers on the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One of the compared variants.
+
+    Attributes:
+        name: Its name, also the prefix of its run folders: letters, digits, ``-``, ``_`` and ``.``.
+        settings: Changes to the configuration of the study, by setting name.
+        title: Display name; empty: the name.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        """The display name."""
+        return self.title or self.name
 
 
 def selection_settings(selection: Selection, num_prior_layers: int, least_alike: LeastAlike) -> dict[str, Any]:

@@ -8,8 +8,14 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from vitsplit.analysis.runs import Variant
-from vitsplit.analysis.variants import SELECTIONS, LeastAlike, count_variants, part_variants, selection_variants
+from vitsplit.analysis.variants import (
+    SELECTIONS,
+    LeastAlike,
+    Variant,
+    count_variants,
+    part_variants,
+    selection_variants,
+)
 from vitsplit.cli.flags import FromArgv, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.methods.split.config import split_settings

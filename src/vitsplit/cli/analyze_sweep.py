@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field
 
-from vitsplit.analysis.runs import Variant
-from vitsplit.analysis.variants import LeastAlike, sweep_variants
+from vitsplit.analysis.variants import LeastAlike, Variant, sweep_variants
 from vitsplit.cli.flags import FromArgv, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.train_config import TrainConfig

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import Field
 
-from vitsplit.analysis.runs import Variant
-from vitsplit.analysis.variants import LeastAlike
+from vitsplit.analysis.variants import LeastAlike, Variant
 from vitsplit.cli.flags import FromArgv, MethodFlags, Prefixed
 from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_of_runs
 from vitsplit.engine.override import changed_settings, override

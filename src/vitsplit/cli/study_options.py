@@ -21,8 +21,8 @@ from vitsplit.methods.split.config import split_settings
 from vitsplit.recipes.starting_point import starting_config
 
 if TYPE_CHECKING:
-    from vitsplit.analysis.runs import Outcome, Variant
-    from vitsplit.analysis.variants import LeastAlike
+    from vitsplit.analysis.runs import Outcome
+    from vitsplit.analysis.variants import LeastAlike, Variant
     from vitsplit.train_config import TrainConfig
 
 MakeVariants = Callable[["TrainConfig", "LeastAlike"], "list[Variant]"]

@@ -7,8 +7,9 @@ import types
 import pytest
 
 from vitsplit.analysis.bench.budget import steps_of
-from vitsplit.analysis.runs import Outcome, Trial, Variant
+from vitsplit.analysis.runs import Outcome, Trial
 from vitsplit.analysis.study_report import progress
+from vitsplit.analysis.variants import Variant
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.sample.dataset import write_segmentation_set
