@@ -80,10 +80,9 @@ def _run(verb: str, words: Sequence[str]) -> int:
         run = getattr(importlib.import_module(f"vitsplit.cli.{module}"), function)
         return int(call_with_flags(run, words, prog=f"vitsplit {verb}") or 0)
     except SystemExit as stop:  # raised by tyro after --help or for invalid flags
-        flags_first = bool(words) and words[0].startswith("-") and not words[0].startswith("--head")
-        if stop.code and flags_first and any(not word.startswith("-") for word in words):
+        if stop.code and (subject := _late_subject(words)):
             # The available flags depend on the task, recipe or run.
-            print(f"Tasks, recipes and runs must precede flags: vitsplit {verb} NAME {words[0]} ...", file=sys.stderr)
+            print(f"Put {subject} before all flags: vitsplit {verb} {subject} {words[0]} ...", file=sys.stderr)
         return int(stop.code or 0)
     except VitsplitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -99,6 +98,19 @@ def _run(verb: str, words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _late_subject(words: Sequence[str]) -> str | None:
+    """The first task, recipe or run folder, if flags precede it."""
+    from pathlib import Path
+
+    from vitsplit.recipes import RECIPES
+    from vitsplit.tasks import TASKS
+
+    if not words or not words[0].startswith("-"):
+        return None
+    names = {*TASKS.names(), *RECIPES}
+    return next((word for word in words if word in names or Path(word, "config.json").is_file()), None)
 
 
 def _remedy(error: OSError) -> str:
