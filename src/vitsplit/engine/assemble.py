@@ -16,8 +16,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.heads import check_heads
 from vitsplit.model import Model, backbone_settings, build_model, check_method, check_names
 from vitsplit.tasks import open_task
-from vitsplit.tasks.base import Task
-from vitsplit.tasks.vqa.task import VqaTask
+from vitsplit.tasks.base import StartsFromRun, Task
 from vitsplit.train_config import TrainConfig
 
 
@@ -56,7 +55,7 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
     backbone = open_backbone(settings)
     model = build_model(config, backbone, tasks)
     for name, task in tasks.items():
-        if isinstance(task, VqaTask) and task.config.start_from is not None:
+        if isinstance(task, StartsFromRun) and task.config.start_from is not None:
             start_from(task.config.start_from, model.heads[name], backbone, task)
 
     def save(folder: Path, config: TrainConfig, metrics: dict[str, Any], head: str) -> None:

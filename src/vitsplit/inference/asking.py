@@ -16,17 +16,14 @@ from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.files import shown
 from vitsplit.inference.strips import ImageStrips, is_large
-from vitsplit.tasks.vqa.config import VqaConfig
 
-TASK = "vqa"
-"""Name of the task of visual question answering."""
 LARGE_SIDE = 2048
 """Very large images are scaled down to this longest side on reading; bundles resize images to a few hundred pixels."""
 
 
 def vqa_heads(cards: Mapping[str, Card]) -> list[str]:
     """Names of the bundles for visual question answering."""
-    return [name for name, card in cards.items() if card.task == TASK]
+    return [name for name, card in cards.items() if card.config.task.answers_questions]
 
 
 def vqa_head(cards: Mapping[str, Card]) -> str:
@@ -76,7 +73,7 @@ def with_language_model(
 
 def _located(card: Card, folder: Path, language_weights: str | Path | None, language_model: str | None) -> Card:
     task = card.config.task
-    if not isinstance(task, VqaConfig):
+    if not task.answers_questions:
         return card
     if language_weights is None and language_model is None:
         _check_known(card, folder)

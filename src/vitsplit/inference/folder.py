@@ -26,7 +26,6 @@ from vitsplit.inference.prediction_log import PredictionLog
 from vitsplit.inference.predictor import Predictor
 from vitsplit.inference.tiling import check_overlap
 from vitsplit.inference.video import predict_video
-from vitsplit.tasks.vqa.predict import VqaPrediction
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +168,8 @@ class FolderWriter:
                 yield item, prediction
 
     def _ask(self, predictions: dict[str, Any]) -> None:
-        for prediction in predictions.values():
-            if isinstance(prediction, VqaPrediction):
-                prediction.ask_many(self.questions, max_new_tokens=self.max_new_tokens)
+        for head in self._vqa_model or ():
+            predictions[head].ask_many(self.questions, max_new_tokens=self.max_new_tokens)
 
     def _save(self, predicted: tuple[Input, dict[str, Any]]) -> tuple[Input, list[Path]]:
         item, predictions = predicted

@@ -30,7 +30,6 @@ from vitsplit.model import Head, backbone_settings, build_head, head_shapes
 from vitsplit.precision import Resolved, resolve_precision
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
-from vitsplit.tasks.vqa.decoder import VqaDecoder
 
 RUN_FOLDERS = ("best", "last")
 
@@ -135,9 +134,10 @@ def open_head(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Head]
     task = bare_task(card.config.task, card.description)
     model = build_head(card.config, backbone, task)
     load_weights(folder, model)
-    if isinstance(model.decoder, VqaDecoder) and model.decoder.language_model is not None:
-        # For inference only, so that a fully tuned language model is stored in inference precision, too.
-        model.decoder.language_model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if name.startswith(LANGUAGE_MODEL):
+            # For inference only, so that a fully tuned language model is stored in inference precision, too.
+            parameter.requires_grad_(False)
     return task, model
 
 

@@ -69,6 +69,7 @@ class TaskConfig(Settings):
         without_own_augmentation: Settings that disable its own augmentation under a shared crop.
         most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
         num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
+        answers_questions: Whether its predictions answer questions (``tasks.vqa.predict.VqaPrediction``).
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class TaskConfig(Settings):
     without_own_augmentation: ClassVar[Mapping[str, Any]] = {}
     most_tuned: ClassVar[float] = 0.5
     num_classes: ClassVar[int] = 0
+    answers_questions: ClassVar[bool] = False
 
     format: str = "auto"
     """Layout of the data folder."""

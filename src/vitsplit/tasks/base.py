@@ -98,6 +98,26 @@ class FromFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class StartsFromRun(Protocol):
+    """A task whose training can start from the weights of an earlier run, ``config.start_from``."""
+
+    config: Any
+
+    def check_start(self, earlier: Any, description: Mapping[str, Any], folder: Path) -> None:
+        """Checks that a run can start from a bundle.
+
+        Args:
+            earlier: The settings of the bundle's task.
+            description: Its ``describe()``.
+            folder: The bundle, for the message.
+
+        Raises:
+            BundleError: It cannot; the message says why.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Result of an evaluation.

@@ -24,6 +24,7 @@ class VqaConfig(TaskConfig):
     name: ClassVar[str] = "vqa"
     location: ClassVar[str] = "vitsplit.tasks.vqa.task:VqaTask"
     default_recipe: ClassVar[str | None] = "laptop-vqa"
+    answers_questions: ClassVar[bool] = True
     scores: ClassVar[Mapping[str, Score]] = {
         "exact_match": Score("exact match", "exact_match"),
         "likelihood": Score("likelihood", "likelihood"),

@@ -117,6 +117,25 @@ class VqaTask:
             )
         return cls(config, language)
 
+    def check_start(self, earlier: Any, description: Mapping[str, Any], folder: Path) -> None:
+        """Checks that a bundle's connector was trained for this language model: see ``tasks.base.StartsFromRun``."""
+        if not isinstance(earlier, VqaConfig):
+            raise BundleError(f"{folder}: a bundle for {earlier.name}, not vqa. Check --from.")
+        present, trained_with = self.config.language_model, earlier.language_model
+        if trained_with != present:
+            raise BundleError(
+                f"{folder}: its connector was trained for {trained_with}, not {present}. Train a first stage for this "
+                "language model."
+            )
+        present_hash, trained_hash = (
+            each["language_model"]["weights_hash"][:16] for each in (self.describe(), description)
+        )
+        if trained_hash != present_hash:
+            raise BundleError(
+                f"{folder}: its connector was trained for {trained_with} with weights {trained_hash}, not "
+                f"{present_hash}. Train a first stage for this language model, or use the original one."
+            )
+
     def build_head(self, backbone: Backbone) -> nn.Module:
         """The connector up to its map, in the method's place: see ``VqaConfig.own_head``."""
         return build_head(self.config, backbone)
