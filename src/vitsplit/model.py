@@ -19,6 +19,7 @@ from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.errors import ConfigError
+from vitsplit.nn.initialization import SkipMetaInitialization
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
 from vitsplit.train_config import TrainConfig
@@ -264,5 +265,5 @@ def head_shapes(config: TrainConfig, description: Mapping[str, Any]) -> Head:
     """
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
     without_model = {name: value for name, value in description.items() if name != "language_model"}
-    with torch.device("meta"):
+    with torch.device("meta"), SkipMetaInitialization():
         return build_head(config, backbone, bare_task(config.task, without_model))

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitsplit.backbone import Backbone, open_backbone
 from vitsplit.model import Head, backbone_settings, build_head
+from vitsplit.nn.initialization import SkipMetaInitialization
 from vitsplit.recipes import count_classes
 from vitsplit.tasks import bare_task
 from vitsplit.train_config import TrainConfig
@@ -140,7 +141,7 @@ def shape_model(
     if description is None:
         classes = range(count_classes(config) if num_classes is None else num_classes)
         description = {"classes": [f"class {k}" for k in classes], "colours": [[0, 0, 0] for _ in classes]}
-    with torch.device("meta"):
+    with torch.device("meta"), SkipMetaInitialization():
         model = build_head(config, backbone, bare_task(config.task, without_language_model(description)))
     return backbone, model.eval()
 

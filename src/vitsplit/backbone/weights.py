@@ -22,6 +22,7 @@ from vitsplit.backbone.families import PositionResample, resolve_position_resamp
 from vitsplit.backbone.models import activation_override, build_model, license_of, timm_name_of
 from vitsplit.backbone.patch_size import Resample, resolve_patch_size, set_patch_size
 from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.nn.initialization import SkipMetaInitialization
 
 RANDOM_WEIGHTS = "random weights"
 _log = logging.getLogger("vitsplit")
@@ -105,7 +106,7 @@ def load_backbone(
         _log.warning("backbone %s: random weights, for tests only", name)
     else:
         # On the meta device: initializing a large model takes seconds, and all parameters are replaced.
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), SkipMetaInitialization():
             model = build_model(name)
         changes = _changes(model, name, patch_size, patch_resample, position_resample)
         state, file, source = _find(name, timm_name, weights)
@@ -130,7 +131,7 @@ def meta_backbone(
     Raises:
         ConfigError: The backbone is unknown or cannot be resampled to this patch size.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), SkipMetaInitialization():
         model = build_model(name)
         changes = _changes(model, name, patch_size, patch_resample, position_resample)
         changes.apply(model)
