@@ -115,25 +115,35 @@ def compare_sharing(sharers: Mapping[str, SharedBundle], size: tuple[int, int]) 
 def _views(task: Task, backbone: Backbone, model: Head, size: tuple[int, int]) -> list[_View]:
     """The network inputs of one prediction of a bundle, with their multiply-adds."""
     views: list[_View] = []
+    passes: dict[torch.Size, tuple[float, float, Tensor, LayerTaps]] = {}
 
-    @torch.no_grad()
     def forward(image_BCHW: Tensor) -> tuple[Tensor, LayerTaps]:
-        frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
-        with frozen:
-            taps = backbone(image_BCHW.to("meta"), model.request(train=False))
-        with trained:
-            output = model(taps)
+        if image_BCHW.shape not in passes:
+            passes[image_BCHW.shape] = _count_pass(backbone, model, image_BCHW.shape)
+        backbone_gmacs, head_gmacs, output, taps = passes[image_BCHW.shape]
         view_size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-        pixels = image_BCHW.contiguous().numpy().tobytes()
-        views.append(_View(view_size, pixels, frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9))
+        views.append(_View(view_size, image_BCHW.contiguous().numpy().tobytes(), backbone_gmacs, head_gmacs))
         if not hasattr(task, "dense"):
             raise _ForwardDoneError
-        return torch.zeros(output.shape), taps
+        return output, taps
 
     noise_BCHW = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dense: Any = task
     with suppress(_ForwardDoneError):
-        task.predict(forward, noise_BCHW)
+        # Outputs are on the meta device: resizing those of 150 classes takes seconds and gigabytes.
+        (dense.dense if hasattr(task, "dense") else task.predict)(forward, noise_BCHW)
     return views
+
+
+@torch.no_grad()
+def _count_pass(backbone: Backbone, model: Head, shape: torch.Size) -> tuple[float, float, Tensor, LayerTaps]:
+    """Multiply-adds of the backbone and of a head on a batch, with the head's output and the taps, without values."""
+    frozen, trained = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with frozen:
+        taps = backbone(torch.empty(shape, dtype=torch.uint8, device="meta"), model.request(train=False))
+    with trained:
+        output = model(taps)
+    return frozen.get_total_flops() / 2e9, trained.get_total_flops() / 2e9, output, taps
 
 
 class _ForwardDoneError(Exception):
