@@ -220,8 +220,10 @@ def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> t
         argv: Flags and their values.
         methods: Names of the compared methods.
     """
-    known = {name: flag_names(with_method(base, name)) for name in dict.fromkeys(methods) if name in METHODS.names()}
     own, shared = flag_names(base), list[str]()
+    if _requests_help(argv):  # only the flags of the configuration are listed, and other methods may import PyTorch
+        return list(argv), {}
+    known = {name: flag_names(with_method(base, name)) for name in dict.fromkeys(methods) if name in METHODS.names()}
     by_method: dict[str, list[str]] = {}
     chosen = [shared]
     for word in argv:
@@ -255,6 +257,7 @@ def _to_dataclass(base: Any, without: Container[str] = (), *, with_help: bool) -
     fields: list[Any] = []
     cls: Any = type(base)
     texts = _help(cls) if with_help else {}
+    missing = None if with_help else ""  # without a text, tyro searches the source for one
     if hasattr(cls, "by_name"):
         names = METHODS.names()
         help_text = "The paper's method or a baseline; each has its own settings."
@@ -267,7 +270,7 @@ def _to_dataclass(base: Any, without: Container[str] = (), *, with_help: bool) -
             kind = type(value)
         elif name in without:
             continue
-        flag: Any = Annotated[kind, tyro.conf.arg(help=texts.get(name))]
+        flag: Any = Annotated[kind, tyro.conf.arg(help=texts.get(name, missing))]
         fields.append((name, flag, dataclasses.field(default_factory=partial(copy, value))))
     made = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True)
     made.__doc__ = cls.__doc__
