@@ -187,22 +187,23 @@ def run_trials(
     for trial in unique:
         write_json(_config_file(out, trial), config_to_dict(trial.config))
 
-    def report() -> tuple[Outcome, ...]:
-        found = tuple(outcome(trial) for trial in trials if run_status(trial) == "finished")
-        on_finished(found)
-        return found
+    def finished() -> tuple[Outcome, ...]:
+        return tuple(outcome(trial) for trial in trials if run_status(trial) == "finished")
+
+    def report() -> None:
+        on_finished(finished())
 
     report()
     if processes > 1:
         stopped_by = run_jobs([_job(trial, data, out) for trial in pending], processes, on_finished=report)
-        return StudyResult(outcomes=report(), stopped_by=stopped_by)
+        return StudyResult(outcomes=finished(), stopped_by=stopped_by)
     for trial in pending:
         resume = run_status(trial) == "interrupted"
         result = train(trial.config, data=data, out=trial.folder, resume=resume)
         if result.stopped_by is not None:
-            return StudyResult(outcomes=report(), stopped_by=result.stopped_by)
+            return StudyResult(outcomes=finished(), stopped_by=result.stopped_by)
         report()
-    return StudyResult(outcomes=report())
+    return StudyResult(outcomes=finished())
 
 
 def _job(trial: Trial, data: Path, out: Path) -> Job:
