@@ -3,11 +3,10 @@ import re
 import numpy as np
 import pytest
 
-from vitsplit.sample import CLASSES, OBJECT_CLASSES, generate_scene
+from vitsplit.sample import CLASSES, OBJECT_CLASSES
 from vitsplit.sample.compose import random_layout
 from vitsplit.sample.questions import Thing, ask
 
-SIZE = (119, 161)
 SINGULAR = {"balls": "ball", "boxes": "box", "cylinders": "cylinder", "cones": "cone"}
 
 
@@ -62,10 +61,10 @@ def _answer(scene, layout, question):
 
 
 @pytest.fixture(scope="module")
-def scenes():
+def scenes(rooms):
     found = []
-    for seed in range(40):
-        scene, layout = generate_scene(seed, SIZE), random_layout(np.random.default_rng(seed))
+    for seed, scene in enumerate(rooms):
+        layout = random_layout(np.random.default_rng(seed))
         if len(scene.boxes_N4) == len(layout.solids):  # rows of the labels are then the layout's solids
             found.append((scene, layout))
     assert len(found) > 35

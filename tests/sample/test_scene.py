@@ -11,8 +11,8 @@ SIZE = (119, 161)
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    return [generate_scene(seed, SIZE) for seed in range(40)]
+def scenes(rooms):
+    return rooms
 
 
 def test_shapes_and_types(scenes):
