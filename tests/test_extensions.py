@@ -57,40 +57,68 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def vitsplit(site: Path, *words: object, status: int = 0) -> str:
-    """Runs the command line where the package is installed; returns what it printed."""
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, sys
+from vitsplit.cli.main import main
+printed = []
+for words in json.loads(sys.argv[1]):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        status = main(words)
+    assert status == 0, text.getvalue()
+    printed.append(text.getvalue())
+print(json.dumps(printed))
+"""
+
+
+def run_python(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python where the packages of a folder are installed."""
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "vitsplit", *map(str, words)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
 
 
-def test_a_task_a_method_and_a_backbone_of_another_package(site, points, scenes, tmp_path):
-    counting, rooms, image = tmp_path / "counting", tmp_path / "rooms", next((points / "images" / "val").iterdir())
-    report = json.loads(vitsplit(site, "data", "check", points, "--task", "counting", "--json"))
-    assert report["ok"] and report["splits"]["train"]["images"] == 4
-    assert "toy-vit" in vitsplit(site, "backbones")
-    vitsplit(site, "train", "counting", "--data", points, "--out", counting, "--method", "channel-scale", *FLAGS)
-    card = json.loads((counting / "best" / "head.json").read_text())
-    assert card["task"] == "counting" and card["config"]["method"]["name"] == "channel-scale"
-    assert "mean absolute error" in vitsplit(site, "evaluate", counting, "--data", points, "--out", tmp_path / "page")
-    assert json.loads((tmp_path / "page" / "metrics.json").read_text())["images"] == 2
-    more = ["--num-tuned-layers", "2", "--image-scale", "None"]
-    vitsplit(site, "train", "segmentation", "--data", scenes, "--out", rooms, *FLAGS, *more)
-    said = vitsplit(site, "predict", counting, rooms, image, "--out", tmp_path / "together")
-    assert "1 pass" in said
-    assert {path.name for path in (tmp_path / "together").rglob("*") if path.is_file()} >= {
-        f"{image.stem}_density.npy", f"{image.stem}_mask.png"
+@pytest.fixture(scope="module")
+def done(site, points, scenes, tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A folder in which commands were run, in one process that has the package, and what each printed by its output."""
+    out, image = tmp_path_factory.mktemp("out"), next((points / "images" / "val").iterdir())
+    train = ["train", "counting", "--data", points, *FLAGS]
+    commands = {
+        "check": ["data", "check", points, "--task", "counting", "--json"],
+        "counting": [*train, "--out", out / "counting", "--method", "channel-scale"],
+        "plain": [*train, "--out", out / "plain", "--num-tuned-layers", "1"],
+        "page": ["evaluate", out / "counting", "--data", points, "--out", out / "page"],
+        "rooms": ["train", "segmentation", "--data", scenes, "--out", out / "rooms", *FLAGS,
+                  "--num-tuned-layers", "2", "--image-scale", "None"],
+        "together": ["predict", out / "counting", out / "rooms", image, "--out", out / "together"],
+        "tiles": ["predict", out / "counting", image, "--out", out / "tiles", "--tile", "32", "32", "--overlap", "16"],
     }  # fmt: skip
-    tiles = ["--tile", "32", "32", "--overlap", "16"]
-    vitsplit(site, "predict", counting, image, "--out", tmp_path / "tiles", *tiles)
-    assert list((tmp_path / "tiles").rglob("*_density.tif"))
+    words = json.dumps([[str(word) for word in each] for each in commands.values()])
+    finished = run_python(site, "-c", ONE_AFTER_ANOTHER, words)
+    assert finished.returncode == 0, finished.stderr
+    return out, dict(zip(commands, json.loads(finished.stdout), strict=True))
 
 
-def test_a_bundle_of_a_task_that_is_not_installed_says_so(site, points, tmp_path):
-    vitsplit(site, "train", "counting", "--data", points, "--out", tmp_path / "run", *FLAGS, "--num-tuned-layers", "1")
-    assert "install the package" in vitsplit(tmp_path, "info", tmp_path / "run", status=2)
+def test_a_task_a_method_and_a_backbone_of_another_package(site, points, done):
+    out, printed = done
+    report = json.loads(printed["check"])
+    assert report["ok"] and report["splits"]["train"]["images"] == 4
+    assert "toy-vit" in run_python(site, "-m", "vitsplit", "backbones").stdout
+    card = json.loads((out / "counting" / "best" / "head.json").read_text())
+    assert card["task"] == "counting" and card["config"]["method"]["name"] == "channel-scale"
+    assert "mean absolute error" in printed["page"]
+    assert json.loads((out / "page" / "metrics.json").read_text())["images"] == 2
+    assert "1 pass" in printed["together"]
+    name = next((points / "images" / "val").iterdir()).stem
+    assert {path.name for path in (out / "together").rglob("*") if path.is_file()} >= {
+        f"{name}_density.npy", f"{name}_mask.png"
+    }  # fmt: skip
+    assert list((out / "tiles").rglob("*_density.tif"))
+
+
+def test_a_bundle_of_a_task_that_is_not_installed_says_so(done, tmp_path):
+    told = run_python(tmp_path, "-m", "vitsplit", "info", str(done[0] / "plain"))
+    assert told.returncode == 2 and "install the package" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@ import json
 import multiprocessing
 import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -188,13 +186,9 @@ def test_missing_folder_and_unknown_task(tmp_path, capsys):
         check_data(tmp_path, "sums")
 
 
-def die(item):
-    os._exit(9)
-
-
 def test_a_killed_process_is_said():
     with pytest.raises(DataError, match="--workers 1"):
-        list(map_files(die, range(2 * ITEMS_PER_PROCESS), workers=2))
+        list(map_files(os._exit, [9] * 2 * ITEMS_PER_PROCESS, workers=2))
 
 
 def process_of(item):
@@ -210,27 +204,13 @@ def test_processes_are_spawned_and_only_for_enough_files():
     assert {method for _, method in found} == {"spawn"} and all("Spawn" in name for name, _ in found)
 
 
-def test_a_script_without_its_guard_is_told_of_it(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from vitsplit.data.check import map_files\n"
-        "from vitsplit.errors import DataError\n"
-        "try:\n"
-        "    list(map_files(str, range(1000), workers=2))\n"
-        "except DataError as error:\n"
-        "    print('told:', error)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert "told:" in done.stdout and 'if __name__ == "__main__":' in done.stdout
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "train", "val", "classes"), [("nyuv2", 636, 159, 39), ("camvid", 367, 101, 11)])
 def test_real_sets(name, train, val, classes):
     folder = os.environ.get("VITSPLIT_DATA")
     if not folder or not (Path(folder) / name).is_dir():
         pytest.skip(f"{name}: set VITSPLIT_DATA to the folder that holds it")
-    report = check_data(Path(folder) / name, "segmentation")
+    report = check_data(Path(folder) / name, "segmentation", workers=1)  # so few are read in less than a process starts
     assert report.errors == []
     assert {split: data.images for split, data in report.splits.items()} == {"train": train, "val": val}
     assert all(len(data.classes) == classes for data in report.splits.values())

@@ -182,7 +182,7 @@ def test_nyuv2():
     folder = os.environ.get("VITSPLIT_DATA")
     if not folder or not (Path(folder) / "nyuv2").is_dir():
         pytest.skip("nyuv2: set VITSPLIT_DATA to the folder that holds it")
-    report = check_data(Path(folder) / "nyuv2", "depth", depth_scale=1 / 25.5)
+    report = check_data(Path(folder) / "nyuv2", "depth", depth_scale=1 / 25.5, workers=1)
     assert report.findings == []
     assert {split: data.images for split, data in report.splits.items()} == {"train": 636, "val": 159}
     for data in report.splits.values():
