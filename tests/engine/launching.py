@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,9 +31,9 @@ def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
     return folder
 
 
-def launch_once(out: Path, runs: Mapping[str, Sequence[Mapping]]) -> None:
+def launch_once(out: Path, runs: Callable[[], Mapping[str, Sequence[Mapping]]]) -> None:
     """Trains runs in two processes, one after the other (see launch_runs.py), unless another test worker has."""
     with FileLock(out / "lock"):
         if not (out / "done").exists():
-            launch(str(SCRIPT), str(out), json.dumps(runs))
+            launch(str(SCRIPT), str(out), json.dumps(runs()))
             (out / "done").touch()

@@ -1,84 +1,21 @@
 """Two processes on CPUs (gloo) give the same result as one with the same global batch."""
 
 import json
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from filelock import FileLock
-from launching import launch_once, shared_folder
-from PIL import Image
+from pair_runs import SECOND_HALF, SETTINGS, STREAM, one_head_config, two_heads_config
 from safetensors.torch import load_file
 from tiny import IGNORE, TinyTask, tiny_run
 
 import vitsplit
-from small_run import SMALL_RUN
-from vitsplit.engine.override import override
-from vitsplit.engine.sampling import SampleStream
-from vitsplit.recipes import recipe
-from vitsplit.recipes.starting_point import starting_heads
-from vitsplit.saved_config import config_to_dict
-
-SETTINGS = {"steps": 20, "batch_size": 8, "accumulate": 2, "eval_every": 10, "clip_norm": 0.5, "ema": 0.9}
-
-
-STREAM = SampleStream(23, 0)
-SECOND_HALF = [f"image-{STREAM[position][0]:02d}.png" for position in range(12, 16)]  # of step 2: the second process's
 
 
 @pytest.fixture(scope="module")
-def launched(scenes, tmp_path_factory) -> Path:
+def launched(pairs) -> Path:
     """A folder of runs in two processes: tiny ones, and two command line runs on the scenes data set."""
-    out = shared_folder(tmp_path_factory, "distributed")
-    with FileLock(out / "data.lock"):
-        if not (out / "data").exists():
-            write_half_labelled(scenes, out / "data")
-    norms = {"kind": "tiny", "steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}}
-    runs = {
-        "good": SETTINGS | {"kind": "tiny", "track": ["tensorboard"]},
-        "bad": SETTINGS | {"kind": "tiny", "accumulate": 1, "nan_for": SECOND_HALF[1]},
-        "norms": norms,
-        "averaged_norms": norms | {"ema": 0.5},
-    }
-    for name, config in (("one_head", one_head_config()), ("two_heads", two_heads_config())):
-        (out / f"{name}.json").write_text(json.dumps(config_to_dict(config)))
-        runs[name] = {"command": ["train", *heads_of(name, out), "--config", str(out / f"{name}.json")]}
-    launch_once(out, {name: [settings] for name, settings in runs.items()})
-    return out
-
-
-def one_head_config():
-    # AdamW changes weights whose gradient is only rounding error by up to `lr`.
-    settings = SMALL_RUN | {"steps": 5, "decoder_norm": "group", "lr": 3e-5}
-    return override(recipe("laptop-segmentation"), settings)
-
-
-def two_heads_config():
-    settings = SMALL_RUN | {"steps": 3, "image_scale": (64, 48), "lr": 3e-5}
-    heads = {"segmentation": {"decoder_norm": "group"}, "depth": {"decoder_norm": "group", "clip_norm": 0.5}}
-    return override(starting_heads({name: name for name in heads}), settings | heads)
-
-
-def heads_of(name: str, out: Path) -> list[str]:
-    """The arguments of a command for task, data and output."""
-    run = ["--out", str(out / name / "run")]
-    if name == "one_head":
-        return ["segmentation", "--data", str(out / "data"), *run]
-    return [f"--head={task}:{out / 'data'}" for task in ("segmentation", "depth")] + run
-
-
-def write_half_labelled(scenes: Path, data: Path) -> None:
-    """Scenes whose masks are mostly ignored in the images that the second process reads in the first epoch."""
-    shutil.copytree(scenes, data)
-    masks = sorted((data / "masks" / "train").iterdir())
-    stream = SampleStream(len(masks), 0)
-    for position in (1, 3, 5):
-        path = masks[stream[position][0]]
-        mask_HW = np.array(Image.open(path))
-        mask_HW[:, 6:] = 255
-        Image.fromarray(mask_HW).save(path)
+    return pairs / "distributed"
 
 
 @pytest.fixture
@@ -86,6 +23,7 @@ def two(launched) -> Path:
     return launched / "good"
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
     one = tiny_run(tmp_path / "one", **SETTINGS)
     for rank in (0, 1):

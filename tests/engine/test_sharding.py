@@ -8,38 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from launching import SCRIPT, launch, launch_once, shared_folder
+from pair_runs import CULPRIT, LANGUAGE_MODELS, command_config, settings_of, sharded_runs
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_model, tiny_run
 from torch import nn
 from worded import WordedTask
 
 import vitsplit
-from small_run import SMALL_RUN
-from vitsplit.engine.override import override
-from vitsplit.engine.sampling import SampleStream
 from vitsplit.engine.sharding import check_sharding, empty, filled, prepare_parameters, split_off
 from vitsplit.errors import ConfigError
-from vitsplit.recipes import recipe
-from vitsplit.saved_config import config_to_dict
 from vitsplit.train_config import OptimConfig
 
-SETTINGS = {
-    "steps": 6,
-    "batch_size": 8,
-    "accumulate": 2,
-    "eval_every": 3,
-    "checkpoint_every": 2,
-    "clip_norm": 0.25,
-    "lr": 1e-3,
-    "log_every": 1,
-}
-LANGUAGE_MODELS = {
-    "tuned": {},
-    "tied": {"tied": True, "checkpointed": True},
-    "frozen": {"frozen": True},
-    "adapted": {"adapted": True, "checkpointed": True},
-}
-CULPRIT = f"image-{SampleStream(23, 0)[13][0]:02d}.png"  # in the second step, in the second process's part
 LAST = "checkpoints/step-00000006"
 
 needs_deepspeed = pytest.mark.skipif(
@@ -49,27 +28,13 @@ needs_deepspeed = pytest.mark.skipif(
 SHARDINGS = ["fsdp2", *(pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3"))]
 
 
-def settings_of(sharding: str) -> dict:
-    """Only FSDP2 supports EMA."""
-    return SETTINGS | ({"ema": 0.9} if sharding == "fsdp2" else {})
-
-
 @pytest.fixture(scope="module", params=SHARDINGS)
 def sharded(request, scenes, tmp_path_factory) -> tuple[str, Path]:
     """The sharding backend, and a folder of runs in two processes."""
-    out = shared_folder(tmp_path_factory, request.param)
-    each = settings_of(request.param) | {"sharding": request.param, "kind": "worded"}
-    runs = {name: [each | changes] for name, changes in LANGUAGE_MODELS.items()}
-    runs["interrupted"] = [each | {"interrupt_at": 8}, each | {"resume": True}]
-    runs["terminated"] = [each | {"terminate_at": 6}, each | {"resume": True}]
-    runs["bf16"] = [each | {"precision": "bf16"}]
-    runs["bad"] = [each | {"nan_for": CULPRIT}]
     if request.param == "fsdp2":
-        file = out / "config.json"
-        file.write_text(json.dumps(config_to_dict(command_config())))
-        arguments = ["--data", str(scenes), "--out", str(out / "command" / "run"), "--config", str(file)]
-        runs["command"] = [{"command": ["train", "segmentation", *arguments, "--sharding", "fsdp2"]}]
-    launch_once(out, runs)
+        return request.param, request.getfixturevalue("pairs") / "fsdp2"
+    out = shared_folder(tmp_path_factory, request.param)
+    launch_once(out, lambda: sharded_runs(request.param, out, scenes))
     return request.param, out
 
 
@@ -78,6 +43,7 @@ def rows(run: Path, kind: str = "loss") -> list[dict]:
     return [row for line in lines if kind in (row := json.loads(line))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_a_sharded_run_is_an_unsharded_one(sharded, name, tmp_path):
     sharding, out = sharded
@@ -157,11 +123,6 @@ def test_a_loss_that_is_not_finite_stops_both_and_names_the_files(sharded):
     assert messages[0] == messages[1]
     assert "Step 2: the loss is nan (patches)" in messages[0] and CULPRIT in messages[0]
     assert (out / "bad" / "run" / "checkpoints" / "step-00000000").is_dir()
-
-
-def command_config():
-    settings = SMALL_RUN | {"steps": 3, "decoder_norm": "group", "lr": 3e-5, "num_tuned_layers": 2}
-    return override(recipe("laptop-segmentation"), settings)
 
 
 def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(sharded, scenes, tmp_path):
