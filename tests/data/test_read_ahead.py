@@ -20,6 +20,7 @@ def test_items_come_in_order_up_to_the_one_that_cannot_be_read(workers):
     assert (os.getpid() in {process for process, _ in first}) == (workers == 0)
     with pytest.raises(DataError, match=r"^the third cannot be read$"):
         next(items)
+    del items
 
 
 @pytest.mark.parametrize(("cores", "local_world", "expected"), [(2, 1, 0), (4, 1, 4), (64, 1, 8), (8, 2, 4), (4, 2, 0)])
