@@ -48,6 +48,7 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language = tiny_folder(tmp_path / "language")
     # As the README's own language model, this one is known by its name.
