@@ -140,7 +140,7 @@ def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
 
 def _origin(state: Mapping[str, Tensor]) -> str:
     """A sentence about weights of a bundle that were initialized from the backbone."""
-    if any(name.startswith("head.task_head.blocks.") for name in state):
+    if any(name.startswith("head.task_head.blocks.") and ".lora_" not in name for name in state):
         what = "The task head is a trained copy of the backbone's last blocks"
     elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in state):
         what = "Most of it is a trained copy of the backbone"
@@ -323,6 +323,7 @@ def check_header(path: str | Path, model: Head, *, without: str | None = None) -
     file = find_bundle(path) / WEIGHTS
     found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
     expected = model.trainable_state()
+    found = {model.current_name(name): value for name, value in found.items()}
     # Tensors that an earlier version did not have are added when the weights are loaded.
     known = model.upgraded({name: torch.empty(shape, device="meta") for name, (_, shape) in found.items()})
     missing = expected.keys() - known.keys()

@@ -66,11 +66,19 @@ class Head(nn.Module):
 
     def upgraded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Converts a state saved by an earlier version to the current tensor names."""
+        state = {self.current_name(name): tensor for name, tensor in state.items()}
         upgrade = getattr(self.head, "upgraded", None)
         if upgrade is None:
-            return dict(state)
+            return state
         mine = {name.removeprefix("head."): tensor for name, tensor in state.items() if name.startswith("head.")}
         return {**state, **{f"head.{name}": tensor for name, tensor in upgrade(mine).items()}}
+
+    def current_name(self, name: str) -> str:
+        """The current name of a tensor that may have been saved by an earlier version."""
+        for former, current in getattr(self.head, "former_prefixes", {}).items():
+            if name.startswith(f"head.{former}"):
+                return f"head.{current}{name.removeprefix(f'head.{former}')}"
+        return name
 
     def forward(self, taps: LayerTaps, targets: Any = None) -> Any:
         """Taps to the decoder's output.

@@ -15,12 +15,14 @@ from vitsplit.config import former_names, from_dict, to_dict
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
 from vitsplit.heads import check_head_name, from_flat
-from vitsplit.methods.split.config import SplitConfig
+from vitsplit.methods.split.config import LowRankConfig, SplitConfig
 from vitsplit.tasks import TASKS, task_config
 from vitsplit.train_config import FlatConfig, HeadConfig, TrainConfig
 
 KIND = "kind"
-_SPLIT = frozenset(field.name for field in dataclasses.fields(SplitConfig)) - {"decoder"}
+_SPLIT = {field.name for field in dataclasses.fields(SplitConfig)} - {
+    field.name for field in dataclasses.fields(LowRankConfig)
+}
 _BASELINES = {
     "drop_path": ("full-finetune", "upernet", "lora", "vpt", "adaptformer", "vit-adapter", "vit-comer"),
     "trunk_lora_rank": ("lora",),

@@ -65,8 +65,6 @@ def test_parts_of_full_fine_tuning():
 @pytest.mark.parametrize(
     ("method", "added"),
     [
-        # qkv and proj of 12 blocks: (D + 3 D) r and (D + D) r.
-        ("lora", 12 * (4 + 2) * 384 * 16),
         ("vpt", 12 * 50 * 384),
         ("adaptformer", 12 * (2 * 384 * 64 + 384 + 64)),
     ],
@@ -75,6 +73,14 @@ def test_what_efficient_tuning_adds(method, added):
     counts = counted("ade20k-small", method)
     assert (counts["tuned"], counts["added"], counts["decoder"]) == (0, added, OWN_DECODER)
     assert counts["trainable"] == added + OWN_DECODER
+    assert counts["frozen"] == VIT_SMALL
+
+
+def test_lora_is_the_task_head_of_all_blocks():
+    counts = counted("ade20k-small", "lora")
+    # qkv and proj of 12 blocks: (D + 3 D) r and (D + D) r.
+    assert counts["task_head"] == 12 * (4 + 2) * 384 * 16
+    assert counts["trainable"] == counts["task_head"] + OWN_DECODER
     assert counts["frozen"] == VIT_SMALL
 
 
@@ -118,7 +124,7 @@ def test_multiply_adds_of_what_runs():
         config = override(recipe("ade20k-small"), {"method": method})
         step = step_gmacs(config, (512, 512))
         assert (step["frozen"] + step["trained"]) * 1e9 == pytest.approx(products, rel=1e-9), method
-        assert (step["frozen"] == 0) == (method != "frozen-head")
+        assert (step["frozen"] == 0) == (method not in ("frozen-head", "lora"))
         # A frozen matrix needs no gradient of its own, only to hand one on; attention's products need both.
         frozen_matrices = embedding + 12 * 12 * tokens * width**2 if method in ("lora", "adaptformer") else 0
         if method == "vpt":
@@ -126,6 +132,9 @@ def test_multiply_adds_of_what_runs():
         expected = 3 * products - frozen_matrices
         if method == "frozen-head":
             expected = products + 2 * decoder
+        if method == "lora":
+            # The embedding is the frozen model's, and has no backward pass.
+            expected -= embedding
         assert step["step"] * 1e9 == pytest.approx(expected, rel=1e-9), method
 
 

@@ -38,4 +38,5 @@ def test_train_evaluate_predict(scenes, tmp_path, capsys, task, method, more):
     assert [path for path in (tmp_path / "answers").rglob("*") if path.is_file()]
     assert main(["info", str(run), "--json"]) == 0
     counts = json.loads(capsys.readouterr().out.splitlines()[-1])["parameters"]
-    assert counts["trainable"] == counts["tuned"] + counts["added"] + counts["decoder"]
+    own = counts["task_head"] if method == "lora" else counts["tuned"] + counts["added"]
+    assert counts["trainable"] == own + counts["decoder"]

@@ -92,7 +92,7 @@ def test_every_method_says_what_it_is_and_can_do():
         method = MethodConfig.by_name(name)
         assert method.name == name and method.title and issubclass(method, MethodConfig)
     frozen = {name for name in METHODS.built_in if MethodConfig.by_name(name).reads_frozen}
-    assert frozen == {"vitsplit", "linear-probe", "frozen-head"}
+    assert frozen == {"vitsplit", "linear-probe", "frozen-head", "lora"}
     assert {name for name in METHODS.built_in if MethodConfig.by_name(name).has_layers} == {"vitsplit"}
 
 

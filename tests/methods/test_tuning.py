@@ -11,7 +11,7 @@ from vitsplit.backbone import meta_backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods.adaptformer import AdaptFormer, AdaptFormerConfig
 from vitsplit.methods.finetune import FullFineTune
-from vitsplit.methods.lora import LoraConfig, LowRank
+from vitsplit.methods.lora import LoraConfig
 from vitsplit.methods.trunk import Trunk
 from vitsplit.methods.vpt import DeepPrompts, VptConfig
 from vitsplit.types import TapRequest
@@ -19,6 +19,10 @@ from vitsplit.types import TapRequest
 LORA = LoraConfig(trunk_lora_rank=2, trunk_lora_alpha=6.0)
 VPT = VptConfig(num_prompts=3)
 ADAPTFORMER = AdaptFormerConfig(bottleneck=5)
+
+
+def low_rank(backbone):
+    return LORA.build(backbone, num_maps=1)
 
 
 def taps_of(backbone, head, size=(40, 50)):
@@ -29,7 +33,7 @@ def taps_of(backbone, head, size=(40, 50)):
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_start_as_the_frozen_model(kind):
     backbone = tiny_backbone(kind)
-    for head in (FullFineTune(backbone), LowRank(backbone, LORA), AdaptFormer(backbone, ADAPTFORMER)):
+    for head in (FullFineTune(backbone), low_rank(backbone), AdaptFormer(backbone, ADAPTFORMER)):
         taps = taps_of(backbone, head)
         torch.testing.assert_close(head(taps), taps.maps[3], rtol=1e-4, atol=1e-5)
 
@@ -37,7 +41,7 @@ def test_they_start_as_the_frozen_model(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_that_trains_is_reached(kind):
     backbone = tiny_backbone(kind)
-    heads = [FullFineTune(backbone), FullFineTune(backbone, num_maps=4), LowRank(backbone, LORA),
+    heads = [FullFineTune(backbone), FullFineTune(backbone, num_maps=4), low_rank(backbone),
              AdaptFormer(backbone, ADAPTFORMER)]  # fmt: skip
     for head in heads if kind == "sam-base" else [*heads, DeepPrompts(backbone, VPT)]:
         out = head(taps_of(backbone, head))
@@ -62,8 +66,9 @@ def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
     theirs = {p.data_ptr() for p in backbone.model.parameters()}
     assert not theirs & {p.data_ptr() for p in Trunk(backbone, trained=True).parameters()}
     assert theirs == {p.data_ptr() for p in Trunk(backbone, trained=False).parameters()}
-    for head in (LowRank(backbone, LORA), DeepPrompts(backbone, VPT), AdaptFormer(backbone, ADAPTFORMER)):
-        assert theirs < {p.data_ptr() for p in head.parameters()}
+    for head in (low_rank(backbone), DeepPrompts(backbone, VPT), AdaptFormer(backbone, ADAPTFORMER)):
+        read = {p.data_ptr() for block in backbone.blocks for p in block.parameters()}
+        assert read < {p.data_ptr() for p in head.parameters()}
         assert not any(p.requires_grad for p in backbone.parameters())
     assert not [name for name, _ in backbone.named_modules() if "lora" in name or name.endswith("mlp.down")]
 
@@ -71,17 +76,17 @@ def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
 def test_low_rank_matrices_can_be_merged():
     """The same model with ``W + alpha / r B A`` in place of every attention matrix, put together by hand."""
     backbone = tiny_backbone("dinov2-small")
-    head = LowRank(backbone, LORA)
+    head = low_rank(backbone)
     merged = tiny_backbone("dinov2-small")
     added = {}
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(added)))
-                added[name.removeprefix("head.trunk.model.")] = parameter
+                added[name] = parameter
         for index, block in enumerate(merged.model.blocks):
             for layer in ("qkv", "proj"):
-                prefix = f"trunk.model.blocks.{index}.attn.{layer}."
+                prefix = f"task_head.blocks.{index}.attn.{layer}."
                 down_rD = added[f"{prefix}lora_A.default.weight"]
                 up_Dr = added[f"{prefix}lora_B.default.weight"]
                 getattr(block.attn, layer).weight.add_(6.0 / 2 * up_Dr @ down_rD)
@@ -94,13 +99,13 @@ def test_low_rank_matrices_can_be_merged():
 
 def test_adapters_do_not_take_the_precision_of_the_frozen_matrices():
     backbone = tiny_backbone("dinov2-small").set_precision(torch.bfloat16)
-    for head in (LowRank(backbone, LORA), AdaptFormer(backbone, ADAPTFORMER), DeepPrompts(backbone, VPT)):
+    for head in (low_rank(backbone), AdaptFormer(backbone, ADAPTFORMER), DeepPrompts(backbone, VPT)):
         assert {p.dtype for p in head.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_attention_that_does_not_call_its_matrix_is_refused():
     with torch.device("meta"), pytest.raises(ConfigError, match=r"eva02_tiny.* --method adaptformer or vpt"):
-        LowRank(meta_backbone("eva02_tiny_patch14_224"), LORA)
+        low_rank(meta_backbone("eva02_tiny_patch14_224"))
 
 
 def test_a_bottleneck_is_added_beside_the_mlp():

@@ -103,7 +103,7 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
         parts: tuple[str, ...] = ("task_head", "prior_head", "fusion", "decoder", "connector", "trainable")
     else:
         table.add_row("method", method.title)
-        parts = ("tuned", "added", "decoder", "trainable")
+        parts = ("task_head",) * (parameters["task_head"] > 0) + ("tuned", "added", "decoder", "trainable")
     for part in parts:
         if part not in parameters:
             continue

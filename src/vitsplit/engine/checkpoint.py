@@ -253,9 +253,9 @@ def load_checkpoint(
         RunError: A file is missing or damaged, or its tensors do not match the model.
     """
     tensors = RunTensors(
-        weights=_read_tensors(checkpoint / "weights.safetensors", model.heads),
-        moments=_read_tensors(checkpoint / "optimizer.safetensors", model.heads),
-        average=_read_tensors(checkpoint / "ema.safetensors", model.heads) if averaged else None,
+        weights=_read_tensors(checkpoint / "weights.safetensors", model),
+        moments=_read_tensors(checkpoint / "optimizer.safetensors", model),
+        average=_read_tensors(checkpoint / "ema.safetensors", model) if averaged else None,
         loss_scale=state.loss_scale,
     )
     try:
@@ -325,13 +325,18 @@ def _check_numbers(tensors: Mapping[str, Tensor], *, infinite: bool = False) -> 
             raise ValueError(f"{name} holds numbers that are not finite")
 
 
-def _read_tensors(file: Path, heads: Collection[str]) -> dict[str, Tensor]:
+def _read_tensors(file: Path, model: Model) -> dict[str, Tensor]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise OSError(f"{file.name} is not a regular file")
-        return {upgraded_name(name, heads): tensor for name, tensor in load_file(file).items()}
+        return {_current_name(name, model): tensor for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(_unreadable(file.parent, error)) from error
+
+
+def _current_name(name: str, model: Model) -> str:
+    prefix, head, rest = upgraded_name(name, model.heads).split(".", 2)
+    return f"{prefix}.{head}.{model.heads[head].current_name(rest) if head in model.heads else rest}"
 
 
 def _unreadable(checkpoint: Path, error: Exception) -> str:

@@ -70,7 +70,6 @@ class MethodConfig(Settings):
         num_maps: The possible numbers of output maps, the default first.
         decoders: Supported decoders; None: all that read the same number of maps.
         reads_frozen: Whether it reads only frozen features, which can be cached.
-        shards: Whether to shard its trainable parameters over processes.
         patch_size: Default patch size of the backbone in pixels; None: the backbone's own.
         has_layers: Whether it has K_t and prior layers, as varied by studies and chosen by ``--layers auto``.
     """
@@ -81,7 +80,6 @@ class MethodConfig(Settings):
     num_maps: ClassVar[tuple[int, ...]] = (1,)
     decoders: ClassVar[tuple[str, ...] | None] = None
     reads_frozen: ClassVar[bool] = False
-    shards: ClassVar[bool] = True
     patch_size: ClassVar[int | None] = None
     has_layers: ClassVar[bool] = False
 
@@ -97,6 +95,11 @@ class MethodConfig(Settings):
         """
         found: type[MethodConfig] = METHODS.load(name)
         return found
+
+    @property
+    def shards(self) -> bool:
+        """Whether its trainable parameters can be sharded over processes."""
+        return True
 
     def build(self, backbone: Backbone, num_maps: int) -> Any:
         """Builds the untrained head, by default the class at ``location`` with the backbone and these settings.

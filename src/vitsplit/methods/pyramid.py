@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitsplit.backbone.families import RotaryViT
 from vitsplit.errors import ConfigError
 from vitsplit.methods.pyramid_stem import Scales, as_tokens
-from vitsplit.methods.trunk import Trunk
+from vitsplit.methods.trunk import Trunk, set_drop_path
 from vitsplit.nn.deformable_attention import DeformableAttention
 from vitsplit.nn.pointwise import Doubling
 
@@ -96,7 +96,7 @@ class BlockGroups(nn.Module):
             if name in ("cls_token", "reg_token"):
                 parameter.requires_grad_(False)
         trunk.final_norm.requires_grad_(False)
-        trunk.set_drop_path(drop_path)
+        set_drop_path(trunk.blocks, drop_path)
         self.added_scales = _with_layer_scale(trunk)
         if isinstance(trunk.family, RotaryViT):
             for block in trunk.blocks:

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pi
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.errors import ConfigError
 from vitsplit.methods import MethodConfig
+from vitsplit.nn.shared_weights import share_weights
 from vitsplit.types import LayerTaps, TapRequest
 
 
@@ -51,8 +52,7 @@ class Trunk(nn.Module):
 
     def __init__(self, backbone: Backbone, *, trained: bool, drop_path: float | None = None) -> None:
         super().__init__()
-        shared = {} if trained else {id(tensor): tensor for tensor in _tensors(backbone.model)}
-        self.model: Any = copy.deepcopy(backbone.model, shared)
+        self.model: Any = copy.deepcopy(backbone.model) if trained else share_weights(backbone.model)
         if trained:
             self.model.float().requires_grad_(True)
         self.family = backbone.family
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
         self.patch_size = backbone.patch_size
         self.num_prefix_tokens = backbone.num_prefix_tokens
         if drop_path:
-            self.set_drop_path(drop_path)
+            set_drop_path(self.blocks, drop_path)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -113,22 +113,23 @@ class Trunk(nn.Module):
         grouped = {id(parameter) for group in groups.values() for parameter in group}
         return {**groups, None: [p for p in _trainable(self.model) if id(p) not in grouped]}
 
-    def set_drop_path(self, rate: float) -> None:
-        """Enables stochastic depth: at this rate in the last block, decreasing linearly to zero at the first.
-
-        Raises:
-            ConfigError: The blocks do not support it.
-        """
-        for index, block in enumerate(self.blocks):
-            places = [name for name, _ in block.named_children() if name in ("drop_path1", "drop_path2")]
-            if not places:
-                raise ConfigError(f"--drop-path {rate}: {type(block).__name__} does not support it. Omit the option.")
-            for name in places:
-                setattr(block, name, DropPath(rate * index / max(self.num_layers - 1, 1)))
-
     def as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         """A sequence without its prefix tokens as ``(B, D, h, w)``."""
         return x_BTD[:, self.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
+    """Enables stochastic depth: at this rate in the last block, decreasing linearly to zero at the first.
+
+    Raises:
+        ConfigError: The blocks do not support it.
+    """
+    for index, block in enumerate(blocks):
+        places = [name for name, _ in block.named_children() if name in ("drop_path1", "drop_path2")]
+        if not places:
+            raise ConfigError(f"--drop-path {rate}: {type(block).__name__} does not support it. Omit the option.")
+        for name in places:
+            setattr(block, name, DropPath(rate * index / max(len(blocks) - 1, 1)))
 
 
 class AdaptedTrunk(nn.Module):
@@ -162,8 +163,3 @@ class AdaptedTrunk(nn.Module):
 def _trainable(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
     parameters = [part] if isinstance(part, nn.Parameter) else part.parameters()
     return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitsplit.backbone import meta_backbone
 from vitsplit.backbone.backbone import Backbone
+from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.methods.split.task_head import TaskHead
@@ -186,6 +187,60 @@ def test_the_head_is_the_equations_written_out(combine, plain_backbone: Backbone
     prior_map = block(head.prior_head.block, torch.cat([taps.maps[0], taps.maps[2], taps.maps[3]], dim=1))
     joined = torch.cat([prior_map, task_map], dim=1) if combine == "concat" else prior_map + task_map
     torch.testing.assert_close(head(taps), block(head.fusion.block, joined), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("num_tuned", [0, 1, 4])
+def test_the_residual_form_starts_as_the_frozen_last_layer(num_tuned, tune, backbone: Backbone, image_BCHW: Tensor):
+    config = SplitConfig(
+        num_tuned_layers=num_tuned,
+        num_prior_layers=2,
+        first_prior_layer=1,
+        fusion_form="residual",
+        tune_blocks=tune,
+    )
+    if tune == "lora" and num_tuned and "rotary" in backbone.name:
+        # timm's attention with fused query, key and value and separate biases uses the weight directly.
+        with pytest.raises(ConfigError, match="--tune-blocks lora"):
+            SplitHead(backbone, config)
+        return
+    head = SplitHead(backbone, config)
+    last = backbone.num_layers - 1
+    taps = backbone(image_BCHW, head.request(train=True) | TapRequest(maps=frozenset({last})))
+    with torch.no_grad():
+        torch.testing.assert_close(head(taps), taps.maps[last], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("switches", "base"), [({}, "task"), ({"task_head": False}, "frozen")], ids=["task", "none"])
+def test_the_residual_form_adds_the_fused_map(switches, base, plain_backbone: Backbone, image_BCHW: Tensor):
+    """``f_o = f_t + g_f([f'_p; f_t])``: what the paper's form computes, added to the task map."""
+    torch.manual_seed(0)
+    settings = {"num_tuned_layers": 2, "num_prior_layers": 2, "first_prior_layer": 1, **switches}
+    paper = SplitHead(plain_backbone, SplitConfig(**settings))
+    residual = SplitHead(plain_backbone, SplitConfig(**settings, fusion_form="residual"))
+    residual.load_state_dict(paper.state_dict())
+    taps = plain_backbone(image_BCHW, residual.request(train=True))
+    added = paper.task_head(taps) if base == "task" else taps.maps[3]
+    torch.testing.assert_close(residual(taps), added + paper(taps))
+
+
+def test_without_tuned_blocks_the_task_map_is_the_frozen_last_layer(plain_backbone: Backbone, image_BCHW: Tensor):
+    torch.manual_seed(0)
+    head = SplitHead(plain_backbone, SplitConfig(num_tuned_layers=0, num_prior_layers=2, first_prior_layer=1))
+    taps = plain_backbone(image_BCHW, head.request(train=True))
+    assert not taps.tokens and head.task_head is None
+    expected = head.fusion([head.prior_head([taps.maps[1], taps.maps[3]]), taps.maps[3]])
+    torch.testing.assert_close(head(taps), expected)
+
+
+def test_low_rank_copies_have_the_published_number_of_parameters_and_fit_in_their_size():
+    """LoRA of rank r on query, key, value and output: (D + 3 D) r and (D + D) r a block (Hu et al. 2022, Section 4)."""
+    config = SplitConfig(num_tuned_layers=6, tune_blocks="lora", trunk_lora_rank=16)
+    model = _build("dinov2-small", config)
+    assert _count(model.head.task_head) == 6 * 6 * 384 * 16
+    numbers = sum(tensor.numel() for tensor in model.trainable_state().values())
+    assert 4 * numbers <= 21e6 and 2 * numbers <= 11e6
+    assert not model.head.pretrained_parameters(), "they are new"
 
 
 def test_raw_maps_are_read_where_the_norm_is_turned_off(plain_backbone: Backbone, image_BCHW: Tensor):

@@ -11,8 +11,22 @@ from vitsplit.errors import ConfigError
 from vitsplit.methods import MethodConfig
 
 
-class SplitConfig(MethodConfig):
-    """Task head, prior head and fusion net (Section 3.2). Symbols: K_t, K_p, b, and the set S of Eq. 2."""
+class LowRankConfig(MethodConfig):
+    """Settings of LoRA (Hu et al. 2022) in the attention of transformer blocks."""
+
+    trunk_lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """LoRA rank."""
+    trunk_lora_alpha: Annotated[float, Field(ge=0, le=1e6)] = 16.0
+    """LoRA alpha: updates are scaled by alpha / rank."""
+    trunk_lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """LoRA dropout."""
+
+
+class SplitConfig(LowRankConfig):
+    """Task head, prior head and fusion net (Section 3.2). Symbols: K_t, K_p, b, and the set S of Eq. 2.
+
+    K_t ranges from 0, where the head reads the frozen last layer, to L, where no block is shared with other heads.
+    """
 
     name: ClassVar[str] = "vitsplit"
     title: ClassVar[str] = "ViT-Split"
@@ -21,7 +35,10 @@ class SplitConfig(MethodConfig):
     has_layers: ClassVar[bool] = True
 
     num_tuned_layers: Annotated[int, Field(ge=0, le=1000)] = 3
-    """K_t: number of the last blocks copied by the task head."""
+    """K_t: number of the last blocks copied by the task head; 0: the frozen last layer is its map."""
+    tune_blocks: Literal["full", "lora"] = "full"
+    """Tuning of the copied blocks: all weights, or low-rank updates of the attention, which share the frozen weights
+    (`--trunk-lora-rank`, `--trunk-lora-alpha`, `--trunk-lora-dropout`)."""
     num_prior_layers: Annotated[int, Field(ge=0, le=1000)] = 4
     """K_p: number of layers (or, with the gate, mixtures of layers) read by the prior head."""
     first_prior_layer: Annotated[int, Field(ge=0, le=1000)] = 2
@@ -38,6 +55,9 @@ class SplitConfig(MethodConfig):
     """Train the prior head (Eq. 3). Disabled: rows of Table 6 without it."""
     fusion: bool = True
     """Train the fusion net (Eq. 4). Disabled: the two maps are added."""
+    fusion_form: Literal["paper", "residual"] = "paper"
+    """Output of the fusion net: the fused map, or a residual, initially zero, that is added to the task map (without a
+    task head, to the map of the frozen last layer)."""
     combine: Literal["concat", "add"] = "concat"
     """Input of the fusion net: the two maps concatenated (2D channels) or added (D)."""
     deformable: bool = True
@@ -53,6 +73,11 @@ class SplitConfig(MethodConfig):
     """Activation checkpointing of the task head: recompute its blocks in the backward pass to save memory."""
     task_head_window: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Window size in patches for the attention of all copied blocks but the last; None: global attention."""
+
+    @property
+    def shards(self) -> bool:
+        """Whether there are blocks to shard: low-rank updates share the weights of the frozen blocks."""
+        return self.tune_blocks == "full"
 
     def without_gate(self, used_layers: tuple[int, ...] | None) -> Self:
         """K_p fixed layers in place of the K_p mixtures of the gate, ending at the last layer that the gate keeps."""

@@ -24,6 +24,7 @@ class FusionNet(nn.Module):
         combine: ``concat`` (the paper) or ``add`` the input maps.
         deformable: See ``ConvBlock``.
         offset_init: See ``DeformConv3x3``.
+        initially_zero: Initialize the last convolution to zero, and with it the output.
     """
 
     def __init__(
@@ -34,11 +35,14 @@ class FusionNet(nn.Module):
         combine: Literal["concat", "add"] = "concat",
         deformable: bool = True,
         offset_init: OffsetInit = "default",
+        initially_zero: bool = False,
     ) -> None:
         super().__init__()
         self.combine = combine
         in_channels = num_maps * width if combine == "concat" else width
         self.block = ConvBlock(in_channels, width, deformable=deformable, offset_init=offset_init)
+        if initially_zero:
+            nn.init.zeros_(self.block.mix.get_parameter("weight"))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps ``(B, D, h, w)`` to ``fused_BDhw``."""

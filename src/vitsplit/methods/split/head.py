@@ -5,6 +5,9 @@ Shapes: B batch, D width, h w patch grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from vitsplit.backbone.backbone import Backbone
@@ -21,7 +24,8 @@ class SplitHead(nn.Module):
     """Task head, prior head and fusion net, each of which can be disabled (Table 6).
 
     Without the fusion net, the two maps are added; without both heads, the map is that of the frozen last layer, and
-    only a decoder is trained. The backbone is only used in the constructor.
+    only a decoder is trained. With K_t = 0, the task head has no blocks, and its map is that of the frozen last layer.
+    The backbone is only used in the constructor.
 
     Args:
         backbone: The source of the copied blocks and norm.
@@ -30,7 +34,10 @@ class SplitHead(nn.Module):
     Attributes:
         width: D, the channels of the fused map.
         prior_layers: The blocks read by the prior head (all L with the gate), in order.
+        former_prefixes: Prefixes of tensor names in earlier versions (of ``--method lora``), with the current ones.
     """
+
+    former_prefixes: ClassVar[Mapping[str, str]] = {"trunk.model.blocks.": "task_head.blocks."}
 
     def __init__(self, backbone: Backbone, config: SplitConfig) -> None:
         super().__init__()
@@ -42,12 +49,14 @@ class SplitHead(nn.Module):
         self.gate: SparseGate | None = None
         self.prior_head: PriorHead | None = None
         self.fusion: FusionNet | None = None
-        if config.task_head:
+        depth = split_depth(config, backbone.num_layers) if config.task_head else backbone.num_layers
+        if depth < backbone.num_layers:
             self.task_head = TaskHead(
                 backbone,
-                split_depth(config, backbone.num_layers),
+                depth,
                 checkpointed=config.checkpoint_task_head,
                 window=config.task_head_window,
+                low_rank=config if config.tune_blocks == "lora" else None,
             )
         if config.prior_head:
             num_maps = config.num_prior_layers if config.selection == "gate" else len(self.prior_layers)
@@ -63,18 +72,19 @@ class SplitHead(nn.Module):
                 combine=config.combine,
                 deformable=config.deformable,
                 offset_init=config.offset_init,
+                initially_zero=config.fusion_form == "residual",
             )
 
     def request(self, *, train: bool) -> TapRequest:
         """The required taps; with the gate, all layers in training, and only those kept in inference."""
-        tokens = frozenset() if self.task_head is None else frozenset({self.task_head.depth})
-        layers = self.prior_layers if self.gate is None or train else self.gate.used_layers()
-        if self.prior_head is None and self.task_head is None:
-            layers = (self.last_layer,)
-        maps = frozenset(layers)
-        return (
-            TapRequest(tokens=tokens, maps=maps) if self.config.tap_norm else TapRequest(tokens=tokens, raw_maps=maps)
-        )
+        layers = frozenset(self.prior_layers if self.gate is None or train else self.gate.used_layers())
+        request = TapRequest(maps=layers) if self.config.tap_norm else TapRequest(raw_maps=layers)
+        if self.task_head is not None:
+            return request | TapRequest(tokens=frozenset({self.task_head.depth}))
+        if self.config.task_head or self.prior_head is None or self._is_residual:
+            last = frozenset({self.last_layer})
+            return request | (TapRequest(maps=last) if self._norms_last_layer else TapRequest(raw_maps=last))
+        return request
 
     def parts(self) -> dict[str, list[nn.Module | None]]:
         """The trainable modules by part, for counting parameters."""
@@ -90,21 +100,25 @@ class SplitHead(nn.Module):
 
     def pretrained_parameters(self) -> dict[int | None, list[nn.Parameter]]:
         """The copied blocks of the task head."""
+        if self.config.tune_blocks == "lora":
+            return {}
         return {above: list(block.parameters()) for above, block in enumerate(reversed(self.copied_blocks()))}
 
     def forward(self, taps: LayerTaps) -> Tensor:
         """Taps to ``fused_BDhw``."""
-        layer_maps = taps.maps if self.config.tap_norm else taps.raw_maps
         maps: list[Tensor] = []
         if self.prior_head is not None:
-            maps.append(self.prior_head(self._read(layer_maps)))
+            maps.append(self.prior_head(self._read(taps)))
         if self.task_head is not None:
             maps.append(self.task_head(taps))
-        if not maps:
-            maps.append(layer_maps[self.last_layer])
-        if self.fusion is not None:
+        elif self.config.task_head or not maps:
+            maps.append(self._last_layer_map(taps))
+        if self.fusion is None:
+            return maps[0] if len(maps) == 1 else maps[0] + maps[1]
+        if not self._is_residual:
             return self.fusion(maps)
-        return maps[0] if len(maps) == 1 else maps[0] + maps[1]
+        has_task_map = self.config.task_head or self.prior_head is None
+        return (maps[-1] if has_task_map else self._last_layer_map(taps)) + self.fusion(maps)
 
     def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
         """The number of frozen layers before the trained modules, and the labeled maps of these modules.
@@ -119,12 +133,24 @@ class SplitHead(nn.Module):
             count = self.task_head.depth
             found += self.task_head.block_maps(taps, normed=normed)
         if self.prior_head is not None:
-            maps = taps.maps if self.config.tap_norm else taps.raw_maps
-            found.append(("prior", self.prior_head(self._read(maps))))
+            found.append(("prior", self.prior_head(self._read(taps))))
         if self.task_head is not None or self.prior_head is not None or self.fusion is not None:
             found.append(("fused", self(taps)))
         return count, found
 
-    def _read(self, layer_maps: dict[int, Tensor]) -> list[Tensor]:
+    @property
+    def _is_residual(self) -> bool:
+        return self.fusion is not None and self.config.fusion_form == "residual"
+
+    @property
+    def _norms_last_layer(self) -> bool:
+        """Whether the map of the frozen last layer has the final norm: as a task map, always."""
+        return self.config.task_head or self.config.tap_norm
+
+    def _last_layer_map(self, taps: LayerTaps) -> Tensor:
+        return (taps.maps if self._norms_last_layer else taps.raw_maps)[self.last_layer]
+
+    def _read(self, taps: LayerTaps) -> list[Tensor]:
         """The K_p input maps of the prior head."""
+        layer_maps = taps.maps if self.config.tap_norm else taps.raw_maps
         return [layer_maps[layer] for layer in self.prior_layers] if self.gate is None else self.gate(layer_maps)

@@ -101,11 +101,11 @@ def split_depth(config: SplitConfig, num_layers: int) -> int:
     """The branching point of the task head, after ``L - K_t`` blocks (Eq. 1).
 
     Raises:
-        ConfigError: K_t is not in 1..L.
+        ConfigError: K_t exceeds L.
     """
-    if not 1 <= config.num_tuned_layers <= num_layers:
+    if config.num_tuned_layers > num_layers:
         raise ConfigError(
-            f"num_tuned_layers is {config.num_tuned_layers}, but the backbone has {num_layers} blocks: K_t must lie in "
-            f"1..{num_layers}. To train without a task head use --no-task-head."
+            f"--num-tuned-layers {config.num_tuned_layers}: the backbone has {num_layers} blocks, so K_t must lie in "
+            f"0..{num_layers}."
         )
     return num_layers - config.num_tuned_layers

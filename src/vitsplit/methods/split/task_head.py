@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.families import SamViT
 from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import LowRankConfig
+from vitsplit.methods.split.low_rank import add_low_rank
+from vitsplit.nn.shared_weights import share_weights
 from vitsplit.nn.windows import Windows
 from vitsplit.types import LayerTaps
 
@@ -30,26 +33,40 @@ class TaskHead(nn.Module):
     storing its activations, with identical results; ``window`` restricts the attention of all blocks but the last to
     windows (``Windows``). The last block has global attention, which connects the windows.
 
+    With ``low_rank``, only low-rank updates of the blocks' attention are trained; the blocks share the weights of the
+    frozen model.
+
     Args:
         backbone: The source of the blocks and the norm.
         depth: ``L - K_t``, the index of the first copied block.
         checkpointed: Use activation checkpointing.
         window: Window size in patches; None: global attention in every block.
+        low_rank: Settings of the low-rank updates; None: the blocks are copied and trained.
 
     Raises:
-        ConfigError: The backbone's blocks do not support windows, or there is only one block.
+        ConfigError: The backbone's blocks do not support windows or low-rank updates, or there is only one block.
     """
 
     def __init__(
-        self, backbone: Backbone, depth: int, *, checkpointed: bool = False, window: int | None = None
+        self,
+        backbone: Backbone,
+        depth: int,
+        *,
+        checkpointed: bool = False,
+        window: int | None = None,
+        low_rank: LowRankConfig | None = None,
     ) -> None:
         super().__init__()
         self.depth = depth
         self.checkpointed = checkpointed
         self.window = window
         self.family = backbone.family
-        self.blocks = nn.ModuleList(copy.deepcopy(block).float() for block in backbone.blocks[depth:])
-        self.blocks.requires_grad_(True)
+        blocks = backbone.blocks[depth:]
+        if low_rank is None:
+            self.blocks = nn.ModuleList(copy.deepcopy(block).float() for block in blocks).requires_grad_(True)
+        else:
+            self.blocks = nn.ModuleList(share_weights(block) for block in blocks)
+            add_low_rank(self.blocks, low_rank, backbone.name)
         self.final_norm = copy.deepcopy(backbone.final_norm).requires_grad_(False)
         if window is not None:
             self._check_window(backbone, window)
