@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -108,6 +109,32 @@ def test_processes_and_numbers_of_scenes_do_not_change_a_scene(written, tmp_path
     other = _files(write_segmentation_set(tmp_path / "other", 1, 0, SIZE, 4, workers=1))
     assert other["masks/train/scene_00000.png"] != again["masks/train/scene_00000.png"]
     assert again["masks/val/scene_00000.png"] != again["masks/train/scene_00000.png"]
+
+
+def test_balanced_questions_of_scenes_with_few_objects(tmp_path):
+    size, few = (24, 32), (1, 2)
+    plain = _files(write_segmentation_set(tmp_path / "plain", 40, 20, size, 5, objects=few, workers=1))
+    balanced = _files(write_segmentation_set(tmp_path / "balanced", 40, 20, size, 5, objects=few, balanced=True))
+    assert {name for name in plain if plain[name] != balanced[name]} == {
+        "questions_train.jsonl",
+        "questions_val.jsonl",
+    }
+    for split, number in (("train", 40), ("val", 20)):
+        annotations = json.loads(balanced[f"annotations/{split}.json"])["annotations"]
+        per_image = Counter(annotation["image_id"] for annotation in annotations)
+        assert max(per_image.values()) <= 2 and len(per_image) <= number
+        lines = [set(files[f"questions_{split}.jsonl"].decode().splitlines()) for files in (plain, balanced)]
+        assert lines[1] < lines[0]
+        pairs = Counter((q["question"], q["answer"]) for q in map(json.loads, lines[1]))
+        for question in {question for question, _ in pairs}:
+            assert len({count for (text, _), count in pairs.items() if text == question}) == 1
+        assert pairs["is there a box?", "yes"] == pairs["is there a box?", "no"] > 0
+
+
+def test_too_few_scenes_for_balanced_questions(tmp_path):
+    with pytest.raises(DataError, match="1 scenes for val are too few for balanced questions"):
+        write_segmentation_set(tmp_path / "set", 12, 1, (24, 32), balanced=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):

@@ -1,11 +1,12 @@
 import re
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
 from vitsplit.sample import CLASSES, OBJECT_CLASSES
 from vitsplit.sample.compose import random_layout
-from vitsplit.sample.questions import Thing, ask
+from vitsplit.sample.questions import Thing, answer_sets, ask, balance
 
 SINGULAR = {"balls": "ball", "boxes": "box", "cylinders": "cylinder", "cones": "cone"}
 
@@ -117,3 +118,82 @@ def test_questions_that_words_or_margins_leave_open_are_not_asked():
 
 def test_an_empty_scene_can_be_asked():
     assert ("how many objects are there?", "0") in ask([])
+
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+
+
+def _random_things(rng):
+    """1 to 3 objects; far more balls and red ones, as a set with a bias has them."""
+    kinds = rng.choice(OBJECT_CLASSES, size=rng.integers(1, 4), p=(0.4, 0.2, 0.2, 0.2))
+    colors = rng.choice(COLORS, size=len(kinds), p=(0.28,) + (0.08,) * 9)
+    on = [0 if row == 1 and kinds[0] == "box" else -1 for row in range(len(kinds))]
+    return [
+        Thing(str(kind), str(color), float(rng.random()), float(rng.uniform(1, 4)), below)
+        for kind, color, below in zip(kinds, colors, on, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """The balanced questions of two independent splits."""
+    rng = np.random.default_rng(0)
+    asked = {
+        split: [ask(_random_things(rng)) for _ in range(count)] for split, count in (("train", 3000), ("val", 900))
+    }
+    return asked, {split: balance(each, answer_sets(1, 3), rng) for split, each in asked.items()}
+
+
+def _majority(pairs):
+    """The most frequent answer to each question: no function of the text is right more often on these pairs."""
+    counts = defaultdict(Counter)
+    for question, answer in pairs:
+        counts[question][answer] += 1
+    return {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+
+
+def _accuracy(answers, pairs):
+    return np.mean([answers.get(question) == answer for question, answer in pairs])
+
+
+def test_balanced_questions_have_each_answer_equally_often(splits):
+    asked, balanced = splits
+    for split in asked:
+        counts = Counter(pair for questions in balanced[split] for pair in questions)
+        texts = {question for question, _ in counts}
+        assert texts == set(answer_sets(1, 3))
+        for question, answers in answer_sets(1, 3).items():
+            found = {answer: count for (text, answer), count in counts.items() if text == question}
+            assert found.keys() == set(answers) and len(set(found.values())) == 1, question
+        # None is lost that could be kept: the rarest answer of each question is there as often as before.
+        before = Counter(pair for questions in asked[split] for pair in questions)
+        for question, answers in answer_sets(1, 3).items():
+            assert counts[question, answers[0]] == min(before[question, answer] for answer in answers)
+        for old, new in zip(asked[split], balanced[split], strict=True):
+            assert [pair for pair in old if pair in new] == list(new)
+
+
+def test_who_reads_only_the_questions_is_at_chance(splits):
+    asked, balanced = splits
+    pairs = {split: [pair for questions in each for pair in questions] for split, each in balanced.items()}
+    chance = np.mean([1 / len(answer_sets(1, 3)[question]) for question, _ in pairs["val"]])
+    assert 0.2 < chance < 0.45
+    assert _accuracy(_majority(pairs["train"]), pairs["val"]) == pytest.approx(chance)
+    assert _accuracy(_majority(pairs["val"]), pairs["val"]) == pytest.approx(chance)
+    # Without balancing, the text tells much more.
+    pairs = {split: [pair for questions in each for pair in questions] for split, each in asked.items()}
+    assert _accuracy(_majority(pairs["train"]), pairs["val"]) > chance + 0.15
+
+
+def test_a_question_is_omitted_if_one_of_its_answers_does_not_occur():
+    asked = [(("is there a ball?", "yes"), ("is there a cone?", "no")), (("is there a cone?", "yes"),)]
+    kept = balance(asked, answer_sets(1, 3), np.random.default_rng(0))
+    assert kept == [(("is there a cone?", "no"),), (("is there a cone?", "yes"),)]
+
+
+def test_answers_to_balanced_questions_are_possible():
+    """A class with a unique name is not its own neighbor, and there are 1 to 3 objects."""
+    found = answer_sets(1, 3)
+    assert found["how many objects are there?"] == ("1", "2", "3")
+    assert set(found["what is to the left of the cone?"]) == {"ball", "box", "cylinder"}
+    assert set(found["what colour is the box?"]) == set(COLORS)

@@ -106,6 +106,14 @@ def test_layout_does_not_depend_on_the_size():
         np.testing.assert_allclose(four / one, 4, rtol=0.12)
 
 
+def test_few_and_large_objects():
+    """Half of the default's fewest objects, each four times as large as the default's smallest."""
+    scenes = [generate_scene(seed, (48, 64), (1, 2), (0.06, 0.3)) for seed in range(16)]
+    assert {len(scene.boxes_N4) for scene in scenes} == {1, 2}
+    shares = np.concatenate([np.bincount(s.instances_HW.ravel())[1:] / s.instances_HW.size for s in scenes])
+    assert np.median(shares) > 0.06 and shares.max() < 0.4
+
+
 @pytest.mark.parametrize("size", [(90, 30), (30, 160), (1, 1)])
 def test_any_size(size):
     scene = generate_scene(3, size)

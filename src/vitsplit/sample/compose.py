@@ -13,26 +13,36 @@ from vitsplit.sample.solids import KINDS, Half
 
 Rng = np.random.Generator
 
-_FEWEST, _MOST = 3, 7
-_COVER = (0.014, 0.085)
-"""Minimum and maximum fraction of the nominal frame covered by an unoccluded object (estimated)."""
+OBJECTS = (3, 7)
+"""Minimum and maximum number of objects, unless given."""
+COVER = (0.014, 0.085)
+"""Minimum and maximum fraction of the nominal frame covered by an unoccluded object (estimated), unless given."""
 _SEEN = 0.009
 """Minimum visible fraction of the nominal frame; other objects are removed."""
 _PREVIEW = (96, 128)
 _TRIES = 25
 
 
-def random_layout(rng: Rng) -> Layout:
-    """A room with 3 to 7 objects, each visible in at least 0.9 % of the nominal frame."""
+def random_layout(rng: Rng, objects: tuple[int, int] = OBJECTS, cover: tuple[float, float] = COVER) -> Layout:
+    """A room with objects, each visible in at least 0.9 % of the nominal frame.
+
+    Args:
+        rng: Source of randomness.
+        objects: Minimum (at least 1) and maximum number of objects.
+        cover: Minimum and maximum fraction of the nominal frame covered by an unoccluded object (estimated).
+    """
+    fewest, most = objects
+    # Hidden objects are removed: with one more, fewer scenes are rejected. A single object is rarely hidden.
+    lowest = 1 if fewest == 1 else min(fewest + 1, most)
     while True:
         room = (float(rng.uniform(4.2, 7.0)), float(rng.uniform(4.2, 7.0)), float(rng.uniform(2.3, 2.9)))
         camera = _camera(rng, room)
-        solids = _stand(rng, room, camera, int(rng.integers(_FEWEST + 1, _MOST + 1)))
+        solids = _stand(rng, room, camera, int(rng.integers(lowest, most + 1)), cover)
         planes, panels = paint_room(rng, room)
         lamps, lamp_radius, ambient = lights(rng, room, panels)
         layout = Layout(room, planes, panels, solids, lamps, lamp_radius, ambient, camera)
         layout = _without_hidden(layout)
-        if len(layout.solids) >= _FEWEST:
+        if len(layout.solids) >= fewest:
             return layout
 
 
@@ -55,7 +65,7 @@ def _camera(rng: Rng, room: Point) -> Camera:
     return Camera((x, y, z), axes.astype(np.float32), float(rng.uniform(0.74, 1.05)))
 
 
-def _stand(rng: Rng, room: Point, camera: Camera, count: int) -> tuple[Solid, ...]:
+def _stand(rng: Rng, room: Point, camera: Camera, count: int, cover: tuple[float, float]) -> tuple[Solid, ...]:
     """Places up to ``count`` solids on the floor and on boxes, without overlap and inside the frame."""
     solids: list[Solid] = []
     for _ in range(count):
@@ -68,7 +78,7 @@ def _stand(rng: Rng, room: Point, camera: Camera, count: int) -> tuple[Solid, ..
                 solid = _on_box(rng, kind, solids[on], on)
             else:
                 solid = _on_floor(rng, kind, room)
-            if _fits(solid, solids, room, camera):
+            if _fits(solid, solids, room, camera, cover):
                 solids.append(solid)
                 break
     return tuple(solids)
@@ -110,7 +120,7 @@ def _on_box(rng: Rng, kind: str, box: Solid, on: int) -> Solid:
     return _solid(rng, kind, half, (box.center[0], box.center[1], box.center[2] + box.half[2]), on)
 
 
-def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera) -> bool:
+def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera, cover: tuple[float, float]) -> bool:
     """Whether a solid is inside the room, away from the camera and other solids, and has a valid size in the frame."""
     (x, y, z), reach = solid.center, solid.footprint
     if min(x, y, room[0] - x, room[1] - y) < reach + 0.03 or z + solid.half[2] > room[2] - 0.2:
@@ -126,7 +136,7 @@ def _fits(solid: Solid, others: list[Solid], room: Point, camera: Camera) -> boo
     if abs(across) > NOMINAL_ASPECT / 2 - 0.7 * width or abs(below) > 0.5 - 0.7 * height:
         return False
     filled = {"ball": np.pi / 4, "cone": 0.55, "cylinder": 1.0, "box": 0.9}[solid.kind]
-    return bool(_COVER[0] < 4 * width * height * filled / NOMINAL_ASPECT < _COVER[1])
+    return bool(cover[0] < 4 * width * height * filled / NOMINAL_ASPECT < cover[1])
 
 
 def _without_hidden(layout: Layout) -> Layout:

@@ -15,6 +15,9 @@ from PIL import Image
 
 from vitsplit.data.new_folder import new_folder
 from vitsplit.data.processes import map_in_processes
+from vitsplit.errors import DataError
+from vitsplit.sample.compose import COVER, OBJECTS
+from vitsplit.sample.questions import Questions, answer_sets, balance
 from vitsplit.sample.scene import CLASSES, OBJECT_CLASSES, SampleScene, generate_scene
 
 SPLITS = ("train", "val")
@@ -33,6 +36,8 @@ class _Job:
     index: int
     seed: int
     size: tuple[int, int]
+    objects: tuple[int, int]
+    cover: tuple[float, float]
 
     @property
     def name(self) -> str:
@@ -44,7 +49,7 @@ class _Record:
     """Entries of a scene in the files of a split."""
 
     annotations: list[dict[str, Any]]
-    questions: tuple[tuple[str, str], ...]
+    questions: Questions
 
 
 def scene_seed(seed: int, split: str, index: int) -> int:
@@ -60,6 +65,9 @@ def write_segmentation_set(
     seed: int = 0,
     on_scene: Callable[[int, int], None] | None = None,
     *,
+    objects: tuple[int, int] = OBJECTS,
+    cover: tuple[float, float] = COVER,
+    balanced: bool = False,
     workers: int | None = None,
 ) -> Path:
     """Generates a data set for all tasks.
@@ -76,6 +84,11 @@ def write_segmentation_set(
         size: ``(H, W)`` of the images.
         seed: Scene i of a split depends only on the seed, the split and i.
         on_scene: Called after each scene with the number of finished scenes and their total.
+        objects: Minimum (at least 1) and maximum number of objects in a scene.
+        cover: Minimum and maximum fraction of the nominal 4:3 frame covered by an unoccluded object (estimated).
+        balanced: Omit questions so that in each split every question has each of its answers equally often, and cannot
+            be answered without the image (see ``vitsplit.sample.questions.balance``). Which ones are omitted depends on
+            the number of scenes.
         workers: Number of processes; None: one per core, at most 8. With several, scripts need ``if __name__ ==
             "__main__":``.
 
@@ -83,7 +96,7 @@ def write_segmentation_set(
         ``root``.
 
     Raises:
-        DataError: The folder is not empty, or a process terminated.
+        DataError: The folder is not empty, a process terminated, or there are too few scenes for balanced questions.
     """
     root = Path(root)
     counts = {"train": train, "val": val}
@@ -93,7 +106,7 @@ def write_segmentation_set(
             for kind in ("images", "masks", "depth"):
                 (partial / kind / split).mkdir(parents=True)
         jobs = [
-            _Job(partial, split, index, scene_seed(seed, split, index), size)
+            _Job(partial, split, index, scene_seed(seed, split, index), size, objects, cover)
             for split in SPLITS
             for index in range(counts[split])
         ]
@@ -101,8 +114,22 @@ def write_segmentation_set(
             records[job.split].append((job, record))
             if on_scene is not None:
                 on_scene(done, len(jobs))
-        _write_indices(partial, records)
+        questions = {split: [record.questions for _, record in scenes] for split, scenes in records.items()}
+        if balanced:
+            questions = {split: _balanced(asked, split, objects, seed) for split, asked in questions.items()}
+        _write_indices(partial, records, questions)
     return root
+
+
+def _balanced(asked: list[Questions], split: str, objects: tuple[int, int], seed: int) -> list[Questions]:
+    """The questions of a split, balanced."""
+    found = balance(asked, answer_sets(*objects), np.random.default_rng([seed, SPLITS.index(split)]))
+    if asked and not any(found):
+        raise DataError(
+            f"{len(asked)} scenes for {split} are too few for balanced questions: no question has all of its answers. "
+            "Generate more scenes."
+        )
+    return found
 
 
 def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
@@ -113,7 +140,7 @@ def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
 
 
 def _write_scene(job: _Job) -> _Record:
-    scene = generate_scene(job.seed, job.size)
+    scene = generate_scene(job.seed, job.size, job.objects, job.cover)
     images, masks, depth = (job.folder / kind / job.split for kind in ("images", "masks", "depth"))
     Image.fromarray(scene.image_HWC).save(images / f"{job.name}.jpg", quality=93, subsampling=0)
     Image.fromarray(scene.mask_HW).save(masks / f"{job.name}.png")
@@ -147,7 +174,9 @@ def run_lengths(object_HW: NDArray[np.bool_]) -> dict[str, list[int]]:
     return {"size": list(object_HW.shape), "counts": counts.tolist()}
 
 
-def _write_indices(folder: Path, records: dict[str, list[tuple[_Job, _Record]]]) -> None:
+def _write_indices(
+    folder: Path, records: dict[str, list[tuple[_Job, _Record]]], questions: dict[str, list[Questions]]
+) -> None:
     (folder / "classes.json").write_text(json.dumps(list(CLASSES)) + "\n")
     (folder / "depth.json").write_text(json.dumps({"scale": DEPTH_SCALE}) + "\n")
     (folder / "annotations").mkdir()
@@ -156,12 +185,12 @@ def _write_indices(folder: Path, records: dict[str, list[tuple[_Job, _Record]]])
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         lines: list[str] = []
-        for job, record in scenes:
+        for (job, record), asked in zip(scenes, questions[split], strict=True):
             file, height, width = f"{job.name}.jpg", *job.size
             images.append({"id": job.index + 1, "file_name": file, "height": height, "width": width})
             for annotation in record.annotations:
                 annotations.append({"id": len(annotations) + 1, "image_id": job.index + 1, **annotation})
-            lines += [json.dumps({"image": file, "question": q, "answer": a}) + "\n" for q, a in record.questions]
+            lines += [json.dumps({"image": file, "question": q, "answer": a}) + "\n" for q, a in asked]
         coco = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
         (folder / f"questions_{split}.jsonl").write_text("".join(lines))

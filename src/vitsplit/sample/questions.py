@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from vitsplit.sample.appearance import COLORS
 from vitsplit.sample.solids import KINDS
+
+Questions = tuple[tuple[str, str], ...]
+"""``(question, answer)`` pairs of one scene."""
 
 PLURALS = {"ball": "balls", "box": "boxes", "cylinder": "cylinders", "cone": "cones"}
 
@@ -35,13 +41,70 @@ class Thing:
     on: int
 
 
-def ask(things: Sequence[Thing]) -> tuple[tuple[str, str], ...]:
+def ask(things: Sequence[Thing]) -> Questions:
     """All unambiguous questions, as ``(question, answer)``.
 
     Counting and existence for every class; color, position, distance and support only for unambiguous names and
     answers beyond the margins.
     """
     return (*_counting(things), *_colors(things), *_sides(things), *_nearest(things), *_resting(things))
+
+
+def answer_sets(fewest: int, most: int) -> dict[str, tuple[str, ...]]:
+    """The questions of balanced data sets, and the fixed set of answers of each.
+
+    Questions with an object's color in its name are not among them: there are too many of them for few scenes.
+
+    Args:
+        fewest: Minimum number of objects in a scene.
+        most: Maximum number of objects in a scene.
+    """
+    found = {
+        "how many objects are there?": tuple(str(count) for count in range(fewest, most + 1)),
+        "what is the leftmost object?": KINDS,
+        "what is the rightmost object?": KINDS,
+        "what is nearest to the camera?": KINDS,
+        "what is on top of the box?": tuple(kind for kind in KINDS if kind != "box"),
+    }
+    for kind in KINDS:
+        others = tuple(other for other in KINDS if other != kind)
+        found |= {
+            f"how many {PLURALS[kind]} are there?": ("0", "1", "2"),
+            f"is there a {kind}?": ("no", "yes"),
+            f"what colour is the {kind}?": tuple(COLORS),
+            f"what is to the left of the {kind}?": others,
+            f"what is to the right of the {kind}?": others,
+        }
+    return found
+
+
+def balance(
+    asked: Sequence[Questions], answers_of: Mapping[str, Sequence[str]], rng: np.random.Generator
+) -> list[Questions]:
+    """Omits questions so that every question is asked equally often with each of its answers.
+
+    The answer is then independent of the question's text: a model that does not see the images answers at most one of
+    K questions with K answers correctly.
+
+    Args:
+        asked: The questions of each scene; each text at most once per scene.
+        answers_of: The texts to keep, and the answers of each. A text is omitted if one of its answers does not occur.
+        rng: Chooses the scenes.
+
+    Returns:
+        The remaining questions of each scene.
+    """
+    scenes_of: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for scene, questions in enumerate(asked):
+        for pair in questions:
+            scenes_of[pair].append(scene)
+    kept: set[tuple[int, tuple[str, str]]] = set()
+    for question, answers in answers_of.items():
+        count = min(len(scenes_of[question, answer]) for answer in answers)
+        for answer in answers:
+            chosen = rng.permutation(scenes_of[question, answer])[:count].tolist()
+            kept |= {(scene, (question, answer)) for scene in chosen}
+    return [tuple(pair for pair in questions if (scene, pair) in kept) for scene, questions in enumerate(asked)]
 
 
 def _counting(things: Sequence[Thing]) -> Iterator[tuple[str, str]]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.sample.compose import random_layout
+from vitsplit.sample.compose import COVER, OBJECTS, random_layout
 from vitsplit.sample.layout import NOMINAL_ASPECT, NUM_PLANES, Layout
-from vitsplit.sample.questions import Thing, ask
+from vitsplit.sample.questions import Questions, Thing, ask
 from vitsplit.sample.render import color, trace
 from vitsplit.sample.solids import KINDS
 
@@ -51,23 +51,27 @@ class SampleScene:
     boxes_N4: NDArray[np.float32]
     box_classes_N: NDArray[np.int64]
     depth_HW: NDArray[np.float32]
-    questions: tuple[tuple[str, str], ...]
+    questions: Questions
     colors: tuple[str, ...]
     resting_on: tuple[int, ...]
 
 
-def generate_scene(seed: int, size: tuple[int, int]) -> SampleScene:
+def generate_scene(
+    seed: int, size: tuple[int, int], objects: tuple[int, int] = OBJECTS, cover: tuple[float, float] = COVER
+) -> SampleScene:
     """Generates a scene.
 
     Args:
         seed: Non-negative seed, which determines the scene and the bytes of the image.
         size: ``(H, W)`` of the image. Changes the sampling only: the composition fills the largest 4:3 frame inside
             the image, and the rest shows more of the room.
+        objects: Minimum (at least 1) and maximum number of objects.
+        cover: Minimum and maximum fraction of the nominal 4:3 frame covered by an unoccluded object (estimated).
 
     Returns:
         The image and its labels.
     """
-    layout = random_layout(np.random.default_rng(seed))
+    layout = random_layout(np.random.default_rng(seed), objects, cover)
     id_HW, depth_HW = trace(layout, size)
     names = (*_PLANE_CLASSES, *(solid.kind for solid in layout.solids))
     class_of = np.array([CLASSES.index(name) for name in names], np.uint8)
