@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitsplit.nn.pointwise import Doubling, Pointwise
+from vitsplit.nn.pointwise import Doubling, Pointwise, smooth
 
 
 def _pair(name: str, in_channels: int, out_channels: int) -> tuple[nn.Module, nn.Module]:
@@ -41,3 +41,13 @@ def test_it_starts_as_pytorch_s_does(name):
     ours, oracle = _pair(name, 8, 4)
     assert ours.state_dict().keys() == oracle.state_dict().keys()
     assert all(torch.equal(tensor, oracle.state_dict()[key]) for key, tensor in ours.state_dict().items())
+
+
+def test_smoothing_a_doubled_map_removes_patterns_of_period_2_and_repetition_becomes_bilinear():
+    map_BChw = torch.randn(2, 3, 4, 5)
+    repeated = map_BChw.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    bilinear = nn.functional.interpolate(map_BChw, scale_factor=2, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(smooth(repeated), bilinear)
+    pattern = torch.randn(1, 3, 2, 2).repeat(2, 1, 4, 5)
+    inner = smooth(repeated + pattern)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inner, (bilinear + pattern.mean((2, 3), keepdim=True))[..., 1:-1, 1:-1])

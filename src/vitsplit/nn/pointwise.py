@@ -48,6 +48,16 @@ class Doubling(nn.ConvTranspose2d):
         return out_BhiwjE.permute(0, 3, 1, 2)
 
 
+def smooth(map_BChw: Tensor) -> Tensor:
+    """Filters a map with the kernel 1/4 1/2 1/4 along both axes, with replicated borders; the size stays.
+
+    After ``Doubling`` it removes any pattern of period 2, which the four positions of that kernel may add to a map
+    (Sugawara et al. 2018, Kinoshita and Kiya 2020), and equal positions become bilinear interpolation.
+    """
+    padded = F.pad(map_BChw, (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, kernel_size=2, stride=1), kernel_size=2, stride=1)
+
+
 class NormedPointwise(nn.Module):
     """Batch norm and a 1x1 convolution: ``(B, D, h, w)`` to ``(B, K, h, w)``. What a linear probe reads a map with."""
 

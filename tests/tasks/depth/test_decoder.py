@@ -13,14 +13,14 @@ CONFIG = DepthConfig()
 # Table 12 has them in millions; by hand: ConvT + GN + ConvT + GN + BN + Conv3x3.
 @pytest.mark.parametrize(("width", "counted"), [(384, 345_537), (768, 1_280_001), (1024, 2_230_657)])
 def test_parameters(width, counted):
-    count = sum(parameter.numel() for parameter in DepthDecoder(width, CONFIG).parameters())
+    count = sum(parameter.numel() for parameter in DepthDecoder(width, CONFIG, 2.5).parameters())
     half = width // 2
     assert count == counted == (width * half * 4 + half) + 2 * half + (half * 64 * 4 + 64) + 128 + 128 + (64 * 9 + 1)
 
 
 def test_the_decoder_is_the_releases_layers_in_order():
     torch.manual_seed(0)
-    decoder = DepthDecoder(64, CONFIG).eval()
+    decoder = DepthDecoder(64, CONFIG, 2.5).eval()
     x = torch.randn(2, 64, 3, 5)
     layers = nn.Sequential(
         decoder.up1, nn.GroupNorm(32, 32), nn.GELU(), decoder.up2, nn.GroupNorm(32, 64), nn.GELU(), decoder.last_norm
@@ -33,23 +33,35 @@ def test_the_decoder_is_the_releases_layers_in_order():
 @pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
 def test_the_start_is_at_the_start_depth_with_gradient_almost_everywhere(decoder):
     torch.manual_seed(0)
-    model = decoder(64, dataclasses.replace(CONFIG, start_depth=4.0))
+    model = decoder(64, CONFIG, 4.0)
     depth = model(torch.randn(4, 64, 8, 8)).detach()
     assert float(depth.mean()) == pytest.approx(4.0, abs=0.3)
     assert float((depth > 1e-3).float().mean()) > 0.99, "pixels at the ReLU's zero do not learn"
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_constant_map_has_the_grid_of_the_patches_unless_upsampling_is_smooth(smooth):
+    torch.manual_seed(0)
+    decoder = DepthDecoder(64, dataclasses.replace(CONFIG, smooth_upsampling=smooth), 2.5)
+    nn.init.normal_(decoder.norm1.bias)  # also after training
+    noise_BDhw = 0.01 * torch.randn(2, 64, 6, 6)  # batch norm's variance must not be zero
+    depth = decoder(torch.randn(1, 64, 1, 1) + noise_BDhw)[:, 0, 4:-4, 4:-4].detach()
+    tile_44 = depth.unflatten(2, (4, 4)).unflatten(1, (4, 4)).mean((0, 1, 3))
+    share = float(tile_44.var(correction=0) / depth.var(correction=0))
+    assert share < 0.1 if smooth else share > 0.9
 
 
 @pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
 def test_meters_are_float32_whatever_the_rest_computes_in(decoder):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        depth = decoder(64, CONFIG)(torch.randn(1, 64, 4, 4).bfloat16())
+        depth = decoder(64, CONFIG, 2.5)(torch.randn(1, 64, 4, 4).bfloat16())
     assert depth.dtype == torch.float32
     assert not torch.equal(depth, depth.bfloat16().float())
 
 
 def test_group_norm_needs_no_batch():
-    decoder = DepthDecoder(64, dataclasses.replace(CONFIG, decoder_norm="group"))
+    decoder = DepthDecoder(64, dataclasses.replace(CONFIG, decoder_norm="group"), 2.5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in decoder.modules())
 
 

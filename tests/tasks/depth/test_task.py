@@ -144,6 +144,24 @@ def test_a_task_of_a_bundle_needs_no_data():
     assert bare_task(config.task, description).describe() == description
 
 
+def test_without_a_start_depth_the_decoder_starts_at_the_geometric_mean_of_the_training_depths(tmp_path):
+    maps = [millimeters() for _ in range(3)]
+    maps[0][:3] = 0
+    maps.append(np.full((12, 16), 30000, np.uint16))
+    write_set(tmp_path, maps)
+    write_set(tmp_path, [np.full((12, 16), 900, np.uint16)], split="val")
+    config = dataclasses.replace(CONFIG, start_depth=None, max_depth=20.0)
+    means = [np.log(values[values > 0] / 1000).mean() for values in maps[:3]]
+    decoder = open_task(config, tmp_path).build_decoder("linear", 64, 14)
+    torch.nn.init.zeros_(decoder.regress.weight)
+    depth = decoder(torch.randn(1, 64, 2, 3)).detach()
+    assert depth.flatten().tolist() == pytest.approx([np.exp(np.mean(means))] * 96, rel=1e-5)
+    # A bundle's weights are loaded: its task has no images, and needs none.
+    DepthTask(config).build_decoder("linear", 64, 14)
+    with pytest.raises(DataError, match="none of 4 depth maps of the train split has a valid depth"):
+        open_task(dataclasses.replace(config, max_depth=0.2), tmp_path).build_decoder("linear", 64, 14)
+
+
 def test_the_relative_error():
     error = relative_error(np.array([[1.0, 3.0, 5.0]], np.float32), np.array([[2.0, 0.0, 4.0]], np.float32))
     assert error.tolist() == [[0.5, 0.0, 0.25]]

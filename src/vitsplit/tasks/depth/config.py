@@ -38,8 +38,9 @@ class DepthConfig(TaskConfig):
     """Minimum depth in meters, added to the decoder's output. Labels not above it are invalid."""
     max_depth: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Maximum depth in meters: predictions are clamped to it, labels not below it are invalid; None: unbounded."""
-    start_depth: Annotated[float, Field(gt=0, le=1e9)] = 2.5
-    """Mean depth in meters predicted by an untrained decoder (sets the bias of its last layer)."""
+    start_depth: Annotated[float, Field(gt=0, le=1e9)] | None = 2.5
+    """Mean depth in meters predicted by an untrained decoder (sets the bias of its last layer, which a short run hardly
+    moves); None: the geometric mean of the training depths."""
     crop_size: Size = (416, 544)
     """Height and width of the training crops."""
     image_scale: Size | None = None
@@ -62,6 +63,9 @@ class DepthConfig(TaskConfig):
     normalization), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch norm (synchronized over GPUs), or group norm (no batch statistics)."""
+    smooth_upsampling: bool = False
+    """Filter the output of the decoder's transposed convolutions by 1/4 1/2 1/4: removes the grid that they leave in
+    depth maps after a short run. The release has no filter."""
     loss_weight: Annotated[float, Field(ge=0, le=1e6)] = 10.0
     """Weight of the scale-invariant log loss."""
     variance_focus: Share = 0.15
@@ -83,6 +87,6 @@ class DepthConfig(TaskConfig):
             check_pixels("--image-scale", self.image_scale)
         if self.max_depth is not None and not self.max_depth > self.min_depth:
             raise ConfigError(f"--max-depth {self.max_depth}: must be above --min-depth {self.min_depth}.")
-        if not self.start_depth > self.min_depth:
+        if self.start_depth is not None and not self.start_depth > self.min_depth:
             raise ConfigError(f"--start-depth {self.start_depth}: must be above --min-depth {self.min_depth}.")
         return self

@@ -6,6 +6,8 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ PLAUSIBLE_METERS = (0.01, 1000.0)
 """A median depth outside this range suggests another unit."""
 MEDIAN_PIXELS = 1 << 22
 """Maximum number of pixels for a median: sorting more takes seconds and gigabytes."""
+MEAN_MAPS = 64
+"""Maximum number of depth maps whose mean is computed."""
 
 
 class MissingScaleError(DataError):
@@ -187,6 +191,28 @@ def median_depth(depth_HW: Tensor) -> float | None:
     blocks = (flat_P[rows] for rows in row_blocks(len(flat_P), 1))
     some_P = np.concatenate([block_P[block_P > 0][::step].copy() for block_P in blocks])
     return float(torch.from_numpy(some_P).median()) if len(some_P) else None
+
+
+def geometric_mean_depth(images: DepthSet, config: DepthConfig) -> float:
+    """The geometric mean in meters of the valid depths of at most ``MEAN_MAPS`` maps, each weighted equally.
+
+    A constant prediction of this depth has the mean log error 0.
+
+    Raises:
+        DataError: No pixel of these maps has a valid depth.
+    """
+    indices = np.linspace(0, len(images) - 1, min(MEAN_MAPS, len(images))).astype(int).tolist()
+    logs = []
+    for index in indices:
+        depth_HW = keep_range(load_depth(images.items[index][1], images.scale), config.min_depth, config.max_depth)
+        if depth_HW.any():
+            logs.append(float(depth_HW[depth_HW > 0].double().log().mean()))
+    if not logs:
+        raise DataError(
+            f"{images.root}: none of {len(indices)} depth maps of the {images.split} split has a valid depth. Check "
+            "them with `vitsplit data check`."
+        )
+    return math.exp(statistics.fmean(logs))
 
 
 def missing_scale(path: Path) -> str:

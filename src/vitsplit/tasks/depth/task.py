@@ -22,7 +22,15 @@ from vitsplit.files import shown
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward
 from vitsplit.tasks.depth.check import check_files
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.data import DepthBatch, DepthSample, DepthSet, collate, load_depth, unit_warning
+from vitsplit.tasks.depth.data import (
+    DepthBatch,
+    DepthSample,
+    DepthSet,
+    collate,
+    geometric_mean_depth,
+    load_depth,
+    unit_warning,
+)
 from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
 from vitsplit.tasks.depth.layouts import open_depth_set
 from vitsplit.tasks.depth.loss import silog_sum
@@ -35,6 +43,8 @@ from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_START = 2.5
+"""Initial prediction in meters of a decoder without training images."""
 UNIT_PROBES = 5
 """Number of depth maps read when a data set is opened, to detect a wrong unit."""
 
@@ -89,7 +99,15 @@ class DepthTask:
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """The paper's decoder; or batch norm and a 1x1 convolution for the linear probe."""
-        return LinearDepthDecoder(width, self.config) if name == "probe" else DepthDecoder(width, self.config)
+        build = LinearDepthDecoder if name == "probe" else DepthDecoder
+        return build(width, self.config, self.start_depth())
+
+    def start_depth(self) -> float:
+        """The depth in meters that an untrained decoder predicts, see ``DepthConfig.start_depth``."""
+        if self.config.start_depth is not None:
+            return self.config.start_depth
+        # Without training images the weights are loaded, or only shapes and times matter.
+        return DEFAULT_START if self.train_set is None else geometric_mean_depth(self.train_set, self.config)
 
     @staticmethod
     def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> DepthBatch:
