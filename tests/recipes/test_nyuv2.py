@@ -56,6 +56,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
     top, left, bottom, right = task.border
     assert (top, 480 - bottom, left, 640 - right) == (45, 472, 43, 608)
     assert (task.rotate, task.rotate_share, task.flip, task.color_share) == (2.5, 0.5, 0.5, 0.5)
+    assert (task.start_depth, task.smooth_upsampling) == (2.5, False)
     assert task.color_values == "0-255"
     assert (task.loss_weight, task.variance_focus, task.decoder_norm) == (10.0, 0.15, "batch")
     assert (task.min_depth, task.max_depth, task.test_flip, task.median_scaling) == (1e-3, 10.0, True, False)
@@ -88,4 +89,5 @@ def test_the_laptop_recipe():
     assert config.task.crop_size == (238, 322)
     assert (config.loop.steps, config.loop.batch_size, config.optim.schedule) == (200, 8, "one-cycle")
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
+    assert (config.task.start_depth, config.task.smooth_upsampling) == (None, True)
     assert (RECIPES["laptop-depth"].__doc__ or "").startswith("Depth of custom data")

@@ -36,17 +36,21 @@ def laptop_depth() -> TrainConfig:
 
     The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches from images with a shorter side
     of 252 pixels; they are evaluated whole at that size, as in ``laptop-segmentation``, so both can share a backbone
-    pass. ``--test-flip`` averages with the mirrored image, as in the paper. For the short schedule, one-cycle at 5e-4
+    pass. ``--test-flip`` averages with the mirrored image, as in the paper. For the short schedule, the decoder starts
+    at the geometric mean of the training depths and filters its upsampling (release: neither; after 100 steps on
+    generated scenes 90 % instead of 39 % of depths are within 1.25), and the learning rate is one-cycle at 1e-3
     (paper: 3e-4), three tenths of it for the task head (paper: a tenth). Gamma is applied to values of 0 to 1, and
     one-cycle ends at PyTorch's default (release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
     set ``--max-depth`` to the sensor's range.
     """
     return one_head(
         name="laptop-depth",
-        task=DepthConfig(crop_size=(238, 322), image_scale=(1024, 252), test_flip=False),
+        task=DepthConfig(
+            crop_size=(238, 322), image_scale=(1024, 252), test_flip=False, start_depth=None, smooth_upsampling=True
+        ),
         backbone=BackboneConfig(backbone="dinov2-small"),
         method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
-        optim=OptimConfig(lr=5e-4, task_head_lr_scale=0.3, schedule="one-cycle", clip_norm=35.0),
+        optim=OptimConfig(lr=1e-3, task_head_lr_scale=0.3, schedule="one-cycle", clip_norm=35.0),
         loop=LoopConfig(steps=200, batch_size=8),
     )
 
