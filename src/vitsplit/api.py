@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vitsplit.analysis.auto_layers import with_advised_layers, with_layers_of
+from vitsplit.analysis.auto_layers import with_choice_of
+from vitsplit.analysis.short_runs import begin_run
 from vitsplit.atomic_files import write_json
 from vitsplit.config import Precision
 from vitsplit.engine.assemble import assemble
@@ -63,6 +64,8 @@ def train(
     resume: bool = False,
     allow_changed_data: bool = False,
     layers: Literal["recipe", "auto"] = "recipe",
+    max_minutes: float | None = None,
+    max_head_gmacs: float | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Trains a head bundle, or several heads on the same images, with one pass of the backbone per batch.
@@ -76,8 +79,13 @@ def train(
         out: The run folder; None: a new one under ``runs/``.
         resume: Resume the run in ``out``, with the same result as an uninterrupted run.
         allow_changed_data: Resume although files of the data set have changed; changes are logged.
-        layers: K_t and prior layers: those of the configuration (``recipe``), or those that `vitsplit analyze layers`
-            proposes for up to 64 training images (``auto``). A resumed run keeps its layers.
+        layers: K_t and the tuning of the copied blocks: those of the configuration (``recipe``), or those that short
+            runs on the training data choose (``auto``), the last of which is continued. They take at most a fifth of
+            ``max_minutes`` or, without it, of the steps. A resumed run keeps its layers.
+        max_minutes: Set the number of steps so that training, with the choice of layers and without evaluations, takes
+            this time on this machine.
+        max_head_gmacs: With ``layers="auto"``: the most multiply-adds, in 10^9 per image, that one more head may take
+            on a shared pass.
         settings: Fields of the configuration by name, such as ``steps=1000`` or ``crop_size=(448, 448)``. They apply to
             all heads; fields of one head are given under its name: ``depth={"lr": 3e-4}``.
 
@@ -93,6 +101,8 @@ def train(
         raise ConfigError("Missing required option --out: the folder of the run to resume.")
     if layers not in ("recipe", "auto"):
         raise ConfigError(f"layers='{layers}': must be 'recipe' or 'auto'.")
+    if max_head_gmacs is not None and layers != "auto":
+        raise ConfigError("--max-head-gmacs limits the choice of --layers auto. Add it, or omit the limit.")
     if config is not None and recipe is not None:
         raise ConfigError("A configuration and a recipe were both given. Give one of them.")
     resumed = out if resume else None
@@ -109,7 +119,16 @@ def train(
         folders = _folder_of_single_head(config, data)
     config = override(config, settings)
     run_path = Path(out) if out is not None else _new_run_path(config)
-    return _train(config, folders, run_path, resume=resume, allow_changed_data=allow_changed_data, layers=layers)
+    return _train(
+        config,
+        folders,
+        run_path,
+        resume=resume,
+        allow_changed_data=allow_changed_data,
+        layers=layers,
+        max_minutes=max_minutes,
+        max_head_gmacs=max_head_gmacs,
+    )
 
 
 def _folder_of_single_head(config: TrainConfig, data: str | Path) -> dict[str, str | Path]:
@@ -127,17 +146,30 @@ def _train(
     resume: bool,
     allow_changed_data: bool = False,
     layers: Literal["recipe", "auto"] = "recipe",
+    max_minutes: float | None = None,
+    max_head_gmacs: float | None = None,
     resume_command: str | None = None,
 ) -> TrainResult:
     """Trains with a complete configuration. ``resume_command`` is shown if the run is stopped; None: the default."""
     check_sharding(config, process_state().num_processes)
     main = process_state().is_main_process
     with RunFolder.open(run_path, resume=resume) as run, log_to(run, Console(), main=main):
-        if layers == "auto":
-            config = with_layers_of(run, config) if run.holds_run else with_advised_layers(config, data)
         if main and not run.holds_run:
             run.write_start(config_to_dict(config))
-        backbone, tasks, model, save = assemble(config, data)
+        if layers == "auto" or max_minutes is not None:
+            if run.holds_run:
+                config = with_choice_of(run, config, layers=layers == "auto", steps=max_minutes is not None)
+            else:
+                config = begin_run(
+                    config,
+                    data,
+                    run,
+                    choose_layers=layers == "auto",
+                    max_minutes=max_minutes,
+                    max_head_gmacs=max_head_gmacs,
+                )
+                resume = run.holds_run
+        backbone, tasks, model, save = assemble(config, data, choice=run.read_choice())
         if config.loop.cache_features and len(tasks) == 1:
             logger.info("%s", _describe_cache_speedup(config, next(iter(tasks.values())).describe()))
         trainer = Trainer(config, tasks=tasks, backbone=backbone, model=model)

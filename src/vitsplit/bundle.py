@@ -42,7 +42,9 @@ WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
 LANGUAGE_MODEL = "decoder.language_model."
 """Prefix of the tensors of a tuned language model, whose shapes are known only after that model is loaded."""
 
-_FIELDS = frozenset({"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config"})
+_FIELDS = frozenset(
+    {"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config", "choice"}
+)
 _BACKBONE_FIELDS = frozenset({"name", "title", "timm_name", "licence", "source", "weights_hash"})
 _MAX_LAYERS = 1000
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -60,6 +62,7 @@ class Card:
         prior_layers: Blocks (0-based) that the bundle reads at inference.
         metrics: Metrics on the validation set.
         version: Version of vitsplit that wrote it.
+        choice: With ``--layers auto``, the candidates, their losses and cost, and the chosen one; empty otherwise.
         paths: Paths outside of the bundle in the card's configuration, by flag. They are removed from ``config``, so
             that a card cannot open other files.
     """
@@ -71,6 +74,7 @@ class Card:
     prior_layers: tuple[int, ...]
     metrics: Mapping[str, Any]
     version: str
+    choice: Mapping[str, Any] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -88,8 +92,12 @@ def save_bundle(
     backbone: Backbone,
     head: Head,
     metrics: Mapping[str, Any],
+    choice: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a bundle into ``folder``; ``config.loop.bundle_precision`` may round its matrices to bf16."""
+    """Writes a bundle into ``folder``; ``config.loop.bundle_precision`` may round its matrices to bf16.
+
+    ``choice`` is how its layers were chosen, see ``Card.choice``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = head.trainable_state()
     if config.loop.bundle_precision == "bf16":
@@ -101,7 +109,7 @@ def save_bundle(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     request = head.request(train=False)
     info = backbone.info
-    card = {
+    card: dict[str, Any] = {
         "format": FORMAT,
         "vitsplit": __version__,
         "task": config.task.name,
@@ -118,6 +126,8 @@ def save_bundle(
         "metrics": dict(metrics),
         "config": flat_to_dict(config),
     }
+    if choice is not None:
+        card["choice"] = dict(choice)
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(card, state), encoding="utf-8")
 
@@ -201,7 +211,7 @@ def read_card(path: str | Path) -> Card:
     version = line(data.get("vitsplit", "?"), f"{where}: vitsplit")
     if whole_number(data.get("format"), f"{where}: format", 1, 10**6, error=BundleError, advice=ADVICE) > FORMAT:
         raise BundleError(f"{where}: written by vitsplit {version}, which is newer. Update vitsplit.")
-    _check_keys(data, _FIELDS, where)
+    _check_keys(data, _FIELDS, where, frozenset({"choice"}))
     task = data["task"]
     if not isinstance(task, str) or task not in TASKS.names():
         raise BundleError(
@@ -215,6 +225,7 @@ def read_card(path: str | Path) -> Card:
     backbone = _read_backbone(data["backbone"], where)
     check_description(config.task, data["description"], f"{where}: description")
     _check_metrics(data["metrics"], f"{where}: metrics")
+    _check_metrics(data.get("choice", {}), f"{where}: choice")
     return Card(
         task=task,
         config=config,
@@ -223,6 +234,7 @@ def read_card(path: str | Path) -> Card:
         prior_layers=_read_layers(data["prior_layers"], config.backbone.backbone, where),
         metrics=data["metrics"],
         version=version,
+        choice=data.get("choice", {}),
         paths=paths,
     )
 
@@ -271,7 +283,7 @@ def _read_layers(data: Any, backbone: str, where: str) -> tuple[int, ...]:
 
 
 def _check_metrics(value: Any, where: str, depth: int = 0) -> None:
-    """Checks metrics by name: finite numbers, strings, null, and nested objects and lists of them."""
+    """Checks metrics or a choice of layers, by name: finite numbers, strings, null, objects and lists of them."""
     if depth == 0 and not isinstance(value, dict):
         raise BundleError(f"{where} must be an object, not {shown(value)}. {ADVICE}")
     if depth > 8:

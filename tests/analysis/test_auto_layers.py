@@ -1,19 +1,18 @@
-"""``--layers auto``: what is looked at, what is chosen, and that a run which goes on keeps its choice."""
+"""The similarity of layers on training images: which images, which maps, and the file that keeps it."""
 
 import json
 
 import numpy as np
 import pytest
 
-import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.analysis import auto_layers
-from vitsplit.analysis.auto_layers import cached_similarity, training_images, with_advised_layers
+from vitsplit.analysis.auto_layers import cached_similarity, training_images, training_similarity
 from vitsplit.analysis.cka import Similarity
 from vitsplit.backbone import load_backbone
 from vitsplit.engine.override import override
 from vitsplit.engine.run_tasks import RunTasks
-from vitsplit.errors import ConfigError, DataError, RunError
+from vitsplit.errors import DataError, RunError
 from vitsplit.recipes import recipe
 from vitsplit.tasks import open_task
 
@@ -24,22 +23,6 @@ def blocks(first_late=8):
     np.fill_diagonal(cka, 1.0)
     cka[3, 9] = cka[9, 3] = 0.1  # of all pairs from layer 2 on the least alike
     return Similarity({"backbone": 12}, cka, 20)
-
-
-def test_a_run_takes_the_choice_says_so_and_keeps_it(scenes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
-    out = tmp_path / "run"
-    result = vitsplit.train(data=scenes, out=out, layers="auto", **{**SMALL_RUN, "steps": 1, "num_prior_layers": 2})
-    split = json.loads((out / "config.json").read_text())["heads"]["segmentation"]["method"]
-    assert (split["num_tuned_layers"], split["selection"], split["prior_layers"]) == (4, "explicit", [3, 9])
-    card = json.loads((out / "best" / "head.json").read_text())
-    assert card["prior_layers"] == [3, 9] and card["config"]["method"] == split
-    said = " ".join(capsys.readouterr().out.split())
-    assert "layers auto: K_t = 4: the late block is layers 8 to 11" in said and "layers 3 9 are least alike" in said
-    monkeypatch.setattr(auto_layers, "training_similarity", None)  # a run that goes on asks nothing anew
-    settings = {**SMALL_RUN, "steps": 1, "num_prior_layers": 2}
-    again = vitsplit.train(data=scenes, out=out, layers="auto", resume=True, **settings)
-    assert again.metrics == result.metrics
 
 
 def test_the_training_images_are_looked_at_each_once(scenes):
@@ -82,39 +65,10 @@ def unbiased_cka(k, m):
     return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
 
 
-def test_every_head_of_a_joint_run_has_a_choice_of_its_own(monkeypatch):
-    from vitsplit.recipes.starting_point import starting_heads
-
-    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks(first_late=3))
-    config = starting_heads({"segmentation": "segmentation", "detection": "detection"})
-    chosen = with_advised_layers(config, {"segmentation": "a", "detection": "b"})
-    assert chosen.heads["segmentation"].method.num_tuned_layers == 6  # at most half of the layers
-    assert chosen.heads["detection"].method.num_tuned_layers == 9
-    assert {head.method.selection for head in chosen.heads.values()} == {"explicit"}
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "said"),
-    [
-        ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe"),
-        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x"),
-    ],
-)
-def test_methods_without_layers(name, settings, said):
-    with pytest.raises(ConfigError, match=said):
-        config = override(recipe(name), settings)
-        with_advised_layers(config, dict.fromkeys(config.heads, "data"))
-
-
-def test_no_other_way_of_choosing(scenes):
-    with pytest.raises(ConfigError, match="layers='gate'"):
-        vitsplit.train(data=scenes, layers="gate")
-
-
 def test_too_few_images(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     with pytest.raises(DataError, match="at least 4 training images"):
-        with_advised_layers(config, {"segmentation": scenes}, most_images=3)
+        training_similarity(config, {"segmentation": scenes}, most_images=3)
 
 
 @pytest.mark.parametrize(

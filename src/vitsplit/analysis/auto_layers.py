@@ -1,4 +1,4 @@
-"""``--layers auto``: chooses K_t and prior layers from the training images before a run.
+"""The similarity of layers on training images, and the choice of ``--layers auto`` in a resumed run.
 
 Shapes: B batch, L layers, H W pixels.
 """
@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitsplit.analysis.advice import Advice, advise
 from vitsplit.analysis.cka import LEAST_BATCH, Similarity, compare_layers
 from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
@@ -44,36 +42,8 @@ Folders = Mapping[str, str | Path]
 """Name of each head to its data set."""
 
 
-def with_advised_layers(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> TrainConfig:
-    """The configuration with K_t and prior layers chosen from the training images; the reasons are logged.
-
-    Args:
-        config: The configuration; layers are chosen separately for each head.
-        data: The data set of each head.
-        most_images: Number of images, spread evenly and augmented as in training.
-
-    Raises:
-        ConfigError: The method does not have such layers.
-        DataError: There are fewer than four training images.
-    """
-    for name in config.heads:
-        check_choice(config.for_head(name), "--layers auto")
-    # Only the main process decides, since rounding could lead to different layers in other processes.
-    chosen: list[dict[str, Advice]] = [{}]
-    if process_state().is_main_process:
-        chosen = [_advice(config, data, most_images)]
-    broadcast_object_list(chosen)
-    for name, advice in chosen[0].items():
-        prefix = f"{name}: " if len(config.heads) > 1 else ""
-        if "num_tuned_layers" in advice.settings:
-            logger.info("layers auto: %sK_t = %d: %s", prefix, advice.num_tuned_layers, advice.why_tuned)
-        if "prior_layers" in advice.settings:
-            logger.info("layers auto: %s%s", prefix, advice.why_prior)
-    return override(config, {name: advice.settings for name, advice in chosen[0].items()})
-
-
-def with_layers_of(run: RunFolder, config: TrainConfig) -> TrainConfig:
-    """The configuration with the layers chosen at the start of a run, for resuming it.
+def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:
+    """The configuration with the layers, or the number of steps, chosen at the start of a run, for resuming it.
 
     Raises:
         RunError: The run's configuration cannot be read, or has other heads.
@@ -81,7 +51,9 @@ def with_layers_of(run: RunFolder, config: TrainConfig) -> TrainConfig:
     (first, *_) = config.heads.values()
     saved = upgraded_config(run.read_config(), first.task.name)
     try:
-        return override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
+        if layers:
+            config = override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
+        return override(config, {"steps": saved["loop"]["steps"]}) if steps else config
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.config_file} has other heads ({error}). Give another --out, or omit --resume.") from error
 
@@ -158,15 +130,10 @@ def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
     return np.array(numbers)
 
 
-def _advice(config: TrainConfig, data: Folders, most_images: int) -> dict[str, Advice]:
-    found = training_similarity(config, data, most_images=most_images)
-    logger.info("layers auto: compared %d layers on %d training images", len(found.cka_MM), found.images)
-    return {name: advise(found.cka_MM, _split(head), head.task) for name, head in config.heads.items()}
-
-
 def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("num_tuned_layers", "selection", "prior_layers", "num_prior_layers")
-    return {name: config["method"][name] for name in names}
+    names = ("num_tuned_layers", "tune_blocks", "prior_head", "fusion", "selection", "prior_layers", "num_prior_layers")
+    # Earlier versions had no low-rank updates.
+    return {name: config["method"][name] for name in names if name != "tune_blocks" or name in config["method"]}
 
 
 def _reads_normed(config: TrainConfig) -> bool:

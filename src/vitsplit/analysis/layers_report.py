@@ -119,7 +119,7 @@ def write_layers(
 
     Args:
         found: The similarity of one backbone's layers.
-        proposals: The proposals; the first is used by ``--layers auto``.
+        proposals: The proposals.
         folder: Output folder; created if missing.
         images: Description of the images, for the page.
         task: The task, for the cost.
@@ -145,7 +145,7 @@ def write_layers(
         page.code(proposal.flags)
     page.text(
         "CKA measures the similarity of layers, not their quality for a task: `vitsplit analyze sweep` trains the "
-        "candidates. `vitsplit train --layers auto` uses the first proposal, computed on its training images.",
+        "candidates, and `vitsplit train --layers auto` chooses K_t by short runs on the training data.",
         soft=True,
     )
     return page.write(folder, {"layers": layers_to_json(found, proposals, gate_LJ)})

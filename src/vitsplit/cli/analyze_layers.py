@@ -35,7 +35,8 @@ def layers(
 
     K_t is the number of late layers in the best split of the layers by CKA; the prior layers are the least alike ones.
     For comparison the recipe's layers, the paper's rule of thumb and, for a run with --selection gate, the layers of
-    its gate are shown. `vitsplit train --layers auto` uses the first proposal. Writes a page, a picture and JSON.
+    its gate are shown. `vitsplit train --layers auto` measures K_t on the task instead. Writes a page, a picture and
+    JSON.
 
     Args:
         images: Folder of images, including subfolders.

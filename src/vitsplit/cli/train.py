@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 
 from vitsplit.cli.flags import FromArgv
 from vitsplit.cli.values import Switch
@@ -56,6 +57,8 @@ def train(
     resume: Switch = False,
     allow_changed_data: Switch = False,
     layers: Literal["recipe", "auto"] = "recipe",
+    max_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None,
+    max_head_gmacs: Annotated[float, Field(gt=0, le=1e9)] | None = None,
     stage: Literal["align", "instruct", "both"] | None = None,
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     task: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
@@ -78,6 +81,7 @@ def train(
     Examples:
         vitsplit train segmentation --data my_data
         vitsplit train segmentation --data ADEChallengeData2016 --recipe ade20k-small --out runs/ade --batch-size 8
+        vitsplit train segmentation --data my_data --layers auto --max-minutes 10 --out runs/auto
         vitsplit train segmentation --data my_data --out runs/first --resume
         vitsplit train --head rooms=segmentation:my_rooms --head parts=segmentation:my_parts --head depth:my_depth
         vitsplit train vqa --data my_questions
@@ -94,8 +98,13 @@ def train(
         resume: Resume the run in --out, with the same result as an uninterrupted run.
         allow_changed_data: Resume although files of the data set have changed (names, sizes, times); changes are
             logged.
-        layers: K_t and prior layers: those of the recipe, or (auto) those that `vitsplit analyze layers` proposes for
-            up to 64 training images; they are logged and saved in config.json.
+        layers: K_t and the tuning of the copied blocks: those of the recipe, or (auto) those that short runs on the
+            training data choose; the last of them is continued. They take at most a fifth of --max-minutes or, without
+            it, of the steps.
+        max_minutes: Set the number of steps so that training takes this time here, with the choice of layers and
+            without evaluations.
+        max_head_gmacs: With --layers auto: the most multiply-adds, in 10^9 per image, that one more head may take on a
+            shared pass.
         stage: For vqa: train the connector (align), the connector and the language model (instruct), or one stage after
             the other (both), each with its own recipe, in OUT/align and OUT/instruct.
         start: For vqa: the run whose connector to start from.
@@ -134,14 +143,12 @@ def train(
         "allow_changed_data": allow_changed_data,
     }
     if stage == "both":
-        if layers == "auto":
-            raise ConfigError(
-                "--layers auto is not supported with --stage both, whose stages must have the same layers. Use the "
-                "flags printed by `vitsplit analyze layers`."
-            )
+        if layers == "auto" or max_minutes is not None:
+            flag = "--layers auto" if layers == "auto" else f"--max-minutes {max_minutes:g}"
+            raise ConfigError(f"{flag} is not supported with --stage both. Train one stage after the other.")
         result = api.train_stages(*configs, **options)
     else:
-        result = api.train(configs[0], layers=layers, **options)
+        result = api.train(configs[0], layers=layers, max_minutes=max_minutes, max_head_gmacs=max_head_gmacs, **options)
     return _report_result(task_name, result, configs[-1])
 
 

@@ -36,12 +36,16 @@ class Assembly(NamedTuple):
     save_bundle: SaveBundle
 
 
-def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
+def assemble(
+    config: TrainConfig, data: Mapping[str, str | Path], *, backbone: Backbone | None = None, choice: Any = None
+) -> Assembly:
     """Opens the data, then the backbone, and builds untrained heads.
 
     Args:
         config: The configuration.
         data: The path of each head's data set, by head name.
+        backbone: The backbone of the configuration if it is open; None: it is opened.
+        choice: How ``--layers auto`` chose the layers of each head, for its bundles, see ``RunFolder.read_choice``.
 
     Raises:
         VitsplitError: Settings are incompatible, or the data or the weights cannot be used.
@@ -52,7 +56,7 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
         raise ConfigError(f"The settings name the heads {', '.join(config.heads)}, the data {', '.join(data)}.")
     settings = _backbone_settings(config)
     tasks = open_tasks(config, data)
-    backbone = open_backbone(settings)
+    backbone = backbone or open_backbone(settings)
     model = build_model(config, backbone, tasks)
     for name, task in tasks.items():
         if isinstance(task, StartsFromRun) and task.config.start_from is not None:
@@ -60,7 +64,15 @@ def assemble(config: TrainConfig, data: Mapping[str, str | Path]) -> Assembly:
 
     def save(folder: Path, config: TrainConfig, metrics: dict[str, Any], head: str) -> None:
         own = config.for_head(head)
-        save_bundle(folder, config=own, task=tasks[head], backbone=backbone, head=model.heads[head], metrics=metrics)
+        save_bundle(
+            folder,
+            config=own,
+            task=tasks[head],
+            backbone=backbone,
+            head=model.heads[head],
+            metrics=metrics,
+            choice=(choice or {}).get(head),
+        )
 
     return Assembly(backbone, tasks, model, save)
 

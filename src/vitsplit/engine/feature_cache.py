@@ -66,6 +66,11 @@ class Times:
     backbone: list[float] = field(default_factory=list)
     cached: list[float] = field(default_factory=list)
 
+    @property
+    def backbone_seconds(self) -> float:
+        """The median time of the backbone in a step that computed its features; 0 without one."""
+        return statistics.median(self.backbone) if self.backbone else 0.0
+
     def describe(self) -> str | None:
         """The measured speedup, and that of omitting the backbone's forward pass; None: too few steps."""
         if min(len(self.computed), len(self.cached)) < 3:

@@ -3,6 +3,7 @@
 ```
 RUN/
   config.json        the resolved configuration, for --config
+  layers.json        with --layers auto: the candidates, their losses and cost, and the choice, by head
   data.json          names, sizes and times of the training and validation files
   environment.json   one entry per start: versions, device, processes
   log.txt            log messages
@@ -56,6 +57,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / CONFIG_FILE
         self.start_file = self.path / START_FILE
+        self.choice_file = self.path / "layers.json"
         self.data_file = self.path / "data.json"
         self.environment_file = self.path / "environment.json"
         self.log_file = self.path / "log.txt"
@@ -65,6 +67,7 @@ class RunFolder:
         self.last = self.path / "last"
         self.pictures = self.path / "pictures"
         self.tensorboard = self.path / "tensorboard"
+        self.search = self.path / "search"
         self.holds_run = False
         """Whether the folder was opened with ``resume`` and contains a run."""
 
@@ -121,7 +124,7 @@ class RunFolder:
         # Files of a run that failed or was killed before it wrote its configuration.
         early = {self.log_file, self.path / LOCK, self.start_file}
         if self.start_file.exists():
-            early.add(self.data_file)
+            early |= {self.data_file, self.search}
         written = (self.config_file, self.start_file, self.data_file)
         others = [
             item
@@ -154,6 +157,24 @@ class RunFolder:
         """Writes the resolved configuration, after which the folder holds a run."""
         write_json(self.config_file, config)
         self.start_file.unlink(missing_ok=True)
+
+    def write_choice(self, choice: dict[str, Any]) -> None:
+        """Writes how ``--layers auto`` chose the layers of each head."""
+        write_json(self.choice_file, choice)
+
+    def read_choice(self) -> dict[str, Any]:
+        """Reads the output of ``write_choice``; empty if the layers were given.
+
+        Raises:
+            RunError: The file is invalid.
+        """
+        if not self.choice_file.exists():
+            return {}
+        advice = "Delete it: it only records the choice of layers."
+        choice = read_json(self.choice_file, error=RunError, advice=advice)
+        if not isinstance(choice, dict):
+            raise RunError(f"{self.choice_file}: must be an object with the choice of each head. {advice}")
+        return choice
 
     def write_start(self, config: dict[str, Any]) -> None:
         """Writes the settings as given, for ``--resume`` after a kill before ``write_config``."""

@@ -148,6 +148,7 @@ class Trainer:
         allow_changed_data: bool = False,
         console: Console | None = None,
         resume_command: str | None = None,
+        pause_after: int | None = None,
     ) -> FitResult:
         """Trains until the run is finished or a signal stops it, and saves a checkpoint and the ``last`` bundle.
 
@@ -159,6 +160,8 @@ class Trainer:
             allow_changed_data: Resume even if the data files have changed.
             console: Console for progress and messages; None: standard output.
             resume_command: The command line that resumes this run, shown when a signal stops it.
+            pause_after: Stop after this many steps, before an evaluation; the run is resumed like a stopped one. None:
+                train to the end.
 
         Raises:
             ConfigError: Settings are invalid, such as a batch size that is not divisible by the number of processes.
@@ -183,7 +186,7 @@ class Trainer:
                 load_checkpoint(checkpoint, self.parallel.load, self.state, model=self.model, averaged=averaged)
             self.bundles = RunBundles(run, save_bundle, self.config, main=main)
             with RunRecords(run, self.config, self.state, self.accelerator, console) as self.records:
-                self._train(batches, on_disk=checkpoint is not None)
+                self._train(batches, on_disk=checkpoint is not None, pause_after=pause_after)
             self._finish(resume_command)
         return FitResult(self.state, self.stopped_by)
 
@@ -248,24 +251,26 @@ class Trainer:
 
     # The loop
 
-    def _train(self, batches: Iterator[ReadBatch], *, on_disk: bool) -> None:
+    def _train(self, batches: Iterator[ReadBatch], *, on_disk: bool, pause_after: int | None) -> None:
         """The training loop: evaluations and checkpoints when they are due, and optimizer steps.
 
         Args:
             batches: The micro-batches of this process.
             on_disk: Whether the state was loaded from a checkpoint.
+            pause_after: See ``fit``.
         """
         state, every = self.state, checkpoint_every(self.config.loop)
         # The checkpoint on disk; one is saved at step 0, so that every run can be resumed.
         self._saved = (state.step, state.evaluated) if on_disk else None
         self._seconds, self._mark = state.seconds, time.perf_counter()
         while not state.finished:
-            evaluates, saves = self._evaluation_due(), state.step % every == 0
-            if evaluates or saves:
+            pauses = pause_after is not None and state.step >= pause_after
+            evaluates, saves = self._evaluation_due() and not pauses, state.step % every == 0
+            if evaluates or saves or pauses:
                 self._read_all_results()
             if self.stopped_by is None and evaluates:
                 self._evaluate()
-            if self.stopped_by is not None:
+            if self.stopped_by is not None or pauses:
                 return self._save_stopped()
             if saves or state.finished:
                 self._save_checkpoint()

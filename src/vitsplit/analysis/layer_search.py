@@ -1,0 +1,307 @@
+"""``--layers auto``: chooses K_t and the form of the task head by short training runs (successive halving).
+
+Candidates are ordinary runs with the same seed, and so with the same batches, on the user's training data. In every
+round the remaining ones are trained to the same number of steps, and the half with the lower loss remains; the next
+round is twice as long. The last one is continued by the run itself.
+
+A candidate whose steps take longer has fewer steps in the same time. Its loss is therefore compared at the number of
+steps that it will have: by the learning curve of the candidates, which falls with the logarithm of the steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitsplit.analysis.cost import step_gmacs
+from vitsplit.analysis.variants import Variant
+from vitsplit.engine.override import override
+from vitsplit.errors import ConfigError
+from vitsplit.methods.split.config import split_settings
+from vitsplit.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.2
+"""The part of a run's time, or of its steps, that all candidates together may take."""
+FIRST_STEPS = 10
+"""Steps of the first round; those of every further round are twice as many."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The beginning of a run.
+
+    Attributes:
+        losses: The training loss of every step.
+        seconds: The time of every step.
+        backbone_seconds: The median time of the frozen backbone in a step, which cached features save; 0: no cache.
+    """
+
+    losses: Sequence[float]
+    seconds: Sequence[float]
+    backbone_seconds: float = 0.0
+
+
+TrainTo = Callable[[TrainConfig, Path, int], Part]
+"""Trains a configuration in a run folder up to a number of steps, and resumes it if the folder holds the run."""
+
+
+@dataclass
+class Candidate:
+    """A configuration in the search.
+
+    Attributes:
+        variant: Its name and settings.
+        config: Its configuration.
+        head_gmacs: Multiply-adds of one more head, in 10^9 per image of the crop size.
+        step_gmacs: Multiply-adds of a training step, likewise.
+        folder: Its run folder.
+        part: What has been trained of it so far.
+    """
+
+    variant: Variant
+    config: TrainConfig
+    head_gmacs: float
+    step_gmacs: float
+    folder: Path
+    part: Part = field(default_factory=lambda: Part([], []))
+
+    @property
+    def steps(self) -> int:
+        """The number of steps so far."""
+        return len(self.part.losses)
+
+    @property
+    def step_seconds(self) -> float:
+        """The median time of a step, without the first ones, which include warm-up."""
+        return statistics.median(self.part.seconds[len(self.part.seconds) // 4 :])
+
+    def mean_loss(self, begin: float, end: float) -> float:
+        """The mean loss over a range of its steps, given as fractions."""
+        return statistics.fmean(self.part.losses[int(begin * self.steps) : int(end * self.steps)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The result of a search.
+
+    Attributes:
+        settings: The chosen settings.
+        winner: The chosen candidate, which the run continues.
+        evidence: JSON-ready: the rounds, and the losses, cost and reason of every candidate.
+    """
+
+    settings: Mapping[str, Any]
+    winner: Candidate
+    evidence: Mapping[str, Any]
+
+
+def candidates(config: TrainConfig, num_layers: int, folder: Path, num_classes: int | None) -> list[Candidate]:
+    """The candidates for a single head, see ``variants``.
+
+    Args:
+        config: The configuration.
+        num_layers: L.
+        folder: Folder for their runs.
+        num_classes: K, for the cost; None: that of the configuration's data set.
+    """
+    return [candidate(config, each, folder, num_classes) for each in variants(config, num_layers)]
+
+
+def candidate(config: TrainConfig, variant: Variant, folder: Path, num_classes: int | None) -> Candidate:
+    """A candidate; arguments as in ``candidates``."""
+    changed = override(config, variant.settings)
+    cost = step_gmacs(changed, changed.task.crop_size, num_classes=num_classes)
+    return Candidate(variant, changed, cost["trained"], cost["step"], folder / variant.name)
+
+
+def variants(config: TrainConfig, num_layers: int) -> list[Variant]:
+    """The settings of the candidates, in the order in which they are kept if the budget does not allow all of them.
+
+    K_t from 0 to L in the form of the configuration; the other tuning of the copied blocks at its own K_t; and low-rank
+    updates of all blocks alone (LoRA).
+    """
+    split = split_settings(config.method, "--layers auto")
+    own = {"num_tuned_layers": min(split.num_tuned_layers, num_layers)}
+    quarters = [max(1, round(share * num_layers)) for share in (0.5, 1.0, 0.75, 0.25)]
+    other = {**own, "tune_blocks": "full" if split.tune_blocks == "lora" else "lora"}
+    alone = {"num_tuned_layers": num_layers, "tune_blocks": "lora", "prior_head": False, "fusion": False}
+    settings: list[dict[str, Any]] = [own, alone, *({"num_tuned_layers": count} for count in (*quarters, 0)), other]
+    found: dict[str, Variant] = {}
+    for each in settings:
+        form = each.get("tune_blocks", split.tune_blocks)
+        name = f"kt{each['num_tuned_layers']}" + (f"-{form}" if each["num_tuned_layers"] else "")
+        name += "-alone" if each is alone else ""
+        title = f"K_t = {each['num_tuned_layers']}" + (f", {form}" if each["num_tuned_layers"] else "")
+        title += ", no prior head" if each is alone else ""
+        found.setdefault(name, Variant(name=name, settings=each, title=title))
+    return list(found.values())
+
+
+def search(
+    everyone: Sequence[Candidate],
+    train_to: TrainTo,
+    *,
+    steps: int,
+    seconds: float | None = None,
+    max_head_gmacs: float | None = None,
+) -> Choice:
+    """Chooses a candidate.
+
+    Args:
+        everyone: The candidates, the first is kept without a comparison.
+        train_to: Trains a candidate up to a number of steps.
+        steps: The number of steps of the run, which determines the budget without ``seconds``.
+        seconds: The time of the whole run, search included; None: unlimited.
+        max_head_gmacs: The limit on ``Candidate.head_gmacs``; None: no limit.
+
+    Raises:
+        ConfigError: No candidate is within the limit.
+    """
+    allowed = [each for each in everyone if max_head_gmacs is None or each.head_gmacs <= max_head_gmacs]
+    if not allowed:
+        least = min(each.head_gmacs for each in everyone)
+        raise ConfigError(
+            f"--max-head-gmacs {max_head_gmacs:g}: a head with K_t = 0 takes {least:.2f} G at this crop size. Increase "
+            "the limit."
+        )
+    budget = _Budget(steps, seconds)
+    remaining, target, rounds = _affordable(allowed, budget, train_to), FIRST_STEPS, []
+    while len(remaining) > 1 and budget.allows(remaining, target):
+        for each in remaining:
+            budget.spend(each, target, train_to)
+        losses = _comparable_losses(remaining, budget)
+        remaining.sort(key=lambda each: losses[each.variant.name])
+        rounds.append({"steps": target, "losses": {name: round(loss, 4) for name, loss in losses.items()}})
+        logger.info(
+            "layers auto, %d steps: %s",
+            target,
+            "; ".join(f"{each.variant.label}: loss {losses[each.variant.name]:.3f}" for each in remaining),
+        )
+        remaining = remaining[: math.ceil(len(remaining) / 2)]
+        target *= 2
+    winner = remaining[0]
+    evidence = {
+        "chosen": winner.variant.name,
+        "rounds": rounds,
+        "candidates": [
+            {
+                "name": each.variant.name,
+                "settings": dict(each.variant.settings),
+                "steps": each.steps,
+                "step_seconds": round(each.step_seconds, 4) if each.steps else None,
+                "head_gmacs": round(each.head_gmacs, 3),
+            }
+            for each in allowed
+        ],
+    }
+    logger.info(
+        "layers auto: %s, which costs %.2f G multiply-adds per image on a shared pass (K_t = 0: %.2f G)%s",
+        winner.variant.label,
+        winner.head_gmacs,
+        min(each.head_gmacs for each in everyone),
+        "" if rounds else "; the time does not allow a comparison",
+    )
+    return Choice(settings=winner.variant.settings, winner=winner, evidence=evidence)
+
+
+def steps_for(candidate: Candidate, seconds: float, first_views: int) -> int:
+    """The number of steps, including those so far, that fit in the remaining time.
+
+    Args:
+        candidate: The candidate, with some steps.
+        seconds: The remaining time.
+        first_views: Number of first steps whose features are not cached yet; ignored without a cache.
+    """
+    each = candidate.step_seconds
+    uncached = max(0, first_views - candidate.steps) if candidate.part.backbone_seconds else 0
+    if seconds <= uncached * each:
+        return candidate.steps + int(seconds / each)
+    later = max(each - candidate.part.backbone_seconds, each / 10)
+    return candidate.steps + uncached + int((seconds - uncached * each) / later)
+
+
+class _Budget:
+    """The time, or the number of steps, that the candidates may take.
+
+    Args:
+        steps: The steps of the whole run.
+        seconds: The time of the whole run; None: steps count instead.
+    """
+
+    def __init__(self, steps: int, seconds: float | None) -> None:
+        self.steps = steps
+        self.seconds = seconds
+        self.began = time.perf_counter()
+        self.left = SHARE * (steps if seconds is None else seconds)
+        self._reference: Candidate | None = None
+
+    def cost(self, candidate: Candidate, target: int) -> float:
+        """The cost of training a candidate up to a step."""
+        steps = max(0, target - candidate.steps)
+        if self.seconds is None:
+            return steps
+        if candidate.steps:
+            return steps * candidate.step_seconds
+        reference = self._reference
+        assert reference is not None, "the first candidate has been trained"
+        return steps * reference.step_seconds * candidate.step_gmacs / reference.step_gmacs
+
+    def allows(self, candidates: Sequence[Candidate], target: int) -> bool:
+        """Whether all candidates can be trained up to a step."""
+        return sum(self.cost(each, target) for each in candidates) <= self.left
+
+    def spend(self, candidate: Candidate, target: int, train_to: TrainTo) -> None:
+        """Trains a candidate up to a step."""
+        began, before = time.perf_counter(), candidate.steps
+        candidate.part = train_to(candidate.config, candidate.folder, target)
+        taken = time.perf_counter() - began
+        self.left -= candidate.steps - before if self.seconds is None else taken
+        self._reference = self._reference or candidate
+
+    def planned_steps(self, candidate: Candidate) -> float:
+        """The steps that a candidate will have at the end."""
+        return self.steps if self.seconds is None else self.seconds * (1 - SHARE) / candidate.step_seconds
+
+
+def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo) -> list[Candidate]:
+    """As many of the first candidates as can have two rounds; the first one is trained to time its steps."""
+    if budget.seconds is not None:
+        budget.spend(candidates[0], FIRST_STEPS, train_to)
+    kept = list(candidates)
+    while len(kept) > 1:
+        costliest = sorted((budget.cost(each, 2 * FIRST_STEPS) for each in kept), reverse=True)
+        second = sum(costliest[: math.ceil(len(kept) / 2)]) / 2
+        if sum(budget.cost(each, FIRST_STEPS) for each in kept) + second <= budget.left:
+            break
+        kept.pop()
+    if len(kept) < len(candidates):
+        logger.info(
+            "layers auto: time for %d of %d candidates; a fifth of the run is used for the choice",
+            len(kept),
+            len(candidates),
+        )
+    return kept
+
+
+def _comparable_losses(candidates: Sequence[Candidate], budget: _Budget) -> dict[str, float]:
+    """The mean loss of the last half of the steps, plus what a candidate loses by having fewer steps than the fastest.
+
+    The loss is taken to fall by the same amount with every doubling of the steps: the mean fall of the candidates from
+    their second quarter to their last half.
+    """
+    falls = [each.mean_loss(0.25, 0.5) - each.mean_loss(0.5, 1.0) for each in candidates]
+    per_doubling = max(0.0, statistics.fmean(falls))
+    planned = {each.variant.name: budget.planned_steps(each) for each in candidates}
+    most = max(planned.values())
+    return {
+        each.variant.name: each.mean_loss(0.5, 1.0) + per_doubling * math.log2(most / planned[each.variant.name])
+        for each in candidates
+    }

@@ -1,0 +1,180 @@
+"""``--layers auto`` and ``--max-minutes``: short runs on the training data, the last of which the run continues."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vitsplit.analysis.auto_layers import check_choice
+from vitsplit.analysis.layer_search import Choice, Part, TrainTo, candidate, candidates, search, steps_for
+from vitsplit.analysis.variants import Variant
+from vitsplit.backbone import open_backbone
+from vitsplit.backbone.backbone import Backbone
+from vitsplit.engine.assemble import assemble, open_tasks
+from vitsplit.engine.override import override
+from vitsplit.engine.processes import process_state
+from vitsplit.engine.run_folder import RunFolder
+from vitsplit.engine.run_tasks import RunTasks
+from vitsplit.engine.trainer import EXIT_STATUS, Trainer
+from vitsplit.errors import ConfigError
+from vitsplit.model import backbone_settings
+from vitsplit.saved_config import config_to_dict
+from vitsplit.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+Data = Mapping[str, str | Path]
+"""Name of each head to its data set."""
+
+
+def begin_run(
+    config: TrainConfig,
+    data: Data,
+    run: RunFolder,
+    *,
+    choose_layers: bool,
+    max_minutes: float | None,
+    max_head_gmacs: float | None = None,
+) -> TrainConfig:
+    """Chooses the layers of a new run, its number of steps, or both, and leaves the run begun in its folder.
+
+    With several heads the layers of each are chosen in runs of its own, which are not continued.
+
+    Args:
+        config: The configuration.
+        data: The data set of each head.
+        run: The run's folder, which is locked and holds no run yet.
+        choose_layers: Choose the layers, see ``layer_search``; otherwise those of the configuration are used.
+        max_minutes: The time of the run, without evaluations, from which the number of steps follows; None: that of the
+            configuration.
+        max_head_gmacs: See ``layer_search.search``.
+
+    Returns:
+        The configuration of the run. The choice is in ``layers.json`` in its folder.
+
+    Raises:
+        ConfigError: There are several processes, or no candidate is within the limit.
+        SystemExit: A signal was received.
+    """
+    if process_state().num_processes > 1:
+        flag = "--layers auto" if choose_layers else "--max-minutes"
+        raise ConfigError(f"{flag} measures in one process. Start one, and give the others the flags that it chooses.")
+    began, seconds = time.perf_counter(), None if max_minutes is None else 60 * max_minutes
+    folder, several = run.search, len(config.heads) > 1
+    shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+    backbones = _Backbones()
+    choices: dict[str, Choice] = {}
+    for name in config.heads if choose_layers else ():
+        own = config.for_head(name)
+        check_choice(own, "--layers auto")
+        backbone, where = backbones.open(own), {name: data[name]}
+        everyone = candidates(own, backbone.num_layers, folder / name, _num_classes(own, where))
+        choices[name] = search(
+            everyone,
+            _train_to(where, backbone),
+            steps=config.loop.steps,
+            seconds=None if seconds is None else seconds / len(config.heads),
+            max_head_gmacs=max_head_gmacs,
+        )
+    config = override(config, {name: choice.settings for name, choice in choices.items()})
+    begun = next(iter(choices.values())).winner if choices and not several else None
+    if seconds is not None:
+        backbone = backbones.open(config)
+        if begun is None:
+            begun = candidate(config, Variant(name="run", settings={}), folder, None)
+            search([begun], _train_to(data, backbone), steps=config.loop.steps, seconds=seconds)
+        left = seconds - (time.perf_counter() - began)
+        steps = steps_for(begun, left, _first_views(config, data))
+        logger.info("--max-minutes %g: %d steps of %.2f s", max_minutes, steps, begun.step_seconds)
+        config = override(config, {"steps": max(steps, begun.steps)})
+    if begun is not None and begun.steps:
+        _adopt(begun.folder, run, config)
+    shutil.rmtree(folder, ignore_errors=True)
+    if choices:
+        run.write_choice({name: dict(choice.evidence) for name, choice in choices.items()})
+    return config
+
+
+class _Backbones:
+    """The last opened backbone."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Any, Backbone] | None = None
+
+    def open(self, config: TrainConfig) -> Backbone:
+        settings = backbone_settings(config.for_head(next(iter(config.heads))))
+        if self._opened is None or self._opened[0] != settings:
+            self._opened = settings, open_backbone(settings)
+        return self._opened[1]
+
+
+def _train_to(data: Data, backbone: Backbone) -> TrainTo:
+    """See ``TrainTo``; all runs use one backbone."""
+
+    def train_to(config: TrainConfig, folder: Path, steps: int) -> Part:
+        # A row of metrics.jsonl for every step, which does not affect the weights.
+        config = replace(config, loop=replace(config.loop, log_every=1))
+        resume = folder.is_dir()
+        with RunFolder.open(folder, resume=resume) as run, _quiet() as console:
+            assembly = assemble(config, data, backbone=backbone)
+            trainer = Trainer(config, tasks=assembly.tasks, backbone=backbone, model=assembly.model)
+            result = trainer.fit(run, assembly.save_bundle, resume=resume, console=console, pause_after=steps)
+            if result.stopped_by is not None:
+                raise SystemExit(EXIT_STATUS[result.stopped_by])
+            rows = [row for row in run.read_metrics() if "loss" in row]
+        seconds = [0.0, *(row["seconds"] for row in rows)]
+        return Part(
+            losses=[row["loss"] for row in rows],
+            seconds=[after - before for before, after in itertools.pairwise(seconds)],
+            backbone_seconds=0.0 if trainer.features is None else trainer.features.times.backbone_seconds,
+        )
+
+    return train_to
+
+
+@contextmanager
+def _quiet() -> Iterator[Console]:
+    """Within the block the engine logs only warnings; yields a console without output."""
+    engine = logging.getLogger("vitsplit.engine")
+    level = engine.level
+    engine.setLevel(logging.WARNING)
+    try:
+        yield Console(quiet=True)
+    finally:
+        engine.setLevel(level)
+
+
+def _adopt(folder: Path, run: RunFolder, config: TrainConfig) -> None:
+    """Moves a short run into the folder of the run that continues it.
+
+    The configuration is written first: after a kill in between, the run starts from the beginning with it.
+    """
+    run.write_config(config_to_dict(config))
+    begun = RunFolder(folder)
+    for path in (begun.metrics_file, begun.data_file, begun.environment_file, begun.last, begun.tensorboard):
+        if path.exists():
+            path.replace(run.path / path.name)
+    begun.checkpoints.replace(run.checkpoints)
+    run.holds_run = True
+
+
+def _num_classes(config: TrainConfig, data: Data) -> int | None:
+    (task,) = open_tasks(config, data).values()
+    classes = task.describe().get("classes")
+    return None if classes is None else len(classes)
+
+
+def _first_views(config: TrainConfig, data: Data) -> int:
+    """The number of steps until the features of all views are cached."""
+    samples = len(RunTasks(config, open_tasks(config, data)).train_data())
+    return math.ceil(samples * config.loop.cache_features / config.loop.batch_size)

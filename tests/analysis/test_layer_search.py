@@ -1,0 +1,198 @@
+"""``--layers auto`` and ``--max-minutes``: on learning curves that are known, and on real runs."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vitsplit
+from small_run import SMALL_RUN
+from vitsplit.analysis import layer_search
+from vitsplit.analysis.layer_search import FIRST_STEPS, Candidate, Part, candidates, search, steps_for, variants
+from vitsplit.analysis.variants import Variant
+from vitsplit.engine.override import override
+from vitsplit.errors import ConfigError
+from vitsplit.recipes import recipe
+from vitsplit.saved_config import config_from_dict
+
+CONFIG = recipe("laptop-segmentation")
+
+
+def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None):
+    """Searches candidates with the losses ``scale - fall * log2(step)`` and the given seconds per step."""
+    spent = []
+
+    def train_to(config, folder, target):
+        scale, fall, each = curves[folder.name]
+        before = len(done.get(folder.name, ()))
+        done[folder.name] = [scale - fall * math.log2(1 + step) for step in range(target)]
+        spent.append((folder.name, target - before, (target - before) * each))
+        return Part(losses=done[folder.name], seconds=[each] * target)
+
+    done: dict[str, list[float]] = {}
+    everyone = [
+        Candidate(Variant(name=name, settings={"num_tuned_layers": index}), CONFIG, index + 1.0, each, tmp_path / name)
+        for index, (name, (_, _, each)) in enumerate(curves.items())
+    ]
+    choice = search(everyone, train_to, steps=steps, seconds=seconds, max_head_gmacs=max_head_gmacs)
+    return choice, spent
+
+
+def test_the_lowest_curve_is_chosen_and_the_search_takes_at_most_a_fifth(tmp_path):
+    curves = {name: (3 + distance, 0.2, 1.0) for name, distance in zip("abcdef", (5, 3, 1, 0, 2, 4), strict=True)}
+    choice, spent = known(tmp_path, curves, steps=1000)
+    assert choice.winner.variant.name == "d" and choice.evidence["chosen"] == "d"
+    assert sum(steps for _, steps, _ in spent) <= 200
+    # Halving: 6, 3 and 2 candidates, to 10, 20 and 40 steps.
+    assert [len(each["losses"]) for each in choice.evidence["rounds"]] == [6, 3, 2]
+    assert [each["steps"] for each in choice.evidence["rounds"]] == [10, 20, 40]
+
+
+def test_a_shorter_run_compares_fewer_candidates_and_the_shortest_none(tmp_path):
+    curves = {name: (3.0 - index, 0.2, 1.0) for index, name in enumerate("abcdef")}
+    few, spent = known(tmp_path, curves, steps=290)
+    assert few.winner.variant.name == "c"  # 3 x 10 + 2 x 10 of 58 steps; with a fourth, 4 x 10 + 2 x 10
+    assert sum(steps for _, steps, _ in spent) == 50
+    none, spent = known(tmp_path, curves, steps=20)
+    assert none.winner.variant.name == "a" and not spent and not none.evidence["rounds"]
+
+
+def test_equal_time_weighs_what_a_step_costs(tmp_path):
+    # After n steps: 3 - 0.2 log2 n. Twice as slow is 0.2 worse at the end, so 0.1 better at equal steps is not enough.
+    curves = {"fast": (3.0, 0.2, 1.0), "slow": (2.9, 0.2, 2.0)}
+    choice, _ = known(tmp_path, curves, seconds=1000)
+    assert choice.winner.variant.name == "fast"
+    last = choice.evidence["rounds"][-1]["losses"]
+    assert last["slow"] - last["fast"] == pytest.approx(0.1, abs=0.02)
+    assert known(tmp_path, curves, steps=1000)[0].winner.variant.name == "slow"
+    better = {**curves, "slow": (2.7, 0.2, 2.0)}
+    choice, _ = known(tmp_path, better, seconds=1000)
+    assert choice.winner.variant.name == "slow"
+
+
+def test_the_limit_on_one_more_head(tmp_path):
+    curves = {name: (3.0 - index, 0.2, 1.0) for index, name in enumerate("abcd")}
+    assert known(tmp_path, curves, max_head_gmacs=2.5)[0].winner.variant.name == "b"
+    with pytest.raises(ConfigError, match=r"--max-head-gmacs 0\.5"):
+        known(tmp_path, curves, max_head_gmacs=0.5)
+
+
+def test_the_steps_of_a_time_with_and_without_cached_features(tmp_path):
+    part = Part(losses=[1.0] * 10, seconds=[2.0] * 10)
+    plain = Candidate(Variant(name="a", settings={}), CONFIG, 1.0, 1.0, tmp_path, part)
+    assert steps_for(plain, 100.0, first_views=40) == 10 + 50
+    plain.part = Part(losses=[1.0] * 10, seconds=[2.0] * 10, backbone_seconds=1.0)
+    # 30 more steps compute their features (60 s); the others take a second each.
+    assert steps_for(plain, 100.0, first_views=40) == 10 + 30 + 40
+    assert steps_for(plain, 50.0, first_views=40) == 10 + 25
+
+
+def test_candidates_range_from_the_frozen_layer_to_all_blocks():
+    found = {each.name: each.settings for each in variants(override(CONFIG, {"num_tuned_layers": 3}), 12)}
+    assert next(iter(found)) == "kt3-full", "the configuration itself comes first"
+    assert {each["num_tuned_layers"] for each in found.values()} == {0, 3, 6, 9, 12}
+    assert any(not each.get("prior_head", True) and each["num_tuned_layers"] == 12 for each in found.values())
+
+
+def test_one_more_head_costs_what_its_blocks_cost(tmp_path):
+    """12 D^2 multiply-adds per token and block, and 2 D per pair of tokens."""
+    config = override(CONFIG, {"crop_size": (252, 336)})
+    costs = {each.variant.name: each.head_gmacs for each in candidates(config, 12, tmp_path, 7)}
+    tokens = 18 * 24 + 1
+    block = (12 * tokens * 384**2 + 2 * tokens**2 * 384) / 1e9
+    assert costs["kt6-full"] - costs["kt3-full"] == pytest.approx(3 * block, rel=1e-6)
+    assert costs["kt12-full"] - costs["kt0"] == pytest.approx(12 * block, rel=1e-6)
+
+
+SEARCHED = {**SMALL_RUN, "steps": 58, "num_prior_layers": 2, "eval_every": 58, "fusion_form": "residual"}
+
+
+@pytest.fixture(scope="module")
+def searched(scenes, tmp_path_factory):
+    """A run with ``--layers auto`` that compares three candidates after two steps, and two of them after four."""
+    out = tmp_path_factory.mktemp("searched") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_search, "FIRST_STEPS", 2)
+        return out, vitsplit.train(data=scenes, out=out, layers="auto", max_head_gmacs=0.06, **SEARCHED)
+
+
+def test_the_run_continues_the_chosen_candidate_as_if_it_had_been_given(scenes, searched, tmp_path):
+    out, result = searched
+    config = config_from_dict(json.loads((out / "config.json").read_text()), "config.json")
+    assert config.loop.log_every == 1 and config.loop.steps == 58
+    given = vitsplit.train(config, data=scenes, out=tmp_path / "given")
+    assert given.metrics == result.metrics
+    one, other = (load_file(run / "best" / "head.safetensors") for run in (out, tmp_path / "given"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    steps = [json.loads(line).get("step") for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 59)), "with the losses of the search"
+    assert not (out / "search").exists()
+
+
+def test_the_choice_is_in_the_run_and_in_the_bundle(searched):
+    out, _ = searched
+    choice = json.loads((out / "layers.json").read_text())["segmentation"]
+    assert vitsplit.load(out)["segmentation"].card.choice == choice
+    by_name = {each["name"]: each for each in choice["candidates"]}
+    method = json.loads((out / "config.json").read_text())["heads"]["segmentation"]["method"]
+    assert by_name[choice["chosen"]]["settings"].items() <= method.items()
+    assert all(each["head_gmacs"] <= 0.06 for each in by_name.values())
+    assert [len(each["losses"]) for each in choice["rounds"]] == [3, 2]
+    assert sum(each["steps"] for each in by_name.values()) == 2 + 4 + 4
+
+
+def test_a_finished_run_keeps_its_choice(scenes, searched):
+    out, result = searched
+    again = vitsplit.train(data=scenes, out=out, layers="auto", resume=True, **SEARCHED)
+    assert again.metrics == result.metrics
+
+
+def test_a_search_that_is_killed_starts_again(scenes, tmp_path):
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in SEARCHED.items()}
+    code = (
+        "import os, vitsplit\n"
+        "from vitsplit.analysis import short_runs\n"
+        "def kill(*args, **kwargs):\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "short_runs.search = kill\n"
+        f"settings = {settings!r}\n"
+        f"vitsplit.train(data={str(scenes)!r}, out={str(tmp_path / 'run')!r}, layers='auto', **settings)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -9
+    result = vitsplit.train(data=scenes, out=tmp_path / "run", layers="auto", resume=True, **{**SEARCHED, "steps": 3})
+    assert result.stopped_by is None and (tmp_path / "run" / "best" / "head.json").exists()
+
+
+def test_minutes_set_the_number_of_steps(scenes, tmp_path):
+    settings = {name: value for name, value in SEARCHED.items() if name not in ("steps", "eval_every")}
+    vitsplit.train(data=scenes, out=tmp_path / "run", max_minutes=0.03, **settings)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert rows[-1]["step"] == config["loop"]["steps"] >= FIRST_STEPS
+    again = vitsplit.train(data=scenes, out=tmp_path / "run", max_minutes=7, resume=True, **settings)
+    assert again.stopped_by is None, "a resumed run keeps its number of steps"
+
+
+def test_the_limit_needs_a_choice(scenes):
+    with pytest.raises(ConfigError, match="--max-head-gmacs"):
+        vitsplit.train(data=scenes, max_head_gmacs=1.0)
+    with pytest.raises(ConfigError, match="layers='gate'"):
+        vitsplit.train(data=scenes, layers="gate")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe"),
+        ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x"),
+    ],
+)
+def test_methods_without_layers(scenes, tmp_path, name, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        vitsplit.train(override(recipe(name), settings), data=scenes, out=tmp_path / "run", layers="auto")
