@@ -130,7 +130,12 @@ def _products_by_hand(
     ],
 )
 def test_the_total_is_every_product_written_out(name, size, grid, dimensions):
-    assert gmacs(recipe(name), size)["total"] * 1e9 == pytest.approx(_products_by_hand(*dimensions, grid), rel=1e-12)
+    cost = gmacs(recipe(name), size)
+    assert cost["total"] * 1e9 == pytest.approx(_products_by_hand(*dimensions, grid), rel=1e-12)
+    width, depth, *_ = dimensions
+    patches = grid[0] * grid[1]
+    frozen = patches * width * 3 * 14**2 + depth * ((patches + 1) * 12 * width**2 + 2 * (patches + 1) ** 2 * width)
+    assert (cost["total"] - cost["head"]) * 1e9 == pytest.approx(frozen, rel=1e-12)
 
 
 def _detector_by_hand(patches: float, width: int, num_classes: int) -> float:

@@ -12,6 +12,7 @@ from vitsplit import api
 from vitsplit.analysis import runs
 from vitsplit.analysis.runs import Outcome, outcome, plan, run_status
 from vitsplit.analysis.study import Cost, Costs, rows
+from vitsplit.analysis.study_report import describe_cost
 from vitsplit.analysis.variants import Variant
 from vitsplit.engine.override import override
 from vitsplit.engine.run_folder import RunFolder
@@ -155,7 +156,7 @@ def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp
 
     def count(config, description):
         counted.append(config.method.num_tuned_layers)
-        return Cost(parameters=config.method.num_tuned_layers, gmacs=0.0)
+        return Cost(parameters=config.method.num_tuned_layers, gmacs=0.0, head_gmacs=0.0)
 
     trials = plan(small(), [ONE, TWO, TWIN], [0, 1, 2], tmp_path)
     scores = {("one", 0): 0.5, ("one", 1): 0.6, ("one", 2): 0.8, ("two", 1): 0.25}
@@ -172,3 +173,26 @@ def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp
     assert one.mean == pytest.approx(19 / 30) and one.spread == pytest.approx(statistics.stdev([0.5, 0.6, 0.8]))
     assert one.seconds == 1.0 and list(one.by_seed) == [0, 1, 2]
     assert two.scores == [0.25] and two.spread is None and twin.scores == [] and twin.mean != twin.mean
+
+
+def test_the_cheapest_head_within_the_error_is_named(tmp_path):
+    def count(config, description):
+        return Cost(parameters=1, gmacs=9.0, head_gmacs=float(config.method.num_tuned_layers))
+
+    variants = [Variant(name=name, settings={"num_tuned_layers": index + 1}) for index, name in enumerate("abc")]
+    trials = plan(small(), variants, [0, 1], tmp_path)
+
+    def described(scores):
+        outcomes = [
+            Outcome(
+                trial=trial, score=scores[trial.variant.name][trial.seed], best_score=1, score_name="miou", metrics={},
+                steps=2, seconds=1, description={},
+            )
+            for trial in trials
+        ]  # fmt: skip
+        return describe_cost(rows(trials, outcomes, Costs({}, count)))
+
+    # The standard error of c is 0.05: b is within it, and a is not.
+    text = described({"a": (0.40, 0.40), "b": (0.57, 0.57), "c": (0.55, 0.65)})
+    assert text.startswith("c ") and "60.00" in text and "3.0 G" in text and "of b" in text and "2.0 G" in text
+    assert "No cheaper head" in described({"a": (0.40, 0.40), "b": (0.50, 0.50), "c": (0.60, 0.60)})

@@ -86,7 +86,7 @@ def test_a_sweep_draws_both_directions(scenes, tmp_path):
         (["sweep", "segmentation", "--out", "x"], "--data"),
         (
             ["sweep", "segmentation", "--data", "D", "--out", "OUT", "--tuned", "13"],
-            "K_t = 13, K_p = 2, uniform: num_tuned",
+            "K_t = 13, K_p = 2, uniform: --num-tuned-layers 13",
         ),
         (
             ["ablate", "segmentation", "--data", "D", "--out", "OUT", "--method", "linear-probe"],

@@ -75,6 +75,7 @@ def gmacs(
     Returns:
         ``total``: matrix products and convolutions, including attention and deformable convolutions. Excluded are
         norms, activations, additions, the weighted sums of a gate, and bilinear sampling (four products per value).
+        ``head``: the part of ``total`` that is not the frozen backbone's.
         ``mmcv_rules``: convolutions (with bias), transposed convolutions (with bias), linear layers (without), and
         twice the elements of layer and group norms; no attention or deformable convolutions.
 
@@ -85,7 +86,7 @@ def gmacs(
     rules = _Counter(MMCV_RULES)
     with rules:
         cost = _forward_gmacs(config, size, num_classes, description)
-    return {"total": cost.frozen + cost.trained, "mmcv_rules": rules.macs / 1e9}
+    return {"total": cost.frozen + cost.trained, "head": cost.trained, "mmcv_rules": rules.macs / 1e9}
 
 
 def step_gmacs(config: TrainConfig, size: tuple[int, int], *, num_classes: int | None = None) -> dict[str, float]:

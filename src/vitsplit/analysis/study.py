@@ -21,10 +21,12 @@ class Cost:
     Attributes:
         parameters: Number of trainable parameters.
         gmacs: Multiply-adds per prediction at the crop size, in 10^9.
+        head_gmacs: The part of them that is not shared with other heads: that of one more head on a shared pass.
     """
 
     parameters: int
     gmacs: float
+    head_gmacs: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,11 @@ def count_cost(config: TrainConfig, description: Mapping[str, Any] | None) -> Co
     """
     _, model = shape_model(config, description=description)
     height, width = config.task.crop_size
+    cost = gmacs(config, (height, width), description=description)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        gmacs=gmacs(config, (height, width), description=description)["total"],
+        gmacs=cost["total"],
+        head_gmacs=cost["head"],
     )
 
 
@@ -132,6 +136,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
                 "settings": {name: _plain(value) for name, value in row.variant.settings.items()},
                 "parameters": row.cost.parameters,
                 "gmacs": round(row.cost.gmacs, 3),
+                "head_gmacs": round(row.cost.head_gmacs, 3),
                 "mean": row.mean,
                 "spread": row.spread,
                 "seconds": row.seconds,

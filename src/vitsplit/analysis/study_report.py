@@ -59,9 +59,11 @@ def write_study(
             figures["curves"] = plot_curves(done)
         for name, figure in figures.items():
             page.plot(figure, name)
+        page.text(describe_cost(done))
         page.text(
             "Points are means over seeds, bars standard deviations, and crosses runs. Parameters are trainable "
-            "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone. "
+            "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone, "
+            "and those of one more head on a shared pass, which runs only the blocks that are not shared. "
             "Seconds are the wall time of training steps, which is not meaningful for parallel runs or on a busy "
             "machine.",
             soft=True,
@@ -71,9 +73,28 @@ def write_study(
     return page.write(folder, {"results": to_json(rows)})
 
 
+def describe_cost(rows: Sequence[Row]) -> str:
+    """The best variant, and the cheapest head within a standard error of its mean score, or within 2 percent."""
+    best = _best_row(rows)
+    errors = [(row.spread or 0.0) / math.sqrt(len(row.scores)) for row in rows]
+    tolerance = max(max(errors), 0.02 * abs(best.mean))
+    near = [row for row in rows if row is best or row.mean >= best.mean - tolerance]
+    cheapest = min(near, key=lambda row: row.cost.head_gmacs)
+    text = (
+        f"{best.variant.label} has the best mean, {best.mean * _scale(best):.2f}; one more head of it costs "
+        f"{best.cost.head_gmacs:.1f} G multiply-adds on a shared pass"
+    )
+    if cheapest is best:
+        return f"{text}. No cheaper head comes within {tolerance * _scale(best):.2f} of it."
+    return (
+        f"{text}, one more of {cheapest.variant.label}, which is at most {tolerance * _scale(best):.2f} behind, "
+        f"{cheapest.cost.head_gmacs:.1f} G."
+    )
+
+
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of variants."""
-    head = ["", "mean", "spread", "trained, M", "GMACs", "seconds", "by seed"]
+    head = ["", "mean", "spread", "trained, M", "GMACs", "one more head", "seconds", "by seed"]
     cells = []
     for row in rows:
         scale = _scale(row)
@@ -81,7 +102,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         by_seed = " / ".join(f"{score * scale:.2f}" for score in row.scores) or "not finished"
         mean = f"{row.mean * scale:.2f}" if row.scores else ""
         seconds = f"{row.seconds:.0f}" if row.scores else ""
-        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}"]
+        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", f"{row.cost.head_gmacs:.1f}"]
         cells.append([row.variant.label, mean, spread, *cost, seconds, by_seed])
     score = next((_score_name(row) for row in rows if row.scores), "score")
     return [score, *head[1:]], cells
@@ -97,7 +118,7 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
     beside = ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # in inches, so that the bar does not hide the runs
     costs: list[tuple[str, Any]] = [
         ("trainable parameters, M", lambda row: row.cost.parameters / 1e6),
-        ("multiply-adds per prediction, G", lambda row: row.cost.gmacs),
+        ("multiply-adds of one more head, G", lambda row: row.cost.head_gmacs),
         ("seconds of training", lambda row: row.seconds),
     ]
     few = len(rows) <= len(COLORS)  # one color per variant
@@ -205,8 +226,12 @@ def plot_grid(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def _best_row(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: -math.inf if math.isnan(row.mean) else row.mean)
+
+
 def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    best = max(rows, key=lambda row: -math.inf if math.isnan(row.mean) else row.mean)
+    best = _best_row(rows)
     runs = sum(len(row.scores) for row in rows)
     return [
         (

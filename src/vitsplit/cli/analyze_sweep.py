@@ -23,7 +23,7 @@ def sweep(
     /,
     *,
     options: StudyOptions,
-    tuned: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (1, 2, 3, 4),
+    tuned: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(min_length=1)] = (1, 2, 3, 4),
     prior: Annotated[tuple[NumLayers, ...], Field(min_length=1)] = (2, 4),
     select: Annotated[tuple[Selection, ...], Field(min_length=1)] = ("uniform",),
     config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
@@ -37,13 +37,14 @@ def sweep(
 
     Examples:
         vitsplit analyze sweep segmentation --data my_data --tuned 1 2 3 4 6 --prior 4 --out runs/sweep --steps 300
+        vitsplit analyze sweep segmentation --data my_data --tuned 0 3 6 9 12 --prior 4 --tune-blocks lora
         vitsplit analyze sweep depth --data my_depth --tuned 3 --prior 2 4 --select uniform last least-alike \\
             --seeds 0 1 2 --out runs/selection
 
     Args:
         task_name: The task.
         options: Options of every study.
-        tuned: Values of K_t.
+        tuned: Values of K_t, from 0 (the frozen last layer) to the number of layers.
         prior: Values of K_p.
         select: Selection of prior layers: uniform (Eq. 2), last, gate (Appendix B), or least-alike (the layers with the
             lowest similarity by CKA on up to 64 training images; see `vitsplit analyze layers`).

@@ -110,5 +110,6 @@ def _print_table(subject: Subject, facts: Mapping[str, Any], size: tuple[int, ..
         note = f"   for {subject.num_classes} classes" if part == "decoder" and subject.num_classes else ""
         table.add_row(part.replace("_", " "), f"{parameters[part] / 1e6:8.2f} M{note}")
     table.add_row("one prediction", f"{cost['total']:8.1f} G multiply-adds at {size[0]} x {size[1]}")
+    table.add_row("", f"{cost['head']:8.1f} G of these for one more head on a shared pass")
     table.add_row("", f"{cost['mmcv_rules']:8.1f} G by the paper's counting rules")
     Console().print(table)
