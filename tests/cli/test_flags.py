@@ -97,15 +97,15 @@ def test_prefixes_of_flags_and_dots_in_values() -> None:
 def test_flags_are_split_by_method() -> None:
     words = ["--lr", "1e-4", "--trunk-lora-rank", "4", "--drop_path=0.1", "--num-tuned-layers", "2"]
     shared, own = split_by_method(BASE.flat("segmentation"), words, ["vitsplit", "lora", "vpt"])
-    assert shared == ["--lr", "1e-4", "--num-tuned-layers", "2"]
+    assert shared == ["--lr", "1e-4", "--trunk-lora-rank", "4", "--num-tuned-layers", "2"]
     assert own == {"lora": ["--trunk-lora-rank", "4", "--drop_path=0.1"], "vpt": ["--drop_path=0.1"]}
 
 
 @pytest.mark.parametrize("value", ["0", "x", "\x7f"])
 def test_a_wrong_value_of_another_methods_flag_is_refused(value: str) -> None:
     with pytest.raises((ConfigError, SystemExit)):
-        from_flags(BASE, ["--trunk-lora-rank", value])
-    assert from_flags(BASE, ["--trunk-lora-rank", "4"]) == BASE
+        from_flags(BASE, ["--num-prompts", value])
+    assert from_flags(BASE, ["--num-prompts", "4"]) == BASE
 
 
 def test_arguments_are_found_before_parsing() -> None:

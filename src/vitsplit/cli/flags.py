@@ -26,7 +26,7 @@ from vitsplit.engine.override import warn_of_another_method, with_method
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
 from vitsplit.heads import changed
-from vitsplit.methods import METHODS
+from vitsplit.methods import METHODS, MethodConfig
 from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger("vitsplit")
@@ -213,7 +213,9 @@ def _with_chosen_method(settings: Any, words: Sequence[str], others: Container[s
 
 
 def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Splits flags into those of a configuration, and by method those that only other methods have.
+    """Splits flags into those of a configuration, and by method those of other methods.
+
+    A flag of the configuration's method is also one of every other method that has it.
 
     Args:
         base: The configuration, with one method.
@@ -221,6 +223,8 @@ def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> t
         methods: Names of the compared methods.
     """
     own, shared = flag_names(base), list[str]()
+    common = {flag_of(field.name) for field in dataclasses.fields(MethodConfig)}
+    of_method = {flag_of(field.name) for field in dataclasses.fields(base.method)} - common
     if _requests_help(argv):  # only the flags of the configuration are listed, and other methods may import PyTorch
         return list(argv), {}
     known = {name: flag_names(with_method(base, name)) for name in dict.fromkeys(methods) if name in METHODS.names()}
@@ -229,8 +233,11 @@ def split_by_method(base: Any, argv: Sequence[str], methods: Iterable[str]) -> t
     for word in argv:
         if word.startswith("--"):
             flag = word.partition("=")[0].replace("_", "-")
-            others = [name for name, flags in known.items() if flag in flags and flag not in own]
-            chosen = [by_method.setdefault(name, []) for name in others] or [shared]
+            differs = flag not in own or flag in of_method
+            others = [name for name in known if differs and name != base.method.name and flag in known[name]]
+            chosen = [by_method.setdefault(name, []) for name in others]
+            if flag in own or not chosen:
+                chosen.append(shared)
         for words in chosen:
             words.append(word)
     return shared, by_method
