@@ -15,7 +15,7 @@ from vitsplit.analysis.features import (
 from vitsplit.analysis.features_report import COLUMNS, color_models, draw_sheet
 from vitsplit.errors import ConfigError
 from vitsplit.methods.finetune import FullFineTune
-from vitsplit.methods.last_layer import LastLayer
+from vitsplit.methods.last_layer import FrozenHeadConfig
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.methods.split.head import SplitHead
 from vitsplit.model import Head
@@ -89,7 +89,7 @@ def test_heads_of_other_methods():
     backbone = tiny_backbone("dinov2-small")
     pixels = image(56, 70)
     frozen = backbone_maps("frozen", backbone, pixels, normed=True)
-    probe = trained_maps("probe", backbone, model_of(LastLayer(backbone)), pixels, normed=True)
+    probe = trained_maps("probe", backbone, model_of(FrozenHeadConfig().build(backbone, num_maps=1)), pixels, normed=True)
     tuned = trained_maps("tuned", backbone, model_of(FullFineTune(backbone)), pixels, normed=True)
     assert probe.labels == frozen.labels and tuned.labels == ("tuned 0", "tuned 1", "tuned 2", "tuned 3")
     for layer in range(4):

@@ -192,7 +192,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_never_stopped(
 
 
 def test_other_settings_of_one_head_are_refused_on_resume(joint, folders):
-    with pytest.raises(RunError, match=r"depth\.optim\.lr: 0\.0005 in the run, 0\.1 now"):
+    with pytest.raises(RunError, match=r"depth\.optim\.lr: 0\.001 in the run, 0\.1 now"):
         data = {name: (HEADS[name], folders[name]) for name in HEADS}
         vitsplit.train(data=data, out=joint, resume=True, depth={"lr": 0.1})
 

@@ -130,8 +130,8 @@ def test_methods_that_cannot_be_are_refused(scenes, tmp_path, capsys):
     common = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
     assert main([*common, "--methods", "vitsplit", "magic"]) == 2
     assert re.search(r"there is no method 'magic'", capsys.readouterr().err)
-    assert main([*common, "--methods", "vitsplit:cached", "lora:cached"]) == 2
-    assert re.search(r"--cache-features .* --method lora", capsys.readouterr().err)
+    assert main([*common, "--methods", "vitsplit:cached", "full-finetune:cached"]) == 2
+    assert re.search(r"--cache-features .* --method full-finetune", capsys.readouterr().err)
     assert main([*common, "--method", "lora"]) == 2
     assert re.search(r"bench accuracy --methods.*--method lora", capsys.readouterr().err)
     assert main([*common, "--methods", "vitsplit", "linear-probe", "--lora.lr", "1e-3"]) == 2
