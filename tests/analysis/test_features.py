@@ -89,7 +89,9 @@ def test_heads_of_other_methods():
     backbone = tiny_backbone("dinov2-small")
     pixels = image(56, 70)
     frozen = backbone_maps("frozen", backbone, pixels, normed=True)
-    probe = trained_maps("probe", backbone, model_of(FrozenHeadConfig().build(backbone, num_maps=1)), pixels, normed=True)
+    probe = trained_maps(
+        "probe", backbone, model_of(FrozenHeadConfig().build(backbone, num_maps=1)), pixels, normed=True
+    )
     tuned = trained_maps("tuned", backbone, model_of(FullFineTune(backbone)), pixels, normed=True)
     assert probe.labels == frozen.labels and tuned.labels == ("tuned 0", "tuned 1", "tuned 2", "tuned 3")
     for layer in range(4):

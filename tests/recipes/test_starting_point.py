@@ -23,7 +23,7 @@ def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
     write(tmp_path / "config.json", config_to_dict(config))
     assert starting_config(task, resumed=tmp_path) == config
     for other in set(TASKS.names()) - {task}:
-        with pytest.raises(ConfigError, match=rf"config\.json is of a run for {task}, not for {other}.*train {task}`"):
+        with pytest.raises(ConfigError, match=rf"config\.json.* {task}, not for {other}.*train {task}`"):
             starting_config(other, resumed=tmp_path)
 
 
@@ -31,7 +31,7 @@ def test_a_joint_run_is_no_run_of_one_task(tmp_path):
     file = write(
         tmp_path / "config.json", config_to_dict(starting_heads({"segmentation": "segmentation", "depth": "depth"}))
     )
-    with pytest.raises(ConfigError, match="is of heads that share a crop, not of a run for depth alone"):
+    with pytest.raises(ConfigError, match="--head NAME=TASK:FOLDER"):
         starting_config("depth", config_file=file)
 
 
@@ -70,7 +70,7 @@ def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
     assert starting_heads({"depth": "depth"}, resumed=tmp_path) == joint
 
 
-@pytest.mark.parametrize(("left", "said"), [(None, "no such folder"), ("log.txt", "without --resume")])
+@pytest.mark.parametrize(("left", "said"), [(None, "does not exist"), ("log.txt", "without --resume")])
 def test_what_to_do_where_there_are_no_settings_to_go_on_with(tmp_path, left, said):
     if left is not None:
         (tmp_path / "run").mkdir()

@@ -1,4 +1,4 @@
-"""What the tasks' checks of a data set share: the report, reading in parallel, and duplicates."""
+"""Common parts of the tasks' data set checks: report, parallel reading, duplicates."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ResultT = TypeVar("ResultT")
 SetT = TypeVar("SetT")
 FactsT = TypeVar("FactsT", bound="ItemFacts")
 Progress = Callable[[int, int], None]
-"""Called with the number of files read so far and of all."""
+"""Called with the number of files read so far, and the total number."""
 
 ITEMS_PER_PROCESS = 100
-"""Fewer files than this are no work for a process more: it takes seconds to start."""
+"""Minimum number of files per additional process, which takes seconds to start."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with one file (or several).
+    """A problem of one or several files.
 
     Attributes:
-        level: Training fails on, or is falsified by, an error; a warning may be meant.
-        kind: What sort of thing, in two or three words: findings are grouped by it.
+        level: An error makes training fail or invalidates it; a warning may be intended.
+        kind: The kind of problem in two or three words, by which findings are grouped.
         file: The file.
         message: What is wrong, where, and what to do.
     """
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What reading one image showed; size is ``(width, height)`` and None if it could not be read."""
+    """Facts about an image; size is ``(width, height)``, or None if it could not be read."""
 
     file: str
     size: tuple[int, int] | None
@@ -53,7 +53,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How much of a class a split has; what is counted is in ``Report.counted``."""
+    """The amount of a class in a split; ``Report.counted`` is the unit of ``count``."""
 
     name: str
     count: int
@@ -63,15 +63,15 @@ class ClassCount:
 
 @dataclass
 class SplitReport:
-    """What one split holds.
+    """Statistics of a split.
 
     Attributes:
         images: Number of images.
         sizes: ``(width, height, count)``, the most common first.
-        converted: Kind of image that is converted on reading, to the number of them.
-        classes: Pixels (or objects) and images per class; ``share`` is of those of all classes.
-        ignored_share: Share of all pixels that belong to no class; None where the labels are not per pixel.
-        facts: Further figures, such as the range of depths, by their name on screen.
+        converted: Number of images that are converted on reading, by kind.
+        classes: Pixels (or objects) and images per class; ``share`` is the fraction of all classes.
+        ignored_share: Fraction of all pixels without a class; None if labels are not per pixel.
+        facts: Further figures by display name, such as the range of depths.
     """
 
     images: int
@@ -91,7 +91,7 @@ class ItemFacts(Protocol):
 
 @dataclass
 class Report:
-    """The result of a check; ``counted`` is what ``ClassCount.count`` and ``share`` are of."""
+    """The result of a check; ``counted`` is the unit of ``ClassCount.count`` and ``share``."""
 
     path: str
     task: str
@@ -102,16 +102,16 @@ class Report:
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings that must be put right."""
+        """The findings that must be corrected."""
         return [finding for finding in self.findings if finding.level == "error"]
 
     @property
     def warnings(self) -> list[Finding]:
-        """The findings that should be looked at."""
+        """The findings that should be inspected."""
         return [finding for finding in self.findings if finding.level == "warning"]
 
     def to_json(self) -> dict[str, Any]:
-        """The report for other programs."""
+        """The report, JSON-ready."""
         return {"ok": not self.errors, **asdict(self)}
 
 
@@ -153,7 +153,7 @@ def check_splits(
 def read_splits(
     work: Mapping[str, tuple[Callable[[ItemT], ResultT], Sequence[ItemT]]], workers: int, progress: Progress
 ) -> Iterator[tuple[str, list[ResultT]]]:
-    """Applies each split's function to its items, see ``map_files``, and tells the progress over all of them."""
+    """Applies each split's function to its items, see ``map_files``, and reports the progress over all of them."""
     total = sum(len(items) for _, items in work.values())
     done = 0
     for split, (function, items) in work.items():
@@ -165,7 +165,7 @@ def read_splits(
 
 
 def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int) -> Iterator[ResultT]:
-    """Applies a function to items, in order; in several processes where there are enough items to be worth it.
+    """Applies a function to items, in order; in several processes if there are enough items.
 
     Raises:
         DataError: A process ended early, see ``map_in_processes``.
@@ -177,7 +177,7 @@ def map_files(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], work
 
 
 def inspect_image(path: Path) -> tuple[ImageFacts, Finding | None]:
-    """Reads an image as training does: what it is, or the error if it cannot be read."""
+    """Reads an image as training does; returns its facts, or the error if it cannot be read."""
     try:
         image = decode_image(path)
         digest = hashlib.blake2b(digest_size=16, key=repr(image.size).encode())
@@ -202,7 +202,7 @@ def summarize_images(facts: Iterable[ImageFacts]) -> SplitReport:
 
 
 def find_duplicates(facts: dict[str, list[ImageFacts]]) -> list[Finding]:
-    """Images of equal pixels: across splits an error (the score is then no measure), inside one a warning."""
+    """Images with equal pixels: an error across splits (which makes the score invalid), a warning within one."""
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for split, images in facts.items():
         for image in images:
@@ -213,27 +213,29 @@ def find_duplicates(facts: dict[str, list[ImageFacts]]) -> list[Finding]:
         splits = sorted({split for split, _ in copies})
         files = [file for _, file in copies]
         if len(splits) > 1:
-            said = f"{' and '.join(files)}: the same image in {' and '.join(splits)}. Remove it from all but one split."
-            findings.append(Finding("error", "image in two splits", files[0], said))
+            message = (
+                f"{' and '.join(files)}: the same image in {' and '.join(splits)}. Remove it from all but one split."
+            )
+            findings.append(Finding("error", "image in two splits", files[0], message))
         elif len(copies) > 1:
-            said = f"{' and '.join(files)}: the same image {len(copies)} times. Keep one."
-            findings.append(Finding("warning", "duplicate image", files[0], said))
+            message = f"{' and '.join(files)}: the same image {len(copies)} times. Keep one."
+            findings.append(Finding("warning", "duplicate image", files[0], message))
     return findings
 
 
 def find_unseen_classes(report: Report, score: str) -> list[Finding]:
-    """Classes of which a split has no pixel or object; ``score`` is what such do not count in, except in training."""
+    """Classes without a pixel or object in a split; in validation they are not part of ``score``."""
     findings = []
     for split, data in report.splits.items():
         unseen = [entry.name for entry in data.classes if entry.count == 0]
         if unseen:
-            said = f"{split}: no {report.counted.rstrip('s')} of {len(unseen)} of {len(data.classes)} classes: "
-            said += f"{', '.join(unseen)}. " + (
+            message = f"{split}: no {report.counted.rstrip('s')} of {len(unseen)} of {len(data.classes)} classes: "
+            message += f"{', '.join(unseen)}. " + (
                 "They cannot be learned: remove them from the list of classes, or add images."
                 if split == "train"
                 else f"They do not count in this split's {score}."
             )
-            findings.append(Finding("warning", "classes never seen", report.path, said))
+            findings.append(Finding("warning", "classes never seen", report.path, message))
     return findings
 
 

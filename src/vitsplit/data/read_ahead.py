@@ -1,4 +1,4 @@
-"""Reading in worker processes, ahead of whoever uses what was read: training samples, validation samples, questions."""
+"""Reading ahead in worker processes: training samples, validation samples, questions."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ ItemT = TypeVar("ItemT")
 def read_ahead(
     read: Callable[[KeyT], ItemT], keys: Iterable[KeyT], *, workers: int, pin: bool = False
 ) -> Iterator[ItemT]:
-    """``read(key)`` for every key, in order.
+    """Yields ``read(key)`` for every key, in order.
 
     Args:
-        read: Reads one item; with workers it and the items are sent to and from other processes.
-        keys: What to read.
-        workers: How many processes read; they start at once and live as long as the iterator. 0: read when asked.
-        pin: Put items into page-locked memory, through their ``pin_memory``.
+        read: Reads an item. With workers, it and the items must be picklable.
+        keys: The keys.
+        workers: Number of processes, which start at once and end with the iterator; 0: read in this process, on demand.
+        pin: Move items to page-locked memory, through their ``pin_memory``.
 
     Raises:
-        VitsplitError: On reaching it, what an item could not be read for: the same with workers as without.
+        VitsplitError: When the iteration reaches an item that could not be read; the same with and without workers.
     """
     loader: DataLoader[Any] = DataLoader(
         _Reader(read),  # type: ignore[arg-type]  # its keys are any objects
         sampler=keys,
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_ignore_signals,
         prefetch_factor=4 if workers else None,
     )
     return map(_item_or_raise, iter(loader))
 
 
 def resolve_workers(workers: int) -> int:
-    """How many processes read images: what was asked for; at -1 this process's share of the cores, at most 8.
+    """Resolves the number of reading processes: -1 is this process's share of the cores, at most 8.
 
-    With one or two cores there are none: the model itself keeps them busy.
+    With one or two cores it is 0, since the model uses them.
     """
     if workers >= 0:
         return workers
@@ -56,9 +56,9 @@ def resolve_workers(workers: int) -> int:
 
 
 class _Reader:
-    """A key to its item, or to the error that was raised.
+    """Returns an item, or the error that was raised.
 
-    The error travels as a value: raised in a worker, it would arrive with the worker's traceback as its message.
+    An error that is raised in a worker would arrive with the worker's traceback as its message.
     """
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
@@ -77,12 +77,12 @@ def _item_or_raise(item: Any) -> Any:
     return item
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group; the parent still needs data to finish its step, and it
-    # ends its workers itself: by SIGTERM, more than once, where it comes to its own end with them still reading.
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the parent still needs data to finish its
+    # step. It ends its workers itself by SIGTERM, repeatedly if they are still reading when it exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -67,5 +67,5 @@ def recipe(name: str) -> TrainConfig:
 
 
 def count_classes(config: TrainConfig) -> int:
-    """The number of classes of the data that a configuration is for, as far as it is known; 0 for depth."""
+    """The number of classes of a configuration's data set if it is known, otherwise a typical one; 0 for depth."""
     return DATASET_CLASSES.get(config.task.format, config.task.num_classes)

@@ -20,7 +20,7 @@ from vitsplit.train_config import CONFIG_FILE, START_FILE, GeometryConfig, LoopC
 logger = logging.getLogger(__name__)
 
 LAPTOP_STEPS, LAPTOP_BATCH_SIZE = 300, 8
-"""Length of a run of heads on one crop, and its images per step, unless told otherwise."""
+"""Default steps and batch size of runs with several heads, and of tasks without a recipe."""
 
 
 def starting_config(
@@ -30,21 +30,20 @@ def starting_config(
     config_file: str | Path | None = None,
     resumed: str | Path | None = None,
 ) -> TrainConfig:
-    """A recipe's settings, those of a file, those of the run that goes on, or the task's own for a laptop.
+    """The settings of a recipe, of a file, of a resumed run, or of the task's laptop recipe.
 
-    A file may come from a stranger: what it names to be read is told in the log, and what it names to be written to is
-    not followed. The run that goes on is the user's own, and is followed.
+    A file may be untrusted: paths in it that are read are logged, and paths that are written to are ignored. The file
+    of a resumed run is trusted.
 
     Args:
         task: Name of the task.
         recipe: Name of a recipe.
-        config_file: A ``config.json``. Folders in it that are written to are not taken: see ``_told``.
-        resumed: The run that goes on, or the file that keeps its settings; they are taken unless a recipe or a file is
-            named.
+        config_file: A ``config.json``, see ``_without_output_paths``.
+        resumed: Folder of the resumed run, or the file with its settings; used without a recipe and a file.
 
     Raises:
-        ConfigError: A recipe and a file are both named, there is no such recipe, the file cannot be read, or either is
-            for another task.
+        ConfigError: A recipe and a file are both given, the recipe does not exist, the file cannot be read, or either
+            is for another task.
     """
     if recipe is not None and config_file is not None:
         raise ConfigError("Settings can start from a recipe or from a file, not from both: give --recipe or --config.")
@@ -62,11 +61,11 @@ def starting_config(
     values = _read(config_file)
     _require_task(task, values, str(config_file))
     read = config_from_dict(values, str(config_file), task=task)
-    return _told(read, str(config_file)) if is_foreign else read
+    return _without_output_paths(read, str(config_file)) if is_foreign else read
 
 
 def laptop_config(task: str) -> TrainConfig:
-    """What a run of a task starts from where nothing is named: its recipe for a laptop, or its defaults, for as long.
+    """The task's default recipe, or the defaults of its settings for a short run.
 
     Raises:
         ConfigError: There is no such task.
@@ -80,22 +79,23 @@ def laptop_config(task: str) -> TrainConfig:
 def starting_heads(
     tasks: Mapping[str, str], *, config_file: str | Path | None = None, resumed: str | Path | None = None
 ) -> TrainConfig:
-    """Settings of heads on one crop: those of a file, of the run that is resumed, or each task's own for a laptop.
+    """Settings of several heads: those of a file, of the resumed run, or of each task's default recipe.
 
     Args:
         tasks: The tasks of the heads, by the heads' names. Other heads of a file are dropped.
-        config_file: A ``config.json`` of such a run. Folders in it that are written to are not taken: see ``_told``.
-        resumed: The run that goes on; its settings are taken unless a file is named.
+        config_file: A ``config.json`` of such a run, see ``_without_output_paths``.
+        resumed: Folder of the resumed run; used without a file.
 
     Raises:
-        ConfigError: A task cannot share a crop, a name cannot be a head's, or the file cannot be read or has no such
+        ConfigError: A task does not support shared crops, a name is invalid, or the file cannot be read or lacks a
             head.
     """
     for name, task in tasks.items():
         check_head_name(name)
         if task not in sharing_tasks():
             raise ConfigError(
-                f"'{task}' is no task that others are trained with. Choose {' or '.join(sharing_tasks())}."
+                f"--head {name}={task}: this task cannot be trained together with others. Choose "
+                f"{' or '.join(sharing_tasks())}."
             )
     recipes = {name: laptop_config(task) for name, task in tasks.items()}
     is_foreign = config_file is not None
@@ -107,8 +107,8 @@ def starting_heads(
     config = config_from_dict(_read(config_file), str(config_file), task=next(iter(tasks.values())))
     if config.geometry is None:
         raise ConfigError(
-            f"{config_file} is of a run of one head with its task's own augmentation. Use `vitsplit train TASK --data "
-            "FOLDER`, or another file."
+            f"{config_file} is the configuration of a run with a single head. Use `vitsplit train TASK --data FOLDER`, "
+            "or another file."
         )
     for name, task in tasks.items():
         if name not in config.heads:
@@ -116,11 +116,11 @@ def starting_heads(
         if config.heads[name].task.name != task:
             raise ConfigError(f"{config_file}: its head {name} is for {config.heads[name].task.name}, not {task}.")
     config = dataclasses.replace(config, heads={name: config.heads[name] for name in tasks})
-    return _told(config, str(config_file)) if is_foreign else config
+    return _without_output_paths(config, str(config_file)) if is_foreign else config
 
 
 def stage_file(root: str | Path, stage: str) -> Path:
-    """Where both stages of visual question answering keep a stage's settings from their start on, in their folder."""
+    """The file with the settings of a stage, in the folder of both stages of visual question answering."""
     return Path(root) / f"{stage}.json"
 
 
@@ -133,28 +133,28 @@ def _config_of_run(run: str | Path) -> Path:
             return run / name
     if run.is_dir():
         raise ConfigError(
-            f"{run} holds no run to resume (no {CONFIG_FILE}). If a start was stopped so early, nothing was trained: "
-            "give its command again without --resume. Else check --out."
+            f"{run} holds no run to resume (no {CONFIG_FILE}). A run that was stopped this early has not trained: "
+            "start it again without --resume. Otherwise check --out."
         )
-    raise ConfigError(f"{run} holds no run to resume: there is no such folder. Check --out.")
+    raise ConfigError(f"{run} holds no run to resume: the folder does not exist. Check --out.")
 
 
 def _read(config_file: str | Path) -> Any:
     return read_json(config_file, error=ConfigError, advice="Give a config.json that a run wrote.")
 
 
-def _told(config: Any, source: str) -> Any:
-    """The settings of a file as they are followed: what is read elsewhere is told, and nothing is written elsewhere."""
+def _without_output_paths(config: Any, source: str) -> Any:
+    """Removes paths that are written to from the settings of a file, and logs those that are read."""
     for setting in list(settings_of(config)):
         if setting.opens is None or setting.value is None:
             continue
         if isinstance(setting.value, bool):
             if setting.opens.leads_out(setting.value):
-                logger.warning("%s: %s is not followed: give the flag to use it", source, setting.flag)
+                logger.warning("%s: %s is ignored. Give the flag to use it", source, setting.flag)
                 config = with_value(config, setting.place, False)
         elif setting.opens.writes:
             logger.warning(
-                "%s: %s %s is not followed: a file does not decide where something is written. Give the flag to use it",
+                "%s: %s %s is ignored: a file cannot set where files are written. Give the flag to use it",
                 source, setting.flag, shown(setting.value, 1024),
             )  # fmt: skip
             config = with_value(config, setting.place, None)
@@ -164,21 +164,21 @@ def _told(config: Any, source: str) -> Any:
 
 
 def _require_task(task: str, values: Any, source: str) -> None:
-    """Refuses settings of heads on one crop or of another task as such, and not for the first unknown setting."""
+    """Refuses the settings of several heads or of another task with a specific message."""
     values = upgraded_config(values, task)
     heads = values.get("heads") if isinstance(values, dict) else None
     if not isinstance(heads, dict):
-        return  # said when it is read
+        return  # refused when it is read
     if values.get("geometry") is not None or len(heads) != 1:
         raise ConfigError(
-            f"{source} is of heads that share a crop, not of a run for {task} alone. Use `vitsplit train --head "
-            "NAME=TASK:FOLDER`, or another file."
+            f"{source} is the configuration of a run with several heads, not of one for {task}. Use `vitsplit train "
+            "--head NAME=TASK:FOLDER`, or another file."
         )
     (head,) = heads.values()
     given = head.get("task") if isinstance(head, dict) else None
     if not isinstance(given, dict):
-        return  # said when it is read
-    # A file of an earlier version does not say its task.
+        return  # refused when it is read
+    # Files of earlier versions do not record the task.
     names = given.keys() - {KIND}
     fitting = [
         name
@@ -187,6 +187,6 @@ def _require_task(task: str, values: Any, source: str) -> None:
     ]
     if fitting and task not in fitting:
         raise ConfigError(
-            f"{source} is of a run for {' or '.join(fitting)}, not for {task}. Use `vitsplit train {fitting[0]}`, or "
-            "another file."
+            f"{source} is the configuration of a run for {' or '.join(fitting)}, not for {task}. Use `vitsplit train "
+            f"{fitting[0]}`, or another file."
         )
