@@ -20,10 +20,10 @@ from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.saved_config import config_from_dict
 
-CONFIG = recipe("laptop-segmentation")
+CONFIG = override(recipe("laptop-segmentation"), {"warmup_steps": 0})
 
 
-def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None):
+def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None, config=CONFIG):
     """Searches candidates with the losses ``scale - fall * log2(step)`` and the given seconds per step."""
     spent = []
 
@@ -36,7 +36,7 @@ def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None):
 
     done: dict[str, list[float]] = {}
     everyone = [
-        Candidate(Variant(name=name, settings={"num_tuned_layers": index}), CONFIG, index + 1.0, each, tmp_path / name)
+        Candidate(Variant(name=name, settings={"num_tuned_layers": index}), config, index + 1.0, each, tmp_path / name)
         for index, (name, (_, _, each)) in enumerate(curves.items())
     ]
     choice = search(everyone, train_to, steps=steps, seconds=seconds, max_head_gmacs=max_head_gmacs)
@@ -75,6 +75,16 @@ def test_equal_time_weighs_what_a_step_costs(tmp_path):
     assert choice.winner.variant.name == "slow"
 
 
+def test_losses_of_the_warm_up_do_not_count(tmp_path):
+    config = override(CONFIG, {"warmup_steps": 30, "steps": 1000})
+    curves = {name: (scale, 0.2, 1.0) for name, scale in (("early", 3.0), ("late", 2.9))}
+    rounds = known(tmp_path, curves, steps=1000, config=config)[0].evidence["rounds"]
+    assert rounds[0]["steps"] == 40
+    # The mean of steps 31 to 40 of the curves, not of the last half.
+    expected = sum(3.0 - 0.2 * math.log2(1 + step) for step in range(30, 40)) / 10
+    assert rounds[0]["losses"]["early"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_limit_on_one_more_head(tmp_path):
     curves = {name: (3.0 - index, 0.2, 1.0) for index, name in enumerate("abcd")}
     assert known(tmp_path, curves, max_head_gmacs=2.5)[0].winner.variant.name == "b"
@@ -109,7 +119,14 @@ def test_one_more_head_costs_what_its_blocks_cost(tmp_path):
     assert costs["kt12-full"] - costs["kt0"] == pytest.approx(12 * block, rel=1e-6)
 
 
-SEARCHED = {**SMALL_RUN, "steps": 58, "num_prior_layers": 2, "eval_every": 58, "fusion_form": "residual"}
+SEARCHED = {
+    **SMALL_RUN,
+    "warmup_steps": 0,
+    "steps": 58,
+    "num_prior_layers": 2,
+    "eval_every": 58,
+    "fusion_form": "residual",
+}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 Candidates are ordinary runs with the same seed, and so with the same batches, on the user's training data. In every
 round the remaining ones are trained to the same number of steps, and the half with the lower loss remains; the next
-round is twice as long. The last one is continued by the run itself.
+round is twice as long. The last one is continued by the run itself. The first round is longer than the warm-up of the
+learning rate, in which few tuned blocks learn faster than many, and its losses do not count.
 
 A candidate whose steps take longer has fewer steps in the same time. Its loss is therefore compared at the number of
 steps that it will have: by the learning curve of the candidates, which falls with the logarithm of the steps.
@@ -21,6 +22,7 @@ from typing import Any
 
 from vitsplit.analysis.cost import step_gmacs
 from vitsplit.analysis.variants import Variant
+from vitsplit.engine.optim import warmup_length
 from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError
 from vitsplit.methods.split.config import split_settings
@@ -31,7 +33,7 @@ logger = logging.getLogger(__name__)
 SHARE = 0.2
 """The part of a run's time, or of its steps, that all candidates together may take."""
 FIRST_STEPS = 10
-"""Steps of the first round; those of every further round are twice as many."""
+"""The fewest steps of the first round; every further round has twice as many."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,19 @@ class Candidate:
         """The median time of a step, without the first ones, which include warm-up."""
         return statistics.median(self.part.seconds[len(self.part.seconds) // 4 :])
 
-    def mean_loss(self, begin: float, end: float) -> float:
-        """The mean loss over a range of its steps, given as fractions."""
-        return statistics.fmean(self.part.losses[int(begin * self.steps) : int(end * self.steps)])
+    @property
+    def warmup(self) -> int:
+        """The steps of its warm-up."""
+        return warmup_length(self.config.loop.steps, self.config.optim)
+
+    def loss(self) -> float:
+        """The mean loss of the last half of the steps, without those of the warm-up."""
+        return statistics.fmean(self.part.losses[max(self.steps // 2, self.warmup) :])
+
+    def fall(self) -> float:
+        """How much the mean loss has fallen from the second quarter of the steps to the last half."""
+        losses = self.part.losses
+        return statistics.fmean(losses[self.steps // 4 : self.steps // 2]) - self.loss()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +185,8 @@ def search(
             "the limit."
         )
     budget = _Budget(steps, seconds)
-    remaining, target, rounds = _affordable(allowed, budget, train_to), FIRST_STEPS, []
+    first = max(FIRST_STEPS, math.ceil(4 / 3 * allowed[0].warmup))
+    remaining, target, rounds = _affordable(allowed, budget, train_to, first), first, []
     while len(remaining) > 1 and budget.allows(remaining, target):
         for each in remaining:
             budget.spend(each, target, train_to)
@@ -271,15 +284,15 @@ class _Budget:
         return self.steps if self.seconds is None else self.seconds * (1 - SHARE) / candidate.step_seconds
 
 
-def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo) -> list[Candidate]:
+def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo, first: int) -> list[Candidate]:
     """As many of the first candidates as can have two rounds; the first one is trained to time its steps."""
     if budget.seconds is not None:
-        budget.spend(candidates[0], FIRST_STEPS, train_to)
+        budget.spend(candidates[0], min(first, FIRST_STEPS), train_to)
     kept = list(candidates)
     while len(kept) > 1:
-        costliest = sorted((budget.cost(each, 2 * FIRST_STEPS) for each in kept), reverse=True)
-        second = sum(costliest[: math.ceil(len(kept) / 2)]) / 2
-        if sum(budget.cost(each, FIRST_STEPS) for each in kept) + second <= budget.left:
+        further = sorted((budget.cost(each, 2 * first) - budget.cost(each, first) for each in kept), reverse=True)
+        second = sum(further[: math.ceil(len(kept) / 2)])
+        if sum(budget.cost(each, first) for each in kept) + second <= budget.left:
             break
         kept.pop()
     if len(kept) < len(candidates):
@@ -292,16 +305,14 @@ def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo)
 
 
 def _comparable_losses(candidates: Sequence[Candidate], budget: _Budget) -> dict[str, float]:
-    """The mean loss of the last half of the steps, plus what a candidate loses by having fewer steps than the fastest.
+    """``Candidate.loss``, plus what a candidate loses by having fewer steps than the fastest.
 
-    The loss is taken to fall by the same amount with every doubling of the steps: the mean fall of the candidates from
-    their second quarter to their last half.
+    The loss is taken to fall by the same amount with every doubling of the steps: the mean ``Candidate.fall``.
     """
-    falls = [each.mean_loss(0.25, 0.5) - each.mean_loss(0.5, 1.0) for each in candidates]
-    per_doubling = max(0.0, statistics.fmean(falls))
+    per_doubling = max(0.0, statistics.fmean(each.fall() for each in candidates))
     planned = {each.variant.name: budget.planned_steps(each) for each in candidates}
     most = max(planned.values())
     return {
-        each.variant.name: each.mean_loss(0.5, 1.0) + per_doubling * math.log2(most / planned[each.variant.name])
+        each.variant.name: each.loss() + per_doubling * math.log2(most / planned[each.variant.name])
         for each in candidates
     }

@@ -164,21 +164,22 @@ def _decay(step: int, steps: int, config: OptimConfig) -> float:
         case "cosine":
             return _cosine(1.0, 0.0, step / steps)
         case "warmup-cosine":
-            length = _warmup_length(steps, config)
+            length = warmup_length(steps, config)
             return _cosine(1.0, 0.0, max(0, step - length) / (steps - length))
         case _:
             return 1.0
 
 
 def _warmup(step: int, steps: int, config: OptimConfig) -> float:
-    length = _warmup_length(steps, config)
+    length = warmup_length(steps, config)
     if step >= length:
         return 1.0
     return config.warmup_start + (1 - config.warmup_start) * step / length
 
 
-def _warmup_length(steps: int, config: OptimConfig) -> int:
-    return min(config.warmup_steps, steps // 10)
+def warmup_length(steps: int, config: OptimConfig) -> int:
+    """The steps of the linear warm-up of a run; 0 for ``one-cycle``, which has its own."""
+    return 0 if config.schedule == "one-cycle" else min(config.warmup_steps, steps // 10)
 
 
 def _one_cycle(step: int, steps: int, final_div_factor: float) -> float:
