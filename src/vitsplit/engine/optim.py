@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vitsplit.bundle import LANGUAGE_MODEL
 from vitsplit.errors import ConfigError
 from vitsplit.model import Head, Model
 from vitsplit.train_config import OptimConfig
-
-_LANGUAGE_MODEL = "decoder.language_model."
 
 # Defaults of torch.optim.lr_scheduler.OneCycleLR.
 ONE_CYCLE_RISE = 0.3
@@ -53,7 +52,7 @@ def parameter_groups(model: Head, config: OptimConfig) -> list[dict[str, Any]]:
     groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable(model).items():
         role = "task_head" if id(parameter) in blocks_above else "base"
-        if name.startswith(_LANGUAGE_MODEL):
+        if name.startswith(LANGUAGE_MODEL):
             role = "language_model"
         peak_lr = config.lr * scales[role]
         above = blocks_above.get(id(parameter))

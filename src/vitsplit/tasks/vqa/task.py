@@ -127,13 +127,11 @@ class VqaTask:
                 f"{folder}: its connector was trained for {trained_with}, not {present}. Train a first stage for this "
                 "language model."
             )
-        present_hash, trained_hash = (
-            each["language_model"]["weights_hash"][:16] for each in (self.describe(), description)
-        )
+        present_hash, trained_hash = (each["language_model"]["weights_hash"] for each in (self.describe(), description))
         if trained_hash != present_hash:
             raise BundleError(
-                f"{folder}: its connector was trained for {trained_with} with weights {trained_hash}, not "
-                f"{present_hash}. Train a first stage for this language model, or use the original one."
+                f"{folder}: its connector was trained for {trained_with} with weights {trained_hash[:16]}, not "
+                f"{present_hash[:16]}. Train a first stage for this language model, or use the original one."
             )
 
     def build_head(self, backbone: Backbone) -> nn.Module:
