@@ -25,7 +25,7 @@ from vitsplit.nn.deformable_attention import Size
 
 
 class TwoBranches(nn.Module):
-    """The modules and their order; subclasses define how the branches exchange features.
+    """The modules and their order, for any exchange of features between the branches.
 
     Batch norm replaces the authors' synchronized batch norm, which data-parallel training inserts.
 
@@ -33,6 +33,7 @@ class TwoBranches(nn.Module):
         trunk: The transformer, with patches of 16 pixels; its prefix tokens and final norm are unused, see
             ``BlockGroups``.
         interaction: Builds the interaction around a group of blocks.
+        geometry: What the interactions need of the shapes: a function of the patch grid, the scales and the device.
         extra_extractors: Number of additional extractors in the last interaction.
         settings: None: those published for its width.
         num_points: Points per head and level of the deformable attention.
@@ -51,6 +52,7 @@ class TwoBranches(nn.Module):
         trunk: Trunk,
         *,
         interaction: Callable[..., nn.Module],
+        geometry: Callable[[Size, tuple[Size, ...], torch.device], Any],
         extra_extractors: int,
         settings: PyramidSettings | None = None,
         num_points: int = 4,
@@ -60,6 +62,7 @@ class TwoBranches(nn.Module):
         super().__init__()
         settings = settings or published_settings(trunk.width)
         self.width = trunk.width
+        self.geometry = geometry
         self.blocks = BlockGroups(trunk, settings.drop_path)
         self.stem = PyramidStem(self.width, stem_channels)
         self.interactions = nn.ModuleList(
@@ -75,10 +78,6 @@ class TwoBranches(nn.Module):
         self.output: nn.Module = PyramidOutput(self.width)
         for part in (self.stem, self.interactions, self.output):
             initialize(part)
-
-    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Any:
-        """What the interactions need of the shapes of the patch grid and the scales."""
-        raise NotImplementedError
 
     def forward(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Maps normalized pixels, with sides divisible by 16, to ``(B, D, h, w)`` at 1/4, 1/8, 1/16 and 1/32.

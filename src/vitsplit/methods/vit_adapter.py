@@ -51,11 +51,9 @@ class ViTAdapter(TwoBranches):
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
-        super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
-
-    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Exchange:
-        """See ``TwoBranches.geometry``."""
-        return Exchange.of(grid, sizes, device)
+        super().__init__(
+            trunk, interaction=Interaction, geometry=Exchange.of, extra_extractors=EXTRA_EXTRACTORS, **settings
+        )
 
 
 class ViTAdapterConfig(AdapterConfig):

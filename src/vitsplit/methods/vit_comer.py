@@ -38,11 +38,14 @@ class ViTCoMer(TwoBranches):
     """
 
     def __init__(self, trunk: Trunk, **settings: Any) -> None:
-        super().__init__(trunk, interaction=Interaction, extra_extractors=EXTRA_EXTRACTORS, **settings)
+        super().__init__(
+            trunk, interaction=Interaction, geometry=between_scales, extra_extractors=EXTRA_EXTRACTORS, **settings
+        )
 
-    def geometry(self, grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Geometry:
-        """See ``TwoBranches.geometry``: between the scales, one of which has the patch grid."""
-        return Geometry.between(sizes, sizes, device)
+
+def between_scales(grid: Size, sizes: tuple[Size, ...], device: torch.device) -> Geometry:
+    """The geometry between the scales, one of which has the patch grid."""
+    return Geometry.between(sizes, sizes, device)
 
 
 class ViTCoMerConfig(AdapterConfig):
