@@ -79,12 +79,12 @@ class SplitHead(nn.Module):
         """The required taps; with the gate, all layers in training, and only those kept in inference."""
         layers = frozenset(self.prior_layers if self.gate is None or train else self.gate.used_layers())
         request = TapRequest(maps=layers) if self.config.tap_norm else TapRequest(raw_maps=layers)
+        if not self._reads_base:
+            return request
         if self.task_head is not None:
             return request | TapRequest(tokens=frozenset({self.task_head.depth}))
-        if self.config.task_head or self.prior_head is None or self._is_residual:
-            last = frozenset({self.last_layer})
-            return request | (TapRequest(maps=last) if self._norms_last_layer else TapRequest(raw_maps=last))
-        return request
+        last = frozenset({self.last_layer})
+        return request | (TapRequest(maps=last) if self._norms_last_layer else TapRequest(raw_maps=last))
 
     def parts(self) -> dict[str, list[nn.Module | None]]:
         """The trainable modules by part, for counting parameters."""
@@ -109,16 +109,13 @@ class SplitHead(nn.Module):
         maps: list[Tensor] = []
         if self.prior_head is not None:
             maps.append(self.prior_head(self._read(taps)))
-        if self.task_head is not None:
-            maps.append(self.task_head(taps))
-        elif self.config.task_head or not maps:
-            maps.append(self._last_layer_map(taps))
+        base_BDhw = self._base_map(taps) if self._reads_base else None
+        if base_BDhw is not None and self._fuses_base:
+            maps.append(base_BDhw)
         if self.fusion is None:
             return maps[0] if len(maps) == 1 else maps[0] + maps[1]
-        if not self._is_residual:
-            return self.fusion(maps)
-        has_task_map = self.config.task_head or self.prior_head is None
-        return (maps[-1] if has_task_map else self._last_layer_map(taps)) + self.fusion(maps)
+        fused_BDhw: Tensor = self.fusion(maps)
+        return base_BDhw + fused_BDhw if base_BDhw is not None and self._is_residual else fused_BDhw
 
     def trained_maps(self, taps: LayerTaps, num_layers: int, *, normed: bool) -> tuple[int, list[tuple[str, Tensor]]]:
         """The number of frozen layers before the trained modules, and the labeled maps of these modules.
@@ -143,11 +140,23 @@ class SplitHead(nn.Module):
         return self.fusion is not None and self.config.fusion_form == "residual"
 
     @property
+    def _fuses_base(self) -> bool:
+        """Whether the task map (or in its place the map of the frozen last layer) is an input of the fusion net."""
+        return self.config.task_head or self.prior_head is None
+
+    @property
+    def _reads_base(self) -> bool:
+        return self._fuses_base or self._is_residual
+
+    @property
     def _norms_last_layer(self) -> bool:
         """Whether the map of the frozen last layer has the final norm: as a task map, always."""
         return self.config.task_head or self.config.tap_norm
 
-    def _last_layer_map(self, taps: LayerTaps) -> Tensor:
+    def _base_map(self, taps: LayerTaps) -> Tensor:
+        """The task map; without copied blocks, the map of the frozen last layer."""
+        if self.task_head is not None:
+            return self.task_head(taps)
         return (taps.maps if self._norms_last_layer else taps.raw_maps)[self.last_layer]
 
     def _read(self, taps: LayerTaps) -> list[Tensor]:
