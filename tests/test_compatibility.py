@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import vitsplit
 from earlier import FIXTURES, TIME, restored, said, samples
+from vitsplit.errors import BundleError
 
 BUNDLES = sorted(folder.name for folder in (FIXTURES / "bundles").iterdir())
 STOPPED = sorted(folder.name for folder in (FIXTURES / "stopped").iterdir())
@@ -174,6 +176,17 @@ def test_a_command_ends_well(command: str, dense: list[str]) -> None:
         [{"RUN": dense[0], "OTHER": dense[1], "DATA": "data"}.get(word, word) for word in command.split()]
     )
     assert status == 0 and text
+
+
+def test_a_tensor_under_its_former_name_too_is_refused(tmp_path: Path) -> None:
+    """Otherwise the order in the file would decide which of the two is loaded."""
+    folder = restored("bundles/lora", tmp_path)
+    state = load_file(folder / "head.safetensors")
+    former = next(name for name in state if name.startswith("head.trunk.model.blocks."))
+    current = former.replace("head.trunk.model.blocks.", "head.task_head.blocks.")
+    save_file({**state, current: state[former] + 1}, folder / "head.safetensors")
+    with pytest.raises(BundleError, match=re.escape(current)):
+        loaded(folder)
 
 
 def is_known(flag: str, words: list[str]) -> bool:

@@ -335,11 +335,13 @@ def check_header(path: str | Path, model: Head, *, without: str | None = None) -
     file = find_bundle(path) / WEIGHTS
     found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
     expected = model.trainable_state()
+    twice = found.keys() & {current for name in found if (current := model.current_name(name)) != name}
     found = {model.current_name(name): value for name, value in found.items()}
     # Tensors that an earlier version did not have are added when the weights are loaded.
     known = model.upgraded({name: torch.empty(shape, device="meta") for name, (_, shape) in found.items()})
     missing = expected.keys() - known.keys()
     wrong = [f"missing: {_name_list(missing)}"] * bool(missing)
+    wrong += [f"also under a former name: {_name_list(twice)}"] * bool(twice)
     wrong += [f"unexpected: {_name_list(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
     for name in sorted(expected.keys() & found.keys()):
         (kind, shape), tensor = found[name], expected[name]
