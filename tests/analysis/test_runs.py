@@ -194,5 +194,7 @@ def test_the_cheapest_head_within_the_error_is_named(tmp_path):
 
     # The standard error of c is 0.05: b is within it, and a is not.
     text = described({"a": (0.40, 0.40), "b": (0.57, 0.57), "c": (0.55, 0.65)})
-    assert text.startswith("c ") and "60.00" in text and "3.0 G" in text and "of b" in text and "2.0 G" in text
+    assert (
+        text.startswith("c ") and "60.00" in text and "costs 3 G" in text and "of b" in text and "behind, 2 G." in text
+    )
     assert "No cheaper head" in described({"a": (0.40, 0.40), "b": (0.50, 0.50), "c": (0.60, 0.60)})

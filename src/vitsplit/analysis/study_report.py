@@ -63,7 +63,7 @@ def write_study(
         page.text(
             "Points are means over seeds, bars standard deviations, and crosses runs. Parameters are trainable "
             "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone, "
-            "and those of one more head on a shared pass, which runs only the blocks that are not shared. "
+            "and under 'head' those of one more head on a shared pass, which runs only the blocks that are not shared. "
             "Seconds are the wall time of training steps, which is not meaningful for parallel runs or on a busy "
             "machine.",
             soft=True,
@@ -74,27 +74,31 @@ def write_study(
 
 
 def describe_cost(rows: Sequence[Row]) -> str:
-    """The best variant, and the cheapest head within a standard error of its mean score, or within 2 percent."""
+    """The best variant, and the cheapest head at most a standard error of the difference, or 2 percent, behind."""
     best = _best_row(rows)
-    errors = [(row.spread or 0.0) / math.sqrt(len(row.scores)) for row in rows]
-    tolerance = max(max(errors), 0.02 * abs(best.mean))
-    near = [row for row in rows if row is best or row.mean >= best.mean - tolerance]
-    cheapest = min(near, key=lambda row: row.cost.head_gmacs)
+
+    def error(row: Row) -> float:
+        return (row.spread or 0.0) / math.sqrt(len(row.scores))
+
+    def is_near(row: Row) -> bool:
+        return best.mean - row.mean <= max(math.hypot(error(best), error(row)), 0.02 * abs(best.mean))
+
+    cheapest = min((row for row in rows if row is best or is_near(row)), key=lambda row: row.cost.head_gmacs)
     text = (
         f"{best.variant.label} has the best mean, {best.mean * _scale(best):.2f}; one more head of it costs "
-        f"{best.cost.head_gmacs:.1f} G multiply-adds on a shared pass"
+        f"{best.cost.head_gmacs:.3g} G multiply-adds on a shared pass"
     )
     if cheapest is best:
-        return f"{text}. No cheaper head comes within {tolerance * _scale(best):.2f} of it."
+        return f"{text}. No cheaper head comes within a standard error of it, or within 2 %."
+    behind = (best.mean - cheapest.mean) * _scale(best)
     return (
-        f"{text}, one more of {cheapest.variant.label}, which is at most {tolerance * _scale(best):.2f} behind, "
-        f"{cheapest.cost.head_gmacs:.1f} G."
+        f"{text}, one more of {cheapest.variant.label}, which is {behind:.2f} behind, {cheapest.cost.head_gmacs:.3g} G."
     )
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of variants."""
-    head = ["", "mean", "spread", "trained, M", "GMACs", "one more head", "seconds", "by seed"]
+    head = ["", "mean", "spread", "trained, M", "GMACs", "head", "seconds", "by seed"]
     cells = []
     for row in rows:
         scale = _scale(row)
@@ -102,7 +106,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         by_seed = " / ".join(f"{score * scale:.2f}" for score in row.scores) or "not finished"
         mean = f"{row.mean * scale:.2f}" if row.scores else ""
         seconds = f"{row.seconds:.0f}" if row.scores else ""
-        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", f"{row.cost.head_gmacs:.1f}"]
+        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", f"{row.cost.head_gmacs:.3g}"]
         cells.append([row.variant.label, mean, spread, *cost, seconds, by_seed])
     score = next((_score_name(row) for row in rows if row.scores), "score")
     return [score, *head[1:]], cells
