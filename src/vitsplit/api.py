@@ -156,7 +156,13 @@ def _train(
     with RunFolder.open(run_path, resume=resume) as run, log_to(run, Console(), main=main):
         if main and not run.holds_run:
             run.write_start(config_to_dict(config))
-        if layers == "auto" or max_minutes is not None:
+        chooses = layers == "auto" or max_minutes is not None
+        if not chooses and not run.holds_run and run.search.exists():
+            raise ConfigError(
+                f"{run_path}: the run was stopped while it chose its layers or steps. Give --layers auto or "
+                "--max-minutes again, as before, or another --out."
+            )
+        if chooses:
             if run.holds_run:
                 config = with_choice_of(run, config, layers=layers == "auto", steps=max_minutes is not None)
             else:

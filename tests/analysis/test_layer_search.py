@@ -1,5 +1,6 @@
 """``--layers auto`` and ``--max-minutes``: on learning curves that are known, and on real runs."""
 
+import importlib.util
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.analysis import layer_search
+from vitsplit.analysis import layer_search, short_runs
 from vitsplit.analysis.layer_search import FIRST_STEPS, Candidate, Part, candidates, search, steps_for, variants
 from vitsplit.analysis.variants import Variant
 from vitsplit.engine.override import override
@@ -92,11 +93,11 @@ def test_the_limit_on_one_more_head(tmp_path):
         known(tmp_path, curves, max_head_gmacs=0.5)
 
 
-def test_the_steps_of_a_time_with_and_without_cached_features(tmp_path):
-    part = Part(losses=[1.0] * 10, seconds=[2.0] * 10)
-    plain = Candidate(Variant(name="a", settings={}), CONFIG, 1.0, 1.0, tmp_path, part)
+def test_the_steps_of_a_time_with_and_without_cached_features():
+    plain = Part(losses=[1.0] * 10, seconds=[2.0] * 10)
     assert steps_for(plain, 100.0, first_views=40) == 10 + 50
-    plain.part = Part(losses=[1.0] * 10, seconds=[2.0] * 10, backbone_seconds=1.0)
+    assert steps_for(plain, -3.0, first_views=40) == 10
+    plain = Part(losses=[1.0] * 10, seconds=[2.0] * 10, backbone_seconds=1.0)
     # 30 more steps compute their features (60 s); the others take a second each.
     assert steps_for(plain, 100.0, first_views=40) == 10 + 30 + 40
     assert steps_for(plain, 50.0, first_views=40) == 10 + 25
@@ -183,6 +184,54 @@ def test_a_search_that_is_killed_starts_again(scenes, tmp_path):
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -9
     result = vitsplit.train(data=scenes, out=tmp_path / "run", layers="auto", resume=True, **{**SEARCHED, "steps": 3})
     assert result.stopped_by is None and (tmp_path / "run" / "best" / "head.json").exists()
+
+
+@pytest.mark.parametrize("auto", [False, True], ids=["minutes", "minutes-and-layers"])
+def test_several_heads_have_steps_by_time_and_layers_of_their_own(scenes, tmp_path, auto):
+    settings = {name: value for name, value in SEARCHED.items() if name not in ("steps", "eval_every")}
+    out, data = tmp_path / "run", {"rooms": ("segmentation", scenes), "depth": scenes}
+    options = {"max_minutes": 0.05} | ({"layers": "auto"} if auto else {})
+    vitsplit.train(data=data, out=out, **options, **{**settings, "image_scale": (64, 48)})
+    config = config_from_dict(json.loads((out / "config.json").read_text()), "config.json")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row][-1] == config.loop.steps >= FIRST_STEPS
+    assert (out / "layers.json").exists() == auto
+    if auto:
+        assert json.loads((out / "layers.json").read_text()).keys() == {"rooms", "depth"}
+
+
+def test_what_cannot_be_built_is_not_compared(scenes, tmp_path, monkeypatch, caplog):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    names = [each.variant.name for each in candidates(CONFIG, 12, tmp_path, 7)]
+    assert names == ["kt3-full", "kt6-full", "kt12-full", "kt9-full", "kt0"] and "vitsplit[lora]" in caplog.text
+    lora = override(CONFIG, {"tune_blocks": "lora"})
+    with pytest.raises(ConfigError, match=r"vitsplit\[lora\]"):
+        candidates(lora, 12, tmp_path, 7)
+
+
+def test_a_stopped_choice_is_not_resumed_without_its_flags(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(short_runs, "search", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        vitsplit.train(data=scenes, out=tmp_path / "run", layers="auto", **SEARCHED)
+    with pytest.raises(ConfigError, match="--layers auto"):
+        vitsplit.train(data=scenes, out=tmp_path / "run", resume=True, **SEARCHED)
+
+
+def test_a_kill_after_the_choice_can_be_resumed(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(short_runs, "_adopt", interrupt)
+        patch.setattr(layer_search, "FIRST_STEPS", 2)
+        with pytest.raises(KeyboardInterrupt):
+            vitsplit.train(data=scenes, out=out, layers="auto", max_head_gmacs=0.06, **SEARCHED)
+    assert (out / "layers.json").exists() and not (out / "config.json").exists()
+    vitsplit.train(data=scenes, out=out, layers="auto", resume=True, **{**SEARCHED, "steps": 3})
+    assert vitsplit.load(out)["segmentation"].card.choice["chosen"] == "kt2-full"
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def test_minutes_set_the_number_of_steps(scenes, tmp_path):

@@ -50,6 +50,11 @@ class Part:
     seconds: Sequence[float]
     backbone_seconds: float = 0.0
 
+    @property
+    def step_seconds(self) -> float:
+        """The median time of a step, without the first ones, which include warm-up."""
+        return statistics.median(self.seconds[len(self.seconds) // 4 :])
+
 
 TrainTo = Callable[[TrainConfig, Path, int], Part]
 """Trains a configuration in a run folder up to a number of steps, and resumes it if the folder holds the run."""
@@ -79,11 +84,6 @@ class Candidate:
     def steps(self) -> int:
         """The number of steps so far."""
         return len(self.part.losses)
-
-    @property
-    def step_seconds(self) -> float:
-        """The median time of a step, without the first ones, which include warm-up."""
-        return statistics.median(self.part.seconds[len(self.part.seconds) // 4 :])
 
     @property
     def warmup(self) -> int:
@@ -116,22 +116,29 @@ class Choice:
 
 
 def candidates(config: TrainConfig, num_layers: int, folder: Path, num_classes: int | None) -> list[Candidate]:
-    """The candidates for a single head, see ``variants``.
+    """The candidates for a single head, see ``variants``. Those that the backbone does not support are logged.
 
     Args:
         config: The configuration.
         num_layers: L.
         folder: Folder for their runs.
         num_classes: K, for the cost; None: that of the configuration's data set.
+
+    Raises:
+        ConfigError: The configuration itself is invalid.
     """
-    return [candidate(config, each, folder, num_classes) for each in variants(config, num_layers)]
-
-
-def candidate(config: TrainConfig, variant: Variant, folder: Path, num_classes: int | None) -> Candidate:
-    """A candidate; arguments as in ``candidates``."""
-    changed = override(config, variant.settings)
-    cost = step_gmacs(changed, changed.task.crop_size, num_classes=num_classes)
-    return Candidate(variant, changed, cost["trained"], cost["step"], folder / variant.name)
+    found: list[Candidate] = []
+    for variant in variants(config, num_layers):
+        changed = override(config, variant.settings)
+        try:
+            cost = step_gmacs(changed, changed.task.crop_size, num_classes=num_classes)
+        except ConfigError as error:
+            if not found:  # the configuration itself, which comes first
+                raise
+            logger.warning("layers auto: %s is not compared: %s", variant.label, error)
+            continue
+        found.append(Candidate(variant, changed, cost["trained"], cost["step"], folder / variant.name))
+    return found
 
 
 def variants(config: TrainConfig, num_layers: int) -> list[Variant]:
@@ -139,8 +146,13 @@ def variants(config: TrainConfig, num_layers: int) -> list[Variant]:
 
     K_t from 0 to L in the form of the configuration; the other tuning of the copied blocks at its own K_t; and low-rank
     updates of all blocks alone (LoRA).
+
+    Raises:
+        ConfigError: The method has no tuned blocks.
     """
     split = split_settings(config.method, "--layers auto")
+    if not split.task_head:
+        raise ConfigError("--layers auto chooses the blocks of the task head: omit --no-task-head, or --layers auto.")
     own = {"num_tuned_layers": min(split.num_tuned_layers, num_layers)}
     quarters = [max(1, round(share * num_layers)) for share in (0.5, 1.0, 0.75, 0.25)]
     other = {**own, "tune_blocks": "full" if split.tune_blocks == "lora" else "lora"}
@@ -209,36 +221,42 @@ def search(
                 "name": each.variant.name,
                 "settings": dict(each.variant.settings),
                 "steps": each.steps,
-                "step_seconds": round(each.step_seconds, 4) if each.steps else None,
+                "step_seconds": round(each.part.step_seconds, 4) if each.steps else None,
                 "head_gmacs": round(each.head_gmacs, 3),
             }
             for each in allowed
         ],
     }
     logger.info(
-        "layers auto: %s, which costs %.2f G multiply-adds per image on a shared pass (K_t = 0: %.2f G)%s",
+        "layers auto: %s, which costs %.2f G multiply-adds per image on a shared pass (K_t = 0: %.2f G)",
         winner.variant.label,
         winner.head_gmacs,
         min(each.head_gmacs for each in everyone),
-        "" if rounds else "; the time does not allow a comparison",
     )
+    if len(allowed) > 1 and not rounds:
+        logger.warning(
+            "layers auto: a fifth of the run is too short for a comparison (two candidates, %d steps each), so the "
+            "first candidate is used. Increase --max-minutes or --steps.",
+            first,
+        )
     return Choice(settings=winner.variant.settings, winner=winner, evidence=evidence)
 
 
-def steps_for(candidate: Candidate, seconds: float, first_views: int) -> int:
-    """The number of steps, including those so far, that fit in the remaining time.
+def steps_for(part: Part, seconds: float, first_views: int) -> int:
+    """The number of steps of a run, including those of its beginning, that fit in the remaining time.
 
     Args:
-        candidate: The candidate, with some steps.
+        part: The beginning of the run.
         seconds: The remaining time.
         first_views: Number of first steps whose features are not cached yet; ignored without a cache.
     """
-    each = candidate.step_seconds
-    uncached = max(0, first_views - candidate.steps) if candidate.part.backbone_seconds else 0
-    if seconds <= uncached * each:
-        return candidate.steps + int(seconds / each)
-    later = max(each - candidate.part.backbone_seconds, each / 10)
-    return candidate.steps + uncached + int((seconds - uncached * each) / later)
+    done, each = len(part.losses), part.step_seconds
+    left = max(0.0, seconds)
+    uncached = max(0, first_views - done) if part.backbone_seconds else 0
+    if left <= uncached * each:
+        return done + int(left / each)
+    later = max(each - part.backbone_seconds, each / 10)
+    return done + uncached + int((left - uncached * each) / later)
 
 
 class _Budget:
@@ -252,7 +270,6 @@ class _Budget:
     def __init__(self, steps: int, seconds: float | None) -> None:
         self.steps = steps
         self.seconds = seconds
-        self.began = time.perf_counter()
         self.left = SHARE * (steps if seconds is None else seconds)
         self._reference: Candidate | None = None
 
@@ -262,10 +279,10 @@ class _Budget:
         if self.seconds is None:
             return steps
         if candidate.steps:
-            return steps * candidate.step_seconds
+            return steps * candidate.part.step_seconds
         reference = self._reference
         assert reference is not None, "the first candidate has been trained"
-        return steps * reference.step_seconds * candidate.step_gmacs / reference.step_gmacs
+        return steps * reference.part.step_seconds * candidate.step_gmacs / reference.step_gmacs
 
     def allows(self, candidates: Sequence[Candidate], target: int) -> bool:
         """Whether all candidates can be trained up to a step."""
@@ -281,7 +298,7 @@ class _Budget:
 
     def planned_steps(self, candidate: Candidate) -> float:
         """The steps that a candidate will have at the end."""
-        return self.steps if self.seconds is None else self.seconds * (1 - SHARE) / candidate.step_seconds
+        return self.steps if self.seconds is None else self.seconds * (1 - SHARE) / candidate.part.step_seconds
 
 
 def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo, first: int) -> list[Candidate]:

@@ -16,8 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from vitsplit.analysis.auto_layers import check_choice
-from vitsplit.analysis.layer_search import Choice, Part, TrainTo, candidate, candidates, search, steps_for
-from vitsplit.analysis.variants import Variant
+from vitsplit.analysis.layer_search import FIRST_STEPS, Choice, Part, TrainTo, candidates, search, steps_for
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.assemble import assemble, open_tasks
@@ -48,7 +47,7 @@ def begin_run(
 ) -> TrainConfig:
     """Chooses the layers of a new run, its number of steps, or both, and leaves the run begun in its folder.
 
-    With several heads the layers of each are chosen in runs of its own, which are not continued.
+    The layers of heads that share a crop are chosen in runs of each head, which are not continued.
 
     Args:
         config: The configuration.
@@ -63,15 +62,21 @@ def begin_run(
         The configuration of the run. The choice is in ``layers.json`` in its folder.
 
     Raises:
-        ConfigError: There are several processes, or no candidate is within the limit.
+        ConfigError: There are several processes, the time is not positive, or no candidate is within the limit.
         SystemExit: A signal was received.
     """
     if process_state().num_processes > 1:
         flag = "--layers auto" if choose_layers else "--max-minutes"
-        raise ConfigError(f"{flag} measures in one process. Start one, and give the others the flags that it chooses.")
+        raise ConfigError(
+            f"{flag} measures in one process. Run it in one process first, and give its --num-tuned-layers, "
+            "--tune-blocks and --steps (config.json has them) to the run in several."
+        )
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise ConfigError(f"--max-minutes must be above 0, not {max_minutes:g}.")
     began, seconds = time.perf_counter(), None if max_minutes is None else 60 * max_minutes
-    folder, several = run.search, len(config.heads) > 1
+    folder = run.search
     shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+    folder.mkdir()
     backbones = _Backbones()
     choices: dict[str, Choice] = {}
     for name in config.heads if choose_layers else ():
@@ -87,21 +92,21 @@ def begin_run(
             max_head_gmacs=max_head_gmacs,
         )
     config = override(config, {name: choice.settings for name, choice in choices.items()})
-    begun = next(iter(choices.values())).winner if choices and not several else None
-    if seconds is not None:
-        backbone = backbones.open(config)
-        if begun is None:
-            begun = candidate(config, Variant(name="run", settings={}), folder, None)
-            search([begun], _train_to(data, backbone), steps=config.loop.steps, seconds=seconds)
-        left = seconds - (time.perf_counter() - began)
-        steps = steps_for(begun, left, _first_views(config, data))
-        logger.info("--max-minutes %g: %d steps of %.2f s", max_minutes, steps, begun.step_seconds)
-        config = override(config, {"steps": max(steps, begun.steps)})
-    if begun is not None and begun.steps:
-        _adopt(begun.folder, run, config)
-    shutil.rmtree(folder, ignore_errors=True)
     if choices:
         run.write_choice({name: dict(choice.evidence) for name, choice in choices.items()})
+    begun, part = folder / "run", None
+    if choices and config.geometry is None:
+        (choice,) = choices.values()
+        begun, part = choice.winner.folder, choice.winner.part if choice.winner.steps else None
+    if seconds is not None:
+        part = part or _train_to(data, backbones.open(config))(config, begun, FIRST_STEPS)
+        left = seconds - (time.perf_counter() - began)
+        steps = steps_for(part, left, _first_views(config, data))
+        logger.info("--max-minutes %g: %d steps of %.2f s", max_minutes, steps, part.step_seconds)
+        config = override(config, {"steps": steps})
+    if part is not None:
+        _adopt(begun, run, config)
+    shutil.rmtree(folder, ignore_errors=True)
     return config
 
 
@@ -130,6 +135,7 @@ def _train_to(data: Data, backbone: Backbone) -> TrainTo:
             trainer = Trainer(config, tasks=assembly.tasks, backbone=backbone, model=assembly.model)
             result = trainer.fit(run, assembly.save_bundle, resume=resume, console=console, pause_after=steps)
             if result.stopped_by is not None:
+                logger.warning("stopped by %s: the same command with --resume starts again", result.stopped_by)
                 raise SystemExit(EXIT_STATUS[result.stopped_by])
             rows = [row for row in run.read_metrics() if "loss" in row]
         seconds = [0.0, *(row["seconds"] for row in rows)]
@@ -161,7 +167,8 @@ def _adopt(folder: Path, run: RunFolder, config: TrainConfig) -> None:
     """
     run.write_config(config_to_dict(config))
     begun = RunFolder(folder)
-    for path in (begun.metrics_file, begun.data_file, begun.environment_file, begun.last, begun.tensorboard):
+    bundles = (begun.best, begun.last)
+    for path in (begun.metrics_file, begun.data_file, begun.environment_file, *bundles, begun.tensorboard):
         if path.exists():
             path.replace(run.path / path.name)
     begun.checkpoints.replace(run.checkpoints)

@@ -124,8 +124,8 @@ class RunFolder:
         # Files of a run that failed or was killed before it wrote its configuration.
         early = {self.log_file, self.path / LOCK, self.start_file}
         if self.start_file.exists():
-            early |= {self.data_file, self.search}
-        written = (self.config_file, self.start_file, self.data_file)
+            early |= {self.data_file, self.choice_file, self.search}
+        written = (self.config_file, self.start_file, self.data_file, self.choice_file)
         others = [
             item
             for item in sorted(self.path.iterdir())
