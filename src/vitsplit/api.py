@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from vitsplit.analysis.auto_layers import with_choice_of
-from vitsplit.analysis.short_runs import begin_run
+from vitsplit.analysis.short_runs import begin_run, with_choice_of
 from vitsplit.atomic_files import write_json
 from vitsplit.config import Precision
 from vitsplit.engine.assemble import assemble

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from vitsplit.analysis.auto_layers import check_choice
 from vitsplit.analysis.layer_search import FIRST_STEPS, Choice, Part, TrainTo, candidates, search, steps_for
+from vitsplit.analysis.training_similarity import Folders, check_choice
 from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.assemble import assemble, open_tasks
@@ -25,20 +25,17 @@ from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.trainer import EXIT_STATUS, Trainer
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.model import backbone_settings
-from vitsplit.saved_config import config_to_dict
+from vitsplit.saved_config import config_to_dict, upgraded_config
 from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-Data = Mapping[str, str | Path]
-"""Name of each head to its data set."""
-
 
 def begin_run(
     config: TrainConfig,
-    data: Data,
+    data: Folders,
     run: RunFolder,
     *,
     choose_layers: bool,
@@ -110,6 +107,22 @@ def begin_run(
     return config
 
 
+def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:
+    """The configuration with the layers, or the number of steps, chosen at the start of a run, for resuming it.
+
+    Raises:
+        RunError: The run's configuration cannot be read, or has other heads.
+    """
+    (first, *_) = config.heads.values()
+    saved = upgraded_config(run.read_config(), first.task.name)
+    try:
+        if layers:
+            config = override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
+        return override(config, {"steps": saved["loop"]["steps"]}) if steps else config
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.config_file} has other heads ({error}). Give another --out, or omit --resume.") from error
+
+
 class _Backbones:
     """The last opened backbone."""
 
@@ -123,7 +136,7 @@ class _Backbones:
         return self._opened[1]
 
 
-def _train_to(data: Data, backbone: Backbone) -> TrainTo:
+def _train_to(data: Folders, backbone: Backbone) -> TrainTo:
     """See ``TrainTo``; all runs use one backbone."""
 
     def train_to(config: TrainConfig, folder: Path, steps: int) -> Part:
@@ -175,13 +188,19 @@ def _adopt(folder: Path, run: RunFolder, config: TrainConfig) -> None:
     run.holds_run = True
 
 
-def _num_classes(config: TrainConfig, data: Data) -> int | None:
+def _num_classes(config: TrainConfig, data: Folders) -> int | None:
     (task,) = open_tasks(config, data).values()
     classes = task.describe().get("classes")
     return None if classes is None else len(classes)
 
 
-def _first_views(config: TrainConfig, data: Data) -> int:
+def _first_views(config: TrainConfig, data: Folders) -> int:
     """The number of steps until the features of all views are cached."""
     samples = len(RunTasks(config, open_tasks(config, data)).train_data())
     return math.ceil(samples * config.loop.cache_features / config.loop.batch_size)
+
+
+def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("num_tuned_layers", "tune_blocks", "prior_head", "fusion", "selection", "prior_layers", "num_prior_layers")
+    # Earlier versions had no low-rank updates.
+    return {name: config["method"][name] for name in names if name != "tune_blocks" or name in config["method"]}

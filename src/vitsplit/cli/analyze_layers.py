@@ -56,11 +56,11 @@ def layers(
     from rich.console import Console
     from rich.table import Table
 
-    from vitsplit.analysis.auto_layers import check_choice
     from vitsplit.analysis.cka import compare_layers
     from vitsplit.analysis.images import batches_to_compare, read_batch
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
+    from vitsplit.analysis.training_similarity import check_choice
     from vitsplit.backbone import open_backbone
     from vitsplit.bundle import find_bundle, read_card
     from vitsplit.engine.override import override

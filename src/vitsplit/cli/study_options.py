@@ -142,10 +142,10 @@ def _with_own_settings(variant: Variant, config: TrainConfig, flags: Sequence[st
 def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVariants) -> int:
     from vitsplit import api
     from vitsplit.analysis.advice import least_alike_layers
-    from vitsplit.analysis.auto_layers import cached_similarity
     from vitsplit.analysis.runs import plan, run_trials
     from vitsplit.analysis.study import Costs, rows
     from vitsplit.analysis.study_report import write_study
+    from vitsplit.analysis.training_similarity import cached_similarity
     from vitsplit.analysis.variants import check_variants
     from vitsplit.backbone import open_backbone
     from vitsplit.tasks import open_task

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from small_run import SMALL_RUN
-from vitsplit.analysis import auto_layers
-from vitsplit.analysis.auto_layers import cached_similarity, training_images, training_similarity
+from vitsplit.analysis import training_similarity as similarity_module
 from vitsplit.analysis.cka import Similarity
+from vitsplit.analysis.training_similarity import cached_similarity, training_images, training_similarity
 from vitsplit.backbone import load_backbone
 from vitsplit.engine.override import override
 from vitsplit.engine.run_tasks import RunTasks
@@ -39,7 +39,7 @@ def test_the_training_images_are_looked_at_each_once(scenes):
 def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, monkeypatch):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
-    monkeypatch.setattr(auto_layers, "open_backbone", lambda _: backbone)
+    monkeypatch.setattr(similarity_module, "open_backbone", lambda _: backbone)
     found = cached_similarity(config, scenes, tmp_path / "cka.json")
     (batch,) = training_images(RunTasks(config, {"segmentation": open_task(config.task, scenes)}), 64)
     pixels = (batch / 255 - 0.5) / 0.5
@@ -48,7 +48,7 @@ def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, mo
     x, y = (maps[layer].flatten(1).double() for layer in (2, 9))
     k, m = x @ x.T, y @ y.T
     assert found.cka_MM[2, 9] == pytest.approx(unbiased_cka(k.numpy(), m.numpy()), abs=1e-4)
-    monkeypatch.setattr(auto_layers, "open_backbone", None)
+    monkeypatch.setattr(similarity_module, "open_backbone", None)
     assert (cached_similarity(config, scenes, tmp_path / "cka.json").cka_MM == found.cka_MM).all()
 
 
@@ -77,10 +77,10 @@ def test_too_few_images(scenes):
      {"images": 0}, {"images": "20"}, {"images": True}, None],
 )  # fmt: skip
 def test_a_remembered_comparison_that_is_none_is_named(scenes, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(auto_layers, "training_similarity", lambda *_, **__: blocks())
+    monkeypatch.setattr(similarity_module, "training_similarity", lambda *_, **__: blocks())
     config, file = override(recipe("laptop-segmentation"), SMALL_RUN), tmp_path / "similarity.json"
     found = cached_similarity(config, scenes, file)
-    monkeypatch.setattr(auto_layers, "training_similarity", None)
+    monkeypatch.setattr(similarity_module, "training_similarity", None)
     assert np.array_equal(cached_similarity(config, scenes, file).cka_MM, found.cka_MM)
     saved = json.loads(file.read_text())
     file.write_text("{" if change is None else json.dumps(saved | change))

@@ -1,4 +1,4 @@
-"""The similarity of layers on training images, and the choice of ``--layers auto`` in a resumed run.
+"""The similarity of layers on training images.
 
 Shapes: B batch, L layers, H W pixels.
 """
@@ -20,15 +20,12 @@ from vitsplit.atomic_files import write_json
 from vitsplit.backbone import open_backbone
 from vitsplit.config import to_dict
 from vitsplit.engine.assemble import open_tasks
-from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_data import OwnAugmentation
-from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.errors import ConfigError, DataError, RunError
 from vitsplit.files import read_json, real_number, whole_number
 from vitsplit.methods.split.config import SplitConfig, split_settings
-from vitsplit.saved_config import upgraded_config
 from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -40,22 +37,6 @@ _AGAIN = "Delete it to compute it again."
 
 Folders = Mapping[str, str | Path]
 """Name of each head to its data set."""
-
-
-def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:
-    """The configuration with the layers, or the number of steps, chosen at the start of a run, for resuming it.
-
-    Raises:
-        RunError: The run's configuration cannot be read, or has other heads.
-    """
-    (first, *_) = config.heads.values()
-    saved = upgraded_config(run.read_config(), first.task.name)
-    try:
-        if layers:
-            config = override(config, {name: _choice_in(saved["heads"][name]) for name in config.heads})
-        return override(config, {"steps": saved["loop"]["steps"]}) if steps else config
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{run.config_file} has other heads ({error}). Give another --out, or omit --resume.") from error
 
 
 def training_similarity(config: TrainConfig, data: Folders, *, most_images: int = MOST_IMAGES) -> Similarity:
@@ -128,12 +109,6 @@ def _similarities(value: Any, file: Path) -> NDArray[np.float64]:
         [real_number(each, f"{file}: cka", -0.01, 1.01, error=RunError, advice=_AGAIN) for each in row] for row in rows
     ]
     return np.array(numbers)
-
-
-def _choice_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("num_tuned_layers", "tune_blocks", "prior_head", "fusion", "selection", "prior_layers", "num_prior_layers")
-    # Earlier versions had no low-rank updates.
-    return {name: config["method"][name] for name in names if name != "tune_blocks" or name in config["method"]}
 
 
 def _reads_normed(config: TrainConfig) -> bool:
