@@ -42,6 +42,14 @@ def test_the_decoder_is_the_release_written_out():
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_constant_map_has_the_grid_of_the_patches_unless_upsampling_is_smooth(smooth):
+    torch.manual_seed(0)
+    decoder = SegmentationDecoder(64, 5, smooth_upsampling=smooth).eval()
+    logits_BKhw = decoder(torch.randn(1, 64, 1, 1).expand(1, 64, 3, 4))[..., 3:-3, 3:-3]  # without the borders
+    assert (logits_BKhw.std(dim=(2, 3)).max() < 1e-5) == smooth
+
+
 def test_group_norm_makes_images_independent_and_batch_norm_does_not():
     torch.manual_seed(0)
     fused_BDhw = torch.randn(2, 64, 4, 4)

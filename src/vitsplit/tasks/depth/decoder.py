@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitsplit.nn.pointwise import Doubling, NormedPointwise, smooth
+from vitsplit.nn.pointwise import Doubling, NormedPointwise
 from vitsplit.precision import autocast
 from vitsplit.tasks.depth.config import DepthConfig
 
@@ -42,28 +42,23 @@ class DepthDecoder(nn.Module):
 
     def __init__(self, width: int, config: DepthConfig, start_depth: float) -> None:
         super().__init__()
-        self.up1 = Doubling(width, width // 2)
+        self.up1 = Doubling(width, width // 2, smoothed=config.smooth_upsampling)
         self.norm1 = nn.GroupNorm(GROUPS, width // 2)
-        self.up2 = Doubling(width // 2, CHANNELS)
+        self.up2 = Doubling(width // 2, CHANNELS, smoothed=config.smooth_upsampling)
         self.norm2 = nn.GroupNorm(GROUPS, CHANNELS)
         batch = config.decoder_norm == "batch"
         self.last_norm: nn.Module = nn.BatchNorm2d(CHANNELS) if batch else nn.GroupNorm(GROUPS, CHANNELS)
         self.regress = nn.Conv2d(CHANNELS, 1, kernel_size=3, padding=1)
         init_bias(self.regress, config, start_depth)
         self.meters = Meters(config)
-        self.smooth_upsampling = config.smooth_upsampling
 
     def forward(self, fused_BDhw: Tensor) -> Tensor:
         """``fused_BDhw`` to meters, (B, 1, 4h, 4w) float32."""
-        x = F.gelu(self.norm1(self._double(self.up1, fused_BDhw)))
-        x = F.gelu(self.norm2(self._double(self.up2, x)))
+        x = F.gelu(self.norm1(self.up1(fused_BDhw)))
+        x = F.gelu(self.norm2(self.up2(x)))
         # bf16 has a resolution of 3 cm at 4 m.
         with autocast(x.device.type, torch.float32):
             return self.meters(self.regress(self.last_norm(x.float())))
-
-    def _double(self, up: Doubling, map_BChw: Tensor) -> Tensor:
-        doubled = up(map_BChw)
-        return smooth(doubled) if self.smooth_upsampling else doubled
 
 
 class LinearDepthDecoder(nn.Module):

@@ -47,6 +47,9 @@ class SegmentationConfig(TaskConfig):
     normalization), as in the release."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """Last norm of the decoder: batch norm (synchronized over GPUs), or group norm (no batch statistics)."""
+    smooth_upsampling: bool = False
+    """Filter the output of the decoder's transposed convolutions by 1/4 1/2 1/4, so that they leave no grid in the map.
+    The release has no filter."""
     dropout: Share | None = None
     """Dropout of whole channels before the classifier (the release: 0 for ADE20K, 0.1 elsewhere); None: the decoder's
     default, 0, or 0.1 for UperNet."""

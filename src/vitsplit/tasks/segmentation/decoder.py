@@ -26,15 +26,22 @@ class SegmentationDecoder(nn.Module):
         num_classes: K.
         last_norm: ``batch``, or ``group`` which needs no batch statistics.
         dropout: Probability of dropping a whole channel before the classifier.
+        smooth_upsampling: Filter the output of the transposed convolutions (see ``vitsplit.nn.pointwise.smooth``).
     """
 
     def __init__(
-        self, width: int, num_classes: int, *, last_norm: Literal["batch", "group"] = "batch", dropout: float = 0.0
+        self,
+        width: int,
+        num_classes: int,
+        *,
+        last_norm: Literal["batch", "group"] = "batch",
+        dropout: float = 0.0,
+        smooth_upsampling: bool = False,
     ) -> None:
         super().__init__()
-        self.up1 = Doubling(width, width)
+        self.up1 = Doubling(width, width, smoothed=smooth_upsampling)
         self.norm1 = nn.GroupNorm(GROUPS, width)
-        self.up2 = Doubling(width, width)
+        self.up2 = Doubling(width, width, smoothed=smooth_upsampling)
         self.norm2 = nn.GroupNorm(GROUPS, width)
         self.last_norm: nn.Module = nn.BatchNorm2d(width) if last_norm == "batch" else nn.GroupNorm(GROUPS, width)
         self.dropout = nn.Dropout2d(dropout)

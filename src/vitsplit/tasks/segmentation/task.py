@@ -104,7 +104,13 @@ class SegmentationTask:
             case "upernet":
                 return UperNet(width, num_classes, norm=norm, dropout=DROPOUT if dropout is None else dropout)
             case _:
-                return SegmentationDecoder(width, num_classes, last_norm=norm, dropout=dropout or 0.0)
+                return SegmentationDecoder(
+                    width,
+                    num_classes,
+                    last_norm=norm,
+                    dropout=dropout or 0.0,
+                    smooth_upsampling=self.config.smooth_upsampling,
+                )
 
     @staticmethod
     def random_batch(image_BCHW: Tensor, num_classes: int, generator: torch.Generator) -> SegmentationBatch:
