@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import vitsplit
 from small_run import SMALL_RUN
+from vitsplit.analysis import layer_quality
 from vitsplit.analysis.proposals import propose
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
@@ -65,6 +66,21 @@ def test_from_images_to_page(scenes, tmp_path, capsys):
     assert first["flags"] in output
     page = (out / "index.html").read_text()
     assert "<svg" in page and 'src="http' not in page and 'href="http' not in page
+
+
+def test_labels_add_the_quality_of_every_depth(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(layer_quality, "FIRST_STEPS", 1)
+    run, out = tmp_path / "run", tmp_path / "layers"
+    vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "warmup_steps": 0})
+    words = ["--run", str(run), *TINY, "--data", str(scenes), "--max-minutes", "0.001", "--out", str(out)]
+    assert main(["analyze", "layers", str(scenes / "images"), *words]) == 0
+    qualities = json.loads((out / "layers.json").read_text())["quality"]
+    assert {each["settings"]["num_tuned_layers"] for each in qualities} == {0, 2, 3, 6, 9, 12}
+    costs = {each["settings"]["num_tuned_layers"]: each["head_gmacs"] for each in qualities}
+    assert sorted(costs, key=costs.get) == [0, 2, 3, 6, 9, 12]
+    assert min(each["behind"] for each in qualities) == 0 and {each["steps"] for each in qualities} == {1}
+    assert "for one more head" in capsys.readouterr().out
+    assert not (out / "runs").exists() and (out / "quality.png").stat().st_size > 5000
 
 
 def test_gate_readout(scenes, tmp_path):

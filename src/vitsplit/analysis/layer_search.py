@@ -90,9 +90,13 @@ class Candidate:
         """The steps of its warm-up."""
         return warmup_length(self.config.loop.steps, self.config.optim)
 
+    def counted_losses(self) -> Sequence[float]:
+        """The losses of the last half of the steps, without those of the warm-up."""
+        return self.part.losses[max(self.steps // 2, self.warmup) :]
+
     def loss(self) -> float:
-        """The mean loss of the last half of the steps, without those of the warm-up."""
-        return statistics.fmean(self.part.losses[max(self.steps // 2, self.warmup) :])
+        """The mean of ``counted_losses``."""
+        return statistics.fmean(self.counted_losses())
 
     def fall(self) -> float:
         """How much the mean loss has fallen from the second quarter of the steps to the last half."""

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitsplit.analysis.cka import CONTRAST, Similarity
+from vitsplit.analysis.layer_quality import Quality, advise
+from vitsplit.analysis.layer_quality import to_json as qualities_to_json
 from vitsplit.analysis.proposals import Proposal
 from vitsplit.report import Page
 
@@ -114,8 +116,9 @@ def write_layers(
     images: str,
     task: str,
     gate_LJ: NDArray[np.float64] | None = None,
+    qualities: Sequence[Quality] = (),
 ) -> Path:
-    """Writes ``layers.json``, ``layers.png`` and ``index.html``; returns the page.
+    """Writes ``layers.json``, ``layers.png`` (``quality.png``) and ``index.html``; returns the page.
 
     Args:
         found: The similarity of one backbone's layers.
@@ -124,6 +127,7 @@ def write_layers(
         images: Description of the images, for the page.
         task: The task, for the cost.
         gate_LJ: Weights of a trained gate.
+        qualities: Short runs of the candidates, if there are labels.
     """
     (name,) = found.layers
     first = proposals[0]
@@ -143,12 +147,26 @@ def write_layers(
     for proposal in proposals:
         page.text(f"{proposal.name}: {proposal.why}.")
         page.code(proposal.flags)
-    page.text(
-        "CKA measures the similarity of layers, not their quality for a task: `vitsplit analyze sweep` trains the "
-        "candidates, and `vitsplit train --layers auto` chooses K_t by short runs on the training data.",
-        soft=True,
-    )
-    return page.write(folder, {"layers": layers_to_json(found, proposals, gate_LJ)})
+    if qualities:
+        page.heading("Quality and cost of one more head")
+        page.text(advise(qualities))
+        page.plot(plot_quality(qualities), "quality")
+        page.table(*quality_table(qualities))
+        page.text(
+            "Short runs with the same batches and the same number of steps. The loss is the mean over the last half of "
+            "the steps, and the error that of its difference from the lowest one. Multiply-adds are those of one more "
+            "head on a shared pass, per image of the crop size. `vitsplit train --layers auto` makes this choice at "
+            "the start of a run, for equal time.",
+            soft=True,
+        )
+    else:
+        page.text(
+            "CKA measures the similarity of layers, not their quality for a task. With labels (`--data`), short runs "
+            "are compared here, `vitsplit train --layers auto` chooses K_t by them, and `vitsplit analyze sweep` "
+            "trains the candidates to the end.",
+            soft=True,
+        )
+    return page.write(folder, {"layers": layers_to_json(found, proposals, gate_LJ, qualities)})
 
 
 def table(proposals: Sequence[Proposal]) -> tuple[list[str], list[list[str]]]:
@@ -166,8 +184,52 @@ def table(proposals: Sequence[Proposal]) -> tuple[list[str], list[list[str]]]:
     return ["proposal", "K_t", "prior layers", "trained, M", "GMACs"], cells
 
 
+def quality_table(qualities: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of short runs."""
+    cells = [
+        [
+            each.candidate.variant.label,
+            f"{each.loss:.3f}",
+            f"{each.behind:.3f}",
+            f"{each.error:.3f}",
+            f"{each.candidate.head_gmacs:.3g}",
+            f"{each.candidate.part.step_seconds:.2f}",
+        ]
+        for each in qualities
+    ]
+    return ["", "loss", "above the lowest", "error", "head, GMACs", "seconds per step"], cells
+
+
+def plot_quality(qualities: Sequence[Quality]) -> Figure:
+    """Loss against the multiply-adds of one more head; K_t from 0 to L in the form of the recipe is a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    form = {"tune_blocks", "prior_head", "fusion"}  # settings that differ from the recipe's form
+    line = sorted(
+        (each for each in qualities if not form & each.candidate.variant.settings.keys()),
+        key=lambda each: each.candidate.head_gmacs,
+    )
+    axis.plot([each.candidate.head_gmacs for each in line], [each.loss for each in line], color="#3b6fb6", alpha=0.5)
+    for each in qualities:
+        cost = each.candidate.head_gmacs
+        color = "#3b6fb6" if each in line else "#d1603d"
+        axis.errorbar(cost, each.loss, yerr=each.error, fmt="o", color=color, capsize=3)
+        axis.annotate(
+            each.candidate.variant.label, (cost, each.loss), xytext=(5, 5), textcoords="offset points", fontsize=7
+        )
+    axis.margins(x=0.18, y=0.12)
+    axis.grid(alpha=0.25)
+    axis.set(xlabel="multiply-adds of one more head, G", ylabel="training loss")
+    return figure
+
+
 def layers_to_json(
-    found: Similarity, proposals: Sequence[Proposal], gate_LJ: NDArray[np.float64] | None = None
+    found: Similarity,
+    proposals: Sequence[Proposal],
+    gate_LJ: NDArray[np.float64] | None = None,
+    qualities: Sequence[Quality] = (),
 ) -> dict[str, Any]:
     """The figures, JSON-ready."""
     (name,) = found.layers
@@ -178,6 +240,7 @@ def layers_to_json(
         "split": vars(point) | {"contrast": point.contrast},
         "cka": found.cka_MM.round(4).tolist(),
         "gate": None if gate_LJ is None else gate_LJ.round(4).tolist(),
+        "quality": qualities_to_json(qualities),
         "proposals": [
             {
                 "name": each.name,

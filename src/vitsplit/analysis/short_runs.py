@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from vitsplit.analysis.layer_quality import Quality, measure
 from vitsplit.analysis.layer_search import FIRST_STEPS, Choice, Part, TrainTo, candidates, search, steps_for
 from vitsplit.analysis.training_similarity import Folders, check_choice
 from vitsplit.backbone import open_backbone
@@ -105,6 +106,31 @@ def begin_run(
         _adopt(begun, run, config)
     shutil.rmtree(folder, ignore_errors=True)
     return config
+
+
+def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes: float) -> list[Quality]:
+    """Short runs of a single head with K_t from 0 to L and other forms, see ``layer_quality.measure``.
+
+    Args:
+        config: The configuration.
+        data: The data set.
+        folder: Folder for the runs, which are removed at the end.
+        max_minutes: The time of all runs together.
+
+    Raises:
+        ConfigError: The method or the task has no choice of layers.
+        SystemExit: A signal was received.
+    """
+    check_choice(config, "analyze layers")
+    where = dict.fromkeys(config.heads, data)
+    backbone = open_backbone(backbone_settings(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        everyone = candidates(config, backbone.num_layers, folder, _num_classes(config, where))
+        return measure(everyone, _train_to(where, backbone), seconds=60 * max_minutes)
+    finally:
+        shutil.rmtree(folder)
 
 
 def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:

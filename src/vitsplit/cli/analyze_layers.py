@@ -23,6 +23,8 @@ def layers(
     backbone: str | None = None,
     num_prior_layers: Annotated[int, Field(ge=0, le=1000)] | None = None,
     first_prior_layer: Annotated[int, Field(ge=0, le=1000)] | None = None,
+    data: Path | None = None,
+    max_minutes: Annotated[float, Field(gt=0, le=1e6)] = 10.0,
     out: Path = Path("analysis/layers"),
     size: ImageSize | None = None,
     batch_size: Annotated[int, Field(ge=4, le=2**16)] = 8,
@@ -35,8 +37,12 @@ def layers(
 
     K_t is the number of late layers in the best split of the layers by CKA; the prior layers are the least alike ones.
     For comparison the recipe's layers, the paper's rule of thumb and, for a run with --selection gate, the layers of
-    its gate are shown. `vitsplit train --layers auto` measures K_t on the task instead. Writes a page, a picture and
-    JSON.
+    its gate are shown. With labels (--data), short runs measure the quality for K_t from 0 to all layers against the
+    cost of one more head on a shared pass. Writes a page, pictures and JSON.
+
+    Examples:
+        vitsplit analyze layers my_data/images --backbone dinov2-small
+        vitsplit analyze layers my_data/images --data my_data --max-minutes 10
 
     Args:
         images: Folder of images, including subfolders.
@@ -45,6 +51,8 @@ def layers(
         backbone: Backbone; None: that of the recipe or run.
         num_prior_layers: K_p; None: that of the recipe or run.
         first_prior_layer: b; None: that of the recipe or run.
+        data: Labeled data set for the task of the recipe or run, for short runs.
+        max_minutes: Time of all short runs together.
         out: Folder to write to.
         size: Height and width that images are resized to; None: the crop of the recipe or run.
         batch_size: Batch size, at least 4.
@@ -58,8 +66,10 @@ def layers(
 
     from vitsplit.analysis.cka import compare_layers
     from vitsplit.analysis.images import batches_to_compare, read_batch
+    from vitsplit.analysis.layer_quality import advise
     from vitsplit.analysis.layers_report import table, write_layers
     from vitsplit.analysis.proposals import gate_weights, propose
+    from vitsplit.analysis.short_runs import measure_layers
     from vitsplit.analysis.training_similarity import check_choice
     from vitsplit.backbone import open_backbone
     from vitsplit.bundle import find_bundle, read_card
@@ -97,7 +107,10 @@ def layers(
     if gate_LJ is not None and len(gate_LJ) != model.num_layers:
         raise ConfigError(f"{run}: its gate has {len(gate_LJ)} layers, but {model.name} has {model.num_layers}.")
     proposals = propose(config, found.cka_MM, description=description, gate_LJ=gate_LJ)
-    page = write_layers(found, proposals, out, images=str(images), task=config.task.name, gate_LJ=gate_LJ)
+    qualities = () if data is None else measure_layers(config, data, out / "runs", max_minutes=max_minutes)
+    page = write_layers(
+        found, proposals, out, images=str(images), task=config.task.name, gate_LJ=gate_LJ, qualities=qualities
+    )
     head, rows = table(proposals)
     shown = Table(*head, box=None, pad_edge=False)
     for row in rows:
@@ -105,6 +118,8 @@ def layers(
     Console().print(shown)
     for proposal in proposals:
         print(f"\n{proposal.name}: {proposal.why}.\n  {proposal.flags}")
+    if qualities:
+        print(f"\n{advise(qualities)}")
     print(f"\npage: {page}")
     return 0
 
