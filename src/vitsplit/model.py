@@ -75,9 +75,9 @@ class Head(nn.Module):
 
     def current_name(self, name: str) -> str:
         """The current name of a tensor that may have been saved by an earlier version."""
-        for former, current in getattr(self.head, "former_prefixes", {}).items():
-            if name.startswith(f"head.{former}"):
-                return f"head.{current}{name.removeprefix(f'head.{former}')}"
+        if name.startswith("head."):
+            for former, current in getattr(self.head, "former_names", {}).items():
+                name = name.replace(former, current)
         return name
 
     def forward(self, taps: LayerTaps, targets: Any = None) -> Any:

@@ -1,7 +1,5 @@
 """What cannot be combined is refused, with what to do instead."""
 
-import importlib.util
-
 import pytest
 
 from vitsplit.cli.flags import from_flags
@@ -102,18 +100,11 @@ def test_refusals_come_before_data_and_weights_are_read(tmp_path, capsys):
     assert "--method upernet" in capsys.readouterr().err
 
 
-def test_lora_without_its_library(monkeypatch, capsys):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
-    assert main(["info", "ade20k-small", "--method", "lora"]) == 2
-    assert "pip install 'vitsplit[lora]'" in capsys.readouterr().err
-
-
 def old_form(method="vitsplit", **baseline):
     """A card's configuration as it was written when all methods' settings stood beside one another."""
     values = flat_to_dict(SEGMENTATION)
     split = values.pop("method")
-    del split["name"], split["decoder"]
+    del split["name"], split["decoder"], split["trunk_lora_targets"]
     return {**values, "method": method, "split": split, "baseline": {"decoder": "auto", **baseline}}
 
 

@@ -87,8 +87,8 @@ def test_low_rank_matrices_can_be_merged():
         for index, block in enumerate(merged.model.blocks):
             for layer in ("qkv", "proj"):
                 prefix = f"task_head.blocks.{index}.attn.{layer}."
-                down_rD = added[f"{prefix}lora_A.default.weight"]
-                up_Dr = added[f"{prefix}lora_B.default.weight"]
+                down_rD = added[f"{prefix}lora_A.weight"]
+                up_Dr = added[f"{prefix}lora_B.weight"]
                 getattr(block.attn, layer).weight.add_(6.0 / 2 * up_Dr @ down_rD)
     assert len(added) == 4 * 2 * 2
     taps = taps_of(backbone, head)

@@ -241,6 +241,9 @@ def test_low_rank_copies_have_the_published_number_of_parameters_and_fit_in_thei
     numbers = sum(tensor.numel() for tensor in model.trainable_state().values())
     assert 4 * numbers <= 21e6 and 2 * numbers <= 11e6
     assert not model.head.pretrained_parameters(), "they are new"
+    with_mlp = _build("dinov2-small", dataclasses.replace(config, trunk_lora_targets="all"))
+    # (D + 4 D) r for each of the MLP's two layers.
+    assert _count(with_mlp.head.task_head) == 6 * (6 + 10) * 384 * 16
 
 
 def test_raw_maps_are_read_where_the_norm_is_turned_off(plain_backbone: Backbone, image_BCHW: Tensor):

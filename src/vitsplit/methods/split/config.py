@@ -12,7 +12,7 @@ from vitsplit.methods import MethodConfig
 
 
 class LowRankConfig(MethodConfig):
-    """Settings of LoRA (Hu et al. 2022) in the attention of transformer blocks."""
+    """Settings of LoRA (Hu et al. 2022) in transformer blocks."""
 
     trunk_lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """LoRA rank."""
@@ -20,6 +20,8 @@ class LowRankConfig(MethodConfig):
     """LoRA alpha: updates are scaled by alpha / rank."""
     trunk_lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """LoRA dropout."""
+    trunk_lora_targets: Literal["attention", "all"] = "attention"
+    """Linear layers with low-rank updates: those of the attention, or those of the MLP too."""
 
 
 class SplitConfig(LowRankConfig):

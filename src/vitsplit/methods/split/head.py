@@ -34,10 +34,15 @@ class SplitHead(nn.Module):
     Attributes:
         width: D, the channels of the fused map.
         prior_layers: The blocks read by the prior head (all L with the gate), in order.
-        former_prefixes: Prefixes of tensor names in earlier versions (of ``--method lora``), with the current ones.
+        former_names: Parts of tensor names in earlier versions (of ``--method lora``, and of peft), with the current
+            ones.
     """
 
-    former_prefixes: ClassVar[Mapping[str, str]] = {"trunk.model.blocks.": "task_head.blocks."}
+    former_names: ClassVar[Mapping[str, str]] = {
+        "head.trunk.model.blocks.": "head.task_head.blocks.",
+        ".lora_A.default.": ".lora_A.",
+        ".lora_B.default.": ".lora_B.",
+    }
 
     def __init__(self, backbone: Backbone, config: SplitConfig) -> None:
         super().__init__()
