@@ -9,7 +9,7 @@ from vitsplit.analysis.variants import Variant
 from vitsplit.engine.override import override
 from vitsplit.recipes import recipe
 
-CONFIG = override(recipe("laptop-segmentation"), {"warmup_steps": 0})
+CONFIG = override(recipe("laptop-segmentation-paper"), {"warmup_steps": 0})
 
 
 def measured(tmp_path, losses, *, seconds=0.0):

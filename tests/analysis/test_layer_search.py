@@ -20,7 +20,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.recipes import recipe
 from vitsplit.saved_config import config_from_dict
 
-CONFIG = override(recipe("laptop-segmentation"), {"warmup_steps": 0})
+CONFIG = override(recipe("laptop-segmentation-paper"), {"warmup_steps": 0})
 
 
 def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None, config=CONFIG):
@@ -126,6 +126,7 @@ SEARCHED = {
     "num_prior_layers": 2,
     "eval_every": 58,
     "fusion_form": "residual",
+    "tune_blocks": "full",
 }
 
 

@@ -56,7 +56,8 @@ def test_the_rule_of_thumb_is_a_quarter_of_the_layers():
 
 def test_from_images_to_page(scenes, tmp_path, capsys):
     out = tmp_path / "layers"
-    assert main(["analyze", "layers", str(scenes / "images"), *TINY, "--num-prior-layers", "3", "--out", str(out)]) == 0
+    words = ["--recipe", "laptop-segmentation-paper", "--num-prior-layers", "3", "--out", str(out)]
+    assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 0
     found = json.loads((out / "layers.json").read_text())
     assert found["images"] == 9 and found["gate"] is None and np.array(found["cka"]).shape == (12, 12)
     first, own = found["proposals"]

@@ -86,7 +86,7 @@ def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
 def test_every_recipe_that_is_asked_for_is_there():
     gates = {f"{name}-gate" for name in GATES}
     found = {name for name in RECIPES if recipe(name).task.name == "segmentation"}
-    assert found == {*PAPER, *gates, "laptop-segmentation"}
+    assert found == {*PAPER, *gates, "laptop-segmentation", "laptop-segmentation-paper"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -108,6 +108,12 @@ def test_the_laptop_recipe():
     assert (config.loop.steps, config.loop.batch_size) == (300, 8)
     assert config.optim.warmup_steps * 10 <= config.loop.steps
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
+
+
+def test_the_laptop_recipe_of_the_paper_differs_from_the_papers_recipe_in_its_schedule_only():
+    own, paper = recipe("laptop-segmentation-paper"), recipe("ade20k-small")
+    assert own.method == dataclasses.replace(paper.method, num_prior_layers=own.method.num_prior_layers)
+    assert own.method.num_prior_layers == 4 and not own.task.smooth_upsampling
 
 
 def test_class_counts():

@@ -15,6 +15,7 @@ from vitsplit.train_config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
+    "laptop-segmentation-paper": laptop.laptop_segmentation_paper,
     "laptop-depth": laptop.laptop_depth,
     "laptop-detection": laptop.laptop_detection,
     "laptop-vqa": vqa.laptop_vqa,
