@@ -49,7 +49,7 @@ def only_error(root, kind):
     return report.errors[0]
 
 
-def test_good_set(root):
+def test_a_valid_set_has_no_findings(root):
     mask = np.full((8, 10), 255, np.uint8)
     mask[:, :2] = 1
     write(root, "train", "more", np.zeros((8, 10), np.uint8), mask)
@@ -60,16 +60,16 @@ def test_good_set(root):
     assert (train.images, val.images) == (6, 4)
     assert train.sizes == [(10, 8, 5), (30, 20, 1)] and val.sizes == [(10, 8, 4)]
     assert train.converted == {"gray": 1}
-    labelled = 4 * 80 + 16 + 600
+    labeled = 4 * 80 + 16 + 600
     assert [(c.name, c.count, c.images) for c in train.classes] == [("left", 760, 5), ("right", 176, 5)]
-    assert train.classes[1].share == pytest.approx(176 / labelled)
-    assert train.ignored_share == pytest.approx(64 / (labelled + 64)) and val.ignored_share == 0
+    assert train.classes[1].share == pytest.approx(176 / labeled)
+    assert train.ignored_share == pytest.approx(64 / (labeled + 64)) and val.ignored_share == 0
 
 
-def test_processes_give_the_same_report_and_progress_is_told(root, monkeypatch):
-    told = []
-    alone = check_data(root, "segmentation", workers=1, progress=lambda done, total: told.append((done, total)))
-    assert told == [(k, 8) for k in range(1, 9)]
+def test_workers_give_the_same_report_and_progress_is_reported(root, monkeypatch):
+    calls = []
+    alone = check_data(root, "segmentation", workers=1, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(k, 8) for k in range(1, 9)]
     for k in range(4, 12):
         write(root, "val", k)
     alone = check_data(root, "segmentation", workers=1)
@@ -77,21 +77,21 @@ def test_processes_give_the_same_report_and_progress_is_told(root, monkeypatch):
     assert check_data(root, "segmentation", workers=2).to_json() == alone.to_json()
 
 
-def test_truncated_image(root):
+def test_truncated_image_is_reported(root):
     path = root / "images" / "val" / "2.png"
     path.write_bytes(path.read_bytes()[:120])
     error = only_error(root, "unreadable image")
     assert error.file == str(path) and str(path) in error.message and "Copy it again" in error.message
 
 
-def test_unreadable_mask(root):
+def test_unreadable_mask_is_reported(root):
     path = root / "masks" / "train" / "0.png"
     path.write_bytes(b"")
     error = only_error(root, "unreadable mask")
     assert error.file == str(path) and "0 bytes" in error.message
 
 
-def test_label_out_of_range(root):
+def test_label_out_of_range_is_reported(root):
     mask = np.zeros((8, 10), np.uint8)
     mask[2, :3] = 9
     write(root, "train", 1, mask=mask)
@@ -100,18 +100,18 @@ def test_label_out_of_range(root):
     assert "value 9 (3 pixels)" in error.message and "2 classes" in error.message
 
 
-def test_mask_of_another_size(root):
+def test_size_mismatch_is_reported(root):
     write(root, "val", 1, mask=np.eye(4, dtype=np.uint8))
     error = only_error(root, "size mismatch")
     assert error.file == str(root / "masks" / "val" / "1.png") and "4x4" in error.message and "10x8" in error.message
 
 
-def test_mask_of_colours(root):
+def test_color_mask_is_reported(root):
     write(root, "val", 1, mask=RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8))
     assert "mask_colors" in only_error(root, "unreadable mask").message
 
 
-def test_image_in_two_splits_under_another_name_and_format(root):
+def test_image_in_two_splits_is_reported_across_names_and_formats(root):
     Image.open(root / "images" / "train" / "3.png").save(root / "images" / "val" / "3.bmp")
     (root / "images" / "val" / "3.png").unlink()
     error = only_error(root, "image in two splits")
@@ -119,7 +119,7 @@ def test_image_in_two_splits_under_another_name_and_format(root):
     assert "train and val" in error.message and "Remove it" in error.message
 
 
-def test_blank_images_of_other_shapes_are_not_the_same(root):
+def test_blank_images_of_different_shapes_are_not_duplicates(root):
     write(root, "train", "wide", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
     write(root, "val", "tall", np.zeros((6, 4, 3), np.uint8), np.zeros((6, 4), np.uint8))
     assert check_data(root, "segmentation", workers=1).errors == []
@@ -135,19 +135,19 @@ def test_warnings_do_not_fail(root):
     kinds = sorted(finding.kind for finding in report.warnings)
     assert kinds == ["classes never seen", "classes never seen", "duplicate image", "mask all ignored"]
     assert not report.errors and report.to_json()["ok"] is True
-    said = "\n".join(finding.message for finding in report.warnings)
-    assert "behind" in said and "x.png" in said and "y.png" in said and "z.png" in said
+    message = "\n".join(finding.message for finding in report.warnings)
+    assert "behind" in message and "x.png" in message and "y.png" in message and "z.png" in message
     assert main(["data", "check", str(root)]) == 0
 
 
-def test_unmatched_files_are_an_error_and_the_other_split_is_still_read(root):
+def test_unmatched_files_are_reported_and_the_other_split_is_checked(root):
     (root / "masks" / "train" / "2.png").unlink()
     error = only_error(root, "split train cannot be opened")
     assert "1 of 4 images" in error.message and "(2)" in error.message
     assert list(check_data(root, "segmentation", workers=1).splits) == ["val"]
 
 
-def test_all_errors_are_found_at_once(root):
+def test_all_errors_are_reported_together(root):
     write(root, "train", 0, mask=np.full((8, 10), 77, np.uint8))
     write(root, "train", 1, mask=np.eye(3, dtype=np.uint8))
     (root / "images" / "val" / "0.png").write_bytes(b"x")
@@ -165,18 +165,18 @@ def test_json_on_standard_output(root, capsys):
 def test_tables_on_standard_output(root, capsys):
     write(root, "train", 0, mask=np.full((8, 10), 77, np.uint8))
     assert main(["data", "check", str(root)]) == 1
-    said = capsys.readouterr().out
-    assert "left" in said and "all 10x8" in said and "not ready: 1 error, 0 warnings" in said
-    assert f"{root / 'masks' / 'train' / '0.png'}: label out of range: value 77 (80 pixels)" in said
+    output = capsys.readouterr().out
+    assert "left" in output and "all 10x8" in output and "not ready: 1 error, 0 warnings" in output
+    assert f"{root / 'masks' / 'train' / '0.png'}: label out of range: value 77 (80 pixels)" in output
 
 
-def test_many_findings_are_counted(root):
+def test_many_findings_are_summarized(root):
     for k in range(SHOWN + 3):
         write(root, "train", k, mask=np.full((8, 10), 77, np.uint8))
     console = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     show_report(check_data(root, "segmentation", workers=1), console)
-    said = console.export_text()
-    assert f"label out of range ({SHOWN + 3})" in said and "and 3 more" in said
+    output = console.export_text()
+    assert f"label out of range ({SHOWN + 3})" in output and "and 3 more" in output
 
 
 def test_missing_folder_and_unknown_task(tmp_path, capsys):
@@ -186,7 +186,7 @@ def test_missing_folder_and_unknown_task(tmp_path, capsys):
         check_data(tmp_path, "sums")
 
 
-def test_a_killed_process_is_said():
+def test_a_killed_process_is_reported():
     with pytest.raises(DataError, match="--workers 1"):
         list(map_files(os._exit, [9] * 2 * ITEMS_PER_PROCESS, workers=2))
 
@@ -206,29 +206,31 @@ def test_processes_are_spawned_and_only_for_enough_files():
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "train", "val", "classes"), [("nyuv2", 636, 159, 39), ("camvid", 367, 101, 11)])
-def test_real_sets(name, train, val, classes):
+def test_public_sets_have_no_errors(name, train, val, classes):
     folder = os.environ.get("VITSPLIT_DATA")
     if not folder or not (Path(folder) / name).is_dir():
         pytest.skip(f"{name}: set VITSPLIT_DATA to the folder that holds it")
-    report = check_data(Path(folder) / name, "segmentation", workers=1)  # so few are read in less than a process starts
+    report = check_data(
+        Path(folder) / name, "segmentation", workers=1
+    )  # so few images are read faster than a process starts
     assert report.errors == []
     assert {split: data.images for split, data in report.splits.items()} == {"train": train, "val": val}
     assert all(len(data.classes) == classes for data in report.splits.values())
 
 
 def header_of_png(path, width, height):
-    """A PNG that ends where its pixels begin."""
+    """A PNG that ends before its pixel data."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     end = struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 1000) + b"IDAT"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + end)
 
 
-def test_too_large_an_image_is_told_from_its_header(root):
+def test_an_oversized_image_is_detected_from_its_header(root):
     header_of_png(root / "images" / "train" / "0.png", 13_300, 13_300)
     assert "too large" in only_error(root, "unreadable image").message
 
 
-def test_a_pipe_is_an_error_and_not_waited_for(root):
+def test_pipes_are_reported_without_blocking(root):
     for kind in ("images", "masks"):
         (root / kind / "train" / "0.png").unlink()
         os.mkfifo(root / kind / "train" / "0.png")
@@ -236,7 +238,7 @@ def test_a_pipe_is_an_error_and_not_waited_for(root):
     assert sorted(finding.kind for finding in report.errors) == ["unreadable image", "unreadable mask"]
 
 
-def test_large_pairs_are_read_in_little_memory(root):
+def test_large_pairs_use_little_memory(root):
     """What numpy allocates for 9 million pixels, without Pillow: the mask (a byte each), and copies of some rows."""
     white = np.full((3000, 3000, 3), 255, np.uint8)
     write(root, "train", "large", white, np.ones((3000, 3000), np.uint8))
@@ -252,7 +254,7 @@ def test_large_pairs_are_read_in_little_memory(root):
     assert peak < 4 * 9_000_000  # the whole image as an array takes 27 million more, its counting 72 million
 
 
-def test_equal_pixels_are_found_in_whatever_file_they_are(root):
+def test_equal_pixels_have_equal_digests_across_formats(root):
     """The same picture as PNG, as TIFF turned by EXIF, and as a palette; another of the same bytes in another shape."""
     pixels = RNG.integers(0, 4, (8, 10, 1), dtype=np.uint8).repeat(3, 2) * 60
     exif = Image.Exif()
@@ -267,15 +269,15 @@ def test_equal_pixels_are_found_in_whatever_file_they_are(root):
     assert [fact.kind for fact in facts] == ["RGB", "RGB, turned by EXIF", "palette", "RGB"]
 
 
-def test_names_that_no_terminal_can_show(root, capsys):
+def test_unprintable_names_are_escaped(root, capsys):
     for name in ("a\udcff", "b\x1b[31m"):
         write(root, "train", name)
         (root / "images" / "train" / f"{name}.png").write_bytes(b"broken")
     report = check_data(root, "segmentation", workers=1)
     assert len(report.errors) == 2
     assert main(["data", "check", str(root), "--workers", "1"]) == 1
-    said = capsys.readouterr().out
-    said.encode()
-    assert "\x1b[31m" not in said and "b\\x1b" in said
+    output = capsys.readouterr().out
+    output.encode()
+    assert "\x1b[31m" not in output and "b\\x1b" in output
     assert main(["data", "check", str(root), "--workers", "1", "--json"]) == 1
     assert len(json.loads(capsys.readouterr().out)["findings"]) == 2

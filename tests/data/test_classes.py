@@ -41,18 +41,18 @@ def test_labels_merge_and_ignore(tmp_path):
     ]  # fmt: skip
 
 
-def test_255_may_be_given_to_a_class(tmp_path):
+def test_label_255_can_be_a_class(tmp_path):
     lookup = read_classes(write(tmp_path, {"names": ["no", "yes"], "labels": {"0": "no", "255": "yes"}})).lookup
     assert lookup[0] == 0 and lookup[255] == 1
 
 
-def test_mask_colors(tmp_path):
+def test_mask_colors_map_to_classes(tmp_path):
     content = {"names": ["sky"], "mask_colours": {"#000000": "ignore", "#4682b4": "sky"}}
     assert read_classes(write(tmp_path, content)).mask_colors == {(0, 0, 0): 255, (70, 130, 180): 0}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ('["sky", ]', "not valid JSON"),
         ([], "empty"),
@@ -73,11 +73,11 @@ def test_mask_colors(tmp_path):
         ('{"names": ["a"], "labels": {"1": "a", "1": "ignore"}}', "'1'"),
     ],
 )
-def test_broken_files_are_named_with_the_reason(tmp_path, content, said):
-    assert said in message(tmp_path, content)
+def test_broken_files_are_named_with_the_reason(tmp_path, content, expected):
+    assert expected in message(tmp_path, content)
 
 
-def test_missing_file(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="not found"):
         read_classes(tmp_path / "classes.json")
 
@@ -108,16 +108,16 @@ def test_default_colors_are_distinct_and_do_not_depend_on_the_count():
 @pytest.mark.parametrize(
     "color", ["#-12345", "#+12345", "#1_2345", "# 12345", "#12345", "#1234567", "#١٢٣٤٥٦", 7, True]
 )
-def test_what_python_takes_for_a_number_is_no_color(tmp_path, color):
+def test_nonstandard_numbers_are_rejected_as_colors(tmp_path, color):
     assert "is not a color" in message(tmp_path, {"names": ["a"], "colours": [color]})
     if isinstance(color, str):
         assert "is not a color" in message(tmp_path, {"names": ["a"], "mask_colours": {color: "a"}})
 
 
 @pytest.mark.parametrize("key", ["-1", "+1", "1_0", "\u0661", " 1", "1.0", "65536", "9" * 5000, ""])
-def test_what_python_takes_for_a_number_is_no_mask_value(tmp_path, key):
-    said = message(tmp_path, {"names": ["a"], "labels": {key: "a"}})
-    assert "Keys are mask values" in said and len(said) < 1000
+def test_nonstandard_numbers_are_rejected_as_mask_values(tmp_path, key):
+    text = message(tmp_path, {"names": ["a"], "labels": {key: "a"}})
+    assert "Keys are mask values" in text and len(text) < 1000
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_what_python_takes_for_a_number_is_no_mask_value(tmp_path, key):
         '["\\ud800"]',
     ],
 )
-def test_values_of_another_kind_are_refused(tmp_path, content):
-    said = message(tmp_path, content)
-    assert "classes.json" in said and len(said) < 1000
+def test_values_of_the_wrong_type_are_rejected(tmp_path, content):
+    text = message(tmp_path, content)
+    assert "classes.json" in text and len(text) < 1000
 
 
-def test_many_classes_are_refused_in_linear_time(tmp_path):
+def test_many_classes_are_rejected_in_linear_time(tmp_path):
     names = [f"class {k}" for k in range(30_000)]
     for content in (
         names,
@@ -148,6 +148,6 @@ def test_many_classes_are_refused_in_linear_time(tmp_path):
         {"names": names, "labels": {"1": "class 1"}},
     ):
         begun = time.perf_counter()
-        said = message(tmp_path, content)
+        text = message(tmp_path, content)
         assert time.perf_counter() - begun < 2.0  # comparing all pairs of keys or names takes minutes
-        assert "30000 classes" in said and "255" in said and len(said) < 1000
+        assert "30000 classes" in text and "255" in text and len(text) < 1000

@@ -3,7 +3,7 @@ import torch
 from vitsplit.data.content_size import move_extents, stack_extents
 
 
-def test_a_batch_has_extents_where_all_of_its_images_have():
+def test_a_batch_has_extents_if_all_images_have():
     assert torch.equal(stack_extents([(3, 4), (5, 6)]), torch.tensor([[3, 4], [5, 6]]))
     assert stack_extents([None, None]) is None
     assert move_extents(None, "meta") is None

@@ -20,14 +20,14 @@ def message(call, *arguments):
     return str(caught.value)
 
 
-def test_sub_folders_upper_case_and_hidden_files(tmp_path):
+def test_subfolders_uppercase_suffixes_and_hidden_files(tmp_path):
     touch(tmp_path / "b" / "x.y.PNG", tmp_path / "a.jpg", tmp_path / ".hidden.png", tmp_path / ".cache" / "c.png")
     (tmp_path / "notes.txt").write_text("")
     assert index_files(tmp_path, {".png", ".jpg"}) == {"a": tmp_path / "a.jpg", "b/x.y": tmp_path / "b" / "x.y.PNG"}
 
 
 @pytest.mark.parametrize("order", ["kind/split", "split/kind"])
-def test_splits_of_both_orders(tmp_path, order):
+def test_splits_in_both_folder_orders(tmp_path, order):
     for split in ("train", "val"):
         for kind, suffix in (("images", "jpg"), ("masks", "png")):
             folder = tmp_path / kind / split if order == "kind/split" else tmp_path / split / kind
@@ -35,8 +35,8 @@ def test_splits_of_both_orders(tmp_path, order):
     assert list(list_splits(tmp_path)) == ["train", "val"]
     pairs = split_pairs(tmp_path, "val")
     assert [(image.name, mask.name) for image, mask in pairs] == [("val0.jpg", "val0.png"), ("val1.jpg", "val1.png")]
-    said = message(split_pairs, tmp_path, "test")
-    assert "split 'test' not found, only train, val" in said and "images/test" in said
+    text = message(split_pairs, tmp_path, "test")
+    assert "split 'test' not found, only train, val" in text and "images/test" in text
 
 
 def test_split_by_hash(tmp_path, caplog):
@@ -57,36 +57,36 @@ def test_one_image_cannot_be_split(tmp_path):
     assert "split into train and val" in message(split_pairs, tmp_path, "val")
 
 
-def test_unmatched_files_are_counted_and_the_first_five_named(tmp_path):
+def test_unmatched_files_are_counted_and_five_are_named(tmp_path):
     touch(*(tmp_path / "images" / "train" / f"{k}.jpg" for k in range(9)))
     touch(*(tmp_path / "masks" / "train" / f"{k}.png" for k in range(7, 11)))
-    said = message(split_pairs, tmp_path, "train")
-    assert "7 of 9 images" in said and "(0, 1, 2, 3, 4, ...)" in said
-    assert "2 of 4 labels" in said and "(10, 9)" in said
-    assert str(tmp_path / "masks" / "train") in said and "Add the missing files, or remove these" in said
+    text = message(split_pairs, tmp_path, "train")
+    assert "7 of 9 images" in text and "(0, 1, 2, 3, 4, ...)" in text
+    assert "2 of 4 labels" in text and "(10, 9)" in text
+    assert str(tmp_path / "masks" / "train") in text and "Add the missing files, or remove these" in text
 
 
-def test_two_files_of_one_name(tmp_path):
+def test_two_files_with_one_stem_are_rejected(tmp_path):
     touch(tmp_path / "a.jpg", tmp_path / "a.png", tmp_path / "b.png")
-    said = message(index_files, tmp_path, {".jpg", ".png"})
-    assert "1 names" in said and "a.jpg and a.png" in said
+    text = message(index_files, tmp_path, {".jpg", ".png"})
+    assert "1 names" in text and "a.jpg and a.png" in text
 
 
-def test_empty_folder_says_what_is_there_instead(tmp_path):
+def test_empty_folder_error_lists_the_files_found(tmp_path):
     (tmp_path / "images" / "train").mkdir(parents=True)
-    said = message(split_pairs, tmp_path, "train")
-    assert str(tmp_path / "images" / "train") in said and "*.jpg" in said and "nothing else" in said
+    text = message(split_pairs, tmp_path, "train")
+    assert str(tmp_path / "images" / "train") in text and "*.jpg" in text and "nothing else" in text
     touch(tmp_path / "images" / "train" / "a.jpg", tmp_path / "masks" / "train" / "a.jpg")
-    said = message(split_pairs, tmp_path, "train")
-    assert str(tmp_path / "masks" / "train") in said and "1 *.jpg" in said
+    text = message(split_pairs, tmp_path, "train")
+    assert str(tmp_path / "masks" / "train") in text and "1 *.jpg" in text
 
 
-def test_other_layout(tmp_path):
-    said = message(split_pairs, tmp_path, "train")
-    assert str(tmp_path) in said and "masks/val" in said
+def test_unknown_layout_is_an_error(tmp_path):
+    text = message(split_pairs, tmp_path, "train")
+    assert str(tmp_path) in text and "masks/val" in text
 
 
-def test_root_that_is_no_folder(tmp_path):
+def test_root_must_be_a_folder(tmp_path):
     assert "not found" in message(require_folder, tmp_path / "absent")
     (tmp_path / "file").write_text("")
     assert "not a folder" in message(require_folder, tmp_path / "file")

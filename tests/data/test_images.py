@@ -36,7 +36,7 @@ def message(call, *arguments):
     return str(caught.value)
 
 
-def test_rgb_png_comes_back_unchanged(tmp_path):
+def test_rgb_png_round_trip(tmp_path):
     array = noise(7, 11, 3)
     image_CHW, kind = read_image_with_kind(save(tmp_path / "a.png", array))
     assert kind == "RGB"
@@ -82,7 +82,7 @@ def test_cmyk_is_converted(tmp_path):
     assert red > 240 and green < 15 and blue < 15
 
 
-def test_exif_rotation_is_carried_out(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     array = noise(4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
@@ -95,8 +95,8 @@ def test_exif_rotation_is_carried_out(tmp_path):
 def test_truncated(tmp_path, suffix):
     path = save(tmp_path / f"cut.{suffix}", noise(64, 64, 3))
     path.write_bytes(path.read_bytes()[:-600])
-    said = message(read_image, path)
-    assert str(path) in said and "truncated or corrupt" in said and "Copy it again" in said
+    text = message(read_image, path)
+    assert str(path) in text and "truncated or corrupt" in text and "Copy it again" in text
 
 
 def test_corrupt(tmp_path):
@@ -104,15 +104,15 @@ def test_corrupt(tmp_path):
     content = bytearray(path.read_bytes())
     content[200:400] = bytes(200)
     path.write_bytes(content)
-    said = message(read_image, path)
-    assert str(path) in said and "corrupt" in said
+    text = message(read_image, path)
+    assert str(path) in text and "corrupt" in text
 
 
 def test_not_an_image(tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("these are notes")
-    said = message(read_image, path)
-    assert str(path) in said and "not a supported image" in said and "remove the file" in said
+    text = message(read_image, path)
+    assert str(path) in text and "not a supported image" in text and "remove the file" in text
 
 
 def test_empty_missing_and_folder(tmp_path):
@@ -126,8 +126,8 @@ def test_empty_missing_and_folder(tmp_path):
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = save(tmp_path / "huge.png", noise(64, 64))
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
-    said = message(read_image, path)
-    assert str(path) in said and "too large" in said and "tiles" in said
+    text = message(read_image, path)
+    assert str(path) in text and "too large" in text and "tiles" in text
 
 
 def test_python_values_agree():
@@ -165,7 +165,7 @@ def test_python_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         (np.zeros((3, 20, 20), np.uint8), "transpose(1, 2, 0)"),
         (torch.zeros(20, 20, 3, dtype=torch.uint8), "permute(2, 0, 1)"),
@@ -177,9 +177,9 @@ def test_python_path(tmp_path):
         ({"image": 1}, "dict"),
     ],
 )
-def test_python_values_that_are_no_image(value, said):
+def test_invalid_python_values_are_rejected(value, expected):
     text = message(to_image_tensor, value, "third image")
-    assert text.startswith("third image: ") and said in text
+    assert text.startswith("third image: ") and expected in text
 
 
 def test_index_mask_and_palette_mask_give_ids(tmp_path):
@@ -205,22 +205,22 @@ def test_rgb_mask_with_equal_channels_is_gray(tmp_path):
     assert read_mask(save(tmp_path / "b.png", np.dstack([ids] * 3 + [noise(4, 4)]))).tolist() == ids.tolist()
 
 
-def test_mask_of_colors_is_refused(tmp_path):
+def test_color_mask_without_a_table_is_rejected(tmp_path):
     array = np.zeros((4, 4, 3), np.uint8)
     array[:, :3] = (128, 64, 128)
     path = save(tmp_path / "colors.png", array)
-    said = message(read_mask, path)
-    assert str(path) in said and "#804080" in said and "mask_colors" in said and "index or palette PNG" in said
+    text = message(read_mask, path)
+    assert str(path) in text and "#804080" in text and "mask_colors" in text and "index or palette PNG" in text
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2])
-def test_mask_with_two_equal_channels_is_a_mask_of_colors(tmp_path, channel):
+def test_mask_with_two_equal_channels_is_a_color_mask(tmp_path, channel):
     array = np.full((4, 4, 3), 7, np.uint8)
     array[2, 2, channel] = 8
     assert "has colors" in message(read_mask, save(tmp_path / "a.png", array))
 
 
-def test_mask_of_colors_with_a_table(tmp_path):
+def test_color_mask_with_a_table(tmp_path):
     table = {(0, 0, 0): 255, (128, 64, 128): 0, (1, 2, 3): 1}
     ids = np.array([[0, 1], [255, 0]])
     array = np.array([[(128, 64, 128), (1, 2, 3)], [(0, 0, 0), (128, 64, 128)]], dtype=np.uint8)
@@ -228,11 +228,11 @@ def test_mask_of_colors_with_a_table(tmp_path):
     array[0, 0] = (128, 64, 129)
     array[1, 1] = (128, 64, 129)
     path = save(tmp_path / "b.png", array)
-    said = message(read_mask, path, table)
-    assert str(path) in said and "#804081 (2 pixels)" in said and "classes.json" in said
+    text = message(read_mask, path, table)
+    assert str(path) in text and "#804081 (2 pixels)" in text and "classes.json" in text
 
 
-def test_mask_in_a_mode_without_ids(tmp_path):
+def test_float_mask_is_rejected(tmp_path):
     path = save(tmp_path / "a.tif", np.zeros((4, 4), np.float32))
     assert str(path) in message(read_mask, path)
 
@@ -243,7 +243,7 @@ def test_pil_image_from_memory():
     assert to_image_tensor(Image.open(stream)).shape == (3, 6, 6)
 
 
-ORIENTATIONS = {  # what EXIF says, as operations on rows and columns
+ORIENTATIONS = {  # EXIF orientations as operations on rows and columns
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -256,7 +256,7 @@ ORIENTATIONS = {  # what EXIF says, as operations on rows and columns
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_masks_are_turned_as_their_images_are(tmp_path, orientation):
+def test_exif_orientation_is_applied_to_masks(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = ORIENTATIONS[orientation]
@@ -275,7 +275,7 @@ def test_masks_are_turned_as_their_images_are(tmp_path, orientation):
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_the_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
+def test_the_size_follows_the_exif_orientation(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / f"a.{suffix}", noise(5, 8, 3), exif=exif)
@@ -284,7 +284,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path, orientation, suffix):
     assert read_image(path).shape[1:] == expected
 
 
-def test_a_broken_rotation_is_one_error_or_none(tmp_path):
+def test_invalid_exif_is_ignored_or_one_error(tmp_path):
     for value in (b"MM", b"Exif\x00\x00XXXXXXXX", b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + b"\x12\x01" * 40):
         path = save(tmp_path / "a.jpg", noise(6, 8, 3), exif=value)
         try:
@@ -301,20 +301,20 @@ def png(width, height):
 
 
 @pytest.mark.parametrize("side", [9460, 13_300, 20_000, 2**31 - 1])
-def test_the_limit_of_pixels_holds_before_decoding(tmp_path, side, recwarn):
-    # A file without pixels: had it been decoded, it would be truncated.
+def test_the_pixel_limit_is_checked_before_decoding(tmp_path, side, recwarn):
+    # A file without pixel data: decoding it would report a truncated file.
     path = tmp_path / "large.png"
     path.write_bytes(png(side, side))
     for call in (read_image, read_mask, image_size):
-        said = message(call, path)
-        assert str(path) in said and "too large" in said
+        text = message(call, path)
+        assert str(path) in text and "too large" in text
     path.write_bytes(png(9459, 9459))
     assert 9459**2 <= images.MAX_PIXELS < 9460**2
     assert "truncated" in message(read_image, path)
     assert not recwarn.list
 
 
-def test_files_that_are_too_large_or_no_files(tmp_path):
+def test_oversized_and_special_files_are_rejected(tmp_path):
     path = tmp_path / "large.webp"
     with path.open("wb") as file:
         file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8L")
@@ -329,7 +329,7 @@ def test_files_that_are_too_large_or_no_files(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TGA", "PCX", "ICO", "EPS", "SVG", "XPM"])
-def test_other_formats_are_not_tried(tmp_path, kind, monkeypatch):
+def test_unsupported_formats_are_not_decoded(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
     path = tmp_path / "a.png"
     if kind in ("SVG", "XPM"):
@@ -337,16 +337,16 @@ def test_other_formats_are_not_tried(tmp_path, kind, monkeypatch):
         path.write_text(text if kind == "SVG" else '/* XPM */\nstatic char *a[]={"1 1 1 1","a c #000","a"};')
     else:
         Image.fromarray(noise(16, 16, 3)).save(path, format=kind)
-    said = message(read_image, path)
-    assert str(path) in said and "PNG" in said
+    error_text = message(read_image, path)
+    assert str(path) in error_text and "PNG" in error_text
 
 
-def test_every_suffix_that_is_listed_can_be_read(tmp_path):
+def test_every_listed_suffix_can_be_read(tmp_path):
     for suffix in images.IMAGE_SUFFIXES:
         assert read_image(save(tmp_path / f"a{suffix}", noise(6, 9, 3))).shape == (3, 6, 9)
 
 
-def test_small_files_that_unpack_to_much(tmp_path):
+def test_decompression_bombs_in_metadata_and_scans(tmp_path):
     text = PngInfo()
     text.add_text("note", "a" * 100_000_000, zip=True)
     path = save(tmp_path / "text.png", noise(8, 8, 3), pnginfo=text)
@@ -357,11 +357,11 @@ def test_small_files_that_unpack_to_much(tmp_path):
     content = path.read_bytes()
     start = content.rindex(b"\xff\xc4")  # the last scan, with its table
     path.write_bytes(content[:start] + content[start:-2] * 300 + content[-2:])
-    said = message(read_image, path)
-    assert str(path) in said and "scans" in said
+    error_text = message(read_image, path)
+    assert str(path) in error_text and "scans" in error_text
 
 
-def test_a_tiff_whose_tile_is_larger_than_any_image(tmp_path):
+def test_an_oversized_tiff_tile_is_rejected(tmp_path):
     path = tmp_path / "tile.tif"
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65520, 323: 65520, 324: 8, 325: 8}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -369,7 +369,7 @@ def test_a_tiff_whose_tile_is_larger_than_any_image(tmp_path):
     assert str(path) in message(read_image, path) and "65520x65520" in message(read_image, path)
 
 
-def test_blocks_of_rows_change_nothing(tmp_path, monkeypatch):
+def test_results_do_not_depend_on_the_block_size(tmp_path, monkeypatch):
     ids = noise(13, 7) % 5
     array = np.stack([ids * 7, ids, ids * 3], -1)
     colors = {(7 * k, k, 3 * k): k for k in range(4)}
@@ -383,12 +383,12 @@ def test_blocks_of_rows_change_nothing(tmp_path, monkeypatch):
         assert [row for rows in images.row_blocks(13, 7) for row in range(rows.start, rows.stop)] == [*range(13)]
 
 
-def test_a_pil_image_has_the_limit_of_a_file():
+def test_the_pixel_limit_applies_to_pil_images():
     with pytest.raises(DataError, match="13000x13000"):
         to_image_tensor(Image.new("1", (13_000, 13_000)), "camera")
 
 
-def test_large_pixmaps_in_plain_text_are_refused_before_they_are_read(tmp_path):
+def test_large_plain_text_pixmaps_are_rejected_before_reading(tmp_path):
     small, large = tmp_path / "small.ppm", tmp_path / "large.ppm"
     small.write_bytes(b"P3 2 1 255\n255 0 0  0 0 255\n")
     assert read_image(small).flatten(1).T.tolist() == [[255, 0, 0], [0, 0, 255]]

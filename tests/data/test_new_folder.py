@@ -4,7 +4,7 @@ from vitsplit.data.new_folder import new_folder
 from vitsplit.errors import DataError
 
 
-def test_the_folder_appears_at_the_end(tmp_path):
+def test_the_folder_is_renamed_when_complete(tmp_path):
     root = tmp_path / "deep" / "set"
     with new_folder(root) as partial:
         (partial / "a.txt").write_text("a")
@@ -12,7 +12,7 @@ def test_the_folder_appears_at_the_end(tmp_path):
     assert [path.name for path in root.parent.iterdir()] == ["set"] and (root / "a.txt").read_text() == "a"
 
 
-def test_an_error_leaves_nothing_and_a_killed_run_is_no_hindrance(tmp_path):
+def test_errors_leave_no_files_and_stale_folders_are_replaced(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "set") as partial:
         (partial / "a.txt").write_text("a")
         raise ZeroDivisionError
@@ -23,7 +23,7 @@ def test_an_error_leaves_nothing_and_a_killed_run_is_no_hindrance(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["set"]
 
 
-def test_what_is_there_is_kept(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     for taken in (tmp_path / "file", tmp_path / "folder" / "file"):
         taken.parent.mkdir(exist_ok=True)
         taken.write_text("mine")
@@ -33,7 +33,7 @@ def test_what_is_there_is_kept(tmp_path):
     assert (tmp_path / "folder" / "file").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_empty_folder_a_link_to_one_and_the_current_one(tmp_path, monkeypatch):
+def test_empty_folders_links_and_the_current_folder_are_accepted(tmp_path, monkeypatch):
     for name in ("empty", "here"):
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")

@@ -25,7 +25,7 @@ MAP_CLASS = [4, 3, 1, 2]  # book: floor mat, bottle: otherprop, wall: wall, unic
 
 @pytest.fixture
 def published(tmp_path):
-    """The three files. Raw labels go around; image k (from 1) has depth k meters, a hole, and one red pixel."""
+    """The three files. Image k (from 1) has depth k meters, a hole in the raw depth, a red pixel and all raw labels."""
     noise = np.random.default_rng(0)
     images_NCWH = noise.integers(0, 200, (N, 3, W, H), dtype=np.uint8)
     images_NCWH[:, :, 7, 2] = [255, 0, 0]  # column 7, row 2
@@ -57,7 +57,7 @@ def files(folder):
     return {split.name: [path.stem for path in sorted(split.iterdir())] for split in sorted(folder.iterdir())}
 
 
-def test_pixels_stand_at_their_row_and_column(published, tmp_path):
+def test_row_and_column_order_is_correct(published, tmp_path):
     *paths, images_NCWH = published
     out = tmp_path / "out"
     assert prepare_nyuv2(*paths, out) == {"train": 7, "val": 5}
@@ -80,7 +80,7 @@ def test_pixels_stand_at_their_row_and_column(published, tmp_path):
     assert sorted(path.name for path in out.parent.iterdir() if path.name.startswith(".")) == []
 
 
-def test_the_split_that_the_figures_were_measured_on(published, tmp_path):
+def test_split_train_80_20(published, tmp_path):
     out = tmp_path / "out"
     assert prepare_nyuv2(*published[:3], out, split="train-80-20") == {"train": 5, "val": 2, "test": 5}
     names = {split: [f"{k:04d}" for k in numbers] for split, numbers in
@@ -88,13 +88,13 @@ def test_the_split_that_the_figures_were_measured_on(published, tmp_path):
     assert files(out / "images") == files(out / "masks") == files(out / "depth") == names
 
 
-def test_raw_depth_keeps_its_holes(published, tmp_path):
+def test_raw_depth_keeps_invalid_pixels(published, tmp_path):
     prepare_nyuv2(*published[:3], tmp_path / "out", depth="raw")
     depth = Image.open(tmp_path / "out/depth/train/0004.png")
     assert [depth.getpixel((column, 3)) for column in (0, 1)] == [0, 4000]
 
 
-def test_size(published, tmp_path):
+def test_output_size(published, tmp_path):
     *paths, images_NCWH = published
     prepare_nyuv2(*paths, tmp_path / "out", size=(3, 4))
     image, depth, mask = (
@@ -110,13 +110,13 @@ def test_size(published, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(3, 4), (7, 5), (13, 17), (480, 640)])
-def test_nearest_pixel_as_torch_has_it(size):
+def test_nearest_resizing_equals_torch(size):
     values = torch.arange(9 * 11).reshape(9, 11)
     expected = torch.nn.functional.interpolate(values[None, None].double(), size, mode="nearest-exact")[0, 0]
     assert np.array_equal(resize_nearest(values.numpy(), size), expected.numpy())
 
 
-def test_what_is_written_passes_the_checks(published, tmp_path):
+def test_written_data_pass_the_check(published, tmp_path):
     prepare_nyuv2(*published[:3], tmp_path / "out")
     for task in ("segmentation", "depth"):
         report = check_data(tmp_path / "out", task, workers=1)
@@ -126,34 +126,34 @@ def test_what_is_written_passes_the_checks(published, tmp_path):
         }
 
 
-def test_command(published, tmp_path, capsys):
+def test_prepare_command(published, tmp_path, capsys):
     file, mapping_file, splits = map(str, published[:3])
     words = ["data", "prepare", "nyuv2", file, "--mapping", mapping_file, "--splits", splits]
     assert main([*words, "--out", str(tmp_path / "out"), "--size", "3", "4", "--split", "train-80-20"]) == 0
-    said = capsys.readouterr().out
-    assert "5 train, 2 val, 5 test" in said and str(tmp_path / "out") in said
+    output = capsys.readouterr().out
+    assert "5 train, 2 val, 5 test" in output and str(tmp_path / "out") in output
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 
 
-def test_the_folder_appears_when_it_is_complete(published, tmp_path):
+def test_the_folder_is_renamed_when_complete(published, tmp_path):
     out = tmp_path / "out"
-    told = []
+    calls = []
 
     def stop(done, total):
-        told.append((done, total))
+        calls.append((done, total))
         assert not out.exists()
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare_nyuv2(*published[:3], out, progress=stop)
-    assert told == [(k, N) for k in (1, 2, 3, 4)]
+    assert calls == [(k, N) for k in (1, 2, 3, 4)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labeled.mat", "mapping.mat", "splits.mat"]
 
 
-def refused(published, tmp_path, said, **options):
-    with pytest.raises((DataError, ConfigError), match=said):
+def refused(published, tmp_path, expected, **options):
+    with pytest.raises((DataError, ConfigError), match=expected):
         prepare_nyuv2(*published[:3], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
@@ -174,7 +174,7 @@ def test_damaged_image(published, tmp_path):
     refused(published, tmp_path, r"labeled\.mat, image 7")
 
 
-def test_other_files(published, tmp_path):
+def test_files_without_the_expected_arrays(published, tmp_path):
     file, mapping_file, splits, _ = published
     refused((tmp_path / "absent.mat", *published[1:]), tmp_path, "absent.mat")
     refused((mapping_file, *published[1:]), tmp_path, "mapping.mat")
@@ -186,14 +186,14 @@ def test_other_files(published, tmp_path):
     refused((tmp_path / "other.mat", *published[1:]), tmp_path, "other.mat: .*depths or labels or names")
 
 
-def test_arrays_of_other_shapes(published, tmp_path):
+def test_arrays_of_the_wrong_shape_are_rejected(published, tmp_path):
     with h5py.File(published[0], "r+") as content:
         del content["labels"]
         content["labels"] = np.zeros((N, H, W), np.uint16)
     refused(published, tmp_path, re.escape(f"labels ({N}, {H}, {W})"))
 
 
-def test_mapping_and_splits_of_another_length(published, tmp_path):
+def test_mapping_and_splits_of_the_wrong_length_are_rejected(published, tmp_path):
     savemat(published[1], mapping(MAP_CLASS[:-1], CLASS_NAMES))
     refused(published, tmp_path, "mapping.mat: maps 3 raw labels.* 4")
     savemat(published[1], mapping(MAP_CLASS, CLASS_NAMES[:3]))
@@ -203,7 +203,7 @@ def test_mapping_and_splits_of_another_length(published, tmp_path):
     refused(published, tmp_path, "splits.mat: 7 training and 4 test images .* 12 images")
 
 
-def test_labels_without_a_name_and_depths_that_are_no_meters(published, tmp_path):
+def test_unknown_labels_and_implausible_depths_are_rejected(published, tmp_path):
     with h5py.File(published[0], "r+") as content:
         content["labels"][3, 0, 0] = 5
     refused(published, tmp_path, r"labeled\.mat, image 4: has label 5")
@@ -213,11 +213,11 @@ def test_labels_without_a_name_and_depths_that_are_no_meters(published, tmp_path
     refused(published, tmp_path, r"labeled\.mat, image 6: .*70 m")
 
 
-def test_size_without_pixels(published, tmp_path):
+def test_a_size_of_zero_is_rejected(published, tmp_path):
     refused(published, tmp_path, "size 0 320", size=(0, 320))
 
 
 @pytest.mark.parametrize("module", ["h5py", "scipy.io"])
-def test_without_the_packages(published, tmp_path, module, monkeypatch):
+def test_missing_packages_are_named(published, tmp_path, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     refused(published, tmp_path, rf"{module.partition('.')[0]}.*pip install 'vitsplit\[nyuv2\]'")

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 
-def test_a_script_without_its_guard_is_told_of_it(tmp_path):
+def test_a_missing_main_guard_is_reported(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from vitsplit.data.processes import map_in_processes\n"
@@ -10,7 +10,7 @@ def test_a_script_without_its_guard_is_told_of_it(tmp_path):
         "try:\n"
         "    list(map_in_processes(str, range(1000), 2, doing='reads files', alone='do so alone'))\n"
         "except DataError as error:\n"
-        "    print('told:', error)\n"
+        "    print('message:', error)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert "told:" in done.stdout and 'if __name__ == "__main__":' in done.stdout
+    assert "message:" in done.stdout and 'if __name__ == "__main__":' in done.stdout

@@ -22,7 +22,7 @@ RELEASE_COUNTS = {"coco-small": 45_266_196, "coco-base": 121_351_956, "coco-larg
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_is_the_papers_row_and_the_releases_settings(name):
+def test_recipe_matches_table_10_and_the_release(name):
     backbone, num_tuned, num_prior, first, layers, decay = ROWS[name]
     config = recipe(name)
     assert (config.name, config.backbone.backbone, config.backbone.patch_size) == (name, backbone, 16)
@@ -36,7 +36,7 @@ def test_a_recipe_is_the_papers_row_and_the_releases_settings(name):
     assert (task.rcnn, task.pad_color) == ("mmdet", "mean")
 
 
-def test_the_rate_falls_after_epochs_8_and_11_of_the_training_images():
+def test_learning_rate_drops_after_epochs_8_and_11():
     config = recipe("coco-small")
     epoch = -(-118_287 // 16)
     assert config.loop.steps == 12 * epoch
@@ -54,7 +54,7 @@ def test_trainable_parameters(name):
     assert counts["trainable"] == RELEASE_COUNTS[name] + 4 * 1025 + 257
 
 
-def test_the_releases_layers_are_flags():
+def test_layers_of_the_release_are_available_as_flags():
     for name, num_prior, layers in (
         ("coco-small", 5, [2, 4, 6, 8, 11]),
         ("coco-large", 8, [6, 8, 10, 13, 15, 18, 20, 23]),
@@ -65,7 +65,7 @@ def test_the_releases_layers_are_flags():
     assert "--num-prior-layers 5 --rounding int" in (RECIPES["coco-small"].__doc__ or "")
 
 
-def test_the_recipes_for_a_laptop_share_one_pass():
+def test_laptop_recipes_share_one_pass():
     detection, segmentation, depth = (recipe(f"laptop-{task}") for task in ("detection", "segmentation", "depth"))
     assert detection.backbone == segmentation.backbone == depth.backbone
     assert detection.backbone.patch_size is None

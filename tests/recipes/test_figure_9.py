@@ -17,7 +17,7 @@ RELATIVE = 2 * (D // HEADS) * (5 * (2 * 14 - 1) + 3 * (2 * 64 - 1))
 
 
 @pytest.mark.parametrize(("name", "more"), [("mae", 0), ("siglip", 0), ("sam", RELATIVE)])
-def test_parameters(name, more):
+def test_trainable_parameters(name, more):
     assert BLOCK == 7_089_408 - 2 * D
     backbone, model = shape_model(recipe(f"ade20k-{name}-base"))
     counts = count_parameters(model, backbone)

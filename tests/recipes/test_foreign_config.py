@@ -1,4 +1,4 @@
-"""Paths in configuration files: what is read elsewhere is told, and nothing is written elsewhere."""
+"""Paths in configuration files: input paths outside the data are logged, and output paths are ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(path: Path, config: Any) -> Path:
     return path
 
 
-def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, caplog):
+def test_output_paths_of_a_given_file_are_ignored(tmp_path, caplog):
     settings = {
         "cache_folder": "/elsewhere/cache",
         "weights": "/mine/w.pth",
@@ -35,26 +35,26 @@ def test_a_file_that_is_given_decides_nothing_about_where_is_written(tmp_path, c
     with caplog.at_level(logging.WARNING):
         read = starting_config("vqa", config_file=file)
     assert read == override(config, {"cache_folder": None})
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3, "names inside of the data are no paths elsewhere"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3, "names inside the data are not paths outside it"
     for flag, path in (
         ("--cache-folder", "/elsewhere/cache"),
         ("--weights", "/mine/w.pth"),
         ("--language-weights", "/mine/llm"),
     ):
-        assert any(flag in line and path in line and str(file) in line for line in said)
-    # The flag beside it is the user's own word.
+        assert any(flag in line and path in line and str(file) in line for line in messages)
+    # A flag of the user is applied.
     assert from_flags(read, ["--cache-folder", "/elsewhere/cache"]) == config
 
 
-def test_a_file_that_leads_out_of_the_data_is_told(tmp_path, caplog):
+def test_paths_outside_the_data_are_warned_about(tmp_path, caplog):
     file = write(tmp_path / "config.json", override(recipe("laptop-vqa"), {"image_folder": "../../images"}))
     with caplog.at_level(logging.WARNING):
         starting_config("vqa", config_file=file)
     assert "--image-folder" in caplog.text and "../../images" in caplog.text
 
 
-def test_the_run_that_goes_on_keeps_its_own_folder(tmp_path, caplog):
+def test_a_resumed_run_keeps_its_cache_folder(tmp_path, caplog):
     config = override(recipe("laptop-depth"), {"cache_folder": str(tmp_path / "features")})
     file = write(tmp_path / "run" / "config.json", config)
     with caplog.at_level(logging.WARNING):
@@ -63,7 +63,7 @@ def test_the_run_that_goes_on_keeps_its_own_folder(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_joint_runs_too(tmp_path, caplog):
+def test_output_paths_of_joint_runs_are_ignored(tmp_path, caplog):
     config = override(starting_heads({"depth": "depth", "segmentation": "segmentation"}), {"cache_folder": "/x"})
     file = write(tmp_path / "run" / "config.json", config)
     assert starting_heads({"depth": "depth"}, config_file=file).loop.cache_folder is None
@@ -77,16 +77,16 @@ def test_joint_runs_too(tmp_path, caplog):
      '{"name": "\\ud800"}', '{"loop": {"steps": ' + "9" * 5000 + "}}", '{"loop": {"stepz": 1}}', "[]", "3", "",
      '{"backbone": {"weights": ""}}', '{"loop": {"cache_folder": "a\\u0000b"}}'],
 )  # fmt: skip
-def test_a_file_that_is_no_configuration_is_named(tmp_path, text):
+def test_an_invalid_configuration_file_is_named(tmp_path, text):
     file = tmp_path / "config.json"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         starting_config("segmentation", config_file=file)
 
 
-def test_only_the_user_lets_images_lie_outside_of_the_data(tmp_path):
+def test_allow_outside_is_not_read_from_a_given_file(tmp_path):
     config = override(recipe("laptop-vqa"), {"allow_outside": True})
     file = write(tmp_path / "run" / "config.json", config)
     assert starting_config("vqa", config_file=file).task.allow_outside is False
-    assert starting_config("vqa", resumed=tmp_path / "run").task.allow_outside is True, "one's own run"
+    assert starting_config("vqa", resumed=tmp_path / "run").task.allow_outside is True, "the user's run"
     assert from_flags(recipe("laptop-vqa"), ["--allow-outside"]).task.allow_outside is True

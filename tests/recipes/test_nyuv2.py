@@ -36,7 +36,7 @@ def by_hand(width, block, num_tuned):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_is_the_papers_row(name):
+def test_recipe_matches_table_10(name):
     backbone, num_layers, num_tuned, num_prior, first, layers = PAPER[name]
     config = recipe(name)
     split = config.method
@@ -50,7 +50,7 @@ def test_a_recipe_is_the_papers_row(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_what_the_paper_leaves_open_is_the_releases(name):
+def test_unspecified_settings_follow_the_release(name):
     task = recipe(name).task
     assert task.crop_size == (416, 544) and task.image_scale is None
     top, left, bottom, right = task.border
@@ -79,11 +79,11 @@ def test_trainable_parameters(name, num_tuned, counted, width, block):
     assert trainable(config) == counted == by_hand(width, block, num_tuned)
 
 
-def test_the_linear_probe_is_batch_norm_and_one_convolution():
+def test_linear_probe_parameters():
     assert trainable(override(recipe("nyuv2-small"), {"method": "linear-probe"})) == 2 * 384 + 384 + 1
 
 
-def test_the_laptop_recipe():
+def test_laptop_recipe():
     config = recipe("laptop-depth")
     assert (config.backbone.backbone, config.task.name) == ("dinov2-small", "depth")
     assert config.task.crop_size == (238, 322)

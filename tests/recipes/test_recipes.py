@@ -36,7 +36,7 @@ RELEASE_SCALES = {"ade20k": (2048, 512), "cityscapes": (2048, 1024), "pascal-con
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_is_the_papers_row(name):
+def test_recipe_matches_table_10(name):
     backbone, num_tuned, num_prior, first, layers, crop, steps, lr = PAPER[name]
     config = recipe(name)
     assert config.name == name
@@ -51,7 +51,7 @@ def test_a_recipe_is_the_papers_row(name):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_what_the_paper_leaves_open_is_the_releases(name):
+def test_unspecified_settings_follow_the_release(name):
     config = recipe(name)
     task, data = config.task, config.task.format
     assert name.startswith(data)
@@ -66,7 +66,7 @@ def test_what_the_paper_leaves_open_is_the_releases(name):
     assert optim.decay_norms and optim.betas == (0.9, 0.999)
 
 
-def test_the_releases_layers_are_an_option():
+def test_layers_of_the_release_are_available():
     for name, last in (("cityscapes-base", [7, 8, 9, 10, 11]), ("pascal-context-large", list(range(14, 24)))):
         config = recipe(name)
         split = dataclasses.replace(config.method, selection="last")
@@ -75,7 +75,7 @@ def test_the_releases_layers_are_an_option():
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
+def test_gate_recipes_differ_only_in_the_layers(name):
     plain, gate = recipe(name), recipe(f"{name}-gate")
     assert gate.name == f"{name}-gate"
     assert (gate.method.selection, gate.method.num_prior_layers) == ("gate", 4)
@@ -83,14 +83,14 @@ def test_a_gate_differs_from_its_recipe_in_the_layers_only(name):
     assert gate.change(name=name, method=back) == plain
 
 
-def test_every_recipe_that_is_asked_for_is_there():
+def test_segmentation_recipes_are_complete():
     gates = {f"{name}-gate" for name in GATES}
     found = {name for name in RECIPES if recipe(name).task.name == "segmentation"}
     assert found == {*PAPER, *gates, "laptop-segmentation", "laptop-segmentation-paper"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_can_be_written_down_described_and_built_for_its_backbone(name):
+def test_recipes_round_trip_and_fit_their_backbone(name):
     config = recipe(name)
     assert type(config)(**vars(config)) == config
     assert config_from_dict(config_to_dict(config), "test") == config
@@ -101,7 +101,7 @@ def test_a_recipe_can_be_written_down_described_and_built_for_its_backbone(name)
     assert summary.endswith(".") and len(summary) < 120
 
 
-def test_the_laptop_recipe():
+def test_laptop_recipe():
     config = recipe("laptop-segmentation")
     assert config.backbone.backbone == "dinov2-small"
     assert (config.task.crop_size, config.task.image_scale, config.task.test_mode) == ((252, 336), (1024, 252), "whole")
@@ -110,13 +110,13 @@ def test_the_laptop_recipe():
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
 
 
-def test_the_laptop_recipe_of_the_paper_differs_from_the_papers_recipe_in_its_schedule_only():
+def test_laptop_recipe_of_the_paper_has_the_papers_model():
     own, paper = recipe("laptop-segmentation-paper"), recipe("ade20k-small")
     assert own.method == dataclasses.replace(paper.method, num_prior_layers=own.method.num_prior_layers)
     assert own.method.num_prior_layers == 4 and not own.task.smooth_upsampling
 
 
-def test_class_counts():
+def test_number_of_classes():
     assert DATASET_CLASSES == {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco": 80}
     assert count_classes(recipe("cityscapes-large-gate")) == 19
     assert count_classes(recipe("laptop-segmentation")) == 150
@@ -124,14 +124,14 @@ def test_class_counts():
     assert count_classes(recipe("laptop-depth")) == count_classes(recipe("nyuv2-large")) == 0
 
 
-def test_an_unknown_name_is_an_error_with_close_ones():
+def test_unknown_recipe_names_suggest_close_ones():
     with pytest.raises(ConfigError, match=r"'ade20k-smal'.*ade20k-small"):
         recipe("ade20k-smal")
     with pytest.raises(ConfigError, match=r"Recipes: laptop-segmentation, .*ade20k-small"):
         recipe("zzz")
 
 
-# Settings that the recipes take from the release since they exist, and what runs and bundles did before.
+# Settings that recipes set to the release's values, and their values in earlier runs and bundles.
 SINCE = {
     "optim": {"final_div_factor": 1e4},
     "task": {
@@ -144,8 +144,8 @@ SINCE = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_configuration_of_before_means_what_it_meant(name):
-    """config.json and head.json without the new settings: what was done then, and mostly still is on a laptop."""
+def test_earlier_configurations_keep_their_meaning(name):
+    """config.json and head.json without the new settings are read with the earlier values."""
     config = recipe(name)
     values = flat_to_dict(config)
     for group, settings in SINCE.items():
@@ -159,8 +159,8 @@ def test_a_configuration_of_before_means_what_it_meant(name):
         assert old == config
 
 
-def test_a_run_of_a_recipe_of_before_goes_on_as_it_began_or_is_refused(tmp_path):
-    """With its own config.json it goes on; with the recipe's name, which now says something else, it is refused."""
+def test_runs_of_changed_recipes_resume_with_their_own_settings_only(tmp_path):
+    """It resumes with its own config.json, and is rejected with the recipe, whose settings have changed."""
     run = RunFolder(tmp_path)
     for name, setting in (
         ("nyuv2-small", "optim.final_div_factor: 10000.0 in the run, 100.0 now"),
@@ -177,6 +177,6 @@ def test_a_run_of_a_recipe_of_before_goes_on_as_it_began_or_is_refused(tmp_path)
             values["optim"]["schedule"] = "cosine"
         run.config_file.write_text(json.dumps(values))
         check_same_config(flat_from_dict(values, config.task.name, "config.json"), run)
-        with pytest.raises(RunError, match=re.escape(setting)) as told:
+        with pytest.raises(RunError, match=re.escape(setting)) as error:
             check_same_config(config, run)
-        assert f"--config {run.config_file}" in str(told.value)
+        assert f"--config {run.config_file}" in str(error.value)

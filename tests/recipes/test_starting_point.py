@@ -18,7 +18,7 @@ def write(path, values):
 
 
 @pytest.mark.parametrize("task", TASKS.built_in)
-def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
+def test_a_run_is_resumed_only_as_its_own_task(tmp_path, task):
     config = recipe(f"laptop-{task}")
     write(tmp_path / "config.json", config_to_dict(config))
     assert starting_config(task, resumed=tmp_path) == config
@@ -27,7 +27,7 @@ def test_a_run_goes_on_as_its_own_task_and_no_other(tmp_path, task):
             starting_config(other, resumed=tmp_path)
 
 
-def test_a_joint_run_is_no_run_of_one_task(tmp_path):
+def test_a_joint_configuration_is_rejected_for_one_task(tmp_path):
     file = write(
         tmp_path / "config.json", config_to_dict(starting_heads({"segmentation": "segmentation", "depth": "depth"}))
     )
@@ -35,7 +35,7 @@ def test_a_joint_run_is_no_run_of_one_task(tmp_path):
         starting_config("depth", config_file=file)
 
 
-def test_a_few_settings_fit_every_task_that_has_them(tmp_path):
+def test_partial_settings_apply_to_every_task(tmp_path):
     file = write(tmp_path / "few.json", {"task": {"crop_size": [70, 98]}})
     for task in TASKS.built_in:
         assert starting_config(task, config_file=file).task.crop_size == (70, 98)
@@ -45,19 +45,19 @@ def test_a_few_settings_fit_every_task_that_has_them(tmp_path):
         starting_config("depth", config_file=write(file, [1]))
 
 
-def test_a_recipe_of_another_task_is_refused(tmp_path, capsys):
+def test_a_recipe_of_another_task_is_rejected(tmp_path, capsys):
     assert main(["train", "segmentation", "--recipe", "nyuv2-small", "--data", str(tmp_path)]) == 2
     assert "--recipe nyuv2-small is for depth, not for segmentation" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for detection"):
         vitsplit.train(task="detection", recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
 
 
-def test_a_recipe_alone_says_the_task(tmp_path):
+def test_the_task_is_inferred_from_the_recipe(tmp_path):
     with pytest.raises(DataError, match="depth"):
         vitsplit.train(recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
 
 
-def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
+def test_output_paths_are_read_only_from_the_resumed_run(tmp_path, caplog):
     config = override(recipe("laptop-depth"), {"cache_folder": "/somewhere/else", "cache_features": 2})
     file = write(tmp_path / "config.json", config_to_dict(config))
     assert starting_config("depth", resumed=tmp_path) == config
@@ -70,14 +70,14 @@ def test_only_a_runs_own_settings_say_where_is_written(tmp_path, caplog):
     assert starting_heads({"depth": "depth"}, resumed=tmp_path) == joint
 
 
-@pytest.mark.parametrize(("left", "said"), [(None, "does not exist"), ("log.txt", "without --resume")])
-def test_what_to_do_where_there_are_no_settings_to_go_on_with(tmp_path, left, said):
+@pytest.mark.parametrize(("left", "expected"), [(None, "does not exist"), ("log.txt", "without --resume")])
+def test_missing_settings_to_resume_are_reported_with_a_remedy(tmp_path, left, expected):
     if left is not None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / left).touch()
-    with pytest.raises(ConfigError, match=rf"run holds no run to resume.*{said}"):
+    with pytest.raises(ConfigError, match=rf"run holds no run to resume.*{expected}"):
         starting_config("depth", resumed=tmp_path / "run")
-    if left is not None:  # as they were given, until the run has its own
+    if left is not None:  # the given settings, until the run has its config.json
         given = override(recipe("laptop-depth"), {"lr": 3e-4})
         write(tmp_path / "run" / ".start.json", config_to_dict(given))
         assert starting_config("depth", resumed=tmp_path / "run") == given

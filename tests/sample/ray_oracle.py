@@ -1,4 +1,4 @@
-"""A slow, scalar ray caster that shares no code with the package: it marches and bisects on inside tests."""
+"""A slow, scalar ray caster that shares no code with the package: marching and bisection with inside tests."""
 
 import math
 

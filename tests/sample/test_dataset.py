@@ -52,7 +52,7 @@ def test_layout_on_disk(written):
     assert json.loads((written / "depth.json").read_text()) == {"scale": 0.001}
 
 
-def test_files_hold_the_scenes(written):
+def test_files_contain_the_scenes(written):
     for split, index in (("train", 0), ("train", 6), ("val", 3)):
         scene = generate_scene(scene_seed(3, split, index), SIZE)
         stem = f"{split}/scene_{index:05d}"
@@ -69,7 +69,7 @@ def test_files_hold_the_scenes(written):
         assert found == scene.questions
 
 
-def test_coco_annotations_are_read_by_the_official_format(written):
+def test_coco_annotations_are_read_by_the_official_tool(written):
     coco = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed").COCO
     data = coco(str(written / "annotations/val.json"))
     assert {c["id"]: c["name"] for c in data.loadCats(data.getCatIds())} == dict(enumerate(OBJECT_CLASSES, start=1))
@@ -100,7 +100,7 @@ def test_run_lengths_decode_to_the_mask(rows):
     np.testing.assert_array_equal(decoded, mask_HW)
 
 
-def test_processes_and_numbers_of_scenes_do_not_change_a_scene(written, tmp_path):
+def test_scenes_do_not_depend_on_workers_and_count(written, tmp_path):
     again = _files(write_segmentation_set(tmp_path / "again", 7, 4, SIZE, 3, workers=2))
     assert again == _files(written)
     fewer = _files(write_segmentation_set(tmp_path / "fewer", 1, 2, SIZE, 3, workers=1))
@@ -137,19 +137,19 @@ def test_too_few_scenes_for_balanced_questions(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(tmp_path):
+def test_a_folder_in_use_is_rejected_and_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(DataError, match="not an empty folder"):
         write_segmentation_set(tmp_path, 1, 0, SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_empty_folder_is_filled(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     (tmp_path / "set").mkdir()
     assert (write_segmentation_set(tmp_path / "set", 1, 0, (24, 32)) / "classes.json").is_file()
 
 
-def test_a_set_that_was_stopped_leaves_nothing(tmp_path):
+def test_an_interrupted_set_leaves_no_files(tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
 

@@ -72,7 +72,7 @@ def scenes(rooms):
     return found
 
 
-def test_answers_are_those_of_the_labels(scenes):
+def test_answers_agree_with_the_labels(scenes):
     kinds = set()
     for scene, layout in scenes:
         questions = [question for question, _ in scene.questions]
@@ -103,7 +103,7 @@ def test_counts_and_existence_are_asked_for_every_class(scenes):
     assert set(SINGULAR.values()) == set(OBJECT_CLASSES)
 
 
-def test_questions_that_words_or_margins_leave_open_are_not_asked():
+def test_ambiguous_questions_are_omitted():
     twins = [Thing("ball", "red", 0.2, 2.0, -1), Thing("ball", "red", 0.6, 2.05, -1)]
     texts = [question for question, _ in ask(twins)]
     assert not any(q.startswith(("what colour", "what is nearest", "what is to", "what is on")) for q in texts)
@@ -116,7 +116,7 @@ def test_questions_that_words_or_margins_leave_open_are_not_asked():
     assert ("what is on top of the red box?", "cone") in ask(stacked)
 
 
-def test_an_empty_scene_can_be_asked():
+def test_empty_scene_has_zero_objects():
     assert ("how many objects are there?", "0") in ask([])
 
 
@@ -124,7 +124,7 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown",
 
 
 def _random_things(rng):
-    """1 to 3 objects; far more balls and red ones, as a set with a bias has them."""
+    """1 to 3 objects, with a bias toward balls and red."""
     kinds = rng.choice(OBJECT_CLASSES, size=rng.integers(1, 4), p=(0.4, 0.2, 0.2, 0.2))
     colors = rng.choice(COLORS, size=len(kinds), p=(0.28,) + (0.08,) * 9)
     on = [0 if row == 1 and kinds[0] == "box" else -1 for row in range(len(kinds))]
@@ -165,7 +165,7 @@ def test_balanced_questions_have_each_answer_equally_often(splits):
         for question, answers in answer_sets(1, 3).items():
             found = {answer: count for (text, answer), count in counts.items() if text == question}
             assert found.keys() == set(answers) and len(set(found.values())) == 1, question
-        # None is lost that could be kept: the rarest answer of each question is there as often as before.
+        # No question is dropped needlessly: the rarest answer of each question is as frequent as before.
         before = Counter(pair for questions in asked[split] for pair in questions)
         for question, answers in answer_sets(1, 3).items():
             assert counts[question, answers[0]] == min(before[question, answer] for answer in answers)
@@ -173,14 +173,14 @@ def test_balanced_questions_have_each_answer_equally_often(splits):
             assert [pair for pair in old if pair in new] == list(new)
 
 
-def test_who_reads_only_the_questions_is_at_chance(splits):
+def test_question_only_accuracy_is_at_chance(splits):
     asked, balanced = splits
     pairs = {split: [pair for questions in each for pair in questions] for split, each in balanced.items()}
     chance = np.mean([1 / len(answer_sets(1, 3)[question]) for question, _ in pairs["val"]])
     assert 0.2 < chance < 0.45
     assert _accuracy(_majority(pairs["train"]), pairs["val"]) == pytest.approx(chance)
     assert _accuracy(_majority(pairs["val"]), pairs["val"]) == pytest.approx(chance)
-    # Without balancing, the text tells much more.
+    # Without balancing, the accuracy from the text is much higher.
     pairs = {split: [pair for questions in each for pair in questions] for split, each in asked.items()}
     assert _accuracy(_majority(pairs["train"]), pairs["val"]) > chance + 0.15
 

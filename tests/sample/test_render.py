@@ -38,7 +38,7 @@ def test_surfaces_and_depth_agree_with_a_scalar_ray_caster(traced):
     assert kinds == {"room", *KINDS}
 
 
-def test_depth_of_walls_floor_and_ceiling_in_closed_form(traced):
+def test_depth_of_walls_floor_and_ceiling_equals_the_closed_form(traced):
     planes = set()
     for layout, id_HW, depth_HW in traced:
         for row, column in np.argwhere(id_HW < 6)[::17]:
@@ -58,7 +58,7 @@ def test_camera_axes_are_a_right_handed_frame_with_the_image_upright():
         assert axes[1, 2] < -0.5  # down in the image is down in the room
 
 
-def test_solids_stand_apart_inside_the_room():
+def test_solids_do_not_intersect_and_are_inside_the_room():
     for seed in range(20):
         layout = _layout(seed)
         points = np.random.default_rng(seed).uniform(0, 1, (20000, 3)) * np.asarray(layout.room)
@@ -122,7 +122,7 @@ def test_color_is_anti_aliased():
     assert np.percentile(error, 99) < 0.75 * np.percentile(one_ray, 99)
 
 
-def test_polished_floor_mirrors_the_room():
+def test_polished_floor_reflects_the_room():
     """Schlick's share of what the ray with its vertical part turned round sees, the rest as on a matt floor."""
     gloss = 0.08
     layout = _layout(2)

@@ -39,7 +39,7 @@ def test_mask_instances_and_boxes_agree(scenes):
         assert hidden.mean() < 0.01
 
 
-def test_small_pictures_drop_instances_but_not_pixels():
+def test_small_images_drop_instances_but_not_pixels():
     dropped = 0
     for seed in range(10):
         scene = generate_scene(seed, (20, 26))
@@ -62,7 +62,7 @@ def test_every_class_is_in_many_scenes_and_objects_are_well_sized(scenes):
     assert np.mean((shares > 0.01) & (shares < 0.12)) > 0.9
 
 
-def test_pictures_are_neither_dark_nor_blown_out(scenes):
+def test_images_are_well_exposed(scenes):
     means = [scene.image_HWC.mean() for scene in scenes]
     assert min(means) > 60 and max(means) < 200
     assert np.median([(scene.image_HWC == 255).all(-1).mean() for scene in scenes]) < 0.01
@@ -76,7 +76,7 @@ def test_depth_is_in_meters_inside_a_room(scenes):
         assert np.isfinite(scene.depth_HW).all()
 
 
-def test_color_names_can_be_seen(scenes):
+def test_color_names_match_the_pixels(scenes):
     """The hue of most of an object's pixels is the one that its name says."""
     degrees = {"red": (-15, 14), "yellow": (40, 65), "green": (95, 150), "blue": (200, 240), "purple": (258, 305)}
     right = []
@@ -91,7 +91,7 @@ def test_color_names_can_be_seen(scenes):
     assert len(right) > 60 and np.mean(right) > 0.95
 
 
-def test_color_tells_nothing_about_the_class(scenes):
+def test_color_is_independent_of_the_class(scenes):
     pairs = {(scene.box_classes_N[row], name) for scene in scenes for row, name in enumerate(scene.colors)}
     assert len(pairs) >= 0.9 * 4 * 10
 
@@ -115,7 +115,7 @@ def test_few_and_large_objects():
 
 
 @pytest.mark.parametrize("size", [(90, 30), (30, 160), (1, 1)])
-def test_any_size(size):
+def test_any_image_size(size):
     scene = generate_scene(3, size)
     assert scene.image_HWC.shape == (*size, 3) and scene.mask_HW.shape == size
 
@@ -129,7 +129,7 @@ digest = hashlib.sha256(b"".join(part.tobytes() for part in parts) + repr(scene.
 """
 
 
-def test_same_bytes_in_another_process():
+def test_scenes_are_deterministic_across_processes():
     here = {}
     for seed in (11, 12):
         names = {}
