@@ -1,4 +1,4 @@
-"""Small sets of depth data on disk, and a model whose answer is known."""
+"""Small sets of depth data on disk, and a model with known predictions."""
 
 import json
 
@@ -39,7 +39,7 @@ def write_set(root, maps, split="train", suffix=".png", scale=0.001):
 
 
 class RedIsDepth:
-    """Answers a tenth of a metre per step of red, at one value per patch of the padded image; counts its passes."""
+    """Predicts a tenth of a meter per step of red, at one value per patch of the padded image; counts its passes."""
 
     def __init__(self):
         self.sizes = []

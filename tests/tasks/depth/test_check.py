@@ -1,4 +1,4 @@
-"""The check of depth data on maps whose figures are written down here."""
+"""The check of depth data on maps with known statistics."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def save_as_floats(root):
 
 
 def only(root, level, kind, **options):
-    """The only finding of a check, in which the others were not led astray by it."""
+    """The only finding of a check."""
     report = check_data(root, "depth", workers=1, **options)
     (finding,) = report.findings
     assert (finding.level, finding.kind) == (level, kind)
@@ -53,7 +53,7 @@ def only(root, level, kind, **options):
     return finding
 
 
-def test_good_set(root):
+def test_a_valid_set_has_no_findings(root):
     far = np.zeros((8, 10), np.uint16)
     far[:, :5] = 20_000
     far[0, 0] = 500
@@ -75,12 +75,12 @@ def test_good_set(root):
     assert val.facts["largest depth, m"] == pytest.approx(1.079) and val.facts["pixels with a depth, %"] == 100.0
 
 
-def test_scale_given_by_the_user(root):
+def test_depth_scale_flag_is_used(root):
     facts = check_data(root, "depth", workers=1, depth_scale=0.01).splits["val"].facts
     assert facts["least depth, m"] == pytest.approx(10.0) and facts["metres of one unit of the files"] == 0.01
 
 
-def test_integers_without_a_scale(root, capsys):
+def test_integers_without_a_scale_are_an_error(root, capsys):
     (root / "depth.json").unlink()
     report = check_data(root, "depth", workers=1)
     assert len(report.errors) == 2 and all("--depth-scale" in error.message for error in report.errors)
@@ -88,7 +88,7 @@ def test_integers_without_a_scale(root, capsys):
     assert "--depth-scale" in capsys.readouterr().out
 
 
-def test_an_integer_map_among_floats(root):
+def test_an_integer_map_among_floats_is_an_error(root):
     save_as_floats(root)
     np.save(root / "depth/train/1.npy", RAMP)
     error = only(root, "error", "unit not known")
@@ -103,13 +103,13 @@ def test_floats_are_meters(root):
     assert report.splits["train"].facts["metres of one unit of the files"] == 1.0
 
 
-def test_map_of_another_size(root):
+def test_size_mismatch_is_reported(root):
     write(root, "val", 1, depth=RAMP[:4, :4])
     error = only(root, "error", "size mismatch")
     assert error.file == str(root / "depth/val/1.png") and "4x4" in error.message and "10x8" in error.message
 
 
-def test_truncated_image_and_map(root):
+def test_truncated_files_are_reported(root):
     path = root / "images" / "val" / "2.png"
     path.write_bytes(path.read_bytes()[:90])
     assert only(root, "error", "unreadable image").file == str(path)
@@ -119,28 +119,28 @@ def test_truncated_image_and_map(root):
     assert only(root, "error", "unreadable depth map").file == str(path)
 
 
-def test_picture_instead_of_a_map(root):
+def test_an_rgb_image_as_depth_map_is_reported(root):
     Image.fromarray(RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)).save(root / "depth/train/1.png")
     assert "mode RGB is not a depth map" in only(root, "error", "unreadable depth map").message
 
 
-def test_map_without_a_valid_pixel(root):
+def test_a_map_without_valid_pixels_is_reported(root):
     write(root, "train", 2, depth=np.zeros((8, 10), np.uint16))
     error = only(root, "error", "no valid depth")
     assert error.file == str(root / "depth/train/2.png") and "no pixel has a depth" in error.message
     assert check_data(root, "depth").splits["train"].facts["pixels with a depth, %"] == pytest.approx(200 / 3)
 
 
-def test_constant_map(root):
+def test_a_constant_map_is_reported(root):
     depth = np.full((8, 10), 2000, np.uint16)
-    depth[:2] = 0  # invalid pixels are no second value
+    depth[:2] = 0  # invalid pixels do not count as a second value
     write(root, "train", 2, depth)
     assert "every depth is 2 m" in only(root, "warning", "constant depth").message
 
 
 @pytest.mark.parametrize(("meters", "warned"), [(0.004, True), (0.011, False), (999.0, False), (1100.0, True)])
-def test_unlikely_unit(root, meters, warned):
-    """The median decides: 0.01 m and 1000 m are the bounds."""
+def test_an_unlikely_unit_is_warned_about(root, meters, warned):
+    """The bounds of the median are 0.01 m and 1000 m."""
     save_as_floats(root)
     depth = np.full((8, 10), meters, np.float32)
     depth[0] = 2.0
@@ -152,7 +152,7 @@ def test_unlikely_unit(root, meters, warned):
     assert f"{meters:g} m, outside 0.01..1000 m" in warning.message and "--depth-scale" in warning.message
 
 
-def test_the_same_image_in_two_splits(root):
+def test_an_image_in_two_splits_is_reported(root):
     image = RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)
     write(root, "train", 0, image=image)
     write(root, "val", 0, image=image)
@@ -160,19 +160,19 @@ def test_the_same_image_in_two_splits(root):
     assert str(root / "images/train/0.png") in error.message and str(root / "images/val/0.png") in error.message
 
 
-def test_images_without_a_map(root):
+def test_images_without_a_map_are_reported(root):
     (root / "depth/train/1.png").unlink()
     assert "1 of 3 images" in only(root, "error", "split train cannot be opened").message
 
 
-def test_json(root, capsys):
+def test_json_output(root, capsys):
     assert main(["data", "check", str(root), "--task", "depth", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True and report["splits"]["val"]["facts"]["pixels with a depth, %"] == 100.0
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.001, float("nan"), float("inf")])
-def test_scale_that_is_none(root, scale):
+def test_an_invalid_scale_is_rejected(root, scale):
     with pytest.raises(ConfigError, match="--depth-scale"):
         check_data(root, "depth", depth_scale=scale)
 

@@ -43,7 +43,7 @@ def save_exr(path, channels):
         ("big_endian.npy", np.array([[1500, 250]], ">u2"), 0.001, [[1.5, 0.25]]),
     ],
 )
-def test_formats(tmp_path, name, values, scale, meters):
+def test_supported_formats(tmp_path, name, values, scale, meters):
     write_map(tmp_path / name, values)
     depth = load_depth(tmp_path / name, scale)
     assert depth.dtype == torch.float32
@@ -66,24 +66,24 @@ def test_exr(tmp_path):
         load_depth(tmp_path / "broken.exr", None)
 
 
-def test_exr_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_exr_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(DataError, match=r"pip install 'vitsplit\[exr\]'"):
         load_depth(tmp_path / "a.exr", None)
 
 
-def test_values_that_are_no_depth_are_invalid(tmp_path):
+def test_non_positive_and_non_finite_depths_are_invalid(tmp_path):
     write_map(tmp_path / "a.npy", np.array([[0.0, -1.0, np.nan, np.inf, -np.inf, 1e300, 2.0]]))
     assert load_depth(tmp_path / "a.npy", None).tolist() == [[0, 0, 0, 0, 0, 0, 2]]
 
 
-def test_keep_range_is_open_at_both_ends():
+def test_keep_range_excludes_both_ends():
     depth = torch.tensor([0.0, 0.001, 0.0011, 9.99, 10.0, 11.0])
     assert keep_range(depth, 0.001, 10.0).tolist() == pytest.approx([0, 0, 0.0011, 9.99, 0, 0])
     assert keep_range(depth, 0.001, None).tolist() == pytest.approx([0, 0, 0.0011, 9.99, 10, 11])
 
 
-def test_what_is_no_depth_map_is_named(tmp_path):
+def test_files_that_are_not_depth_maps_are_named(tmp_path):
     write_map(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
     with pytest.raises(DataError, match=r"a\.npy: the depth map holds integers.*--depth-scale"):
         load_depth(tmp_path / "a.npy", None)
@@ -101,7 +101,7 @@ def test_what_is_no_depth_map_is_named(tmp_path):
         load_depth(tmp_path / "e.npy", None)
 
 
-def test_another_size_is_one_error(tmp_path):
+def test_a_size_mismatch_is_an_error(tmp_path):
     write_set(tmp_path, [millimeters(size=(12, 16))])
     write_map(tmp_path / "depth/train/0.png", millimeters(size=(6, 8)))
     with pytest.raises(DataError, match=r"the depth map is 8x6 .*images/train/0\.png is 16x12"):
@@ -119,13 +119,13 @@ def test_another_size_is_one_error(tmp_path):
         ),
     ],
 )
-def test_training_names_a_map_without_a_valid_pixel(tmp_path, values, config, reason):
+def test_training_rejects_a_map_without_valid_pixels(tmp_path, values, config, reason):
     data = open_depth_set(write_set(tmp_path, [millimeters(), values]), "train")
     with pytest.raises(DataError, match=rf"depth/train/1\.png: no pixel has a valid depth.*{reason}"):
         TrainDepth(data, config)[1, 0]
 
 
-def test_a_training_sample_is_a_function_of_index_and_seed(tmp_path):
+def test_training_samples_depend_only_on_index_and_seed(tmp_path):
     data = open_depth_set(write_set(tmp_path, [millimeters(size=(40, 50)) for _ in range(2)]), "train")
     samples = TrainDepth(data, DepthConfig(crop_size=(16, 20)))
     again = pickle.loads(pickle.dumps(samples))
@@ -138,15 +138,15 @@ def test_a_training_sample_is_a_function_of_index_and_seed(tmp_path):
 
 
 @pytest.mark.parametrize(("median", "warns"), [(0.0099, True), (0.011, False), (990.0, False), (1010.0, True)])
-def test_a_median_that_is_no_depth_in_meters(median, warns):
+def test_an_implausible_median_depth_is_warned_about(median, warns):
     depth = torch.tensor([[median, median, 0.0, 0.0, 0.0, 0.0, 5 * median]])
-    said = unit_warning(depth, Path("a.png"))
-    assert (said is not None) == warns
-    if said:
-        assert "--depth-scale" in said and "a.png" in said and f"{median:g} m" in said
+    message = unit_warning(depth, Path("a.png"))
+    assert (message is not None) == warns
+    if message:
+        assert "--depth-scale" in message and "a.png" in message and f"{median:g} m" in message
 
 
-def test_an_invalid_map_says_nothing_of_its_unit():
+def test_an_invalid_map_gives_no_unit_warning():
     assert unit_warning(torch.zeros(2, 3), Path("a.png")) is None
 
 
@@ -187,7 +187,7 @@ BROKEN_NPY = {
 
 
 @pytest.mark.parametrize("content", BROKEN_NPY.values(), ids=BROKEN_NPY)
-def test_arrays_that_are_refused_without_being_read(tmp_path, content):
+def test_invalid_arrays_are_rejected_without_reading(tmp_path, content):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
     tracemalloc.start()
@@ -200,12 +200,12 @@ def test_arrays_that_are_refused_without_being_read(tmp_path, content):
     assert len(str(caught.value)) < 1000
 
 
-def test_the_writer_of_arrays_above_writes_what_numpy_reads(tmp_path):
+def test_the_array_writer_of_these_tests_agrees_with_numpy(tmp_path):
     (tmp_path / "a.npy").write_bytes(npy(METERS.shape, data=METERS.tobytes()))
     assert np.array_equal(load_depth(tmp_path / "a.npy", None), METERS)
 
 
-def test_archives_and_pipes_are_no_maps(tmp_path):
+def test_archives_and_pipes_are_rejected(tmp_path):
     np.savez(tmp_path / "a.npz", METERS)
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
     os.mkfifo(tmp_path / "b.npy")
@@ -215,7 +215,7 @@ def test_archives_and_pipes_are_no_maps(tmp_path):
             load_depth(tmp_path / name, None)
 
 
-def test_exr_files_that_are_refused(tmp_path):
+def test_invalid_exr_files_are_rejected(tmp_path):
     save_exr(tmp_path / "a.exr", {"Z": METERS})
     content = (tmp_path / "a.exr").read_bytes()
     window = content.index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
@@ -232,8 +232,8 @@ def test_exr_files_that_are_refused(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_maps_are_turned_as_their_images_are(tmp_path, orientation, name):
-    """The map of an image that the camera turned: red is the depth in millimeters."""
+def test_exif_orientation_is_applied_to_maps(tmp_path, orientation, name):
+    """The map of an image with an EXIF rotation: red is the depth in millimeters."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     depth = RNG.integers(1, 255, (5, 8), dtype=np.uint8)
@@ -245,7 +245,7 @@ def test_maps_are_turned_as_their_images_are(tmp_path, orientation, name):
         assert np.array_equal(read_image(tmp_path / "image.png")[0], np.rot90(depth, -1))
 
 
-def test_the_median_of_a_large_map_is_of_some_of_it(monkeypatch):
+def test_the_median_of_a_large_map_is_subsampled(monkeypatch):
     depth = torch.from_numpy(RNG.uniform(0.5, 9.0, (300, 400)).astype(np.float32))
     depth[::3] = 0.0
     exact = float(np.median(depth[depth > 0]))

@@ -18,7 +18,7 @@ def test_parameters(width, counted):
     assert count == counted == (width * half * 4 + half) + 2 * half + (half * 64 * 4 + 64) + 128 + 128 + (64 * 9 + 1)
 
 
-def test_the_decoder_is_the_releases_layers_in_order():
+def test_the_decoder_equals_the_release():
     torch.manual_seed(0)
     decoder = DepthDecoder(64, CONFIG, 2.5).eval()
     x = torch.randn(2, 64, 3, 5)
@@ -31,7 +31,7 @@ def test_the_decoder_is_the_releases_layers_in_order():
 
 
 @pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
-def test_the_start_is_at_the_start_depth_with_gradient_almost_everywhere(decoder):
+def test_initial_output_is_the_start_depth_with_gradients(decoder):
     torch.manual_seed(0)
     model = decoder(64, CONFIG, 4.0)
     depth = model(torch.randn(4, 64, 8, 8)).detach()
@@ -40,7 +40,7 @@ def test_the_start_is_at_the_start_depth_with_gradient_almost_everywhere(decoder
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_a_constant_map_has_the_grid_of_the_patches_unless_upsampling_is_smooth(smooth):
+def test_smooth_upsampling_removes_the_patch_grid(smooth):
     torch.manual_seed(0)
     decoder = DepthDecoder(64, dataclasses.replace(CONFIG, smooth_upsampling=smooth), 2.5)
     nn.init.normal_(decoder.norm1.bias)  # also after training
@@ -52,7 +52,7 @@ def test_a_constant_map_has_the_grid_of_the_patches_unless_upsampling_is_smooth(
 
 
 @pytest.mark.parametrize("decoder", [DepthDecoder, LinearDepthDecoder])
-def test_meters_are_float32_whatever_the_rest_computes_in(decoder):
+def test_output_is_float32_in_every_precision(decoder):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
         depth = decoder(64, CONFIG, 2.5)(torch.randn(1, 64, 4, 4).bfloat16())
@@ -60,16 +60,16 @@ def test_meters_are_float32_whatever_the_rest_computes_in(decoder):
     assert not torch.equal(depth, depth.bfloat16().float())
 
 
-def test_group_norm_needs_no_batch():
+def test_group_norm_works_with_one_image():
     decoder = DepthDecoder(64, dataclasses.replace(CONFIG, decoder_norm="group"), 2.5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in decoder.modules())
 
 
-def test_the_range():
+def test_output_is_clamped_to_the_range_in_eval():
     bounded = Meters(dataclasses.replace(CONFIG, min_depth=0.5, max_depth=10.0))
     x = torch.tensor([-3.0, 0.0, 2.0, 9.5, 40.0], requires_grad=True)
     assert bounded.eval()(x).tolist() == [0.5, 0.5, 2.5, 10.0, 10.0]
     assert float(Meters(CONFIG).eval()(x.detach())[-1]) == pytest.approx(40.001)
-    # In training what overshoots can still be pulled back.
+    # In training the gradient outside the range is not zero.
     bounded.train()(x)[-1].backward()
     assert x.grad is not None and x.grad.tolist() == [0, 0, 0, 0, 1]

@@ -14,7 +14,7 @@ def listed(root, name, lines):
     (root / name).write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_a_folder_and_its_scale(tmp_path):
+def test_the_scale_of_a_folder_is_read(tmp_path):
     write_set(tmp_path, [millimeters(), millimeters()])
     write_set(tmp_path, [millimeters()], split="val")
     assert recognize(tmp_path) == (tmp_path, "folder")
@@ -24,11 +24,11 @@ def test_a_folder_and_its_scale(tmp_path):
     assert data.items[1] == (tmp_path / "images/train/1.png", tmp_path / "depth/train/1.png")
 
 
-def test_a_scale_that_is_not_the_files_is_taken_and_told(tmp_path, caplog):
+def test_a_different_depth_scale_flag_is_used_with_a_warning(tmp_path, caplog):
     write_set(tmp_path, [millimeters()])
     assert open_depth_set(tmp_path, "train", depth_scale=0.001).scale == 0.001
     assert not caplog.messages
-    assert open_depth_set(tmp_path, "train", depth_scale=0.5).scale == 0.5, "the user's word counts"
+    assert open_depth_set(tmp_path, "train", depth_scale=0.5).scale == 0.5, "the flag is used"
     assert "--depth-scale 0.5" in caplog.text and "depth.json (0.001)" in caplog.text
 
 
@@ -40,7 +40,7 @@ def test_a_folder_without_splits_is_split(tmp_path):
     assert (len(parts[0]), len(parts[1])) == (8, 2) and not parts[0] & parts[1]
 
 
-def test_integer_maps_need_a_scale(tmp_path):
+def test_integer_maps_require_a_scale(tmp_path):
     write_set(tmp_path, [millimeters()], scale=None)
     with pytest.raises(DataError, match=r"0\.png: .*--depth-scale \(0\.001: .*depth\.json") as caught:
         open_depth_set(tmp_path, "train")
@@ -48,7 +48,7 @@ def test_integer_maps_need_a_scale(tmp_path):
     assert open_depth_set(tmp_path, "train", depth_scale=0.001).scale == 0.001
 
 
-def test_float_maps_need_none(tmp_path):
+def test_float_maps_need_no_scale(tmp_path):
     write_set(tmp_path, [np.ones((12, 16), np.float32)], suffix=".tif", scale=None)
     assert open_depth_set(tmp_path, "train").scale is None
 
@@ -61,7 +61,7 @@ def test_a_broken_scale_file_is_named(tmp_path, text):
         open_depth_set(tmp_path, "train")
 
 
-def test_nyuv2_by_its_lists(tmp_path):
+def test_nyuv2_lists(tmp_path):
     # Lines as in the public lists: the training list's paths begin with a slash.
     listed(tmp_path, "nyu_train.txt", ["/kitchen_0028b/rgb_00045.jpg /kitchen_0028b/sync_depth_00045.png 518.8579"])
     listed(tmp_path, "nyu_test.txt", ["bathroom/rgb_00045.jpg bathroom/sync_depth_00045.png 518.8579"])
@@ -76,7 +76,7 @@ def test_nyuv2_by_its_lists(tmp_path):
         assert data.load(0).depth_HW.unique().tolist() == pytest.approx([2.345])
 
 
-def test_kitti_skips_images_without_depth_and_says_so(tmp_path, caplog):
+def test_kitti_skips_images_without_depth_with_a_warning(tmp_path, caplog):
     day, drive = "2011_09_26", "2011_09_26_drive_0002_sync"
     image = f"{day}/{drive}/image_02/data/{{}}.png"
     depth = f"{drive}/proj_depth/groundtruth/image_02/{{}}.png"
@@ -107,7 +107,7 @@ def test_listed_files_that_are_missing_are_counted(tmp_path):
         open_depth_set(tmp_path, "val")
 
 
-def test_other_folders_and_names_are_refused(tmp_path):
+def test_other_folders_and_names_are_rejected(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="not recognized as a depth data set"):
         open_depth_set(tmp_path, "train")
@@ -141,7 +141,7 @@ def test_other_folders_and_names_are_refused(tmp_path):
         "9" * 5000,
     ],
 )
-def test_the_scale_is_a_number_that_can_be_meant(tmp_path, scale):
+def test_invalid_scales_are_rejected(tmp_path, scale):
     write_set(tmp_path, [millimeters()])
     for text in (f'{{"scale": {scale}}}', f'{{"scale": 0.001, "scale": {scale}}}'):
         (tmp_path / "depth.json").write_text(text)
@@ -156,7 +156,7 @@ def test_the_scale_is_a_number_that_can_be_meant(tmp_path, scale):
 
 @pytest.mark.parametrize("name", ["../outside.png", "a/../../outside.png", "//../outside.png", "a\x00.png", "x" * 2000])
 @pytest.mark.parametrize("file", ["nyu_train.txt", "kitti_eigen_train.txt"])
-def test_lists_stay_in_their_folder(tmp_path, name, file):
+def test_lists_cannot_leave_their_folder(tmp_path, name, file):
     root = tmp_path / "data"
     write_image(root / "a.png")
     write_image(tmp_path / "outside.png")

@@ -28,13 +28,13 @@ def silog(depth, truth, padding=NONE, pad="crop", focus=0.15):
 
 
 @pytest.mark.parametrize("focus", [0.0, 0.15, 1.0])
-def test_against_brute_force(focus):
+def test_equals_brute_force(focus):
     depth, truth = maps()
     valid = (truth > 0).sum()
     assert float(silog(depth, truth, focus=focus)) / valid == pytest.approx(brute_force(depth, truth, focus), rel=1e-5)
 
 
-def test_one_image_that_is_deeper_than_another_is_variance():
+def test_a_depth_difference_between_images_adds_variance():
     depth = np.ones((2, 4, 4))
     truth = np.stack([np.ones((4, 4)), np.full((4, 4), 2.0)])
     g = np.log(1.001) - np.log(2.001)
@@ -42,7 +42,7 @@ def test_one_image_that_is_deeper_than_another_is_variance():
     assert float(silog(depth, truth)) / 32 == pytest.approx(expected, rel=1e-5)
 
 
-def test_parts_weigh_by_their_valid_pixels():
+def test_micro_batches_are_weighted_by_valid_pixels():
     depth, truth = maps(batch=4)
     truth[0, :3] = 0
     counts = [(truth[part] > 0).sum() for part in (slice(0, 1), slice(1, 4))]
@@ -73,7 +73,7 @@ def test_the_output_is_enlarged_bilinearly():
     assert float(silog(np.array([[[2.0, 4.0], [2.0, 4.0]]]), truth)) / 16 == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gradient_against_differences():
+def test_gradient_equals_finite_differences():
     depth, truth = maps(batch=1, size=(3, 4))
     valid = (truth > 0).sum()
     x = torch.tensor(depth).float()[:, None].requires_grad_()
@@ -98,7 +98,7 @@ def test_extremes_have_finite_gradients(truth):
     assert x.grad is not None and bool(torch.isfinite(x.grad).all())
 
 
-def test_a_half_precision_output_is_scored_in_float32():
+def test_half_precision_outputs_are_scored_in_float32():
     depth, truth = maps()
     half = torch.tensor(depth).bfloat16()
     expected = brute_force(half.double().numpy(), truth) * (truth > 0).sum()

@@ -32,7 +32,7 @@ def measured(depth, truth, **settings):
     return None if values is None else dict(zip(METRICS, values.tolist(), strict=True))
 
 
-def test_every_metric_against_its_equation():
+def test_metrics_equal_their_equations():
     depth, truth = (x.ravel() for x in maps())
     values = depth_metrics(torch.tensor(depth), torch.tensor(truth))
     expected = from_the_equations(depth, truth)
@@ -40,14 +40,14 @@ def test_every_metric_against_its_equation():
     assert dict(zip(METRICS, values.tolist(), strict=True)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_perfect_map():
+def test_a_perfect_prediction():
     values = measured(*[maps()[1]] * 2)
     assert values is not None
     assert [values[f"delta{k}"] for k in (1, 2, 3)] == [1, 1, 1]
     assert [values[name] for name in METRICS if not name.startswith("delta")] == pytest.approx([0] * 6, abs=1e-6)
 
 
-def test_only_valid_pixels_inside_the_range_count_and_predictions_are_clamped():
+def test_only_valid_pixels_in_range_count_and_predictions_are_clamped():
     depth, truth = maps()
     truth[0], depth[1, 0] = 0, 30.0
     valid = (truth > 0.001) & (truth < 10.0)

@@ -24,7 +24,7 @@ def red(values):
     return image
 
 
-def test_a_batch_is_answered_in_meters_at_its_own_size():
+def test_predictions_are_in_meters_at_the_image_size():
     model = RedIsDepth()
     depth = predict_depth(model, red([30, 90]), CONFIG)
     assert depth.shape == (2, 1, 8, 12) and depth.dtype == torch.float32
@@ -32,7 +32,7 @@ def test_a_batch_is_answered_in_meters_at_its_own_size():
     assert len(model.sizes) == 1
 
 
-def test_a_resized_image_is_answered_at_its_own_size_with_the_same_meters():
+def test_predictions_of_resized_images_have_the_original_size():
     model = RedIsDepth()
     depth = predict_depth(model, red([50]), dataclasses.replace(CONFIG, image_scale=(24, 16)))
     assert model.sizes == [(1, 3, 16, 24)]
@@ -43,7 +43,7 @@ def test_the_padding_is_cropped():
     # 10 x 14 is padded to 12 x 16 with black, a pixel on every side.
     image = torch.full((1, 3, 10, 14), 80, dtype=torch.uint8)
     depth = predict_depth(RedIsDepth(), image, CONFIG)[0, 0]
-    # The first and last rows of patches have 12 of 16 pixels from the image: 6 m, between them 8 m. The centre of
+    # The first and last rows of patches have 12 of 16 pixels from the image: 6 m, between them 8 m. The center of
     # padded row 6 lies an eighth of the way from the middle row of patches to the last, padded row 1 before the first.
     assert float(depth[5, 7]) == pytest.approx(7.75)
     assert float(depth[0, 7]) == pytest.approx(6.0)
@@ -62,7 +62,7 @@ def test_mirrored_views_are_averaged():
 
 
 @pytest.mark.parametrize(("farthest", "scale"), [(9.0, 0.001), (65.535, 0.001), (65.6, 0.01), (7000.0, 1.0)])
-def test_files(tmp_path, farthest, scale):
+def test_saved_files(tmp_path, farthest, scale):
     depth = np.linspace(0.0011, farthest, 40, dtype=np.float32).reshape(5, 8)
     files = prediction(depth).save(tmp_path / "new", "room")
     assert [file.name for file in files] == ["room_depth.npy", "room_depth.png", "room_depth.jpg"]
@@ -75,7 +75,7 @@ def test_files(tmp_path, farthest, scale):
     assert Image.open(files[2]).size[0] > 8
 
 
-def test_a_saved_map_is_read_again_as_a_label(tmp_path):
+def test_a_saved_map_can_be_read_as_a_label(tmp_path):
     from vitsplit.tasks.depth.data import load_depth
 
     depth = RNG.uniform(0.5, 9.0, (6, 7)).astype(np.float32)
@@ -85,16 +85,16 @@ def test_a_saved_map_is_read_again_as_a_label(tmp_path):
     assert np.abs(load_depth(png, scale).numpy() - depth).max() <= 0.00051
 
 
-def test_the_overlay_has_the_images_size_and_near_is_brighter():
+def test_overlay_has_the_image_size_and_near_is_brighter():
     picture = np.asarray(prediction(np.linspace(1, 8, 200).reshape(10, 20)).overlay().convert("L")).ravel().astype(int)
     assert picture.size == 200
-    # Brightness as a whole falls with depth; single steps may differ by rounding.
+    # Brightness decreases with depth; single steps may differ by rounding.
     assert picture[0] > 200 and picture[-1] < 40 and (np.diff(picture) <= 2).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (200, 2), (240, 320)])
 @pytest.mark.parametrize("depths", [(2.0, 2.0), (0.3, 0.35), (0.001, 0.001), (2.0, 900.0)])
-def test_pictures_of_any_size_and_range(size, depths):
+def test_overlays_of_any_size_and_range(size, depths):
     depth = np.linspace(*depths, size[0] * size[1], dtype=np.float32).reshape(size)
     picture = prediction(depth).picture()
     assert prediction(depth).overlay().size == size[::-1]
@@ -105,7 +105,7 @@ def test_pictures_of_any_size_and_range(size, depths):
     ("near", "far", "expected"),
     [(1.2, 4.4, (1.0, 5.0)), (0.7, 9.9, (0.6, 10.0)), (2.0, 2.0, (2.0, 4.0)), (3.1, 78.0, (3.0, 80.0))],
 )
-def test_the_range_of_colors_is_round(near, far, expected):
+def test_color_range_is_rounded(near, far, expected):
     depth = np.full((20, 20), near, np.float32)
     depth[10:] = far
     depth[0, :3] = 0.0
@@ -113,7 +113,7 @@ def test_the_range_of_colors_is_round(near, far, expected):
     assert display_range(depth) == pytest.approx(expected)
 
 
-def test_invalid_pixels_are_grey():
+def test_invalid_pixels_are_gray():
     depth = np.array([[0.0, 2.0, 0.0, 4.0]], np.float32)
     picture = np.asarray(apply_colormap(depth, depth > 0, (2.0, 4.0)))
     assert [tuple(picture[0, k]) == INVALID for k in range(4)] == [True, False, True, False]
@@ -129,7 +129,7 @@ def test_ticks_are_round(range_m, ticks):
     assert axis_ticks(range_m) == pytest.approx(ticks)
 
 
-def test_the_bar_has_the_colors_of_the_picture():
+def test_the_color_bar_matches_the_picture():
     depth = np.linspace(1, 5, 120, dtype=np.float32)[:, None].repeat(30, 1)
     picture = apply_colormap(depth, depth > 0, (1.0, 5.0))
     with_bar = np.asarray(add_scale_bar(picture, (1.0, 5.0))).astype(int)

@@ -27,7 +27,7 @@ CONFIG = DepthConfig(test_flip=False)
 
 @pytest.fixture
 def red_set(tmp_path):
-    """Five images of one red each, whose depth ``RedIsDepth`` answers 1, 2, 3, 4 or 5 m; the truth is 4 m."""
+    """Five images of one red each, for which ``RedIsDepth`` predicts 1, 2, 3, 4 or 5 m; the ground truth is 4 m."""
     write_set(tmp_path, [np.full((12, 16), 4000, np.uint16)] * 5, split="val")
     for k in range(5):
         red = np.zeros((12, 16, 3), np.uint8)
@@ -40,7 +40,7 @@ def opened(root, **settings):
     return DepthTask.open(dataclasses.replace(CONFIG, **settings), root, ("val",))
 
 
-def test_figures_are_means_over_images(red_set):
+def test_metrics_are_means_over_images(red_set):
     seen = []
     evaluation = evaluate(opened(red_set), RedIsDepth(), on_image=lambda: seen.append(1))
     metrics = evaluation.metrics
@@ -53,7 +53,7 @@ def test_figures_are_means_over_images(red_set):
     assert json.loads(json.dumps(metrics))["protocol"]["median_scaling"] is False
 
 
-def test_what_processes_counted_merges_to_the_whole(red_set):
+def test_metrics_merge_across_processes(red_set):
     write_map(red_set / "depth/val/1.png", np.zeros((12, 16), np.uint16))
     task = opened(red_set)
     metrics = [task.metric() for _ in range(2)]
@@ -69,7 +69,7 @@ def test_what_processes_counted_merges_to_the_whole(red_set):
         assert (metric.compute().metrics["images"], metric.compute().metrics["images_without_depth"]) == (4, 1)
 
 
-def test_images_without_depth_do_not_count_and_are_named(red_set, caplog):
+def test_images_without_depth_are_skipped_and_named(red_set, caplog):
     write_map(red_set / "depth/val/0.png", np.zeros((12, 16), np.uint16))
     with caplog.at_level(logging.WARNING, logger="vitsplit"):
         metrics = evaluate(opened(red_set), RedIsDepth()).metrics
@@ -91,7 +91,7 @@ def test_median_scaling_is_stated(red_set):
     assert "median" not in describe_protocol(evaluate(opened(red_set), RedIsDepth()).metrics)
 
 
-def test_predictions_and_what_tiles_are_made_of(red_set):
+def test_predictions_and_tile_outputs(red_set):
     task = opened(red_set)
     images = torch.stack([task.val_images().load(k).image_CHW for k in (0, 4)])
     first, second = task.predict(RedIsDepth(), images)
@@ -103,7 +103,7 @@ def test_predictions_and_what_tiles_are_made_of(red_set):
     assert np.array_equal(task.postprocess(dense)[1].numpy(), second.depth)
 
 
-def test_the_loss_is_the_release_s_times_ten_over_valid_pixels():
+def test_the_loss_equals_the_release():
     depth, truth = RNG.uniform(1, 9, (2, 4, 6)), RNG.uniform(1, 9, (2, 4, 6))
     truth[0, :2] = 0
     task = DepthTask(CONFIG)
@@ -117,7 +117,7 @@ def test_the_loss_is_the_release_s_times_ten_over_valid_pixels():
     assert float(sums / count) == pytest.approx(expected, rel=1e-5)
 
 
-def test_another_unit_is_warned_of_once(tmp_path, caplog):
+def test_an_unlikely_unit_is_warned_about_once(tmp_path, caplog):
     write_set(tmp_path, [millimeters()] * 3, split="val", scale=1.0)
     with caplog.at_level(logging.WARNING, logger="vitsplit"):
         opened(tmp_path)
@@ -132,7 +132,7 @@ def test_another_unit_is_warned_of_once(tmp_path, caplog):
      ({"max_depth": 0.001}, "--max-depth 0.001"), ({"start_depth": 0.0}, "--start-depth.* 0.0"),
      ({"flip": 1.5}, "--flip.* 1.5"), ({"variance_focus": -0.1}, "--variance-focus.* -0.1")],
 )  # fmt: skip
-def test_settings_that_cannot_work_name_their_flag(settings, flag):
+def test_invalid_settings_name_their_flag(settings, flag):
     with pytest.raises(ConfigError, match=flag):
         DepthTask(DepthConfig(**settings))
 
@@ -144,7 +144,7 @@ def test_a_task_of_a_bundle_needs_no_data():
     assert bare_task(config.task, description).describe() == description
 
 
-def test_without_a_start_depth_the_decoder_starts_at_the_geometric_mean_of_the_training_depths(tmp_path):
+def test_the_default_start_depth_is_the_geometric_mean(tmp_path):
     maps = [millimeters() for _ in range(3)]
     maps[0][:3] = 0
     maps.append(np.full((12, 16), 30000, np.uint16))
@@ -162,13 +162,13 @@ def test_without_a_start_depth_the_decoder_starts_at_the_geometric_mean_of_the_t
         open_task(dataclasses.replace(config, max_depth=0.2), tmp_path).build_decoder("linear", 64, 14)
 
 
-def test_the_relative_error():
+def test_relative_error_map():
     error = relative_error(np.array([[1.0, 3.0, 5.0]], np.float32), np.array([[2.0, 0.0, 4.0]], np.float32))
     assert error.tolist() == [[0.5, 0.0, 0.25]]
 
 
 @pytest.mark.parametrize("method", ["vitsplit", "linear-probe"])
-def test_a_run_trains_evaluates_and_predicts(scenes, tmp_path, method):
+def test_train_evaluate_predict(scenes, tmp_path, method):
     settings = {**SMALL_RUN, "max_depth": 40.0}
     result = vitsplit.train(data=scenes, task="depth", out=tmp_path / "run", method=method, **settings)
     assert set(METRICS) < set(result.metrics)
@@ -188,7 +188,7 @@ def test_a_run_trains_evaluates_and_predicts(scenes, tmp_path, method):
     assert f"RMSE {evaluation.metrics['rmse']:.3f} m" in str(table.title) and table.row_count == len(METRICS)
 
 
-def test_a_map_of_another_size_stops_training_with_its_name(tmp_path):
+def test_training_rejects_a_map_of_another_size(tmp_path):
     write_set(tmp_path, [millimeters(size=(48, 64))] * 2)
     write_set(tmp_path, [millimeters(size=(48, 64))], split="val")
     for k in range(2):

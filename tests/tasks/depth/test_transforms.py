@@ -18,7 +18,7 @@ def generator(seed):
 
 
 def ramp(height=80, width=100):
-    """Red grows to the right, green downwards; the depth grows with both, so that it tells a pixel's place."""
+    """Red increases to the right, green downward; the depth increases with both and so encodes the position."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([2 * columns, 2 * rows, torch.full_like(rows, 7)]).to(torch.uint8)
     return image, (1 + STEP * columns + 10 * rows).float()
@@ -31,10 +31,10 @@ def place(depth):
 
 
 def assert_aligned(image, depth, tolerance):
-    """Image and depth map show the same places wherever the depth is valid."""
+    """Image and depth map have the same positions wherever the depth is valid."""
     rows, columns = place(depth)
     valid = depth > 0
-    # At the edges a bilinear turn blends with the black around the image.
+    # At the edges a bilinear rotation blends with the black around the image.
     inside = valid & (rows > 1) & (rows < 78) & (columns > 1) & (columns < 98)
     assert inside.float().mean() > 0.5
     assert float((image[0] / 2 - columns)[inside].abs().max()) <= tolerance
@@ -51,7 +51,7 @@ def test_image_and_depth_move_together(settings, seed):
     assert_aligned(image, depth, tolerance=1.5 if settings.get("rotate") else 0.01)
 
 
-def test_depths_are_never_invented():
+def test_transforms_do_not_interpolate_depth():
     image, depth = ramp()
     known = set(depth.flatten().tolist()) | {0.0}
     config = dataclasses.replace(DepthConfig(crop_size=(40, 60)), rotate_share=1.0, image_scale=(90, 55))
@@ -59,7 +59,7 @@ def test_depths_are_never_invented():
         assert set(augment(image, depth, config, generator(seed))[1].flatten().tolist()) <= known
 
 
-def test_a_turn_leaves_invalid_corners_and_nothing_else_invalid():
+def test_rotation_invalidates_only_the_corners():
     config = dataclasses.replace(PLAIN, crop_size=(80, 100), rotate_share=1.0, rotate=10.0)
     share, middle = [], []
     for seed in range(20):
@@ -69,7 +69,7 @@ def test_a_turn_leaves_invalid_corners_and_nothing_else_invalid():
     assert all(middle) and 0 < max(share) < 0.15
 
 
-def test_turns_keep_to_their_range_and_come_as_often_as_asked():
+def test_rotations_follow_their_range_and_probability():
     config = dataclasses.replace(PLAIN, crop_size=(80, 100), rotate_share=0.5, rotate=2.5)
     turned, angles = 0, []
     for seed in range(200):
@@ -79,19 +79,19 @@ def test_turns_keep_to_their_range_and_come_as_often_as_asked():
         turned += 1
         (top, left), (bottom, right) = (place(depth[row, column]) for row, column in ((40, 20), (40, 80)))
         angles.append(np.degrees(np.arctan2(float(bottom - top), float(right - left))))
-    # A turn too small to move a nearest neighbor looks like none.
+    # A rotation too small to move a nearest neighbor cannot be detected.
     assert 70 <= turned <= 120
     assert -3.6 < min(angles) < -1.5 and 1.5 < max(angles) < 3.6, "2.5 degrees, give or take a pixel in 60"
 
 
-def test_flips_come_as_often_as_asked():
+def test_flips_follow_their_probability():
     config = dataclasses.replace(PLAIN, crop_size=(80, 100), flip=0.5)
     depth = ramp()[1]
     flipped = sum(torch.equal(augment(*ramp(), config, generator(seed))[1], depth.flip(-1)) for seed in range(200))
     assert 75 <= flipped <= 125
 
 
-def test_the_border_is_cut_off_first():
+def test_the_border_is_cropped_first():
     config = dataclasses.replace(PLAIN, border=(8, 5, 10, 20), crop_size=(30, 40))
     seen = set()
     for seed in range(60):
@@ -107,7 +107,7 @@ def test_the_border_is_cut_off_first():
         augment(*ramp(), dataclasses.replace(PLAIN, border=(40, 0, 40, 0)), generator(0))
 
 
-def test_a_resized_image_keeps_its_depths():
+def test_resizing_keeps_depth_values():
     config = dataclasses.replace(PLAIN, image_scale=(50, 40), crop_size=(40, 50))
     image, depth, _ = augment(*ramp(), config, generator(0))
     rows, columns = place(depth)
@@ -124,7 +124,7 @@ def test_smaller_images_are_padded_below_and_at_the_right_with_invalid_depth():
     assert not image[:, 80:].any() and not image[..., 100:].any()
 
 
-def test_colors_follow_their_formula():
+def test_color_augmentation_follows_its_formula():
     """255 (x/255)^gamma brightness color lies between the extremes of the three factors, which are about reached."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(3, -1, -1)
     outs = np.stack([change_colors(values, generator(seed)).numpy() for seed in range(400)]).reshape(400, 3, 256)
@@ -140,7 +140,7 @@ def test_colors_follow_their_formula():
 
 
 @pytest.mark.parametrize(("color_values", "largest", "at_128"), [("0-1", 1, (97, 162)), ("0-255", 255, (75, 214))])
-def test_colors_are_spread_as_the_formula_on_that_range_spreads_them(color_values, largest, at_128):
+def test_color_distribution_equals_the_release(color_values, largest, at_128):
     """The release's ColorAug in NumPy: image**gamma * brightness * color, cut to the range. Quantiles of many draws."""
     rng = np.random.default_rng(0)
     gamma, brightness, color = (rng.uniform(*each, 40_000) for each in ((0.9, 1.1), (0.75, 1.25), (0.9, 1.1)))
@@ -155,7 +155,7 @@ def test_colors_are_spread_as_the_formula_on_that_range_spreads_them(color_value
             assert (np.quantile(ours, 0.05), np.quantile(ours, 0.95)) == pytest.approx(at_128, abs=4)
 
 
-def test_the_setting_decides_on_the_range():
+def test_color_values_sets_the_range():
     config = dataclasses.replace(PLAIN, crop_size=(80, 100), color_share=1.0)
     for color_values, largest in LARGEST_VALUE.items():
         own = dataclasses.replace(config, color_values=color_values)
@@ -169,7 +169,7 @@ def test_the_setting_decides_on_the_range():
         assert torch.equal(found[0], change_colors(ramp()[0], at, largest))
 
 
-def test_colors_change_as_often_as_asked():
+def test_color_augmentation_follows_its_probability():
     config = dataclasses.replace(PLAIN, crop_size=(80, 100), color_share=0.5)
     image, depth = ramp()
     results = [augment(image, depth, config, generator(seed)) for seed in range(200)]

@@ -12,7 +12,7 @@ CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 11, "name": "dog"}, {"id": 7, "na
 
 
 def picture(path, seed=0, width=WIDTH, height=HEIGHT):
-    """Noise: no two seeds give the same image."""
+    """Noise: different seeds give different images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -65,6 +65,6 @@ def write_voc(root, labels, split="train", size=(WIDTH, HEIGHT)):
     (root / "Annotations").mkdir(exist_ok=True)
     for seed, (name, objects) in enumerate(labels.items()):
         picture(root / "JPEGImages" / f"{name}.jpg", [seed, len(split)])
-        said = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
-        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{said}{''.join(objects)}</annotation>")
+        size_xml = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size_xml}{''.join(objects)}</annotation>")
     (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(labels) + "\n")

@@ -41,7 +41,7 @@ def errors(root):
     return check_data(root, "detection", workers=1).errors
 
 
-def test_good_set(root, capsys):
+def test_a_valid_set_has_no_findings(root, capsys):
     content = good()
     content["images"].append(coco_image(3, width=300, height=200))
     content["images"].append(coco_image(4))
@@ -62,11 +62,11 @@ def test_good_set(root, capsys):
     assert tuple(train.facts.values()) == pytest.approx(figures), train.facts
     assert list(train.facts)[:4] == ["objects", "objects with a mask", "crowds", "images without objects"]
     assert main(["data", "check", str(root), "--task", "detection"]) == 0
-    said = capsys.readouterr().out
-    assert "images without objects" in said and "cat" in said and "ready: 0 errors, 0 warnings" in said
+    output = capsys.readouterr().out
+    assert "images without objects" in output and "cat" in output and "ready: 0 errors, 0 warnings" in output
 
 
-def test_all_errors_are_found_at_once_and_the_rest_is_still_read(root):
+def test_all_errors_are_reported_and_the_rest_is_checked(root):
     content = good()
     content["annotations"] += [
         coco_object(1, 2),
@@ -100,7 +100,7 @@ def test_all_errors_are_found_at_once_and_the_rest_is_still_read(root):
     assert list(check_data(root, "detection", workers=1).splits) == ["train", "val"]
 
 
-def test_what_is_left_out_and_never_seen_are_warnings(root):
+def test_skipped_objects_and_unused_classes_are_warnings(root):
     content = good()
     content["annotations"] = [
         coco_object(1, 1),
@@ -110,19 +110,21 @@ def test_what_is_left_out_and_never_seen_are_warnings(root):
     write_coco(root, content)
     report = check_data(root, "detection", workers=1)
     assert report.errors == [] and report.splits["train"].facts["degenerate boxes"] == 1
-    said = {each.kind: each.message for each in report.warnings}
-    assert set(said) == {"degenerate boxes", "classes never seen", "empty masks"}
-    assert "annotation 2 (1.png)" in said["degenerate boxes"] and "annotation 3 (2.png)" in said["empty masks"]
-    assert "no object of 1 of 2 classes: dog" in said["classes never seen"] and "train" in said["classes never seen"]
+    message = {each.kind: each.message for each in report.warnings}
+    assert set(message) == {"degenerate boxes", "classes never seen", "empty masks"}
+    assert "annotation 2 (1.png)" in message["degenerate boxes"] and "annotation 3 (2.png)" in message["empty masks"]
+    assert (
+        "no object of 1 of 2 classes: dog" in message["classes never seen"] and "train" in message["classes never seen"]
+    )
 
 
-def test_image_in_two_splits(root):
+def test_an_image_in_two_splits_is_reported(root):
     shutil.copy(root / "images" / "train" / "1.png", root / "images" / "val" / "2.png")
     (found,) = errors(root)
     assert found.kind == "image in two splits" and "train/1.png" in found.message and "val/2.png" in found.message
 
 
-def test_other_categories_in_another_split(root):
+def test_different_categories_in_another_split_are_reported(root):
     content = good()
     content["categories"] = [{"id": 3, "name": "cat"}, {"id": 11, "name": "cow"}]
     write_coco(root, content, "val")
@@ -130,7 +132,7 @@ def test_other_categories_in_another_split(root):
     assert found.kind == "other classes in another split" and "11: cow, 11: dog" in found.message
 
 
-def test_a_split_without_objects_and_one_that_is_no_json(root):
+def test_splits_without_objects_and_invalid_json_are_reported(root):
     write_coco(root, coco_content([coco_image(1)], [], CATEGORIES))
     (root / "annotations" / "val.json").write_text("{")
     found = errors(root)
@@ -159,7 +161,7 @@ def test_voc(tmp_path):
     assert sorted(each.kind for each in report.errors) == ["boxes outside their image", "invalid entries"]
 
 
-def test_json(root, capsys):
+def test_json_output(root, capsys):
     assert main(["data", "check", str(root), "--task", "detection", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["splits"]["val"]["classes"][0] == {"name": "cat", "count": 2, "share": 2 / 3, "images": 2}
@@ -171,7 +173,7 @@ def test_json(root, capsys):
     ("name", "images", "objects", "crowds"),
     [("bccd", (205, 87), (2805, 1138), (0, 0)), ("tiny_coco", (50, 50), (465, 377), (5, 5))],
 )
-def test_real_sets(name, images, objects, crowds):
+def test_public_sets_have_no_errors(name, images, objects, crowds):
     folder = os.environ.get("VITSPLIT_DATA")
     if not folder or not (Path(folder) / name).is_dir():
         pytest.skip(f"{name}: set VITSPLIT_DATA to the folder that holds it")

@@ -83,8 +83,8 @@ def test_classes_file_gives_the_order(tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps(["cat"]))
     assert "annotation 1 (1.png): category 11" in message(tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(["cat", "horse"]))
-    said = message(tmp_path)
-    assert str(tmp_path / "classes.json") in said and "horse" in said and "dog" in said
+    text = message(tmp_path)
+    assert str(tmp_path / "classes.json") in text and "horse" in text and "dog" in text
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_masks_equal_the_official_tool(tmp_path, segmentation, crowd):
     assert data.coco_truth()["annotations"][0]["segmentation"] == segmentation
 
 
-def test_the_truth_is_what_the_official_tool_expects(tmp_path):
-    """Exact detections have AP 1; a detection inside a crowd is no false alarm; the smallest id is 0 in the file."""
+def test_ground_truth_equals_the_official_tool(tmp_path):
+    """Exact detections have AP 1; a detection in a crowd is not a false positive; the smallest id in the file is 0."""
     objects = [
         coco_object(0, 1, (10, 5, 20, 30), segmentation=[[10, 5, 30, 5, 30, 35, 10, 35]]),
         coco_object(1, 1, (32, 2, 8, 9), 11, segmentation=[[32, 2, 40, 2, 40, 11, 32, 11]]),
@@ -140,7 +140,7 @@ def test_the_truth_is_what_the_official_tool_expects(tmp_path):
     assert crowd_HW[:, 40:].all() and not crowd_HW[:, :40].any()
 
 
-def test_areas_are_kept_or_counted(tmp_path):
+def test_areas_are_read_or_computed(tmp_path):
     objects = [
         coco_object(1, 1, area=123.5),
         {**coco_object(2, 1, segmentation=runs(BLOB_HW)), "area": None},
@@ -151,7 +151,7 @@ def test_areas_are_kept_or_counted(tmp_path):
     assert areas == [123.5, BLOB_HW.sum(), 20.0]
 
 
-def test_images_without_objects_stay(tmp_path):
+def test_images_without_objects_are_included(tmp_path):
     write_coco(tmp_path, coco_content([coco_image(1), coco_image(2)], [coco_object(1, 2, segmentation=[L_SHAPE])]))
     data = open_detection_set(tmp_path, "train")
     sample = data.load(0)
@@ -161,7 +161,7 @@ def test_images_without_objects_stay(tmp_path):
     assert [entry["id"] for entry in data.coco_truth()["images"]] == [1, 2]
 
 
-def test_degenerate_boxes_are_left_out_counted_and_named(tmp_path, caplog):
+def test_degenerate_boxes_are_skipped_counted_and_named(tmp_path, caplog):
     boxes = [(10, 5, 20, 30), (10, 5, 0, 30), (10, 5, 3, 0), (WIDTH, 0, 0.5, 3)]
     write_coco(tmp_path, coco_content([coco_image(1)], [coco_object(k + 1, 1, box) for k, box in enumerate(boxes)]))
     data = open_detection_set(tmp_path, "train")
@@ -171,7 +171,7 @@ def test_degenerate_boxes_are_left_out_counted_and_named(tmp_path, caplog):
     )
 
 
-def test_polygons_of_two_points_are_left_out(tmp_path, caplog):
+def test_polygons_of_two_points_are_skipped(tmp_path, caplog):
     parts = [[[1, 1, 9, 9], L_SHAPE], [[1, 1, 9, 9]]]
     objects = [coco_object(k + 1, 1, segmentation=part) for k, part in enumerate(parts)]
     write_coco(tmp_path, coco_content([coco_image(1)], objects))
@@ -180,15 +180,15 @@ def test_polygons_of_two_points_are_left_out(tmp_path, caplog):
     assert "degenerate polygons, skipped: 2" in caplog.text and "degenerate boxes, skipped: 1" in caplog.text
 
 
-def test_boxes_that_leave_the_image(tmp_path, caplog):
+def test_boxes_are_clipped_to_the_image(tmp_path, caplog):
     boxes = [(-0.5, 0, 20, 40.9), (50, 30, 13, 5), (-4, 2, 10, 10)]
     objects = [coco_object(k + 1, 1, box) for k, box in enumerate(boxes)]
     file = write_coco(tmp_path, coco_content([coco_image(1)], objects))
-    said = message(tmp_path)
-    assert said.startswith(
+    text = message(tmp_path)
+    assert text.startswith(
         f"{file}: boxes outside their image: 2 (annotation 2 (1.png): x 50 to 63, y 30 to 35 in 60x40"
     )
-    assert "annotation 3" in said and "annotation 1 " not in said and "--bad-boxes clip" in said
+    assert "annotation 3" in text and "annotation 1 " not in text and "--bad-boxes clip" in text
     data = open_detection_set(tmp_path, "train", DetectionConfig(bad_boxes="clip"))
     assert np.allclose(data.load(0).boxes_N4, [[0, 0, 19.5, 40], [50, 30, 60, 35], [0, 2, 6, 12]])
     assert ": 2 (annotation 2" in caplog.text
@@ -229,20 +229,20 @@ def changed(what, place, **changes):
         ({"images": []}, ["annotations, categories"]),
     ],
 )
-def test_bad_content_is_said_in_one_message(tmp_path, content, words):
+def test_invalid_content_gives_one_message(tmp_path, content, words):
     file = write_coco(tmp_path, content)
-    said = message(tmp_path)
-    assert str(file) in said and "\n" not in said
+    text = message(tmp_path)
+    assert str(file) in text and "\n" not in text
     for word in words:
-        assert word in said
+        assert word in text
 
 
 def test_several_kinds_are_counted(tmp_path):
     content = changed("annotations", 1, category_id=4)
     content["annotations"] += [coco_object(3, 1, category_id=5), coco_object(4, 50), coco_object(5, 51)]
     write_coco(tmp_path, content)
-    said = message(tmp_path)
-    assert "classes out of range: 2 (" in said and "Also: annotations of missing images (2)." in said
+    text = message(tmp_path)
+    assert "classes out of range: 2 (" in text and "Also: annotations of missing images (2)." in text
 
 
 def test_missing_images_are_counted_and_five_named(tmp_path):
@@ -250,33 +250,33 @@ def test_missing_images_are_counted_and_five_named(tmp_path):
     file = write_coco(tmp_path, coco_content(images, [coco_object(1, 1)]), pictures=False)
     for k in (1, 2):
         picture(tmp_path / "images" / "train" / f"{k}.png")
-    said = message(tmp_path)
-    assert said.startswith(f"{file}: missing images: 7 (train/3.png, train/4.png")
-    assert said.count(".png") == 5 and "..." in said
+    text = message(tmp_path)
+    assert text.startswith(f"{file}: missing images: 7 (train/3.png, train/4.png")
+    assert text.count(".png") == 5 and "..." in text
 
 
-def test_broken_json_gives_the_line(tmp_path):
+def test_invalid_json_gives_the_line(tmp_path):
     file = write_coco(tmp_path, good())
     file.write_text('{"images": [],\n "annotations": [}')
     assert f"{file}: not valid JSON" in message(tmp_path) and "line 2" in message(tmp_path)
 
 
-def test_image_of_another_size(tmp_path):
+def test_a_size_mismatch_is_an_error(tmp_path):
     write_coco(tmp_path, good())
     picture(tmp_path / "images" / "train" / "1.png", width=HEIGHT, height=WIDTH)
     with pytest.raises(DataError, match=r"1\.png: the image is 40x60 .* says 60x40.*EXIF"):
         open_detection_set(tmp_path, "train").load(0)
 
 
-def test_a_mask_that_cannot_be_decoded(tmp_path):
+def test_an_undecodable_mask_is_an_error(tmp_path):
     content = changed("annotations", 0, segmentation={"size": [HEIGHT, WIDTH], "counts": "zz"})
     content["annotations"][1]["segmentation"] = [L_SHAPE]
     file = write_coco(tmp_path, content)
-    said = message(tmp_path)
-    assert str(file) in said and "invalid masks: 1 (annotation 1 (1.png)" in said
+    text = message(tmp_path)
+    assert str(file) in text and "invalid masks: 1 (annotation 1 (1.png)" in text
 
 
-def test_masks_on_and_off(tmp_path):
+def test_masks_can_be_disabled(tmp_path):
     content = changed("annotations", 0, segmentation=[L_SHAPE])
     write_coco(tmp_path, content)
     assert not open_detection_set(tmp_path, "train").has_masks
@@ -290,7 +290,7 @@ def test_masks_on_and_off(tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "split"), [("bccd", "val"), ("tiny_coco", "train"), ("tiny_coco", "val")])
-def test_real_sets_equal_the_official_tool(name, split):
+def test_public_sets_equal_the_official_tool(name, split):
     folder = os.environ.get("VITSPLIT_DATA")
     if not folder or not (Path(folder) / name).is_dir():
         pytest.skip(f"{name}: set VITSPLIT_DATA to the folder that holds it")
@@ -360,18 +360,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)
-def test_values_that_were_taken_for_others_are_refused(tmp_path, change):
+def test_values_of_the_wrong_type_are_rejected(tmp_path, change):
     content = copy.deepcopy(good())
     write_coco(tmp_path, content)
     assert len(open_detection_set(tmp_path, "train")) == 2
     change(content)
     file = write_coco(tmp_path, content, pictures=False)
-    said = message(tmp_path)
-    assert str(file) in said and len(said) < 2000
+    text = message(tmp_path)
+    assert str(file) in text and len(text) < 2000
 
 
-def test_images_are_read_from_their_folder_alone(tmp_path):
-    """What a name leads out to exists and fits; a link in the folder may lead there."""
+def test_images_outside_the_folder_are_rejected(tmp_path):
+    """The file outside exists and is valid; a link in the folder can point to it."""
     content = good()
     content["images"][0]["file_name"] = "../../outside.png"
     write_coco(tmp_path, content, pictures=False)

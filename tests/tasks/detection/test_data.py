@@ -26,7 +26,7 @@ def sample(height, width, crowds, with_masks=True):
     )
 
 
-def test_batches_are_padded_and_crowds_are_left_out():
+def test_batches_are_padded_and_crowds_are_excluded():
     samples = [sample(20, 30, [False, True, False]), sample(25, 10, []), sample(8, 8, [True])]
     batch = collate(samples)
     assert batch.image_BCHW.shape == (3, 3, 25, 30) and batch.sizes == [(20, 30), (25, 10), (8, 8)]
@@ -41,7 +41,7 @@ def test_batches_are_padded_and_crowds_are_left_out():
     assert collate([sample(8, 8, [False], with_masks=False)]).masks is None
 
 
-def test_training_samples_are_a_function_of_index_and_seed(tmp_path):
+def test_training_samples_depend_only_on_index_and_seed(tmp_path):
     objects = [coco_object(1, 1, segmentation=SQUARE), coco_object(2, 2, segmentation=SQUARE)]
     write_coco(tmp_path, coco_content([coco_image(1), coco_image(2)], objects))
     config = DetectionConfig(train_sides=(32, 40, 48), image_scale=(80, 48), crop_size=(64, 64))
@@ -53,7 +53,7 @@ def test_training_samples_are_a_function_of_index_and_seed(tmp_path):
     assert len({tuple(data[0, seed].image_CHW.shape) for seed in range(10)}) > 2
 
 
-def test_the_image_alone(tmp_path):
+def test_load_image_equals_load(tmp_path):
     write_coco(tmp_path, coco_content([coco_image(1)], [coco_object(1, 1)]))
     data = open_detection_set(tmp_path, "train")
     picture(tmp_path / "images" / "train" / "1.png", 5)
@@ -63,7 +63,7 @@ def test_the_image_alone(tmp_path):
 
 
 @pytest.mark.parametrize("jitter", ["detr", "large-scale", "none"])
-def test_a_batch_says_where_pictures_end_where_padding_is_the_mean_color(tmp_path, jitter):
+def test_batches_have_extents_with_mean_color_padding(tmp_path, jitter):
     content = coco_content([coco_image(1)], [coco_object(1, 1, segmentation=SQUARE)])
     write_coco(tmp_path, content)
     config = DetectionConfig(
@@ -75,7 +75,7 @@ def test_a_batch_says_where_pictures_end_where_padding_is_the_mean_color(tmp_pat
         for color in ("black", "mean")
     )
     assert black.extent_B2 is None
-    # The same crops, which are white where there is a picture.
+    # The same crops, which are white inside the image.
     assert torch.equal(black.image_BCHW, mean.image_BCHW) and black.sizes == mean.sizes
     white = [image_CHW[0] > 0 for image_CHW in mean.image_BCHW]
     ends = [[int(each.any(1).sum()), int(each.any(0).sum())] for each in white]

@@ -27,14 +27,14 @@ BACKGROUND = 4 * 1025 + 257
     [(384, 4_530_560), (768, 10_238_720), (1024, 16_010_240)],
     ids=["small", "base", "large"],
 )
-def test_parameters_are_the_releases_and_a_background(width, maps_and_pyramid):
+def test_parameters_equal_the_release_plus_background(width, maps_and_pyramid):
     with torch.device("meta"):
         model = DetectionDecoder(width, 16, 80, DetectionConfig(), masks=True)
     assert sum(p.numel() for p in model.pyramid.parameters()) == maps_and_pyramid
     assert sum(p.numel() for p in model.parameters()) == maps_and_pyramid + 17_543_920 + BACKGROUND
 
 
-def test_coco_small_has_the_papers_parameters():
+def test_coco_small_has_the_parameters_of_the_paper():
     config = one_head(
         task=DetectionConfig(),
         backbone=BackboneConfig(backbone="dinov2-small"),
@@ -45,7 +45,7 @@ def test_coco_small_has_the_papers_parameters():
     assert trainable == 45_266_196 + BACKGROUND
 
 
-def test_cost_counts_the_heads_on_shapes_alone():
+def test_cost_is_counted_from_shapes():
     """At 1000 proposals and 100 masks, as mmdetection's counter."""
     config = one_head(task=DetectionConfig(), method=LinearProbeConfig())
     boxes_only = config.change(task=DetectionConfig(masks="off"))
@@ -60,7 +60,7 @@ def test_cost_counts_the_heads_on_shapes_alone():
 
 
 class Maps(nn.Module):
-    """Stands where torchvision expects a backbone: the pyramid's maps, whatever the image."""
+    """Replaces torchvision's backbone: returns the maps of the pyramid for any image."""
 
     def __init__(self, maps):
         super().__init__()
@@ -105,7 +105,7 @@ def run_torchvisions(other, objects=None):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_at_patch_16_losses_are_torchvisions(masks):
+def test_losses_at_patch_16_equal_torchvision(masks):
     model = decoder(masks).train()
     fused_BDhw, wanted = torch.randn(2, 32, 8, 8), targets(128, 128, masks)
     objects = [{"boxes": b, "labels": n + 1} for b, n in zip(wanted.boxes, wanted.labels, strict=True)]
@@ -124,7 +124,7 @@ def test_at_patch_16_losses_are_torchvisions(masks):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_at_patch_16_detections_are_torchvisions(masks):
+def test_detections_at_patch_16_equal_torchvision(masks):
     model = decoder(masks).eval()
     fused_BDhw = torch.randn(2, 32, 8, 8)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_at_patch_16_detections_are_torchvisions(masks):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_everything_trains_even_on_images_without_objects(masks):
+def test_all_parameters_get_gradients_without_objects(masks):
     model = decoder(masks, patch_size=14).train()
     wanted = targets(126, 154, masks)
     empty = dataclasses.replace(
@@ -160,7 +160,7 @@ def test_everything_trains_even_on_images_without_objects(masks):
     assert losses["proposal_box"] == losses["box"] == 0
 
 
-def test_in_bf16_boxes_keep_the_precision_of_float32():
+def test_boxes_are_float32_in_bf16():
     """With no offsets to add, every detection is an anchor cut at the image's edge, at coordinates bf16 cannot hold."""
     model = decoder(patch_size=14, score_threshold=0.0).eval()
     for layer in (model.rpn.head.bbox_pred, model.roi_heads.box_predictor.bbox_pred):
@@ -176,7 +176,7 @@ def test_in_bf16_boxes_keep_the_precision_of_float32():
     assert not torch.equal(found.boxes_N4.bfloat16().float(), found.boxes_N4)
 
 
-def test_limits_are_kept_and_handed_on():
+def test_limits_are_applied():
     model = decoder(score_threshold=0.3, max_detections=5).eval()
     with torch.no_grad():
         found = model(torch.randn(2, 32, 8, 8))
@@ -187,7 +187,7 @@ def test_limits_are_kept_and_handed_on():
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 96), (3, 2)], ids=str)
-def test_tiny_and_narrow_images(grid):
+def test_detections_on_tiny_and_narrow_images(grid):
     for learned in (True, False):
         torch.manual_seed(0)
         model = DetectionDecoder(32, 14, 3, SMALL, masks=True, learned_maps=learned).eval()

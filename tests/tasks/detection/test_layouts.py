@@ -35,7 +35,7 @@ CONTENT = coco_content([coco_image(1)], [coco_object(1, 1)])
         ("{}/_annotations.coco.json", "{}"),
     ],
 )
-def test_places_of_coco_files(tmp_path, file, folder):
+def test_coco_file_locations(tmp_path, file, folder):
     for split in ("train", "val"):
         path = tmp_path / file.format(split)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def test_places_of_coco_files(tmp_path, file, folder):
     assert data.source == tmp_path / file.format("val")
 
 
-def test_a_folder_that_is_two_formats_is_read_as_the_one_that_is_named(tmp_path):
+def test_an_ambiguous_folder_is_read_in_the_given_format(tmp_path):
     write_coco(tmp_path, CONTENT)
     write_yolo(tmp_path, {"1": ["0 0.5 0.5 0.5 0.5"] * 3})
     assert recognize(tmp_path)[1] == "coco" and len(open_detection_set(tmp_path, "train").load(0).labels_N) == 1
@@ -58,7 +58,7 @@ def test_a_folder_that_is_two_formats_is_read_as_the_one_that_is_named(tmp_path)
         recognize(tmp_path, "voc")
 
 
-def test_what_is_said_of_other_folders(tmp_path):
+def test_unknown_folders_are_an_error(tmp_path):
     with pytest.raises(DataError, match="not found"):
         recognize(tmp_path / "absent")
     with pytest.raises(DataError, match=r"coco: annotations/train\.json .* voc: .* yolo:"):
@@ -71,13 +71,13 @@ def test_what_is_said_of_other_folders(tmp_path):
         recognize(tmp_path)
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_a_missing_split_is_an_error(tmp_path):
     write_coco(tmp_path, CONTENT)
     with pytest.raises(DataError, match=r"'val' .*only train"):
         open_detection_set(tmp_path, "val")
 
 
-def test_a_test_split_alone_may_be_without_objects_and_none_without_images(tmp_path):
+def test_only_a_test_split_can_be_without_objects(tmp_path):
     for split in ("val", "test"):
         write_coco(tmp_path, coco_content([coco_image(1)], []), split)
     assert len(open_detection_set(tmp_path, "test")) == 1
@@ -88,13 +88,13 @@ def test_a_test_split_alone_may_be_without_objects_and_none_without_images(tmp_p
         open_detection_set(tmp_path, "test")
 
 
-def test_crowds_alone_are_nothing_to_train_on(tmp_path):
+def test_a_training_split_with_only_crowds_is_rejected(tmp_path):
     write_coco(tmp_path, coco_content([coco_image(1)], [coco_object(1, 1, iscrowd=1)]))
     with pytest.raises(DataError, match="no object in the 1 images"):
         open_detection_set(tmp_path, "train")
 
 
-def test_splits_with_other_categories(tmp_path):
+def test_splits_with_different_categories_are_rejected(tmp_path):
     write_coco(tmp_path, CONTENT)
     write_coco(tmp_path, CONTENT, "val")
     require_same_classes({split: open_detection_set(tmp_path, split) for split in ("train", "val")})

@@ -28,7 +28,7 @@ def run_lengths(mask_HW):
     return np.diff(np.concatenate([[0], changes])).tolist()
 
 
-def test_what_the_official_tool_compresses_is_unpacked():
+def test_compressed_run_lengths_equal_the_official_tool():
     for mask_HW in random_masks():
         text = official.encode(mask_HW)["counts"].decode()
         runs = decompress(text)
@@ -41,8 +41,8 @@ def test_what_the_official_tool_compresses_is_unpacked():
         assert run_problem(text, mask_HW.shape[0], mask_HW.shape[1] + 1)
 
 
-def test_hostile_runs_are_refused_before_they_reach_a_decoder():
-    """What is let through covers the image exactly, and is decoded to what its runs say."""
+def test_malformed_run_lengths_are_rejected_before_decoding():
+    """Accepted run lengths cover the image exactly, and are decoded correctly."""
     generator = np.random.default_rng(1)
     good = official.encode(np.asfortranarray(generator.random((9, 11)) < 0.4, np.uint8))["counts"].decode()
     passed = 0
@@ -73,7 +73,7 @@ def test_hostile_runs_are_refused_before_they_reach_a_decoder():
     assert run_problem([99], 9, 11) == "" == run_problem([0, 99, 0], 9, 11)
 
 
-def test_many_polygons_are_united_in_good_time():
+def test_many_polygons_are_merged_quickly():
     corners = RNG.uniform(0, 490, (3000, 1, 2))
     parts = tuple((corner + np.array([[0, 0], [9, 1], [5, 9]])).flatten() for corner in corners)
     begun = time.perf_counter()
@@ -95,7 +95,7 @@ def test_many_polygons_are_united_in_good_time():
         ([[0, 0], [1e4, 0]] * 210, "4.2e+06"),
     ],
 )
-def test_polygons_that_take_too_long_to_draw(points, words):
+def test_polygons_that_are_too_expensive_are_rejected(points, words):
     # The last two go to and fro: 380 and 420 edges of 10,000 pixels, and 4 million are drawn.
     fault = polygon_problem([np.array(points, np.float64).flatten(), np.array([])])
     assert words in fault and bool(fault) == bool(words)

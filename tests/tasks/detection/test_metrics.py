@@ -29,7 +29,7 @@ def shape_of(mask_HW):
 
 
 def scene(seed=0, images=8):
-    """Truth with crowds and images without objects, and detections: moved truths, wrong classes, inventions."""
+    """Truth with crowds and images without objects, and detections: shifted, of wrong classes, and false positives."""
     rng = np.random.default_rng(seed)
     truth, results = [], []
     for image_id in range(0, 10 * images, 10):
@@ -62,7 +62,7 @@ def pycocotools_figures(truth_file, results_file, kind):
 
 @pytest.mark.parametrize(("kind", "coco_kind"), [("box", "bbox"), ("mask", "segm")])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_figures_are_pycocotools_on_the_files_that_are_written(tmp_path, kind, coco_kind, seed):
+def test_metrics_equal_pycocotools_on_the_written_files(tmp_path, kind, coco_kind, seed):
     truth, results = scene(seed)
     assert any(entry["iscrowd"] for entry in truth["annotations"])
     (tmp_path / "truth.json").write_text(json.dumps(truth))

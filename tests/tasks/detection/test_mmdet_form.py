@@ -32,7 +32,7 @@ def encoded(box, target, stds):
     return [delta / std for delta, std in zip(deltas, stds, strict=True)]
 
 
-def test_anchors_are_mmdets():
+def test_anchors_equal_mmdet():
     """AnchorGenerator(scales=[8], ratios=[0.5, 1, 2], strides=[4, 8, 16, 32, 64]) at patch 16, in float64."""
     maps = [torch.zeros(1, 1, -(-24 // k), -(-40 // k)) for k in (1, 2, 4, 8, 16)]
     (ours,) = ExactAnchors(SIZES, 16, rounded=False)(ImageList(maps[0], [(96, 160)]), maps)
@@ -50,7 +50,7 @@ def test_anchors_are_mmdets():
 
 @pytest.mark.parametrize("patch_size", [14, 16])
 @pytest.mark.parametrize("bins", [7, 14])
-def test_pooling_takes_a_cell_for_an_area(patch_size, bins):
+def test_aligned_pooling_treats_cells_as_areas(patch_size, bins):
     """A map of its cells' own coordinates, counted from cell 0: a bin's center is half a cell less than in pixels."""
     boxes_N4 = corner_boxes(patch_size, GRID)
     size = (GRID[0] * patch_size, GRID[1] * patch_size)
@@ -65,7 +65,7 @@ def test_pooling_takes_a_cell_for_an_area(patch_size, bins):
         torch.testing.assert_close(found, low + (high - low) * steps - half_N1, rtol=0, atol=2e-3)
 
 
-def test_pooling_is_the_mean_of_as_many_samples_as_a_bin_has_cells():
+def test_pooling_averages_one_sample_per_cell():
     torch.manual_seed(0)
     maps = {
         name: torch.randn(2, 4, int(32 / stride), int(48 / stride))
@@ -111,7 +111,7 @@ def assigned(overlaps_GN, high, low, least):
 
 
 @pytest.mark.parametrize(("high", "low", "least"), [(0.7, 0.3, 0.3), (0.5, 0.5, 0.5)])
-def test_matches_are_mmdets(high, low, least):
+def test_matching_equals_mmdet(high, low, least):
     rng = np.random.default_rng(0)
     kinds = set()
     for _ in range(60):
@@ -124,7 +124,7 @@ def test_matches_are_mmdets(high, low, least):
     assert kinds >= {-1, 0, 1, 2}
 
 
-def test_losses_of_boxes_are_the_l1_distance_over_all_samples():
+def test_box_loss_is_l1_over_all_samples():
     deltas_NK4 = torch.tensor([[9.0] * 4 + [1, 2, 3, 4] + [0] * 4, [9.0] * 12, [9.0] * 8 + [0.5, 0, 0, -0.01]])
     target_N4 = torch.tensor([[0.0, 0, 0, 0], [5, 5, 5, 5], [0, 0, 0, 0]])
     # Of three samples the second is background: (1 + 2 + 3 + 4) + (0.5 + 0.01), over three.
@@ -132,7 +132,7 @@ def test_losses_of_boxes_are_the_l1_distance_over_all_samples():
     assert float(box_loss(deltas_NK4, torch.tensor([0, 0, 0]), target_N4)) == 0
 
 
-def test_a_masks_target_is_its_own_pixels_where_bins_are_pixels():
+def test_mask_targets_equal_the_pixels_at_full_resolution():
     masks_GHW = (torch.rand(2, 60, 50, generator=torch.Generator().manual_seed(0)) < 0.4).to(torch.uint8)
     boxes_N4 = torch.tensor([[4.0, 9, 32, 37], [20, 30, 48, 58]])
     cut = mask_targets(masks_GHW, boxes_N4, torch.tensor([1, 0]), 28)
@@ -150,7 +150,7 @@ def test_a_masks_target_is_its_own_pixels_where_bins_are_pixels():
     assert empty == 0 and empty.requires_grad
 
 
-def test_the_proposals_loss_is_the_l1_distance_over_the_sampled_anchors():
+def test_proposal_loss_is_l1_over_sampled_anchors():
     model = decoder(rcnn="mmdet").train()
     wanted = targets(128, 128)
     seen = []
@@ -191,7 +191,7 @@ def test_the_proposals_loss_is_the_l1_distance_over_the_sampled_anchors():
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_the_heads_losses_are_the_equations_on_what_was_sampled(masks):
+def test_head_losses_equal_their_equations(masks):
     model = decoder(masks, rcnn="mmdet").train()
     wanted = targets(128, 128, masks)
     heads, seen = model.roi_heads, {}
@@ -226,7 +226,7 @@ def test_the_heads_losses_are_the_equations_on_what_was_sampled(masks):
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_everything_trains_even_on_images_without_objects(masks):
+def test_all_parameters_get_gradients_without_objects(masks):
     model = decoder(masks, patch_size=14, rcnn="mmdet").train()
     wanted = targets(126, 154, masks)
     empty = dataclasses.replace(
@@ -245,8 +245,8 @@ def test_everything_trains_even_on_images_without_objects(masks):
     assert losses["proposal_box"] == losses["box"] == 0
 
 
-def test_a_bundle_of_before_keeps_torchvisions_form():
-    """Its card says nothing of the form; its weights fit either, so the answer would be another."""
+def test_earlier_bundles_keep_the_torchvision_form():
+    """The card lacks the setting; the weights fit both forms, whose predictions differ."""
     old = to_dict(SMALL)
     del old["rcnn"]
     config = from_dict(DetectionConfig, old, "head.json")

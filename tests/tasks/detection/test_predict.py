@@ -53,7 +53,7 @@ def prediction(boxes, height=90, width=120, masks=None, scores=None):
     )
 
 
-def test_boxes_come_back_to_the_pixels_of_the_image():
+def test_boxes_are_in_image_pixels():
     """300 x 400 becomes 75 x 100; boxes put where the padded small image has them come back."""
     wanted_N4 = torch.tensor([[30.0, 60, 210, 399], [0, 0, 300, 400]])
     forward = Fixed(found((wanted_N4 / 4 + torch.tensor([3.0, 5, 3, 5])).tolist()))
@@ -62,7 +62,7 @@ def test_boxes_come_back_to_the_pixels_of_the_image():
     torch.testing.assert_close(mine.boxes_N4, wanted_N4, rtol=0, atol=1e-3)
 
 
-def test_boxes_are_cut_at_the_image_and_dropped_in_the_padding():
+def test_boxes_are_clipped_and_dropped_in_the_padding():
     boxes = [[0, 0, 50, 40], [0, 0, 3, 40], [1, 1, 200, 5], [90, 90, 500, 500]]
     bins = torch.rand(4, 28, 28)
     (mine,) = detect(Fixed(found(boxes, [0.9, 0.8, 0.7, 0.6], bins)), image(100, 200), CONFIG)
@@ -72,7 +72,7 @@ def test_boxes_are_cut_at_the_image_and_dropped_in_the_padding():
     assert torch.equal(mine.masks_Nmm, bins[[0, 3]])
 
 
-def test_narrower_limits_are_kept_and_wider_ones_refused():
+def test_narrower_limits_are_applied_and_wider_ones_rejected():
     forward = Fixed(found([[3, 5, 23 + n, 35] for n in range(4)], [0.9, 0.6, 0.4, 0.2]))
     fewer = dataclasses.replace(CONFIG, score_threshold=0.3, max_detections=2)
     torch.testing.assert_close(detect(forward, image(100, 200), fewer)[0].scores_N, torch.tensor([0.9, 0.6]))
@@ -87,7 +87,7 @@ def test_narrower_limits_are_kept_and_wider_ones_refused():
             detect(forward, image(100, 200), dataclasses.replace(CONFIG, **changes))
 
 
-def test_a_mask_survives_the_way_into_bins_and_back():
+def test_masks_round_trip_through_bins():
     """The bins that training aims at, pasted again, give the shape back."""
     y, x = np.mgrid[:90, :120]
     shape_HW = ((y - 40) / 30) ** 2 + ((x - 70) / 35) ** 2 < 1
@@ -99,7 +99,7 @@ def test_a_mask_survives_the_way_into_bins_and_back():
     assert (masks[0] & shape_HW).sum() / (masks[0] | shape_HW).sum() > 0.93
 
 
-def test_masks_are_torchvisions():
+def test_masks_equal_torchvision():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, [100, 70], (60, 2))
     boxes = np.concatenate([corners, np.minimum(corners + rng.uniform(0.3, 90, (60, 2)), [120, 90])], 1)
@@ -117,7 +117,7 @@ def test_masks_without_objects_and_without_masks():
         next(prediction([[1, 2, 3, 4]]).each_mask())
 
 
-def test_saved_results_are_read_by_the_official_tool(tmp_path):
+def test_saved_results_can_be_read_by_the_official_tool(tmp_path):
     boxes = [[10.25, 20, 60.5, 70], [30, 5, 119, 88]]
     bins = np.random.default_rng(0).random((2, 28, 28), dtype=np.float32)
     mine = prediction(boxes, masks=bins, scores=[0.75, 0.25])
@@ -141,7 +141,7 @@ def test_saved_results_are_read_by_the_official_tool(tmp_path):
         assert np.array_equal(coco_mask.decode(entry["segmentation"]).astype(bool), mask_HW)
 
 
-def test_the_overlay_shows_what_is_sure_enough():
+def test_the_overlay_shows_objects_above_the_score_threshold():
     boxes = [[20, 30, 70, 80], [75, 40, 110, 85]]
     mine = prediction(boxes, scores=[0.9, 0.1], masks=np.ones((2, 28, 28), np.float32))
     shown, everything = np.asarray(mine.overlay()), np.asarray(mine.overlay(min_score=0))

@@ -15,7 +15,7 @@ from vitsplit.tasks.detection.pyramid import POOLED_LEVELS, STRIDES, Pyramid
     ],
 )
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_parameters_are_the_releases(width, up4, up2, fpn, norm):
+def test_parameters_equal_the_release(width, up4, up2, fpn, norm):
     with torch.device("meta"):
         pyramid = Pyramid(width, 256, norm=norm)
     counts = [
@@ -24,7 +24,7 @@ def test_parameters_are_the_releases(width, up4, up2, fpn, norm):
     assert counts == [up4, up2, 8 * width, fpn]
 
 
-def test_on_even_grids_it_is_the_release_written_out():
+def test_even_grids_equal_the_release():
     torch.manual_seed(0)
     pyramid = Pyramid(64, 32).train()
     x = torch.randn(2, 64, 4, 6)
@@ -57,7 +57,7 @@ def test_on_even_grids_it_is_the_release_written_out():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 37), (5, 8), (19, 3)], ids=str)
-def test_cells_stay_in_place_on_odd_grids(size):
+def test_odd_grids_are_aligned(size):
     """A map of row numbers, passed down from the coarsest level alone, says which rows each cell was made from."""
     pyramid = Pyramid(32, 1, learned=False).eval()
     pyramid.norms = nn.ModuleList(nn.Identity() for _ in POOLED_LEVELS)
@@ -78,7 +78,7 @@ def test_cells_stay_in_place_on_odd_grids(size):
             assert torch.equal(line, (2 * cells + 1).clamp(max=size[axis] - 1))
 
 
-def test_the_probes_maps_are_resized_and_nothing_of_them_trains_but_norms():
+def test_the_probe_resizes_maps_and_trains_only_norms():
     torch.manual_seed(0)
     pyramid = Pyramid(64, 32, learned=False).train()
     assert sum(p.numel() for p in pyramid.parameters()) == 8 * 64 + 4 * (64 * 32 + 32) + 4 * (9 * 32 * 32 + 32)

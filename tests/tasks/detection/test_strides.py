@@ -1,4 +1,4 @@
-"""Positions at the far corner of large images, where a wrong stride shows most."""
+"""Positions at the far corner of large images, where a wrong stride has the largest effect."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from vitsplit.tasks.detection.strides import ExactAnchors, exact_pool
 
 @pytest.mark.parametrize("patch_size", [14, 16])
 @pytest.mark.parametrize("bins", [7, 14])
-def test_boxes_in_the_far_corner_round_trip(patch_size, bins):
+def test_pooling_is_exact_in_the_far_corner(patch_size, bins):
     """Coordinates are linear, so their mean over a bin is the coordinate of its center."""
     boxes_N4 = corner_boxes(patch_size, GRID)
     size = (GRID[0] * patch_size, GRID[1] * patch_size)
@@ -31,14 +31,14 @@ def test_boxes_in_the_far_corner_round_trip(patch_size, bins):
     assert levels_N.unique().tolist() == [0, 1, 2, 3]
 
 
-def test_torchvisions_own_pooling_fails_that_at_patch_14():
+def test_torchvision_pooling_is_inexact_at_patch_14():
     boxes_N4 = corner_boxes(14, GRID)
     theirs = MultiScaleRoIAlign([*POOLED_LEVELS], 7, 2)
     pooled = theirs(coordinate_maps(14, GRID), [boxes_N4], [(GRID[0] * 14, GRID[1] * 14)])
     assert (pooled[:, 0].mean((1, 2)) - (boxes_N4[:, 0] + boxes_N4[:, 2]) / 2).abs().max() > 14
 
 
-def test_at_patch_16_pooling_and_anchors_are_torchvisions():
+def test_pooling_and_anchors_at_patch_16_equal_torchvision():
     torch.manual_seed(0)
     grid, size = (32, 48), (512, 768)
     maps = {
@@ -59,7 +59,7 @@ def test_at_patch_16_pooling_and_anchors_are_torchvisions():
 
 @pytest.mark.parametrize("patch_size", [14, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_anchors_stand_on_the_cells_at_the_far_corner(patch_size, dtype):
+def test_anchors_are_aligned_in_the_far_corner(patch_size, dtype):
     maps = coordinate_maps(patch_size, GRID)
     images = ImageList(torch.zeros(1), [(GRID[0] * patch_size, GRID[1] * patch_size)])
     (anchors_A4,) = ExactAnchors(SIZES, patch_size)(images, [level.to(dtype) for level in maps.values()])

@@ -56,7 +56,7 @@ def without_masks(root: Path, out: Path, splits: tuple[str, ...]) -> Path:
 
 
 class TruthTeller:
-    """A model that finds the true objects, with one invention per image, on a padded image."""
+    """A model that finds the true objects and one false positive per padded image."""
 
     def __init__(self, task: DetectionTask, masks: bool = True) -> None:
         images = task.val_images()
@@ -73,7 +73,7 @@ class TruthTeller:
         return [Detections(boxes_N4, labels_N, scores_N, bins, Limits.of(CONFIG))], taps
 
 
-def test_targets_move_with_the_padding_and_crowds_are_left_out():
+def test_targets_include_the_padding_offset_and_exclude_crowds():
     masks_NHW = torch.zeros(2, 20, 30, dtype=torch.uint8)
     masks_NHW[0, 5:10, 8:12] = 1
     boxes_N4, labels_N = torch.tensor([[8.0, 5, 12, 10], [0, 0, 30, 20]]), torch.tensor([1, 0])
@@ -101,7 +101,7 @@ def test_targets_move_with_the_padding_and_crowds_are_left_out():
 def test_masks_follow_the_data_and_the_setting(objects, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     boxes_only = without_masks(objects, tmp_path / "boxes", ("train", "val"))
-    for root, masks, expected, said in (
+    for root, masks, expected, message in (
         (objects, "auto", True, "Mask R-CNN: every object of the training images has a mask"),
         (objects, "off", False, "Faster R-CNN: masks off"),
         (objects, "on", True, "Mask R-CNN: masks on"),
@@ -111,12 +111,12 @@ def test_masks_follow_the_data_and_the_setting(objects, tmp_path, caplog):
         task = DetectionTask.open(dataclasses.replace(CONFIG, masks=masks), root, ("train", "val"))
         assert task.masks is task.describe()["masks"] is expected
         assert task.build_decoder("linear", 32, 16).roi_heads.has_mask() is expected
-        assert said in caplog.text
+        assert message in caplog.text
     with pytest.raises(DataError, match="--masks"):
         DetectionTask.open(dataclasses.replace(CONFIG, masks="on"), boxes_only, ("train", "val"))
 
 
-def test_a_description_is_enough_to_predict(objects):
+def test_predicting_needs_only_the_description(objects):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     again = DetectionTask.from_description(CONFIG, json.loads(json.dumps(task.describe())))
     assert (again.classes, again.category_ids, again.masks) == (task.classes, (1, 2, 3, 4), True)
@@ -126,7 +126,7 @@ def test_a_description_is_enough_to_predict(objects):
         assert counted.masks is expected and counted.category_ids == (1, 2)
 
 
-def test_what_processes_found_merges_to_the_evaluation_of_one(objects):
+def test_metrics_merge_across_processes(objects):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     forward, seen = TruthTeller(task), []
     whole = evaluate(task, forward, on_image=lambda: seen.append(1))
@@ -143,7 +143,7 @@ def test_what_processes_found_merges_to_the_evaluation_of_one(objects):
         assert metric.compute() == whole
 
 
-def test_figures_and_files_are_the_official_tools(objects, tmp_path):
+def test_metrics_and_files_equal_the_official_tool(objects, tmp_path):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     forward = TruthTeller(task)
     evaluation = evaluate(task, forward)
@@ -163,7 +163,7 @@ def test_figures_and_files_are_the_official_tools(objects, tmp_path):
     assert task.table(evaluation).row_count == 4
 
 
-def test_boxes_alone_are_compared_where_data_or_bundle_have_no_masks(objects, tmp_path, caplog):
+def test_only_boxes_are_evaluated_without_masks(objects, tmp_path, caplog):
     task = DetectionTask.open(CONFIG, objects, ("val",))
     evaluation = evaluate(task, TruthTeller(task, masks=False))
     assert evaluation.score_name == "box_ap" and "mask_ap" not in evaluation.metrics
@@ -174,9 +174,7 @@ def test_boxes_alone_are_compared_where_data_or_bundle_have_no_masks(objects, tm
     assert bare.masks and "mask_ap" not in evaluate(bare, TruthTeller(bare)).metrics
 
 
-def test_without_objects_a_validation_split_is_refused_before_training_and_a_test_split_before_predicting(
-    objects, tmp_path
-):
+def test_splits_without_objects_are_rejected_early(objects, tmp_path):
     empty = shutil.copytree(objects, tmp_path / "empty")
     content = json.loads((empty / "annotations" / "val.json").read_text())
     for split in ("val", "test"):
@@ -190,7 +188,7 @@ def test_without_objects_a_validation_split_is_refused_before_training_and_a_tes
 
 
 @pytest.mark.parametrize("method", ["vitsplit", "linear-probe"])
-def test_a_run_from_training_to_prediction(objects, tmp_path, method):
+def test_train_evaluate_predict(objects, tmp_path, method):
     result = vitsplit.train(data=objects, out=tmp_path / "run", **{**SMALL_DETECTOR, "method": method})
     rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     first = next(row for row in rows if "loss" in row)
@@ -212,7 +210,7 @@ def test_a_run_from_training_to_prediction(objects, tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"anchor_sizes": (32, 64)}, "--anchor-sizes.* 32 64"),
         ({"image_scale": (800, 0)}, "--image-scale.* 800 0"),
@@ -223,6 +221,6 @@ def test_a_run_from_training_to_prediction(objects, tmp_path, method):
         ({"max_detections": 0}, "--max-detections.* 0"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_flag(changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_are_rejected_by_flag(changes, expected):
+    with pytest.raises(ConfigError, match=expected):
         DetectionTask(dataclasses.replace(CONFIG, **changes), ClassList(names=("a",)))

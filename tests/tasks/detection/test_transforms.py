@@ -22,7 +22,7 @@ def seeded(seed):
 
 
 def painted(seed=0, with_masks=True):
-    """Three objects, each painted into a channel of its own: what an object's pixels do, its channel shows.
+    """Three objects, each painted into a separate channel, which shows the pixels of the object.
 
     The first is an L, the second a slanted bar, the third a rectangle that is a crowd.
     """
@@ -57,7 +57,7 @@ def extent(channel_HW):
 
 @pytest.mark.parametrize("jitter", JITTERS)
 def test_boxes_and_masks_follow_the_pixels(jitter):
-    """An object's box is the extent of its pixels, wherever they went; one whose pixels are gone is gone."""
+    """The box of an object is the extent of its transformed pixels; objects without pixels are dropped."""
     config = dataclasses.replace(SMALL, jitter=jitter)
     cut_objects = lost = 0
     for seed in range(150):
@@ -97,7 +97,7 @@ def test_without_masks_boxes_are_clipped(jitter):
             assert np.allclose(box, extent(out.image_CHW[sample.labels_N.tolist().index(label)]), atol=0.51)
 
 
-def test_a_cut_box_is_tightened_to_its_mask_and_another_stays_as_annotated():
+def test_clipped_boxes_are_tightened_to_their_masks():
     """The upright of an L, whose foot is outside: the box shrinks to the upright. The bar keeps its loose box."""
     sample = painted()
     x1, y1, x2, y2 = sample.boxes_N4[0].int().tolist()
@@ -112,7 +112,7 @@ def test_a_cut_box_is_tightened_to_its_mask_and_another_stays_as_annotated():
     assert clipped.boxes_N4[0].tolist() == [x1, y1, x2, min(y2, bottom)]
 
 
-def test_objects_that_vanish_are_dropped():
+def test_objects_outside_the_crop_are_dropped():
     sample = painted()
     assert cut(sample, Crop(70, 90, 110, 150, 40, 60)).labels_N.tolist().count(7) == 1
     edge = Crop(0, 0, HEIGHT, 90, HEIGHT, 90)  # ends where the rectangle begins
@@ -143,7 +143,7 @@ def test_images_without_objects(jitter, with_masks):
     assert not with_masks or out.masks_NHW.shape == (0, *out.image_CHW.shape[1:])
 
 
-def test_flip_mirrors_and_twice_is_nothing():
+def test_flipping_twice_is_the_identity():
     sample = painted()
     once = cut(sample, FLIP)
     assert extent(once.image_CHW[0]) == once.boxes_N4[0].tolist()
@@ -155,13 +155,13 @@ def test_flip_mirrors_and_twice_is_nothing():
 
 
 @pytest.mark.parametrize("jitter", JITTERS)
-def test_augmentation_is_a_function_of_the_seed_alone(jitter):
+def test_augmentation_depends_only_on_the_seed(jitter):
     config = dataclasses.replace(SMALL, jitter=jitter)
     sample = painted()
     before = [each.clone() for each in (sample.image_CHW, sample.boxes_N4, sample.masks_NHW)]
     outs = []
     for _ in range(2):
-        torch.rand(5)  # the global stream must not matter
+        torch.rand(5)  # the global generator must have no effect
         outs.append(augment(sample, config, seeded(3)))
     for name in ("image_CHW", "boxes_N4", "labels_N", "masks_NHW", "crowd_N"):
         assert torch.equal(getattr(outs[0], name), getattr(outs[1], name))
@@ -177,7 +177,7 @@ def detr_views(size, config, count=400):
     return [random_detr_crop(whole, config, seeded(seed)) for seed in range(count)]
 
 
-def test_detr_sizes_are_those_of_the_release():
+def test_detr_sizes_equal_the_release():
     """480 x 640 (height x width), as the release's pipeline: its sizes and shares, written out."""
     config = DetectionConfig()
     views = detr_views((480, 640), config)
@@ -201,7 +201,7 @@ def test_detr_sizes_are_those_of_the_release():
     assert all(view.top >= 0 and view.left >= 0 and view.bottom <= 480.001 and view.right <= 640.001 for view in views)
 
 
-def test_smaller_training_sides_see_the_same_parts():
+def test_smaller_training_sides_give_the_same_crops():
     """At half of every size the parts of the image are the same, within the rounding to pixels."""
     full = DetectionConfig()
     half = DetectionConfig(
@@ -220,7 +220,7 @@ def test_smaller_training_sides_see_the_same_parts():
     )
 
 
-def test_long_images_keep_within_the_longest_side():
+def test_long_images_are_limited_by_the_longest_side():
     config = DetectionConfig(crop_size=(2000, 2000))
     views = detr_views((100, 900), config, 50)
     assert max(max(view.height, view.width) for view in views) == 1333
@@ -248,7 +248,7 @@ def test_large_scale_jitter_fills_a_fixed_canvas():
 @pytest.mark.parametrize(
     ("size", "expected"), [((480, 640), (800, 1067)), ((1000, 400), (1333, 533)), ((800, 800), (800, 800))]
 )
-def test_fit_is_the_size_of_the_test(size, expected):
+def test_fit_equals_the_test_size(size, expected):
     """800 on the shortest side, unless the longest would exceed 1333."""
     image_CHW = torch.zeros(3, *size, dtype=torch.uint8)
     out_CHW, (scale_y, scale_x) = fit(image_CHW, DetectionConfig())
@@ -256,7 +256,7 @@ def test_fit_is_the_size_of_the_test(size, expected):
     assert (scale_y * size[0], scale_x * size[1]) == pytest.approx(expected)
 
 
-def test_jitter_none_is_fit():
+def test_jitter_none_equals_fit():
     sample = painted()
     config = dataclasses.replace(SMALL, jitter="none", flip=0.0)
     out = augment(sample, config, seeded(0))

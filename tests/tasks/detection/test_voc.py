@@ -16,7 +16,7 @@ def message(root):
     return str(caught.value)
 
 
-def test_corners_count_pixels_from_one_and_are_included(tmp_path):
+def test_corners_are_one_based_and_inclusive(tmp_path):
     """As in VOC's MATLAB, where ``mask(ymin:ymax, xmin:xmax) = 1`` paints the box."""
     corners = [(1, 1, WIDTH, HEIGHT), (15, 10, 44, 19), (60, 40, 60, 40)]
     write_voc(tmp_path, {"a": [voc_object("dog", each) for each in corners]})
@@ -42,31 +42,31 @@ def test_difficult_objects_are_crowds(tmp_path):
     assert [entry["iscrowd"] for entry in truth] == [0, 0, 1] and [entry["id"] for entry in truth] == [1, 2, 3]
 
 
-def test_lists_say_what_is_in_a_split(tmp_path):
+def test_lists_define_the_splits(tmp_path):
     for split, names in (("train", "ab"), ("val", "c"), ("test", "d"), ("trainval", "abc")):
         write_voc(tmp_path, {name: [voc_object("cat", (2, 2, 20, 20))] for name in names}, split)
     assert list_detection_splits(tmp_path) == ("train", "val", "test")
     assert [len(open_detection_set(tmp_path, split)) for split in ("train", "val", "test", "trainval")] == [2, 1, 1, 3]
 
 
-def test_own_classes(tmp_path):
+def test_custom_classes(tmp_path):
     write_voc(tmp_path, {"a": [voc_object("vest", (2, 2, 20, 20))], "b": [voc_object("helmet", (2, 2, 20, 20))]})
-    said = message(tmp_path)
-    assert f"{tmp_path / 'classes.json'}: file not found, and helmet, vest" in said
-    (tmp_path / "classes.json").write_text(said.split("\n")[-1])
+    text = message(tmp_path)
+    assert f"{tmp_path / 'classes.json'}: file not found, and helmet, vest" in text
+    (tmp_path / "classes.json").write_text(text.split("\n")[-1])
     data = open_detection_set(tmp_path, "train")
     assert data.classes.names == ("helmet", "vest") and data.load(0).labels_N.tolist() == [1]
     (tmp_path / "classes.json").write_text(json.dumps(["vest"]))
     assert "classes out of range: 1 (object 1 (helmet): " in message(tmp_path)
 
 
-def test_size_is_read_from_the_image_where_the_file_has_none(tmp_path):
+def test_a_missing_size_is_read_from_the_image(tmp_path):
     write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, WIDTH, 20))]}, size=(0, 0))
     item = open_detection_set(tmp_path, "train").items[0]
     assert (item.width, item.height) == (WIDTH, HEIGHT)
 
 
-def test_size_that_is_not_the_image(tmp_path):
+def test_a_size_mismatch_is_an_error(tmp_path):
     write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, 30, 20))]}, size=(80, 50))
     with pytest.raises(DataError, match=r"a\.jpg: the image is 60x40 .* says 80x50"):
         open_detection_set(tmp_path, "train").load(0)
@@ -82,27 +82,27 @@ def test_size_that_is_not_the_image(tmp_path):
         ("\n<object>", ["not valid XML", "line 2"]),
     ],
 )
-def test_bad_objects_are_named(tmp_path, entry, words):
+def test_invalid_objects_are_named(tmp_path, entry, words):
     write_voc(tmp_path, {"a": [voc_object("cat", (2, 2, 20, 20)), entry]})
-    said = message(tmp_path)
-    assert str(tmp_path / "Annotations" / "a.xml") in said
+    text = message(tmp_path)
+    assert str(tmp_path / "Annotations" / "a.xml") in text
     for word in words:
-        assert word in said
+        assert word in text
 
 
-def test_zero_based_corners_pass_as_rounding(tmp_path):
+def test_zero_based_corners_are_accepted(tmp_path):
     write_voc(tmp_path, {"a": [voc_object("cat", (0, 0, 20, 20))]})
     assert open_detection_set(tmp_path, "train").load(0).boxes_N4.tolist() == [[0, 0, 20, 20]]
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_named(tmp_path):
     write_voc(tmp_path, {name: [voc_object("cat", (2, 2, 20, 20))] for name in "abc"})
     (tmp_path / "Annotations" / "b.xml").unlink()
     assert "missing annotation files: 1 (Annotations/b.xml)" in message(tmp_path)
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
-    said = message(tmp_path)
-    assert f"{tmp_path / 'ImageSets/Main/train.txt'}: missing images: 1 (JPEGImages/a.jpg)" in said
-    assert "Also: missing annotation files (1)" in said
+    text = message(tmp_path)
+    assert f"{tmp_path / 'ImageSets/Main/train.txt'}: missing images: 1 (JPEGImages/a.jpg)" in text
+    assert "Also: missing annotation files (1)" in text
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "ha">' + "".join(
@@ -133,23 +133,23 @@ OBJECT = voc_object("dog", (1, 1, 9, 9))
     ],
     ids=range(16),
 )
-def test_annotations_that_are_refused(tmp_path, text):
+def test_invalid_annotations_are_rejected(tmp_path, text):
     write_voc(tmp_path, {"a": [OBJECT]})
     (tmp_path / "Annotations" / "a.xml").write_text(text)
     begun = time.perf_counter()
-    said = message(tmp_path)
+    error_text = message(tmp_path)
     assert time.perf_counter() - begun < 5.0
-    assert str(tmp_path / "Annotations" / "a.xml") in said and len(said) < 1500
+    assert str(tmp_path / "Annotations" / "a.xml") in error_text and len(error_text) < 1500
 
 
-def test_lists_and_annotations_stay_in_their_folder(tmp_path):
+def test_paths_outside_the_folder_are_rejected(tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     write_voc(root, {"a": [voc_object("vest", (1, 1, 9, 9))]})
     (tmp_path / "secret.xml").write_text(f"<annotation>{voc_object('secret', (1, 1, 9, 9))}</annotation>")
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\n../../secret\n")
-    said = message(root)
-    assert "vest" in said and '["vest"]' in said
+    text = message(root)
+    assert "vest" in text and '["vest"]' in text
     (root / "classes.json").write_text('["vest"]')
     assert "../../secret" in message(root)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")

@@ -17,7 +17,7 @@ def message(root):
     return str(caught.value)
 
 
-def test_boxes_are_shares_of_the_image(tmp_path):
+def test_boxes_are_fractions_of_the_image(tmp_path):
     """Columns 15 to 44 and rows 10 to 19 of 60 x 40, and the whole image."""
     lines = [f"1 {30 / 60} {15 / 40} {30 / 60} {10 / 40}", "", "0 0.5 0.5 1 1"]
     write_yolo(tmp_path, {"a": lines, "b": None, "c": []})
@@ -33,8 +33,8 @@ def test_boxes_are_shares_of_the_image(tmp_path):
     assert data.category_ids == (0, 1) and {entry["id"] for entry in truth["images"]} == {1, 2, 3}
 
 
-def test_polygons_fill_the_pixels_that_they_enclose(tmp_path):
-    """An L of whole pixels, as shares: its pixels are known without any rasterizer."""
+def test_polygons_fill_the_enclosed_pixels(tmp_path):
+    """An L of whole pixels, as fractions: its pixels are known without a rasterizer."""
     points = [(12, 6), (24, 6), (24, 26), (36, 26), (36, 34), (12, 34)]
     line = "0 " + " ".join(f"{x / WIDTH:.8f} {y / HEIGHT:.8f}" for x, y in points)
     write_yolo(tmp_path, {"a": [line, "1 0.1 0.1 0.9 0.1 0.9 0.9"]})
@@ -47,19 +47,19 @@ def test_polygons_fill_the_pixels_that_they_enclose(tmp_path):
     assert sample.labels_N.tolist() == [0, 1]
 
 
-def test_boxes_among_polygons_are_no_masks(tmp_path):
+def test_boxes_among_polygons_disable_masks(tmp_path):
     write_yolo(tmp_path, {"a": ["0 0.1 0.1 0.5 0.1 0.5 0.5"], "b": ["0 0.5 0.5 0.2 0.2"]})
     data = open_detection_set(tmp_path, "train")
     assert not data.has_masks and data.load(0).masks_NHW is None
 
 
-def test_folders_of_splits_first(tmp_path):
+def test_split_folders_at_the_top_level(tmp_path):
     for split, folder in (("train", "train"), ("val", "valid")):
         picture(tmp_path / folder / "images" / "deep" / "a.jpg", len(split))
         path = tmp_path / folder / "labels" / "deep" / "a.txt"
         path.parent.mkdir(parents=True)
         path.write_text("0 0.5 0.5 0.5 0.5")
-        (path.parent / "classes.txt").write_text("thing")  # as some tools leave it
+        (path.parent / "classes.txt").write_text("thing")  # as written by some tools
     (tmp_path / "classes.json").write_text(json.dumps(["thing"]))
     assert list_detection_splits(tmp_path) == ("train", "val")
     assert open_detection_set(tmp_path, "val").load(0).name == str(tmp_path / "valid/images/deep/a.jpg")
@@ -84,15 +84,15 @@ def test_names_from_yaml(tmp_path, text):
         ("names: [cat, cat]\n", ["'cat'"]),
     ],
 )
-def test_bad_names(tmp_path, text, words):
+def test_invalid_names_are_rejected(tmp_path, text, words):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
     (tmp_path / "data.yaml").write_text(text)
-    said = message(tmp_path)
+    error_text = message(tmp_path)
     for word in (str(tmp_path / "data.yaml"), *words):
-        assert word in said
+        assert word in error_text
 
 
-def test_missing_names_say_what_to_save(tmp_path):
+def test_missing_names_give_an_example(tmp_path):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
     (tmp_path / "classes.txt").unlink()
     assert "classes.json: file not found, nor data.yaml" in message(tmp_path)
@@ -113,22 +113,22 @@ def test_missing_names_say_what_to_save(tmp_path):
         ("0 31 22 10 8", ["boxes outside their image"]),
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, words):
+def test_invalid_lines_are_named(tmp_path, line, words):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5", line]})
-    said = message(tmp_path)
-    assert str(tmp_path / "labels" / "train" / "a.txt") in said
+    text = message(tmp_path)
+    assert str(tmp_path / "labels" / "train" / "a.txt") in text
     for word in words:
-        assert word in said
+        assert word in text
 
 
-def test_bad_lines_in_several_files_name_each(tmp_path):
+def test_invalid_lines_in_several_files_are_named(tmp_path):
     write_yolo(tmp_path, {name: ["7 0.5 0.5 0.5 0.5"] for name in "abcdefg"})
-    said = message(tmp_path)
-    assert said.startswith(f"{tmp_path / 'labels/train'}: classes out of range: 7 (a.txt, line 1: class 7")
-    assert said.count("line 1") == 5
+    text = message(tmp_path)
+    assert text.startswith(f"{tmp_path / 'labels/train'}: classes out of range: 7 (a.txt, line 1: class 7")
+    assert text.count("line 1") == 5
 
 
-def test_labels_without_image_and_broken_images(tmp_path):
+def test_labels_without_an_image_and_damaged_images_are_named(tmp_path):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"], "b": []})
     (tmp_path / "labels" / "train" / "z.txt").write_text("")
     assert "missing images: 1 (z of z.txt)" in message(tmp_path)
@@ -137,13 +137,13 @@ def test_labels_without_image_and_broken_images(tmp_path):
     assert "unreadable images: 1" in message(tmp_path) and "b.png" in message(tmp_path)
 
 
-def test_no_object_to_train_on(tmp_path):
+def test_a_training_split_without_objects_is_rejected(tmp_path):
     write_yolo(tmp_path, {"a": [], "b": None})
     assert "no object in the 2 images" in message(tmp_path)
 
 
-def test_shares_are_of_the_image_as_the_camera_meant_it(tmp_path):
-    """A picture that is turned by its EXIF mark: shares are of what one sees."""
+def test_exif_orientation_is_applied(tmp_path):
+    """Coordinates are fractions of the image after its EXIF rotation."""
     write_yolo(tmp_path, {"a": ["0 0.25 0.5 0.5 1"]})
     (tmp_path / "images" / "train" / "a.png").unlink()
     exif = Image.Exif()
@@ -187,29 +187,29 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=lambda text: text[:20],
 )
-def test_yaml_that_is_refused(tmp_path, text):
+def test_invalid_yaml_is_rejected(tmp_path, text):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
     (tmp_path / "data.yaml").write_text(text)
     begun = time.perf_counter()
-    said = message(tmp_path)
+    error_text = message(tmp_path)
     assert time.perf_counter() - begun < 5.0
-    assert str(tmp_path / "data.yaml") in said and len(said) < 1500
+    assert str(tmp_path / "data.yaml") in error_text and len(error_text) < 1500
 
 
 @pytest.mark.parametrize("word", ["0_1", "0x1", "\u0660", "infinity", "1e999", "1e", "--1", "0,5"])
-def test_what_python_takes_for_a_number_is_none(tmp_path, word):
+def test_nonstandard_numbers_are_rejected(tmp_path, word):
     write_yolo(tmp_path, {"a": [f"0 0.5 0.5 0.5 {word}"]})
-    said = message(tmp_path)
-    assert str(tmp_path / "labels/train/a.txt") in said and "line 1" in said
+    text = message(tmp_path)
+    assert str(tmp_path / "labels/train/a.txt") in text and "line 1" in text
 
 
-def test_numbers_in_every_spelling(tmp_path):
+def test_standard_number_formats_are_read(tmp_path):
     write_yolo(tmp_path, {"a": ["1.0 +.5 5e-1 0.50 50.0E-2"]})
     sample = open_detection_set(tmp_path, "train").load(0)
     assert sample.boxes_N4.tolist() == [[15, 10, 45, 30]] and sample.labels_N.tolist() == [1]
 
 
-def test_label_files_that_cannot_be_read(tmp_path):
+def test_unreadable_label_files_are_named(tmp_path):
     write_yolo(tmp_path, {"a": ["0 0.5 0.5 0.5 0.5"]})
     path = tmp_path / "labels/train/a.txt"
     path.write_bytes(b"\xff\xfe0")

@@ -37,7 +37,7 @@ def message(data, index=0):
     return str(caught.value)
 
 
-def test_load(tmp_path):
+def test_load_returns_image_and_mask(tmp_path):
     mask = ids()
     mask[0, :5] = 255
     data = make(tmp_path, [mask])
@@ -48,15 +48,15 @@ def test_load(tmp_path):
     assert sample.name == str(tmp_path / "images/train/0.png")
 
 
-def test_label_out_of_range(tmp_path):
+def test_label_out_of_range_is_reported(tmp_path):
     mask = ids()
     mask[3, :7] = 37
     mask[4, :2] = 9
-    said = message(make(tmp_path, [mask]))
-    assert str(tmp_path / "masks/train/0.png") in said
-    assert "value 9 (2 pixels), 37 (7 pixels)" in said
-    assert "3 classes (values 0 to 2)" in said and str(tmp_path / "classes.json") in said
-    assert '"labels": {"9": "ignore", ...}' in said
+    text = message(make(tmp_path, [mask]))
+    assert str(tmp_path / "masks/train/0.png") in text
+    assert "value 9 (2 pixels), 37 (7 pixels)" in text
+    assert "3 classes (values 0 to 2)" in text and str(tmp_path / "classes.json") in text
+    assert '"labels": {"9": "ignore", ...}' in text
 
 
 def test_16_bit_masks_with_a_value_map(tmp_path):
@@ -69,13 +69,13 @@ def test_16_bit_masks_with_a_value_map(tmp_path):
     assert "value 30000 (4 pixels)" in message(data, 1)
 
 
-def test_size_mismatch(tmp_path):
-    said = message(make(tmp_path, [ids(size=(12, 20))]))
-    assert str(tmp_path / "masks/train/0.png") in said and str(tmp_path / "images/train/0.png") in said
-    assert "20x12" in said and "16x12" in said and "Export the mask" in said and "EXIF" not in said
+def test_size_mismatch_is_reported(tmp_path):
+    text = message(make(tmp_path, [ids(size=(12, 20))]))
+    assert str(tmp_path / "masks/train/0.png") in text and str(tmp_path / "images/train/0.png") in text
+    assert "20x12" in text and "16x12" in text and "Export the mask" in text and "EXIF" not in text
 
 
-def test_size_mismatch_by_a_turn_mentions_exif(tmp_path):
+def test_swapped_sides_mention_exif(tmp_path):
     assert "EXIF" in message(make(tmp_path, [ids(size=(16, 12))]))
 
 
@@ -87,7 +87,7 @@ def test_unreadable_files_are_named(tmp_path):
     assert str(tmp_path / "images/train/1.png") in message(data, 1)
 
 
-def test_masks_of_colors(tmp_path):
+def test_color_masks(tmp_path):
     classes = {"names": ["a", "b"], "mask_colours": {"#ff0000": "a", "#00ff00": "b", "#000000": "ignore"}}
     mask = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 0)]], np.uint8)
     assert make(tmp_path, [mask], classes, size=(1, 3)).load(0).mask_HW.tolist() == [[0, 1, 255]]
@@ -96,7 +96,7 @@ def test_masks_of_colors(tmp_path):
 CONFIG = SegmentationConfig(crop_size=(10, 10), image_scale=None)
 
 
-def test_samples_depend_on_index_and_seed_alone(tmp_path):
+def test_samples_depend_only_on_index_and_seed(tmp_path):
     data = TrainSegmentation(make(tmp_path, [ids(), ids()]), CONFIG)
     assert len(data) == 2
     keys = [(0, 5), (1, 5), (0, 6), (1, 2**62)]
@@ -107,7 +107,7 @@ def test_samples_depend_on_index_and_seed_alone(tmp_path):
     assert not torch.equal(once[0].image_CHW, once[2].image_CHW)
 
 
-def test_reading_processes_change_nothing(tmp_path):
+def test_workers_do_not_change_the_samples(tmp_path):
     data = TrainSegmentation(make(tmp_path, [ids(), ids()]), CONFIG)
     keys = [(k % 2, k) for k in range(4)]
     batches = [list(DataLoader(data, batch_size=2, sampler=keys, collate_fn=collate, num_workers=n)) for n in (0, 2)]
@@ -116,7 +116,7 @@ def test_reading_processes_change_nothing(tmp_path):
         assert first.names == second.names
 
 
-def test_collate_and_to():
+def test_collate_and_move_to_device():
     samples = [SegmentationSample(torch.full((3, 4, 5), k), torch.full((4, 5), k), f"{k}.png") for k in range(3)]
     batch = collate(samples).to("meta")
     assert batch.image_BCHW.shape == (3, 3, 4, 5) and batch.mask_BHW.shape == (3, 4, 5)
@@ -124,7 +124,7 @@ def test_collate_and_to():
 
 
 @pytest.mark.parametrize("pad_color", ["black", "mean"])
-def test_a_crop_says_where_its_padding_begins_only_where_it_is_the_mean_color(tmp_path, pad_color):
+def test_crops_have_an_extent_only_with_mean_color_padding(tmp_path, pad_color):
     config = SegmentationConfig(crop_size=(40, 60), image_scale=(20, 20), photometric=False, pad_color=pad_color)
     data = TrainSegmentation(make(tmp_path, [ids(), ids()]), config)
     samples = [data[index % 2, index] for index in range(8)]

@@ -21,14 +21,14 @@ from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
     ],
 )
 @pytest.mark.parametrize("last_norm", ["batch", "group"])
-def test_parameters_are_the_papers(width, num_classes, parameters, last_norm):
+def test_parameters_equal_the_paper(width, num_classes, parameters, last_norm):
     with torch.device("meta"):
         decoder = SegmentationDecoder(width, num_classes, last_norm=last_norm)
     assert sum(parameter.numel() for parameter in decoder.parameters()) == parameters
     assert parameters == 8 * width**2 + 8 * width + num_classes * width + num_classes
 
 
-def test_the_decoder_is_the_release_written_out():
+def test_the_decoder_equals_the_release():
     torch.manual_seed(0)
     decoder = SegmentationDecoder(64, 7).train()
     fused_BDhw = torch.randn(3, 64, 4, 5)

@@ -27,7 +27,7 @@ def message(*arguments):
     return str(caught.value)
 
 
-def test_folder(tmp_path):
+def test_folder_layout(tmp_path):
     for split in ("train", "val"):
         picture(tmp_path / "images" / split / "a.jpg")
         save(tmp_path / "masks" / split / "a.png", IDS // 6)
@@ -40,16 +40,16 @@ def test_folder(tmp_path):
     assert list_segmentation_splits(tmp_path) == ("train", "val")
 
 
-def test_missing_classes_shows_what_to_save(tmp_path):
+def test_missing_classes_give_an_example(tmp_path):
     picture(tmp_path / "images" / "train" / "a.jpg")
     save(tmp_path / "masks" / "train" / "a.png", np.array([[0, 1], [2, 255]], np.uint8))
-    said = message(tmp_path, "train")
-    assert str(tmp_path / "classes.json") in said
-    (tmp_path / "classes.json").write_text(said.split("\n")[-1])
+    text = message(tmp_path, "train")
+    assert str(tmp_path / "classes.json") in text
+    (tmp_path / "classes.json").write_text(text.split("\n")[-1])
     assert open_segmentation_set(tmp_path, "train").classes.names == ("class_0", "class_1", "class_2")
 
 
-def test_missing_classes_of_masks_of_colors(tmp_path):
+def test_missing_classes_of_color_masks(tmp_path):
     for k, colors in enumerate([[(0, 0, 0), (128, 64, 128)], [(70, 130, 180), (0, 0, 0)]]):
         picture(tmp_path / "images" / "train" / f"{k}.jpg", 1, 2)
         save(tmp_path / "masks" / "train" / f"{k}.png", np.array([colors], np.uint8))
@@ -72,7 +72,7 @@ def test_ade20k(tmp_path, nested):
     assert data.load(0).mask_HW.tolist() == [[255, 0, 1, 149]]
     assert data.load(0).name.endswith("ADE_validation.jpg")
     assert "test split" in message(tmp_path, "test")
-    save(root / "annotations" / "training" / "ADE_training.png", mask + 1)  # 151 is no class
+    save(root / "annotations" / "training" / "ADE_training.png", mask + 1)  # 151 is not a class
     with pytest.raises(DataError, match="value 151 \\(1 pixels\\)"):
         open_segmentation_set(tmp_path, "train").load(0)
 
@@ -102,7 +102,7 @@ def pascal(tmp_path, split):
     return path
 
 
-def test_pascal_context_of_png(tmp_path):
+def test_pascal_context_as_png(tmp_path):
     pascal(tmp_path, "SegmentationContext")
     mask_path = tmp_path / "VOC2010" / "SegmentationClassContext" / "2008_000003.png"
     save(mask_path, np.array([[0, 1, 59, 255]], np.uint8))
@@ -112,8 +112,8 @@ def test_pascal_context_of_png(tmp_path):
     assert (data.classes.names[0], data.classes.names[58]) == ("aeroplane", "wood")
     assert data.load(0).mask_HW.tolist() == [[255, 0, 58, 255]]
     mask_path.unlink()
-    said = message(tmp_path, "val")
-    assert "1 files" in said and "2008_000003.png" in said
+    text = message(tmp_path, "val")
+    assert "1 files" in text and "2008_000003.png" in text
     assert "train.txt: file not found" in message(tmp_path, "train")
 
 
@@ -131,7 +131,7 @@ def published_pascal(tmp_path):
     return names
 
 
-def test_pascal_context_of_mat(tmp_path):
+def test_pascal_context_as_mat(tmp_path):
     io = pytest.importorskip("scipy.io")
     names = published_pascal(tmp_path)
     values = [0, names.index("wood") + 1, names.index("aeroplane") + 1, names.index("other thing 399") + 1]
@@ -144,7 +144,7 @@ def test_pascal_context_of_mat(tmp_path):
         open_segmentation_set(tmp_path, "val").load(0)
 
 
-def test_pascal_context_of_mat_without_scipy(tmp_path, monkeypatch):
+def test_pascal_context_as_mat_without_scipy(tmp_path, monkeypatch):
     published_pascal(tmp_path)
     (tmp_path / "trainval" / "2008_000003.mat").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
@@ -153,7 +153,7 @@ def test_pascal_context_of_mat_without_scipy(tmp_path, monkeypatch):
     assert "2008_000003.mat" in str(caught.value)
 
 
-def test_labels_file_that_is_missing_or_broken(tmp_path):
+def test_missing_or_invalid_labels_file(tmp_path):
     published_pascal(tmp_path)
     (tmp_path / "labels.txt").write_text("1: wall\n2: pottedplant")
     assert "57 of the 59 classes" in message(tmp_path, "val")
@@ -161,14 +161,14 @@ def test_labels_file_that_is_missing_or_broken(tmp_path):
     assert f"{tmp_path / 'labels.txt'}: file not found" in message(tmp_path, "val")
 
 
-def test_unknown_layout_says_how_to_lay_out_ones_own(tmp_path):
-    said = message(tmp_path, "train")
-    assert str(tmp_path) in said and "images/train" in said and "classes.json" in said
+def test_unknown_layout_describes_the_supported_ones(tmp_path):
+    text = message(tmp_path, "train")
+    assert str(tmp_path) in text and "images/train" in text and "classes.json" in text
     assert "leftImg8bit" in message(tmp_path, "train", "cityscapes")
     assert "not found" in message(tmp_path / "absent", "train")
 
 
-def test_a_folder_around_the_data_set_is_told_from_it(tmp_path):
+def test_a_data_set_in_a_subfolder_is_suggested(tmp_path):
     picture(tmp_path / "around" / "mine" / "images" / "a.jpg")
     assert f"{tmp_path / 'around' / 'mine'} may be" in message(tmp_path / "around", "train")
 
@@ -182,19 +182,19 @@ def test_unknown_names(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a\x00b", "n" * 2000])
-def test_the_list_of_pascal_context_stays_in_its_folder(tmp_path, name):
+def test_pascal_context_lists_cannot_leave_their_folder(tmp_path, name):
     path = pascal(tmp_path, "SegmentationContext")
     save(tmp_path / "VOC2010" / "SegmentationClassContext" / "2008_000003.png", np.array([[0, 1, 59, 255]], np.uint8))
     assert len(open_segmentation_set(tmp_path, "val")) == 1
     path.write_text(f"2008_000003\n{name}\n")
-    said = message(tmp_path, "val")
-    assert f"{path}, line 2" in said and len(said) < 1000
+    text = message(tmp_path, "val")
+    assert f"{path}, line 2" in text and len(text) < 1000
 
 
 @pytest.mark.parametrize(
     "line", ["x: accordion", "-1: accordion", "1_0: accordion", f"{'9' * 5000}: accordion", "accordion:x"]
 )
-def test_labels_of_pascal_context_that_are_no_numbers(tmp_path, line):
+def test_non_numeric_labels_of_pascal_context_are_rejected(tmp_path, line):
     published_pascal(tmp_path)
     labels = tmp_path / "labels.txt"
     labels.write_text(f"{labels.read_text()}\n{line}\n")
@@ -204,7 +204,7 @@ def test_labels_of_pascal_context_that_are_no_numbers(tmp_path, line):
 @pytest.mark.parametrize(
     "label", [np.ones((2, 3, 4)), np.full((2, 3), -1), np.full((2, 3), np.nan), np.full((2, 3), 7e4)]
 )
-def test_arrays_in_matlab_files_that_are_no_labels(tmp_path, label):
+def test_invalid_arrays_in_matlab_files_are_rejected(tmp_path, label):
     io = pytest.importorskip("scipy.io")
     published_pascal(tmp_path)
     path = tmp_path / "trainval" / "2008_000003.mat"
@@ -218,11 +218,11 @@ def test_arrays_in_matlab_files_that_are_no_labels(tmp_path, label):
 
 
 def test_suggestions_are_short(tmp_path):
-    """Masks of 16 bits that hold something else, such as depth, ask for no list of classes."""
+    """16-bit masks with other content, such as depth, do not give a long list of classes."""
     picture(tmp_path / "images" / "train" / "a.jpg", 200, 300)
     save(tmp_path / "masks" / "train" / "a.png", np.arange(60_000, dtype=np.uint16).reshape(200, 300))
-    said = message(tmp_path, "train")
-    assert "a.png" in said and "255" in said and len(said) < 1000
+    text = message(tmp_path, "train")
+    assert "a.png" in text and "255" in text and len(text) < 1000
     (tmp_path / "classes.json").write_text('["a", "b"]')
     with pytest.raises(LabelRangeError, match=r"value 2 \(1 pixels\), 3 \(1 pixels\)") as caught:
         open_segmentation_set(tmp_path, "train").load(0)
@@ -234,9 +234,9 @@ def test_values_out_of_range_are_counted_over_the_whole_mask(tmp_path, monkeypat
     picture(tmp_path / "images" / "train" / "a.jpg", 30, 40)
     save(tmp_path / "masks" / "train" / "a.png", values)
     (tmp_path / "classes.json").write_text(json.dumps({"names": ["a"], "labels": {"0": "a", "3000": "ignore"}}))
-    said = ", ".join(f"{value} ({(values == value).sum()} pixels)" for value in (1000, 2000, 4000, 5000, 6000))
+    text = ", ".join(f"{value} ({(values == value).sum()} pixels)" for value in (1000, 2000, 4000, 5000, 6000))
     for pixels in (1, 100, 10**6):
         monkeypatch.setattr(images, "BLOCK_PIXELS", pixels)
         with pytest.raises(LabelRangeError) as caught:
             open_segmentation_set(tmp_path, "train").load(0)
-        assert f"value {said} and 2 more" in str(caught.value)
+        assert f"value {text} and 2 more" in str(caught.value)

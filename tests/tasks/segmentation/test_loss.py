@@ -53,7 +53,7 @@ def test_resizing_undoes_the_padding(pad):
     torch.testing.assert_close(resized, _resized(_logits(), pad))
 
 
-def test_cropped_logits_stay_where_the_pixels_are():
+def test_cropped_logits_are_aligned_with_the_pixels():
     """A ramp over the padded image: the logit of an image's pixel is the pixel's own position."""
     padded_x = (torch.arange(28) + 0.5).clamp(2, 26)  # bilinear enlargement by 4 is exact inside, constant at the rim
     ramp = F.avg_pool2d((torch.arange(28) + 0.5).expand(1, 1, 28, 28), 4)
@@ -64,7 +64,7 @@ def test_cropped_logits_stay_where_the_pixels_are():
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("pad", ["crop", "stretch"])
-def test_cross_entropy_equals_the_plain_one_with_its_gradient(pad, weighted):
+def test_cross_entropy_equals_pytorch_with_gradients(pad, weighted):
     weights_K = torch.tensor([1.0, 0.2, 3.0, 0.0, 1.7]) if weighted else None
     mask_BHW = _mask()
     ours = _value_and_gradient(lambda x: cross_entropy_sum(x, mask_BHW, PADDING, pad, weights_K), _logits())
@@ -77,7 +77,7 @@ def test_cross_entropy_equals_the_plain_one_with_its_gradient(pad, weighted):
 
 
 @pytest.mark.parametrize(("grid", "size"), [((37, 9), (148, 36)), ((33, 6), (131, 20)), ((90, 5), (140, 5))])
-def test_tall_images_are_scored_in_strips_without_a_seam(grid, size):
+def test_strips_do_not_change_the_loss(grid, size):
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(2, CLASSES, *grid, generator=generator)).requires_grad_()
     mask_BHW = torch.randint(0, CLASSES, (2, *size), generator=generator)
@@ -89,7 +89,7 @@ def test_tall_images_are_scored_in_strips_without_a_seam(grid, size):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_an_image_that_is_all_ignored_adds_nothing():
+def test_fully_ignored_images_do_not_contribute():
     mask_BHW = _mask()
     mask_BHW[1] = IGNORE
     for loss in (cross_entropy_sum, dice_sum):
@@ -106,7 +106,7 @@ def test_an_image_that_is_all_ignored_adds_nothing():
         assert all_ignored == 0 and torch.equal(zero, torch.zeros_like(zero))
 
 
-def test_bfloat16_logits_are_scored_in_float32_and_get_their_gradient_in_bfloat16():
+def test_bfloat16_logits_are_scored_in_float32():
     mask_BHW = _mask()
     value, gradient = _value_and_gradient(
         lambda x: cross_entropy_sum(x, mask_BHW, PADDING, "crop", None), _logits(torch.bfloat16)
@@ -122,13 +122,13 @@ def test_bfloat16_logits_are_scored_in_float32_and_get_their_gradient_in_bfloat1
 
 
 class _Saved:
-    """A tensor that a graph keeps; dies with the graph."""
+    """A tensor saved by a graph and freed with it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
-def test_nothing_at_full_resolution_is_kept_for_the_backward_pass():
+def test_no_full_resolution_tensor_is_saved_for_backward():
     refs: list[weakref.ref[_Saved]] = []
 
     def pack(tensor: torch.Tensor) -> _Saved:
@@ -144,7 +144,7 @@ def test_nothing_at_full_resolution_is_kept_for_the_backward_pass():
     loss.backward()
 
 
-def test_without_gradient_the_value_is_the_same():
+def test_value_is_equal_without_gradients():
     mask_BHW = _mask()
     expected = cross_entropy_sum(_logits(), mask_BHW, PADDING, "crop", None).detach()
     with torch.no_grad():
@@ -168,12 +168,12 @@ def _dice_by_loops(logits_BKHW: np.ndarray, mask_BHW: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("pad", ["crop", "stretch"])
-def test_dice_equals_loops_over_classes(pad):
+def test_dice_equals_brute_force(pad):
     expected = _dice_by_loops(_resized(_logits(), pad).detach().numpy(), _mask().numpy())
     assert dice_sum(_logits(), _mask(), PADDING, pad).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_dice_has_the_derivative_that_differences_give():
+def test_dice_gradient_equals_finite_differences():
     mask_BHW, logits = _mask(), _logits()
     _, gradient = _value_and_gradient(lambda x: dice_sum(x, mask_BHW, PADDING, "crop"), logits)
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(4))
@@ -186,8 +186,8 @@ def test_dice_has_the_derivative_that_differences_give():
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=2e-2)
 
 
-def test_dices_gradient_is_not_lost_in_float16():
-    """It is a mean over many pixels, and float16 ends at 6e-8: it must wait for the scale that the loss gets."""
+def test_dice_gradient_does_not_underflow_in_float16():
+    """It is a mean over many pixels, and float16 underflows at 6e-8: the loss scale must be applied first."""
     generator = torch.Generator().manual_seed(0)
     logits_BKhw = torch.randn(1, CLASSES, 96, 96, generator=generator).half()
     mask_BHW = torch.randint(0, CLASSES, (1, 384, 384), generator=generator, dtype=torch.uint8)
@@ -201,7 +201,7 @@ def test_dices_gradient_is_not_lost_in_float16():
     assert (half - full).norm() < 1e-3 * full.norm()
 
 
-def test_a_perfect_prediction_costs_nothing():
+def test_loss_of_a_perfect_prediction_is_zero():
     mask_BHW = torch.zeros(1, 8, 8, dtype=torch.uint8)
     mask_BHW[:, :, 4:] = 2
     logits = 200.0 * F.one_hot(mask_BHW.long(), CLASSES).permute(0, 3, 1, 2).float()
@@ -211,8 +211,8 @@ def test_a_perfect_prediction_costs_nothing():
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("average", ["valid", "all"])
-def test_the_average_is_over_valid_pixels_or_as_mmsegs_over_all(average, weighted):
-    """mmseg 0.20: ``F.cross_entropy(..., reduction="none", ignore_index=255).mean()``, whatever the weights sum to."""
+def test_average_over_valid_or_all_pixels(average, weighted):
+    """mmseg 0.20: ``F.cross_entropy(..., reduction="none", ignore_index=255).mean()``, for any sum of the weights."""
     classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     task = SegmentationTask(SegmentationConfig(loss_average=average), classes)
     weights_K = task.class_weights_K = torch.tensor([1.0, 0.2, 3.0, 0.0, 1.7]) if weighted else None

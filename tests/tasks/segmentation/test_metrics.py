@@ -11,7 +11,7 @@ NAMES = tuple("abcdef")
 
 
 def _masks(count=4, seed=0):
-    """Class 4 is nowhere; class 5 is predicted only, class 3 is in the truth only."""
+    """Class 4 is absent, class 5 is only predicted, class 3 is only in the ground truth."""
     rng = np.random.default_rng(seed)
     truth = rng.choice([0, 1, 2, 3, IGNORE], size=(count, 20, 23), p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.uint8)
     predicted = np.where(rng.random(truth.shape) < 0.6, truth, rng.choice([0, 1, 2, 5], size=truth.shape))
@@ -25,7 +25,7 @@ def _summed(predicted, truth):
     )
 
 
-def test_confusion_counts_pixels_by_truth_and_prediction():
+def test_confusion_matrix_counts_pixels():
     predicted, truth = _masks()
     expected = np.zeros((CLASSES, CLASSES), dtype=np.int64)
     for p, t in zip(predicted.flatten(), truth.flatten(), strict=True):
@@ -36,7 +36,7 @@ def test_confusion_counts_pixels_by_truth_and_prediction():
     assert counts.tolist() == expected.tolist()
 
 
-def test_figures_equal_an_independent_count():
+def test_metrics_equal_an_independent_count():
     predicted, truth = _masks()
     metrics = SegmentationMetrics.from_confusion(_summed(predicted, truth))
     valid = truth != IGNORE
@@ -56,7 +56,7 @@ def test_figures_equal_an_independent_count():
     assert metrics.share == pytest.approx([(truth[valid] == k).mean() for k in range(CLASSES)])
 
 
-def test_the_set_is_counted_as_one_not_image_by_image():
+def test_metrics_are_over_the_set_not_per_image():
     predicted, truth = _masks()
     together = SegmentationMetrics.from_confusion(_summed(predicted, truth))
     singly = [
@@ -65,7 +65,7 @@ def test_the_set_is_counted_as_one_not_image_by_image():
     assert together.miou != pytest.approx(float(np.mean(singly)), abs=1e-6)
 
 
-def test_a_perfect_prediction_is_one():
+def test_perfect_prediction_has_score_one():
     truth = torch.tensor([[0, 1], [1, IGNORE]], dtype=torch.uint8)
     metrics = SegmentationMetrics.from_confusion(confusion(truth.clamp(max=1), truth, 2))
     assert (metrics.miou, metrics.pixel_accuracy, metrics.mean_accuracy) == (1.0, 1.0, 1.0)

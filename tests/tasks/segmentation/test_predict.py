@@ -25,7 +25,7 @@ def segment(forward, image_CHW, config):
 
 
 class ColourModel:
-    """Logits that are the colors themselves, at one value per patch of a padded image; counts what it is asked."""
+    """Logits that are the colors themselves, at one value per patch of a padded image; counts its calls."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
@@ -61,7 +61,7 @@ def test_windows_cover_every_pixel_and_keep_their_size(window):
             assert len(boxes) == len(set(boxes)), "no window twice"
 
 
-def test_windows_are_mmsegs():
+def test_windows_equal_mmseg():
     """The release's loop, written out: 1024 x 2048 in windows of 896 at a stride of 512."""
     expected = []
     for row, column in itertools.product(range(2), range(4)):
@@ -70,7 +70,7 @@ def test_windows_are_mmsegs():
     assert list(windows((1024, 2048), (896, 896), (512, 512))) == list(dict.fromkeys(expected))
 
 
-def test_a_stride_that_leaves_gaps_is_an_error_and_no_other_is():
+def test_only_a_stride_with_gaps_is_an_error():
     with pytest.raises(ConfigError, match=r"test_stride \(4, 5\).*crop_size \(4, 4\)"):
         list(windows((20, 20), (4, 4), (4, 5)))
     for side, window, stride in itertools.product(range(1, 30), range(1, 8), range(1, 12)):
@@ -89,7 +89,7 @@ def test_a_stride_that_leaves_gaps_is_an_error_and_no_other_is():
 
 @pytest.mark.parametrize("config", [WHOLE, SLIDE], ids=["whole", "slide"])
 @pytest.mark.parametrize("size", [(16, 20), (33, 41), (9, 13), (48, 64)], ids=str)
-def test_a_constant_image_gets_one_class(config, size):
+def test_constant_image_has_one_class(config, size):
     for k in range(3):
         image_CHW = torch.zeros(3, *size, dtype=torch.uint8)
         image_CHW[k] = 200
@@ -100,21 +100,21 @@ def test_a_constant_image_gets_one_class(config, size):
 
 
 @pytest.mark.parametrize("config", [WHOLE, SLIDE], ids=["whole", "slide"])
-def test_blocks_are_found_where_they_are(config):
+def test_predictions_are_aligned_with_the_image(config):
     image_CHW, truth_HW = _blocks(48, 64)
     for view in ({}, {"test_flip": True}, {"test_scales": (1.0, 2.0), "test_flip": True}):
         mask_HW = segment(ColourModel(), image_CHW, dataclasses.replace(config, **view))
         assert (mask_HW == truth_HW).float().mean() > 0.95
 
 
-def test_flipping_the_image_flips_the_mask_when_both_views_are_averaged():
+def test_averaged_flips_are_equivariant():
     image_CHW, _ = _blocks(32, 44, seed=1)
     config = dataclasses.replace(WHOLE, test_flip=True)
     mask_HW = segment(ColourModel(), image_CHW, config)
     assert torch.equal(segment(ColourModel(), image_CHW.flip(-1), config), mask_HW.flip(-1))
 
 
-def test_one_window_as_large_as_the_image_is_the_whole_image():
+def test_one_window_of_the_image_size_equals_whole_mode():
     image_CHW = torch.randint(0, 256, (3, 30, 37), dtype=torch.uint8)
     whole = segment(ColourModel(), image_CHW, WHOLE)
     for crop in ((30, 37), (64, 64)):
@@ -149,7 +149,7 @@ def test_windows_are_averaged_where_they_overlap():
     assert (mask_HW.numpy() == shares.argmax(axis=0)).mean() > 0.999
 
 
-def test_images_are_resized_to_fit_and_masks_come_back_at_their_own_size():
+def test_masks_have_the_original_image_size():
     image_CHW, truth_HW = _blocks(60, 80)
     model = ColourModel()
     mask_HW = segment(model, image_CHW, dataclasses.replace(WHOLE, image_scale=(256, 120)))
@@ -164,7 +164,7 @@ def test_images_are_resized_to_fit_and_masks_come_back_at_their_own_size():
 
 
 def test_views_are_averaged_as_probabilities():
-    """One sure view outweighs two unsure ones only as far as probabilities go, not logits."""
+    """Views are averaged as probabilities, so a confident view has less weight than with logits."""
     answers = iter([[1000.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
 
     def forward(image_BCHW):
@@ -185,7 +185,7 @@ def _prediction():
     return SegmentationPrediction(truth_HW.numpy(), classes, image_CHW.permute(1, 2, 0).numpy())
 
 
-def test_saved_files_hold_the_ids_and_the_colors(tmp_path):
+def test_saved_files_have_ids_and_colors(tmp_path):
     prediction = _prediction()
     mask_path, overlay_path = prediction.save(tmp_path / "new" / "folder", "scene")
     assert mask_path.name == "scene_mask.png" and overlay_path.name == "scene_overlay.jpg"
@@ -198,7 +198,7 @@ def test_saved_files_hold_the_ids_and_the_colors(tmp_path):
         assert picture.size == (32, 24)
 
 
-def test_overlay_mixes_image_and_colors():
+def test_overlay_blends_image_and_colors():
     prediction = _prediction()
     y, x = 3, 5
     color = np.array(prediction.classes.colors[prediction.mask[y, x]])
@@ -207,7 +207,7 @@ def test_overlay_mixes_image_and_colors():
     assert np.array_equal(np.asarray(prediction.overlay(0.0)), prediction.image)
 
 
-def test_shares_are_sorted_and_leave_out_what_is_absent():
+def test_class_shares_are_sorted_without_absent_classes():
     prediction = _prediction()
     shares = prediction.shares()
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -220,7 +220,7 @@ def test_shares_are_sorted_and_leave_out_what_is_absent():
 @pytest.mark.parametrize(
     ("height", "width", "size"), [(7, 5, (23, 40)), (9, 9, (4, 3)), (1, 1, (1, 1)), (3, 2, (3, 50))]
 )
-def test_rows_are_resized_as_the_whole_map_is(height, width, size):
+def test_resized_rows_equal_the_resized_map(height, width, size):
     map_BKhw = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(map_BKhw, size=size, mode="bilinear", align_corners=False)
     for start in range(0, size[0], 5):
@@ -229,7 +229,7 @@ def test_rows_are_resized_as_the_whole_map_is(height, width, size):
         torch.testing.assert_close(part, whole[:, :, rows.start : rows.stop], rtol=1e-5, atol=1e-5)
 
 
-def test_a_large_image_is_segmented_some_rows_at_a_time(monkeypatch):
+def test_large_images_are_processed_in_rows(monkeypatch):
     image_CHW, _ = _blocks(60, 80)
     whole_HW = segment(ColourModel(), image_CHW, dataclasses.replace(WHOLE, test_flip=True, test_scales=(0.5, 1.0)))
     held = []

@@ -37,7 +37,7 @@ def coordinates(height, width):
         ((37, 53), None, (37, 53)),
     ],
 )
-def test_fit_size(size, scale, expected):
+def test_fit_size_equals_mmcv(size, scale, expected):
     assert fit_size(size, scale) == expected
 
 
@@ -57,7 +57,7 @@ def test_random_size_covers_the_range():
     assert abs(np.mean(shorts) - 125) < 5  # the factor is uniform, so its mean is 1.25
 
 
-def test_crop_is_a_part_of_the_image_and_of_its_mask():
+def test_crop_is_aligned_between_image_and_mask():
     image_CHW, mask_HW = coordinates(100, 200)
     corners = set()
     for seed in range(50):
@@ -77,7 +77,7 @@ def test_every_crop_position_is_equally_likely():
     assert len(counts) == 5 and ((counts - 200) ** 2 / 200).sum() < 18.5  # chi-squared, 4 degrees, p = 0.001
 
 
-def test_image_and_mask_stay_together_through_scale_crop_and_flip():
+def test_image_and_mask_stay_aligned():
     config = dataclasses.replace(PLAIN, scale_range=(0.5, 2.0), flip=0.5)
     image_CHW, mask_HW = coordinates(120, 240)
     for seed in range(60):
@@ -89,20 +89,20 @@ def test_image_and_mask_stay_together_through_scale_crop_and_flip():
         assert not (wrong & ~near_edge).any()
 
 
-def test_cut_equals_resize_and_crop():
+def test_crop_of_a_resized_image_equals_resize_and_crop():
     """Resizing the whole image and then cropping, as mmseg does, gives the same where windows fall on whole pixels."""
     image_CHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 60, 80), dtype=np.uint8))
     mask_HW = torch.from_numpy(np.random.default_rng(1).integers(0, 5, (60, 80), dtype=np.uint8))
     crop = Crop(10, 20, 40, 60, height=60, width=80)
     out_CHW, out_HW = crop.image(image_CHW), crop.labels(mask_HW)
     whole_CHW = F.resize(image_CHW, [120, 160], antialias=True)[:, 20:80, 40:120]
-    inner = slice(2, -2)  # at the window's edge the filter does not see beyond it
+    inner = slice(2, -2)  # at the edge of the crop the filter has no pixels outside
     assert (out_CHW.int() - whole_CHW.int())[:, inner, inner].abs().max() <= 1
     assert torch.equal(out_HW, mask_HW.repeat_interleave(2, 0).repeat_interleave(2, 1)[20:80, 40:120])
 
 
-def test_masks_made_smaller_keep_the_pixels_in_the_middle():
-    """So that the mask lies as the bilinear image does, and not half a pixel beside it."""
+def test_downscaled_masks_use_pixel_centers():
+    """The mask is aligned with the bilinear image, without an offset of half a pixel."""
     mask_HW = torch.arange(81, dtype=torch.uint8).reshape(9, 9)
     assert torch.equal(Crop.whole((9, 9)).resize((3, 3)).labels(mask_HW), mask_HW[1::3, 1::3])
 
@@ -115,7 +115,7 @@ def test_small_image_is_padded_below_and_right():
     assert (out_HW[30:] == 255).all() and (out_HW[:, 50:] == 255).all()
 
 
-def test_flip_mirrors_half_of_the_time():
+def test_flip_probability_is_one_half():
     config = dataclasses.replace(PLAIN, flip=0.5, crop_size=(10, 20))
     image_CHW, mask_HW = coordinates(10, 20)
     flipped = 0
@@ -174,7 +174,7 @@ def count_draws(mask_HW, size, config):
 
 def test_hue_and_saturation_are_those_of_hsv():
     image_CHW = torch.from_numpy(np.random.default_rng(2).random((3, 12, 12), dtype=np.float32))
-    image_CHW[:, 0] = image_CHW[:1, 0]  # a row of greys
+    image_CHW[:, 0] = image_CHW[:1, 0]  # a row of gray levels
     image_CHW[:, 1, :3] = torch.eye(3)
     for turn, factor in ((0.08, 1.0), (-0.3, 1.4), (0.0, 0.6)):
         out_CHW = adjust_hue_saturation(image_CHW, turn, factor)
@@ -191,8 +191,8 @@ def test_hue_equals_torchvision():
     assert torch.allclose(adjust_hue_saturation(image_CHW, 0.07, 1.0), expected_CHW, atol=1e-5)
 
 
-def test_distortion_of_a_grey_image_is_brightness_and_contrast_alone():
-    """On gray, hue and saturation do nothing, so what was drawn can be read off: the image becomes a * (x + b)."""
+def test_distortion_of_a_gray_image_is_brightness_and_contrast():
+    """Hue and saturation do not change gray, so the drawn factors can be computed: the image becomes a * (x + b)."""
     levels = np.arange(60, 120)
     image_CHW = torch.from_numpy(levels.astype(np.uint8)).expand(3, 4, 60)
     slopes, offsets = [], []
@@ -210,7 +210,7 @@ def test_distortion_of_a_grey_image_is_brightness_and_contrast_alone():
     assert abs((np.abs(offsets) > 2).mean() - 0.5 * 30 / 32) < three_sigma
 
 
-def test_distortion_turns_hues_within_a_tenth_of_a_turn():
+def test_hue_distortion_is_limited():
     image_CHW = torch.tensor([130, 70, 70], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)  # hue 0, never clipped
     turns = []
     for seed in range(600):
@@ -221,13 +221,13 @@ def test_distortion_turns_hues_within_a_tenth_of_a_turn():
     assert abs((np.abs(turns) > 0.01).mean() - 0.45) < 3 * 0.5 / np.sqrt(600)
 
 
-def test_augmentation_is_a_function_of_the_seed_alone():
+def test_augmentation_depends_only_on_the_seed():
     config = dataclasses.replace(PLAIN, scale_range=(0.5, 2.0), flip=0.5, photometric=True, max_class_ratio=0.75)
     image_CHW = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (3, 90, 120), dtype=np.uint8))
     mask_HW = torch.from_numpy(np.random.default_rng(4).integers(0, 4, (90, 120), dtype=np.uint8))
     before = image_CHW.clone()
     first = augment(image_CHW, mask_HW, config, seeded(5))
-    torch.rand(7)  # the global stream must not matter
+    torch.rand(7)  # the global generator must have no effect
     second = augment(image_CHW, mask_HW, config, seeded(5))
     other = augment(image_CHW, mask_HW, config, seeded(6))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])

@@ -1,4 +1,4 @@
-"""Chat templates: as transformers renders them, and none that runs for ever or fills the memory."""
+"""Chat templates: rendered as by transformers, with limits on time and memory."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def of(source, **tokens):
 
 @pytest.mark.parametrize("source", [None, LLAMA, TOJSON])
 @pytest.mark.parametrize("begun", [True, False])
-def test_texts_are_those_of_transformers(source, begun):
+def test_texts_equal_transformers(source, begun):
     tokenizer = of(source or tiny_tokenizer().chat_template, bos="<s>", eos="</s>")
     chats = [(MESSAGES[: count + 1], begun) for count in range(len(MESSAGES))]
     expected = [
@@ -48,7 +48,7 @@ def test_texts_are_those_of_transformers(source, begun):
     assert ChatTemplate(tokenizer).render(chats) == expected
 
 
-def test_a_named_template_is_the_default_one():
+def test_a_named_default_template_is_used():
     tokenizer = of({"default": "one", "tool_use": "two"})
     assert ChatTemplate(tokenizer).render([(MESSAGES, True)]) == ["one"]
     with pytest.raises(ConfigError, match=r"no default.*--conversation v1"):
@@ -75,7 +75,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_no_template_takes_long_or_much(name, monkeypatch):
+def test_templates_are_limited_in_time_and_memory(name, monkeypatch):
     monkeypatch.setattr(chat_template, "SECONDS", 2.0)
     template = ChatTemplate(of(ATTACKS[name]))
     ChatTemplate(of("x")).render([(MESSAGES, True)])  # the process has started
@@ -83,23 +83,23 @@ def test_no_template_takes_long_or_much(name, monkeypatch):
     with pytest.raises(ConfigError, match=r"chat template cannot be used: .*--conversation v1"):
         template.render([(MESSAGES, True)])
     assert time.perf_counter() - began < 6
-    # Whoever comes next is served.
+    # The next call succeeds.
     assert ChatTemplate(of("{{ messages[1].role }}")).render([(MESSAGES, True)]) == ["user"]
 
 
-def test_a_template_that_is_too_long_is_refused_at_once():
+def test_an_oversized_template_is_rejected():
     with pytest.raises(ConfigError, match=f"limit of {LONGEST_TEMPLATE}"):
         Prompter(of("a" * (LONGEST_TEMPLATE + 1)), "template")
 
 
-def test_a_prompt_says_what_the_template_says():
+def test_template_errors_are_reported():
     prompter = Prompter(of("{{ raise_exception('no questions, please') }}"), "template")
     with pytest.raises(ConfigError, match=r"no questions, please.*--conversation v1"):
         prompter.conversation_tokens([Turn("why?", "so")], has_image=False)
 
 
-def test_forked_processes_render_for_themselves():
-    """As workers that read data do: the parent's process is not theirs to talk to."""
+def test_forked_processes_use_their_own_renderer():
+    """As in data workers, which must not use the renderer process of their parent."""
     template = ChatTemplate(of("{{ messages[0].content }}"))
     assert template.render([([{"role": "user", "content": "parent"}], True)]) == ["parent"]
     if not hasattr(os, "fork"):
@@ -113,7 +113,7 @@ def test_forked_processes_render_for_themselves():
     assert template.render([([{"role": "user", "content": "parent"}], True)]) == ["parent"]
 
 
-def test_nothing_in_the_working_folder_is_run(tmp_path):
+def test_modules_in_the_working_folder_are_not_imported(tmp_path):
     for name in ("json", "transformers", "jinja2"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     code = (

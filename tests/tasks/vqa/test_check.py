@@ -14,7 +14,7 @@ def questions(scenes, tmp_path):
     return tmp_path / "data"
 
 
-def test_what_a_set_holds(questions):
+def test_statistics_of_a_set(questions):
     report = check_data(questions, "vqa")
     assert not report.findings and report.format == "questions"
     lines = [json.loads(line) for line in (questions / "questions_val.jsonl").read_text().splitlines()]
@@ -24,7 +24,7 @@ def test_what_a_set_holds(questions):
     assert report.splits["val"].images == len({line["image"] for line in lines})
 
 
-def test_bad_samples_are_named_with_their_lines(questions):
+def test_invalid_samples_are_named_with_their_lines(questions):
     file = questions / "questions_train.jsonl"
     good = file.read_text().splitlines()
     entry = json.loads(good[0])
@@ -37,14 +37,14 @@ def test_bad_samples_are_named_with_their_lines(questions):
     assert f"questions_train.jsonl:{len(good) + 2}" in found["invalid lines"]
 
 
-def test_an_unreadable_image(questions):
+def test_an_unreadable_image_is_reported(questions):
     image = next((questions / "images" / "val").iterdir())
     image.write_bytes(b"no image")
     (finding,) = check_data(questions, "vqa").errors
     assert finding.kind == "unreadable image" and finding.file == str(image)
 
 
-def test_one_image_in_two_splits(questions):
+def test_an_image_in_two_splits_is_reported(questions):
     train, val = (next((questions / "images" / split).iterdir()) for split in ("train", "val"))
     shutil.copy(train, val)
     (finding,) = check_data(questions, "vqa").errors

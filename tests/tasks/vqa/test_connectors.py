@@ -1,4 +1,4 @@
-"""Connectors, against the facts of the authors' release stated anew, and against timm."""
+"""Connectors against a reimplementation of the authors' release, and against timm."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_parameters_of_the_release(capsys):
     assert counted["trainable"] == BLOCK + prior + fusion == 182_475_776
 
 
-def test_parameters_of_llava_and_of_one_layer(capsys):
+def test_parameters_of_llava_and_linear_connectors(capsys):
     assert information(capsys, "--connector", "mlp2x")["trainable"] == MLP2X == 20_979_712
     assert information(capsys, "--connector", "linear")["trainable"] == CLIP * VICUNA + VICUNA
 
@@ -64,7 +64,7 @@ def restated(connector, backbone, image_BCHW):
 
 
 @pytest.mark.parametrize("kind", ["clip-large-336", "dinov2-small-reg", "siglip-base"])
-def test_the_release_s_connector_is_as_stated(kind):
+def test_the_release_connector_equals_a_reference(kind):
     backbone = tiny_backbone(kind)
     torch.manual_seed(0)
     connector = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), backbone)
@@ -72,7 +72,7 @@ def test_the_release_s_connector_is_as_stated(kind):
     for name, copied in connector.block.named_parameters():
         assert torch.equal(copied, backbone.blocks[-2].get_parameter(name)) and copied.requires_grad
     with torch.no_grad():
-        for parameter in connector.block.parameters():  # as if it had been trained: it is not the frozen block
+        for parameter in connector.block.parameters():  # as after training: it differs from the frozen block
             parameter.add_(torch.randn_like(parameter) * 0.05)
     pixels_BCHW = image(4 * backbone.patch_size, 5 * backbone.patch_size)
     map_BDhw = connector(backbone(pixels_BCHW, connector.request(train=False)))
@@ -85,7 +85,7 @@ def test_the_release_s_connector_is_as_stated(kind):
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
-def test_a_state_of_before_the_biases_is_one_with_zeros():
+def test_a_state_without_biases_loads_as_zeros():
     backbone = tiny_backbone("clip-large-336")
     head = build_head(VqaConfig(connector="vitsplit-release", language_width=WIDTH), backbone)
     model = Head(head, torch.nn.Identity())
@@ -106,14 +106,14 @@ def test_a_state_of_before_the_biases_is_one_with_zeros():
 
 
 @pytest.mark.parametrize("kind", ["dinov3-small", "eva02-large"])
-def test_the_release_s_connector_refuses_rotary_positions(kind):
+def test_the_release_connector_rejects_rotary_positions(kind):
     with pytest.raises(ConfigError, match=r"vitsplit-release.*Use --connector vitsplit"):
         build_head(VqaConfig(connector="vitsplit-release"), tiny_backbone(kind))
 
 
 @pytest.mark.parametrize("connector", ["mlp2x", "linear"])
 @pytest.mark.parametrize("kind", ["clip-large-336", "dinov2-small-reg", "siglip-base", "dinov3-small"])
-def test_the_penultimate_layer_is_timm_s(connector, kind):
+def test_the_penultimate_layer_equals_timm(connector, kind):
     backbone = tiny_backbone(kind)
     head = build_head(VqaConfig(connector=connector), backbone)
     assert isinstance(head, PenultimateLayer) and not list(head.parameters())
@@ -126,7 +126,7 @@ def test_the_penultimate_layer_is_timm_s(connector, kind):
     assert torch.allclose(map_BDhw, features[0], atol=1e-5)
 
 
-def test_the_projection_of_llava_is_two_layers_on_every_token():
+def test_the_llava_projection_is_a_two_layer_mlp():
     torch.manual_seed(0)
     projection = build_projection("mlp2x", 6, WIDTH)
     map_BDhw = torch.randn(2, 6, 3, 4)

@@ -1,4 +1,4 @@
-"""Which tokens are read, and which of them are answers: against texts that are written out here by hand."""
+"""Token ids and answer masks of conversations, against texts written by hand."""
 
 import pytest
 from tiny_language import tiny_tokenizer
@@ -65,7 +65,7 @@ def brute_force(tokenizer, pieces):
     ("template", TURNS, CHATML), ("template", TURNS[:1], CHATML[:2]),
     ("v1", TURNS, V1), ("v1", TURNS[:1], V1[:2]), ("plain", TURNS[:1], PLAIN),
 ])  # fmt: skip
-def test_ids_and_answers_are_those_of_the_text_written_out(conversation, turns, pieces, has_image):
+def test_ids_and_answer_masks_equal_a_reference(conversation, turns, pieces, has_image):
     prompter = of(conversation)
     pieces = pieces if has_image else without_image(pieces)
     tokens = prompter.conversation_tokens(turns, has_image=has_image)
@@ -89,7 +89,7 @@ def metaspace_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def test_llamas_spaces_are_as_llava_reads_them():
+def test_llama_spaces_are_tokenized_as_in_llava():
     """LLaVA breaks the text at the image, and both halves into tokens by themselves: each begins with a space."""
     tokenizer = metaspace_tokenizer()
     tokens = Prompter(tokenizer, "v1").conversation_tokens(TURNS, has_image=True)
@@ -107,7 +107,7 @@ def test_llamas_spaces_are_as_llava_reads_them():
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_template_is_that_of_transformers(system):
+def test_template_equals_transformers(system):
     prompter = of("template", system_prompt=system)
     messages = [{"role": "system", "content": system}] * (system is not None)
     for index, turn in enumerate(TURNS):
@@ -118,7 +118,7 @@ def test_template_is_that_of_transformers(system):
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
     at = next(i for i in range(len(expected)) if expected[i : i + len(place)] == place)
     expected[at : at + len(place)] = [IMAGE, *line]
-    # The template writes a line break after the last answer, of which nothing can be learned.
+    # The template writes a line break after the last answer, which is not part of the loss.
     assert prompter.conversation_tokens(TURNS, has_image=True).ids + line == expected
     messages[0 if system is None else 1]["content"] = TURNS[0].question
     expected = list(prompter.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
@@ -127,7 +127,7 @@ def test_template_is_that_of_transformers(system):
 
 @pytest.mark.parametrize("has_image", [True, False])
 @pytest.mark.parametrize("conversation", ["template", "v1", "plain"])
-def test_a_question_is_its_conversation_up_to_the_answer(conversation, has_image):
+def test_a_question_is_a_prefix_of_its_conversation(conversation, has_image):
     prompter = of(conversation)
     for number in (1, 2) if conversation != "plain" else (1,):
         whole = prompter.conversation_tokens(TURNS[:number], has_image=has_image)
@@ -138,7 +138,7 @@ def test_a_question_is_its_conversation_up_to_the_answer(conversation, has_image
         assert all(whole.is_answer[len(asked) :])
 
 
-def test_a_system_prompt_replaces_the_form_s_own():
+def test_a_system_prompt_replaces_the_default():
     prompter = of("v1", system_prompt="Be brief.")
     ids = prompter.question_ids("why?", has_image=False)
     assert prompter.tokenizer.decode(ids) == "<s>Be brief. USER: why? ASSISTANT:"
@@ -146,7 +146,7 @@ def test_a_system_prompt_replaces_the_form_s_own():
 
 
 @pytest.mark.parametrize("conversation", ["template", "v1", "plain"])
-def test_the_word_for_an_image_is_a_word_where_there_is_none(conversation):
+def test_the_image_tag_is_plain_text_without_an_image(conversation):
     prompter = of(conversation)
     turn = Turn("what does <image> mean?", "the tag <image> stands for a picture")
     alone = prompter.conversation_tokens([turn], has_image=False)
@@ -157,7 +157,7 @@ def test_the_word_for_an_image_is_a_word_where_there_is_none(conversation):
     assert "the tag <image> stands" in prompter.tokenizer.decode(with_image.ids[with_image.ids.index(IMAGE) + 1 :])
 
 
-def test_a_tokenizer_without_a_template_is_refused():
+def test_a_tokenizer_without_a_template_is_rejected():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="--conversation v1"):
@@ -165,7 +165,7 @@ def test_a_tokenizer_without_a_template_is_refused():
     Prompter(tokenizer, "v1")
 
 
-def test_a_template_that_rewrites_what_it_wrote_is_refused():
+def test_a_template_that_rewrites_earlier_turns_is_rejected():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}{{ m['content'] }}|{% endif %}{% endfor %}"

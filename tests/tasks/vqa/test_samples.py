@@ -1,4 +1,4 @@
-"""Files of questions and of conversations: what is read, and that nothing bad gets in unseen."""
+"""Files of questions and conversations: valid samples are read, and invalid ones are reported."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def lines(data, rows, name="train.jsonl"):
     return data / name
 
 
-def talks(data, entries, name="train.json"):
+def conversation_file(data, entries, name="train.json"):
     (data / name).write_text(json.dumps(entries), encoding="utf-8")
     return data / name
 
@@ -51,12 +51,12 @@ def test_questions_on_one_image_are_one_sample(data):
 
 
 @pytest.mark.parametrize("settings", [{"share_image": False}, {"conversation": "plain"}])
-def test_questions_that_do_not_share(data, settings):
+def test_questions_without_a_shared_image(data, settings):
     found = read(lines(data, [GOOD, GOOD | {"question": "where?"}]), **settings)
     assert [sample.name for sample in found.samples] == ["train.jsonl:1", "train.jsonl:2"]
 
 
-def test_plain_needs_an_image(data):
+def test_plain_requires_an_image(data):
     rows = [GOOD, {"image": None, "question": "one and one?", "answer": "2"}]
     found = read(lines(data, rows), conversation="plain")
     assert len(found.samples) == 1
@@ -71,7 +71,7 @@ def test_a_hint_is_added_to_questions(data):
     assert sample.conversations[0][0].question == "what is it? Answer in a word."
 
 
-def test_a_line_may_hold_what_looks_like_the_end_of_one(data):
+def test_lines_can_contain_unicode_line_separators(data):
     odd = GOOD | {"answer": "a\u2028ball\x85or\x0bso"}
     found = read(lines(data, [odd, GOOD | {"image": "b.png"}]))
     assert found.problems == ()
@@ -96,7 +96,7 @@ def test_a_line_may_hold_what_looks_like_the_end_of_one(data):
     (GOOD | {"question": "x" * (2 << 20)}, "invalid lines"),
     (GOOD | {"image": "x" * 900}, "no such image"),
 ])  # fmt: skip
-def test_a_bad_line_is_counted_and_named_and_refused_or_left_out(data, row, kind, caplog):
+def test_invalid_lines_are_named_and_rejected_or_skipped(data, row, kind, caplog):
     file = lines(data, [GOOD, row, GOOD | {"image": "b.png"}])
     (problem,) = read(file).problems
     assert problem.kind == kind and problem.where.startswith("train.jsonl:2")
@@ -117,7 +117,7 @@ def test_a_line_that_is_not_json_is_named(data):
 @pytest.mark.parametrize(
     "line", ["[" * 100_000, "{" + '"a": 1,' * 2 + '"a": 1}', '{"question": "\\ud800"}', "9" * 9999]
 )
-def test_lines_that_python_s_reader_stumbles_over_are_broken_ones(data, line):
+def test_lines_that_crash_the_json_parser_are_invalid(data, line):
     file = data / "train.jsonl"
     file.write_text(json.dumps(GOOD) + "\n" + line + "\n")
     (problem,) = read(file).problems
@@ -125,8 +125,8 @@ def test_lines_that_python_s_reader_stumbles_over_are_broken_ones(data, line):
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/", "b/../../secret.png", 7, True, ["a.png"], "a\nb.png"])
-@pytest.mark.parametrize("write", [lines, talks])
-def test_images_lie_in_their_folder_unless_that_is_asked_for(tmp_path, name, write):
+@pytest.mark.parametrize("write", [lines, conversation_file])
+def test_images_outside_the_folder_require_a_flag(tmp_path, name, write):
     data = tmp_path / "set"
     (data / "images" / "b").mkdir(parents=True)
     for path in (tmp_path / "secret.png", data / "secret.png", data / "images" / "a.png"):
@@ -143,7 +143,7 @@ def test_images_lie_in_their_folder_unless_that_is_asked_for(tmp_path, name, wri
         assert allowed.samples[0].image.resolve() in (tmp_path / "secret.png", data / "secret.png")
 
 
-def test_pipes_are_not_waited_for(data):
+def test_pipes_are_rejected_without_blocking(data):
     os.mkfifo(data / "train.jsonl")
     for name in ("train.jsonl", "train.json"):
         if not (data / name).exists():
@@ -152,13 +152,13 @@ def test_pipes_are_not_waited_for(data):
             read(data / name)
 
 
-def test_kinds_of_problems_are_counted_apart(data):
+def test_problems_are_counted_by_kind(data):
     rows = [GOOD | {"image": "x"}, GOOD | {"image": "y"}, GOOD | {"answer": ""}, GOOD]
     text = describe_problems(read(lines(data, rows)))
     assert "3 invalid samples" in text and "2 with no such image" in text and "1 with no answer" in text
 
 
-def test_conversations_of_llava(data):
+def test_llava_conversations(data):
     more = [{"from": "human", "value": "where?"}, {"from": "gpt", "value": "left"}]
     text = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "good day"}]
     entries = [
@@ -167,7 +167,7 @@ def test_conversations_of_llava(data):
         {"conversations": text},
         {"conversations": [{"from": "gpt", "value": "I begin"}, *text]},
     ]
-    found = read(talks(data, entries))
+    found = read(conversation_file(data, entries))
     assert found.problems == ()
     whole, behind, alone, begun = found.samples
     assert whole.conversations == ((Turn("what is it?", "a ball"), Turn("where?", "left")),)
@@ -192,9 +192,9 @@ def test_conversations_of_llava(data):
     ({"image": "none.png", "conversations": TALK}, "no such image"),
     ({"image": "a.png", "conversations": [TALK[0], {"from": "gpt", "value": " "}]}, "no answer"),
 ])  # fmt: skip
-def test_a_bad_conversation_is_counted_and_named_and_refused_or_left_out(data, entry, kind, caplog):
+def test_invalid_conversations_are_named_and_rejected_or_skipped(data, entry, kind, caplog):
     good = {"image": "a.png", "conversations": TALK}
-    file = talks(data, [good, entry])
+    file = conversation_file(data, [good, entry])
     (problem,) = read(file).problems
     assert kind in problem.kind and problem.where.startswith("train.json[1]")
     with pytest.raises(DataError, match=r"1 invalid samples: .*train\.json\[1\].*--bad-samples skip"):
@@ -203,15 +203,22 @@ def test_a_bad_conversation_is_counted_and_named_and_refused_or_left_out(data, e
     assert "train.json[1]" in caplog.text
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "not valid JSON"), ("{}", "not a list")])
-def test_a_file_that_is_no_list_of_conversations(data, content, said):
+@pytest.mark.parametrize(("content", "expected"), [("{", "not valid JSON"), ("{}", "not a list")])
+def test_a_file_without_a_list_is_rejected(data, content, expected):
     (data / "train.json").write_text(content)
-    with pytest.raises(DataError, match=rf"train\.json: {said}.*--format questions"):
+    with pytest.raises(DataError, match=rf"train\.json: {expected}.*--format questions"):
         open_samples(data, "train", VqaConfig())
 
 
-def test_the_layout_can_be_named(data):
-    assert len(read(talks(data, [{"image": "a.png", "conversations": TALK}], "odd.jsonl"), format="llava").samples) == 1
+def test_the_layout_can_be_given(data):
+    assert (
+        len(
+            read(
+                conversation_file(data, [{"image": "a.png", "conversations": TALK}], "odd.jsonl"), format="llava"
+            ).samples
+        )
+        == 1
+    )
     assert len(read(lines(data, [GOOD], "odd.json"), format="questions").samples) == 1
 
 
@@ -220,7 +227,7 @@ KEPT, LEFT = ["c.png", "f.png"], ["a.png", "b.png", "d.png", "e.png"]
 
 
 @pytest.mark.parametrize("how", ["folder", "file", "train_file"])
-def test_without_a_validation_file_every_nth_sample_is_kept_from_training(data, how):
+def test_without_a_validation_file_every_nth_sample_is_held_out(data, how):
     file = lines(data, ROWS)
     config = VqaConfig(val_every=3, train_file="train.jsonl" if how == "train_file" else None)
     where = file if how == "file" else data
@@ -229,7 +236,7 @@ def test_without_a_validation_file_every_nth_sample_is_kept_from_training(data, 
 
 
 @pytest.mark.parametrize("share_image", [True, False])
-def test_all_questions_on_an_image_are_on_one_side(data, share_image):
+def test_questions_on_one_image_are_in_one_split(data, share_image):
     lines(data, [ROWS[index] | {"question": question} for question in ("what?", "who?") for index in (2, 0, 1, 3)])
     config = VqaConfig(val_every=2, share_image=share_image)
     images = {split: {s.image.name for s in open_samples(data, split, config).samples} for split in ("train", "val")}
@@ -238,7 +245,7 @@ def test_all_questions_on_an_image_are_on_one_side(data, share_image):
 
 
 @pytest.mark.parametrize("how", ["found", "named", "beside"])
-def test_with_a_validation_file_everything_is_trained_on(data, how):
+def test_with_a_validation_file_nothing_is_held_out(data, how):
     file = lines(data, ROWS[:4])
     lines(data, ROWS[4:], "val.jsonl" if how == "found" else "other.jsonl")
     config = VqaConfig(val_every=2, val_file=None if how == "found" else "other.jsonl")
@@ -247,13 +254,13 @@ def test_with_a_validation_file_everything_is_trained_on(data, how):
     assert names == {"train": ["a.png", "b.png", "c.png", "d.png"], "val": ["e.png", "f.png"]}
 
 
-def test_too_few_samples_to_keep_one_back(data):
+def test_too_few_samples_to_hold_one_out(data):
     lines(data, ROWS)
     with pytest.raises(DataError, match=r"val.*--val-every"):
         open_samples(data, "val", VqaConfig(val_every=7))
 
 
-def test_several_files_are_told_apart_by_name(data):
+def test_several_files_are_selected_by_name(data):
     lines(data, ROWS[:1], "a_train.jsonl")
     lines(data, ROWS[1:], "b_train.jsonl")
     with pytest.raises(DataError, match=r"several files of train samples: a_train.jsonl, b_train.jsonl.*--train-file"):
@@ -262,7 +269,7 @@ def test_several_files_are_told_apart_by_name(data):
     assert open_samples(data, "train", config).samples[0].image.name == "b.png"
 
 
-def test_files_that_are_not_there(data):
+def test_missing_files_are_named(data):
     with pytest.raises(DataError, match=r"no file of train samples.*--train-file"):
         open_samples(data, "train", VqaConfig())
     with pytest.raises(DataError, match=r"not found.*--val-file"):
@@ -271,7 +278,7 @@ def test_files_that_are_not_there(data):
         open_samples(data / "nowhere", "train", VqaConfig())
 
 
-def test_an_image_folder_can_be_named(data):
+def test_an_image_folder_can_be_given(data):
     (data / "images").rename(data / "pictures")
     with pytest.raises(DataError, match="no such image"):
         open_samples(data, "train", VqaConfig(train_file=lines(data, ROWS).name))

@@ -1,4 +1,4 @@
-"""Where every token of a sequence goes, against lists that are put together one token at a time."""
+"""Positions of the tokens of a sequence, against lists built one token at a time."""
 
 import random
 
@@ -35,7 +35,7 @@ def by_hand(conversations, has_image):
 
 
 def entries_of(tokens, position):
-    """The tokens that stand before a position."""
+    """The tokens before a position."""
     counted, before = 0, []
     for token in tokens.ids:
         if counted >= position:
@@ -65,7 +65,7 @@ def batches():
 
 
 @pytest.mark.parametrize(("rows", "images"), list(batches()))
-def test_every_token_is_in_its_place(rows, images):
+def test_token_positions_equal_a_reference(rows, images):
     sequences = expand(stack(rows, images, max_length=1000), N)
     assert torch.equal(sequences.image_B, torch.tensor(images))
     length = sequences.ids_BS.shape[1]
@@ -100,7 +100,7 @@ def test_one_visual_token_is_a_token():
     assert sequences.visual_BS[0].tolist() == [0 if token == IMAGE else -1 for token in rows[0][0].ids]
 
 
-def test_what_is_too_long_is_cut_off_at_the_end():
+def test_long_sequences_are_truncated_at_the_end():
     rng = random.Random(1)
     row = [conversation(rng, [3], length) for length in (6, 6)]
     whole, cut = (stack([row], [0], max_length=length) for length in (1000, 10))
@@ -109,8 +109,8 @@ def test_what_is_too_long_is_cut_off_at_the_end():
 
 
 @pytest.mark.parametrize("num_visual", [1, 4, 9])
-def test_visual_tokens_count_in_the_length_of_a_sequence(num_visual):
-    """As LLaVA: the sequence is made whole, and what is behind its ``model_max_length`` is cut off."""
+def test_visual_tokens_count_toward_the_length(num_visual):
+    """As in LLaVA: the complete sequence is truncated to ``model_max_length``."""
     rng = random.Random(2)
     rows = [[conversation(rng, [3], 8)], [conversation(rng, [3], 14)], [conversation(rng, [], 14, has_image=False)]]
     images = [0, 1, -1]
@@ -123,5 +123,5 @@ def test_visual_tokens_count_in_the_length_of_a_sequence(num_visual):
     for row, length in enumerate(there):
         for name in ("ids_BS", "visual_BS", "is_answer_BS", "position_BS"):
             assert torch.equal(getattr(made, name)[row, :length], getattr(whole, name)[row, :length]), name
-    # What the loss is divided by counts what is left.
+    # The divisor of the loss counts the remaining tokens.
     assert int(cut.is_answer_BT[:, 1:].sum()) == int(made.is_answer_BS[:, 1:].sum())

@@ -27,12 +27,12 @@ def color_at(image_CHW, row, column):
 @pytest.mark.parametrize("size", [(20, 40), (40, 20), (7, 3), (30, 30)])
 @pytest.mark.parametrize("crop_size", [(30, 30), (20, 40), (40, 24)])
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
-def test_every_image_comes_to_the_size(fit, crop_size, size):
+def test_images_are_resized_to_the_input_size(fit, crop_size, size):
     image_CHW = fit_image(filled(*size), VqaConfig(fit=fit, crop_size=crop_size))
     assert image_CHW.shape == (3, *crop_size) and image_CHW.dtype == torch.uint8
 
 
-def test_pad_keeps_everything_between_borders_of_the_mean_color():
+def test_pad_adds_borders_of_the_mean_color():
     wide_CHW = fit_image(filled(20, 60), VqaConfig(fit="pad", crop_size=(60, 60)))
     for row in (0, 10, 16, 43, 59):
         assert color_at(wide_CHW, row, 30) == BORDER == (122, 116, 104)
@@ -41,7 +41,7 @@ def test_pad_keeps_everything_between_borders_of_the_mean_color():
     assert color_at(high_CHW, 15, 3) == color_at(high_CHW, 15, 26) == BORDER and color_at(high_CHW, 0, 15) == GREEN
 
 
-def test_crop_cuts_both_ends_off():
+def test_crop_removes_both_ends():
     image_CHW = filled(20, 60)
     image_CHW[:, :, :18] = filled(20, 18, RED)
     image_CHW[:, :, 42:] = filled(20, 18, BLUE)
@@ -51,7 +51,7 @@ def test_crop_cuts_both_ends_off():
     assert torch.equal(wider_CHW, image_CHW[:, :, 10:50])
 
 
-def test_stretch_keeps_what_is_at_the_ends():
+def test_stretch_keeps_both_ends():
     image_CHW = filled(20, 60)
     image_CHW[:, :, :20], image_CHW[:, :, 40:] = filled(20, 20, RED), filled(20, 20, BLUE)
     stretched_CHW = fit_image(image_CHW, VqaConfig(fit="stretch", crop_size=(20, 30)))
@@ -82,7 +82,7 @@ def asked(data, sample):
                         if c.isdigit())) for each in sample.conversations]  # fmt: skip
 
 
-def test_a_sample_is_a_function_of_index_and_seed(images):
+def test_samples_depend_only_on_index_and_seed(images):
     data = data_of(images, questions_per_image=4)
     draws = []
     for seed in range(20):
@@ -101,7 +101,7 @@ def red_of(sample):
     return int(sample.image_CHW[0, 0, 0]) // 50
 
 
-def test_shuffled_images_are_another_sample_s(images):
+def test_shuffled_images_belong_to_another_sample(images):
     for given in (images, images[:2], [images[0], images[0], images[1]], [*images, None, None]):
         data, plain = data_of(given, shuffle_images=True), data_of(given)
         for index, image in enumerate(given):
@@ -118,7 +118,7 @@ def test_one_image_cannot_be_shuffled(images):
         data_of([images[0], images[0], None], shuffle_images=True)[0, 0]
 
 
-def test_a_batch_knows_which_image_is_whose(images):
+def test_batches_map_images_to_conversations(images):
     data = data_of([images[1], None, images[4]], questions_per_image=1)
     samples = [data[index, 0] for index in range(3)]
     batch = collate(samples, data.config, 1)

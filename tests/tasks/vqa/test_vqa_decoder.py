@@ -1,4 +1,4 @@
-"""The loss of answers, against the language model's own and against conversations one at a time."""
+"""The loss of answers, against the language model's loss and against single conversations."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def loss(decoder, tokens_INW, rows, images):
 
 
 def loss_of_transformers(model, tokens_NW, conversation):
-    """The sum over one conversation: the whole of it as embeddings, and -100 wherever nothing is to be learned."""
+    """The sum over one conversation, given as embeddings, with the label -100 outside answers."""
     embedded, labels = [], []
     for token, answer in zip(conversation.ids, conversation.is_answer, strict=True):
         if token == IMAGE:
@@ -54,7 +54,7 @@ def loss_of_transformers(model, tokens_NW, conversation):
 
 
 @pytest.mark.parametrize("has_image", [True, False])
-def test_the_loss_is_that_of_transformers(decoder, has_image):
+def test_the_loss_equals_transformers(decoder, has_image):
     tokens_INW = visual(1)
     for turns in TURNS:
         conversation = tokens(turns, has_image=has_image)
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_transformers(decoder, has_image):
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
-def test_conversations_in_one_sequence_are_as_if_alone(decoder):
+def test_packed_conversations_are_independent(decoder):
     tokens_INW = visual(2)
     conversations = [tokens(turns) for turns in TURNS]
     alone = [float(loss(decoder, tokens_INW, [[each]], [1])) for each in conversations]
@@ -74,7 +74,7 @@ def test_conversations_in_one_sequence_are_as_if_alone(decoder):
 
 
 @pytest.mark.parametrize("several", [True, False])
-def test_a_mixed_batch_is_the_sum_of_its_parts(decoder, several):
+def test_the_loss_of_a_mixed_batch_is_the_sum_of_its_parts(decoder, several):
     tokens_INW = visual(2)
     text = tokens((Turn("one and one?", "two, of course, and nothing else in the world"),), has_image=False)
     rows = [[tokens(TURNS[1])], [text], [tokens(turns) for turns in (TURNS if several else TURNS[:1])]]
@@ -88,7 +88,7 @@ def test_a_mixed_batch_is_the_sum_of_its_parts(decoder, several):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_attention_keeps_conversations_apart(attention):
+def test_every_attention_implementation_separates_conversations(attention):
     model = tiny_model().double()
     model.set_attn_implementation(attention)
     decoder = tiny_decoder(model)
@@ -98,7 +98,7 @@ def test_every_attention_keeps_conversations_apart(attention):
     assert float(loss(decoder, tokens_INW, [conversations], [0])) == pytest.approx(expected, rel=1e-5)
 
 
-def test_gradients_are_those_of_transformers(decoder):
+def test_gradients_equal_transformers(decoder):
     ours_INW, theirs_INW = visual(1).requires_grad_(), visual(1).requires_grad_()
     conversations = [tokens(turns) for turns in TURNS]
     loss(decoder, ours_INW, [conversations], [0]).backward()
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_transformers(decoder):
     assert torch.allclose(ours_INW.grad, theirs_INW.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_text_alone_gives_the_connector_a_gradient_of_zero():
+def test_text_without_images_gives_zero_connector_gradients():
     projection = torch.nn.Linear(4, WIDTH)
     decoder = VqaDecoder(projection, None, tiny_model().requires_grad_(False))
     text = stack([[tokens(TURNS[0], has_image=False)]], [-1], max_length=100)
@@ -119,7 +119,7 @@ def test_text_alone_gives_the_connector_a_gradient_of_zero():
     assert projection.weight.grad.abs().max() > 0
 
 
-def test_without_targets_the_tokens_come_out():
+def test_without_targets_the_visual_tokens_are_returned():
     projection = torch.nn.Linear(4, WIDTH)
     map_BDhw = torch.randn(2, 4, 6, 8)
     decoder = VqaDecoder(projection, (2, 2), None)
@@ -141,7 +141,7 @@ SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidd
     transformers.GraniteConfig(**SMALL, logits_scaling=4.0),
     transformers.Qwen2Config(**SMALL),
 ])  # fmt: skip
-def test_logits_are_the_language_model_s_own(config):
+def test_logits_equal_the_language_model(config):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     decoder = VqaDecoder(torch.nn.Identity(), None, model)
@@ -155,7 +155,7 @@ def test_logits_are_the_language_model_s_own(config):
     assert is_scaled != torch.allclose(plain_BSV, expected_BSV, atol=1e-3), "the scale matters here"
 
 
-def test_with_adapters_the_layers_are_the_adapted_ones():
+def test_adapters_are_applied_to_the_layers():
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model()

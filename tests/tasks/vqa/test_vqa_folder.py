@@ -1,4 +1,4 @@
-"""Folders of language models that a stranger made: no code of theirs runs, and what is broken is one error."""
+"""Untrusted folders of language models: their code is not run, and invalid files give one error."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def opened(folder):
 
 
 @pytest.mark.parametrize("what", ["model", "tokenizer", "both"])
-def test_code_in_a_folder_is_never_run(tmp_path, what):
+def test_code_in_a_folder_is_not_run(tmp_path, what):
     folder = tiny_folder(tmp_path / "tiny")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     if what != "tokenizer":
@@ -36,7 +36,7 @@ def test_code_in_a_folder_is_never_run(tmp_path, what):
     except (WeightsError, ConfigError) as error:
         assert str(folder) in str(error) and "trust_remote_code" not in str(error)
     else:
-        assert what == "tokenizer"  # its tokenizer.json says all that is needed
+        assert what == "tokenizer"  # its tokenizer.json is sufficient
     assert not (tmp_path / "ran").exists()
 
 
@@ -49,14 +49,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, each) for name, all_of in BROKEN.items() for each in all_of])
-def test_a_broken_folder_is_one_error_that_names_it(tmp_path, name, content):
+def test_an_invalid_folder_is_named_in_one_error(tmp_path, name, content):
     folder = tiny_folder(tmp_path / "tiny")
     (folder / name).write_bytes(content)
     with pytest.raises((WeightsError, ConfigError), match=re.escape(str(folder))):
         opened(folder)
 
 
-def test_files_that_are_pipes_or_much_too_large(tmp_path, monkeypatch):
+def test_pipes_and_oversized_files_are_rejected(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "tiny")
     monkeypatch.setattr("vitsplit.tasks.vqa.language.LARGEST_FILE", (folder / "tokenizer.json").stat().st_size - 1)
     with pytest.raises(WeightsError, match=r"tokenizer\.json: not a regular file"):
@@ -70,7 +70,7 @@ def test_files_that_are_pipes_or_much_too_large(tmp_path, monkeypatch):
         language_width(folder)
 
 
-def test_the_index_of_a_cached_model_stays_in_its_folder(tmp_path):
+def test_the_weight_index_cannot_leave_its_folder(tmp_path):
     folder = tiny_folder(tmp_path / "tiny")
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = folder / "model.safetensors.index.json"

@@ -1,4 +1,4 @@
-"""Answers, against transformers writing on from the whole prompt without any of it kept."""
+"""Generated answers, against transformers' generation without a cache."""
 
 import re
 import threading
@@ -33,7 +33,7 @@ def answerer(decoder, tokens_NW, **options):
 
 
 def ids_of_transformers(decoder, tokens_NW, question, history=(), max_new_tokens=NEW):
-    """The whole prompt as embeddings, put together by hand, and nothing kept from one token to the next."""
+    """The whole prompt as embeddings, without a key-value cache."""
     model = decoder.language_model
     ids = PROMPTER.question_ids(question, history, has_image=tokens_NW is not None)
     words = model.get_input_embeddings().weight
@@ -54,7 +54,7 @@ def by_transformers(*args, **options):
 
 
 @pytest.mark.parametrize("tokens_NW", [visual(), None], ids=["image", "none"])
-def test_a_prompt_longer_than_the_window_is_refused_or_cut(decoder, tokens_NW, monkeypatch, caplog):
+def test_a_prompt_longer_than_the_context_is_rejected_or_truncated(decoder, tokens_NW, monkeypatch, caplog):
     longest = max(QUESTIONS, key=len)
     has_image, num_visual = tokens_NW is not None, 0 if tokens_NW is None else N
     tokens = len(PROMPTER.question_ids(longest, has_image=has_image)) + max(num_visual - 1, 0)
@@ -77,7 +77,7 @@ def test_a_prompt_longer_than_the_window_is_refused_or_cut(decoder, tokens_NW, m
     assert len(longest) / 2 < kept < len(longest)
 
 
-def test_a_question_of_200_000_words_is_refused_before_it_is_broken_into_tokens(decoder, monkeypatch):
+def test_an_oversized_question_is_rejected_before_tokenization(decoder, monkeypatch):
     long = "why? " * 200_000
     cut = answerer(decoder, visual(), cut=True)._prompt(long)
     assert len(cut) + N - 1 <= cut_window(decoder)
@@ -91,7 +91,7 @@ def cut_window(decoder):
 
 
 @pytest.mark.parametrize("tokens_NW", [visual(), visual(1), None], ids=["image", "another", "none"])
-def test_answers_are_those_of_transformers_however_they_are_asked(decoder, tokens_NW):
+def test_answers_equal_transformers(decoder, tokens_NW):
     expected = [by_transformers(decoder, tokens_NW, question) for question in QUESTIONS]
     assert len(set(expected)) > 1, "what is asked matters"
     one = answerer(decoder, tokens_NW)
@@ -102,11 +102,11 @@ def test_answers_are_those_of_transformers_however_they_are_asked(decoder, token
     assert one.prefills == (0 if tokens_NW is None else 1)
 
 
-def test_what_is_seen_matters(decoder):
+def test_answers_depend_on_the_image(decoder):
     assert answerer(decoder, visual()).answer(QUESTIONS) != answerer(decoder, visual(1)).answer(QUESTIONS)
 
 
-def test_more_questions_than_are_answered_together(decoder):
+def test_more_questions_than_the_batch_size(decoder):
     many = [f"question {'?' * (n % 5)} number {n}" for n in range(BATCH + 3)]
     one = answerer(decoder, visual())
     assert one.answer(many) == [by_transformers(decoder, visual(), question) for question in many]
@@ -114,7 +114,7 @@ def test_more_questions_than_are_answered_together(decoder):
     assert one.answer([]) == []
 
 
-def test_a_conversation_goes_on_from_its_history(decoder):
+def test_a_conversation_continues_from_its_history(decoder):
     one = answerer(decoder, visual())
     answers = [one.continue_conversation("why?", HISTORY[:length]) for length in range(3)]
     assert answers == [by_transformers(decoder, visual(), "why?", HISTORY[:length]) for length in range(3)]
@@ -123,7 +123,7 @@ def test_a_conversation_goes_on_from_its_history(decoder):
 
 
 @pytest.mark.parametrize("tokens_NW", [visual(), None], ids=["image", "none"])
-def test_a_stream_is_the_same_text_in_pieces(decoder, tokens_NW):
+def test_a_stream_equals_the_answer(decoder, tokens_NW):
     one = answerer(decoder, tokens_NW)
     for question in QUESTIONS:
         pieces = list(one.stream(question, HISTORY))
@@ -131,12 +131,12 @@ def test_a_stream_is_the_same_text_in_pieces(decoder, tokens_NW):
     assert len(pieces) > 1
 
 
-def test_a_stream_that_fails_says_so(decoder):
+def test_a_failed_stream_raises(decoder):
     with pytest.raises(RuntimeError, match=r"shape|size|match"):
         list(answerer(decoder, torch.randn(N, WIDTH + 1)).stream("why?"))
 
 
-def test_a_stream_that_is_closed_stops_the_language_model(decoder):
+def test_closing_a_stream_stops_the_language_model(decoder):
     threads = threading.active_count()
     stream = answerer(decoder, visual()).stream("why?", max_new_tokens=2000)
     next(stream)
@@ -144,7 +144,7 @@ def test_a_stream_that_is_closed_stops_the_language_model(decoder):
     assert threading.active_count() == threads
 
 
-def test_the_number_of_tokens_can_be_said(decoder):
+def test_the_number_of_tokens_can_be_set(decoder):
     one = answerer(decoder, visual())
     for number in (1, 5):
         assert one.answer(QUESTIONS, max_new_tokens=number) == [
@@ -152,8 +152,8 @@ def test_the_number_of_tokens_can_be_said(decoder):
         ]
 
 
-def test_an_answer_ends_where_the_language_model_ends_it():
-    """What it writes third to one question is made the end of every answer."""
+def test_answers_end_at_the_end_token():
+    """The third token of the answer to one question is used as the end token."""
     ends = tiny_decoder(tiny_model())
     free = {question: ids_of_transformers(ends, visual(), question) for question in QUESTIONS}
     stop = free["why?"][2]
@@ -167,7 +167,7 @@ def test_an_answer_ends_where_the_language_model_ends_it():
 
 
 class Casts(TorchDispatchMode):
-    """Counts how often each of the weights is brought to another precision."""
+    """Counts how often each weight is cast."""
 
     def __init__(self, weights):
         super().__init__()
@@ -179,16 +179,16 @@ class Casts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_weights_that_train_are_rounded_once_and_not_for_every_token():
+def test_trainable_weights_are_cast_once():
     decoder = tiny_decoder(tiny_model().requires_grad_())
     one = answerer(decoder, visual().bfloat16())
-    one.answer(["why?"])  # the image is read
+    one.answer(["why?"])  # the image is encoded
     with Casts(decoder.language_model.parameters()) as casts:
         one.answer(QUESTIONS)
     assert set(casts.count.values()) == {0, 1}, "norms and words stay as they are"
 
 
-def test_several_threads_read_the_image_once(decoder):
+def test_threads_encode_the_image_once(decoder):
     one = answerer(decoder, visual())
     answers = {}
     threads = [
@@ -202,7 +202,7 @@ def test_several_threads_read_the_image_once(decoder):
     assert one.prefills == 1
 
 
-def test_with_adapters_the_adapted_model_answers():
+def test_adapters_are_used_for_answers():
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(3)
@@ -214,7 +214,7 @@ def test_with_adapters_the_adapted_model_answers():
         assert answerer(decoder, visual()).answer(QUESTIONS) != expected
 
 
-def test_a_prediction_remembers_what_was_asked(decoder, tmp_path):
+def test_a_prediction_records_its_questions(decoder, tmp_path):
     import json
 
     import numpy as np
@@ -226,6 +226,6 @@ def test_a_prediction_remembers_what_was_asked(decoder, tmp_path):
     assert "".join(prediction.stream(QUESTIONS[3])).strip() == expected[3]
     assert prediction.asked == [Turn(*pair) for pair in zip(QUESTIONS, expected, strict=True)]
     json_path, jpg_path = prediction.save(tmp_path / "new", "x")
-    said = json.loads(json_path.read_text(encoding="utf-8"))
-    assert [(each["question"], each["answer"]) for each in said] == list(zip(QUESTIONS, expected, strict=True))
+    saved = json.loads(json_path.read_text(encoding="utf-8"))
+    assert [(each["question"], each["answer"]) for each in saved] == list(zip(QUESTIONS, expected, strict=True))
     assert jpg_path.stat().st_size > 0 and prediction.overlay().size == (64, 48)

@@ -1,4 +1,4 @@
-"""A language model in GGUF, as the registry package carries one, against the model that it was written from."""
+"""Conversion of a language model in GGUF, against the model that it was written from."""
 
 import json
 
@@ -44,7 +44,10 @@ def write_gguf(path, model, tokenizer):
         parts = name.removeprefix("model.").removesuffix(".weight").split(".")
         block = f"blk.{parts[1]}." if parts[0] == "layers" else ""
         place = ".".join(parts[2:] if block else parts)
-        if place in ("self_attn.q_proj", "self_attn.k_proj"):  # llama.cpp turns neighbors, transformers halves
+        if place in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+        ):  # rotary positions: llama.cpp pairs neighbors, transformers halves
             heads = config.num_attention_heads if "q_proj" in place else config.num_key_value_heads
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
         written.add_tensor(f"{block}{NAMES[place]}.weight", tensor.contiguous().numpy())
@@ -62,7 +65,7 @@ def converted(tmp_path_factory):
     return root / "folder"
 
 
-def test_a_converted_model_computes_what_the_original_did(converted):
+def test_a_converted_model_equals_the_original(converted):
     ids_BT = torch.tensor([[5, 17, 30, 8, 250, 61]])
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32)(ids_BT).logits
@@ -70,7 +73,7 @@ def test_a_converted_model_computes_what_the_original_did(converted):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_its_tokenizer_breaks_texts_and_ends_answers_as_the_original(converted):
+def test_the_converted_tokenizer_equals_the_original(converted):
     found, expected = AutoTokenizer.from_pretrained(converted), tiny_tokenizer()
     text = "<|im_start|>user\nhow many chairs are there in the room?<|im_end|>\n"
     assert found(text).input_ids == expected(text).input_ids

@@ -1,4 +1,4 @@
-"""Settings and language models that cannot work, and what is said of them."""
+"""Invalid settings and language models, and their errors."""
 
 import importlib.util
 import json
@@ -15,8 +15,8 @@ from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, ope
 
 
 @pytest.fixture(scope="module")
-def short_sighted(tmp_path_factory):
-    """A language model that looks back 8 tokens."""
+def sliding_window_model(tmp_path_factory):
+    """A language model with a sliding window of 8 tokens."""
     folder = tmp_path_factory.mktemp("mistral")
     tokenizer = tiny_tokenizer()
     config = MistralConfig(
@@ -34,23 +34,23 @@ def opened(folder, **settings):
     return open_language_model(find_language_model(config), config, num_visual=3)
 
 
-def test_a_sliding_window_that_is_shorter_than_a_sequence(short_sighted):
+def test_a_short_sliding_window_is_rejected(sliding_window_model):
     with pytest.raises(ConfigError, match=r"8 tokens.*--no-share-image"):
-        opened(short_sighted)
-    assert opened(short_sighted, share_image=False).config.sliding_window == 8
+        opened(sliding_window_model)
+    assert opened(sliding_window_model, share_image=False).config.sliding_window == 8
     with pytest.raises(ConfigError, match=r"--max-length 9.*3 tokens.*--max-length 8\."):
-        opened(short_sighted, max_length=9)
-    assert opened(short_sighted, max_length=8).config.sliding_window == 8
+        opened(sliding_window_model, max_length=9)
+    assert opened(sliding_window_model, max_length=8).config.sliding_window == 8
 
 
-def test_another_width(tmp_path):
+def test_another_width_is_rejected(tmp_path):
     folder = tiny_folder(tmp_path / "tiny")
     config = VqaConfig(language_model=str(folder), language_width=WIDTH + 1)
     with pytest.raises(ConfigError, match=f"--language-width {WIDTH}"):
         open_language_model(find_language_model(config), config, num_visual=3)
 
 
-def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch):
+def test_missing_sentencepiece_is_named(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "old")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"")
@@ -61,7 +61,7 @@ def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("settings", "package", "said"),
+    ("settings", "package", "expected"),
     [
         ({"quantize": "4bit", "tune": "full"}, "bitsandbytes", "--tune lora"),
         ({"quantize": "4bit", "tune": "lora"}, None, r"pip install 'vitsplit\[4bit\]'"),
@@ -69,18 +69,18 @@ def test_a_tokenizer_of_sentencepiece_without_that_package(tmp_path, monkeypatch
         ({"attention": "flash_attention_2"}, "flash_attn", "--no-share-image"),
     ],
 )
-def test_what_needs_a_package_or_another_setting(settings, package, said, tmp_path, monkeypatch):
-    """``package`` alone is there, of the two that may be missing."""
+def test_missing_packages_and_settings_are_named(settings, package, expected, tmp_path, monkeypatch):
+    """Of the two optional packages, only ``package`` is installed."""
     folder, found = tiny_folder(tmp_path / "tiny"), importlib.util.find_spec
     there = {name: object() if name == package else None for name in ("bitsandbytes", "flash_attn")}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there[name] if name in there else found(name))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         opened(folder, **settings)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "model-00002-of-00002.safetensors"])
-def test_half_a_language_model_in_the_hubs_cache_is_fetched_again(missing, tmp_path, monkeypatch):
-    """The hub's client takes any folder of its cache for the model; what a download left there may be no model."""
+def test_an_incomplete_cached_language_model_is_downloaded_again(missing, tmp_path, monkeypatch):
+    """The hub's client accepts any folder in its cache, but an interrupted download may be incomplete."""
     folder = tmp_path / "snapshot"
     folder.mkdir()
     files = {"config.json", "model.safetensors"}
@@ -109,13 +109,13 @@ def test_half_a_language_model_in_the_hubs_cache_is_fetched_again(missing, tmp_p
     assert asked[2:] == [True], "a whole one is taken as it is"
 
 
-def test_weights_that_are_not_there_have_no_hash(tmp_path):
+def test_missing_weights_have_no_hash(tmp_path):
     with pytest.raises(WeightsError, match="no weights found"):
         _ = LanguageSource("tiny", tmp_path, None).weights_hash
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"visual_grid": (0, 8)}, "--visual-grid.* 0 8"),
         ({"max_new_tokens": 0}, "--max-new-tokens must be .* from 1 .* not 0"),
@@ -123,8 +123,8 @@ def test_weights_that_are_not_there_have_no_hash(tmp_path):
         ({"system_prompt": "An <image> is shown."}, "--system-prompt .*<image>"),
     ],
 )
-def test_settings(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings_are_rejected(settings, expected):
+    with pytest.raises(ConfigError, match=expected):
         VqaConfig(**settings)
 
 
@@ -132,7 +132,7 @@ def test_settings(settings, said):
     ("connector", "layers", "copied"),
     [("vitsplit", [23], 1), ("vitsplit-release", [22], 1), ("mlp2x", [22], 0), ("linear", [22], 0)],
 )
-def test_info_names_the_layers_that_a_connector_reads(connector, layers, copied, capsys):
+def test_info_lists_the_layers_of_a_connector(connector, layers, copied, capsys):
     assert main(["info", "llava15-7b-align", "--connector", connector, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["prior_layers"], facts["num_tuned_layers"]) == (layers, copied)

@@ -65,7 +65,7 @@ def saved(result):
 
 
 def weights(model):
-    """A language model's own weights by their names, whatever adapters stand between."""
+    """Weights of a language model by name, with or without adapters."""
     return {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): parameter.detach()
         for name, parameter in model.named_parameters()
@@ -74,7 +74,7 @@ def weights(model):
 
 
 def unchanged(model, language):
-    """Names of the weights that are, bit for bit, those on disk; and of those that are not."""
+    """Names of the weights that equal those on disk bit for bit, and of the others."""
     before = dict(AutoModelForCausalLM.from_pretrained(language).named_parameters())
     after = weights(model)
     assert after.keys() == before.keys()
@@ -87,7 +87,7 @@ def is_connector(name):
 
 
 @pytest.mark.parametrize("connector", ["vitsplit", "mlp2x", "linear"])
-def test_align_trains_the_connector_alone(scenes, tmp_path, language, opened, connector):
+def test_align_trains_only_the_connector(scenes, tmp_path, language, opened, connector):
     result = train(scenes, tmp_path / "run", language, stage="align", connector=connector)
     assert unchanged(opened[0], language)[1] == set()
     state = saved(result)
@@ -97,7 +97,7 @@ def test_align_trains_the_connector_alone(scenes, tmp_path, language, opened, co
     assert result.metrics["images"] == 3
 
 
-def test_adapters_train_and_nothing_else_of_the_language_model(scenes, tmp_path, language, opened):
+def test_only_adapters_of_the_language_model_are_trained(scenes, tmp_path, language, opened):
     result = train(scenes, tmp_path / "run", language, tune="lora")
     assert unchanged(opened[0], language)[1] == set()
     state = saved(result)
@@ -124,11 +124,11 @@ def test_full_tuning_changes_and_saves_the_language_model(scenes, tmp_path, lang
     assert {p.dtype for p in halved.model.decoder.language_model.parameters()} == {torch.bfloat16}, "nothing trains"
 
 
-def test_the_second_stage_starts_with_the_connector_of_the_first(scenes, tmp_path, language):
+def test_the_second_stage_starts_from_the_connector_of_the_first(scenes, tmp_path, language):
     def config(name, **settings):
         return override(recipe(name), {**STAGE_SETTINGS, "language_model": str(language), **settings})
 
-    # So small a rate that whatever the second stage ends with is what it began with.
+    # The rate is so small that the second stage does not change its initial weights.
     stages = config("laptop-vqa-align"), config("laptop-vqa", lr=1e-12, weight_decay=0.0)
     result = train_stages(*stages, data=scenes, out=tmp_path / "two")
     assert result.run == tmp_path / "two" / "instruct"
@@ -139,14 +139,14 @@ def test_the_second_stage_starts_with_the_connector_of_the_first(scenes, tmp_pat
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
     fresh = saved(train(scenes, tmp_path / "fresh", language, lr=1e-12, weight_decay=0.0))
     assert not torch.allclose(fresh["decoder.projection.weight"], first["decoder.projection.weight"], atol=1e-4)
-    # Both stages' settings are there from the start, for a first stage that is stopped and goes on.
+    # Settings of both stages exist from the start, for a first stage that is stopped and resumed.
     for stage, settings in zip(("align", "instruct"), stages, strict=True):
         assert json.loads(stage_file(tmp_path / "two", stage).read_text()) == json.loads(
             json.dumps(config_to_dict(settings))
         )
 
 
-def test_a_stage_does_not_start_for_another_language_model(scenes, tmp_path):
+def test_a_stage_rejects_another_language_model(scenes, tmp_path):
     folder = tiny_folder(tmp_path / "language")
     train(scenes, tmp_path / "first", folder, steps=1, stage="align")
     tiny_folder(folder, seed=1)  # another one of the same name
@@ -160,7 +160,7 @@ def result(scenes, tmp_path_factory, language):
     return train(scenes, tmp_path_factory.mktemp("runs") / "run", language)
 
 
-def test_a_bundle_answers(scenes, tmp_path, language, result):
+def test_a_bundle_answers_questions(scenes, tmp_path, language, result):
     evaluation, task = vitsplit.evaluate(vitsplit.load(result.run / "best", language_weights=language), data=scenes)
     for name in ("answer_loss", "exact_match", "questions"):
         assert evaluation.metrics[name] == pytest.approx(result.metrics[name], rel=1e-4)
@@ -178,8 +178,8 @@ def test_a_bundle_answers(scenes, tmp_path, language, result):
     assert figures["answer_loss"] == pytest.approx(evaluation.metrics["answer_loss"])
 
 
-def test_the_figures_are_those_of_every_question_by_itself(scenes, language, result):
-    """Counted anew from the file, one question at a time, with the loss of the whole text by transformers."""
+def test_metrics_equal_question_by_question_evaluation(scenes, language, result):
+    """Reference metrics from the file, one question at a time, with transformers' loss of the whole text."""
     evaluation, task = vitsplit.evaluate(vitsplit.load(result.run / "last", language_weights=language), data=scenes)
     predictor = vitsplit.load(result.run / "last", language_weights=language)
     rows = [json.loads(line) for line in (scenes / "questions_val.jsonl").read_text().splitlines()]
@@ -202,17 +202,19 @@ def test_the_figures_are_those_of_every_question_by_itself(scenes, language, res
     assert evaluation.metrics["answer_loss"] == pytest.approx(loss / count, rel=1e-4)
 
 
-def test_another_language_model_is_refused(scenes, tmp_path):
+def test_another_language_model_is_rejected(scenes, tmp_path):
     folder = tiny_folder(tmp_path / "language")
     result = train(scenes, tmp_path / "run", folder, steps=1)
-    said = json.loads((result.run / "last" / "head.json").read_text())["description"]["language_model"]["weights_hash"]
+    recorded = json.loads((result.run / "last" / "head.json").read_text())["description"]["language_model"][
+        "weights_hash"
+    ]
     tiny_folder(folder, seed=1)
     with pytest.raises(BundleError) as error:
         vitsplit.load(result.run / "last", language_weights=folder)
     message = str(error.value)
-    assert said[:16] in message and "was trained with" in message
+    assert recorded[:16] in message and "was trained with" in message
     found = find_language_model(VqaConfig(language_model=str(folder))).weights_hash
-    assert found != said and found[:16] in message
+    assert found != recorded and found[:16] in message
 
 
 def test_another_width_is_named(scenes, tmp_path, language):
@@ -221,7 +223,7 @@ def test_another_width_is_named(scenes, tmp_path, language):
 
 
 @pytest.mark.parametrize("settings", [{}, {"tune": "full", "gradient_checkpointing": True}])
-def test_a_resumed_run_ends_as_one_that_never_stopped(scenes, tmp_path, language, monkeypatch, settings):
+def test_a_resumed_run_equals_an_uninterrupted_one(scenes, tmp_path, language, monkeypatch, settings):
     settings = {"steps": 4, "checkpoint_every": 1, **settings}
     whole = train(scenes, tmp_path / "whole", language, **settings)
     original, left = task_module.collate, [3]
@@ -242,7 +244,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(scenes, tmp_path, language
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_shared_weight_is_saved_once_or_not_at_all(tmp_path):
+def test_shared_weights_are_saved_at_most_once(tmp_path):
     frozen = Head(torch.nn.Linear(2, 2), tiny_model(tied=True).requires_grad_(False))
     assert frozen.trainable_state().keys() == {"head.weight", "head.bias"}
     full = Head(torch.nn.Linear(2, 2), tiny_model(tied=True))

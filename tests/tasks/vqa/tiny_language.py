@@ -43,7 +43,7 @@ def tiny_tokenizer(*, eos: str = "<|im_end|>", bos: str | None = None) -> Any:
 
 
 def tiny_model(*, seed: int = 0, tied: bool = False) -> Any:
-    """Random, with weights so large that what is read makes a difference to what is written."""
+    """Random weights, large enough that the output depends on the input."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(

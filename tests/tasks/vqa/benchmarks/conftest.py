@@ -1,4 +1,4 @@
-"""Small images and JSON files as the benchmarks have them, and a bundle that answers from a table."""
+"""Small images and JSON files in the formats of the benchmarks, and a bundle that answers from a table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def put(tmp_path: Path) -> Callable[..., Path]:
 
 
 class TableBundle:
-    """Answers questions from a table; counts its looks at images, and fails after so many of them."""
+    """Answers questions from a table; counts encoded images, and fails after a number of them."""
 
     def __init__(self, answers: dict[str, str], fail_after: int | None = None) -> None:
         self.answers, self.fail_after = answers, fail_after

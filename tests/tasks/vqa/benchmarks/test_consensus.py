@@ -1,4 +1,4 @@
-"""The cleaning of answers and the accuracy against ten people, on cases worked out by hand from the official rules."""
+"""Normalization of answers and accuracy against ten annotators, on cases worked out from the official rules."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from vitsplit.tasks.vqa.benchmarks.consensus import CONTRACTIONS, clean, clean_a
         ("", ""),
     ],
 )
-def test_answers_are_cleaned_by_the_official_rules(answer: str, cleaned: str) -> None:
+def test_answers_are_normalized_by_the_official_rules(answer: str, cleaned: str) -> None:
     assert clean(answer) == cleaned
 
 
@@ -54,23 +54,25 @@ def test_answers_are_cleaned_by_the_official_rules(answer: str, cleaned: str) ->
         ("It's", "it 's"),
     ],
 )
-def test_the_servers_way_differs_in_commas_question_marks_and_possessives(answer: str, cleaned: str) -> None:
+def test_server_normalization_differs_in_punctuation(answer: str, cleaned: str) -> None:
     assert clean_as_server(answer) == cleaned
 
 
 def test_contractions_lack_one_apostrophe() -> None:
     assert CONTRACTIONS["yall'd've"] == CONTRACTIONS["y'all'dve"] == CONTRACTIONS["y'alld've"] == "y'all'd've"
     assert CONTRACTIONS["ow's'at"] == CONTRACTIONS["'ows'at"] == "'ow's'at"
-    assert not {"shed", "well", "were", "ill", "lets", "its", "wed", "shell"} & set(CONTRACTIONS)  # words themselves
+    assert not {"shed", "well", "were", "ill", "lets", "its", "wed", "shell"} & set(
+        CONTRACTIONS
+    )  # these are words without an apostrophe
 
 
 @pytest.mark.parametrize(("same", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
-def test_agreement_with_ten_people(same: int, accuracy: float) -> None:
+def test_accuracy_with_ten_annotators(same: int, accuracy: float) -> None:
     # e.g. 3 of 10: the three who agree see 2 others (2/3), the seven see 3 (1): (3 * 2/3 + 7) / 10 = 0.9
     assert consensus("dog", ["dog"] * same + ["cat"] * (10 - same)) == pytest.approx(accuracy)
 
 
-def test_agreement_is_the_mean_over_all_sets_of_nine() -> None:
+def test_accuracy_is_the_mean_over_subsets_of_nine() -> None:
     truths = ["dog", "dog", "cat", "dog", "bird", "cat", "cow", "cat", "bat", "cat"]
     for answer in ("dog", "cat", "bird", "fish"):
         nines = [min(1, nine.count(answer) / 3) for nine in itertools.combinations(truths, 9)]
@@ -80,7 +82,7 @@ def test_agreement_is_the_mean_over_all_sets_of_nine() -> None:
 def official(answer: str, truths: list[str]) -> float:
     """The loop of VQA's ``vqaEval.py`` over one question; ``answer`` is a word that its cleaning leaves as it is.
 
-    Where people's answers differ, they pass its first step, for punctuation, alone.
+    If the annotations differ, only the first step (punctuation) is applied to them.
     """
     marks = ';/[]"{}()=+\\_-><@`,?!'
 
@@ -121,6 +123,6 @@ def official(answer: str, truths: list[str]) -> float:
         (["1,000 dogs", "dog.", "d.og"] + ["dog"] * 7, 1.0),
     ],
 )
-def test_people_s_answers_lose_punctuation_where_they_differ(truths: list[str], expected: float) -> None:
+def test_differing_annotations_lose_punctuation(truths: list[str], expected: float) -> None:
     assert consensus(clean("Dog"), clean_truths(truths)) == pytest.approx(official("dog", truths))
     assert official("dog", truths) == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""VQAv2, VizWiz and TextVQA: files, prompts, figures worked out by hand, submissions, and what is refused."""
+"""VQAv2, VizWiz and TextVQA: files, prompts, metrics worked out by hand, submissions, and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Put = Callable[..., Path]
 SHORT = "Answer the question using a single word or phrase."
 
 
-def people(**counts: int) -> list[dict[str, Any]]:
+def ten_answers(**counts: int) -> list[dict[str, Any]]:
     """Ten answers, as VQAv2's annotations have them."""
     words = [word for word, count in counts.items() for _ in range(count)]
     return [{"answer": word, "answer_id": n, "answer_confidence": "yes"} for n, word in enumerate(words, 1)]
@@ -39,14 +39,14 @@ def vqav2(put: Put) -> Path:
     put("val2014/COCO_val2014_000000000012.jpg")
     put("v2_OpenEnded_mscoco_val2014_questions.json", vqav2_questions("val2014"))
     notes = [
-        {"question_id": 9001, "answer_type": "number", "answers": people(**{"2": 3, "3": 7})},
-        {"question_id": 9002, "answer_type": "yes/no", "answers": people(yes=10)},
-        {"question_id": 12001, "answer_type": "other", "answers": people(dog=1, cat=9)},
+        {"question_id": 9001, "answer_type": "number", "answers": ten_answers(**{"2": 3, "3": 7})},
+        {"question_id": 9002, "answer_type": "yes/no", "answers": ten_answers(yes=10)},
+        {"question_id": 12001, "answer_type": "other", "answers": ten_answers(dog=1, cat=9)},
     ]
     return put("v2_mscoco_val2014_annotations.json", {"annotations": notes}).parent
 
 
-def test_vqav2_figures_and_submission(vqav2: Path, tmp_path: Path) -> None:
+def test_vqav2_metrics_and_submission(vqav2: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("vqav2", vqav2)
     first, second, _ = benchmark.questions
     assert first.prompt == f"How many?\n{SHORT}"
@@ -65,7 +65,7 @@ def test_vqav2_figures_and_submission(vqav2: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_vqav2_without_annotations_is_for_the_server(put: Put, tmp_path: Path) -> None:
+def test_vqav2_without_annotations_writes_a_submission(put: Put, tmp_path: Path) -> None:
     put("test2015/COCO_test2015_000000000009.jpg")
     put("test2015/COCO_test2015_000000000012.jpg")
     whole = vqav2_questions("test2015")
@@ -86,7 +86,7 @@ def test_vqav2_without_annotations_is_for_the_server(put: Put, tmp_path: Path) -
     ]
 
 
-def test_vqav2_refuses(vqav2: Path, put: Put) -> None:
+def test_invalid_vqav2_files_are_rejected(vqav2: Path, put: Put) -> None:
     with pytest.raises(DataError, match=r"1 of 3 questions have no answer \(12001\)"):
         open_benchmark("vqav2", vqav2).measure({"9001": "", "9002": ""})
     (vqav2 / "val2014" / "COCO_val2014_000000000012.jpg").unlink()
@@ -94,10 +94,10 @@ def test_vqav2_refuses(vqav2: Path, put: Put) -> None:
         open_benchmark("vqav2", vqav2)
     put("val2014/COCO_val2014_000000000012.jpg")
     put("v2_mscoco_val2014_annotations.json",
-        {"annotations": [{"question_id": 9001, "answers": people(two=10)}]})  # fmt: skip
+        {"annotations": [{"question_id": 9001, "answers": ten_answers(two=10)}]})  # fmt: skip
     with pytest.raises(DataError, match=r"2 of 3 questions .* have no annotation, such as 9002"):
         open_benchmark("vqav2", vqav2)
-    put("v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 9001, "answers": people(two=9)}]})
+    put("v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 9001, "answers": ten_answers(two=9)}]})
     with pytest.raises(DataError, match="question 9001 has 9 answers, not 10"):
         open_benchmark("vqav2", vqav2)
     twice = vqav2_questions("val2014")
@@ -117,7 +117,7 @@ def vizwiz_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_vizwiz(put: Put, tmp_path: Path) -> None:
+def test_vizwiz_metrics_and_submission(put: Put, tmp_path: Path) -> None:
     put("val/VizWiz_val_0.jpg")
     put("val/VizWiz_val_1.jpg")
     root = put("Annotations/val.json", vizwiz_rows()).parents[1]
@@ -137,7 +137,7 @@ def test_vizwiz(put: Put, tmp_path: Path) -> None:
     ]
 
 
-def test_vizwiz_with_answers_of_some_questions_is_refused_and_of_none_is_for_the_server(put: Put) -> None:
+def test_vizwiz_needs_answers_of_all_or_no_questions(put: Put) -> None:
     put("test/VizWiz_val_0.jpg")
     put("test/VizWiz_val_1.jpg")
     rows = vizwiz_rows()
@@ -166,7 +166,7 @@ def textvqa(put: Put) -> Path:
     return put("TextVQA_0.5.1_val.json", {"data": rows}).parent
 
 
-def test_textvqa(textvqa: Path, tmp_path: Path) -> None:
+def test_textvqa_metrics(textvqa: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("textvqa", textvqa)
     assert benchmark.questions[0].prompt == f"What brand is it?\n{SHORT}"
     answers = {"1": "the men 's own", "2": "1999"}
@@ -175,7 +175,7 @@ def test_textvqa(textvqa: Path, tmp_path: Path) -> None:
     assert json.loads(file.read_text())[1] == {"question_id": 2, "answer": "1999"}
 
 
-def test_textvqa_with_what_a_reader_found(textvqa: Path, put: Put) -> None:
+def test_textvqa_with_ocr_tokens(textvqa: Path, put: Put) -> None:
     benchmark = open_benchmark("textvqa-ocr", textvqa)
     assert benchmark.questions[0].prompt == f"What brand is it?\nReference OCR token: MEN'S, OWN\n{SHORT}"
     put("TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "0b", "ocr_tokens": []}]})

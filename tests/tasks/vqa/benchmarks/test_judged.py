@@ -1,4 +1,4 @@
-"""MM-Vet and LLaVA-Bench: files in, and the files that their judges read."""
+"""MM-Vet and LLaVA-Bench: input files, and the files for the judge models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitsplit.tasks.vqa.benchmarks import open_benchmark
 Put = Callable[..., Path]
 
 
-def test_mmvet(put: Put, tmp_path: Path) -> None:
+def test_mmvet_files(put: Put, tmp_path: Path) -> None:
     put("mm-vet/images/v1_0.png")
     put("mm-vet/images/v1_1.jpg")
     rows = {
@@ -33,7 +33,7 @@ def test_mmvet(put: Put, tmp_path: Path) -> None:
         benchmark.write({"v1_0": "x"}, tmp_path, "first")
 
 
-def test_llava_bench(put: Put, tmp_path: Path) -> None:
+def test_llava_bench_files(put: Put, tmp_path: Path) -> None:
     put("images/001.jpg")
     rows = [
         {"question_id": 1, "image": "001.jpg", "text": "Describe it.", "category": "detail"},

@@ -1,4 +1,4 @@
-"""Files of benchmarks that nobody should give: one error that names the file, whatever is wrong with them."""
+"""Malformed benchmark files: every error is one message that names the file."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def changed(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_strange_value_anywhere_is_refused_or_harmless(name: str, put: Put, tmp_path: Path) -> None:
+def test_unexpected_values_are_rejected_or_harmless(name: str, put: Put, tmp_path: Path) -> None:
     root = write(put, GOOD[name])
     (tmp_path.parent / "outside.jpg").write_bytes(b"")
     assert len(open_benchmark(name, root).questions) >= 1
@@ -129,7 +129,7 @@ def test_a_strange_value_anywhere_is_refused_or_harmless(name: str, put: Put, tm
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_files_that_are_no_json(name: str, put: Put, tmp_path: Path) -> None:
+def test_invalid_json_is_rejected(name: str, put: Put, tmp_path: Path) -> None:
     root = write(put, GOOD[name])
     first = root / next(iter(GOOD[name]))
     for content in (b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"a": 1, "a": 2}', b"7" * 10_000, b"NaN", b"\0"):
@@ -138,11 +138,11 @@ def test_files_that_are_no_json(name: str, put: Put, tmp_path: Path) -> None:
             open_benchmark(name, root)
     first.unlink()
     os.mkfifo(first)
-    with pytest.raises(DataError):  # and it does not wait for somebody to write
+    with pytest.raises(DataError):  # without waiting for a writer
         open_benchmark(name, root)
 
 
-def test_the_table_of_mmbench(tmp_path: Path) -> None:
+def test_malformed_mmbench_tables_are_rejected(tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (4, 4)).save(picture, "PNG")
     cells = {"index": "1", "question": "which?", "A": "x", "B": "y", "answer": "A",
@@ -172,7 +172,7 @@ def test_the_table_of_mmbench(tmp_path: Path) -> None:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that says it has this size, and has no pixels."""
+    """A PNG header with this size and no pixel data."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -194,7 +194,7 @@ def png_of(width: int, height: int) -> bytes:
     ],
     ids=["empty", "text", "PostScript", "SVG", "177 million pixels", "2^62 pixels", "cut short"],
 )
-def test_images_that_a_table_carries_are_of_few_formats_and_pixels(content: bytes) -> None:
+def test_embedded_images_are_limited_in_format_and_size(content: bytes) -> None:
     with pytest.raises(DataError, match="the image of question 7: "):
         decode_bytes(content, "the image of question 7")
 
@@ -204,7 +204,7 @@ def test_images_that_a_table_carries_are_of_few_formats_and_pixels(content: byte
     ['{"id": "a"}', '{"id": 1, "prompt": "what?", "text": "x"}', '{"id": "a", "prompt": "what?", "text": null}', "[]",
      '{"id": "a", "id": "b", "prompt": "what?", "text": "x"}', "{" * 9],
 )  # fmt: skip
-def test_answers_that_are_none(line: str, table_bundle: Any, tmp_path: Path) -> None:
+def test_malformed_answers_are_rejected(line: str, table_bundle: Any, tmp_path: Path) -> None:
     class One:
         name, max_new_tokens = "one", 5
         questions = (BenchmarkQuestion("a", Path("a.png"), "what?"),)

@@ -57,7 +57,7 @@ def row(index: int, options: str, answer: str, image: str, **more: str) -> dict[
     }  # fmt: skip
 
 
-def test_rotations_are_made_where_the_file_has_none(write: Write, image: str, tmp_path: Path) -> None:
+def test_missing_rotations_are_generated(write: Write, image: str, tmp_path: Path) -> None:
     path = write([
         row(241, "red green blue", "B", image, hint="Look."),
         row(252, "cat dog", "A", image, category="animal", **{"l2-category": "reasoning"}),
@@ -71,7 +71,7 @@ def test_rotations_are_made_where_the_file_has_none(write: Write, image: str, tm
         "252": f"Which 252?\nA. cat\nB. dog\n{LETTER}",
         "1000252": f"Which 252?\nA. dog\nB. cat\n{LETTER}",
     }
-    # Question 241 is right in every rotation; 252 always says A, and so only once.
+    # Question 241 is correct in every rotation; 252 always answers A, which is correct once.
     answers = {"241": "B", "1000241": "A. green", "2000241": "(C)", "252": "A", "1000252": "A"}
     figures = benchmark.measure(answers)
     assert figures == {
@@ -81,12 +81,12 @@ def test_rotations_are_made_where_the_file_has_none(write: Write, image: str, tm
     assert benchmark.measure(answers | {"2000241": "green or blue"})["unread"] == pytest.approx(1 / 5)
     assert benchmark.measure(answers | {"2000241": "green or blue"})["accuracy"] == 0
     assert {question.id for question in benchmark.take(1).questions} == {"241", "1000241", "2000241"}
-    # The server knows only the rows of the file.
+    # The server expects only the rows of the file.
     (file,) = benchmark.write(answers, tmp_path, "m")
     assert [cells[0].value for cells in openpyxl.load_workbook(file).active.iter_rows(min_row=2)] == [241, 252]
 
 
-def test_rotations_of_the_file_are_taken_with_their_own_answers(write: Write, image: str) -> None:
+def test_rotations_of_the_file_are_used(write: Write, image: str) -> None:
     path = write([
         row(7, "red green", "B", image),
         row(8, "cat dog", "A", image),
@@ -101,7 +101,7 @@ def test_rotations_of_the_file_are_taken_with_their_own_answers(write: Write, im
     assert (figures["accuracy"], figures["single_pass_accuracy"]) == (0.5, 0.5)
 
 
-def test_the_sheet_has_llavas_columns(write: Write, image: str, tmp_path: Path) -> None:
+def test_the_sheet_has_the_columns_of_llava(write: Write, image: str, tmp_path: Path) -> None:
     path = write([row(7, "red =1+1", "B", image, source="web", comment="x")])
     benchmark = open_benchmark("mmbench", path)
     (file,) = benchmark.write({"7": "=B\x07", "1000007": "A"}, tmp_path, "m")
@@ -113,12 +113,12 @@ def test_the_sheet_has_llavas_columns(write: Write, image: str, tmp_path: Path) 
     assert openpyxl.load_workbook(file).active["G2"].data_type == "s"  # no formula
 
 
-def test_a_split_without_answers_has_no_figures(write: Write, image: str) -> None:
+def test_a_split_without_answers_has_no_metrics(write: Write, image: str) -> None:
     benchmark = open_benchmark("mmbench", write([row(7, "red green", "", image)]))
     assert benchmark.measure({"7": "A", "1000007": "A"}) == {}
 
 
-def test_chinese_asks_in_chinese(write: Write, image: str) -> None:
+def test_the_chinese_benchmark_uses_a_chinese_prompt(write: Write, image: str) -> None:
     benchmark = open_benchmark("mmbench-cn", write([row(7, "red green", "A", image)]))
     assert benchmark.questions[0].prompt == "Which 7?\nA. red\nB. green\n请直接回答选项字母。"
 
@@ -140,13 +140,13 @@ def test_chinese_asks_in_chinese(write: Write, image: str) -> None:
         ("", None),
     ],
 )
-def test_options_are_read(answer: str, letter: str | None) -> None:
+def test_option_letters_are_parsed(answer: str, letter: str | None) -> None:
     assert read_option(answer, ("red", "green", "blue")) == letter
 
 
-def test_what_is_refused(write: Write, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_files_are_rejected(write: Write, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good = row(7, "red green", "A", image)
-    for rows, said in (
+    for rows, expected in (
         ([good, good], "id 7 is not unique"),
         ([good | {"image": "%%"}], "image of row 7"),
         ([good | {"image": "99"}], "row 7 has no image"),
@@ -155,7 +155,7 @@ def test_what_is_refused(write: Write, image: str, monkeypatch: pytest.MonkeyPat
         ([row(1000007, "red green", "A", image)], "row 1000007 is a rotation of 7, which is not in the file"),
         ([], "no columns"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=expected):
             open_benchmark("mmbench", write(rows))
     path = write([good])
     with pytest.raises(DataError, match=r"1 of 2 questions have no answer \(1000007\)"):

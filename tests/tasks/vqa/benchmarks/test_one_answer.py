@@ -1,4 +1,4 @@
-"""GQA, ScienceQA and DAQUAR: files, prompts, figures worked out by hand, and what is refused."""
+"""GQA, ScienceQA and DAQUAR: files, prompts, metrics worked out by hand, and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Put = Callable[..., Path]
 LETTER = "Answer with the option's letter from the given choices directly."
 
 
-def test_gqa(put: Put, tmp_path: Path) -> None:
+def test_gqa_metrics(put: Put, tmp_path: Path) -> None:
     put("images/n1.jpg")
     questions = {
         "201": {"question": "Who?", "imageId": "n1", "answer": "boy", "types": {"structural": "query"}},
@@ -63,7 +63,7 @@ def test_gqa(put: Put, tmp_path: Path) -> None:
         ("", None, None),
     ],
 )
-def test_letters_are_read_as_llava_reads_them(answer: str, strict: str | None, lenient: str | None) -> None:
+def test_option_letters_are_parsed_as_in_llava(answer: str, strict: str | None, lenient: str | None) -> None:
     assert (read_letter(answer, 3), read_letter(answer, 3, lenient=True)) == (strict, lenient)
 
 
@@ -81,7 +81,7 @@ def science(put: Put) -> Path:
     return put("problems.json", problems).parent
 
 
-def test_scienceqa(science: Path, tmp_path: Path) -> None:
+def test_scienceqa_metrics(science: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("scienceqa", science)
     first, second, _ = benchmark.questions
     assert first.prompt == f"Context: Look.\nWhich?\nA. ice\nB. sun\n{LETTER}"
@@ -92,19 +92,19 @@ def test_scienceqa(science: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     (file,) = benchmark.write(answers, tmp_path, "m")
     assert json.loads(file.read_text())["results"] == {"5": 1, "6": 0, "8": -1}
-    hesitant = {"5": " B ", "6": "The answer is A", "8": "A"}
-    assert benchmark.measure(hesitant) | {"img_accuracy": 0} == {
+    responses = {"5": " B ", "6": "The answer is A", "8": "A"}
+    assert benchmark.measure(responses) | {"img_accuracy": 0} == {
         "accuracy": pytest.approx(1 / 3), "img_accuracy": 0, "unread": pytest.approx(2 / 3)
     }  # fmt: skip
     lenient = open_benchmark("scienceqa-lenient", science)
-    assert lenient.name == "scienceqa-lenient" and lenient.measure(hesitant)["accuracy"] == 1
-    assert open_benchmark("scienceqa-img-lenient", science).measure(hesitant)["img_accuracy"] == 1
+    assert lenient.name == "scienceqa-lenient" and lenient.measure(responses)["accuracy"] == 1
+    assert open_benchmark("scienceqa-img-lenient", science).measure(responses)["img_accuracy"] == 1
     with_images = open_benchmark("scienceqa-img", science)
     assert [question.id for question in with_images.questions] == ["5", "8"]
     assert with_images.measure({"5": "B", "8": "A"})["img_accuracy"] == 1
 
 
-def test_scienceqa_from_llavas_file(science: Path, put: Put) -> None:
+def test_scienceqa_from_the_llava_file(science: Path, put: Put) -> None:
     rows = [
         {"id": "5", "image": "5/image.png", "conversations": [
             {"from": "human", "value": "<image>\nWhich?\nA. ice\nB. sun"},
@@ -125,7 +125,7 @@ def test_scienceqa_from_llavas_file(science: Path, put: Put) -> None:
     assert open_benchmark("scienceqa", science).measure({"5": "A"}) == {"accuracy": 0, "img_accuracy": 0, "unread": 0}
 
 
-def test_scienceqa_refuses(science: Path, put: Put) -> None:
+def test_invalid_scienceqa_files_are_rejected(science: Path, put: Put) -> None:
     put("pid_splits.json", {"test": ["5", "99"]})
     with pytest.raises(DataError, match=r"problem 99 of pid_splits.json"):
         open_benchmark("scienceqa", science)
@@ -138,7 +138,7 @@ def test_scienceqa_refuses(science: Path, put: Put) -> None:
         open_benchmark("scienceqa", science)
 
 
-def test_daquar(put: Put, tmp_path: Path) -> None:
+def test_daquar_metrics(put: Put, tmp_path: Path) -> None:
     put("images/val/1.jpg")
     rows = [
         {"image": "1.jpg", "question": " what is on the desk? ", "answer": "book, lamp, cup"},
@@ -152,14 +152,14 @@ def test_daquar(put: Put, tmp_path: Path) -> None:
     assert benchmark.questions[0].prompt == "what is on the desk? Be short."
     assert open_benchmark("daquar", file).questions[0].prompt == "what is on the desk?"
     figures = benchmark.measure({"1": "lamp, chair", "2": "4.", "3": "Blue, red", "4": ""})
-    # overlaps: {lamp} of 2 said and 3 true: 1/3; 1; 1; 0
+    # overlaps: {lamp} of 2 predicted and 3 true: 1/3; 1; 1; 0
     assert figures == {"exact_match": 0.25, "set_match": 0.5, "set_overlap": pytest.approx((1 / 3 + 1 + 1 + 0) / 4)}
     put("daquar_val.jsonl", [{"image": "1.jpg", "question": "?"}])
     with pytest.raises(DataError, match=r"daquar_val.jsonl: line 1 has no 'answer'"):
         open_benchmark("daquar", tmp_path)
 
 
-def test_names_and_limits_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_names_and_limits_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'vqa'. Benchmarks: daquar, gqa,"):
         open_benchmark("vqa", tmp_path)
     with pytest.raises(ConfigError, match="--limit 0"):

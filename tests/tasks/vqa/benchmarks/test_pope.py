@@ -1,4 +1,4 @@
-"""POPE: the reading of yes and no, figures worked out by hand, and what is refused."""
+"""POPE: parsing of yes and no, metrics worked out by hand, and errors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Put = Callable[..., Path]
         ("no, there is none", False),
         ("There is not a dog", False),
         ("Yes. There is no cat", True),  # only the first sentence counts
-        ("NO", True),  # LLaVA looks for these words in this writing
+        ("NO", True),  # LLaVA's rule is case-sensitive
         ("Nothing", True),
         ("", True),
         ("well, no.", False),
     ],
 )
-def test_reading_of_yes_and_no(answer: str, yes: bool) -> None:
+def test_yes_and_no_are_parsed(answer: str, yes: bool) -> None:
     assert says_yes(answer) is yes
 
 
@@ -49,13 +49,13 @@ def pope(put: Put) -> Path:
     return put("coco/coco_pope_adversarial.json", rows(["no", "no"])).parents[1]
 
 
-def test_figures(pope: Path) -> None:
+def test_pope_metrics(pope: Path) -> None:
     benchmark = open_benchmark("pope", pope)
     assert benchmark.questions[0].prompt == ("Is there thing 1?\nAnswer the question using a single word or phrase.")
-    said = {"random": "yes yes no yes no", "popular": "yes no", "adversarial": "no no"}
-    answers = {f"{name}/{n}": word for name, text in said.items() for n, word in enumerate(text.split(), 1)}
+    responses = {"random": "yes yes no yes no", "popular": "yes no", "adversarial": "no no"}
+    answers = {f"{name}/{n}": word for name, text in responses.items() for n, word in enumerate(text.split(), 1)}
     figures = benchmark.measure(answers)
-    # random: 2 hits, 1 missed, 1 false alarm, 1 right no
+    # random: 2 hits, 1 missed, 1 false positive, 1 true negative
     assert figures["by_category"]["random"] == {
         "accuracy": 3 / 5, "precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3),
         "f1": pytest.approx(2 / 3), "yes_share": 3 / 5, "questions": 5,
@@ -68,13 +68,13 @@ def test_figures(pope: Path) -> None:
     assert figures["mean_accuracy"] == pytest.approx((0.6 + 1 + 1) / 3)
 
 
-def test_always_yes_has_the_share_of_yes_as_precision(pope: Path) -> None:
+def test_precision_of_always_yes(pope: Path) -> None:
     benchmark = open_benchmark("pope", pope)
     figures = benchmark.measure({question.id: "Yes" for question in benchmark.questions})["by_category"]["random"]
     assert (figures["precision"], figures["recall"], figures["yes_share"]) == (0.6, 1, 1)
 
 
-def test_a_limit_counts_in_every_category(pope: Path, tmp_path: Path) -> None:
+def test_the_limit_applies_per_category(pope: Path, tmp_path: Path) -> None:
     benchmark = open_benchmark("pope", pope, limit=1)
     assert [question.id for question in benchmark.questions] == ["random/1", "popular/1", "adversarial/1"]
     files = benchmark.write({"random/1": "Yes.", "popular/1": "no", "adversarial/1": "no"}, tmp_path, "m")
@@ -86,19 +86,19 @@ def test_one_file_is_one_category(pope: Path) -> None:
     assert {question.id for question in benchmark.questions} == {"popular/1", "popular/2"}
 
 
-def test_what_is_refused(pope: Path, put: Put) -> None:
+def test_invalid_files_are_rejected(pope: Path, put: Put) -> None:
     benchmark = open_benchmark("pope", pope)
     with pytest.raises(DataError, match=r"9 of 9 questions have no answer \(random/1"):
         benchmark.measure({})
     file = pope / "coco" / "coco_pope_popular.json"
-    for content, said in (
+    for content, expected in (
         (rows(["yes"]) * 2, "popular.json: id 1 is not unique"),
         (rows(["yes", "maybe"]), "line 2 has the label 'maybe'"),
         ([{"question_id": 1, "text": "a"}], "line 1 has no 'image'"),
         (rows(["yes"] * 7), r"2 of 7 questions have no image in .*val2014, such as COCO_val2014_6.jpg \(question 6\)"),
     ):
         put("coco/coco_pope_popular.json", content)
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=expected):
             open_benchmark("pope", pope)
     file.write_text("{'a'}\n")
     with pytest.raises(DataError, match=r"popular.json: line 1: not valid JSON"):

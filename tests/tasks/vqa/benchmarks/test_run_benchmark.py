@@ -1,4 +1,4 @@
-"""Asking: one look at every image, answers kept as they come, a second start that goes on; and the command."""
+"""Running a benchmark: every image is encoded once, answers are saved as they are generated, and runs resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TABLE = {"what?": "cup", "where?": "here", "who?": "me", "why?": "so"}
 ANSWERS = {"a": "cup", "b": "here", "c": "me", "d": "so"}
 
 
-def test_questions_on_an_image_are_asked_together(table_bundle: Any, tmp_path: Path) -> None:
+def test_questions_on_one_image_are_batched(table_bundle: Any, tmp_path: Path) -> None:
     bundle, done = table_bundle(TABLE), []
     answers = run_benchmark(bundle, Plain(QUESTIONS), tmp_path / "new", on_question=lambda: done.append(1))
     assert answers == ANSWERS
@@ -54,13 +54,13 @@ def test_questions_on_an_image_are_asked_together(table_bundle: Any, tmp_path: P
     assert len(done) == 4
 
 
-def test_a_stopped_run_goes_on(table_bundle: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(table_bundle: Any, tmp_path: Path) -> None:
     stopped = table_bundle(TABLE, fail_after=1)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(stopped, Plain(QUESTIONS), tmp_path)
     kept = (tmp_path / "answers.jsonl").read_text()
     assert [json.loads(line).get("text") for line in kept.splitlines()] == [None, "cup", "me"]
-    # A kill while a line was written leaves half of it.
+    # A kill during a write leaves an incomplete line.
     (tmp_path / "answers.jsonl").write_text(kept + '{"id": "b", "prompt": "wh')
     bundle, done = table_bundle(TABLE), []
     assert run_benchmark(bundle, Plain(QUESTIONS), tmp_path, on_question=lambda: done.append(1)) == ANSWERS
@@ -71,7 +71,7 @@ def test_a_stopped_run_goes_on(table_bundle: Any, tmp_path: Path) -> None:
     assert finished.looked == []
 
 
-def test_a_larger_limit_goes_on_from_a_smaller_one(table_bundle: Any, tmp_path: Path) -> None:
+def test_a_larger_limit_resumes_from_a_smaller_one(table_bundle: Any, tmp_path: Path) -> None:
     assert run_benchmark(table_bundle(TABLE), Plain(QUESTIONS[:1]), tmp_path) == {"a": "cup"}
     bundle = table_bundle(TABLE)
     assert run_benchmark(bundle, Plain(QUESTIONS[:2]), tmp_path) == {"a": "cup", "b": "here"}
@@ -79,13 +79,13 @@ def test_a_larger_limit_goes_on_from_a_smaller_one(table_bundle: Any, tmp_path: 
     assert run_benchmark(table_bundle({}), Plain(QUESTIONS[:1]), tmp_path) == {"a": "cup"}
 
 
-def test_answers_of_other_makers_are_not_taken(table_bundle: Any, tmp_path: Path) -> None:
+def test_answers_of_another_bundle_are_rejected(table_bundle: Any, tmp_path: Path) -> None:
     run_benchmark(table_bundle(TABLE), Plain(QUESTIONS), tmp_path, made_by={"bundle": "abc"})
-    for kwargs, said in (
+    for kwargs, expected in (
         ({"made_by": {"bundle": "xyz"}}, "bundle abc"),
         ({"made_by": {"bundle": "abc"}, "max_new_tokens": 9}, "max_new_tokens 5"),
     ):
-        with pytest.raises(RunError, match=said):
+        with pytest.raises(RunError, match=expected):
             run_benchmark(table_bundle(TABLE), Plain(QUESTIONS), tmp_path, **kwargs)
     changed = Plain((BenchmarkQuestion("a", ONE, "what now?"),))
     with pytest.raises(RunError, match="question a "):
@@ -96,7 +96,7 @@ def test_answers_of_other_makers_are_not_taken(table_bundle: Any, tmp_path: Path
         run_benchmark(table_bundle(TABLE), Plain(QUESTIONS), tmp_path, made_by={"bundle": "abc"})
 
 
-def test_images_that_a_table_carries_and_questions_without_one(
+def test_embedded_images_and_questions_without_an_image(
     table_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = io.BytesIO()
@@ -138,7 +138,7 @@ def command(table_bundle: Any, tmp_path: Path, put: Put, monkeypatch: pytest.Mon
     return ["evaluate", str(tmp_path / "first"), "--benchmark", "daquar", "--data", str(data)]
 
 
-def test_the_command_writes_figures_and_files(command: list[str], tmp_path: Path,
+def test_the_command_writes_metrics_and_files(command: list[str], tmp_path: Path,
                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     assert main([*command, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -155,14 +155,14 @@ def test_the_command_writes_figures_and_files(command: list[str], tmp_path: Path
     assert "50.00%" in capsys.readouterr().out
 
 
-def test_a_limit_is_said_out_loud(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_is_reported(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--limit", "1", "--out", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "only the first 1 (--limit)" in shown
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["limit"] == 1
 
 
-def test_a_bundle_that_reads_no_question_is_refused(
+def test_a_bundle_without_questions_is_rejected(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = SimpleNamespace(task="vqa", config=SimpleNamespace(task=VqaConfig(conversation="plain")))
@@ -171,13 +171,13 @@ def test_a_bundle_that_reads_no_question_is_refused(
     assert "trained on captions only (--conversation plain)" in capsys.readouterr().err
 
 
-def test_help_says_what_a_benchmark_expects(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_the_files_of_a_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     for name, expected in (("pope", "coco_pope_{random,popular,adversarial}.json"), ("mmbench-cn", "tsv")):
         assert main(["evaluate", "--benchmark", name, "--help"]) == 0
         assert expected in capsys.readouterr().out
 
 
-def test_bundles_of_other_tasks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundles_of_other_tasks_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = write_segmentation_bundle(tmp_path / "rooms")
     assert main(["evaluate", str(bundle), "--benchmark", "pope", "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
