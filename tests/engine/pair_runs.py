@@ -30,7 +30,7 @@ SECOND_HALF = [f"image-{STREAM[position][0]:02d}.png" for position in range(12, 
 def distributed_runs(out: Path, scenes: Path) -> Runs:
     """Tiny runs, and two command line runs on the scenes data set."""
     out.mkdir(exist_ok=True)
-    write_half_labelled(scenes, out / "data")
+    write_half_labeled(scenes, out / "data")
     norms = {"kind": "tiny", "steps": 4, "batch_size": 8, "eval_every": 2, "head": {"batch_norm": True}}
     runs = {
         "good": SETTINGS | {"kind": "tiny", "track": ["tensorboard"]},
@@ -64,7 +64,7 @@ def heads_of(name: str, out: Path) -> list[str]:
     return [f"--head={task}:{out / 'data'}" for task in ("segmentation", "depth")] + run
 
 
-def write_half_labelled(scenes: Path, data: Path) -> None:
+def write_half_labeled(scenes: Path, data: Path) -> None:
     """Scenes whose masks are mostly ignored in the images that the second process reads in the first epoch."""
     shutil.copytree(scenes, data, dirs_exist_ok=True)
     masks = sorted((data / "masks" / "train").iterdir())

@@ -21,7 +21,7 @@ def run_tensors():
     return RunTensors(weights=model.trainable_state(), moments=moment, average=None, loss_scale={})
 
 
-def test_a_checkpoint_holds_what_trains_and_no_pickle(tmp_path):
+def test_a_checkpoint_has_trainable_state_and_no_pickle(tmp_path):
     run = tiny_run(tmp_path / "run", head={"batch_norm": True}, ema=0.9)
     newest = latest_checkpoint(run.folder.checkpoints)
     assert {path.name for path in newest.iterdir()} == {
@@ -60,7 +60,7 @@ def disk_with_room_for(monkeypatch):
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, disk_with_room_for):
+def test_a_full_disk_keeps_the_last_valid_checkpoint(tmp_path, disk_with_room_for):
     tensors = run_tensors()
     good = save_checkpoint(tmp_path, tensors, TrainState(step=3))
     before = {path.name: path.read_bytes() for path in good.iterdir()}
@@ -75,7 +75,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, disk_with_room_fo
     assert {path.name: path.read_bytes() for path in good.iterdir()} == before
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_run(tmp_path, disk_with_room_for):
+def test_a_full_disk_during_a_run(tmp_path, disk_with_room_for):
     class FullAfter(TinyTask):
         fetched = 0
 
@@ -89,13 +89,13 @@ def test_a_disk_that_is_full_in_the_middle_of_a_run(tmp_path, disk_with_room_for
         tiny_run(tmp_path / "run", checkpoint_every=3, log_every=1000, task=FullAfter())
     disk_with_room_for(resource.RLIM_INFINITY)
     resumed = tiny_run(tmp_path / "run", checkpoint_every=3, log_every=1000, resume=True)
-    straight = tiny_run(tmp_path / "straight")
-    assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
+    uninterrupted = tiny_run(tmp_path / "uninterrupted")
+    assert all(tensor.equal(resumed.weights[name]) for name, tensor in uninterrupted.weights.items())
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("at", ["log.txt", "tensorboard", "pictures"])
-def test_whatever_a_full_disk_meets_first_is_told_in_one_message(tmp_path, disk_with_room_for, capfd, at):
+def test_a_full_disk_gives_one_message_at_any_file(tmp_path, disk_with_room_for, capfd, at):
     class Full(TinyTask):
         def collate(self, samples):
             if at != "pictures":
@@ -113,13 +113,13 @@ def test_whatever_a_full_disk_meets_first_is_told_in_one_message(tmp_path, disk_
     with pytest.raises(RunError, match=r"could not be written.*--resume"):
         tiny_run(tmp_path / "run", task=Full(), **settings)
     disk_with_room_for(resource.RLIM_INFINITY)
-    told = capfd.readouterr()
-    assert "Traceback" not in told.err + told.out and "Logging error" not in told.err
+    output = capfd.readouterr()
+    assert "Traceback" not in output.err + output.out and "Logging error" not in output.err
     resumed = tiny_run(tmp_path / "run", resume=True, **settings)
     assert resumed.folder.pictures.exists() and resumed.result.state.finished
 
 
-def test_a_disk_that_is_full_while_bundles_are_saved_leaves_the_earlier_ones(tmp_path, disk_with_room_for):
+def test_a_full_disk_while_saving_bundles_keeps_the_earlier_ones(tmp_path, disk_with_room_for):
     class FullAtSecondEvaluation(TinyTask):
         evaluated = 0
 
@@ -160,9 +160,9 @@ def resume_damaged(finished, tmp_path, damage):
     copy = tmp_path / "run"
     shutil.copytree(folder.path, copy)
     damage(copy / "checkpoints" / checkpoint.name)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as error:
         tiny_run(copy, resume=True, **SETTINGS)
-    return str(told.value)
+    return str(error.value)
 
 
 def change(**values):
@@ -190,9 +190,9 @@ def change(**values):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_that_no_run_can_have_is_named(finished, tmp_path, values):
-    said = resume_damaged(finished, tmp_path, change(**values))
-    assert "step-00000004" in said and ("state.json" in said or "standings" in values)
+def test_invalid_values_in_state_json_are_rejected(finished, tmp_path, values):
+    message = resume_damaged(finished, tmp_path, change(**values))
+    assert "step-00000004" in message and ("state.json" in message or "standings" in values)
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_a_state_that_no_run_can_have_is_named(finished, tmp_path, values):
     [b"", b"{", b"[]", b"7", b"\xff", b'{"step": NaN}', b'{"step": 1, "step": 2}', b"[" * 10**5, b'{"seconds": 1e999}',
      b'{"standings": {}, "step": ' + b"9" * 5000 + b"}"],
 )  # fmt: skip
-def test_a_state_that_is_none_is_named(finished, tmp_path, content):
-    said = resume_damaged(finished, tmp_path, lambda checkpoint: (checkpoint / "state.json").write_bytes(content))
-    assert "state.json" in said and "elete this checkpoint" in said
+def test_invalid_state_json_is_rejected(finished, tmp_path, content):
+    message = resume_damaged(finished, tmp_path, lambda checkpoint: (checkpoint / "state.json").write_bytes(content))
+    assert "state.json" in message and "elete this checkpoint" in message
 
 
 def rewrite(file, changed):
@@ -249,14 +249,14 @@ WEIGHT, MOMENT = "heads.tiny.head.task_head.weight", "heads.tiny.head.task_head.
         (rewrite("optimizer.safetensors", lambda tensors: tensors.update(a=torch.zeros(1))), "unexpected.*a'"),
     ],
 )
-def test_tensors_of_another_model_are_refused_before_any_is_loaded(finished, tmp_path, damage, named):
-    said = resume_damaged(finished, tmp_path, damage)
-    assert re.search(named, said) and "step-00000004" in said and "\n" not in said
+def test_tensors_of_another_model_are_rejected_before_loading(finished, tmp_path, damage, named):
+    message = resume_damaged(finished, tmp_path, damage)
+    assert re.search(named, message) and "step-00000004" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("file", ["weights", "optimizer", "ema"])
 @pytest.mark.parametrize("put", ["nothing", "pipe", "folder", "pickle"])
-def test_files_that_hold_no_tensors(finished, tmp_path, file, put):
+def test_invalid_tensor_files_are_rejected(finished, tmp_path, file, put):
     def damage(checkpoint):
         path = checkpoint / f"{file}.safetensors"
         path.unlink()
@@ -271,7 +271,7 @@ def test_files_that_hold_no_tensors(finished, tmp_path, file, put):
     assert "step-00000004 cannot be read" in resume_damaged(finished, tmp_path, damage)
 
 
-def test_infinite_moments_and_statistics_that_are_no_numbers_are_a_runs_own(finished, tmp_path):
+def test_non_finite_moments_and_statistics_are_accepted(finished, tmp_path):
     """In a valid run squared gradients may overflow float32, and norm statistics may be NaN."""
     folder, checkpoint = finished
     shutil.copytree(folder.path, tmp_path / "run")

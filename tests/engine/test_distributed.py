@@ -24,7 +24,7 @@ def two(launched) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
+def test_two_processes_give_the_weights_of_one(two, tmp_path):
     one = tiny_run(tmp_path / "one", **SETTINGS)
     for rank in (0, 1):
         weights = load_file(two / f"weights-{rank}.safetensors")
@@ -38,7 +38,7 @@ def test_two_processes_end_with_the_weights_of_one(two, tmp_path):
     assert [loss for loss in losses if loss] == pytest.approx([loss for loss in expected if loss], abs=1e-5)
 
 
-def test_the_processes_had_different_images_and_unequal_numbers_of_ignored_patches(two):
+def test_processes_have_different_images_and_numbers_of_ignored_patches(two):
     seen = [json.loads((two / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     stream, data = STREAM, TinyTask().train_data()
     ignored = []
@@ -51,7 +51,7 @@ def test_the_processes_had_different_images_and_unequal_numbers_of_ignored_patch
     assert sum(first != second for first, second in ignored) > 10
 
 
-def test_everything_is_written_once(two):
+def test_files_are_written_by_one_process(two):
     rows = [json.loads(line) for line in (two / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(2, 21, 2))
     assert [row["step"] for row in rows if "eval" in row] == [10, 20]
@@ -62,14 +62,14 @@ def test_everything_is_written_once(two):
     assert (two / "printed-1.txt").read_text() == ""
 
 
-def test_a_loss_that_is_not_finite_in_one_process_stops_both_and_names_its_files(launched):
+def test_a_non_finite_loss_in_one_process_stops_both(launched):
     messages = [(launched / "bad" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]
     assert f"Step 2: the loss is nan (patches). Files of the batch: {', '.join(SECOND_HALF)}." in messages[0]
 
 
 @pytest.mark.parametrize("name", ["norms", "averaged_norms"])
-def test_every_process_evaluates_with_the_running_statistics_that_the_bundle_holds(launched, name):
+def test_every_process_evaluates_with_the_saved_running_statistics(launched, name):
     computed = [json.loads((launched / name / f"computed-{rank}.json").read_text()) for rank in (0, 1)]
     assert computed[0] == computed[1]
     pictured = json.loads((launched / name / "run/pictures/index.html").read_text())
@@ -80,7 +80,7 @@ def test_every_process_evaluates_with_the_running_statistics_that_the_bundle_hol
         assert all(saved[key].equal(tensor) for each in weights for key, tensor in each.items())
 
 
-def test_the_command_in_two_processes_ends_with_the_weights_of_one(launched, tmp_path):
+def test_the_command_in_two_processes_gives_the_weights_of_one(launched, tmp_path):
     two = launched / "one_head" / "run"
     one = vitsplit.train(one_head_config(), data=launched / "data", out=tmp_path / "one")
     alone, together = (load_file(run / "last" / "head.safetensors") for run in (one.run, two))
@@ -98,7 +98,7 @@ def test_the_command_in_two_processes_ends_with_the_weights_of_one(launched, tmp
     assert (two / "log.txt").read_text().count("precision:") == 1
 
 
-def test_a_joint_run_in_two_processes_ends_with_the_weights_of_one(launched, tmp_path):
+def test_a_joint_run_in_two_processes_gives_the_weights_of_one(launched, tmp_path):
     two, data = launched / "two_heads" / "run", launched / "data"
     one = vitsplit.train(two_heads_config(), data={"segmentation": data, "depth": data}, out=tmp_path / "one")
     # Depth's loss is the root of a mean over a process's images, so it depends on the number of processes.

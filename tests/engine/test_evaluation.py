@@ -49,7 +49,7 @@ def forward():
     return forward
 
 
-def test_neighbors_of_one_size_share_a_pass_and_no_figure_depends_on_it(forward, monkeypatch):
+def test_consecutive_images_of_one_size_share_a_pass(forward, monkeypatch):
     one = MixedTask()
     alone = evaluate(one, forward)
     assert one.seen == [[1, side] for side in SIDES]
@@ -66,6 +66,6 @@ def test_neighbors_of_one_size_share_a_pass_and_no_figure_depends_on_it(forward,
         assert task.seen == groups and len(images) == len(SIDES)
 
 
-def test_no_more_images_at_once_than_in_training():
+def test_evaluation_batches_do_not_exceed_the_training_batch():
     assert [images_at_once(torch.device("cuda"), batch_size) for batch_size in (2, 16)] == [2, 8]
     assert images_at_once(torch.device("cpu"), 16) == 1

@@ -58,7 +58,7 @@ def rotary() -> Backbone:
 
 
 @pytest.mark.parametrize("make", [tiny_backbone, rotary])
-def test_taps_are_the_backbone_s_own_in_bfloat16(make, tmp_path):
+def test_cached_taps_equal_the_backbone_in_bfloat16(make, tmp_path):
     torch.manual_seed(0)
     backbone = make()
     image_BCHW = torch.randint(0, 256, (3, 3, 30, 45), dtype=torch.uint8)
@@ -81,7 +81,7 @@ def test_taps_are_the_backbone_s_own_in_bfloat16(make, tmp_path):
         assert own.rope is None or torch.equal(taps.rope, own.rope)
 
 
-def test_where_padding_begins_is_part_of_what_features_are_found_by(tmp_path):
+def test_the_cache_key_includes_the_padding_extent(tmp_path):
     backbone, store = tiny_backbone(), FeatureStore(tmp_path, "sha256:abc", "float32")
     image_BCHW = torch.randint(0, 256, (1, 3, 28, 42), dtype=torch.uint8).expand(3, -1, -1, -1)
     extent_B2 = torch.tensor([[28, 42], [20, 42], [28, 30]])
@@ -98,7 +98,7 @@ def test_where_padding_begins_is_part_of_what_features_are_found_by(tmp_path):
     assert len(set(kept.keys)) == 3
 
 
-def test_size_on_disk_is_what_was_said(tmp_path):
+def test_size_on_disk_equals_the_estimate(tmp_path):
     backbone = tiny_backbone()
     image_BCHW = torch.randint(0, 256, (1, 3, 30, 45), dtype=torch.uint8)
     store = FeatureStore(tmp_path, "sha256:abc", "float32")
@@ -113,7 +113,7 @@ def test_size_on_disk_is_what_was_said(tmp_path):
     assert 0 <= store.size() - bytes_per_image(backbone, REQUEST, (30, 45)) < 1000
 
 
-def test_the_backbone_sees_every_view_once(tmp_path):
+def test_the_backbone_computes_every_view_once(tmp_path):
     settings = {"steps": 24, "cache_features": 2, "cache_folder": str(tmp_path / "kept")}  # 96 samples: 4 epochs of 23
     first = counting()
     cold = tiny_run(tmp_path / "cold", backbone=first, task=TrainImagesOnly(), **settings)
@@ -131,7 +131,7 @@ def test_the_backbone_sees_every_view_once(tmp_path):
     assert "speedup" not in warm.printed
 
 
-def test_accumulated_micro_batches_and_workers_change_nothing(tmp_path):
+def test_accumulation_and_workers_do_not_change_the_result(tmp_path):
     settings = {"steps": 12, "cache_features": 1, "eval_every": 12}
     plain = tiny_run(tmp_path / "plain", cache_folder=str(tmp_path / "a"), **settings)
     workers = tiny_run(tmp_path / "workers", cache_folder=str(tmp_path / "b"), workers=2, **settings)
@@ -155,7 +155,7 @@ class OneChanged(TrainImagesOnly):
         return Data(NUM_TRAIN)
 
 
-def test_what_changed_is_computed_anew_and_nothing_else(tmp_path):
+def test_only_changed_images_are_recomputed(tmp_path):
     settings = {"steps": 12, "cache_features": 2, "cache_folder": str(tmp_path / "kept"), "eval_every": 12}
     tiny_run(tmp_path / "run", task=TrainImagesOnly(), **settings)
     changed = counting()
@@ -167,7 +167,7 @@ def test_what_changed_is_computed_anew_and_nothing_else(tmp_path):
     assert other.images == 2 * NUM_TRAIN
 
 
-def test_another_layer_is_added_to_those_that_are_there(tmp_path):
+def test_an_additional_layer_is_added_to_the_cache(tmp_path):
     backbone = tiny_backbone()
     image_BCHW = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     store = FeatureStore(tmp_path, "sha256:abc", "float32")
@@ -179,7 +179,7 @@ def test_another_layer_is_added_to_those_that_are_there(tmp_path):
     assert {len(load_file(file)) for file in store.folder.glob("*/*")} == {len({"t2", "m1", "m3", "r0", "m0"})}
 
 
-def test_a_broken_file_is_computed_anew(tmp_path, caplog):
+def test_a_damaged_file_is_recomputed(tmp_path, caplog):
     backbone = tiny_backbone()
     image_BCHW = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     store = FeatureStore(tmp_path, "sha256:abc", "float32")
@@ -194,7 +194,7 @@ def test_a_broken_file_is_computed_anew(tmp_path, caplog):
     assert sorted(store.folder.glob("*/.*")) == [], "nothing half written stays"
 
 
-def test_keys_tell_images_apart():
+def test_cache_keys_differ_between_images():
     image_CHW = torch.zeros(3, 4, 6, dtype=torch.uint8)
     other = image_CHW.clone()
     other[2, 3, 5] = 1
@@ -205,7 +205,7 @@ def test_keys_tell_images_apart():
     assert FeatureStore.key(flipped) == FeatureStore.key(flipped.contiguous())
 
 
-def test_epochs_take_the_views_in_turn():
+def test_epochs_cycle_through_the_views():
     streams = [SampleStream(5, seed, views=3) for seed in (0, 1)]
     seen = [{} for _ in streams]
     for stream, by_sample in zip(streams, seen, strict=True):
@@ -219,7 +219,7 @@ def test_epochs_take_the_views_in_turn():
     assert len(set(itertools.chain.from_iterable(seen[0].values()))) == 15
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_computed(tmp_path):
+def test_caches_that_do_not_fit_are_rejected_before_computing(tmp_path):
     backbone = counting()
     with pytest.raises(
         ConfigError, match=r"23 images x 3 views x 0\.00 MB = 0\.00 GB.*--cache-features 1, or a higher"
@@ -229,13 +229,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(tmp_path):
     assert backbone.images == 0
     with pytest.raises(ConfigError, match=r"0\.5 GB.*--cache-folder"):
         check_size(100, 2, 10**7, limit_gb=20, present=10**9, free=5 * 10**8)
-    said = check_size(100, 2, 10**7, limit_gb=20, present=10**9, free=10**9)
-    assert "= 2.00 GB" in said
-    assert "(1.0 GB free" in said
+    message = check_size(100, 2, 10**7, limit_gb=20, present=10**9, free=10**9)
+    assert "= 2.00 GB" in message
+    assert "(1.0 GB free" in message
     assert "free" not in check_size(100, 2, 10**7, limit_gb=20, present=10**9, free=2 * 10**9)
 
 
-def test_what_cannot_be_kept_is_refused(tmp_path):
+def test_uncacheable_runs_are_rejected(tmp_path):
     task = TinyTask()
     task.same_size = False
     with pytest.raises(ConfigError, match=r"--cache-features.*Omit it"):
@@ -244,19 +244,19 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
         tiny_run(tmp_path / "negative", cache_features=-1)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match="--cache-folder"):
         FeatureStore(tmp_path / "file", "sha256:abc", "float32").write("ab" * 16, {"maps.0": torch.zeros(1)})
 
 
-def test_gain_is_told_beside_what_the_pass_allows():
+def test_the_speedup_is_reported_with_its_bound():
     times = Times(computed=[3.0, 4.0, 5.0], backbone=[1.0, 2.0, 3.0], cached=[2.5, 2.0, 9.0])
     assert re.findall(r"\d+\.\d+", times.describe()) == ["2.500", "4.000", "1.60", "2.00"]
     assert Times(computed=[1.0] * 3, backbone=[0.5] * 3).describe() is None
 
 
-def test_a_resumed_run_may_find_its_features_elsewhere_but_not_take_others(tmp_path):
+def test_a_resumed_run_can_move_its_cache_but_not_change_the_views(tmp_path):
     settings = {"steps": 4, "cache_features": 2, "eval_every": 4}
     tiny_run(tmp_path / "run", cache_folder=str(tmp_path / "a"), **settings)
     tiny_run(tmp_path / "run", resume=True, cache_folder=str(tmp_path / "b"), cache_limit_gb=1.0, **settings)

@@ -9,7 +9,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_batches_are_of_one_kind_and_of_neighbouring_lengths():
+def test_batches_have_one_kind_and_similar_lengths():
     lengths = [*range(1, 41), *(-length for length in range(1, 25))]
     order = torch.randperm(64, generator=generator()).tolist()
     grouped = group_by_length(order, lengths, 8, generator())
@@ -22,14 +22,14 @@ def test_batches_are_of_one_kind_and_of_neighbouring_lengths():
     assert grouped != sorted(grouped)
 
 
-def test_what_is_left_over_comes_last():
+def test_incomplete_batches_come_last():
     lengths = [5, 6, 7, -5, -6, 8, 9]
     grouped = group_by_length(range(7), lengths, 4, generator())
     assert sorted(grouped[:4]) == [0, 1, 2, 5]
     assert sorted(grouped[4:]) == [3, 4, 6]
 
 
-def test_a_stream_visits_every_sample_once_in_every_epoch_in_another_order():
+def test_a_stream_visits_every_sample_once_per_epoch_in_a_new_order():
     lengths = list(range(1, 33))
     stream = SampleStream(32, seed=1, lengths=lengths, batch_size=4)
     epochs = [[stream[epoch * 32 + offset][0] for offset in range(32)] for epoch in range(2)]
@@ -39,7 +39,7 @@ def test_a_stream_visits_every_sample_once_in_every_epoch_in_another_order():
     assert [again[32 + offset][0] for offset in range(32)] == epochs[1]
 
 
-def test_batches_stay_of_one_kind_where_they_do_not_divide_an_epoch():
+def test_batches_have_one_kind_if_they_do_not_divide_an_epoch():
     """103 samples in batches of 8: an epoch begins in the middle of a batch, and that batch alone may be mixed."""
     lengths = [*range(1, 61), *(-length for length in range(1, 44))]
     stream = SampleStream(103, seed=3, lengths=lengths, batch_size=8)

@@ -21,7 +21,7 @@ def names_of(model, group):
     return {by_id[id(parameter)] for parameter in group["params"]}
 
 
-def test_the_task_head_learns_at_its_own_rate_and_nothing_frozen_is_there():
+def test_the_task_head_has_its_own_rate_and_frozen_parameters_are_excluded():
     model = tiny_head(TinyTask())
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3, task_head_lr_scale=0.1))
     set_lr(optimizer, 0.5, "tiny")
@@ -39,7 +39,7 @@ def test_the_task_head_learns_at_its_own_rate_and_nothing_frozen_is_there():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-2}
 
 
-def test_norms_and_biases_need_not_decay():
+def test_norms_and_biases_can_be_excluded_from_decay():
     model = tiny_head(TinyTask())
     optimizer = build_optimizer(model, OptimConfig(decay_norms=False, weight_decay=0.3))
     decayed = set().union(*(names_of(model, group) for group in optimizer.param_groups if group["weight_decay"]))
@@ -49,14 +49,14 @@ def test_norms_and_biases_need_not_decay():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
 
 
-def test_nothing_to_train_is_refused():
+def test_a_model_without_trainable_parameters_is_rejected():
     model = tiny_head(TinyTask()).requires_grad_(False)
     with pytest.raises(ConfigError, match="No trainable parameters"):
         build_optimizer(model, OptimConfig())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_moments_come_back_exactly(layout):
+def test_moments_are_restored_exactly(layout):
     """Three steps with a save and load in between, against three steps of torch's optimizer."""
 
     def model_and_optimizer():
@@ -72,8 +72,8 @@ def test_moments_come_back_exactly(layout):
                 parameter.grad = torch.empty_like(parameter).copy_(noise) if parameter.requires_grad else None
             optimizer.step()
 
-    straight, optimizer = model_and_optimizer()
-    steps(straight, optimizer, 3, 0)
+    uninterrupted, optimizer = model_and_optimizer()
+    steps(uninterrupted, optimizer, 3, 0)
     first, first_optimizer = model_and_optimizer()
     steps(first, first_optimizer, 2, 0)
     second, second_optimizer = model_and_optimizer()
@@ -82,7 +82,7 @@ def test_moments_come_back_exactly(layout):
     assert "head.conv.weight/exp_avg" in saved and not any("frozen" in name for name in saved)
     load_moments(second, second_optimizer, saved)
     steps(second, second_optimizer, 1, 2)
-    for name, tensor in straight.state_dict().items():
+    for name, tensor in uninterrupted.state_dict().items():
         assert tensor.equal(second.state_dict()[name]), name
 
 
@@ -98,7 +98,7 @@ def test_a_head_without_a_task_head_has_one_rate():
     ("num_tuned_layers", "rate", "first", "last"),
     [(11, 0.76, 0.76**12, 0.76**2), (3, 0.6, 0.6**4, 0.6**2)],
 )
-def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
+def test_layer_decay_equals_the_release(num_tuned_layers, rate, first, last):
     """The last copy of S learns at rate^2, the first at rate^12; everything else at the full rate."""
     split = SplitConfig(num_tuned_layers=num_tuned_layers)
     with torch.device("meta"):
@@ -127,7 +127,7 @@ def test_layer_decay_is_the_releases(num_tuned_layers, rate, first, last):
     assert current_lr(optimizer) == pytest.approx({("tiny", "lr"): 0.5e-4, ("tiny", "lr_task_head"): 0.5e-4 * last})
 
 
-def test_layer_decay_comes_on_top_of_the_task_heads_rate():
+def test_layer_decay_multiplies_the_rate_of_the_task_head():
     with torch.device("meta"):
         model = Head(SplitHead(meta_backbone("dinov2-small"), SplitConfig()), torch.nn.Conv2d(384, 5, 1))
     optimizer = build_optimizer(model, OptimConfig(lr=1.0, task_head_lr_scale=0.5, layer_decay=0.1))

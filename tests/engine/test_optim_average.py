@@ -4,7 +4,7 @@ from tiny import TinyTask, tiny_model
 from vitsplit.engine.optim import WeightAverage
 
 
-def test_the_average_follows_its_recurrence_and_the_model_gets_its_own_weights_back():
+def test_the_average_follows_its_recurrence_and_weights_are_restored():
     model = tiny_model(TinyTask(), batch_norm=True)
     average = WeightAverage(model, decay=0.9)
     expected = {name: tensor.clone() for name, tensor in model.trainable_state().items()}

@@ -11,7 +11,7 @@ from vitsplit.train_config import OptimConfig
 
 @pytest.mark.parametrize("final_div_factor", [1e4, 100.0, 1.0])
 @pytest.mark.parametrize("steps", [4, 37, 1000])
-def test_one_cycle_is_torchs(steps, final_div_factor):
+def test_one_cycle_equals_torch(steps, final_div_factor):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=1.0)
     oracle = torch.optim.lr_scheduler.OneCycleLR(
@@ -35,24 +35,24 @@ def mmcv_poly_with_warmup(step, steps, warmup, ratio, power):
 
 
 @pytest.mark.parametrize("step", [0, 1, 750, 1499, 1500, 20_000, 39_999])
-def test_poly_is_the_releases(step):
+def test_poly_equals_the_release(step):
     expected = mmcv_poly_with_warmup(step, 40_000, 1500, 1e-6, 0.9)
     assert lr_factor(step, 40_000, OptimConfig()) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_short_run_warms_up_for_a_tenth():
+def test_warm_up_is_at_most_a_tenth_of_the_run():
     config = OptimConfig(schedule="constant", warmup_steps=1500, warmup_start=0.1)
     factors = [lr_factor(step, 100, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[5] == pytest.approx(0.55)
     assert factors[9] < 1 and factors[10:] == [1.0] * 90
 
 
-def test_no_warm_up_where_a_tenth_is_less_than_a_step():
+def test_no_warm_up_in_very_short_runs():
     assert lr_factor(0, 9, OptimConfig(schedule="constant")) == 1.0
 
 
 @pytest.mark.parametrize("epoch_length", [1, 7, 7393])
-def test_step_is_torchs_at_epochs_8_and_11_of_12(epoch_length):
+def test_step_equals_torch_at_epochs_8_and_11_of_12(epoch_length):
     steps = 12 * epoch_length
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     oracle = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8 * epoch_length, 11 * epoch_length])
@@ -65,7 +65,7 @@ def test_step_is_torchs_at_epochs_8_and_11_of_12(epoch_length):
     np.testing.assert_allclose([lr_factor(step, steps, config) for step in range(steps)], expected, rtol=1e-9)
 
 
-def test_step_warms_up_and_takes_milestones_and_factor_from_the_settings():
+def test_step_uses_warm_up_milestones_and_factor():
     config = OptimConfig(
         schedule="step", warmup_steps=500, warmup_start=1e-3, step_milestones=(0.5, 0.9, 0.9), step_gamma=0.5
     )
@@ -74,7 +74,7 @@ def test_step_warms_up_and_takes_milestones_and_factor_from_the_settings():
 
 
 @pytest.mark.parametrize("steps", [8, 101])
-def test_cosine_is_torchs(steps):
+def test_cosine_equals_torch(steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     config = OptimConfig(schedule="cosine", warmup_steps=0)
@@ -85,7 +85,7 @@ def test_cosine_is_torchs(steps):
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(2180, 66), (101, 10), (9, 0)])
-def test_a_cosine_after_the_warm_up_is_transformers(steps, warmup):
+def test_warmup_cosine_equals_transformers(steps, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
     config = OptimConfig(schedule="warmup-cosine", warmup_steps=warmup, warmup_start=0.0)
@@ -95,7 +95,7 @@ def test_a_cosine_after_the_warm_up_is_transformers(steps, warmup):
         scheduler.step()
 
 
-def test_a_cosine_from_the_first_step_is_mmcvs():
+def test_cosine_with_warm_up_equals_mmcv():
     """CosineAnnealingLrUpdaterHook times its linear warm-up, as in runs of earlier versions."""
     config = OptimConfig(schedule="cosine", warmup_steps=100, warmup_start=0.01)
     for step in (0, 50, 99, 100, 1500, 1999):

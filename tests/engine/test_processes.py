@@ -13,7 +13,7 @@ def apple(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_a_device_without_float64_is_not_taken(apple):
+def test_a_device_without_float64_is_not_selected(apple):
     assert accelerate.PartialState().default_device.type == "mps", "what accelerate would take by itself"
     accelerate.PartialState._reset_state()
     assert process_state().device.type == "cpu"

@@ -8,7 +8,7 @@ from vitsplit.engine.progress import ProgressView, StepTimer, peak_memory_gb
 FIGURES = {"loss": 0.5, "lr": 2e-4, "images_per_second": 12.5, "seconds_left": 3725.0, "memory_gb": 1.5}
 
 
-def test_without_a_terminal_a_line_appears_now_and_then_and_at_the_end():
+def test_without_a_terminal_lines_are_printed_periodically_and_at_the_end():
     text, now = io.StringIO(), [0.0]
     view = ProgressView(Console(file=text, width=40), steps=100, start=0, clock=lambda: now[0])
     with view:
@@ -42,13 +42,13 @@ def test_other_processes_show_nothing():
         view.evaluated()
 
 
-def test_peak_memory_grows_with_what_is_held():
+def test_peak_memory_grows_with_allocations():
     assert peak_memory_gb(torch.device("cpu")) > 0.05
     held = torch.ones(300, 2**20, dtype=torch.uint8)  # 300 MiB
     assert peak_memory_gb(torch.device("cpu")) > held.numel() / 2**30
 
 
-def test_the_pace_starts_at_the_first_step_and_follows_slowly():
+def test_the_rate_starts_at_the_first_step_and_is_smoothed():
     timer = StepTimer()
     timer.add(2.0)
     assert timer.seconds_per_step == 2.0

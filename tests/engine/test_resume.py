@@ -114,27 +114,27 @@ def without_clock(rows):
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
 
 
-def assert_same_end(run, straight):
-    for name, tensor in straight.weights.items():
+def assert_same_end(run, uninterrupted):
+    for name, tensor in uninterrupted.weights.items():
         assert tensor.equal(run.weights[name]), name
     final = "step-00000013"
     for file in ("weights", "optimizer", "ema"):
-        expected = load_file(straight.folder.checkpoints / final / f"{file}.safetensors")
+        expected = load_file(uninterrupted.folder.checkpoints / final / f"{file}.safetensors")
         found = load_file(run.folder.checkpoints / final / f"{file}.safetensors")
         assert expected.keys() == found.keys()
         assert all(tensor.equal(found[name]) for name, tensor in expected.items()), file
     for bundle in ("best", "last"):
-        expected = load_file(straight.folder.path / bundle / "head.safetensors")
+        expected = load_file(uninterrupted.folder.path / bundle / "head.safetensors")
         found = load_file(run.folder.path / bundle / "head.safetensors")
         assert all(tensor.equal(found[name]) for name, tensor in expected.items()), bundle
     for kind in ("loss", "eval"):
-        assert without_clock(run.rows(kind)) == without_clock(straight.rows(kind))
+        assert without_clock(run.rows(kind)) == without_clock(uninterrupted.rows(kind))
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     torch.set_num_threads(1)
-    return tiny_run(tmp_path_factory.mktemp("straight") / "run", **SETTINGS)
+    return tiny_run(tmp_path_factory.mktemp("uninterrupted") / "run", **SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +153,16 @@ def straight(tmp_path_factory):
     ],
     ids=str,
 )
-def test_killed_and_resumed_is_never_stopped(tmp_path, straight, how, goes_on_from):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, uninterrupted, how, goes_on_from):
     killed(tmp_path / "run", how)
     resumed = tiny_run(tmp_path / "run", resume=True, **SETTINGS)
     assert (f"resuming from step {goes_on_from} " in resumed.printed) == (goes_on_from is not None)
-    assert_same_end(resumed, straight)
+    assert_same_end(resumed, uninterrupted)
     leftovers = [path.name for path in (tmp_path / "run").rglob(".*")]
     assert leftovers == []
 
 
-def test_killed_before_any_access_to_a_file(tmp_path, straight):
+def test_a_kill_before_any_file_access_can_be_resumed(tmp_path, uninterrupted):
     """Every access until config.json is written, then every twentieth."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -175,19 +175,19 @@ def test_killed_before_any_access_to_a_file(tmp_path, straight):
         out = tmp_path / f"run{number}"
         killed(out, ("access", number))
         resumed = tiny_run(out, resume=out.exists(), **SETTINGS)
-        assert_same_end(resumed, straight)
+        assert_same_end(resumed, uninterrupted)
         assert [path.name for path in out.rglob(".*")] == [], number
 
 
-def test_killed_again_and_again(tmp_path, straight):
+def test_repeated_kills_can_be_resumed(tmp_path, uninterrupted):
     killed(tmp_path / "run", ("fetch", 9))
     killed(tmp_path / "run", ("fetch", 5), resume=True)
     killed(tmp_path / "run", ("tensors", 5), resume=True)
     killed(tmp_path / "run", ("evaluation", 0), resume=True)
-    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), straight)
+    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), uninterrupted)
 
 
-def test_killed_by_somebody_else_at_any_time(tmp_path, straight):
+def test_a_kill_by_another_process_can_be_resumed(tmp_path, uninterrupted):
     """A real signal from another process, at an arbitrary time."""
     for attempt in range(3):
         out = tmp_path / f"run{attempt}"
@@ -198,10 +198,10 @@ def test_killed_by_somebody_else_at_any_time(tmp_path, straight):
             process.join(0.002)
         process.kill()
         process.join()
-        assert_same_end(tiny_run(out, resume=True, **SETTINGS), straight)
+        assert_same_end(tiny_run(out, resume=True, **SETTINGS), uninterrupted)
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path):
+def test_a_finished_run_is_unchanged(tmp_path):
     first = tiny_run(tmp_path / "run", **SETTINGS)
     task = TinyTask()
     again = tiny_run(tmp_path / "run", resume=True, task=task, **SETTINGS)
@@ -221,19 +221,19 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
         ({"steps": 20}, "loop.steps: 13 in the run, 20 now.*--out"),
     ],
 )
-def test_settings_that_would_change_the_result_are_refused(straight, change, named):
+def test_settings_that_change_the_result_are_rejected(uninterrupted, change, named):
     with pytest.raises(RunError, match=named):
-        tiny_run(straight.folder.path, resume=True, **(SETTINGS | change))
+        tiny_run(uninterrupted.folder.path, resume=True, **(SETTINGS | change))
 
 
-def test_settings_that_change_no_weight_may_change(tmp_path, straight):
+def test_settings_that_do_not_change_weights_can_differ(tmp_path, uninterrupted):
     killed(tmp_path / "run", ("fetch", 9))
     change = {"log_every": 1, "checkpoint_every": 2, "workers": 1, "track": ("tensorboard",)}
     resumed = tiny_run(tmp_path / "run", resume=True, **(SETTINGS | change))
-    assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
+    assert all(tensor.equal(resumed.weights[name]) for name, tensor in uninterrupted.weights.items())
 
 
-def test_other_data_or_another_backbone_is_refused(tmp_path, straight, monkeypatch):
+def test_other_data_or_another_backbone_is_rejected(tmp_path, uninterrupted, monkeypatch):
     class Fewer(TinyTask):
         def train_data(self):
             data = super().train_data()
@@ -241,12 +241,12 @@ def test_other_data_or_another_backbone_is_refused(tmp_path, straight, monkeypat
             return data
 
     with pytest.raises(RunError, match="trained on 23 images, and now there are 22"):
-        tiny_run(straight.folder.path, resume=True, task=Fewer(), **SETTINGS)
-    state = straight.folder.checkpoints / "step-00000013" / "state.json"
+        tiny_run(uninterrupted.folder.path, resume=True, task=Fewer(), **SETTINGS)
+    state = uninterrupted.folder.checkpoints / "step-00000013" / "state.json"
     original = state.read_text()
     state.write_text(original.replace("hash-of-tiny", "other-hash"))
     with pytest.raises(RunError, match=r"other-hash.*hash-of-tiny"):
-        tiny_run(straight.folder.path, resume=True, **SETTINGS)
+        tiny_run(uninterrupted.folder.path, resume=True, **SETTINGS)
     state.write_text(original)
 
 
@@ -269,25 +269,25 @@ class Described(TinyTask):
         (tuple("abcdefgh"), r"classes\.4: .*; and 3 more\)"),
     ],
 )
-def test_other_classes_are_refused_by_name_and_no_checkpoint_is_blamed(straight, classes, named):
-    with pytest.raises(RunError, match=named) as told:
-        tiny_run(straight.folder.path, resume=True, task=Described(*classes), **SETTINGS)
-    assert "Delete" not in str(told.value) and "classes.json" in str(told.value)
+def test_other_classes_are_rejected_without_blaming_the_checkpoint(uninterrupted, classes, named):
+    with pytest.raises(RunError, match=named) as error:
+        tiny_run(uninterrupted.folder.path, resume=True, task=Described(*classes), **SETTINGS)
+    assert "Delete" not in str(error.value) and "classes.json" in str(error.value)
 
 
-def test_a_good_checkpoint_is_never_to_be_deleted(tmp_path):
+def test_errors_do_not_advise_to_delete_a_valid_checkpoint(tmp_path):
     """The message for an intact checkpoint of another model or version does not advise to delete it."""
     run = tiny_run(tmp_path / "run", steps=2)
-    with pytest.raises(RunError, match=r"does not fit the model.*head\.norm\.running_mean") as told:
+    with pytest.raises(RunError, match=r"does not fit the model.*head\.norm\.running_mean") as error:
         tiny_run(tmp_path / "run", steps=2, resume=True, head={"batch_norm": True})
     state = run.folder.checkpoints / "step-00000002" / "state.json"
     state.write_text(state.read_text().replace('"samples"', '"number_of_samples"'))
     with pytest.raises(RunError, match=r"version of vitsplit.*number_of_samples") as also:
         tiny_run(tmp_path / "run", steps=2, resume=True)
-    assert not any("elete" in str(message.value) for message in (told, also))
+    assert not any("elete" in str(each.value) for each in (error, also))
 
 
-def test_the_precision_that_auto_came_to_is_the_runs(tmp_path, monkeypatch):
+def test_the_precision_resolved_from_auto_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "bf16_speedup", lambda: 2.0)
     first = tiny_run(tmp_path / "run", precision="auto", steps=4)
     assert first.folder.read_config()["loop"]["precision"] == "bf16"
@@ -299,7 +299,7 @@ def test_the_precision_that_auto_came_to_is_the_runs(tmp_path, monkeypatch):
         tiny_run(tmp_path / "run", resume=True, precision="fp32", steps=4)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, straight):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_valid(tmp_path, uninterrupted):
     killed(tmp_path / "run", ("fetch", 17))
     newest, _ = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
     weights = newest / "weights.safetensors"
@@ -309,15 +309,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, st
     for file in newest.iterdir():
         file.unlink()
     newest.rmdir()
-    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), straight)
+    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), uninterrupted)
 
 
-def test_every_row_is_json_on_its_own(straight):
-    for line in straight.folder.metrics_file.read_text().splitlines():
+def test_every_row_is_valid_json(uninterrupted):
+    for line in uninterrupted.folder.metrics_file.read_text().splitlines():
         assert "step" in json.loads(line)
 
 
-def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path):
+def test_a_run_of_a_version_with_fewer_settings_resumes(tmp_path):
     settings = {"steps": 4, "eval_every": 4}
     config_file = tiny_run(tmp_path / "run", **settings).folder.config_file
 
@@ -352,14 +352,14 @@ def as_an_earlier_version_wrote_it(run):
     (run / "config.json").write_text(json.dumps({**head, **config}))
 
 
-def test_a_run_that_an_earlier_version_began_ends_as_if_it_never_stopped(tmp_path):
-    straight = tiny_run(tmp_path / "straight", **SETTINGS)
+def test_a_run_of_an_earlier_version_resumes_exactly(tmp_path):
+    uninterrupted = tiny_run(tmp_path / "uninterrupted", **SETTINGS)
     killed(tmp_path / "run", ("fetch", 16))
     as_an_earlier_version_wrote_it(tmp_path / "run")
-    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), straight)
+    assert_same_end(tiny_run(tmp_path / "run", resume=True, **SETTINGS), uninterrupted)
 
 
-def test_tensors_of_several_heads_had_another_name():
+def test_former_tensor_names_of_several_heads_are_read():
     heads = ("rooms", "depth")
     assert upgraded_name("models.depth.decoder.weight/exp_avg", heads) == "heads.depth.decoder.weight/exp_avg"
     assert upgraded_name("heads.depth.decoder.weight", heads) == "heads.depth.decoder.weight"

@@ -38,7 +38,7 @@ def files(folder):
     return {path.name: path for path in sorted(folder.iterdir())}
 
 
-def test_what_is_stored_is_read_back(folder, tmp_path):
+def test_the_record_round_trips(folder, tmp_path):
     found = fingerprint(files(folder))
     assert found["3.png"] == (13, 1_700_000_000) and list(found) == [f"{index}.png" for index in range(6)]
     write_fingerprint(tmp_path / "data.json", found)
@@ -46,20 +46,20 @@ def test_what_is_stored_is_read_back(folder, tmp_path):
     assert changes(found, read_fingerprint(tmp_path / "data.json")) == ""
 
 
-def test_every_kind_of_change_is_counted_and_named(folder):
+def test_changes_are_counted_and_named(folder):
     before = fingerprint(files(folder))
     (folder / "0.png").unlink()
     (folder / "1.png").write_bytes(b"other")
     os.utime(folder / "2.png", (1_700_000_100, 1_700_000_100))
     (folder / "new.png").touch()
-    said = changes(before, fingerprint(files(folder)))
-    assert said.startswith("of 6 files ")
+    message = changes(before, fingerprint(files(folder)))
+    assert message.startswith("of 6 files ")
     for part in ("1 missing (0.png)", "1 new (new.png)", "1 of another size (1.png)", "time (2.png)"):
-        assert part in said
-    assert "only times differ" not in said
+        assert part in message
+    assert "only times differ" not in message
 
 
-def test_a_copy_without_times_is_recognised_and_rounded_times_are_none(folder, tmp_path):
+def test_copies_without_times_and_rounded_times_are_accepted(folder, tmp_path):
     before = fingerprint(files(folder))
     shutil.copytree(folder, tmp_path / "kept")  # with the times
     assert changes(before, fingerprint(files(tmp_path / "kept"))) == ""
@@ -68,9 +68,9 @@ def test_a_copy_without_times_is_recognised_and_rounded_times_are_none(folder, t
     assert changes(before, fingerprint(files(folder))) == ""
     for path in folder.iterdir():
         path.touch()
-    said = changes(before, fingerprint(files(folder)))
-    assert "6 of the same size with another modification time (0.png, 1.png, 2.png, ...)" in said
-    assert "only times differ" in said
+    message = changes(before, fingerprint(files(folder)))
+    assert "6 of the same size with another modification time (0.png, 1.png, 2.png, ...)" in message
+    assert "only times differ" in message
 
 
 def test_another_order_of_the_same_files_is_a_change(folder):
@@ -80,7 +80,7 @@ def test_another_order_of_the_same_files_is_a_change(folder):
     assert changes(before, fingerprint(swapped)) == "the same files in another order, from 2.png on"
 
 
-def test_a_name_that_is_not_utf8_and_a_file_that_is_gone(folder, tmp_path):
+def test_non_utf8_names_and_missing_files(folder, tmp_path):
     odd = folder / os.fsdecode(b"\xff.png")
     odd.touch()
     write_fingerprint(tmp_path / "data.json", fingerprint(files(folder)))
@@ -121,7 +121,7 @@ class FromFolder(TinyTask):
         return files(self.folder)
 
 
-def test_a_run_on_changed_data_is_not_resumed_unless_told_to(folder, tmp_path):
+def test_a_run_on_changed_data_is_resumed_only_with_the_flag(folder, tmp_path):
     out = tmp_path / "run"
     tiny_run(out, task=FromFolder(folder), steps=2)
     tiny_run(out, task=FromFolder(folder), steps=2, resume=True)
@@ -134,7 +134,7 @@ def test_a_run_on_changed_data_is_not_resumed_unless_told_to(folder, tmp_path):
     assert "3.png" not in tiny_run(out, task=FromFolder(folder), steps=2, resume=True).printed
 
 
-def test_a_run_without_a_record_goes_on_with_a_notice(folder, tmp_path):
+def test_a_run_without_a_record_resumes_with_a_warning(folder, tmp_path):
     run = tiny_run(tmp_path / "run", task=FromFolder(folder), steps=2)
     run.folder.data_file.unlink()
     assert "not compared" in tiny_run(tmp_path / "run", task=FromFolder(folder), steps=2, resume=True).printed
@@ -156,7 +156,7 @@ def test_more_images_are_allowed_in_another_order(folder, tmp_path):
     assert "now there are 24" in allowed.printed
 
 
-def test_segmentation_names_all_its_files_wherever_the_data_lie(tmp_path):
+def test_segmentation_records_all_its_files(tmp_path):
     first = write_segmentation_set(tmp_path / "data", 3, 2, (48, 64), seed=1, workers=1)
     run = tmp_path / "run"
     vitsplit.train(data=first, out=run, **SMALL_RUN)
@@ -174,7 +174,7 @@ def test_segmentation_names_all_its_files_wherever_the_data_lie(tmp_path):
     assert main(["train", "segmentation", "--data", str(moved), "--out", str(run), "--resume"]) == 0
 
 
-def test_a_mask_that_was_edited_is_told_by_the_command(tmp_path, capsys):
+def test_the_command_reports_an_edited_mask(tmp_path, capsys):
     data = write_segmentation_set(tmp_path / "data", 3, 2, (48, 64), seed=1, workers=1)
     run = tmp_path / "run"
     vitsplit.train(data=data, out=run, **SMALL_RUN)
@@ -188,7 +188,7 @@ def test_a_mask_that_was_edited_is_told_by_the_command(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", ["depth", "detection"])
-def test_every_task_names_images_and_labels(task, tmp_path):
+def test_every_task_records_images_and_labels(task, tmp_path):
     data = write_segmentation_set(tmp_path / "data", 4, 2, (48, 64), seed=1, workers=1)
     found = open_task(recipe(f"laptop-{task}").task, data).files()
     images = {path.relative_to(data).as_posix() for path in (data / "images").rglob("*") if path.is_file()}
@@ -199,7 +199,7 @@ def test_every_task_names_images_and_labels(task, tmp_path):
     assert all(path == data / name for name, path in found.items())
 
 
-def test_questions_name_their_file_and_images(tmp_path):
+def test_questions_record_their_file_and_images(tmp_path):
     data = write_segmentation_set(tmp_path / "data", 4, 2, (48, 64), seed=1, workers=1)
     found = open_samples(data, "train", recipe("laptop-vqa").task)
     names = found.files()
@@ -207,7 +207,7 @@ def test_questions_name_their_file_and_images(tmp_path):
     assert all((found.file.parent / name).samefile(path) for name, path in names.items())
 
 
-def test_yolo_names_a_label_file_per_image(tmp_path):
+def test_yolo_records_a_label_file_per_image(tmp_path):
     (tmp_path / "images" / "train").mkdir(parents=True)
     (tmp_path / "labels" / "train").mkdir(parents=True)
     (tmp_path / "classes.json").write_text('["thing"]')

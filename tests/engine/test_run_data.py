@@ -17,7 +17,7 @@ def paths(root: str, *names: str) -> list[Path]:
     return [Path(root) / name for name in names]
 
 
-def test_images_match_by_their_names_below_their_own_folders_whatever_their_order():
+def test_images_match_by_relative_name_in_any_order():
     found = match_images(
         {
             "segmentation": paths("a/images/train", "town/2.jpg", "town/1.jpg", "sea/1.jpg"),
@@ -32,32 +32,32 @@ def test_images_match_by_their_names_below_their_own_folders_whatever_their_orde
     ]
 
 
-def test_the_order_does_not_depend_on_which_tasks_there_are():
+def test_the_order_does_not_depend_on_the_tasks():
     names = ("b.jpg", "c.jpg", "a.jpg")
     alone = match_images({"depth": paths("x", *names)})
     both = match_images({"segmentation": paths("y", *reversed(names)), "depth": paths("x", *names)})
     assert [match["depth"] for match in alone] == [match["depth"] for match in both] == [2, 0, 1]
 
 
-def test_images_that_a_task_lacks_are_counted_and_named():
-    with pytest.raises(DataError) as told:
+def test_images_missing_from_a_task_are_counted_and_named():
+    with pytest.raises(DataError) as error:
         match_images(
             {
                 "segmentation": paths("a", *(f"{index}.jpg" for index in range(9))),
                 "depth": paths("b", "1.png", "2.png", "new.png"),
             }
         )
-    message = str(told.value)
+    message = str(error.value)
     assert "segmentation has no labels for 1 of 10 images (new)" in message
     assert "depth has no labels for 7 of 10 images (0, 3, 4, 5, 6, ...)" in message
 
 
-def test_two_images_of_one_name_are_refused():
+def test_two_images_with_one_name_are_rejected():
     with pytest.raises(DataError, match=r"a/1\.png and a/1\.jpg"):
         match_images({"depth": paths("a", "1.jpg", "1.png")})
 
 
-def test_a_batch_holds_its_images_once_and_moves_them_once():
+def test_images_of_a_batch_are_stored_and_moved_once():
     image_CHW = torch.zeros(3, 4, 6, dtype=torch.uint8)
     samples = {
         "segmentation": [SegmentationSample(image_CHW, torch.zeros(4, 6, dtype=torch.uint8), "a.jpg")] * 2,

@@ -21,14 +21,14 @@ def taken(tmp_path):
     return run
 
 
-def test_a_taken_folder_is_refused_with_both_ways_out(taken):
+def test_a_folder_with_a_run_is_rejected_with_both_remedies(taken):
     with pytest.raises(RunError, match=r"already holds a run.*--resume.*--out"):
         open_run(taken.path)
     resumed = open_run(taken.path, resume=True)
     assert resumed.holds_run and resumed.read_config() == {"a": 1}
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_rejected(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(RunError, match=r"not an empty folder \(photo\.jpg\).*--out"):
         open_run(tmp_path)
@@ -41,14 +41,14 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("left", ["", "log.txt", ".start.json", "..start.json.new", ".config.json.new"])
-def test_a_start_that_ended_early_does_not_take_the_folder(tmp_path, left, resume):
+def test_an_aborted_start_does_not_occupy_the_folder(tmp_path, left, resume):
     if left:
         (tmp_path / left).write_text("weights not found")
     (tmp_path / ".lock").write_text('{"pid": 1, "ho')
     assert not open_run(tmp_path, resume=resume).holds_run
 
 
-def test_data_json_of_somebody_else_is_not_written_over(tmp_path):
+def test_a_foreign_data_json_is_not_overwritten(tmp_path):
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(RunError, match=r"not an empty folder \(data\.json\)"):
         open_run(tmp_path)
@@ -56,7 +56,7 @@ def test_data_json_of_somebody_else_is_not_written_over(tmp_path):
     open_run(tmp_path)
 
 
-def test_there_must_be_a_folder_to_resume(tmp_path):
+def test_resume_requires_a_run_folder(tmp_path):
     with pytest.raises(RunError, match="missing holds no run to resume"):
         open_run(tmp_path / "missing", resume=True)
     assert not (tmp_path / "missing").exists()
@@ -67,7 +67,7 @@ def test_there_must_be_a_folder_to_resume(tmp_path):
     ["checkpoints", "best", "last", "pictures", "tensorboard", "log.txt", "metrics.jsonl", "checkpoints/step-00000003",
      "checkpoints/.step-00000003.new", "best/depth", ".last.old"],
 )  # fmt: skip
-def test_a_link_in_a_run_is_refused_before_anything_is_removed(taken, tmp_path, place):
+def test_a_link_in_a_run_is_rejected_before_removing_files(taken, tmp_path, place):
     outside = tmp_path / "outside"
     (outside / "step-00000001").mkdir(parents=True)
     link = taken.path / place
@@ -78,12 +78,12 @@ def test_a_link_in_a_run_is_refused_before_anything_is_removed(taken, tmp_path, 
     assert [path.name for path in outside.iterdir()] == ["step-00000001"]
 
 
-def test_the_folder_of_a_run_may_be_a_link(taken, tmp_path):
+def test_the_run_folder_can_be_a_link(taken, tmp_path):
     (tmp_path / "elsewhere").symlink_to(taken.path)
     assert open_run(tmp_path / "elsewhere", resume=True).holds_run
 
 
-def test_metrics_are_cut_back_to_a_step(taken):
+def test_metrics_are_truncated_to_a_step(taken):
     rows = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}, {"step": 4, "eval": {"x": 1}}, {"step": 6, "loss": 0.2}]
     for row in rows:
         taken.append_metrics(row)
@@ -93,7 +93,7 @@ def test_metrics_are_cut_back_to_a_step(taken):
     assert [json.loads(line) for line in taken.metrics_file.read_text().splitlines()] == rows[:3]
 
 
-def test_an_interrupted_replacement_of_a_bundle_is_put_right(taken):
+def test_an_interrupted_replacement_of_a_bundle_is_repaired(taken):
     (taken.path / ".best.old").mkdir()
     (taken.path / ".best.old" / "head.json").write_text("old")
     (taken.path / ".best.new").mkdir()
@@ -117,7 +117,7 @@ def test_every_start_is_recorded_and_shares_an_id(taken):
     ["[1]\n", '{"loss": 1.0}\n', '{"step": "2"}\n', '{"step": -1}\n', '{"step": 1e999}\n', '{"step": 2, "loss": "x"}\n',
      '{"step": 2, "eval": [1]}\n', '{"step": 2\n{"step": 4}\n', '{"step": NaN}\n', '{"step": 2, "step": 3}\n'],
 )  # fmt: skip
-def test_rows_that_no_run_writes_are_named(taken, rows):
+def test_invalid_rows_are_named(taken, rows):
     taken.metrics_file.write_text('{"step": 1, "loss": null}\n' + rows)
     with pytest.raises(RunError, match=r"metrics\.jsonl: line 2"):
         taken.truncate_metrics(4)

@@ -19,7 +19,7 @@ def keys(*, start=0, stop=5, batch_size=12, accumulate=1, rank=0, world=1, seed=
     )
 
 
-def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own():
+def test_every_epoch_visits_every_sample_once_in_a_new_order():
     stream = SampleStream(23, seed=3)
     epochs = [[stream[epoch * 23 + offset][0] for offset in range(23)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
@@ -37,7 +37,7 @@ def test_another_seed_gives_another_order():
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (2, 3), (4, 1)])
-def test_processes_and_micro_batches_share_the_same_global_batches(world, accumulate):
+def test_global_batches_do_not_depend_on_processes_and_micro_batches(world, accumulate):
     whole = keys()
     parts = [keys(rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
     for step in range(5):
@@ -45,26 +45,26 @@ def test_processes_and_micro_batches_share_the_same_global_batches(world, accumu
         assert spread == whole[step]
 
 
-def test_a_stream_that_starts_later_goes_on_where_the_first_was():
+def test_a_stream_can_start_at_any_step():
     assert keys(start=3) == keys()[3:]
 
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "world"), [(10, 3, 1), (10, 1, 4), (12, 5, 2), (4, 0, 1), (0, 1, 1)]
 )
-def test_a_batch_that_cannot_be_shared_is_refused_with_the_numbers(batch_size, accumulate, world):
+def test_an_indivisible_batch_is_rejected(batch_size, accumulate, world):
     with pytest.raises(
         ConfigError, match=rf"{batch_size} images .* {world} process.* {accumulate} micro.*--batch-size"
     ):
         keys(batch_size=batch_size, accumulate=accumulate, world=world)
 
 
-def test_an_empty_training_set_is_refused():
+def test_an_empty_training_set_is_rejected():
     with pytest.raises(DataError, match="empty"):
         SampleStream(0, 0)
 
 
-def test_workers_change_nothing():
+def test_workers_do_not_change_the_samples():
     task = TinyTask()
 
     def images(workers):
@@ -72,14 +72,14 @@ def test_workers_change_nothing():
         read = read_batches(task.collate, task.train_data(), batches, workers=workers, pin=False)
         return [(each.batch.names, each.batch.image_BCHW) for each in read]
 
-    alone, helped = images(0), images(2)
+    alone, with_workers = images(0), images(2)
     assert len(alone) == 6
-    for (names, image_BCHW), (other_names, other_BCHW) in zip(alone, helped, strict=True):
+    for (names, image_BCHW), (other_names, other_BCHW) in zip(alone, with_workers, strict=True):
         assert names == other_names and image_BCHW.equal(other_BCHW)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_named_in_one_line_whoever_reads_it(scenes, tmp_path, workers):
+def test_a_damaged_image_is_named_in_one_line(scenes, tmp_path, workers):
     data = shutil.copytree(scenes, tmp_path / "data")
     damaged = sorted((data / "images" / "train").iterdir())[2]
     damaged.write_bytes(damaged.read_bytes()[:200])

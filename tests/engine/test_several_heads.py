@@ -78,7 +78,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_head_ends_as_in_a_run_of_its_own(joint, folders, tmp_path, one_thread, name):
+def test_a_head_equals_that_of_a_single_head_run(joint, folders, tmp_path, one_thread, name):
     """Two segmentation heads, depth and detection: every weight equals that of the single-head run, bit for bit."""
     alone = train(folders, tmp_path / "alone", (name,))
     for which in ("last", "best"):
@@ -87,7 +87,7 @@ def test_a_head_ends_as_in_a_run_of_its_own(joint, folders, tmp_path, one_thread
     assert card == own_card
 
 
-def test_segmentation_ends_as_in_a_run_that_draws_its_crops_blindly(joint, scenes, tmp_path, one_thread):
+def test_segmentation_equals_a_run_without_class_aware_crops(joint, scenes, tmp_path, one_thread):
     settings = SHARED | OWN["rooms"] | {"max_class_ratio": 1.0, "scale_range": (0.75, 1.5)}
     own = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
     assert_equal(weights(joint, "rooms"), weights(own.run))
@@ -96,7 +96,7 @@ def test_segmentation_ends_as_in_a_run_that_draws_its_crops_blindly(joint, scene
     assert card.config == own_card.config, "nothing tells that it was trained beside others"
 
 
-def test_a_head_is_called_by_its_task_where_it_has_no_name(scenes, tmp_path):
+def test_an_unnamed_head_is_named_after_its_task(scenes, tmp_path):
     result = vitsplit.train(data={"depth": scenes}, out=tmp_path / "run", **SHARED | {"steps": 1, "accumulate": 1})
     assert list(result.metrics) == ["depth"] and read_card(result.run / "best" / "depth").task == "depth"
 
@@ -122,7 +122,7 @@ def test_the_backbone_runs_once_per_micro_batch(folders, tmp_path, monkeypatch):
     assert passes == [2, 2] * 2, "two steps of two micro-batches before the first evaluation"
 
 
-def test_bundles_are_ordinary_ones(joint, folders):
+def test_bundles_equal_those_of_single_head_runs(joint, folders):
     assert find_bundles(joint) == [joint / "best" / name for name in ORDER]
     image = next((folders["depth"] / "images" / "val").iterdir())
     together = vitsplit.load(joint)
@@ -141,7 +141,7 @@ def test_bundles_are_ordinary_ones(joint, folders):
         find_bundle(joint)
 
 
-def test_every_head_keeps_its_own_best(joint):
+def test_the_best_bundle_is_kept_per_head(joint):
     rows = [json.loads(line) for line in (joint / "metrics.jsonl").read_text().splitlines()]
     evaluations = [row for row in rows if "eval" in row]
     assert [row["step"] for row in evaluations] == [2, 4]
@@ -153,16 +153,14 @@ def test_every_head_keeps_its_own_best(joint):
     assert {"rooms/lr", "parts/lr", "depth/loss_silog", "loss", "grad_norm"} <= rows[0].keys()
 
 
-def test_a_page_leads_to_every_heads_page(joint):
+def test_the_page_links_to_the_page_of_every_head(joint):
     page = (joint / "pictures" / "index.html").read_text()
     for head in HEADS:
         assert f'href="{head}/index.html"' in page and (joint / "pictures" / head / "index.html").is_file()
 
 
 @pytest.mark.parametrize("after", [3, 6])
-def test_a_run_that_was_cut_off_goes_on_as_if_it_never_stopped(
-    joint, folders, tmp_path, monkeypatch, one_thread, after
-):
+def test_an_interrupted_run_resumes_exactly(joint, folders, tmp_path, monkeypatch, one_thread, after):
     class PowerCutError(Exception):
         pass
 
@@ -191,13 +189,13 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_never_stopped(
     assert not list((tmp_path / "run").rglob(".*"))
 
 
-def test_other_settings_of_one_head_are_refused_on_resume(joint, folders):
+def test_other_settings_of_one_head_are_rejected_on_resume(joint, folders):
     with pytest.raises(RunError, match=r"depth\.optim\.lr: 0\.001 in the run, 0\.1 now"):
         data = {name: (HEADS[name], folders[name]) for name in HEADS}
         vitsplit.train(data=data, out=joint, resume=True, depth={"lr": 0.1})
 
 
-def test_what_cannot_be_trained_is_refused(joint, scenes, tmp_path):
+def test_invalid_combinations_are_rejected(joint, scenes, tmp_path):
     with pytest.raises(ConfigError, match=r"--head .*vqa"):
         vitsplit.train(data={"vqa": scenes}, out=tmp_path / "run")
     with pytest.raises(ConfigError, match="--scale-range"):
@@ -206,7 +204,7 @@ def test_what_cannot_be_trained_is_refused(joint, scenes, tmp_path):
         vitsplit.train(data={"depth": scenes}, recipe="ade20k-small", out=tmp_path / "run")
 
 
-def test_images_that_one_task_lacks_stop_the_run_at_once(scenes, tmp_path):
+def test_images_missing_from_one_task_are_an_error_at_the_start(scenes, tmp_path):
     fewer = tmp_path / "fewer"
     shutil.copytree(scenes, fewer)
     (fewer / "images" / "train" / "scene_00003.jpg").unlink()

@@ -45,7 +45,7 @@ def rows(run: Path, kind: str = "loss") -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_sharded_run_is_an_unsharded_one(sharded, name, tmp_path):
+def test_a_sharded_run_equals_an_unsharded_one(sharded, name, tmp_path):
     sharding, out = sharded
     one = tiny_run(tmp_path / "one", task=WordedTask(**LANGUAGE_MODELS[name]), **settings_of(sharding))
     together = out / name / "run"
@@ -65,7 +65,7 @@ def test_a_sharded_run_is_an_unsharded_one(sharded, name, tmp_path):
     torch.testing.assert_close(*(torch.tensor(page["output"]) for page in pages), rtol=0, atol=1e-5)
 
 
-def test_a_process_holds_its_part_only(sharded):
+def test_a_process_holds_only_its_shard(sharded):
     sharding, out = sharded
     whole = sum(parameter.numel() for parameter in tiny_model(WordedTask()).parameters())
     trained = sum(tensor.numel() for tensor in tiny_model(WordedTask()).trainable_state().values())
@@ -77,23 +77,23 @@ def test_a_process_holds_its_part_only(sharded):
 
 
 @pytest.mark.parametrize("name", ["interrupted", "terminated"])
-def test_a_stopped_sharded_run_goes_on_as_if_it_had_never_stopped(sharded, name):
+def test_a_stopped_sharded_run_resumes_exactly(sharded, name):
     _, out = sharded
-    straight, resumed = out / "tuned" / "run", out / name / "run"
+    uninterrupted, resumed = out / "tuned" / "run", out / name / "run"
     goes_on_from = {"interrupted": 2, "terminated": 3}[name]  # at the eighth micro-batch no step 3 was written
     assert f"resuming from step {goes_on_from} " in (resumed / "log.txt").read_text()
-    files = sorted(path.relative_to(straight) for path in straight.rglob("*.safetensors"))
+    files = sorted(path.relative_to(uninterrupted) for path in uninterrupted.rglob("*.safetensors"))
     for file in files:
         if (resumed / file).parent.name == "step-00000004" and name == "terminated":
             continue  # its two last checkpoints are others
-        expected, found = load_file(straight / file), load_file(resumed / file)
+        expected, found = load_file(uninterrupted / file), load_file(resumed / file)
         assert expected.keys() == found.keys()
         assert all(tensor.equal(found[key]) for key, tensor in expected.items()), file
     for kind in ("loss", "eval"):
         clocks = {"seconds", "images_per_second", "peak_memory_gb"}
         first, second = (
             [{key: value for key, value in row.items() if key not in clocks} for row in rows(run, kind)]
-            for run in (straight, resumed)
+            for run in (uninterrupted, resumed)
         )
         assert first == second
 
@@ -103,7 +103,7 @@ def test_a_signal_to_one_process_stops_both(sharded):
     assert "stopped by SIGTERM after step 3 of 6" in (out / "terminated" / "run" / "log.txt").read_text()
 
 
-def test_bf16_keeps_float32_masters_and_learns_alike(sharded, tmp_path):
+def test_bf16_keeps_float32_master_weights(sharded, tmp_path):
     sharding, out = sharded
     one = tiny_run(tmp_path / "one", task=WordedTask(), precision="bf16", **settings_of(sharding))
     run = out / "bf16" / "run"
@@ -117,7 +117,7 @@ def test_bf16_keeps_float32_masters_and_learns_alike(sharded, tmp_path):
     assert 0 < float((moved[name] - start[name]).abs().max()) < 2**-7
 
 
-def test_a_loss_that_is_not_finite_stops_both_and_names_the_files(sharded):
+def test_a_non_finite_loss_stops_both_and_names_the_files(sharded):
     _, out = sharded
     messages = [(out / "bad" / f"error-{rank}.txt").read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]
@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_both_and_names_the_files(sharded):
     assert (out / "bad" / "run" / "checkpoints" / "step-00000000").is_dir()
 
 
-def test_the_command_with_fsdp2_ends_with_the_weights_of_one_process(sharded, scenes, tmp_path):
+def test_the_command_with_fsdp2_gives_the_weights_of_one_process(sharded, scenes, tmp_path):
     sharding, out = sharded
     if sharding != "fsdp2":
         pytest.skip("one command is enough")
@@ -169,7 +169,7 @@ class TwoHeads:
 
 
 @pytest.mark.parametrize(
-    ("changes", "processes", "said"),
+    ("changes", "processes", "expected"),
     [
         ({"sharding": "fsdp2"}, 1, "torchrun"),
         ({"sharding": "fsdp2", "precision": "fp16"}, 2, "--precision fp16"),
@@ -178,18 +178,18 @@ class TwoHeads:
         ({"sharding": "zero3", "ema": 0.9}, 2, "--ema"),
     ],
 )
-def test_what_cannot_be_combined_is_refused(changes, processes, said):
-    with pytest.raises(ConfigError, match=rf"--sharding {changes['sharding']}.*{said}"):
+def test_invalid_combinations_are_rejected(changes, processes, expected):
+    with pytest.raises(ConfigError, match=rf"--sharding {changes['sharding']}.*{expected}"):
         check_sharding(tiny_config(**changes), processes)
 
 
-def test_what_can_be_combined_is_not_refused():
+def test_valid_combinations_are_accepted():
     check_sharding(tiny_config(sharding="fsdp2", ema=0.9, precision="bf16", accumulate=2, clip_norm=1.0), 2)
     check_sharding(tiny_config(precision="fp16", compile=True, ema=0.9), 1)
     check_sharding(TwoHeads(tiny_config(sharding="fsdp2").loop), 2)
 
 
-def test_deepspeed_clips_all_heads_as_one_and_says_so():
+def test_deepspeed_clips_all_heads_together_with_a_warning():
     with pytest.raises(ConfigError, match=r"--sharding zero3 .*--clip-norm"):
         check_sharding(TwoHeads(tiny_config(sharding="zero3").loop), 2)
 
@@ -201,20 +201,20 @@ def test_zero_without_deepspeed_names_the_extra(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_a_launch_with_settings_of_its_own_is_refused(monkeypatch, variable):
+def test_a_launch_with_its_own_deepspeed_config_is_rejected(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     for sharding in ("none", "fsdp2"):
         with pytest.raises(ConfigError, match=variable):
             check_sharding(tiny_config(sharding=sharding), 2)
 
 
-def test_a_single_process_is_refused_before_the_run_begins(tmp_path):
+def test_a_single_process_is_rejected_before_the_run(tmp_path):
     with pytest.raises(ConfigError, match="--sharding fsdp2"):
         tiny_run(tmp_path / "run", sharding="fsdp2")
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_quantised_tensor_or_a_single_number_is_refused():
+def test_quantized_and_scalar_parameters_are_rejected():
     for tensor in (torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(())):
         model = nn.Module()
         model.odd = nn.Parameter(tensor, requires_grad=False)
@@ -222,7 +222,7 @@ def test_a_quantised_tensor_or_a_single_number_is_refused():
             prepare_parameters(model, torch.float32, torch.device("cpu"))
 
 
-def test_a_model_is_emptied_and_filled_without_the_other_losing_anything():
+def test_emptying_a_model_keeps_the_tensors_of_its_copy():
     model = tiny_model(WordedTask(tied=True), batch_norm=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -241,7 +241,7 @@ def test_a_model_is_emptied_and_filled_without_the_other_losing_anything():
     assert bool((model.heads["tiny"].head.norm.running_mean == 7.0).all())
 
 
-def test_frozen_weights_of_a_language_model_are_rounded_and_what_trains_is_float32():
+def test_frozen_language_model_weights_are_rounded_and_trainable_ones_are_float32():
     model = tiny_model(WordedTask(frozen=True))
     model.heads["tiny"].head.conv.bfloat16()
     prepare_parameters(model, torch.bfloat16, torch.device("cpu"))

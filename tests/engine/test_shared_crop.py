@@ -29,7 +29,7 @@ def generator(seed):
 
 
 @pytest.mark.parametrize("geometry", [GEOMETRY, dataclasses.replace(GEOMETRY, image_scale=None, photometric=False)])
-def test_the_crops_are_those_of_segmentations_own_augmentation(geometry):
+def test_the_crops_equal_the_segmentation_augmentation(geometry):
     image_CHW = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8, generator=generator(0))
     mask_HW = torch.randint(0, 9, (50, 70), dtype=torch.uint8, generator=generator(1))
     own = SegmentationConfig().with_crop(geometry)
@@ -81,7 +81,7 @@ def seen(image_CHW):
     return columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1
 
 
-def test_every_label_lies_where_the_image_shows_the_object(data):
+def test_labels_are_aligned_with_the_image(data):
     zooms = set()
     for seed in range(30):
         sample = data[0, seed]
@@ -104,7 +104,7 @@ def test_every_label_lies_where_the_image_shows_the_object(data):
     assert min(zooms) < 0.8 and max(zooms) > 1.4
 
 
-def test_twice_as_large_is_half_as_far(data):
+def test_depth_scales_inversely_with_size(data):
     """For a pinhole camera, size in pixels times depth is size in meters times the focal length: a constant."""
     found = []
     for seed in range(60):
@@ -121,7 +121,7 @@ def test_twice_as_large_is_half_as_far(data):
 
 
 @pytest.mark.parametrize("pad_color", ["black", "mean"])
-def test_all_heads_are_told_where_the_picture_ends(data, pad_color):
+def test_every_head_gets_the_extent_of_the_image(data, pad_color):
     geometry = dataclasses.replace(data.geometry, pad_color=pad_color)
     found = set()
     for seed in range(20):

@@ -27,14 +27,14 @@ def test_tensorboard_has_the_rows_of_the_metrics_file(tmp_path):
     assert set(scalars(run, "eval/accuracy")) == {4, 8, 12}
 
 
-def test_wandb_that_is_not_installed_is_named_with_the_remedy_and_the_folder_stays_free(tmp_path, monkeypatch):
+def test_missing_wandb_is_named_before_the_folder_is_used(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"vitsplit\[wandb\]"):
         tiny_run(tmp_path / "run", track=("wandb",))
     assert tiny_run(tmp_path / "run", steps=1).result.state.finished
 
 
-def test_wandb_goes_on_in_the_same_run_after_a_resume(tmp_path, monkeypatch):
+def test_wandb_continues_the_same_run_after_a_resume(tmp_path, monkeypatch):
     calls = []
     fake = types.ModuleType("wandb")
     fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
@@ -53,7 +53,7 @@ def test_wandb_goes_on_in_the_same_run_after_a_resume(tmp_path, monkeypatch):
     assert calls[0] == ("init", first_id, "allow")
 
 
-def test_what_the_package_logs_reaches_the_screen_whole_and_the_file_once(tmp_path):
+def test_log_messages_reach_the_screen_and_the_file_once(tmp_path):
     run = RunFolder(tmp_path)
     text = io.StringIO()
     console = Console(file=text, width=40)

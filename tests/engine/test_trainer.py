@@ -48,7 +48,7 @@ def test_a_run_leaves_the_documented_folder(tmp_path):
     assert "step 12/12" in run.printed and "images/s" in run.printed and "peak memory" in run.printed
 
 
-def test_a_row_averages_the_steps_since_the_last_one(tmp_path):
+def test_a_row_averages_the_steps_since_the_previous_one(tmp_path):
     every = tiny_run(tmp_path / "every", log_every=1).rows("loss")
     fourth = tiny_run(tmp_path / "fourth", log_every=4).rows("loss")
     for index, row in enumerate(fourth):
@@ -56,7 +56,7 @@ def test_a_row_averages_the_steps_since_the_last_one(tmp_path):
         assert row["loss"] == pytest.approx(sum(losses) / 4)
 
 
-def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_path):
+def test_best_and_last_bundles(tmp_path):
     kept = {}
 
     class Task(TinyTask):
@@ -77,7 +77,7 @@ def test_the_best_bundle_is_the_best_evaluations_and_the_last_one_the_last(tmp_p
     assert not equal(kept[1], kept[2])
 
 
-def test_patience_counts_evaluations_without_a_better_one(tmp_path):
+def test_patience_counts_evaluations_without_improvement(tmp_path):
     run = tiny_run(tmp_path / "run", eval_every=2, patience=2, task=TinyTask(scores=[0.5, 0.4, 0.6, 0.6, 0.1, 0.9]))
     assert run.result.state.step == 10 and run.result.state.finished
     assert run.result.state.standings["tiny"].best_step == 6
@@ -85,7 +85,7 @@ def test_patience_counts_evaluations_without_a_better_one(tmp_path):
     assert "no better result in 2 evaluations" in run.printed
 
 
-def test_evaluation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
+def test_evaluation_uses_eval_mode_and_training_train_mode(tmp_path):
     modes = []
 
     class Task(TinyTask):
@@ -100,7 +100,7 @@ def test_evaluation_sees_eval_mode_and_training_goes_on_in_train_mode(tmp_path):
     assert run.weights["head.norm.num_batches_tracked"] == 12
 
 
-def test_the_average_is_what_is_evaluated_and_saved_and_training_is_untouched(tmp_path):
+def test_the_average_is_evaluated_and_saved(tmp_path):
     plain = tiny_run(tmp_path / "plain", steps=1, eval_every=1)
     start = tiny_head(TinyTask()).trainable_state()
     averaged = tiny_run(tmp_path / "averaged", steps=1, eval_every=1, ema=0.75)
@@ -110,7 +110,7 @@ def test_the_average_is_what_is_evaluated_and_saved_and_training_is_untouched(tm
     assert equal(plain.last, plain.weights)
 
 
-def test_dropout_depends_on_seed_and_step_alone(tmp_path):
+def test_dropout_depends_only_on_seed_and_step(tmp_path):
     first = tiny_run(tmp_path / "first", head={"dropout": 0.5})
     torch.manual_seed(999)
     assert equal(first.weights, tiny_run(tmp_path / "again", head={"dropout": 0.5}).weights)
@@ -118,14 +118,14 @@ def test_dropout_depends_on_seed_and_step_alone(tmp_path):
     assert not equal(first.weights, tiny_run(tmp_path / "without").weights)
 
 
-def test_workers_change_no_weight(tmp_path):
+def test_workers_do_not_change_the_weights(tmp_path):
     assert equal(tiny_run(tmp_path / "none").weights, tiny_run(tmp_path / "two", workers=2).weights)
 
 
 @pytest.mark.parametrize(
     ("steps", "evaluate", "checkpoint"), [(40_000, 4000, 1000), (300, 200, 30), (3000, 300, 300), (5, 200, 1)]
 )
-def test_evaluations_and_checkpoints_are_ten_in_a_run_by_default(steps, evaluate, checkpoint):
+def test_a_run_has_ten_evaluations_and_checkpoints_by_default(steps, evaluate, checkpoint):
     loop = tiny_config(steps=steps).loop
     assert (evaluate_every(loop), checkpoint_every(loop)) == (evaluate, checkpoint)
     given = tiny_config(steps=steps, eval_every=7, checkpoint_every=9).loop
@@ -147,7 +147,7 @@ class Signalling(TinyTask):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, number, status):
+def test_a_signal_stops_the_run_after_the_step_and_it_can_be_resumed(tmp_path, number, status):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stopped = tiny_run(tmp_path / "run", task=Signalling(number, after=5), head={"dropout": 0.3})
     assert stopped.result.exit_status == status
@@ -159,7 +159,7 @@ def test_a_signal_ends_the_run_after_the_step_and_resume_goes_on(tmp_path, numbe
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     resumed = tiny_run(tmp_path / "run", resume=True, head={"dropout": 0.3})
     assert resumed.result.exit_status == 0
-    assert equal(resumed.weights, tiny_run(tmp_path / "straight", head={"dropout": 0.3}).weights)
+    assert equal(resumed.weights, tiny_run(tmp_path / "uninterrupted", head={"dropout": 0.3}).weights)
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
@@ -172,7 +172,7 @@ def test_workers_leave_signals_to_the_parent(tmp_path, number, times):
 CLOCKS = {"seconds", "images_per_second", "peak_memory_gb"}
 
 
-def test_steps_that_are_looked_at_one_step_later_end_with_the_same_run(tmp_path, monkeypatch):
+def test_delayed_reading_of_results_gives_the_same_run(tmp_path, monkeypatch):
     """Reads results one step later, as on a GPU."""
     settings = {"eval_every": 4, "checkpoint_every": 2, "log_every": 1, "head": {"dropout": 0.3}}
     plain = tiny_run(tmp_path / "plain", **settings)
@@ -187,10 +187,10 @@ def test_steps_that_are_looked_at_one_step_later_end_with_the_same_run(tmp_path,
     assert equal(tiny_run(tmp_path / "stopped", resume=True, **settings).weights, plain.weights)
 
 
-def test_a_bad_step_that_is_looked_at_one_step_later_reaches_no_file_and_no_weight(tmp_path, monkeypatch):
+def test_a_non_finite_step_with_delayed_reading_reaches_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(LAG, "cpu", 1)
-    culprit = f"image-{SampleStream(23, 0)[4 * 4 + 1][0]:02d}.png"  # in the fifth step's batch
-    task = TinyTask(nan_for=culprit)
+    bad_image = f"image-{SampleStream(23, 0)[4 * 4 + 1][0]:02d}.png"  # in the fifth step's batch
+    task = TinyTask(nan_for=bad_image)
     model = tiny_model(task)
     config = tiny_config(checkpoint_every=2, log_every=1)
     with RunFolder.open(tmp_path / "run") as run, pytest.raises(TrainingError, match="Step 5: the loss is nan"):
@@ -201,7 +201,7 @@ def test_a_bad_step_that_is_looked_at_one_step_later_reaches_no_file_and_no_weig
     assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(tmp_path):
+def test_a_signal_interrupts_an_evaluation_and_resume_repeats_it(tmp_path):
     class Task(TinyTask):
         def val_predictions(self, *given):
             if not images:
@@ -215,9 +215,9 @@ def test_a_signal_during_an_evaluation_leaves_it_at_once_and_resume_makes_it_up(
     assert (stopped.result.stopped_by, stopped.result.state.step) == ("SIGTERM", 4)
     assert stopped.rows("eval") == []
     resumed = tiny_run(tmp_path / "run", resume=True, eval_every=4)
-    straight = tiny_run(tmp_path / "straight", eval_every=4)
-    assert resumed.rows("eval") == straight.rows("eval")
-    assert equal(resumed.weights, straight.weights)
+    uninterrupted = tiny_run(tmp_path / "uninterrupted", eval_every=4)
+    assert resumed.rows("eval") == uninterrupted.rows("eval")
+    assert equal(resumed.weights, uninterrupted.weights)
 
 
 def compile_with(monkeypatch, backend):
@@ -232,7 +232,7 @@ def compile_with(monkeypatch, backend):
     return graphs
 
 
-def test_compiled_is_the_same_within_rounding_and_evaluation_compiles_nothing(tmp_path, monkeypatch):
+def test_compiled_training_is_equal_within_rounding(tmp_path, monkeypatch):
     class Task(TinyTask):
         def val_predictions(self, forward, *given):
             before = len(graphs)
@@ -249,7 +249,7 @@ def test_compiled_is_the_same_within_rounding_and_evaluation_compiles_nothing(tm
     assert run.last.keys() == plain.last.keys()
 
 
-def test_a_compiler_that_fails_is_named_by_its_flag(tmp_path, monkeypatch):
+def test_a_failed_compilation_names_its_flag(tmp_path, monkeypatch):
     def no_compiler(graph):
         raise RuntimeError("No working C++ compiler found in clang++, g++\nmore")
 
@@ -260,7 +260,7 @@ def test_a_compiler_that_fails_is_named_by_its_flag(tmp_path, monkeypatch):
         tiny_run(tmp_path / "run", steps=1, compile=True)
 
 
-def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
+def test_a_finished_run_writes_pictures_of_its_last_evaluation(tmp_path):
     averaged = tiny_run(tmp_path / "run", eval_every=4, ema=0.5, task=TinyTask(scores=[0.3, 0.7, 0.6]))
     page = json.loads((averaged.folder.pictures / "index.html").read_text())
     assert (page["title"], page["count"], page["score"]) == ("run, step 12", 12, 0.6)
@@ -272,7 +272,7 @@ def test_a_finished_run_leaves_pictures_of_its_last_evaluation(tmp_path):
     assert averaged.model.training
 
 
-def test_pictures_change_no_weight_and_a_stopped_run_has_none_yet(tmp_path):
+def test_only_finished_runs_have_pictures(tmp_path):
     """A run stopped by patience has them, and so does a run that was killed while drawing and is resumed."""
     early = tiny_run(tmp_path / "early", eval_every=2, patience=1, task=TinyTask(scores=[0.5, 0.4]))
     assert json.loads((early.folder.pictures / "index.html").read_text())["score"] == 0.4
@@ -288,24 +288,24 @@ def test_pictures_change_no_weight_and_a_stopped_run_has_none_yet(tmp_path):
     assert not (tmp_path / "killed" / "pictures").exists()
     resumed = tiny_run(tmp_path / "killed", resume=True)
     assert json.loads((resumed.folder.pictures / "index.html").read_text())["score"] == 0.8
-    assert equal(resumed.weights, tiny_run(tmp_path / "straight").weights)
+    assert equal(resumed.weights, tiny_run(tmp_path / "uninterrupted").weights)
 
 
-def test_a_finished_run_says_so_when_it_is_to_go_on(tmp_path):
+def test_resuming_a_finished_run_reports_that_it_is_finished(tmp_path):
     tiny_run(tmp_path / "run", eval_every=4, task=TinyTask(scores=[0.3, 0.7, 0.6]))
     again = tiny_run(tmp_path / "run", eval_every=4, resume=True)
     assert "already finished at step 12: best accuracy 0.7 at step 8" in again.printed
     assert "resuming" not in again.printed
 
 
-def test_the_command_to_go_on_can_be_pasted(tmp_path):
+def test_the_printed_resume_command_is_valid(tmp_path):
     folder = tmp_path / "my first run"
     printed = tiny_run(folder, task=Signalling(signal.SIGINT, after=2)).printed.replace("\n", " ")
     command = shlex.split(printed[printed.index("To resume: ") :])
     assert command[command.index("--out") + 1] == str(folder)
 
 
-def test_bundles_are_given_the_resolved_configuration(tmp_path, monkeypatch):
+def test_bundles_have_the_resolved_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "bf16_speedup", lambda: 9.0)
     run = tiny_run(tmp_path / "run", steps=2, precision="auto")
     for bundle in (run.folder.best, run.folder.last):
@@ -313,7 +313,7 @@ def test_bundles_are_given_the_resolved_configuration(tmp_path, monkeypatch):
     assert run.folder.read_config()["loop"]["precision"] == "bf16"
 
 
-def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the_best(tmp_path):
+def test_non_finite_values_are_null_on_disk_and_never_the_best_score(tmp_path):
     class Metric(TinyMetric):
         def compute(self):
             found = super().compute()
@@ -342,7 +342,7 @@ def test_what_is_not_finite_is_null_on_disk_and_a_score_that_is_not_is_never_the
     assert (standing.best_step, standing.without_gain) == (6, 3)
 
 
-def test_the_time_for_the_steps_ends_a_run_with_an_evaluation(tmp_path, monkeypatch):
+def test_the_time_limit_ends_a_run_with_an_evaluation(tmp_path, monkeypatch):
     seconds = iter(range(1000))
     monkeypatch.setattr("vitsplit.engine.trainer.time.perf_counter", lambda: float(next(seconds)))
     run = tiny_run(tmp_path / "run", max_seconds=4.5)  # every step takes one second of this clock

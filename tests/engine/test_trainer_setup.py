@@ -26,7 +26,7 @@ def stub_accelerator(kind):
         (DistributedType.NO, nn.BatchNorm2d),
     ],
 )
-def test_batch_norm_is_synchronised_over_gpus_only(kind, expected):
+def test_batch_norm_is_synchronized_over_gpus_only(kind, expected):
     model = tiny_model(TinyTask(), batch_norm=True)
     names = list(model.trainable_state())
     trainer = Trainer(tiny_config(), tasks={"tiny": TinyTask()}, backbone=tiny_backbone(), model=model)
@@ -46,7 +46,7 @@ def fp16(monkeypatch):
     monkeypatch.setattr(trainer_module, "resolve_precision", lambda precision, device: "fp16")
 
 
-def test_fp16_scales_its_loss_and_learns(tmp_path, fp16):
+def test_fp16_training_uses_a_loss_scale(tmp_path, fp16):
     run = tiny_run(tmp_path / "run", clip_norm=1.0)
     plain_norm = tiny_like_fp32(tmp_path)
     rows = run.rows("loss")
@@ -81,15 +81,15 @@ def test_an_overflow_in_fp16_skips_the_step_and_lowers_the_scale(tmp_path, fp16)
     assert state["loss_scale"]["scale"] == 2.0**15
 
 
-def test_fp16_that_never_takes_a_step_does_not_finish(tmp_path, fp16):
+def test_fp16_without_a_finite_step_is_an_error(tmp_path, fp16):
     # 17 skipped steps bring the scale from 65536 = 2**16 to below 1.
     expected = r"Step 18: the norm of the gradient is nan\. Files of the batch: image"
-    with pytest.raises(TrainingError, match=expected) as told:
+    with pytest.raises(TrainingError, match=expected) as error:
         tiny_run(tmp_path / "run", steps=40, task=BadGradients(factor=float("nan")))
-    assert "--precision fp32" in str(told.value)
+    assert "--precision fp32" in str(error.value)
 
 
-def test_an_overflow_just_before_a_stop_is_remembered(tmp_path, fp16):
+def test_an_overflow_before_a_stop_is_saved(tmp_path, fp16):
     """The checkpoint has the sums of an incomplete row, with null for non-finite values."""
 
     class Stop(BadGradients):
@@ -104,7 +104,7 @@ def test_an_overflow_just_before_a_stop_is_remembered(tmp_path, fp16):
     assert [row["grad_norm"] is None for row in resumed.rows("loss")] == [True, False]
 
 
-def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
+def test_the_scaler_state_is_resumed(tmp_path, fp16):
     class Stop(TinyTask):
         def collate(self, samples):
             if len(self.seen) == 5:
@@ -114,11 +114,11 @@ def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
     with pytest.raises(KeyboardInterrupt):
         tiny_run(tmp_path / "run", checkpoint_every=2, precision="auto", task=Stop())
     resumed = tiny_run(tmp_path / "run", checkpoint_every=2, precision="auto", resume=True)
-    straight = tiny_run(tmp_path / "straight")
-    assert all(tensor.equal(resumed.weights[name]) for name, tensor in straight.weights.items())
+    uninterrupted = tiny_run(tmp_path / "uninterrupted")
+    assert all(tensor.equal(resumed.weights[name]) for name, tensor in uninterrupted.weights.items())
     scales = [
         json.loads((run.folder.checkpoints / "step-00000012" / "state.json").read_text())["loss_scale"]
-        for run in (resumed, straight)
+        for run in (resumed, uninterrupted)
     ]
     assert scales[0] == scales[1] and scales[0]["_growth_tracker"] == 12
 
@@ -141,17 +141,17 @@ def test_the_scaler_goes_on_after_a_resume(tmp_path, fp16):
         *[({"workers": -2}, "--workers"), ({"task_head_lr_scale": -1.0}, "--task-head-lr-scale")],
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_their_flag(change, flag):
+def test_invalid_settings_are_rejected_by_their_flag(change, flag):
     with pytest.raises(ConfigError, match=rf"^{flag} "):
         tiny_config(**change)
 
 
-def test_settings_at_the_edge_of_their_range_are_taken():
+def test_settings_at_the_ends_of_their_range_are_accepted():
     edge = {"ema": 0.5, "betas": (0.0, 0.999), "clip_norm": 1e-9, "patience": 1, "task_head_lr_scale": 0.0}
     assert tiny_config(steps=1, batch_size=1, log_every=1, weight_decay=0.0, warmup_steps=0, **edge).loop.ema == 0.5
 
 
-def test_no_setting_is_refused_after_the_folder_holds_a_run(tmp_path):
+def test_settings_are_checked_before_the_folder_is_used(tmp_path):
     with pytest.raises(ConfigError, match="--lr"):
         tiny_run(tmp_path / "run", lr=-1.0)
     assert tiny_run(tmp_path / "run", steps=1).result.state.finished

@@ -42,7 +42,7 @@ def by_hand(steps, *, clip_norm=None, **changes):
     return model.trainable_state(), losses, norms
 
 
-def test_a_run_is_what_a_textbook_loop_gives(tmp_path):
+def test_a_run_equals_a_plain_training_loop(tmp_path):
     run = tiny_run(tmp_path / "run", steps=6, log_every=1)
     weights, losses, norms = by_hand(6)
     close(run.weights, weights)
@@ -52,7 +52,7 @@ def test_a_run_is_what_a_textbook_loop_gives(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_micro_batches_add_up_to_the_batch(tmp_path, accumulate):
+def test_micro_batches_equal_one_batch(tmp_path, accumulate):
     """Micro-batches have different numbers of ignored patches, so a mean of means would differ."""
     whole = tiny_run(tmp_path / "whole", steps=6, clip_norm=0.05)
     spread = tiny_run(tmp_path / "spread", steps=6, clip_norm=0.05, accumulate=accumulate)
@@ -65,7 +65,7 @@ def test_the_whole_gradient_is_clipped_once(tmp_path):
     close(tiny_run(tmp_path / "run", steps=6, clip_norm=0.05, accumulate=2).weights, weights)
 
 
-def test_a_term_with_nothing_to_normalise_is_zero(tmp_path):
+def test_a_loss_term_without_targets_is_zero(tmp_path):
     class AllIgnored(TinyTask):
         def collate(self, samples):
             batch = super().collate(samples)
@@ -79,7 +79,7 @@ def test_a_term_with_nothing_to_normalise_is_zero(tmp_path):
     assert all(bool(tensor.isfinite().all()) for tensor in run.weights.values())
 
 
-def test_only_what_trains_moves(tmp_path):
+def test_only_trainable_parameters_change(tmp_path):
     run = tiny_run(tmp_path / "run")
     before = tiny_head(TinyTask())
     for (name, parameter), start in zip(run.model.named_parameters(), before.parameters(), strict=True):
@@ -88,13 +88,13 @@ def test_only_what_trains_moves(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_loss_that_is_not_finite_stops_with_names_and_the_last_checkpoint(tmp_path, accumulate):
+def test_a_non_finite_loss_stops_and_names_the_images(tmp_path, accumulate):
     stream = SampleStream(23, 0)
-    culprit = f"image-{stream[4 * 4 + 1][0]:02d}.png"  # in the fifth step's batch, still in the first epoch
+    bad_image = f"image-{stream[4 * 4 + 1][0]:02d}.png"  # in the fifth step's batch, still in the first epoch
     files = [f"image-{stream[position][0]:02d}.png" for position in range(16, 20)]
     with pytest.raises(TrainingError) as caught:
         tiny_run(
-            tmp_path / "run", task=TinyTask(nan_for=culprit), checkpoint_every=2, accumulate=accumulate, log_every=1
+            tmp_path / "run", task=TinyTask(nan_for=bad_image), checkpoint_every=2, accumulate=accumulate, log_every=1
         )
     message = str(caught.value)
     assert "Step 5: the loss is nan" in message
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_stops_with_names_and_the_last_checkpoint(tmp_
     assert "nan" not in (tmp_path / "run" / "metrics.jsonl").read_text().lower()
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
+def test_a_non_finite_gradient_stops_before_the_update(tmp_path):
     with pytest.raises(TrainingError, match="Step 1: the norm of the gradient is"):
         tiny_run(tmp_path / "run", task=BadGradients(factor=float("inf")))
 
@@ -128,7 +128,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"cache_features": 1}])
-def test_the_backbone_is_told_where_padding_begins(tmp_path, settings):
+def test_the_backbone_gets_the_extent_of_the_image(tmp_path, settings):
     """Images that are all padding have the mean color, which is not a uint8 value here (127.5)."""
 
     class Padded(TinyTask):
