@@ -29,12 +29,12 @@ def rectangle(grid: Grid, row: int, column: int) -> list[int]:
     return [left, top, left + grid.tile[1], top + grid.tile[0]]
 
 
-def test_the_grid_of_these_tests():
+def test_grid_of_tiles():
     grid = plan_grid(SIZE, TILE, OVERLAP)
     assert grid.rows.starts == (0, 67, 133, 200) and grid.columns.starts == (0, 70, 140, 210, 280)
 
 
-def test_cuts_are_borders_inside_the_image_only():
+def test_cuts_are_only_inside_the_image():
     boxes = np.array([[0, 0, 50, 50], [10, 10, 119, 50], [10, 10, 110, 99], [30, 30, 60, 60]], dtype=float)
     assert cut_sides(boxes, np.array([0.0, 0, 120, 100]), SIZE).tolist() == [
         [False, False, False, False],
@@ -58,7 +58,7 @@ def test_complete_duplicates_are_removed():
     assert [each.parts for each in merged] == [(1,)]
 
 
-def test_halves_are_joined():
+def test_two_parts_are_joined():
     # From x = 40 to 180: neither tile (0..120, 70..190) has it whole, and both end at their cuts.
     found = objects(([40, 20, 120, 60], 0, 0.7, (0, 0)), ([70, 21, 180, 61], 0, 0.8, (0, 1)))
     merged = merge_tiles(found, 0.5)
@@ -73,23 +73,23 @@ def test_a_chain_of_parts_is_one_object():
     assert merged[0].box_4.tolist() == [10, 20, 230, 60]
 
 
-def test_classes_do_not_mix():
+def test_objects_of_different_classes_are_not_merged():
     found = objects(([40, 20, 120, 60], 0, 0.7, (0, 0)), ([70, 20, 180, 60], 1, 0.8, (0, 1)))
     assert sorted(each.parts for each in merge_tiles(found, 0.5)) == [(0,), (1,)]
 
 
-def test_neighbors_that_disagree_in_the_shared_strip_are_two_objects():
+def test_objects_that_differ_in_the_overlap_are_not_merged():
     # Both are cut, one above the other.
     found = objects(([40, 10, 120, 40], 0, 0.7, (0, 0)), ([70, 50, 180, 90], 0, 0.8, (0, 1)))
     assert sorted(each.parts for each in merge_tiles(found, 0.5)) == [(0,), (1,)]
 
 
-def test_objects_of_one_tile_are_never_compared():
+def test_objects_of_one_tile_are_not_merged():
     found = objects(([20, 20, 80, 80], 0, 0.9, (0, 0)), ([21, 20, 80, 80], 0, 0.8, (0, 0)))
     assert [each.parts for each in merge_tiles(found, 0.5)] == [(0,), (1,)]
 
 
-def test_nothing_found():
+def test_no_objects():
     assert merge_tiles(objects(), 0.5) == []
 
 
@@ -134,7 +134,7 @@ def test_a_perfect_detector_in_tiles_finds_the_scene(seed):
     assert found == sorted((label, *box.tolist()) for box, label in zip(boxes, labels, strict=True))
 
 
-def test_a_mask_s_runs_in_the_whole_image_are_those_of_the_official_tool():
+def test_run_lengths_in_the_whole_image_equal_pycocotools():
     rng = np.random.default_rng(0)
     for _ in range(60):
         height, width = (int(side) for side in rng.integers(5, 60, 2))

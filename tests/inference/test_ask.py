@@ -70,7 +70,7 @@ def by_hand(answerer: Answerer, question: str, length: int, history: Sequence[Tu
 
 
 class Counts:
-    """What was computed: passes of the backbone, of the connector, and the language model's reads by their length."""
+    """Counts passes of the backbone and the connector, and lengths of the language model's inputs."""
 
     def __init__(self) -> None:
         self.backbone, self.connector = 0, 0
@@ -110,7 +110,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     return counted
 
 
-def test_questions_of_all_lengths_together_are_answered_as_by_hand_each_alone(model: Any, image: np.ndarray) -> None:
+def test_batched_answers_equal_single_answers(model: Any, image: np.ndarray) -> None:
     prediction = model.predict(image)
     expected = [by_hand(prediction.answerer, question, 12) for question in QUESTIONS]
     assert len(set(expected)) == len(expected), "a comparison that tells nothing apart"
@@ -121,10 +121,10 @@ def test_questions_of_all_lengths_together_are_answered_as_by_hand_each_alone(mo
     assert other.ask_many(QUESTIONS, max_new_tokens=12) != expected
     assert model.ask(image, QUESTIONS, max_new_tokens=12) == expected
     assert model.ask(image, QUESTIONS[1], max_new_tokens=12) == expected[1]
-    assert model.ask(image, QUESTIONS[1]) == by_hand(prediction.answerer, QUESTIONS[1], 8)  # as the bundle says
+    assert model.ask(image, QUESTIONS[1]) == by_hand(prediction.answerer, QUESTIONS[1], 8)  # the bundle's default
 
 
-def test_a_conversation_and_a_stream_are_answered_as_by_hand(model: Any, image: np.ndarray) -> None:
+def test_conversations_and_streams_equal_the_reference(model: Any, image: np.ndarray) -> None:
     prediction = model.predict(image)
     history = [Turn("What?", "a lamp"), Turn("Where?", "on the desk")]
     expected = by_hand(prediction.answerer, "Is it red?", 12, history)
@@ -143,7 +143,7 @@ def test_without_an_image(model: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(48, 64), (120, 160), (33, 44)])
-def test_segmentation_depth_and_answers_take_one_pass_and_are_those_of_each_bundle_alone(
+def test_three_tasks_share_one_pass_with_equal_predictions(
     runs: dict[str, Path], language: Path, size: tuple[int, int], counts: Counts
 ) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -204,7 +204,7 @@ def test_closing_a_stream_stops_the_language_model(model: Any, image: np.ndarray
     stream = prediction.stream("Is it a lamp?", max_new_tokens=400)
     next(stream)
     stream.close()
-    # Prefix, question, and then a token a step; the whole answer would be 401. Nothing goes on behind one's back.
+    # Prefix, question, and then one token per step; the whole answer would be 401. Nothing continues in the background.
     seen = len(counts.read)
     assert 2 <= seen < 395
     assert prediction.asked == []
@@ -236,7 +236,7 @@ def test_location_of_the_language_model(
 ) -> None:
     moved = write_language_model(tmp_path / "was here")
     run = write_vqa_bundle(tmp_path / "run", moved, seed=3)
-    # The folder that a card names is shown and not opened, whether it is there or not.
+    # The folder in a card is shown but not opened, whether it exists or not.
     expected = vitsplit.load(run, language_weights=moved).ask(image, "What?")
     for _ in range(2):
         for load in (lambda: vitsplit.load(run), lambda: vitsplit.load(runs["depth"], run)):
@@ -258,7 +258,7 @@ def test_location_of_the_language_model(
         vitsplit.load(runs["depth"], language_weights=language)
 
 
-def test_batches_of_images_are_asked_one_by_one(model: Any, image: np.ndarray) -> None:
+def test_questions_on_a_batch_are_answered_per_image(model: Any, image: np.ndarray) -> None:
     image_BCHW: Tensor = torch.from_numpy(np.stack([image, 255 - image])).permute(0, 3, 1, 2)
     for prediction in model.predict_batch(image_BCHW):
         assert prediction.ask("What?", max_new_tokens=12) == by_hand(prediction.answerer, "What?", 12)

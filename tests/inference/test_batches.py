@@ -8,7 +8,7 @@ import torch
 from vitsplit.inference.batches import batches, in_background
 
 
-def test_results_are_in_order_and_items_are_taken_lazily() -> None:
+def test_results_are_in_order_and_items_are_consumed_lazily() -> None:
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -30,7 +30,7 @@ def test_results_are_in_order_and_items_are_taken_lazily() -> None:
 def test_work_runs_in_background() -> None:
     here = threading.get_ident()
     assert here not in set(in_background(lambda _: threading.get_ident(), range(3), threads=2, ahead=2))
-    # Two at once: each waits until the other has come as far.
+    # Two at once: each waits for the other.
     barrier = threading.Barrier(2, timeout=5)
     assert len(list(in_background(lambda _: barrier.wait(), range(4), threads=2, ahead=4))) == 4
 
@@ -43,7 +43,7 @@ def test_errors_are_raised_in_order() -> None:
 
 
 @pytest.mark.parametrize(("limit", "waiting"), [(1, 0), (2, 3), (4, 8), (3, 0), (8, 100)])
-def test_every_image_once_in_batches_of_one_size(limit: int, waiting: int) -> None:
+def test_batches_have_one_size_and_every_image_once(limit: int, waiting: int) -> None:
     sizes = [(4, 6), (6, 4), (4, 6), (4, 6), (5, 5), (6, 4), (4, 6), (6, 4), (6, 4), (4, 6), (4, 6)]
     images = [(index, torch.zeros(3, *size)) for index, size in enumerate(sizes)]
     groups = list(batches(images, lambda height, width: limit, waiting=waiting))

@@ -65,7 +65,7 @@ def masks(out: Path) -> dict[str, np.ndarray]:
     return {str(path.relative_to(out)): read_mask(path).numpy() for path in sorted(out.rglob("*_mask.png"))}
 
 
-def test_one_run_writes_the_tasks_own_names(runs: dict[str, Path], photos: Path, tmp_path: Path,
+def test_one_run_writes_the_file_names_of_the_task(runs: dict[str, Path], photos: Path, tmp_path: Path,
                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     out = tmp_path / "out"
     assert predict(runs["rooms"], photos, "--out", out) == 0
@@ -78,7 +78,7 @@ def test_one_run_writes_the_tasks_own_names(runs: dict[str, Path], photos: Path,
     assert len(list(out.rglob("*_overlay.jpg"))) == 8 and not (out / ".partial").exists()
 
 
-def test_runs_of_one_task_write_their_names_into_the_files_and_share_the_pass(
+def test_runs_of_one_task_have_separate_files_and_share_the_pass(
     runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -92,7 +92,7 @@ def test_runs_of_one_task_write_their_names_into_the_files_and_share_the_pass(
     assert "2 passes at 2 sizes for rooms and cars" in capsys.readouterr().out
 
 
-def test_batches_hold_images_of_one_size(runs: dict[str, Path], photos: Path, tmp_path: Path,
+def test_batches_have_images_of_one_size(runs: dict[str, Path], photos: Path, tmp_path: Path,
                                          batches_seen: list[tuple[int, ...]]) -> None:  # fmt: skip
     assert predict(runs["rooms"], photos, "--out", tmp_path / "three", "--batch-size", 3) == 0
     # Portrait: 0, 3, 6; landscape: 1, 2, 4, 5, 7.
@@ -107,7 +107,7 @@ def test_batches_hold_images_of_one_size(runs: dict[str, Path], photos: Path, tm
         assert (mask != one[name]).mean() < 1e-3
 
 
-def test_a_stopped_command_resumes(
+def test_an_interrupted_command_resumes(
     runs: dict[str, Path], photos: Path, tmp_path: Path, batches_seen: list[tuple[int, ...]],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -116,12 +116,12 @@ def test_a_stopped_command_resumes(
     with monkeypatch.context() as patch:
         original = Predictor.predict_batch
 
-        def dies(self: Predictor, image_BCHW: torch.Tensor) -> Any:
+        def fail(self: Predictor, image_BCHW: torch.Tensor) -> Any:
             if len(batches_seen) == 8 + 4:
                 raise KeyboardInterrupt
             return original(self, image_BCHW)
 
-        patch.setattr(Predictor, "predict_batch", dies)
+        patch.setattr(Predictor, "predict_batch", fail)
         assert predict(runs["rooms"], photos, "--out", out) == 130
     noted = (out / LOG).read_text().splitlines()[1:]
     assert len(noted) <= 4
@@ -160,7 +160,7 @@ def test_finished_inputs_are_repeated_only_if_changed(
     assert len(batches_seen) == 8
 
 
-def test_other_bundles_and_other_settings_are_never_mixed(
+def test_other_bundles_or_settings_are_rejected(
     runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -178,7 +178,7 @@ def test_other_bundles_and_other_settings_are_never_mixed(
     assert sorted(masks(out)) == ["1_cars_mask.png", "1_rooms_mask.png"] and (out / "mine.txt").exists()
 
 
-def test_a_bundle_that_was_trained_again_is_another_bundle(runs: dict[str, Path], photos: Path, tmp_path: Path) -> None:
+def test_a_retrained_bundle_is_another_bundle(runs: dict[str, Path], photos: Path, tmp_path: Path) -> None:
     again = shutil.copytree(runs["rooms"].parent, tmp_path / "rooms")
     out = tmp_path / "out"
     assert predict(again, photos, "--out", out) == 0
@@ -273,7 +273,7 @@ def test_errors_are_raised_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_results_inside_the_folder_of_images_are_not_predicted(runs: dict[str, Path], photos: Path) -> None:
+def test_results_inside_the_image_folder_are_not_inputs(runs: dict[str, Path], photos: Path) -> None:
     assert predict(runs["rooms"], photos, "--out", photos / "results") == 0
     count = len(list((photos / "results").rglob("*")))
     assert predict(runs["rooms"], photos, "--out", photos / "results") == 0

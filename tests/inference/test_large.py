@@ -75,7 +75,7 @@ def save(path, array):
 
 @pytest.mark.parametrize("size", [(1, 1), (10, 3000), (300, 7), (48, 64), (150, 210)])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_segmentation_of_a_pixel_s_color_is_the_same_tiled_as_whole(tmp_path, size, suffix):
+def test_tiled_segmentation_equals_the_whole_image(tmp_path, size, suffix):
     array = patches(*size)
     model = segmenter()
     paths = predict_large(model, save(tmp_path / f"a.{suffix}", array), tmp_path / "out", "sub/a")
@@ -92,15 +92,15 @@ def test_segmentation_of_a_pixel_s_color_is_the_same_tiled_as_whole(tmp_path, si
     assert {shape[-2:] for shape in model.shown} == {(min(48, size[0]), min(64, size[1]))}
 
 
-def test_depth_of_a_pixel_s_color_is_the_same_tiled_as_whole(tmp_path):
+def test_tiled_depth_equals_the_whole_image(tmp_path):
     array = patches(150, 210)
     config = DepthConfig(crop_size=(48, 64), image_scale=(40, 30), test_flip=True)
     model = stand_in(config, lambda image_BCHW: image_BCHW.mean(1, keepdim=True) / 10)
     paths = predict_large(model, save(tmp_path / "a.png", array), tmp_path, "a")
     assert [path.name for path in paths] == ["a_depth.tif", "a_depth.jpg"]
-    metres = np.asarray(Image.open(paths[0]))
-    assert metres.dtype == np.float32
-    assert np.allclose(metres, array.mean(-1) / 10, atol=1e-4)
+    meters = np.asarray(Image.open(paths[0]))
+    assert meters.dtype == np.float32
+    assert np.allclose(meters, array.mean(-1) / 10, atol=1e-4)
 
 
 def test_tiles_are_predicted_in_batches(tmp_path):
@@ -118,7 +118,7 @@ def test_progress_counts_the_tiles_of_the_grid(tmp_path):
     assert seen[-1] == (9, 9) and [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-def test_tile_and_overlap_are_the_user_s(tmp_path):
+def test_tile_and_overlap_can_be_set(tmp_path):
     model = segmenter()
     path = save(tmp_path / "a.png", patches(100, 130))
     predict_large(model, path, tmp_path, "a", tile=(32, 40), overlap=16)
@@ -128,7 +128,7 @@ def test_tile_and_overlap_are_the_user_s(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_predictions_at_another_scale_have_the_image_s_size(tmp_path, scale):
+def test_predictions_at_another_scale_have_the_image_size(tmp_path, scale):
     array = patches(120, 200, cell=40)
     model = segmenter()
     mask, _ = predict_large(model, save(tmp_path / "a.png", array), tmp_path, "a", scale=scale)
@@ -178,7 +178,7 @@ def test_the_overlay_of_a_large_image_is_small(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
-def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, suffix):
+def test_a_damaged_file_is_named_and_leaves_no_output(tmp_path, suffix):
     path = save(tmp_path / f"a.{suffix}", RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=r"truncated or corrupt|cannot be read in strips") as caught:
@@ -254,7 +254,7 @@ def test_objects_cut_by_tiles_are_joined(tmp_path):
     assert picture.shape == (200, 200, 3) and picture[95, 195].max() < 20
 
 
-def test_objects_at_another_scale_are_in_the_image_s_own_pixels(tmp_path):
+def test_objects_at_another_scale_are_in_image_pixels(tmp_path):
     array = np.zeros((120, 160, 3), np.uint8)
     array[40:80, 60:140] = COLORS[1]
     entries = json.loads(
@@ -264,7 +264,7 @@ def test_objects_at_another_scale_are_in_the_image_s_own_pixels(tmp_path):
     assert fills_its_box(entries[0], (120, 160))
 
 
-def test_no_object_at_all(tmp_path):
+def test_no_objects(tmp_path):
     paths = predict_large(detector(), save(tmp_path / "a.png", np.zeros((90, 90, 3), np.uint8)), tmp_path, "a")
     assert json.loads(paths[0].read_text()) == []
 
@@ -295,7 +295,7 @@ def test_several_bundles_share_one_pass_per_tile(tmp_path, monkeypatch):
         assert one.read_bytes() == two.read_bytes()
 
 
-def test_the_bundle_s_own_settings_stay_as_they_are(tmp_path):
+def test_the_settings_of_the_bundle_are_unchanged(tmp_path):
     model = segmenter()
     before = dataclasses.asdict(model["only"].task.config)
     predict_large(model, save(tmp_path / "a.png", patches(60, 60)), tmp_path, "a")

@@ -80,7 +80,7 @@ FORGED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("forged", FORGED, ids=str)
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_forged_line_is_refused_and_nothing_outside_is_removed(
+def test_a_forged_line_is_rejected_and_removes_nothing_outside(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict, forged: dict[str, Any], overwrite: bool
 ) -> None:
     out, outside = tmp_path / "out", tmp_path / "outside.txt"
@@ -157,9 +157,7 @@ def test_overwrite_removes_nothing_through_a_link(
     assert sorted(path.name for path in outside.iterdir()) == kept and (out / "1_mask.png").exists()
 
 
-def test_the_folder_itself_may_be_a_link(
-    bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
-) -> None:
+def test_the_folder_can_be_a_link(bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     for bundle in bundles:
@@ -233,13 +231,15 @@ def test_an_evaluation_on_a_full_disk_prints_its_metrics(
     largest_file(200)
     status = main(["evaluate", str(run), "--data", str(scenes), "--out", str(tmp_path / "page"), "--json"])
     largest_file(resource.RLIM_INFINITY)
-    told = capsys.readouterr()
-    assert status == 2 and "page" in told.err and "could not be written" in told.err and "Traceback" not in told.err
-    assert 0 <= json.loads(told.out)["miou"] <= 1
+    output = capsys.readouterr()
+    assert (
+        status == 2 and "page" in output.err and "could not be written" in output.err and "Traceback" not in output.err
+    )
+    assert 0 <= json.loads(output.out)["miou"] <= 1
     assert not (tmp_path / "page" / ".lock").exists()
 
 
-def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
+def test_a_non_utf8_name_is_rejected_before_writing(
     bundles: tuple[Path, Path], photos: Path, tmp_path: Path, predict: Predict
 ) -> None:
     (photos / "0.png").rename(photos / os.fsdecode(b"\xff.png"))
@@ -247,7 +247,7 @@ def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
     assert status == 2 and "not UTF-8" in output and not (tmp_path / "out").exists()
 
 
-def test_two_evaluations_take_two_folders(run: Path, scenes: Path) -> None:
+def test_concurrent_evaluations_use_separate_folders(run: Path, scenes: Path) -> None:
     taken = [path for path in run.iterdir() if path.name.startswith("evaluation-")]
     with hold_folder(run / "evaluation-val"):
         assert main(["evaluate", str(run), "--data", str(scenes), "--pictures", "1"]) == 0

@@ -1,4 +1,4 @@
-"""Several bundles on one backbone: the oracle is always each bundle loaded alone."""
+"""Several bundles on one backbone, compared with each bundle loaded alone."""
 
 from __future__ import annotations
 
@@ -59,12 +59,10 @@ def passes_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], T
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_outputs_are_those_of_each_bundle_alone_bit_for_bit(
-    runs: dict[str, Path], image: np.ndarray, precision: Any
-) -> None:
+def test_outputs_equal_each_bundle_alone(runs: dict[str, Path], image: np.ndarray, precision: Any) -> None:
     together = vitsplit.load(runs, precision=precision)
     each_alone = {name: vitsplit.load(run, precision=precision) for name, run in runs.items()}
-    # The second image meets what was learned from the first: which sizes are whose.
+    # For the second image it is known which bundle uses which sizes.
     for picture in (image, image[::-1].copy()):
         answers = together.predict(picture)
         assert list(answers) == list(runs)
@@ -72,7 +70,7 @@ def test_outputs_are_those_of_each_bundle_alone_bit_for_bit(
             expected = alone.predict(picture)
             assert len(np.unique(expected.mask)) > 1, "an empty comparison"
             assert np.array_equal(answers[name].mask, expected.mask)
-            with together._shared.image():  # values before the argmax hide nothing
+            with together._shared.image():  # values before the argmax, which would hide differences
                 shared = scores(together[name], together._forwards[name], picture)
             assert torch.equal(shared, scores(alone, alone.forward, picture))
 
@@ -96,7 +94,7 @@ def test_other_sizes_and_flips_are_separate_passes(
     assert model.describe_passes() == (
         "1 pass at 48x62 for rooms and flipped; 1 pass at 48x62 for flipped; 1 pass at 96x123 for large"
     )
-    # From the second image on, a size that one bundle alone uses computes what that bundle alone needs.
+    # From the second image on, a size that only one bundle uses computes only what that bundle needs.
     passes_run.clear()
     model.predict(image)
     assert passes_run[2][1] == model["large"].model.head.request(train=False) != passes_run[0][1]
@@ -104,14 +102,14 @@ def test_other_sizes_and_flips_are_separate_passes(
     assert model.describe_passes().startswith("2 passes at 48x62 for rooms and flipped;")
 
 
-def test_a_wrong_guess_of_users_costs_one_pass(
+def test_a_wrong_prediction_of_shared_sizes_costs_one_pass(
     runs: dict[str, Path], image: np.ndarray, tmp_path: Path, passes_run: list[Any]
 ) -> None:
     own_size = write_segmentation_bundle(tmp_path / "own", task={"image_scale": None}, num_tuned_layers=3)
     model = vitsplit.load({"rooms": runs["rooms"], "own": own_size})
     model.predict(image)
     assert model.describe_passes() == "1 pass at 48x62 for rooms; 1 pass at 70x90 for own"
-    # An image that both see at 48x62, which so far only `rooms` did.
+    # An image that both bundles see at 48x62, a size that only `rooms` used before.
     small = np.ascontiguousarray(image[:48, :62])
     expected = {"rooms": vitsplit.load(runs["rooms"]).predict(small), "own": vitsplit.load(own_size).predict(small)}
     for num_passes in (2, 1):
@@ -165,7 +163,7 @@ def test_heads_do_not_modify_shared_taps(
             assert all(torch.equal(getattr(taps, kind)[key], tensor) for key, tensor in tensors.items())
 
 
-def test_batches_share_the_pass_too(runs: dict[str, Path], image: np.ndarray, passes_run: list[Any]) -> None:
+def test_batches_share_the_pass(runs: dict[str, Path], image: np.ndarray, passes_run: list[Any]) -> None:
     model = vitsplit.load(runs["rooms"], runs["cars"])
     image_BCHW = torch.from_numpy(np.stack([image, image[:, ::-1]])).permute(0, 3, 1, 2)
     answers = model.predict_batch(image_BCHW)
@@ -175,7 +173,7 @@ def test_batches_share_the_pass_too(runs: dict[str, Path], image: np.ndarray, pa
         assert all(np.array_equal(answers[i][name].mask, expected[i].mask) for i in range(2))
 
 
-def test_a_caller_that_reuses_its_pixels_gets_new_taps(runs: dict[str, Path]) -> None:
+def test_modified_pixels_give_new_taps(runs: dict[str, Path]) -> None:
     model = vitsplit.load(runs["rooms"], runs["cars"])
     image_BCHW = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)
     with model._shared.image():
@@ -202,14 +200,14 @@ def test_bundles_are_added_and_dropped(
     assert list(model._shared.requests) == ["b"]
     with pytest.raises(ConfigError, match="'a'"):
         model.drop("a")
-    # Free, then taken: the task's name first, then the folder's, then none.
+    # The task's name if it is free, then the folder's, then an error.
     assert model.add(runs["rooms"]) == "segmentation"
     assert model.add(runs["rooms"]) == "rooms"
     with pytest.raises(ConfigError, match="'rooms'"):
         model.add(runs["rooms"])
 
 
-def test_names(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_bundle_names(runs: dict[str, Path], tmp_path: Path) -> None:
     assert list(vitsplit.load(runs["rooms"], runs["cars"])) == ["rooms", "cars"]
     other = write_segmentation_bundle(tmp_path / "rooms" / "best")
     with pytest.raises(ConfigError, match="'rooms'") as error:
@@ -222,7 +220,7 @@ def test_names(runs: dict[str, Path], tmp_path: Path) -> None:
         vitsplit.load({})
 
 
-def test_another_backbone_is_refused_with_both_names_and_hashes_before_weights_are_read(
+def test_another_backbone_is_rejected_before_weights_are_read(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_segmentation_bundle(tmp_path / "other", backbone="vit_tiny_patch16_384")
@@ -238,7 +236,7 @@ def test_another_backbone_is_refused_with_both_names_and_hashes_before_weights_a
             assert message in str(error.value)
 
 
-def test_precisions_that_differ_are_refused_until_one_is_chosen(
+def test_different_precisions_are_rejected_unless_one_is_given(
     runs: dict[str, Path], image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded = write_segmentation_bundle(tmp_path / "rounded", precision="bf16")

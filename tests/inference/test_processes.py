@@ -42,7 +42,7 @@ def test_predictions_can_be_pickled(model: Predictor) -> None:
 
 
 def test_threads_get_equal_results(model: Predictor) -> None:
-    """Images of one size and of several, at once: passes are shared within an image and never between two."""
+    """Images of one and of several sizes in several threads: passes are shared only within an image."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(32, 48)] * 4 + [(48, 32), (40, 40)] * 2]
     alone = [model.predict(image) for image in images]
@@ -75,7 +75,7 @@ def test_statistics_of_sizes_are_bounded(model: Predictor, monkeypatch: pytest.M
     assert list(model._shared._users_of_size) == [(32, width) for width in range(35, 40)]
 
 
-def test_passes_are_added_as_a_counter_adds_them() -> None:
+def test_pass_counts_are_summed() -> None:
     rng = random.Random(0)
     keys = [((rng.randrange(9), rng.randrange(9)), ("a",)) for _ in range(300)]
     expected, found = Counter(keys), Counter()

@@ -80,14 +80,14 @@ def read_by_strips(path, height=64, step=48, scale=1.0):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_strips_are_the_rows_of_the_whole_image(tmp_path, name):
+def test_strips_equal_the_rows_of_the_whole_image(tmp_path, name):
     path = tmp_path / name
     EXACT[name](path)
     assert torch.equal(read_by_strips(path), read_image(path))
 
 
 @pytest.mark.parametrize("name", NEAR)
-def test_jpeg_is_the_same_but_for_rounding(tmp_path, name):
+def test_jpeg_is_equal_within_rounding(tmp_path, name):
     path = tmp_path / name
     NEAR[name](path)
     whole_CHW = read_image(path)
@@ -107,7 +107,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.525, 2.0])
-def test_scale_resizes_as_pillow_does(tmp_path, scale):
+def test_scale_equals_pillow_resizing(tmp_path, scale):
     path = tmp_path / "smooth.png"
     Image.fromarray(smooth()).save(path)
     strips = ImageStrips(path, scale)
@@ -118,14 +118,14 @@ def test_scale_resizes_as_pillow_does(tmp_path, scale):
     assert difference[2:-2, 2:-2].max() <= 2 and difference.max() <= 6
 
 
-def test_scale_averages_what_it_shrinks(tmp_path):
+def test_downscaling_averages_pixels(tmp_path):
     path = tmp_path / "board.png"
     Image.fromarray((np.indices((HEIGHT, WIDTH)).sum(0) % 2 * 255).astype(np.uint8)).save(path)
     small_CHW = read_by_strips(path, scale=0.25).float()
     assert abs(small_CHW[:, 1:-1, 1:-1] - 127.5).max() < 12
 
 
-def test_only_the_rows_in_use_are_kept(tmp_path):
+def test_only_the_rows_in_use_are_in_memory(tmp_path):
     path = tmp_path / "rgb.png"
     EXACT["rgb.png"](path)
     strips = ImageStrips(path)
@@ -198,7 +198,7 @@ def test_without_pyvips_one_message_says_what_to_install(tmp_path, monkeypatch):
 
 
 def header_only(path, width, height):
-    """A PNG that ends where its pixels begin."""
+    """A PNG that ends before its pixel data."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 1000) + b"IDAT")
@@ -224,7 +224,7 @@ def test_invalid_files_are_not_large(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["svg", "gif", "ppm", "fifo", "link"])
-def test_libvips_reads_only_the_formats_that_are_listed(tmp_path, kind):
+def test_libvips_reads_only_listed_formats(tmp_path, kind):
     """Detected from the content; each file has the suffix of a PNG."""
     path = tmp_path / "a.png"
     if kind == "svg":

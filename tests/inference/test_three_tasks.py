@@ -34,7 +34,7 @@ def arrays(prediction: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_outputs_are_those_of_each_bundle_alone_bit_for_bit(runs: dict[str, Path], precision: Any) -> None:
+def test_outputs_equal_each_bundle_alone(runs: dict[str, Path], precision: Any) -> None:
     together = vitsplit.load(*runs.values(), precision=precision)
     assert list(together) == list(runs)
     alone = {name: vitsplit.load(run, precision=precision) for name, run in runs.items()}
@@ -56,7 +56,7 @@ def test_outputs_are_those_of_each_bundle_alone_bit_for_bit(runs: dict[str, Path
     }
 
 
-def test_a_joint_run_means_all_of_its_bundles(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_joint_run_loads_all_of_its_bundles(runs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("segmentation", "depth"):
         shutil.copytree(runs[name], tmp_path / "joint" / "best" / name)
     image = np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)

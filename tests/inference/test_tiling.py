@@ -34,7 +34,7 @@ def test_tiles_cover_the_side_and_weights_sum_to_one(length, tile, overlap):
     assert np.allclose(total, 1, atol=1e-6)
 
 
-def test_no_more_tiles_than_the_overlap_needs():
+def test_the_number_of_tiles_is_minimal():
     # Each tile after the first adds at most tile - overlap pixels.
     for length, tile, overlap in LAYOUTS:
         count = len(plan_axis(length, tile, overlap).starts)
@@ -87,7 +87,7 @@ def constant_tiles(grid: Grid, values_CHW: torch.Tensor) -> dict[tuple[int, int]
     return {(r, c): values_CHW for r in range(len(grid.rows.starts)) for c in range(len(grid.columns.starts))}
 
 
-def test_held_bytes_do_not_grow_with_the_height():
+def test_memory_does_not_grow_with_the_height():
     channels, width, tile, overlap = 5, 300, (24, 32), 6
     held = []
     for height in (96, 960):
@@ -100,7 +100,7 @@ def test_held_bytes_do_not_grow_with_the_height():
     assert held[1] <= 1.2 * held[0] and held[1] < whole / 50
 
 
-def test_errors_that_depend_on_the_position_in_a_tile_leave_no_seam():
+def test_position_dependent_errors_leave_no_seam():
     # A ramp from 0 to 1 across every tile: side by side, neighbors would jump by 1 where they meet.
     height, width, overlap = 24, 32, 8
     grid = plan_grid((24 * 4 - 8 * 3, 32 * 4 - 8 * 3), (height, width), overlap)
@@ -115,12 +115,12 @@ def test_errors_that_depend_on_the_position_in_a_tile_leave_no_seam():
 
 
 @pytest.mark.parametrize("tile", [(0, 12), (12, -1)])
-def test_a_tile_without_pixels_is_refused(tile):
+def test_an_empty_tile_is_rejected(tile):
     with pytest.raises(ConfigError, match=r"--tile .* at least 1 pixel"):
         plan_grid((50, 50), tile, 0)
 
 
 @pytest.mark.parametrize("overlap", [-1, 7])
-def test_an_overlap_that_cannot_work_is_refused(overlap):
+def test_an_invalid_overlap_is_rejected(overlap):
     with pytest.raises(ConfigError, match=rf"--overlap {overlap}: .*half a tile of 12x16"):
         plan_grid((50, 50), (12, 16), overlap)

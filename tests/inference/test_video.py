@@ -147,7 +147,7 @@ def test_without_pyav_the_error_names_the_extra(
     ("size", "count", "expected"),
     [((160, 90), 4, (320, 180)), ((90, 160), 3, (270, 160)), ((1920, 1080), 9, (3840, 2160)), ((7, 5), 1, (7, 5))],
 )
-def test_grids_fill_a_screen(size: tuple[int, int], count: int, expected: tuple[int, int]) -> None:
+def test_grid_shapes_fill_the_screen(size: tuple[int, int], count: int, expected: tuple[int, int]) -> None:
     pictures = {str(index): Image.new("RGB", size, (20 * index, 0, 200)) for index in range(count)}
     sheet = side_by_side(pictures)
     assert sheet.size == expected
@@ -171,7 +171,7 @@ def test_playlists_are_not_followed(runs, tmp_path, kind, capsys):
     assert not list((tmp_path / "out").glob("*.mp4"))
 
 
-def test_a_pipe_is_no_video(runs, tmp_path, capsys):
+def test_a_pipe_is_rejected(runs, tmp_path, capsys):
     os.mkfifo(tmp_path / "clip.mp4")
     assert main(["predict", str(runs[0]), str(tmp_path / "clip.mp4"), "--out", str(tmp_path / "out")]) in (1, 2)
     assert "clip.mp4" in capsys.readouterr().err

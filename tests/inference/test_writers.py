@@ -30,31 +30,31 @@ def test_png_with_a_palette(tmp_path, size):
     path = write(PngWriter(tmp_path / "new" / "mask.png", size, palette=PALETTE), mask)
     image = Image.open(path)
     assert image.mode == "P" and np.array_equal(np.asarray(image), mask)
-    assert image.getpalette()[:9] == [value for colour in PALETTE for value in colour]
+    assert image.getpalette()[:9] == [value for color in PALETTE for value in color]
     assert np.array_equal(pyvips.Image.new_from_file(str(path)).numpy()[..., :3], np.array(PALETTE)[mask])
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("kind", ["palette", "grey", "metres"])
+@pytest.mark.parametrize("kind", ["palette", "gray", "meters"])
 def test_tiled_tiff(tmp_path, monkeypatch, size, big, kind):
     if big:
         monkeypatch.setattr(writers, "_CLASSIC_TIFF_BYTES", 0)
-    dtype = np.float32 if kind == "metres" else np.uint8
+    dtype = np.float32 if kind == "meters" else np.uint8
     values = (RNG.random(size) * 3).astype(dtype)
     options = {"palette": PALETTE} if kind == "palette" else {}
-    path = write(TiffWriter(tmp_path / "a.tif", size, dtype=dtype, description="in metres", **options), values)
+    path = write(TiffWriter(tmp_path / "a.tif", size, dtype=dtype, description="in meters", **options), values)
     assert struct.unpack("<H", path.read_bytes()[2:4])[0] == (43 if big else 42)
     image = Image.open(path)
-    assert image.mode == {"palette": "P", "grey": "L", "metres": "F"}[kind]
+    assert image.mode == {"palette": "P", "gray": "L", "meters": "F"}[kind]
     assert np.array_equal(np.asarray(image), values)
-    assert image.tag_v2[270] == "in metres" and image.tag_v2[322] == image.tag_v2[323] == 256
+    assert image.tag_v2[270] == "in meters" and image.tag_v2[322] == image.tag_v2[323] == 256
     array = pyvips.Image.new_from_file(str(path), fail_on="warning").numpy()
     expected = np.array(PALETTE)[values] if kind == "palette" else values
     assert np.array_equal(array.reshape(expected.shape), expected)
 
 
-def test_a_file_appears_when_it_is_complete_or_not_at_all(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     writer = PngWriter(tmp_path / "mask.png", (4, 4), palette=PALETTE)
     writer.write(np.zeros((2, 4), np.uint8))
     assert not (tmp_path / "mask.png").exists()
@@ -79,7 +79,7 @@ def test_writers_hold_one_row_of_tiles_in_memory(tmp_path, kind):
 
 @pytest.mark.parametrize("size", [(1, 1), (10, 1), (1, 97), (40, 97), (100, 100)])
 @pytest.mark.parametrize("step", [1, 7, 100])
-def test_small_copies_are_averages_or_middles(size, step):
+def test_small_copies_are_averaged_or_sampled(size, step):
     picture = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
     average, middle = Thumbnail(size, 20, average=True), Thumbnail(size, 20, average=False)
     for top in range(0, size[0], step):
@@ -88,8 +88,8 @@ def test_small_copies_are_averages_or_middles(size, step):
     factor = -(-max(size) // 20)
     assert max(average.array().shape[:2]) <= 20
     for y, row in enumerate(average.array()):
-        for x, colour in enumerate(row):
+        for x, color in enumerate(row):
             square = picture[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
-            assert np.abs(colour - square.mean((0, 1))).max() <= 0.5 + 1e-9
+            assert np.abs(color - square.mean((0, 1))).max() <= 0.5 + 1e-9
             assert middle.array()[y, x] in square[..., 0]
     assert (average.array().shape[:2]) == middle.array().shape
