@@ -1,4 +1,4 @@
-"""Attention is fused in every family: no block may hold a matrix of tokens by tokens where it need not."""
+"""Attention is fused in every family: no block materializes a tokens x tokens matrix if it can be avoided."""
 
 import copy
 
@@ -16,7 +16,7 @@ ABSOLUTE = [kind for kind in KINDS if kind != "sam-base"]
 
 
 class Largest(TorchDispatchMode):
-    """The size of the largest tensor that any operation gives."""
+    """Number of elements of the largest output of any operation."""
 
     numel = 0
 
@@ -38,12 +38,12 @@ def largest_of_a_pass_and_a_step(backbone):
 
 
 @pytest.mark.parametrize("kind", ABSOLUTE)
-def test_no_matrix_of_tokens_by_tokens_is_ever_made(kind):
+def test_no_attention_matrix_is_materialized(kind):
     numel, tokens_squared = largest_of_a_pass_and_a_step(tiny_backbone(kind))
     assert numel < tokens_squared
 
 
-def test_the_measure_sees_the_matrix_where_attention_is_not_fused():
+def test_the_attention_matrix_is_detected_without_fusion():
     was = use_fused_attn()
     set_fused_attn(False)
     try:
@@ -56,7 +56,7 @@ def test_the_measure_sees_the_matrix_where_attention_is_not_fused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_and_every_copy_calls_the_fused_function_once(kind, monkeypatch):
-    # SAM's relative positions are a bias of heads by tokens by tokens: fused, but not without that matrix.
+    # SAM's relative positions are a heads x tokens x tokens bias, so the matrix is needed even with fused attention.
     calls = []
     fused = functional.scaled_dot_product_attention
     monkeypatch.setattr(

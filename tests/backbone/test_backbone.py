@@ -1,4 +1,4 @@
-"""Frozen means frozen, in every precision."""
+"""The backbone stays frozen in every precision."""
 
 import pytest
 import torch
@@ -18,19 +18,19 @@ def tensors(taps):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_gradient_anywhere(kind):
+def test_backbone_has_no_gradient(kind):
     backbone = tiny_backbone(kind)
     assert not any(value.requires_grad for value in backbone.parameters())
     fraction_BCHW = torch.rand(1, 3, 64, 64, requires_grad=True)
     taps = backbone(fraction_BCHW, TapRequest(REQUEST.tokens, REQUEST.maps, REQUEST.raw_maps, pixels=True))
     assert not any(value.requires_grad for value in [*tensors(taps), taps.pixels_BCHW])
-    # Not tensors of inference mode either: heads must be able to differentiate behind them.
+    # Nor tensors of inference mode, because heads differentiate functions of them.
     weight = torch.ones(48, requires_grad=True)
     (taps.tokens[3] * weight).sum().backward()
     torch.testing.assert_close(weight.grad, taps.tokens[3].sum((0, 1)))
 
 
-def test_train_mode_never_reaches_it():
+def test_backbone_ignores_train_mode():
     dropping = {"drop_path_rate": 0.5, "proj_drop_rate": 0.5, "depth": 4, "embed_dim": 48, "num_heads": 3}
     info = BackboneInfo("x", "x", "", "", "", (0, 0, 0), (1, 1, 1))
     backbone = Backbone(build_model("dinov2-small", img_size=70, **dropping).train(), info)
@@ -44,7 +44,7 @@ def test_train_mode_never_reaches_it():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_is_close_and_keeps_the_residual_stream_in_float32(kind):
+def test_bfloat16_keeps_the_residual_stream_in_float32(kind):
     exact = tiny_backbone(kind)(image(61, 90), REQUEST)
     backbone = tiny_backbone(kind).set_precision(torch.bfloat16)
     rounded = backbone(image(61, 90), REQUEST)
@@ -54,12 +54,12 @@ def test_bfloat16_is_close_and_keeps_the_residual_stream_in_float32(kind):
         assert rounded.tokens[depth].dtype == torch.float32
     assert {value.dtype for value in [*rounded.maps.values(), *rounded.raw_maps.values()]} == {torch.bfloat16}
     for one, two in zip(tensors(exact), tensors(rounded), strict=True):
-        # A few roundings of 2^-9 each add up like a random walk; 1 % catches a stage that computes in less.
+        # Rounding errors of 2^-9 add up like a random walk; 1 % detects a stage of lower precision.
         assert (one - two).norm() < 0.01 * one.norm()
     assert not torch.equal(exact.tokens[3], rounded.tokens[3])
 
 
-def test_float32_stays_float32_inside_somebody_elses_autocast():
+def test_float32_ignores_an_outer_autocast():
     backbone = tiny_backbone("eva02-large")
     alone = backbone(image(64, 64), REQUEST)
     with torch.autocast("cpu", torch.bfloat16):
@@ -67,14 +67,14 @@ def test_float32_stays_float32_inside_somebody_elses_autocast():
     assert all(torch.equal(one, two) for one, two in zip(tensors(alone), tensors(inside), strict=True))
 
 
-def test_rounding_twice_is_refused():
+def test_changing_the_precision_twice_is_rejected():
     backbone = tiny_backbone("mae-base").set_precision(torch.bfloat16)
     backbone.set_precision(torch.bfloat16)
     with pytest.raises(ConfigError, match=r"torch\.bfloat16"):
         backbone.set_precision(torch.float32)
 
 
-def test_it_follows_its_pixels_statistics_to_another_type_of_device():
+def test_pixel_statistics_move_with_the_device():
     backbone = tiny_backbone("sam-base").to("meta")
     taps = backbone(image(40, 60).to("meta"), REQUEST)
     assert {value.device.type for value in tensors(taps)} == {"meta"}
@@ -83,7 +83,7 @@ def test_it_follows_its_pixels_statistics_to_another_type_of_device():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_padding_outside_of_an_extent_is_exactly_zero_after_normalization(kind, dtype):
-    """As if the picture had been padded after it was normalized, as mmseg does, whatever color stands there."""
+    """Equal to padding after normalization, as in mmseg, for any color of the padding."""
     backbone, pixels = tiny_backbone(kind), TapRequest(maps=frozenset({3}), pixels=True)
     image_BCHW = image(61, 90) if dtype == torch.uint8 else image(61, 90) / 255
     extents = [(40, 90), (61, 33)]

@@ -1,4 +1,4 @@
-"""The static table against timm's own models, and names that are not there."""
+"""The static table against timm's models, and unknown names."""
 
 import json
 import math
@@ -22,12 +22,12 @@ from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.types import TapRequest
 
-# Parts of timm's models that no trunk has.
+# Parts of timm's models that trunks do not have.
 NOT_TRUNK = ("head", "attn_pool", "neck")
 
 
 @pytest.mark.parametrize("spec", CATALOG.values(), ids=CATALOG)
-def test_sizes_and_licenses_are_timms(spec):
+def test_sizes_and_licenses_equal_timm(spec):
     with torch.device("meta"):
         model = timm.create_model(spec.timm_name)
     trunk = [value for name, value in model.named_parameters() if not name.startswith(NOT_TRUNK)]
@@ -41,7 +41,7 @@ def test_sizes_and_licenses_are_timms(spec):
 
 
 @pytest.mark.parametrize("spec", CATALOG.values(), ids=CATALOG)
-def test_meta_backbones_have_the_tables_sizes_and_run(spec):
+def test_meta_backbones_have_the_catalog_sizes_and_run(spec):
     backbone = meta_backbone(spec.name)
     assert sum(value.numel() for value in backbone.parameters()) == spec.parameters
     sizes = (backbone.width, backbone.num_layers, backbone.patch_size, backbone.family.name)
@@ -56,7 +56,7 @@ def test_meta_backbones_have_the_tables_sizes_and_run(spec):
     ("name", "released"),
     [("small", 22_056_576), ("base", 86_580_480), ("large", 304_368_640), ("giant", 1_136_480_768)],
 )
-def test_dinov2_counts_are_the_releases_without_the_mask_token(name, released):
+def test_dinov2_parameter_counts_equal_the_release(name, released):
     spec = CATALOG[f"dinov2-{name}"]
     assert spec.parameters == released - spec.width
 
@@ -97,7 +97,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_entries_are_what_their_publishers_trained(name):
+def test_entries_match_the_published_architectures(name):
     activation, pixels, has_layer_scale, patch_size, epsilon = PUBLISHED[
         max((start for start in PUBLISHED if name.startswith(start)), key=len)
     ]
@@ -116,7 +116,7 @@ def test_entries_are_what_their_publishers_trained(name):
     assert (info.mean, info.std) == pixels
 
 
-def test_backbones_of_other_activations_are_not_taken_for_what_they_were(tmp_path, monkeypatch):
+def test_backbones_with_corrected_activations_have_new_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr("vitsplit.backbone.weights.build_model", partial(build_model, depth=1))
     clip, siglip, dinov2 = (
         load_backbone(name, random_weights=True).info for name in ("clip-large-336", "siglip-base", "dinov2-small")
@@ -133,7 +133,7 @@ def test_backbones_of_other_activations_are_not_taken_for_what_they_were(tmp_pat
     assert dinov2.former_hash == ""
 
 
-def test_any_timm_name_of_the_families_works():
+def test_timm_names_of_known_families_work():
     model = build_model("deit_small_patch16_224", depth=1)
     assert (type(model).__name__, model.embed_dim) == ("VisionTransformer", 384)
     assert timm_name_of("vit_small_patch16_224") == "vit_small_patch16_224.augreg_in21k_ft_in1k"
@@ -141,7 +141,7 @@ def test_any_timm_name_of_the_families_works():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("dinov2-smal", "dinov2-small"),
         ("vit_small_patch14_dinov2.lvd142", r"vit_small_patch14_dinov2\.lvd142m"),
@@ -151,12 +151,12 @@ def test_any_timm_name_of_the_families_works():
         ("!", "'!'.*vitsplit backbones"),
     ],
 )
-def test_other_names_are_refused_with_what_is_close(name, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unknown_names_are_rejected_with_suggestions(name, expected):
+    with pytest.raises(ConfigError, match=expected):
         build_model(name)
 
 
-def test_learned_rotary_frequencies_are_refused():
+def test_learned_rotary_frequencies_are_rejected():
     with pytest.raises(ConfigError, match="learned frequencies"):
         meta_backbone("vit_base_patch16_rope_mixed_224")
 

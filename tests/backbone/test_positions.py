@@ -1,4 +1,4 @@
-"""Position embeddings at other image sizes than the one of training: the release's rule, written out."""
+"""Position embeddings at other image sizes than in training, against the release's rule."""
 
 import copy
 import hashlib
@@ -39,7 +39,7 @@ def dinov2s(position_1TD, num_prefix, grid, *, with_registers):
 
 
 def as_stated(model, grid, *, num_prefix, with_registers):
-    """The model with the positions of the grid in the place of its own, so that nothing is left to be resampled."""
+    """The model with position embeddings of the grid instead of its own, so that none are resampled."""
     model = copy.deepcopy(model)
     positions = dinov2s(model.pos_embed.data, num_prefix, grid, with_registers=with_registers)
     model.pos_embed = torch.nn.Parameter(positions)
@@ -48,7 +48,7 @@ def as_stated(model, grid, *, num_prefix, with_registers):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_fused_map_is_that_of_the_releases_positions(size):
+def test_the_fused_map_uses_the_positions_of_the_release(size):
     model = tiny_model("dinov2-small", img_size=518)
     backbone = wrapped(model, "release")
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_the_fused_map_is_that_of_the_releases_positions(size):
 
 
 @pytest.mark.parametrize("kind", ["siglip-base", "deit3_small_patch16_224"])
-def test_models_whose_positions_are_of_patches_alone(kind):
+def test_models_with_positions_of_patches_only(kind):
     model = tiny_model(kind, img_size=64)
     backbone, image_BCHW = wrapped(model, "release"), image(96, 80)
     tokens_BTD, _ = backbone.family.embed(model, backbone.normalize(image_BCHW))
@@ -80,7 +80,7 @@ def test_models_whose_positions_are_of_patches_alone(kind):
         assert torch.equal(tokens_BTD[:, :1], model.cls_token.expand(2, -1, -1))
 
 
-def test_with_registers_the_rule_is_timms_and_the_backbone_the_same():
+def test_registers_use_the_positions_of_timm():
     model = tiny_model("dinov2-small-reg", img_size=518)
     oracle = as_stated(model, (35, 46), num_prefix=0, with_registers=True)
     image_BCHW = image(490, 644, batch=1)
@@ -91,7 +91,7 @@ def test_with_registers_the_rule_is_timms_and_the_backbone_the_same():
     assert (released.name, type(released.family)) == ("dinov2-small-reg", type(wrapped(model).family))
 
 
-def test_another_rule_is_another_backbone_and_timms_is_what_it_was():
+def test_another_position_rule_is_another_backbone():
     settings = [(None, "2d", "timm"), (None, "2d", "release"), (14, "2d", "timm"), (14, "2d", "release")]
     backbones = [
         open_backbone(
@@ -108,7 +108,7 @@ def test_another_rule_is_another_backbone_and_timms_is_what_it_was():
         f"{NAME} (patch 14)",
         f"{NAME} (patch 14, positions release)",
     ]
-    # Bundles hold these, so they must stay: the tensors' own, and of a patch size this text.
+    # Bundles have these hashes, so they must not change: that of the tensors, and of the patch size this text.
     own = checkpoint.weights_hash(backbones[0].model)
     assert backbones[0].info.weights_hash == own
     assert backbones[2].info.weights_hash == hashlib.sha256(f"{own} at patch size 14, 2d\n".encode()).hexdigest()
@@ -116,6 +116,6 @@ def test_another_rule_is_another_backbone_and_timms_is_what_it_was():
 
 
 @pytest.mark.parametrize("name", ["sam-base", "dinov3-small", "eva02-large"])
-def test_models_without_such_positions_are_refused(name):
+def test_models_without_position_embeddings_are_rejected(name):
     with pytest.raises(ConfigError, match=f"--position-resample release is for plain ViTs.*{name}"):
         meta_backbone(name, position_resample="release")

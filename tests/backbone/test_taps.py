@@ -1,4 +1,4 @@
-"""What one pass hands out, against timm's own forward passes."""
+"""Outputs of one pass against timm's forward passes."""
 
 import copy
 
@@ -28,7 +28,7 @@ def padded_by_hand(image_BCHW, patch):
 
 @each_kind
 @pytest.mark.parametrize("size", [(70, 70), (64, 64), (100, 61), (33, 150)])
-def test_maps_are_timms_intermediates(kind, size):
+def test_maps_equal_timm_intermediates(kind, size):
     backbone = tiny_backbone(kind)
     taps = backbone(image(*size), ALL)
     pixels = padded_by_hand(image(*size), backbone.patch_size)
@@ -41,7 +41,7 @@ def test_maps_are_timms_intermediates(kind, size):
 
 
 @each_kind
-def test_the_last_tokens_normed_are_timms_features(kind):
+def test_normed_last_tokens_equal_timm_features(kind):
     backbone = tiny_backbone(kind)
     taps = backbone(image(75, 90), ALL)
     pixels = padded_by_hand(image(75, 90), backbone.patch_size)
@@ -50,7 +50,7 @@ def test_the_last_tokens_normed_are_timms_features(kind):
         want = model.forward_features(pixels)
         if kind == "sam-base":  # without its neck: (B, D, h, w) and no norm
             want = want.flatten(2).mT
-        elif kind in ("eva02-large", "vit_base_patch16_gap_224"):  # made for pooling: the norm comes behind it
+        elif kind in ("eva02-large", "vit_base_patch16_gap_224"):  # with pooling, the norm comes after it
             assert isinstance(model.norm, nn.Identity)
             want = torch.nn.functional.layer_norm(want, (48,), model.fc_norm.weight, model.fc_norm.bias, 1e-6)
     torch.testing.assert_close(backbone.final_norm(taps.tokens[4]), want, rtol=1e-4, atol=1e-4)
@@ -92,7 +92,7 @@ class Counting(nn.Module):
 
 
 @each_kind
-def test_every_block_runs_at_most_once_and_none_above_the_highest(kind):
+def test_blocks_run_once_up_to_the_highest_requested_layer(kind):
     backbone = tiny_backbone(kind)
     for index, block in enumerate(backbone.blocks):
         backbone.model.blocks[index] = Counting(block)
@@ -109,7 +109,7 @@ def test_every_block_runs_at_most_once_and_none_above_the_highest(kind):
     assert backbone.model.patch_embed.proj.calls == 3
 
 
-def test_a_shared_pass_gives_what_separate_passes_give():
+def test_a_shared_pass_equals_separate_passes():
     backbone = tiny_backbone("dinov3-small")
     first = TapRequest(tokens=frozenset({2}), maps=frozenset({1, 3}))
     second = TapRequest(tokens=frozenset({3}), raw_maps=frozenset({1}), pixels=True)
@@ -143,7 +143,7 @@ def test_padding_is_centered(size, padding, grid):
     torch.testing.assert_close(inside, padded_by_hand(image(*size, batch=1), 1))
 
 
-def test_bytes_and_fractions_are_the_same_image():
+def test_uint8_and_float_images_agree():
     backbone = tiny_backbone("mae-base")
     byte_BCHW = image(40, 40)
     request = TapRequest(pixels=True)
@@ -155,12 +155,12 @@ def test_bytes_and_fractions_are_the_same_image():
 @pytest.mark.parametrize(
     "wrong", [torch.zeros(3, 32, 32), torch.zeros(1, 1, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.int32)]
 )
-def test_what_is_no_image_is_refused(wrong):
+def test_invalid_images_are_rejected(wrong):
     with pytest.raises(ConfigError, match=r"RGB images \(B, 3, H, W\)"):
         tiny_backbone("mae-base")(wrong, TapRequest(pixels=True))
 
 
 @pytest.mark.parametrize("request_", [TapRequest(tokens=frozenset({5})), TapRequest(maps=frozenset({4}))])
-def test_a_block_that_is_not_there_is_refused(request_):
+def test_a_missing_block_is_rejected(request_):
     with pytest.raises(ConfigError, match=r"4 blocks.* 5"):
         tiny_backbone("mae-base")(image(32, 32), request_)

@@ -1,4 +1,4 @@
-"""Where weights come from, in which order, and what is said when they cannot be had."""
+"""Sources of weights, their order, and errors if weights are unavailable."""
 
 import http.server
 import logging
@@ -34,7 +34,7 @@ def tiny_file(tmp_path_factory):
 
 @pytest.fixture
 def empty_hub(tmp_path, monkeypatch):
-    """A hub cache with nothing in it, and no hub: nothing listens on port 9 of this machine."""
+    """An empty hub cache and no hub: nothing listens on port 9 of this machine."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -50,13 +50,13 @@ def put_into_cache(cache, file):
     os.link(file, folder / "snapshots" / commit / "model.safetensors")
 
 
-def test_a_file_comes_before_everything(tiny_file, empty_hub, caplog):
+def test_a_weights_file_has_priority(tiny_file, empty_hub, caplog):
     with caplog.at_level(logging.INFO, "vitsplit"):
         backbone = load_backbone(NAME, weights=tiny_file)
     want = load_file(tiny_file)
     assert torch.equal(backbone.model.pos_embed, want["pos_embed"])
     assert torch.equal(backbone.blocks[11].mlp.fc2.bias, want["blocks.11.mlp.fc2.bias"])
-    # The source goes into bundles, which are passed on: it names no folder of this machine.
+    # The source is saved in bundles, which are shared, so it must not name a local folder.
     assert backbone.info.source == f"the file {tiny_file.name}"
     assert backbone.info.timm_name == NAME
     assert len(backbone.info.weights_hash) == 64
@@ -65,7 +65,7 @@ def test_a_file_comes_before_everything(tiny_file, empty_hub, caplog):
     assert load_backbone(NAME, weights=str(tiny_file.parent)).info.weights_hash == backbone.info.weights_hash
 
 
-def test_the_hub_cache_needs_no_hub(tiny_file, empty_hub, monkeypatch):
+def test_the_hub_cache_is_read_offline(tiny_file, empty_hub, monkeypatch):
     put_into_cache(empty_hub, tiny_file)
     monkeypatch.setattr(hub, "reachable", lambda endpoint: pytest.fail("the network was asked"))
     backbone = load_backbone(NAME)
@@ -75,7 +75,7 @@ def test_the_hub_cache_needs_no_hub(tiny_file, empty_hub, monkeypatch):
     assert load_backbone(NAME).info == backbone.info
 
 
-def test_without_a_hub_one_error_says_what_was_tried_and_the_ways_out(empty_hub):
+def test_an_unreachable_hub_gives_one_error_with_remedies(empty_hub):
     started = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         load_backbone("dinov2-small")
@@ -88,7 +88,7 @@ def test_without_a_hub_one_error_says_what_was_tried_and_the_ways_out(empty_hub)
         assert way_out in message
 
 
-def test_offline_mode_asks_nobody(empty_hub, monkeypatch):
+def test_offline_mode_makes_no_request(empty_hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "reachable", lambda endpoint: pytest.fail("the network was asked"))
     with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
@@ -100,7 +100,7 @@ def test_a_model_without_hub_weights(empty_hub):
         load_backbone("vit_huge_patch14_gap_224.in1k_ijepa")
 
 
-def test_random_weights_are_seeded_and_apart():
+def test_random_weights_are_seeded_apart_from_the_global_generator():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     one = load_backbone(NAME, random_weights=True)
@@ -113,17 +113,17 @@ def test_random_weights_are_seeded_and_apart():
         load_backbone(NAME, random_weights=True, weights="file.pth")
 
 
-def test_the_device_is_where_everything_goes(tiny_file):
+def test_all_tensors_are_on_the_device(tiny_file):
     backbone = load_backbone(NAME, weights=tiny_file, device="meta")
     assert {value.device.type for value in (*backbone.parameters(), *backbone.buffers())} == {"meta"}
     assert backbone.info.weights_hash == load_backbone(NAME, weights=tiny_file).info.weights_hash
 
 
-# ---- the hub itself, played by a server on this machine
+# ---- a local server in place of the hub
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does: a file with its hash, a gated repository, or nothing of the kind."""
+    """Responds like the hub: a file with its hash, a gated repository, or 404."""
 
     content = b""
 
@@ -165,7 +165,7 @@ def served(tiny_file):
     server.server_close()
 
 
-def test_download_and_gate(served, tiny_file, tmp_path):
+def test_download_and_gated_repository(served, tiny_file, tmp_path):
     code = (
         "from vitsplit.backbone import load_backbone\n"
         f"print('HASH', load_backbone('{NAME}').info.weights_hash)\n"
@@ -185,17 +185,17 @@ def test_download_and_gate(served, tiny_file, tmp_path):
     assert "--weights" in done.stdout
 
 
-def test_reachable(served, monkeypatch):
+def test_hub_is_reachable(served, monkeypatch):
     monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
     ask = hub.reachable.__wrapped__
     assert ask(served)
-    assert ask(f"{served}/no/such/page")  # any answer is an answer
+    assert ask(f"{served}/no/such/page")  # any response counts
     assert not ask("http://127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.perf_counter()
         assert not ask(f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert time.perf_counter() - started < 1.5
-    # A proxy that refuses is no way to the hub; one that answers is.
+    # A proxy that refuses connections does not reach the hub; one that responds does.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)

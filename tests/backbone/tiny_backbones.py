@@ -1,4 +1,4 @@
-"""One small model of every kind, with random numbers in every parameter, so that nothing is a no-op."""
+"""One small model of every kind, with random values in every parameter, so that no part is the identity."""
 
 import torch
 

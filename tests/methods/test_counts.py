@@ -1,4 +1,4 @@
-"""Parameters of the methods, as the paper's tables and the release's code have them."""
+"""Parameter counts of the methods, against the paper's tables and the release's code."""
 
 import json
 
@@ -12,7 +12,7 @@ from vitsplit.recipes import recipe
 
 SIZES = ("small", "base", "large")
 WIDTHS = (384, 768, 1024)
-# Method -> what trains with DINOv2 S, B, L and 150 classes (Tables 1 and 6), by hand, with DINOv2's mask token.
+# Method -> trainable parameters with DINOv2 S, B, L and 150 classes (Tables 1 and 6), by hand, with the mask token.
 DINOV2 = {
     "frozen-head": (1_240_470, 4_840_086, 8_550_550),
     "full-finetune": (23_297_046, 91_420_566, 312_919_190),
@@ -37,20 +37,20 @@ def counted(name, method, backbone=None, **baseline):
 
 
 @pytest.mark.parametrize("method", DINOV2)
-def test_with_dinov2(method):
+def test_parameters_with_dinov2(method):
     for size, width, by_hand in zip(SIZES, WIDTHS, DINOV2[method], strict=True):
         mask_token = 0 if method == "frozen-head" else width
         assert counted(f"ade20k-{size}", method)["trainable"] == by_hand - mask_token
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_adapters_with_dinov2(method):
+def test_adapter_parameters_with_dinov2(method):
     for size, millions in zip(SIZES, ADAPTERS[method], strict=True):
         assert counted(f"ade20k-{size}", method)["trainable"] / 1e6 == pytest.approx(millions, abs=0.006)
 
 
 @pytest.mark.parametrize("method", IMAGENET)
-def test_with_supervised_backbones(method):
+def test_parameters_with_supervised_backbones(method):
     for size, backbone, printed in zip(SIZES, IMAGENET_BACKBONES, IMAGENET[method], strict=True):
         counts = counted(f"ade20k-{size}", method, backbone)
         assert counts["trainable"] / 1e6 == pytest.approx(printed, abs=0.006)
@@ -69,14 +69,14 @@ def test_parts_of_full_fine_tuning():
         ("adaptformer", 12 * (2 * 384 * 64 + 384 + 64)),
     ],
 )
-def test_what_efficient_tuning_adds(method, added):
+def test_added_parameters_of_efficient_tuning(method, added):
     counts = counted("ade20k-small", method)
     assert (counts["tuned"], counts["added"], counts["decoder"]) == (0, added, OWN_DECODER)
     assert counts["trainable"] == added + OWN_DECODER
     assert counts["frozen"] == VIT_SMALL
 
 
-def test_lora_is_the_task_head_of_all_blocks():
+def test_lora_equals_the_low_rank_task_head_of_all_blocks():
     counts = counted("ade20k-small", "lora")
     # qkv and proj of 12 blocks: (D + 3 D) r and (D + D) r.
     assert counts["task_head"] == 12 * (4 + 2) * 384 * 16
@@ -85,7 +85,7 @@ def test_lora_is_the_task_head_of_all_blocks():
 
 
 @pytest.mark.parametrize("method", ["vit-adapter", "vit-comer"])
-def test_the_plain_decoder_leaves_out_what_only_other_scales_need(method):
+def test_the_plain_decoder_omits_layers_of_other_scales(method):
     pyramid, single = counted("ade20k-small", method), counted("ade20k-small", method, decoder="linear")
     assert single["decoder"] == OWN_DECODER
     assert single["tuned"] == pyramid["tuned"]
@@ -93,7 +93,7 @@ def test_the_plain_decoder_leaves_out_what_only_other_scales_need(method):
     assert pyramid["added"] - single["added"] == (4 * 384**2 + 384) + (64 * 384 + 384) + 3 * 2 * 384
 
 
-def test_info_says_the_same(capsys):
+def test_info_reports_the_same_counts(capsys):
     assert main(["info", "ade20k-small", "--method", "vit-adapter", "--decoder", "linear", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["backbone"] == "dinov2-small (patch 16)"
@@ -104,7 +104,7 @@ def test_info_says_the_same(capsys):
     assert "0.44 M" in text and "22.06 M frozen" in text and "prior layers" not in text
 
 
-def test_multiply_adds_of_what_runs():
+def test_multiply_adds_by_hand():
     """By hand: DINOv2-S at 518 x 518, and what each method adds to it."""
     width, tokens, positions = 384, 37**2 + 1, 37**2
 

@@ -1,4 +1,4 @@
-"""Every method through the machinery: what trains, at which rate, what is saved, and what comes back."""
+"""Every method: trainable parameters, learning rates, and saving and loading."""
 
 import copy
 from dataclasses import replace
@@ -51,7 +51,7 @@ def backward(backbone, model, task):
 
 
 @pytest.mark.parametrize(("method", "decoder"), VARIANTS)
-def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
+def test_a_step_changes_exactly_the_trainable_parameters(backbone, method, decoder):
     config = config_of(method, decoder)
     task = bare_task(config.task, DESCRIPTION)
     model = build_head(config, backbone, task)
@@ -63,7 +63,7 @@ def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     optimizer.step()
     parameters = dict(model.named_parameters())
-    # AdamW moves all but what had a gradient of zero: what is behind a zero at the start.
+    # AdamW changes all parameters except those with zero gradients, which follow a zero initialization.
     moved = {name for name in before if not torch.equal(before[name], parameters[name])}
     assert moved and "decoder.classify.weight" in moved
     assert all(torch.equal(frozen[name], tensor) for name, tensor in backbone.state_dict().items())
@@ -71,12 +71,12 @@ def test_a_step_reaches_what_trains_and_nothing_else(backbone, method, decoder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_bundle_predicts_what_was_saved(backbone, tmp_path, method):
+def test_a_loaded_bundle_gives_equal_predictions(backbone, tmp_path, method):
     config = config_of(method)
     task = bare_task(config.task, DESCRIPTION)
     model = build_head(config, backbone, task)
     generator = torch.Generator().manual_seed(4)
-    with torch.no_grad():  # as if trained: other numbers everywhere, other statistics
+    with torch.no_grad():  # as after training: other parameters and statistics
         for name, tensor in model.trainable_state().items():
             if tensor.is_floating_point():
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * (0.3 if "running" in name else 0.02))
@@ -108,7 +108,7 @@ def test_bundles_of_different_methods_share_a_backbone(backbone, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["frozen-head", "full-finetune", "lora", "vit-adapter"])
-def test_they_are_for_depth_too(backbone, method):
+def test_methods_work_for_depth(backbone, method):
     config = config_of(method).change(task=DepthConfig())
     model = build_head(config, backbone, bare_task(config.task, {}))
     meters = model(backbone(images(), model.request(train=False)))
@@ -124,7 +124,7 @@ def rates_of(model, **optim):
 
 
 @pytest.mark.parametrize("method", ["full-finetune", "upernet", "vit-adapter", "vit-comer"])
-def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
+def test_layer_decay_lowers_the_rate_of_pretrained_weights(method):
     """With layer decay r: block i of n at r^(n + 1 - i), what is before them at r^(n + 2), what is new at 1."""
     config = config_of(method).change(backbone=BackboneConfig(backbone="vit_small_patch16_224"))
     with torch.device("meta"):
@@ -142,13 +142,13 @@ def test_pretrained_weights_learn_slowly_and_deeper_ones_slower(method):
 
 
 @pytest.mark.parametrize("method", ["lora", "vpt", "adaptformer"])
-def test_what_is_new_within_a_block_learns_at_the_full_rate(backbone, method):
+def test_new_parameters_in_a_block_have_the_full_rate(backbone, method):
     config = config_of(method)
     model = build_head(config, backbone, bare_task(config.task, DESCRIPTION))
     assert set(rates_of(model, task_head_lr_scale=0.1, layer_decay=0.5).values()) == {1.0}
 
 
-def test_only_the_adapters_change_the_patch_size_and_not_one_that_is_given():
+def test_only_adapters_change_the_default_patch_size():
     at_14 = BackboneConfig(backbone="dinov2-small")
     for method in METHODS:
         config = config_of(method).change(backbone=at_14)
@@ -159,7 +159,7 @@ def test_only_the_adapters_change_the_patch_size_and_not_one_that_is_given():
         assert backbone_settings(config.change(backbone=given)) == given
 
 
-def test_initial_weights_depend_on_the_seed_alone(backbone):
+def test_initial_weights_depend_only_on_the_seed(backbone):
     config = config_of("lora")
     task = bare_task(config.task, DESCRIPTION)
     torch.manual_seed(1)

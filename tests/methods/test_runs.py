@@ -1,4 +1,4 @@
-"""Methods by command: trained, measured and used, each a few steps on generated scenes."""
+"""Methods on the command line: a few steps of training, evaluation and prediction on generated scenes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What cannot be combined is refused, with what to do instead."""
+"""Conflicting settings are rejected with a remedy."""
 
 import pytest
 
@@ -16,7 +16,7 @@ SEGMENTATION = recipe("ade20k-small")
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"method": "upernet", "decoder": "linear"}, "--decoder linear.*--method upernet"),
         ({"method": "full-finetune", "decoder": "upernet"}, "--decoder upernet.*--method full-finetune"),
@@ -30,12 +30,12 @@ SEGMENTATION = recipe("ade20k-small")
         ({"method": "sums"}, "no method 'sums'"),
     ],
 )
-def test_contradictions(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_conflicting_settings_are_rejected(settings, expected):
+    with pytest.raises(ConfigError, match=expected):
         check_method(override(SEGMENTATION, settings))
 
 
-def test_a_setting_of_another_method_is_told_and_not_used(caplog):
+def test_settings_of_another_method_are_ignored_with_a_warning(caplog):
     config = override(SEGMENTATION, {"method": "frozen-head", "drop_path": 0.1, "num_tuned_layers": 2})
     assert config == override(SEGMENTATION, {"method": "frozen-head"})
     assert from_flags(SEGMENTATION, ["--method", "lora", "--num-prompts", "3", "--lr", "1"]).optim.lr == 1.0
@@ -45,7 +45,7 @@ def test_a_setting_of_another_method_is_told_and_not_used(caplog):
 
 
 @pytest.mark.parametrize("name", ["nyuv2-small", "coco-small", "laptop-vqa"])
-def test_a_method_goes_with_every_task_that_has_a_decoder_for_its_maps(name):
+def test_methods_require_a_task_with_a_matching_decoder(name):
     for method in METHODS.built_in:
         config = override(recipe(name), {"method": method})
         if method == "upernet" or (method == "linear-probe" and name == "laptop-vqa"):
@@ -56,7 +56,7 @@ def test_a_method_goes_with_every_task_that_has_a_decoder_for_its_maps(name):
             assert decoder_of(config) == ("probe" if method == "linear-probe" else "linear", 1)
 
 
-def test_a_connector_of_another_kind_takes_the_place_of_the_method():
+def test_other_connectors_replace_the_method():
     check_method(override(recipe("laptop-vqa"), {"connector": "mlp2x"}))
     with pytest.raises(ConfigError, match=r"--connector mlp2x .* --method full-finetune"):
         check_method(override(recipe("laptop-vqa"), {"connector": "mlp2x", "method": "full-finetune"}))
@@ -79,13 +79,13 @@ def test_a_connector_of_another_kind_takes_the_place_of_the_method():
         ("vit-comer", "upernet", ("upernet", 4)),
     ],
 )
-def test_the_decoder(method, decoder, expected):
+def test_decoder_of_a_method(method, decoder, expected):
     config = override(SEGMENTATION, {"method": method, "decoder": decoder})
     check_method(config)
     assert decoder_of(config) == expected
 
 
-def test_every_method_says_what_it_is_and_can_do():
+def test_every_method_describes_its_capabilities():
     for name in METHODS.built_in:
         method = MethodConfig.by_name(name)
         assert method.name == name and method.title and issubclass(method, MethodConfig)
@@ -94,7 +94,7 @@ def test_every_method_says_what_it_is_and_can_do():
     assert {name for name in METHODS.built_in if MethodConfig.by_name(name).has_layers} == {"vitsplit"}
 
 
-def test_refusals_come_before_data_and_weights_are_read(tmp_path, capsys):
+def test_settings_are_checked_before_data_and_weights_are_read(tmp_path, capsys):
     arguments = ["train", "depth", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--method", "upernet"]
     assert main(arguments) == 2
     assert "--method upernet" in capsys.readouterr().err
@@ -108,7 +108,7 @@ def old_form(method="vitsplit", **baseline):
     return {**values, "method": method, "split": split, "baseline": {"decoder": "auto", **baseline}}
 
 
-def test_settings_of_before_a_method_had_its_own_still_load():
+def test_settings_in_the_former_layout_load():
     read = lambda values: flat_from_dict(values, "segmentation", "head.json")
     assert read(flat_to_dict(SEGMENTATION)) == read(old_form(num_prompts=50)) == SEGMENTATION
     assert read({key: value for key, value in old_form().items() if key != "baseline"}) == SEGMENTATION
@@ -123,7 +123,7 @@ def test_settings_of_before_a_method_had_its_own_still_load():
     assert config_from_dict(joint, "config.json").method.name == "vpt"
 
 
-def test_an_adapter_in_a_joint_run_needs_its_patch_size_said(scenes, tmp_path):
+def test_an_adapter_in_a_joint_run_requires_patch_size(scenes, tmp_path):
     import vitsplit
 
     settings = {"backbone": "dinov2-small", "random_weights": True, "segmentation": {"method": "vit-adapter"}}

@@ -1,4 +1,4 @@
-"""Methods that run a transformer of their own: what they start as, what they change, what they leave alone."""
+"""Methods that run their own transformer: initial state, trained parts and unchanged parts."""
 
 import copy
 
@@ -31,7 +31,7 @@ def taps_of(backbone, head, size=(40, 50)):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_start_as_the_frozen_model(kind):
+def test_methods_start_as_the_frozen_model(kind):
     backbone = tiny_backbone(kind)
     for head in (FullFineTune(backbone), low_rank(backbone), AdaptFormer(backbone, ADAPTFORMER)):
         taps = taps_of(backbone, head)
@@ -39,7 +39,7 @@ def test_they_start_as_the_frozen_model(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_part_that_trains_is_reached(kind):
+def test_every_trainable_part_gets_a_gradient(kind):
     backbone = tiny_backbone(kind)
     heads = [FullFineTune(backbone), FullFineTune(backbone, num_maps=4), low_rank(backbone),
              AdaptFormer(backbone, ADAPTFORMER)]  # fmt: skip
@@ -61,7 +61,7 @@ def test_upernet_reads_the_last_four_layers():
         torch.testing.assert_close(map_BDhw, taps.maps[layer], rtol=1e-4, atol=1e-5)
 
 
-def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
+def test_only_a_trained_trunk_is_copied():
     backbone = tiny_backbone("dinov2-small")
     theirs = {p.data_ptr() for p in backbone.model.parameters()}
     assert not theirs & {p.data_ptr() for p in Trunk(backbone, trained=True).parameters()}
@@ -74,7 +74,7 @@ def test_a_trained_trunk_is_a_copy_and_a_frozen_one_is_not():
 
 
 def test_low_rank_matrices_can_be_merged():
-    """The same model with ``W + alpha / r B A`` in place of every attention matrix, put together by hand."""
+    """The same model with ``W + alpha / r B A`` in place of every attention matrix."""
     backbone = tiny_backbone("dinov2-small")
     head = low_rank(backbone)
     merged = tiny_backbone("dinov2-small")
@@ -97,13 +97,13 @@ def test_low_rank_matrices_can_be_merged():
     torch.testing.assert_close(head(taps), by_hand, rtol=1e-3, atol=1e-4)
 
 
-def test_adapters_do_not_take_the_precision_of_the_frozen_matrices():
+def test_adapters_are_float32_beside_bf16_matrices():
     backbone = tiny_backbone("dinov2-small").set_precision(torch.bfloat16)
     for head in (low_rank(backbone), AdaptFormer(backbone, ADAPTFORMER), DeepPrompts(backbone, VPT)):
         assert {p.dtype for p in head.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_attention_that_does_not_call_its_matrix_is_refused():
+def test_attention_without_a_module_for_the_projection_is_rejected():
     with torch.device("meta"), pytest.raises(ConfigError, match=r"eva02_tiny.* --method adaptformer or vpt"):
         low_rank(meta_backbone("eva02_tiny_patch14_224"))
 
@@ -126,7 +126,7 @@ def test_a_bottleneck_is_added_beside_the_mlp():
 
 
 @pytest.mark.parametrize("kind", ["dinov2-small-reg", "siglip-base"])
-def test_prompts_are_before_every_block_and_only_patches_come_out(kind):
+def test_prompts_precede_every_block_and_are_removed(kind):
     """Block after block by hand: prefix tokens and patches go on, what comes out of prompts does not."""
     backbone = tiny_backbone(kind)
     head = DeepPrompts(backbone, VPT)
@@ -144,7 +144,7 @@ def test_prompts_are_before_every_block_and_only_patches_come_out(kind):
         torch.testing.assert_close(head(taps), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_prompts_have_no_place_in_a_grid_and_no_position():
+def test_prompts_have_no_position():
     with pytest.raises(ConfigError, match=r"--method vpt: .*sam-base"):
         DeepPrompts(tiny_backbone("sam-base"), VPT)
     backbone = tiny_backbone("dinov3-small")
@@ -152,7 +152,7 @@ def test_prompts_have_no_place_in_a_grid_and_no_position():
     head = DeepPrompts(backbone, VPT)
     taps = taps_of(backbone, head)
     assert head(taps).shape == taps.maps[3].shape
-    # Whatever order prompts stand in, nothing tells one place from another.
+    # The order of prompts has no effect.
     reordered = copy.deepcopy(head)
     reordered.prompts_LPD = nn.Parameter(head.prompts_LPD.flip(1))
     torch.testing.assert_close(head(taps), reordered(taps), rtol=1e-4, atol=1e-5)
@@ -161,7 +161,7 @@ def test_prompts_have_no_place_in_a_grid_and_no_position():
 
 
 @pytest.mark.parametrize("kind", ["dinov2-small", "dinov3-small", "sam-base"])
-def test_stochastic_depth_grows_from_none_and_is_off_in_eval(kind):
+def test_stochastic_depth_increases_and_is_off_in_eval(kind):
     backbone = tiny_backbone(kind)
     head = FullFineTune(backbone, drop_path=0.3)
     rates = [[m.drop_prob for m in block.modules() if type(m).__name__ == "DropPath"] for block in head.trunk.blocks]

@@ -38,14 +38,14 @@ def pixels(height=64, width=96, batch=2):
 
 
 class Groups(nn.Module):
-    """In place of the output: what the groups of blocks gave."""
+    """Replaces the output and returns the outputs of the groups of blocks."""
 
     def forward(self, finest_BDhw, scales, groups):
         return groups
 
 
 @pytest.mark.parametrize("kind", ["deit3_small_patch16_224", "dinov2-small-reg", "sam-base"])
-def test_at_first_the_transformer_is_as_it_was(kind):
+def test_the_transformer_is_initially_unchanged(kind):
     adapter = small_adapter(kind)
     adapter.output = Groups()
     trunk, image_BCHW = adapter.blocks.trunk, pixels()
@@ -65,7 +65,7 @@ def test_at_first_the_transformer_is_as_it_was(kind):
 @pytest.mark.parametrize(
     ("kind", "added"), [("mae-base", 2 * 4 * 48), ("dinov2-small", 0), ("deit3_small_patch16_224", 0)]
 )
-def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypatch):
+def test_blocks_without_a_layer_scale_get_a_trainable_one(kind, added, monkeypatch):
     monkeypatch.setattr(adapter_head, "published_settings", lambda width: TINY)
     backbone = tiny_backbone(kind, **PATCH_16)
     before = sum(p.numel() for p in backbone.blocks[0].parameters()) * len(backbone.blocks)
@@ -75,7 +75,7 @@ def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypat
     if added:
         assert all(torch.equal(scale.gamma, torch.ones(48)) for block in blocks for scale in (block.ls1, block.ls2))
         assert not any(isinstance(each, LayerScale) for each in backbone.modules())  # the frozen one is not touched
-    # A bundle of before has none: as one of ones.
+    # An earlier bundle has no scales: equal to scales of one.
     model = Head(head, nn.Identity())
     former = {name: t.clone() for name, t in model.trainable_state().items() if added == 0 or ".ls" not in name}
     assert len(model.trainable_state()) - len(former) == (8 if added else 0)
@@ -86,7 +86,7 @@ def test_blocks_without_a_layer_scale_get_one_that_trains(kind, added, monkeypat
     assert added == 0 or all(torch.equal(block.ls1.gamma, torch.ones(48)) for block in blocks)
 
 
-def test_groups_of_several_blocks():
+def test_groups_of_blocks():
     torch.manual_seed(0)
     adapter = ViTAdapter(small_trunk(depth=8), settings=TINY, stem_channels=8)
     adapter.output = Groups()
@@ -97,7 +97,7 @@ def test_groups_of_several_blocks():
             assert torch.equal(adapter(pixels())[index // 2], x_BND.mT.unflatten(2, (4, 6)))
 
 
-def test_a_rotary_transformer_without_prefix_is_one_that_never_had_any():
+def test_rotary_positions_without_prefix_tokens():
     backbone = tiny_backbone("dinov3-small", img_size=64)
     adapter = ViTAdapter(Trunk(backbone, trained=True), settings=TINY, stem_channels=8)
     adapter.output = Groups()
@@ -123,7 +123,7 @@ def test_maps_have_strides_4_to_32(size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_that_trains_has_a_gradient_by_the_third_step(kind):
+def test_trainable_parameters_have_gradients_by_the_third_step(kind):
     # The first step opens gamma, the second the offsets, which start without regard to the query, the third its norm.
     adapter = small_adapter(kind).train()
     optimizer = torch.optim.SGD([p for p in adapter.parameters() if p.requires_grad], lr=1e-2)
@@ -138,7 +138,7 @@ def test_all_that_trains_has_a_gradient_by_the_third_step(kind):
     assert all(p.grad is None for p in adapter.parameters() if not p.requires_grad)
 
 
-def test_what_trains_is_divided_in_pretrained_and_new():
+def test_trainable_parameters_are_split_into_pretrained_and_new():
     adapter = small_adapter("dinov2-small-reg")
     pretrained = {id(p) for p in adapter.blocks.trunk.parameters() if p.requires_grad}
     assert pretrained == {id(p) for p in adapter.parameters() if p.requires_grad} - {
@@ -155,7 +155,7 @@ def test_what_trains_is_divided_in_pretrained_and_new():
     }
 
 
-def test_stochastic_depth_grows_evenly():
+def test_stochastic_depth_increases_linearly():
     settings = dataclasses.replace(TINY, drop_path=0.3)
     adapter = small_adapter(settings=settings)
     rates = [block.drop_path1.drop_prob for block in adapter.blocks.trunk.blocks]
@@ -168,14 +168,14 @@ def test_stochastic_depth_grows_evenly():
     assert torch.equal(adapter.eval()(image_BCHW)[3], adapter(image_BCHW)[3])
 
 
-def test_an_interaction_written_out():
+def test_an_interaction_equals_the_reference():
     torch.manual_seed(3)
     interaction = small_adapter().interactions[3]
     nn.init.normal_(interaction.injector.gamma)
     scales = Scales(torch.randn(2, 8 * 12 + 24 + 6, 48), ((8, 12), (4, 6), (2, 3)))
     x = torch.randn(2, 24, 48)
 
-    # Attention by its inputs and nothing else: which queries it was given, which features, and of what geometry.
+    # A stand-in for attention that depends only on its queries, features and geometry.
     class Sums(nn.Module):
         def forward(self, query, feature, geometry):
             assert len(geometry.center_QL2) == query.shape[1]
@@ -215,7 +215,7 @@ def test_the_feed_forward_network_mixes_within_scales_only():
     torch.testing.assert_close(found, as_tokens(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_scales_are_maps_and_back():
+def test_scales_to_maps_and_back():
     maps = [torch.randn(2, 5, *size) for size in ((4, 6), (3, 2), (1, 1))]
     scales = Scales(as_tokens(maps), ((4, 6), (3, 2), (1, 1)))
     assert scales.tokens_BSD.shape == (2, 31, 5)
@@ -240,7 +240,7 @@ def test_the_output_adds_the_groups_from_fine_to_coarse():
     torch.testing.assert_close(finest, torch.full_like(finest, (100 + 0.25 + 1 + 4 * 0.5 * 10) * scale))
 
 
-def test_the_stem_tells_its_levels_apart():
+def test_the_stem_adds_level_embeddings():
     stem = PyramidStem(4, channels=2).eval()
     for widen in stem.widen:
         nn.init.zeros_(widen.weight)
@@ -275,7 +275,7 @@ def millions(parameters):
 
 
 @pytest.mark.parametrize("size", PARTS)
-def test_parameters_are_as_many_as_published(size):
+def test_parameter_counts_are_as_published(size):
     with torch.device("meta"):
         adapter = ViTAdapter(shape_trunk(size))
     stem, injector, extractor, new = PARTS[size]
@@ -302,7 +302,7 @@ def test_multiply_adds(size, gmacs):
     assert counted.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
-def test_bfloat16():
+def test_bfloat16_forward():
     adapter = small_adapter().train()
     reference = copy.deepcopy(adapter)(pixels())
     with torch.autocast("cpu", torch.bfloat16):
@@ -314,7 +314,7 @@ def test_bfloat16():
 
 
 @pytest.mark.parametrize(
-    ("trunk", "said"),
+    ("trunk", "expected"),
     [
         (
             {"kind": "dinov2-small", "patch_size": 14, "img_size": 70},
@@ -323,12 +323,12 @@ def test_bfloat16():
         ({"depth": 6}, "divisible by 4, not 6"),
     ],
 )
-def test_a_transformer_that_does_not_fit_is_refused(trunk, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unsupported_transformers_are_rejected(trunk, expected):
+    with pytest.raises(ConfigError, match=expected):
         ViTAdapter(small_trunk(**trunk), settings=TINY)
 
 
-def test_a_width_without_published_settings_is_refused():
+def test_a_width_without_published_settings_is_rejected():
     with pytest.raises(ConfigError, match="width 48, only for 192, 384, 768, 1024"):
         ViTAdapter(small_trunk())
 

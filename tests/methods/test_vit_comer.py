@@ -29,14 +29,14 @@ def pixels(height=64, width=96, batch=2):
 
 
 class Groups(nn.Module):
-    """In place of the output: what the groups of blocks gave."""
+    """Replaces the output and returns the outputs of the groups of blocks."""
 
     def forward(self, finest_BDhw, scales, groups):
         return groups
 
 
 class Sums(nn.Module):
-    """Attention by its inputs and nothing else."""
+    """A stand-in for attention that depends only on its inputs."""
 
     def forward(self, query, feature, geometry):
         assert len(geometry.center_QL2) == query.shape[1] == feature.shape[1]
@@ -48,7 +48,7 @@ def norm(tokens):
     return F.layer_norm(tokens, (48,), eps=1e-6)
 
 
-def test_at_first_the_transformer_is_as_it_was():
+def test_the_transformer_is_initially_unchanged():
     comer = small_comer("dinov2-small-reg")
     comer.output = Groups()
     trunk = comer.blocks.trunk
@@ -73,7 +73,7 @@ def test_maps_have_strides_4_to_32(size):
 
 
 @pytest.mark.parametrize("kind", ["dinov2-small", "dinov3-small", "sam-base"])
-def test_all_that_trains_has_a_gradient_by_the_third_step(kind):
+def test_trainable_parameters_have_gradients_by_the_third_step(kind):
     # The first step opens gamma, the second the offsets, which start without regard to the query, the third its norm.
     comer = small_comer(kind).train()
     optimizer = torch.optim.SGD([p for p in comer.parameters() if p.requires_grad], lr=1e-2)
@@ -84,7 +84,7 @@ def test_all_that_trains_has_a_gradient_by_the_third_step(kind):
     assert not {n for n, p in comer.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())}
 
 
-def test_the_multi_receptive_network_written_out():
+def test_the_multi_receptive_network_equals_the_reference():
     torch.manual_seed(0)
     part = MultiReceptive(16, 1.5).train()
     maps = [torch.randn(2, 16, *size) for size in SIZES]
@@ -100,7 +100,7 @@ def test_the_multi_receptive_network_written_out():
     assert (part.near[0].kernel_size, part.far[0].kernel_size) == ((3, 3), (5, 5))
 
 
-def test_an_interaction_written_out():
+def test_an_interaction_equals_the_reference():
     torch.manual_seed(3)
     interaction = small_comer().interactions[3].eval()
     part = interaction.to_patches
@@ -111,7 +111,7 @@ def test_an_interaction_written_out():
     scales = Scales(torch.randn(2, 8 * 12 + 24 + 6, 48), SIZES)
     x = torch.randn(2, 24, 48)
 
-    # To the patches: what the scales, with the patches in the middle one, find in themselves, all on the patches' grid.
+    # To the patches: attention within the scales, with the patches as the middle one, on the grid of the patches.
     c = interaction.receptive(scales).tokens_BSD.clone()
     c[:, 96:120] += x
     found = 2 * norm(c) + norm(c).mean(1, keepdim=True)
@@ -119,7 +119,7 @@ def test_an_interaction_written_out():
     fine, middle, coarse = Scales(found, SIZES).maps()
     together = F.avg_pool2d(fine, 2) + middle + F.interpolate(coarse, scale_factor=2, mode="bilinear")
     expected_x = (x + part.gamma * together.flatten(2).mT) * 3
-    # To the scales, from those that the patches were in.
+    # To the scales, from the scales that include the patches.
     for index, step in enumerate(interaction.to_scales):
         c = c.clone()
         c[:, 96:120] += expected_x
@@ -134,7 +134,7 @@ def test_an_interaction_written_out():
     torch.testing.assert_close(found_scales.tokens_BSD, c, rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_last_interaction_has_four_more():
+def test_only_the_last_interaction_has_extra_extractors():
     comer = small_comer()
     assert [len(interaction.to_scales) for interaction in comer.interactions] == [1, 1, 1, 5]
     last = comer.interactions[3].to_scales
@@ -151,7 +151,7 @@ WITH_DINOV2 = {
 
 
 @pytest.mark.parametrize("size", NEW)
-def test_parameters_are_as_many_as_published(size):
+def test_parameter_counts_are_as_published(size):
     backbone = open_backbone(BackboneConfig(backbone=f"dinov2-{size}", patch_size=16), only_shapes=True)
     with torch.device("meta"):
         comer = ViTCoMer(Trunk(backbone, trained=True))
@@ -172,7 +172,7 @@ def test_multiply_adds(size, gmacs):
     assert counted.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
-def test_bfloat16():
+def test_bfloat16_forward():
     comer = small_comer().train()
     with torch.autocast("cpu", torch.bfloat16):
         maps = comer(pixels())
@@ -180,7 +180,7 @@ def test_bfloat16():
     assert all(p.grad.isfinite().all() for p in comer.parameters() if p.requires_grad)
 
 
-def test_an_odd_number_of_hidden_channels_is_refused():
+def test_an_odd_number_of_hidden_channels_is_rejected():
     with pytest.raises(ConfigError, match=r"3 hidden channels \(width 48, ratio 0.07\) are not even"):
         MultiReceptive(48, 0.07)
 

@@ -1,4 +1,4 @@
-"""What is not kept for the backward pass gives the gradients that it would give if it were."""
+"""Recomputation in the backward pass gives the same gradients as saved activations."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 
 
 def _kept(function) -> list[int]:
-    """The sizes, in numbers, of what a function keeps for its backward pass; each piece of memory once."""
+    """Numbers of elements that a function saves for its backward pass; each storage once."""
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda x: x):
         output = function()
@@ -18,7 +18,7 @@ def _kept(function) -> list[int]:
     return list(sizes.values())
 
 
-def test_value_and_gradients_are_those_of_the_function():
+def test_value_and_gradients_equal_the_function():
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(4, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
 
@@ -31,7 +31,7 @@ def test_value_and_gradients_are_those_of_the_function():
         assert torch.equal(a, b)
 
 
-def test_a_product_at_the_end_is_made_once():
+def test_the_last_product_is_computed_once():
     calls = []
 
     def function(x, w):
@@ -46,19 +46,19 @@ def test_a_product_at_the_end_is_made_once():
     assert calls == ["begun", "ended", "begun"]
 
 
-def test_without_gradient_nothing_is_computed_twice():
+def test_nothing_is_recomputed_without_gradients():
     calls = []
     with torch.no_grad():
         recomputed(lambda x: calls.append(1) or x.sin(), torch.ones(2, requires_grad=True))
     assert calls == [1]
 
 
-def test_sampled_rows_are_not_kept():
+def test_sampled_rows_are_not_saved():
     layer, map_BDhw = DeformConv3x3(8), torch.randn(2, 8, 5, 6, requires_grad=True)
     assert max(_kept(lambda: layer(map_BDhw))) < map_BDhw.numel() * NUM_TAPS
 
 
-def test_the_decoder_keeps_three_of_its_four_large_maps():
+def test_the_decoder_saves_three_of_four_large_maps():
     decoder, map_BDhw = SegmentationDecoder(32, 3), torch.randn(2, 32, 5, 6)
-    # What the second doubling gave; what the last norm is given, and what it gave.
+    # The output of the second upsampling, and the input and output of the last norm.
     assert _kept(lambda: decoder(map_BDhw)).count(16 * map_BDhw.numel()) == 3

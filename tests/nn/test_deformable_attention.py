@@ -44,7 +44,7 @@ def _pixel(level_hwC, y, x):
 
 
 def _by_hand(levels, value, position, weight):
-    """Every sampled value by itself."""
+    """Brute force: every sampled value separately."""
     batch, queries, heads, num_levels, points, _ = position.shape
     parts = value.split([height * width for height, width in levels], dim=1)
     out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
@@ -75,7 +75,7 @@ def _in_transformers(levels, value, position, weight):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{len(case[0])} levels, {case[3]} heads, reach {case[-1]}")
-def test_sampling_equals_every_sampled_value_by_itself(case):
+def test_sampling_equals_brute_force(case):
     value, position, weight = (tensor.detach() for tensor in _inputs(case, torch.float64))
     expected = _by_hand(case[0], value, position, weight)
     torch.testing.assert_close(_sample(case[0])(value, position, weight), expected, rtol=1e-10, atol=1e-10)
@@ -89,7 +89,7 @@ def _with_gradients(form, inputs):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{len(case[0])} levels, {case[3]} heads, reach {case[-1]}")
-def test_sampling_equals_transformers_in_value_and_all_gradients(case):
+def test_sampling_equals_transformers(case):
     ours = _with_gradients(_sample(case[0]), _inputs(case))
     oracle = _with_gradients(lambda *inputs: _in_transformers(case[0], *inputs), _inputs(case))
     for name, a, b in zip(("output", "value", "position", "weight"), ours, oracle, strict=True):
@@ -97,7 +97,7 @@ def test_sampling_equals_transformers_in_value_and_all_gradients(case):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_gradients_are_derivatives():
+def test_gradcheck():
     value, position, weight = _inputs(([(3, 4), (2, 2)], 2, 2, 2, 2, 2, 1.0), torch.float64)
     # Away from whole pixels, where the sampled value has a kink.
     position = (
@@ -106,14 +106,14 @@ def test_gradients_are_derivatives():
     assert torch.autograd.gradcheck(_sample([(3, 4), (2, 2)]), (value, position, weight), fast_mode=True)
 
 
-def test_positions_too_far_for_an_index_give_zero():
+def test_distant_positions_give_zero():
     value, position, weight = (tensor.detach() for tensor in _inputs(CASES[0]))
     for far in (1e12, -1e12):
         found = _sample(LEVELS)(value, torch.full_like(position, far), weight)
         assert torch.equal(found, torch.zeros_like(found))
 
 
-def test_queries_stand_in_the_middles_of_their_pixels():
+def test_reference_points_are_pixel_centers():
     geometry = Geometry.between([(2, 3), (1, 1)], [(2, 3), (4, 6)], CPU)
     own, finer = geometry.center_QL2.unbind(1)
     grid = [(x, y) for y in range(2) for x in range(3)]
@@ -161,18 +161,18 @@ def test_the_layer_equals_transformers():
     torch.testing.assert_close(ours(query, feature, geometry), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_starts_as_deformable_detr():
+def test_initialization_equals_deformable_detr():
     layer = DeformableAttention(24, num_levels=2, num_heads=4, num_points=3)
     query, other = torch.randn(2, 1, 6, 24)
     feature, geometry = torch.randn(1, 47, 24), Geometry.between([(2, 3)], LEVELS[:2], CPU)
     assert torch.equal(layer(query, feature, geometry), layer(other, feature, geometry))
-    # Four heads look right, down, left and up: one, two and three pixels far, on both levels alike.
+    # Four heads sample to the right, down, left and up at one, two and three pixels, on both levels.
     offset = layer.offset.bias.view(4, 2, 3, 2)
     for head, direction in enumerate([(1, 0), (0, 1), (-1, 0), (0, -1)]):
         for point in range(3):
             expected = torch.tensor(direction) * (point + 1.0)
             torch.testing.assert_close(offset[head, :, point], expected.expand(2, 2), atol=1e-6, rtol=0)
-    # Eight heads look at the eight neighbors: each step is one pixel in the larger of x and y.
+    # Eight heads sample the eight neighbors: each step is one pixel in the larger of x and y.
     diagonal = DeformableAttention(24, num_levels=1, num_heads=8, num_points=1).offset.bias.view(8, 2)
     torch.testing.assert_close(diagonal[1], torch.tensor([1.0, 1.0]))
     torch.testing.assert_close(diagonal[5], torch.tensor([-1.0, -1.0]))
@@ -202,6 +202,6 @@ def test_a_narrower_value_has_fewer_parameters():
     assert layer.offset.out_features == 4 * 3 * 4 * 2 and layer.weight.out_features == 4 * 3 * 4
 
 
-def test_heads_that_do_not_divide_the_channels_are_refused():
+def test_indivisible_channels_are_rejected():
     with pytest.raises(ConfigError, match=r"5 heads do not divide 32 channels \(width 64, ratio 0.5\)"):
         DeformableAttention(64, num_levels=1, num_heads=5, ratio=0.5)

@@ -30,7 +30,7 @@ def _torchvision(map_BDhw, offset_BChw, weight_EDkk):
 
 @pytest.mark.parametrize("reach", [0.3, 3.0, 60.0], ids=["near", "far", "beyond the border"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_equals_torchvision_in_value_and_all_gradients(size, reach):
+def test_equals_torchvision(size, reach):
     ours, oracle = (_with_gradients(form, _inputs(size, reach)) for form in (deform_conv3x3, _torchvision))
     for name, a, b in zip(("output", "map", "offset", "weight"), ours, oracle, strict=True):
         assert a.shape == b.shape
@@ -40,7 +40,7 @@ def test_equals_torchvision_in_value_and_all_gradients(size, reach):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_without_offsets_it_is_a_plain_convolution_and_its_offset_gradient_torchvisions(size):
+def test_zero_offsets_equal_a_convolution(size):
     map_BDhw, offset_BChw, weight_EDkk = _inputs(size, 0.0)
     torch.testing.assert_close(
         deform_conv3x3(map_BDhw, offset_BChw, weight_EDkk),
@@ -52,7 +52,7 @@ def test_without_offsets_it_is_a_plain_convolution_and_its_offset_gradient_torch
     torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_derivatives():
+def test_gradcheck():
     map_BDhw, offset_BChw, weight_EDkk = _inputs((2, 2, 2, 2, 3), 1.0, torch.float64)
     # Away from whole pixels, where the sampled value has a kink.
     offset = ((offset_BChw.detach().floor() + 0.3) + 0.4 * torch.rand_like(offset_BChw)).requires_grad_()
@@ -70,7 +70,7 @@ def test_integer_offsets_move_the_kernel():
     torch.testing.assert_close(deform_conv3x3(map_BDhw, offset_BChw, weight_EDkk)[0, 0], expected)
 
 
-def test_offsets_too_large_for_an_index_give_zero():
+def test_large_offsets_give_zero():
     map_BDhw, _, weight_EDkk = _inputs((1, 4, 4, 3, 3), 0.0)
     offset_BChw = torch.full((1, 18, 3, 3), 1e12)
     assert torch.equal(deform_conv3x3(map_BDhw, offset_BChw, weight_EDkk), torch.zeros(1, 4, 3, 3))
@@ -83,7 +83,7 @@ def test_backward_is_deterministic():
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_memory_layout_makes_no_difference():
+def test_results_do_not_depend_on_memory_layout():
     map_BDhw, offset_BChw, weight_EDkk = _inputs((2, 8, 8, 6, 7), 1.0)
     expected = deform_conv3x3(map_BDhw, offset_BChw, weight_EDkk)
     last = map_BDhw.detach().to(memory_format=torch.channels_last)
@@ -95,7 +95,7 @@ def test_memory_layout_makes_no_difference():
     assert torch.equal(deform_conv3x3(view_BDhw, offset_BChw, weight_EDkk), expected)
 
 
-def test_bfloat16_runs_on_a_processor_and_is_close():
+def test_bfloat16_on_a_cpu_is_close():
     inputs = _inputs((2, 32, 32, 9, 9), 2.0)
     halves = [tensor.detach().bfloat16().requires_grad_() for tensor in inputs]
     ours = _with_gradients(deform_conv3x3, halves)
@@ -117,7 +117,7 @@ def test_autocast_computes_the_layer_in_bfloat16():
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def test_the_layer_is_the_releases():
+def test_the_layer_equals_the_release():
     layer = DeformConv3x3(48)
     assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
         "weight": (48, 48, 3, 3),
@@ -130,13 +130,13 @@ def test_the_layer_is_the_releases():
     assert 0.9 * offset_bound < layer.offset.weight.abs().max().item() <= offset_bound
 
 
-def test_zero_offsets_start_as_a_plain_convolution():
+def test_the_initial_layer_is_a_convolution():
     layer = DeformConv3x3(16, offset_init="zero")
     map_BDhw = torch.randn(2, 16, 6, 5)
     torch.testing.assert_close(layer(map_BDhw), F.conv2d(map_BDhw, layer.weight, padding=1), rtol=1e-4, atol=1e-5)
 
 
-def test_torchvisions_form_gives_the_same_and_can_be_exported():
+def test_the_torchvision_form_is_equal_and_exportable():
     torch.manual_seed(0)
     layer = DeformConv3x3(16).eval()
     map_BDhw = torch.randn(1, 16, 6, 8)

@@ -19,7 +19,7 @@ def _pair(name: str, in_channels: int, out_channels: int) -> tuple[nn.Module, nn
 
 @pytest.mark.parametrize("name", ["doubling", "pointwise"])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_it_is_the_convolution(name, channels_last):
+def test_equals_the_convolution(name, channels_last):
     ours, oracle = (layer.double() for layer in _pair(name, 5, 3))
     map_BChw = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     if channels_last:
@@ -37,13 +37,13 @@ def test_it_is_the_convolution(name, channels_last):
 
 
 @pytest.mark.parametrize("name", ["doubling", "pointwise"])
-def test_it_starts_as_pytorch_s_does(name):
+def test_initialization_equals_pytorch(name):
     ours, oracle = _pair(name, 8, 4)
     assert ours.state_dict().keys() == oracle.state_dict().keys()
     assert all(torch.equal(tensor, oracle.state_dict()[key]) for key, tensor in ours.state_dict().items())
 
 
-def test_smoothing_a_doubled_map_removes_patterns_of_period_2_and_repetition_becomes_bilinear():
+def test_smoothing_removes_period_2_patterns_and_is_bilinear():
     map_BChw = torch.randn(2, 3, 4, 5)
     repeated = map_BChw.repeat_interleave(2, 2).repeat_interleave(2, 3)
     bilinear = nn.functional.interpolate(map_BChw, scale_factor=2, mode="bilinear", align_corners=False)

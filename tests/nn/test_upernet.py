@@ -25,7 +25,7 @@ def four_maps(sizes, batch=2):
     return [torch.randn(batch, WIDTH, *size, generator=generator) for size in sizes]
 
 
-def randomised(module):
+def randomized(module):
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
@@ -42,7 +42,7 @@ def copy_conv(theirs, ours: ConvNorm):
 
 
 @pytest.mark.parametrize("sizes", [STRIDES_4_TO_32, ONE_SCALE], ids=["pyramid", "one scale"])
-def test_the_same_as_transformers(sizes):
+def test_equals_transformers(sizes):
     upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")
     from transformers import ResNetConfig, UperNetConfig
 
@@ -56,7 +56,7 @@ def test_the_same_as_transformers(sizes):
         auxiliary_num_convs=1,
         auxiliary_concat_input=False,
     )
-    ours = randomised(UperNet(WIDTH, CLASSES)).eval()
+    ours = randomized(UperNet(WIDTH, CLASSES)).eval()
     theirs = upernet.UperNetHead(config, [WIDTH] * 4).eval()
     auxiliary = upernet.UperNetFCNHead(config, [WIDTH] * 4, in_index=2).eval()
     for scale, reduce in zip(theirs.psp_modules.blocks, ours.pooling.reduce, strict=True):
@@ -78,7 +78,7 @@ def test_the_same_as_transformers(sizes):
 
 
 @pytest.mark.parametrize("size", [(7, 9), (2, 3), (12, 6)])
-def test_pooling_by_hand(size):
+def test_pooling_equals_brute_force(size):
     """Cell i of s covers rows floor(i h / s) to ceil((i + 1) h / s)."""
     pooling = PyramidPooling(WIDTH, "group")
     seen = []
@@ -96,7 +96,7 @@ def test_pooling_by_hand(size):
                 torch.testing.assert_close(pooled[:, :, i, j], cell_BD)
 
 
-def test_norms_of_the_group_kind_need_no_statistics():
+def test_group_norm_has_no_running_statistics():
     upernet = UperNet(WIDTH, CLASSES, norm="group")
     assert not [module for module in upernet.modules() if isinstance(module, nn.BatchNorm2d)]
     assert not list(upernet.buffers())
@@ -104,14 +104,14 @@ def test_norms_of_the_group_kind_need_no_statistics():
     assert sizes[0] == sizes[1]
 
 
-def test_a_batch_of_one_is_refused_in_training_with_batch_norm_alone():
+def test_a_batch_of_one_is_rejected_with_batch_norm():
     with pytest.raises(ConfigError, match=r"at least two images .* --decoder-norm group"):
         UperNet(WIDTH, CLASSES)(four_maps(ONE_SCALE, batch=1))
     UperNet(WIDTH, CLASSES, norm="group")(four_maps(ONE_SCALE, batch=1))
     UperNet(WIDTH, CLASSES).eval()(four_maps(ONE_SCALE, batch=1))
 
 
-def test_the_auxiliary_head_is_there_in_training_alone():
+def test_the_auxiliary_head_is_only_in_training():
     upernet = UperNet(WIDTH, CLASSES)
     calls = []
     upernet.auxiliary.register_forward_hook(lambda *_: calls.append(1))
@@ -121,7 +121,7 @@ def test_the_auxiliary_head_is_there_in_training_alone():
     assert torch.is_tensor(upernet.eval()(four_maps(STRIDES_4_TO_32))) and len(calls) == 1
 
 
-def test_the_loss_counts_the_auxiliary_head_four_tenths():
+def test_the_auxiliary_loss_has_weight_0_4():
     classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     task = SegmentationTask(SegmentationConfig(dice_weight=0.5), classes)
     generator = torch.Generator().manual_seed(3)
@@ -142,7 +142,7 @@ def test_the_loss_counts_the_auxiliary_head_four_tenths():
     assert terms.keys() == task.normalizers(batch).keys()
 
 
-def test_dropout_is_the_published_unless_told():
+def test_dropout_default_is_the_published_value():
     classes = ClassList(names=tuple("abcde"), colors=default_colors(CLASSES))
     for given, upernet, own in ((None, 0.1, 0.0), (0.0, 0.0, 0.0), (0.3, 0.3, 0.3)):
         task = SegmentationTask(SegmentationConfig(dropout=given), classes)

@@ -1,4 +1,4 @@
-"""Backbones of each family, so small that a test takes milliseconds, with weights that make every part matter."""
+"""Backbones of each family, so small that tests take milliseconds, with weights such that every part has an effect."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def _maps(dtype=torch.float32):
 
 
 def _releases_formula(scores_LJ, maps):
-    """Appendix B as the release computes it: every map in one stack, plain autograd."""
+    """Appendix B as in the release: all maps stacked, plain autograd."""
     soft_LJ = torch.softmax(scores_LJ / 0.5, dim=0)
     kept_LJ = torch.zeros(LAYERS, COLUMNS, dtype=torch.bool)
     for column in range(COLUMNS):
@@ -34,7 +34,7 @@ def _releases_formula(scores_LJ, maps):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_releases_dense_formula_with_its_gradient(seed):
+def test_gate_equals_the_dense_formula_with_gradients(seed):
     gate, maps = _gate(seed), _maps()
     scores_LJ = gate.scores_LJ.detach().clone().requires_grad_()
     expected_LJ, expected = _releases_formula(scores_LJ, maps)
@@ -48,7 +48,7 @@ def test_equals_the_releases_dense_formula_with_its_gradient(seed):
     assert (gate.scores_LJ.grad != 0).all(), "the straight-through estimator reaches the scores of dropped layers too"
 
 
-def test_columns_keep_their_k_strongest_layers_and_sum_to_one():
+def test_columns_keep_the_top_k_layers_and_sum_to_one():
     gate = _gate()
     weights_LJ = gate.weights().detach()
     assert (weights_LJ >= 0).all()
@@ -60,20 +60,20 @@ def test_columns_keep_their_k_strongest_layers_and_sum_to_one():
         assert kept == set(by_score[:COLUMNS])
 
 
-def test_scores_start_uniform_between_zero_and_one():
+def test_scores_are_initialized_uniformly():
     torch.manual_seed(0)
     scores = SparseGate(200, 50).scores_LJ.detach()
     assert float(scores.min()) >= 0 and float(scores.max()) <= 1
     assert abs(float(scores.mean()) - 0.5) < 0.01 and abs(float(scores.std()) - 12**-0.5) < 0.01
 
 
-def test_every_layer_kept_is_the_plain_softmax():
+def test_keeping_every_layer_equals_softmax():
     torch.manual_seed(0)
     gate = SparseGate(3, 3, temperature=0.25)
     torch.testing.assert_close(gate.weights(), torch.softmax(gate.scores_LJ * 4, dim=0))
 
 
-def test_eval_reads_only_the_kept_layers_and_gives_what_training_gave():
+def test_eval_reads_only_selected_layers_with_the_same_output():
     gate, maps = _gate(), _maps()
     with torch.no_grad():
         gate.scores_LJ[[0, 4]] -= 10.0
@@ -104,7 +104,7 @@ def test_compiles_as_one_graph_with_the_same_values(train):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_keeps_the_maps_once_as_they_came(dtype):
+def test_training_saves_each_map_once(dtype):
     gate, maps = _gate().train(), _maps(dtype)
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
@@ -118,7 +118,7 @@ def test_training_keeps_the_maps_once_as_they_came(dtype):
     assert gate.scores_LJ.grad is not None and gate.scores_LJ.grad.isfinite().all()
 
 
-def test_bfloat16_maps_are_added_up_in_float32():
+def test_bfloat16_maps_are_summed_in_float32():
     gate, maps = _gate(), _maps()
     halves = {layer: map_BDhw.bfloat16() for layer, map_BDhw in maps.items()}
     _, exact = _releases_formula(gate.scores_LJ, {layer: half.float() for layer, half in halves.items()})
@@ -127,7 +127,7 @@ def test_bfloat16_maps_are_added_up_in_float32():
             assert torch.equal(out, exact[column].bfloat16())
 
 
-def test_the_head_asks_for_all_layers_in_training_and_for_the_kept_ones_in_eval(plain_backbone: Backbone):
+def test_the_head_requests_all_layers_in_training_and_selected_layers_in_eval(plain_backbone: Backbone):
     head = SplitHead(plain_backbone, SplitConfig(num_tuned_layers=1, num_prior_layers=1, selection="gate"))
     assert head.request(train=True).maps == {0, 1, 2, 3}
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_the_head_asks_for_all_layers_in_training_and_for_the_kept_ones_in_eval(
     assert head.request(train=False).tokens == {3}
 
 
-def test_gate_head_gives_the_same_map_in_training_and_eval(plain_backbone: Backbone, image_BCHW):
+def test_gate_head_output_is_equal_in_training_and_eval(plain_backbone: Backbone, image_BCHW):
     torch.manual_seed(0)
     head = SplitHead(plain_backbone, SplitConfig(num_tuned_layers=1, num_prior_layers=2, selection="gate"))
     trained = head.train()(plain_backbone(image_BCHW, head.request(train=True)))

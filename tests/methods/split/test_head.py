@@ -45,7 +45,7 @@ def test_parameters_of_table_6(switches, small, base):
     assert _count(_build("dinov2-base", config)) == base
 
 
-def test_parts_have_the_parameters_of_their_shapes():
+def test_parameter_counts_follow_from_shapes():
     width, head = 384, _build("dinov2-small", SplitConfig()).head
     mix = 9 * width**2 + 162 * width + 18
     assert _count(head.task_head) == 3 * 1_775_232
@@ -58,7 +58,7 @@ def test_parts_have_the_parameters_of_their_shapes():
     assert _count(gate) == _count(head) + 12 * 4
 
 
-def test_before_training_the_task_map_is_the_frozen_models_own(backbone: Backbone, image_BCHW: Tensor):
+def test_untrained_task_map_equals_the_frozen_output(backbone: Backbone, image_BCHW: Tensor):
     pixels_BCHW = backbone(image_BCHW, TapRequest(pixels=True)).pixels_BCHW
     # timm's own way through the whole model.
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_before_training_the_task_map_is_the_frozen_models_own(backbone: Backbon
         torch.testing.assert_close(task_head(taps), task_map, rtol=1e-5, atol=1e-5)
 
 
-def test_every_trainable_parameter_gets_a_gradient_and_nothing_else_does(backbone: Backbone, image_BCHW: Tensor):
+def test_exactly_the_trainable_parameters_get_gradients(backbone: Backbone, image_BCHW: Tensor):
     torch.manual_seed(0)
     for config in (SMALL, SplitConfig(num_tuned_layers=2, num_prior_layers=2, selection="gate")):
         model = Head(SplitHead(backbone, config), SegmentationDecoder(backbone.width, 5))
@@ -110,7 +110,7 @@ def test_training_changes_neither_the_backbone_nor_the_frozen_norm(plain_backbon
     assert all(not torch.equal(a, b) for a, b in zip(blocks_before, after, strict=True)), "the copies are copies"
 
 
-def test_what_is_saved_is_what_trains(plain_backbone: Backbone):
+def test_saved_state_is_the_trainable_state(plain_backbone: Backbone):
     model = Head(SplitHead(plain_backbone, SMALL), SegmentationDecoder(plain_backbone.width, 5))
     state = model.trainable_state()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -123,7 +123,7 @@ def test_what_is_saved_is_what_trains(plain_backbone: Backbone):
     }
 
 
-def test_the_copied_blocks_are_pretrained_the_last_next_to_the_output(plain_backbone: Backbone):
+def test_copied_blocks_are_pretrained_in_order(plain_backbone: Backbone):
     head = SplitHead(plain_backbone, SMALL)
     groups = head.pretrained_parameters()
     blocks = list(head.task_head.blocks)
@@ -135,7 +135,7 @@ def test_the_copied_blocks_are_pretrained_the_last_next_to_the_output(plain_back
 
 
 @pytest.mark.parametrize("switches", list(itertools.product((True, False), repeat=3)), ids=str)
-def test_every_combination_of_parts_asks_for_what_it_uses(switches, plain_backbone: Backbone, image_BCHW: Tensor):
+def test_every_combination_of_parts_requests_what_it_uses(switches, plain_backbone: Backbone, image_BCHW: Tensor):
     task, prior, fusion = switches
     config = SplitConfig(
         num_tuned_layers=2, num_prior_layers=2, first_prior_layer=1, task_head=task, prior_head=prior, fusion=fusion
@@ -149,7 +149,7 @@ def test_every_combination_of_parts_asks_for_what_it_uses(switches, plain_backbo
     assert head(taps).shape == (2, plain_backbone.width, *taps.grid)
 
 
-def test_without_parts_the_map_is_the_frozen_last_layer(plain_backbone: Backbone, image_BCHW: Tensor):
+def test_without_parts_the_output_is_the_frozen_last_layer(plain_backbone: Backbone, image_BCHW: Tensor):
     head = SplitHead(plain_backbone, SplitConfig(task_head=False, prior_head=False, fusion=False))
     taps = plain_backbone(image_BCHW, head.request(train=True))
     assert torch.equal(head(taps), taps.maps[3])
@@ -166,7 +166,7 @@ def test_without_fusion_the_two_maps_are_added(plain_backbone: Backbone, image_B
 
 
 @pytest.mark.parametrize("combine", ["concat", "add"])
-def test_the_head_is_the_equations_written_out(combine, plain_backbone: Backbone, image_BCHW: Tensor):
+def test_the_head_equals_equations_1_to_4(combine, plain_backbone: Backbone, image_BCHW: Tensor):
     """Equations 1, 3 and 4 with torchvision's deformable convolution and the release's order of the maps."""
     from torch.nn.functional import gelu
     from torchvision.ops import deform_conv2d
@@ -191,7 +191,7 @@ def test_the_head_is_the_equations_written_out(combine, plain_backbone: Backbone
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 @pytest.mark.parametrize("num_tuned", [0, 1, 4])
-def test_the_residual_form_starts_as_the_frozen_last_layer(num_tuned, tune, backbone: Backbone, image_BCHW: Tensor):
+def test_the_residual_form_is_initially_the_frozen_last_layer(num_tuned, tune, backbone: Backbone, image_BCHW: Tensor):
     config = SplitConfig(
         num_tuned_layers=num_tuned,
         num_prior_layers=2,
@@ -233,7 +233,7 @@ def test_without_tuned_blocks_the_task_map_is_the_frozen_last_layer(plain_backbo
     torch.testing.assert_close(head(taps), expected)
 
 
-def test_low_rank_copies_have_the_published_number_of_parameters_and_fit_in_their_size():
+def test_low_rank_copies_have_the_published_number_of_parameters():
     """LoRA of rank r on query, key, value and output: (D + 3 D) r and (D + D) r a block (Hu et al. 2022, Section 4)."""
     config = SplitConfig(num_tuned_layers=6, tune_blocks="lora", trunk_lora_rank=16)
     model = _build("dinov2-small", config)
@@ -246,7 +246,7 @@ def test_low_rank_copies_have_the_published_number_of_parameters_and_fit_in_thei
     assert _count(with_mlp.head.task_head) == 6 * (6 + 10) * 384 * 16
 
 
-def test_raw_maps_are_read_where_the_norm_is_turned_off(plain_backbone: Backbone, image_BCHW: Tensor):
+def test_raw_maps_are_read_without_the_norm(plain_backbone: Backbone, image_BCHW: Tensor):
     torch.manual_seed(0)
     config = SplitConfig(num_tuned_layers=1, num_prior_layers=2, first_prior_layer=1)
     raw = SplitHead(plain_backbone, SplitConfig(**{**vars(config), "tap_norm": False}))
@@ -257,7 +257,7 @@ def test_raw_maps_are_read_where_the_norm_is_turned_off(plain_backbone: Backbone
     assert not torch.allclose(raw(taps), normed(taps))
 
 
-def test_a_heads_output_depends_on_no_other_image_of_the_batch(backbone: Backbone, image_BCHW: Tensor):
+def test_output_is_independent_of_other_images_in_the_batch(backbone: Backbone, image_BCHW: Tensor):
     head = SplitHead(backbone, SMALL).eval()
     both = head(backbone(image_BCHW, head.request(train=True)))
     alone = head(backbone(image_BCHW[1:], head.request(train=True)))

@@ -26,7 +26,7 @@ def test_equation_2_gives_table_10(settings, rounded, truncated):
     assert list(uniform_layers(*settings, rounding="int")) == truncated
 
 
-def test_every_possible_uniform_set_is_strictly_increasing_and_ends_at_the_last_layer():
+def test_uniform_sets_are_strictly_increasing_and_end_at_the_last_layer():
     count = 0
     for num_layers, first, rounding in itertools.product(range(1, 41), range(40), ("round", "int")):
         for num_prior in range(1, num_layers - first + 1):
@@ -59,13 +59,13 @@ def test_rounding_is_within_half_a_layer_of_the_exact_position_and_truncation_be
         ((12, 2, -1), ("-1",)),
     ],
 )
-def test_more_prior_layers_than_there_are_is_an_error_with_the_numbers(settings, numbers):
+def test_too_many_prior_layers_are_rejected(settings, numbers):
     with pytest.raises(ConfigError) as error:
         uniform_layers(*settings)
     assert all(number in str(error.value) for number in numbers)
 
 
-def test_all_layers_after_b_can_be_taken():
+def test_all_layers_after_b_can_be_selected():
     assert uniform_layers(12, 10, 2) == tuple(range(2, 12))
 
 

@@ -1,4 +1,4 @@
-"""The task head's two ways of saving memory: what they must not change, and what they must save."""
+"""Windows and checkpointing in the task head: equal results, and memory saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def taps_of(backbone: Backbone, image_BCHW: Tensor, depth: int) -> LayerTaps:
 
 
 def windows_one_by_one(task_head: TaskHead, taps: LayerTaps, side: int) -> Tensor:
-    """Each window alone, cut out of the grid as it is: no zeros, no mask."""
+    """Each window separately, without zero padding or masks."""
     (h, w), prefix = taps.grid, taps.num_prefix_tokens
     x_BTD = taps.tokens[task_head.depth]
     for block in task_head.blocks[:-1]:
@@ -47,7 +47,7 @@ def windows_one_by_one(task_head: TaskHead, taps: LayerTaps, side: int) -> Tenso
 
 @pytest.mark.parametrize("backbone", WINDOWED, indirect=True)
 @pytest.mark.parametrize("side", [1, 2, 3])
-def test_windows_are_each_window_alone(backbone: Backbone, image_BCHW: Tensor, side: int):
+def test_windows_equal_separate_windows(backbone: Backbone, image_BCHW: Tensor, side: int):
     taps = taps_of(backbone, image_BCHW, 1)
     assert taps.grid[0] % 2 and taps.grid[1] > 3  # some sides leave the grid
     task_head = TaskHead(backbone, 1, window=side)
@@ -59,13 +59,13 @@ def test_windows_are_each_window_alone(backbone: Backbone, image_BCHW: Tensor, s
 
 @pytest.mark.parametrize("backbone", WINDOWED, indirect=True)
 @pytest.mark.parametrize("side", [5, 64])
-def test_a_window_that_covers_the_grid_changes_nothing(backbone: Backbone, image_BCHW: Tensor, side: int):
+def test_a_window_covering_the_grid_is_global_attention(backbone: Backbone, image_BCHW: Tensor, side: int):
     taps = taps_of(backbone, image_BCHW, 1)
     with torch.no_grad():
         assert torch.equal(TaskHead(backbone, 1, window=side)(taps), TaskHead(backbone, 1)(taps))
 
 
-def test_cutting_and_joining_gives_back_what_was_cut():
+def test_partition_and_merge_are_inverse():
     tokens_BTD = torch.randn(2, 3 + 7 * 10, 4)
     for side in (1, 2, 3, 7, 8, 20):
         windows = Windows((7, 10), side, 3)
@@ -77,7 +77,7 @@ def test_cutting_and_joining_gives_back_what_was_cut():
         assert attended == 2 * (windows.count * 3 + 70)  # every patch once, the prefix in every window
 
 
-def test_checkpointing_gives_the_same_gradients(backbone: Backbone, image_BCHW: Tensor):
+def test_checkpointing_gives_equal_gradients(backbone: Backbone, image_BCHW: Tensor):
     taps = taps_of(backbone, image_BCHW, 1)
     weight = torch.randn(2, backbone.width, *taps.grid)
     for window in (None,) if backbone.family.name == "sam" else (None, 2):
@@ -92,7 +92,7 @@ def test_checkpointing_gives_the_same_gradients(backbone: Backbone, image_BCHW: 
 
 
 def kept_bytes(task_head: TaskHead, taps: LayerTaps) -> int:
-    """What the backward pass is promised: every saved tensor's memory once, parameters and the input left out."""
+    """Memory of the tensors saved for the backward pass, each storage once, without parameters and the input."""
     known = {tensor.untyped_storage().data_ptr() for tensor in (*task_head.parameters(), *taps.tokens.values())}
     kept: dict[int, int] = {}
 
@@ -108,7 +108,7 @@ def kept_bytes(task_head: TaskHead, taps: LayerTaps) -> int:
     return sum(kept.values())
 
 
-def test_checkpointing_keeps_one_sequence_per_block(plain_backbone: Backbone):
+def test_checkpointing_saves_one_sequence_per_block(plain_backbone: Backbone):
     image = torch.zeros(2, 3, 280, 280, dtype=torch.uint8)
     taps = taps_of(plain_backbone, image, 0)
     sequence = taps.tokens[0].nbytes
@@ -148,6 +148,6 @@ def test_the_head_passes_its_settings_on(plain_backbone: Backbone, image_BCHW: T
     ],
     indirect=["backbone"],
 )
-def test_windows_that_cannot_be_are_refused(backbone: Backbone, depth: int, window: int, message: str):
+def test_invalid_windows_are_rejected(backbone: Backbone, depth: int, window: int, message: str):
     with pytest.raises(ConfigError, match=message):
         TaskHead(backbone, depth, window=window)
