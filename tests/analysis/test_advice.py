@@ -1,4 +1,4 @@
-"""The least alike layers against all sets of layers, and what is made of them."""
+"""Layers with the lowest similarity, against all sets of layers, and the resulting advice."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def brute_force(cka, count, first):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("count", "first"), [(2, 0), (4, 2), (6, 2), (8, 0)])
-def test_no_other_set_is_less_alike(seed, count, first):
+def test_chosen_layers_have_the_lowest_similarity(seed, count, first):
     cka = random_cka(12, seed)
     layers = least_alike_layers(cka, count, first)
     assert len(layers) == count and list(layers) == sorted(set(layers)) and layers[0] >= first
@@ -49,7 +49,7 @@ def test_no_other_set_is_less_alike(seed, count, first):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_where_not_all_sets_can_be_looked_at_no_exchange_is_better(seed, monkeypatch):
+def test_greedy_search_reaches_a_local_optimum(seed, monkeypatch):
     monkeypatch.setattr(advice, "MOST_SETS", 0)
     cka = random_cka(14, seed)
     layers = least_alike_layers(cka, 5, 2)
@@ -59,7 +59,7 @@ def test_where_not_all_sets_can_be_looked_at_no_exchange_is_better(seed, monkeyp
     assert found <= 1.1 * brute_force(cka, 5, 2) + 1e-9
 
 
-def test_of_layers_that_change_evenly_the_ends_are_least_alike():
+def test_evenly_changing_layers_give_both_ends():
     layers = np.arange(12)
     assert least_alike_layers(0.8 ** np.abs(layers[:, None] - layers), 2, 2) == (2, 11)
     assert least_alike_layers(np.eye(12), 1, 2) == (11,)
@@ -67,12 +67,12 @@ def test_of_layers_that_change_evenly_the_ends_are_least_alike():
         least_alike_layers(np.eye(12), 11, 2)
 
 
-def test_advice_follows_the_blocks_within_bounds():
+def test_advice_follows_the_two_blocks():
     split = SplitConfig(num_tuned_layers=3, num_prior_layers=2, first_prior_layer=2)
     found = advise(two_blocks(12, 8), split, SegmentationConfig())
     assert found.num_tuned_layers == 4 and "the late block is layers 8 to 11" in found.why_tuned
     (early, late) = found.prior_layers
-    assert 2 <= early < 8 <= late  # one of either block, which are most unlike
+    assert 2 <= early < 8 <= late  # one of each block: these are the least similar
     assert found.settings == {
         "num_tuned_layers": 4,
         "selection": "explicit",
@@ -85,7 +85,7 @@ def test_advice_follows_the_blocks_within_bounds():
     assert advise(long, split, DetectionConfig()).num_tuned_layers == 9
 
 
-def test_advice_leaves_alone_what_the_images_say_nothing_about():
+def test_settings_without_evidence_are_unchanged():
     layers = np.arange(12)
     even = 0.8 ** np.abs(layers[:, None] - layers)
     split = SplitConfig(num_tuned_layers=5, num_prior_layers=1, first_prior_layer=2)

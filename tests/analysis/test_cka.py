@@ -13,7 +13,7 @@ from vitsplit.errors import ConfigError, DataError
 
 
 def closed_form(x, y):
-    """Linear CKA of centred features, Kornblith et al. (2019), Eq. 4 and Section 3: biased, of all images at once."""
+    """Linear CKA of centered features, Kornblith et al. (2019), Eq. 4 and Section 3: biased, of all images at once."""
     x, y = x - x.mean(0), y - y.mean(0)
     return float((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
 
@@ -32,7 +32,7 @@ def features(count, width, generator):
     return torch.randn(count, width, generator=generator)
 
 
-def test_one_batch_is_the_u_statistic():
+def test_one_batch_equals_the_u_statistic():
     generator = torch.Generator().manual_seed(0)
     layers = [features(7, 5, generator), features(7, 3, generator), features(7, 9, generator)]
     estimator = CkaEstimator()
@@ -43,7 +43,7 @@ def test_one_batch_is_the_u_statistic():
     np.testing.assert_allclose(estimator.result(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_many_small_batches_come_to_the_closed_form_of_all_images():
+def test_many_small_batches_approach_the_closed_form():
     generator = torch.Generator().manual_seed(1)
     common = features(4096, 6, generator)
     first = common @ features(6, 8, generator)
@@ -52,11 +52,11 @@ def test_many_small_batches_come_to_the_closed_form_of_all_images():
     for begin in range(0, 4096, 16):
         estimator.add([first[begin : begin + 16], second[begin : begin + 16]])
     assert estimator.images == 4096
-    # Of so many images the closed form's own bias, about features / images, is far below the tolerance.
+    # With this many images the bias of the closed form, about features / images, is far below the tolerance.
     assert estimator.result()[0, 1] == pytest.approx(closed_form(first, second), abs=0.02)
 
 
-def test_unrelated_layers_are_unlike_even_in_small_batches():
+def test_unrelated_layers_have_low_cka_in_small_batches():
     generator = torch.Generator().manual_seed(2)
     estimator = CkaEstimator()
     biased = []
@@ -65,10 +65,10 @@ def test_unrelated_layers_are_unlike_even_in_small_batches():
         estimator.add([x, y])
         biased.append(closed_form(x, y))
     assert abs(estimator.result()[0, 1]) < 0.05
-    assert np.mean(biased) > 0.5  # what averaging the closed form over small batches would say
+    assert np.mean(biased) > 0.5  # the average of the closed form over small batches
 
 
-def test_rotation_and_scale_do_not_matter_and_shifts_neither():
+def test_cka_is_invariant_to_rotation_scale_and_shift():
     generator = torch.Generator().manual_seed(3)
     x = features(12, 6, generator)
     rotation, _ = torch.linalg.qr(features(6, 6, generator))
@@ -77,7 +77,7 @@ def test_rotation_and_scale_do_not_matter_and_shifts_neither():
     np.testing.assert_allclose(estimator.result(), 1.0, atol=1e-4)
 
 
-def test_layers_of_two_backbones():
+def test_cka_between_two_backbones():
     backbones = {name: load_backbone(name, random_weights=True) for name in ("vit_tiny_patch16_224",)}
     backbone = backbones["vit_tiny_patch16_224"]
     batches = [image(32, 48, batch=5), image(48, 32, batch=5)]
@@ -95,7 +95,7 @@ def test_layers_of_two_backbones():
     np.testing.assert_allclose(found.between("a", "a"), estimator.result(), atol=1e-4)
 
 
-def test_the_split_point_of_two_blocks():
+def test_split_point_of_two_blocks():
     cka = np.full((10, 10), 0.2)
     cka[:4, :4] = cka[4:, 4:] = 0.9
     np.fill_diagonal(cka, 1.0)
@@ -113,7 +113,7 @@ def test_layers_that_change_evenly_have_no_blocks():
     assert split_point(blocks).beyond_distance > 0.2
 
 
-def test_too_few_images_layers_or_differences():
+def test_too_few_images_or_layers_are_rejected():
     with pytest.raises(ConfigError, match="a batch of 3 is too small"):
         CkaEstimator().add([torch.randn(3, 2)])
     with pytest.raises(DataError, match="no images"):

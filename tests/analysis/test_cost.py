@@ -129,7 +129,7 @@ def _products_by_hand(
         ("ade20k-large-gate", (14, 15), (1, 2), (1024, 24, 4, 4, 150)),
     ],
 )
-def test_the_total_is_every_product_written_out(name, size, grid, dimensions):
+def test_the_total_equals_the_sum_of_all_products(name, size, grid, dimensions):
     cost = gmacs(recipe(name), size)
     assert cost["total"] * 1e9 == pytest.approx(_products_by_hand(*dimensions, grid), rel=1e-12)
     width, depth, *_ = dimensions
@@ -148,7 +148,7 @@ def _detector_by_hand(patches: float, width: int, num_classes: int) -> float:
     return pyramid + proposals + boxes + masks
 
 
-def test_a_detector_is_counted_at_its_full_load():
+def test_a_detector_is_counted_with_the_maximum_number_of_proposals():
     cost = gmacs(recipe("coco-small"), (1024, 1024))
     patches, tokens, width = 64**2, 64**2 + 1, 384
     block = tokens * 12 * width**2 + 2 * tokens**2 * width
@@ -157,7 +157,7 @@ def test_a_detector_is_counted_at_its_full_load():
     assert cost["total"] * 1e9 == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_bundles_own_description_is_counted():
+def test_the_description_of_a_bundle_is_counted():
     config = recipe("laptop-detection")
     described = {"classes": ["a", "b"], "colours": [[0, 0, 0]] * 2, "category_ids": [1, 2], "masks": False}
     counts = [count_parameters(*reversed(shape_model(config, 2, details))) for details in (None, described)]
@@ -169,7 +169,7 @@ def test_a_bundles_own_description_is_counted():
     assert (gmacs(config, (336, 448), num_classes=2)["total"] - boxes_only) * 1e9 == pytest.approx(masks)
 
 
-def test_depth_is_its_parts_written_out():
+def test_depth_equals_the_sum_of_its_parts():
     patches, width = 18 * 24, 384
     config = recipe("laptop-depth")
     without_decoder = _products_by_hand(width, 12, 3, 4, 0, (18, 24)) - patches * (1 + 4) * 4 * width**2
@@ -177,7 +177,7 @@ def test_depth_is_its_parts_written_out():
     assert gmacs(config, (252, 336))["total"] * 1e9 == pytest.approx(without_decoder + decoder, rel=1e-12)
 
 
-def test_windows_save_what_their_attention_saves():
+def test_windows_reduce_the_cost_of_attention():
     config = recipe("coco-small")
     windowed = config.change(method=dataclasses.replace(config.method, task_head_window=16))
     saved = gmacs(config, (1024, 1024))["total"] - gmacs(windowed, (1024, 1024))["total"]
@@ -185,16 +185,16 @@ def test_windows_save_what_their_attention_saves():
     assert saved * 1e9 == pytest.approx(10 * per_block, rel=1e-9)
 
 
-def test_only_the_blocks_that_must_run_are_counted():
+def test_only_required_blocks_are_counted():
     config = recipe("ade20k-small")
     block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
     explicit = dataclasses.replace(config.method, selection="explicit", prior_layers=(0, 1, 2, 3))
     full, short = gmacs(config, (518, 518)), gmacs(config.change(method=explicit), (518, 518))
-    # The task head branches off after nine blocks; the last three run for the prior head's sake alone.
+    # The task head branches off after nine blocks; the last three run only for the prior head.
     assert (full["total"] - short["total"]) * 1e9 == pytest.approx(3 * block, rel=1e-9)
 
 
-def test_a_trained_gate_costs_what_its_last_kept_layer_makes_run():
+def test_a_trained_gate_counts_blocks_up_to_its_last_selected_layer():
     config = recipe("ade20k-small-gate")
     block = 1370 * 12 * 384**2 + 2 * 1370**2 * 384
     open_gate = gmacs(config, (518, 518))["total"]
@@ -210,7 +210,7 @@ def test_every_family_can_be_counted(name):
     config = config.change(backbone=dataclasses.replace(config.backbone, backbone=name))
     cost = gmacs(config, (256, 256))
     backbone = meta_backbone(name)
-    # Linear layers alone: all blocks and K_t copies, on the patches.
+    # Only linear layers: all blocks and K_t copies, on the patches.
     blocks = sum(
         p.numel() for block in backbone.blocks for n, p in block.named_parameters() if p.dim() == 2 and "rel" not in n
     )
@@ -235,13 +235,13 @@ def test_every_family_can_be_counted(name):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
-def test_the_rules_of_mmcv(module, shape, expected):
+def test_mmcv_counting_rules(module, shape, expected):
     with torch.no_grad(), _Counter(MMCV_RULES) as counted:
         module(torch.randn(shape))
     assert counted.macs == expected
 
 
-def test_attention_is_no_part_of_the_rules():
+def test_mmcv_rules_exclude_attention():
     query = torch.randn(1, 2, 5, 4)
     with _Counter(MMCV_RULES) as counted:
         F.scaled_dot_product_attention(query, query, query)
@@ -249,13 +249,13 @@ def test_attention_is_no_part_of_the_rules():
     assert counted.macs == 0
 
 
-def test_counting_needs_no_memory_for_weights():
+def test_counting_allocates_no_weights():
     backbone, model = shape_model(recipe("ade20k-giant-896"))
     assert isinstance(model, Head) and not model.training
     assert all(tensor.is_meta for tensor in [*backbone.parameters(), *model.parameters(), *model.buffers()])
 
 
-# Multiply-adds of a training step at 512 pixels by another count (S, B, L), and the frozen forward pass's share of it.
+# Multiply-adds of a training step at 512 pixels by an independent count (S, B, L), and the share of the frozen pass.
 @pytest.mark.parametrize(
     ("name", "step", "share"),
     [
@@ -265,7 +265,7 @@ def test_counting_needs_no_memory_for_weights():
         ("ade20k-small-gate", 111.3, 0.42),  # four mixtures cost what four layers do
     ],
 )
-def test_a_training_step_is_the_frozen_pass_and_three_times_what_trains(name, step, share):
+def test_a_training_step_costs_the_frozen_pass_and_three_trainable_passes(name, step, share):
     config = recipe(name)
     parts = step_gmacs(config, (512, 512))
     assert parts["step"] == pytest.approx(step, rel=0.015)

@@ -1,4 +1,4 @@
-"""The maps of layers against the models' own, and components against a signal that is known."""
+"""Maps of layers against those of the models, and principal components against a known signal."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def close(first, second):
 
 
 @pytest.mark.parametrize("kind", ["dinov2-small-reg", "dinov3-small", "sam-base"])
-def test_every_layer_is_the_backbones_own(kind):
+def test_maps_equal_the_backbone_layers(kind):
     backbone = tiny_backbone(kind)
     pixels = image(64, 48)
     found = backbone_maps("it", backbone, pixels)
@@ -69,7 +69,7 @@ def test_an_untrained_head_repeats_the_frozen_layers_and_ends_in_its_own_output(
         close(head.fusion([found.maps[4], normed.maps[3]]), found.maps[5])
 
 
-def test_a_trained_block_shows_where_it_stands_and_windows_are_kept():
+def test_a_trained_block_changes_later_maps_and_windows_are_used():
     backbone = tiny_backbone("dinov2-small")
     head = SplitHead(backbone, SplitConfig(num_tuned_layers=3, prior_head=False, fusion=False, task_head_window=2))
     pixels = image(56, 70)
@@ -112,18 +112,18 @@ def known_signal(generator, images=2, side=6, width=20):
     return tokens.reshape(images, side, side, width).permute(0, 3, 1, 2), scores.reshape(images, side, side, 3)
 
 
-def test_components_of_a_signal_of_three_directions_are_it_up_to_sign():
+def test_components_of_a_known_signal_are_recovered_up_to_sign():
     map_BDhw, scores = known_signal(torch.Generator().manual_seed(0))
     found, shares = principal_components(map_BDhw)
     for component in range(3):
         same, other = (found[..., component] - scores[..., component]), (found[..., component] + scores[..., component])
         assert min(float(same.abs().max()), float(other.abs().max())) < 1e-4
     np.testing.assert_allclose(shares, np.array([81, 16, 1]) / 98, atol=1e-5)
-    turned, _ = principal_components(-map_BDhw, found)  # as the one to be compared with
+    turned, _ = principal_components(-map_BDhw, found)  # as in the reference
     torch.testing.assert_close(turned, found, rtol=0, atol=1e-4)
 
 
-def test_stretching_leaves_one_percent_at_either_end():
+def test_stretching_clips_one_percent_at_either_end():
     values = torch.arange(1000.0).reshape(10, 10, 10, 1).repeat(1, 1, 1, 2) * torch.tensor([1.0, -3.0])
     found = rescale_percentiles(values)
     assert float(found.min()) == 0.0 and float(found.max()) == 1.0
@@ -131,7 +131,7 @@ def test_stretching_leaves_one_percent_at_either_end():
     assert float(rescale_percentiles(torch.ones(1, 2, 2, 1)).max()) == 0.0
 
 
-def test_colors_of_a_first_channel_follow_it():
+def test_channel_colors_follow_the_first_channel():
     map_BDhw = torch.zeros(1, 3, 1, 4)
     map_BDhw[0, 0, 0] = torch.tensor([0.0, 1.0, 2.0, 3.0])
     ((colors,),), _ = color_models([ModelMaps("m", ("layer 0",), (map_BDhw,))], "channel")

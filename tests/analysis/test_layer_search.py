@@ -1,4 +1,4 @@
-"""``--layers auto`` and ``--max-minutes``: on learning curves that are known, and on real runs."""
+"""``--layers auto`` and ``--max-minutes`` on known learning curves and on real runs."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def known(tmp_path, curves, *, seconds=None, steps=1000, max_head_gmacs=None, co
     return choice, spent
 
 
-def test_the_lowest_curve_is_chosen_and_the_search_takes_at_most_a_fifth(tmp_path):
+def test_the_lowest_loss_is_chosen_within_a_fifth_of_the_budget(tmp_path):
     curves = {name: (3 + distance, 0.2, 1.0) for name, distance in zip("abcdef", (5, 3, 1, 0, 2, 4), strict=True)}
     choice, spent = known(tmp_path, curves, steps=1000)
     assert choice.winner.variant.name == "d" and choice.evidence["chosen"] == "d"
@@ -53,7 +53,7 @@ def test_the_lowest_curve_is_chosen_and_the_search_takes_at_most_a_fifth(tmp_pat
     assert [each["steps"] for each in choice.evidence["rounds"]] == [10, 20, 40]
 
 
-def test_a_shorter_run_compares_fewer_candidates_and_the_shortest_none(tmp_path):
+def test_shorter_runs_compare_fewer_candidates(tmp_path):
     curves = {name: (3.0 - index, 0.2, 1.0) for index, name in enumerate("abcdef")}
     few, spent = known(tmp_path, curves, steps=290)
     assert few.winner.variant.name == "c"  # 3 x 10 + 2 x 10 of 58 steps; with a fourth, 4 x 10 + 2 x 10
@@ -62,7 +62,7 @@ def test_a_shorter_run_compares_fewer_candidates_and_the_shortest_none(tmp_path)
     assert none.winner.variant.name == "a" and not spent and not none.evidence["rounds"]
 
 
-def test_equal_time_weighs_what_a_step_costs(tmp_path):
+def test_equal_time_accounts_for_the_cost_of_a_step(tmp_path):
     # After n steps: 3 - 0.2 log2 n. Twice as slow is 0.2 worse at the end, so 0.1 better at equal steps is not enough.
     curves = {"fast": (3.0, 0.2, 1.0), "slow": (2.9, 0.2, 2.0)}
     choice, _ = known(tmp_path, curves, seconds=1000)
@@ -75,7 +75,7 @@ def test_equal_time_weighs_what_a_step_costs(tmp_path):
     assert choice.winner.variant.name == "slow"
 
 
-def test_losses_of_the_warm_up_do_not_count(tmp_path):
+def test_warm_up_losses_are_ignored(tmp_path):
     config = override(CONFIG, {"warmup_steps": 30, "steps": 1000})
     curves = {name: (scale, 0.2, 1.0) for name, scale in (("early", 3.0), ("late", 2.9))}
     rounds = known(tmp_path, curves, steps=1000, config=config)[0].evidence["rounds"]
@@ -85,14 +85,14 @@ def test_losses_of_the_warm_up_do_not_count(tmp_path):
     assert rounds[0]["losses"]["early"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_limit_on_one_more_head(tmp_path):
+def test_the_cost_limit_of_an_additional_head(tmp_path):
     curves = {name: (3.0 - index, 0.2, 1.0) for index, name in enumerate("abcd")}
     assert known(tmp_path, curves, max_head_gmacs=2.5)[0].winner.variant.name == "b"
     with pytest.raises(ConfigError, match=r"--max-head-gmacs 0\.5"):
         known(tmp_path, curves, max_head_gmacs=0.5)
 
 
-def test_the_steps_of_a_time_with_and_without_cached_features():
+def test_number_of_steps_in_a_given_time():
     plain = Part(losses=[1.0] * 10, seconds=[2.0] * 10)
     assert steps_for(plain, 100.0, first_views=40) == 10 + 50
     assert steps_for(plain, -3.0, first_views=40) == 10
@@ -109,7 +109,7 @@ def test_candidates_range_from_the_frozen_layer_to_all_blocks():
     assert any(not each.get("prior_head", True) and each["num_tuned_layers"] == 12 for each in found.values())
 
 
-def test_one_more_head_costs_what_its_blocks_cost(tmp_path):
+def test_cost_of_an_additional_head(tmp_path):
     """12 D^2 multiply-adds per token and block, and 2 D per pair of tokens."""
     config = override(CONFIG, {"crop_size": (252, 336)})
     costs = {each.variant.name: each.head_gmacs for each in candidates(config, 12, tmp_path, 7)}
@@ -139,7 +139,7 @@ def searched(scenes, tmp_path_factory):
         return out, vitsplit.train(data=scenes, out=out, layers="auto", max_head_gmacs=0.06, **SEARCHED)
 
 
-def test_the_run_continues_the_chosen_candidate_as_if_it_had_been_given(scenes, searched, tmp_path):
+def test_the_run_continues_the_chosen_candidate(scenes, searched, tmp_path):
     out, result = searched
     config = config_from_dict(json.loads((out / "config.json").read_text()), "config.json")
     assert config.loop.log_every == 1 and config.loop.steps == 58
@@ -187,7 +187,7 @@ def test_a_search_that_is_killed_starts_again(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("auto", [False, True], ids=["minutes", "minutes-and-layers"])
-def test_several_heads_have_steps_by_time_and_layers_of_their_own(scenes, tmp_path, auto):
+def test_each_head_has_its_own_layers_and_steps_by_time(scenes, tmp_path, auto):
     settings = {name: value for name, value in SEARCHED.items() if name not in ("steps", "eval_every")}
     out, data = tmp_path / "run", {"rooms": ("segmentation", scenes), "depth": scenes}
     options = {"max_minutes": 0.05} | ({"layers": "auto"} if auto else {})
@@ -200,7 +200,7 @@ def test_several_heads_have_steps_by_time_and_layers_of_their_own(scenes, tmp_pa
         assert json.loads((out / "layers.json").read_text()).keys() == {"rooms", "depth"}
 
 
-def test_what_cannot_be_built_is_not_compared(tmp_path, caplog):
+def test_invalid_candidates_are_skipped(tmp_path, caplog):
     fused = override(CONFIG, {"backbone": "eva02_tiny_patch14_224"})  # its attention uses the weights directly
     names = [each.variant.name for each in candidates(fused, 12, tmp_path, 7)]
     assert names == ["kt3-full", "kt6-full", "kt12-full", "kt9-full", "kt0"] and "--tune-blocks lora" in caplog.text
@@ -251,12 +251,12 @@ def test_the_limit_needs_a_choice(scenes):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "said"),
+    ("name", "settings", "expected"),
     [
         ("laptop-segmentation", {"method": "linear-probe"}, "--method linear-probe"),
         ("laptop-vqa", {"connector": "mlp2x"}, "--connector mlp2x"),
     ],
 )
-def test_methods_without_layers(scenes, tmp_path, name, settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_methods_without_layers(scenes, tmp_path, name, settings, expected):
+    with pytest.raises(ConfigError, match=expected):
         vitsplit.train(override(recipe(name), settings), data=scenes, out=tmp_path / "run", layers="auto")

@@ -28,7 +28,7 @@ def test_median_and_quartiles(samples, expected):
     assert (found.median, found.q1, found.q3) == expected
 
 
-def test_a_ratio_is_made_turn_by_turn():
+def test_ratios_are_computed_per_turn():
     # The machine becomes ten times slower in the middle: the ratio of medians would be 2.2 / 0.65.
     slow, quick = [2.0, 2.4, 20.0, 2.0], [1.0, 1.0, 10.0, 0.3]
     found = paired_ratio(slow, quick)
@@ -37,17 +37,17 @@ def test_a_ratio_is_made_turn_by_turn():
         paired_ratio([1.0], [1.0, 2.0])
 
 
-def test_all_take_turns_and_the_first_turns_do_not_count():
+def test_functions_take_turns_and_warm_up_turns_are_discarded():
     called: list[str] = []
-    said: list[str] = []
+    messages: list[str] = []
     functions = {name: lambda name=name: called.append(name) or len(called) for name in "abc"}
-    found = run_interleaved(functions, turns=2, warmup=1, say=said.append)
+    found = run_interleaved(functions, turns=2, warmup=1, say=messages.append)
     assert "".join(called) == "abc" + "bca" + "cab"
     assert found == {"a": [6, 8], "b": [4, 9], "c": [5, 7]}
-    assert said == ["warming up", "turn 1 of 2", "turn 2 of 2"]
+    assert messages == ["warming up", "turn 1 of 2", "turn 2 of 2"]
 
 
-def test_a_stopwatch_divides_the_time_among_parts(monkeypatch):
+def test_a_stopwatch_splits_time_by_part(monkeypatch):
     # start (mark, begin), b, a, b, stop (mark, end)
     readings = iter([10.0, 10.0, 11.0, 13.0, 13.5, 17.5, 17.75])
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(readings))
@@ -68,7 +68,7 @@ def test_a_stopwatch_can_be_used_again():
         assert watch.stop("rest")[1].keys() == {part, "rest"}
 
 
-def test_the_speed_of_a_product(monkeypatch):
+def test_speed_of_a_matrix_product(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(measure, "_WARM_UP_PRODUCTS", 1)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock) / 2)

@@ -1,4 +1,4 @@
-"""Studies: which runs there are, which are trained, and which are kept."""
+"""Studies: which runs they have, which are trained and which are reused."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def run_trials(trained):
     return functools.partial(runs.run_trials, train=train)
 
 
-def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once(tmp_path):
+def test_a_plan_has_every_variant_and_seed_without_duplicate_runs(tmp_path):
     trials = plan(small(), [ONE, TWO, TWIN], [0, 7], tmp_path)
     assert [(trial.variant.name, trial.seed) for trial in trials] == [
         *(("one", 0), ("two", 0), ("twin", 0)),
@@ -57,7 +57,7 @@ def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once
 
 
 @pytest.mark.parametrize(
-    ("variants", "seeds", "said"),
+    ("variants", "seeds", "expected"),
     [
         ([ONE, ONE], [0], "Two variants are called 'one'"),
         ([Variant(name="a/b", settings={})], [0], "cannot be called 'a/b'"),
@@ -65,12 +65,12 @@ def test_a_plan_has_every_variant_with_every_seed_and_runs_what_is_the_same_once
         ([Variant(name="x", settings={"num_tuned_layer": 1})], [0], "Did you mean num_tuned_layers"),
     ],
 )
-def test_a_plan_that_cannot_be(variants, seeds, said, tmp_path):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_plans_are_rejected(variants, seeds, expected, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
         plan(small(), variants, seeds, tmp_path)
 
 
-def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained, run_trials):
+def test_a_second_call_trains_only_new_variants(scenes, tmp_path, trained, run_trials):
     first = run_trials(plan(small(), [ONE, TWIN], [0], tmp_path), scenes, tmp_path)
     assert trained == [("one-seed0", False), ("twin-seed0", False)] and len(first.outcomes) == 2
     found = first.outcomes[0]
@@ -90,13 +90,13 @@ def test_a_second_call_trains_only_what_is_new(scenes, tmp_path, trained, run_tr
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"task": 1}', '{"a": NaN}', "null", "[" * 100_000])
-def test_a_study_that_cannot_be_read_is_named(scenes, tmp_path, content, run_trials):
+def test_an_unreadable_study_is_named(scenes, tmp_path, content, run_trials):
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(RunError, match=r"study\.json"):
         run_trials(plan(small(), [ONE], [0], tmp_path), scenes, tmp_path)
 
 
-def test_a_run_of_another_head_is_no_run_of_a_study(scenes, tmp_path, trained, run_trials):
+def test_a_run_of_another_head_is_rejected(scenes, tmp_path, trained, run_trials):
     trials = plan(small(), [ONE], [0], tmp_path)
     run_trials(trials, scenes, tmp_path)
     state = next((trials[0].folder / "checkpoints").glob("*2/state.json"))
@@ -105,9 +105,7 @@ def test_a_run_of_another_head_is_no_run_of_a_study(scenes, tmp_path, trained, r
         outcome(trials[0])
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
-    scenes, tmp_path, trained, run_trials, monkeypatch
-):
+def test_an_interrupted_run_resumes_with_the_same_result(scenes, tmp_path, trained, run_trials, monkeypatch):
     config = small(steps=3, checkpoint_every=1)
     whole = run_trials(plan(config, [ONE], [0], tmp_path / "whole"), scenes, tmp_path / "whole")
     trials = plan(config, [ONE], [0], tmp_path / "cut")
@@ -129,14 +127,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_runs_in_processes_of_their_own(scenes, tmp_path, run_trials):
+def test_runs_in_separate_processes(scenes, tmp_path, run_trials):
     trials = plan(small(steps=1), [ONE, TWO], [3], tmp_path)
     result = run_trials(trials, scenes, tmp_path, processes=2)
     assert [each.trial.variant.name for each in result.outcomes] == ["one", "two"] and result.stopped_by is None
     assert RunFolder(trials[1].folder).read_config()["loop"]["seed"] == 3
 
 
-def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun(tmp_path, monkeypatch, run_trials):
+def test_a_failed_process_is_named_with_its_last_output_and_stops_the_study(tmp_path, monkeypatch, run_trials):
     stand_in = tmp_path / "python"
     stand_in.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/called"\necho "error: no such crop" >&2\nexit 2\n')
     stand_in.chmod(0o755)
@@ -151,7 +149,7 @@ def test_a_process_that_fails_is_named_with_its_last_words_and_no_other_is_begun
     assert words[words.index("--data") + 1] == str(tmp_path) and "--resume" not in words
 
 
-def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp_path):
+def test_rows_have_mean_and_spread_over_seeds(tmp_path):
     counted = []
 
     def count(config, description):
@@ -175,7 +173,7 @@ def test_rows_have_mean_and_spread_over_seeds_and_count_a_configuration_once(tmp
     assert two.scores == [0.25] and two.spread is None and twin.scores == [] and twin.mean != twin.mean
 
 
-def test_the_cheapest_head_within_the_error_is_named(tmp_path):
+def test_the_cheapest_head_within_the_standard_error_is_named(tmp_path):
     def count(config, description):
         return Cost(parameters=1, gmacs=9.0, head_gmacs=float(config.method.num_tuned_layers))
 

@@ -31,7 +31,7 @@ def backbone_gmacs(height: int, width: int) -> float:
     return (12 * (12 * D * D * tokens + 2 * D * tokens**2) + patches * 3 * 14 * 14 * D) / 1e9
 
 
-def test_recipes_that_see_the_same_pixels_share_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_with_the_same_input_share_a_pass(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("laptop-segmentation", "laptop-detection")
     facts = info(capsys, *names, "--size", 252, 336)
     alone = {name: info(capsys, name, "--size", 252, 336) for name in names}
@@ -47,9 +47,7 @@ def test_recipes_that_see_the_same_pixels_share_a_pass(capsys: pytest.CaptureFix
     assert facts["time_bound"] == pytest.approx(separate / (separate - frozen), rel=1e-3)
 
 
-def test_a_mirrored_view_is_a_pass_of_the_one_that_asks_for_it(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_mirrored_view_is_a_separate_pass(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rooms = write_segmentation_bundle(tmp_path / "rooms")
     flipped, plain = (write_depth_bundle(tmp_path / str(flip), task={"test_flip": flip}) for flip in (True, False))
     facts = info(capsys, rooms, flipped)
@@ -62,7 +60,7 @@ def test_a_mirrored_view_is_a_pass_of_the_one_that_asks_for_it(
     assert facts["bundles"]["depth"]["gmacs"]["head"] == pytest.approx(2 * without["head"])
 
 
-def test_bf16_halves_the_matrices_of_the_backbone_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bf16_halves_only_the_matrices_of_the_backbone(capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, "ade20k-small", "cityscapes-small")
     # Per block: qkv, projection and both layers of the MLP with their biases; and the patch embedding.
     matrices = 12 * (12 * D * D + (3 + 1 + 4 + 1) * D) + 3 * 14 * 14 * D + D
@@ -70,7 +68,7 @@ def test_bf16_halves_the_matrices_of_the_backbone_alone(capsys: pytest.CaptureFi
         assert facts["bytes"]["fp32"][way] - facts["bytes"]["bf16"][way] == 2 * matrices * copies
 
 
-def test_other_sizes_are_passes_of_their_own_and_save_memory_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_sizes_share_weights_but_no_pass(capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, "ade20k-small", "cityscapes-small", "--size", 512, 512)
     # ADE20K: shorter side 512, in one window. Cityscapes: 1024 x 1024, in windows of 896 every 597, four in a pass.
     assert [each["size"] for each in facts["passes"]] == [[512, 512], [896, 896]]
@@ -79,7 +77,9 @@ def test_other_sizes_are_passes_of_their_own_and_save_memory_only(capsys: pytest
     assert facts["parameters"]["shared"] < facts["parameters"]["separate"]
 
 
-def test_a_pass_runs_as_far_as_the_one_that_asks_for_most(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_shared_pass_runs_up_to_the_deepest_requested_layer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     shallow = write_segmentation_bundle(
         tmp_path / "shallow", task_head=False, selection="explicit", prior_layers=(1, 3), num_prior_layers=2
     )
@@ -93,14 +93,14 @@ def test_a_pass_runs_as_far_as_the_one_that_asks_for_most(capsys: pytest.Capture
     assert costs["shallow"] - embedding == pytest.approx((costs["deep"] - embedding) / 3)
 
 
-def test_a_gate_counts_as_the_layers_that_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gate_counts_as_its_selected_layers(capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, "ade20k-small-gate", "ade20k-small", "--size", 512, 512)
     alone = info(capsys, "ade20k-small-gate", "--size", 512, 512)
     bundle = facts["bundles"]["ade20k-small-gate"]
     assert sum(bundle["gmacs"].values()) == pytest.approx(alone["gmacs"]["total"])
 
 
-def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_agrees_with_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     names = ("laptop-segmentation", "laptop-depth", "laptop-detection")
     facts = info(capsys, *names)
     assert main(["info", *names]) == 0
@@ -112,7 +112,7 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["ade20k-small", "ade20k-base"], "ade20k-base on dinov2-base"),
         (["ade20k-small", "ade20k-small"], "ade20k-small"),
@@ -120,10 +120,12 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         (["ade20k-small", "coco-small"], "patch 16"),
     ],
 )
-def test_mistakes_end_in_one_message(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_give_one_message(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["info", *words]) == 2
     shown = capsys.readouterr().err
-    assert said in shown and "Traceback" not in shown
+    assert expected in shown and "Traceback" not in shown
 
 
 def test_adapters_in_a_copy_of_the_backbone_share_its_weights(

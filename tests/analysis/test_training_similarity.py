@@ -1,4 +1,4 @@
-"""The similarity of layers on training images: which images, which maps, and the file that keeps it."""
+"""The similarity of layers on training images: which images, which maps, and the file that caches it."""
 
 import json
 
@@ -21,11 +21,11 @@ def blocks(first_late=8):
     is_late = np.arange(12) >= first_late
     cka = np.where(is_late[:, None] == is_late, 0.9, 0.2)
     np.fill_diagonal(cka, 1.0)
-    cka[3, 9] = cka[9, 3] = 0.1  # of all pairs from layer 2 on the least alike
+    cka[3, 9] = cka[9, 3] = 0.1  # the least similar of all pairs from layer 2
     return Similarity({"backbone": 12}, cka, 20)
 
 
-def test_the_training_images_are_looked_at_each_once(scenes):
+def test_every_training_image_is_used_once(scenes):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     task = RunTasks(config, {"segmentation": open_task(config.task, scenes)})
     (batch,) = training_images(task, 64)  # six, too few for a second batch
@@ -36,7 +36,7 @@ def test_the_training_images_are_looked_at_each_once(scenes):
     assert list(training_images(task, 3)) == []
 
 
-def test_the_similarity_is_that_of_the_maps_that_heads_read(scenes, tmp_path, monkeypatch):
+def test_the_similarity_is_computed_on_the_maps_that_heads_read(scenes, tmp_path, monkeypatch):
     config = override(recipe("laptop-segmentation"), SMALL_RUN)
     backbone = load_backbone("vit_tiny_patch16_224", random_weights=True)
     monkeypatch.setattr(similarity_module, "open_backbone", lambda _: backbone)
@@ -76,7 +76,7 @@ def test_too_few_images(scenes):
     [{"cka": []}, {"cka": [[1, 0], [0]]}, {"cka": [[1, 0], [0, "1"]]}, {"cka": [[1, 7], [7, 1]]}, {"cka": 3},
      {"images": 0}, {"images": "20"}, {"images": True}, None],
 )  # fmt: skip
-def test_a_remembered_comparison_that_is_none_is_named(scenes, tmp_path, monkeypatch, change):
+def test_an_invalid_cached_comparison_is_named(scenes, tmp_path, monkeypatch, change):
     monkeypatch.setattr(similarity_module, "training_similarity", lambda *_, **__: blocks())
     config, file = override(recipe("laptop-segmentation"), SMALL_RUN), tmp_path / "similarity.json"
     found = cached_similarity(config, scenes, file)

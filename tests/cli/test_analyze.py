@@ -9,7 +9,7 @@ from vitsplit.cli.main import main
 TINY = ["--backbones", "vit_tiny_patch16_224", "--random-weights", "--size", "32", "48", "--batch-size", "4"]
 
 
-def test_cka_writes_a_page_a_picture_and_figures(scenes, tmp_path, capsys):
+def test_cka_writes_a_page_a_picture_and_json(scenes, tmp_path, capsys):
     assert main(["analyze", "cka", str(scenes / "images"), *TINY, "--out", str(tmp_path / "cka")]) == 0
     output = capsys.readouterr().out
     found = json.loads((tmp_path / "cka" / "cka.json").read_text())

@@ -41,7 +41,7 @@ def test_every_proposal_has_its_cost_and_flags():
     for proposal in found.values():
         method = from_flags(config, shlex.split(proposal.flags)).method
         assert method.num_tuned_layers == proposal.num_tuned_layers
-    # Two more copied blocks, and three frozen ones (9 to 11) that nobody asks for: a block less, at 37 x 37 + 1 tokens.
+    # Two more copied blocks and three frozen blocks (9 to 11) less: one block less, at 37 x 37 + 1 tokens.
     block = (12 * D * D + 2 * 1370 * D) * 1370 / 1e9
     assert max(found["least alike"].prior_layers) == 8
     saved = found["the recipe's"].cost.gmacs - found["least alike"].cost.gmacs
@@ -54,7 +54,7 @@ def test_the_rule_of_thumb_is_a_quarter_of_the_layers():
     assert found["rule of thumb"].prior_layers == (2, 5, 8, 11)
 
 
-def test_from_images_to_page(scenes, tmp_path, capsys):
+def test_images_to_page(scenes, tmp_path, capsys):
     out = tmp_path / "layers"
     words = ["--recipe", "laptop-segmentation-paper", "--num-prior-layers", "3", "--out", str(out)]
     assert main(["analyze", "layers", str(scenes / "images"), *TINY, *words]) == 0

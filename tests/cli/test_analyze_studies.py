@@ -16,7 +16,7 @@ QUICK = [
 ]
 
 
-def test_a_sweep_is_every_combination():
+def test_a_sweep_has_every_combination():
     found = sweep_variants([1, 3], [2, 4], ["last", "least-alike"], lambda count: tuple(range(5, 5 + count)))
     splits = [override(recipe("ade20k-small"), variant.settings).method for variant in found]
     assert {(s.num_tuned_layers, s.num_prior_layers, s.selection, s.prior_layers) for s in splits} == {
@@ -41,7 +41,7 @@ def test_the_parts_have_the_parameters_of_table_6(size):
         assert count_parameters(model, backbone)["trainable"] == counted
 
 
-def test_an_ablation_from_data_to_page(scenes, tmp_path, capsys):
+def test_an_ablation_end_to_end(scenes, tmp_path, capsys):
     out = tmp_path / "study"
     words = ["analyze", "ablate", "segmentation", "--data", str(scenes), "--out", str(out), *QUICK]
     assert main(words) == 0
@@ -67,7 +67,7 @@ def test_an_ablation_from_data_to_page(scenes, tmp_path, capsys):
     assert {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*.safetensors")} == times
 
 
-def test_a_sweep_draws_both_directions(scenes, tmp_path):
+def test_a_sweep_plots_both_settings(scenes, tmp_path):
     out = tmp_path / "sweep"
     words = ["analyze", "sweep", "segmentation", "--data", str(scenes), "--out", str(out), *QUICK]
     assert main([*words, "--tuned", "1", "2", "--prior", "2", "--seeds", "0", "1"]) == 0

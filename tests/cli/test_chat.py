@@ -47,7 +47,7 @@ def conversation(model: Any, image: Path, questions: list[str], tokens: int | No
     return [turn.answer for turn in history]
 
 
-def talk(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: list[str],
+def run_chat(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: list[str],
          *words: str) -> tuple[list[str], str]:  # fmt: skip
     """Pipes lines into a chat; returns the lines of standard output, and standard error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -66,7 +66,7 @@ def test_a_piped_conversation(
     assert first[1] != conversation(model, a, ["Where?"])[0], "the conversation makes no difference"
     lines = ["What?", "", "Where?", f"/image {root}/nowhere.png", "Why?", "/clear", "Where?", f"/image {desk}",
              "What?", "/wrong", "/quit", "What?"]  # fmt: skip
-    out, err = talk(root, monkeypatch, capsys, lines, str(a))
+    out, err = run_chat(root, monkeypatch, capsys, lines, str(a))
     assert [line.rstrip() for line in out] == [
         *conversation(model, a, ["What?", "Where?", "Why?"]),
         *conversation(model, a, ["Where?"]),
@@ -79,9 +79,9 @@ def test_without_an_image_the_first_line_names_one(
     root: Path, model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["nothing.png", f"{root}/my desk.png", "What?"]
-    out, err = talk(root, monkeypatch, capsys, lines, "--max-new-tokens", "5")
+    out, err = run_chat(root, monkeypatch, capsys, lines, "--max-new-tokens", "5")
     assert out == conversation(model, root / "my desk.png", ["What?"], 5) and "nothing.png" in err
-    out, err = talk(root, monkeypatch, capsys, ["", "What?"])
+    out, err = run_chat(root, monkeypatch, capsys, ["", "What?"])
     assert out == ask_without_image(model, ["What?"]) and "error" not in err
 
 
@@ -103,7 +103,7 @@ class Terminal:
         raise key
 
 
-def test_a_terminal(root: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversation_in_a_terminal(root: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal([KeyboardInterrupt, str(root / "a.png"), "What?", KeyboardInterrupt])
     monkeypatch.setattr(sys, "stdin", terminal)
     monkeypatch.setattr(builtins, "input", terminal.input)

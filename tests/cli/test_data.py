@@ -27,7 +27,7 @@ def test_a_depth_scale_is_for_depth(task, scenes, capsys):
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection"])
-def test_generated_scenes_are_ready_for_every_task(task, scenes, capsys):
+def test_generated_scenes_pass_the_check_of_every_task(task, scenes, capsys):
     assert main(["data", "check", str(scenes), "--task", task]) == 0
     output = capsys.readouterr().out
     assert f": {task}, format " in output and "all 64x48" in output and "\nready: 0 errors" in output

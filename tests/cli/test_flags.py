@@ -40,7 +40,7 @@ def test_no_flag_changes_nothing() -> None:
         ("--backbone dinov3-base --weights a/b.pth", "backbone", {"backbone": "dinov3-base", "weights": "a/b.pth"}),
     ],
 )
-def test_flags_change_their_settings_and_no_other(flags: str, part: str, changed: dict[str, Any]) -> None:
+def test_flags_change_only_their_settings(flags: str, part: str, changed: dict[str, Any]) -> None:
     read = from_flags(BASE, flags.split())
     assert getattr(read, part) == dataclasses.replace(getattr(BASE, part), **changed)
     assert override(BASE, changed) == read, "and no other"
@@ -102,7 +102,7 @@ def test_flags_are_split_by_method() -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "x", "\x7f"])
-def test_a_wrong_value_of_another_methods_flag_is_refused(value: str) -> None:
+def test_an_invalid_value_of_another_methods_flag_is_rejected(value: str) -> None:
     with pytest.raises((ConfigError, SystemExit)):
         from_flags(BASE, ["--num-prompts", value])
     assert from_flags(BASE, ["--num-prompts", "4"]) == BASE

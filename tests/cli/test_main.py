@@ -51,7 +51,7 @@ def test_help_of_a_verb_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_no_verb_and_a_wrong_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0 and "usage: vitsplit" in capsys.readouterr().out
     assert main(["tain"]) == 2
     assert "there is no verb 'tain'" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_train_resume_evaluate_predict(scenes: Path, tmp_path: Path, capsys: pyt
     assert main(["train", "segmentation", "--data", str(scenes), "--out", out, *FLAGS]) == 0
     assert main(["train", "segmentation", "--data", str(scenes), "--out", out, *FLAGS]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    # The run's own settings are taken up: no flag has to be repeated.
+    # The settings of the run are used, so no flag has to be repeated.
     assert main(["train", "segmentation", "--data", str(scenes), "--out", out, "--resume"]) == 0
     capsys.readouterr()
     assert main(["evaluate", out, "--data", str(scenes), "--json"]) == 0
@@ -117,7 +117,7 @@ def test_config_of_a_run_can_be_reused(run: Path, scenes: Path, tmp_path: Path) 
     assert first == second and first["loop"]["steps"] == SMALL_RUN["steps"]
 
 
-def test_predict_refuses_to_write_two_results_to_one_name(run: Path, scenes: Path, tmp_path: Path,
+def test_predict_rejects_two_results_with_one_name(run: Path, scenes: Path, tmp_path: Path,
                                                           capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     image = next((scenes / "images" / "val").iterdir())
     (tmp_path / "other").mkdir()

@@ -102,7 +102,7 @@ def test_questions_are_about_the_whole_image_with_tiles(
     masks = [np.asarray(Image.open(tmp_path / out / "a_mask.png")) for out in ("both", "alone")]
     assert np.array_equal(*masks)
     assert answers_of(tmp_path / "both" / "a_answers.json") == expected(runs, photos / "a.png", [WHAT])
-    # A very large one is shrunk to be asked about.
+    # A very large image is downscaled for questions.
     monkeypatch.setattr("vitsplit.inference.strips.LARGE_PIXELS", 1000)
     monkeypatch.setattr("vitsplit.inference.asking.LARGE_SIDE", 40)
     assert predict(runs["asked"], photos / "a.png", "--ask", WHAT, "--out", tmp_path / "large") == 0
@@ -117,8 +117,8 @@ def test_videos_are_predicted_by_other_bundles_only(
     with av.open(str(photos / "film.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 80, 60, "yuv420p"
-        for grey in (50, 200):
-            frame = av.VideoFrame.from_ndarray(np.full((60, 80, 3), grey, dtype=np.uint8), format="rgb24")
+        for gray in (50, 200):
+            frame = av.VideoFrame.from_ndarray(np.full((60, 80, 3), gray, dtype=np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     assert predict(runs["rooms"], runs["asked"], photos, "--ask", WHAT, "--out", tmp_path / "both") == 0

@@ -35,7 +35,7 @@ def test_invalid_options_are_one_message(words, message, capsys):
     assert re.search(message, " ".join(error.split())) and "Traceback" not in error
 
 
-def test_a_folder_that_another_process_trains_in_is_refused(tmp_path, scenes, capsys):
+def test_a_folder_in_use_by_another_process_is_rejected(tmp_path, scenes, capsys):
     with hold_folder(tmp_path / "run"):
         words = ["train", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "run")]
         assert main(words) == 2

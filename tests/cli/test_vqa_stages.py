@@ -31,7 +31,7 @@ def test_a_family_has_a_recipe_for_each_stage():
         ("llava15-7b-instruct-release", "llava15-7b-align-release", "llava15-7b-instruct-release"),
     ],
 )
-def test_either_stages_recipe_names_both(named, align, instruct):
+def test_the_recipe_of_each_stage_names_both(named, align, instruct):
     assert stage_recipe(named, "align") == align
     assert stage_recipe(named, "instruct") == instruct
 

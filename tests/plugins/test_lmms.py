@@ -43,7 +43,7 @@ class Request:
     """lmms_eval.api.instance.Instance."""
 
     args: tuple[Any, ...]
-    task_name: str = "colours"
+    task_name: str = "colors"
 
 
 class Bundle:
@@ -101,12 +101,12 @@ def model(plugin: ModuleType, bundle: Bundle) -> Any:
     model = plugin.VitSplitLmms(run="runs/vqa", batch_size=1)
     documents = [{"image": [RED]}, {"image": [RED.copy()]}, {"image": [BLUE]}, {"image": []}, {"image": [RED, BLUE]},
                  {"image": ["film.mp4"]}]  # fmt: skip
-    model.task_dict["colours"] = {"test": documents}
+    model.task_dict["colors"] = {"test": documents}
     return model
 
 
 def request(text: str, doc: int, **settings: Any) -> Request:
-    return Request((text, settings, lambda document: document["image"], doc, "colours", "test"))
+    return Request((text, settings, lambda document: document["image"], doc, "colors", "test"))
 
 
 def test_the_entry_point_names_the_class(plugin: ModuleType) -> None:
@@ -122,7 +122,7 @@ def test_the_entry_point_names_the_class(plugin: ModuleType) -> None:
     assert found.is_simple  # lmms-eval refuses the class as this kind of model otherwise
 
 
-def test_answers_come_in_the_order_of_requests(model: Any, bundle: Bundle) -> None:
+def test_answers_are_in_the_order_of_requests(model: Any, bundle: Bundle) -> None:
     answers = model.generate_until([
         request("<image>\nwhat?", 0, max_new_tokens=7, until=["\n\n"]),
         request("who?", 1),
@@ -143,7 +143,7 @@ def test_multi_round_tasks(model: Any, bundle: Bundle) -> None:
             return None, None, True, previous_output, None
         return [BLUE], "and now?", False, previous_output, "info"
 
-    arguments = ("what?", {}, lambda document: document["image"], next_round, 0, "colours", "test")
+    arguments = ("what?", {}, lambda document: document["image"], next_round, 0, "colors", "test")
     rounds = ["(255, 0, 0) what?", "(0, 0, 255) and now?"]
     assert model.generate_until_multi_round([Request(arguments)]) == [rounds]
     assert seen == [(rounds[:1], 1, None), (rounds, 2, "info")]
@@ -151,16 +151,16 @@ def test_multi_round_tasks(model: Any, bundle: Bundle) -> None:
 
 def test_unsupported_requests_are_errors(model: Any, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch,
                                          caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
-    with pytest.raises(DataError, match="colours, test 4: 2 images"):
+    with pytest.raises(DataError, match="colors, test 4: 2 images"):
         model.generate_until([request("what?", 4)])
-    with pytest.raises(DataError, match="colours, test 5: a str, not an image"):
+    with pytest.raises(DataError, match="colors, test 5: a str, not an image"):
         model.generate_until([request("what?", 5)])
-    with pytest.raises(ConfigError, match="colours: "):
+    with pytest.raises(ConfigError, match="colors: "):
         model.loglikelihood([request("what?", 0)])
     with caplog.at_level(logging.WARNING):
         model.generate_until([request("what?", 0, do_sample=True, temperature=0.7)] * 2)
     assert [record.message for record in caplog.records] == [
-        "colours requests sampling or beam search, but vitsplit decodes greedily"
+        "colors requests sampling or beam search, but vitsplit decodes greedily"
     ]
     monkeypatch.setattr(plugin, "load_head", lambda run, **_: Bundle(conversation="plain"))
     with pytest.raises(ConfigError, match="--stage instruct --from runs/vqa"):

@@ -54,7 +54,7 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     assert "linear-probe, lr 0.005" in capsys.readouterr().out
 
 
-def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch, capsys):
+def test_equal_seconds_are_converted_to_steps_once(scenes, tmp_path, monkeypatch, capsys):
     out = tmp_path / "timed"
     arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--seconds", "0.5"]
     arguments += ["--linear-probe.lr", "5e-3", "--methods", "vitsplit", "linear-probe"]
@@ -82,7 +82,7 @@ def test_equal_seconds_are_turned_into_steps_once(scenes, tmp_path, monkeypatch,
         assert config["loop"]["steps"] == steps
 
 
-def test_steps_by_the_median_of_their_times():
+def test_steps_follow_the_median_step_time():
     assert steps_of({"a": [0.5, 9.0, 0.4], "b": [2.0, 2.0, 2.0]}, 10.0) == {"a": 20, "b": 5}
     with pytest.raises(ConfigError, match=r"--seconds 1: a step of b takes 2\.0 s here"):
         steps_of({"a": [0.5], "b": [2.0]}, 1.0)
@@ -93,7 +93,7 @@ def test_steps_by_the_median_of_their_times():
     ["", "[]", "{}", '{"seconds": 1, "settings": {}, "steps": [1]}', '{"seconds": "1", "settings": {}, "steps": {}}',
      '{"seconds": 1, "settings": {}, "steps": {"vitsplit": 0}}', '{"seconds": 1, "settings": {}, "steps": {"a": 1.5}}'],
 )  # fmt: skip
-def test_steps_that_were_not_timed_are_refused(scenes, tmp_path, known, capsys):
+def test_steps_without_times_are_rejected(scenes, tmp_path, known, capsys):
     (tmp_path / "steps.json").write_text(known)
     arguments = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path), *TINY, "--seconds", "1"]
     assert main(arguments) == 2
@@ -126,7 +126,7 @@ def test_progress_reads_steps_seconds_and_scores(tmp_path, task, score_name, sig
             progress(outcome)
 
 
-def test_methods_that_cannot_be_are_refused(scenes, tmp_path, capsys):
+def test_invalid_methods_are_rejected(scenes, tmp_path, capsys):
     common = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY]
     assert main([*common, "--methods", "vitsplit", "magic"]) == 2
     assert re.search(r"there is no method 'magic'", capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""``vitsplit bench predict``: what is timed is what predicts, and the table's arithmetic."""
+"""``vitsplit bench predict``: the timed functions give the predictions, and the arithmetic of the table."""
 
 import json
 
@@ -28,7 +28,7 @@ def tiny_plan(**changes):
     return PredictPlan(config=config, turns=2, warmup=1, **plan | changes)
 
 
-def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
+def test_shared_and_separate_predictions_are_equal(monkeypatch):
     taken = {}
 
     passes: list[int] = []
@@ -62,7 +62,7 @@ def test_bundles_that_share_answer_as_separate_ones_with_one_pass(monkeypatch):
     assert taken["vitsplit, a batch"][0][0].shape[:2] == (2, 3)
 
 
-def test_bound_of_sharing():
+def test_bound_on_the_speedup_of_sharing():
     # Five of six parts are shared: three models cost 18 parts apart, and 5 + 3 together.
     assert sharing_bound(5.0, 1.0, 3) == pytest.approx(18 / 8)
     assert sharing_bound(5.0, 1.0, 1) == 1.0
@@ -82,7 +82,7 @@ def made_up() -> PredictResult:
     )  # fmt: skip
 
 
-def test_ratios_are_made_turn_by_turn():
+def test_ratios_are_computed_per_turn():
     head, vitsplit, other = methods_table(made_up())
     found = dict(zip(head, other, strict=True))
     assert found["times vitsplit"] == "0.50"  # 0.5, 0.5, 0.25
@@ -93,13 +93,13 @@ def test_ratios_are_made_turn_by_turn():
     assert sharing_table(made_up())[1] == ["4", "2.000", "4.000", "2.00", "2.00 to 2.50", "2.50", "2.00", "0.80"]
 
 
-def test_page_json_and_screen(tmp_path, capsys, monkeypatch):
+def test_page_json_and_table_output(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     arguments = ["predict", *TINY, *QUICK, "--methods", "vitsplit", "vit-adapter:linear", "--bundles", "1", "2"]
     assert main(["bench", *arguments, "--out", str(tmp_path / "bench")]) == 0
-    said = capsys.readouterr()
-    assert "ade20k-small, random images of 32 x 48 pixels, fp32" in said.out
-    assert "vit-adapter:linear" in said.out
+    output = capsys.readouterr()
+    assert "ade20k-small, random images of 32 x 48 pixels, fp32" in output.out
+    assert "vit-adapter:linear" in output.out
     found = json.loads((tmp_path / "bench" / "predict.json").read_text())
     assert found["sharing"].keys() == {"1", "2"}
     assert found["sharing"]["1"]["bound"] == 1.0
@@ -108,7 +108,7 @@ def test_page_json_and_screen(tmp_path, capsys, monkeypatch):
     assert "<svg" in (tmp_path / "bench" / "index.html").read_text()
 
 
-def test_wrong_plans_are_refused():
+def test_invalid_plans_are_rejected():
     for changes, message in (
         ({"methods": ("linear-probe",)}, "add vitsplit"),
         ({"methods": ("vitsplit", "vitsplit")}, "vitsplit was given more than once"),

@@ -80,7 +80,7 @@ def made_up(**changes):
     return TrainStepResult(**{**settings, **changes})
 
 
-def test_figures_follow_from_the_times():
+def test_statistics_follow_from_the_times():
     found = to_json(made_up())
     split, full = found["methods"]["vitsplit"], found["methods"]["full-finetune"]
     assert split["seconds"] == {"median": 1.5, "q1": 1.25, "q3": 1.75}
@@ -99,7 +99,7 @@ def test_figures_follow_from_the_times():
     assert found["steps"] == 2 and found["matrix_product_gmacs_per_second"]["median"] == 100.0
 
 
-def test_tables_say_the_same():
+def test_tables_contain_the_statistics():
     result = made_up()
     (head, *rows), (_, ratio) = figures_table(result), ratios_table(result)
     assert [len(row) for row in rows] == [len(head)] * 2
@@ -108,7 +108,7 @@ def test_tables_say_the_same():
     assert parts_table(result)[1] == ["vitsplit", *["0.375"] * len(PARTS)]
 
 
-def test_what_was_not_measured_is_not_made_up():
+def test_missing_measurements_are_reported_as_missing():
     result = made_up(product=[])
     for found in result.methods.values():
         found.memory = None
@@ -117,7 +117,7 @@ def test_what_was_not_measured_is_not_made_up():
     assert to_json(result)["matrix_product_gmacs_per_second"] is None
 
 
-def test_a_page_a_picture_and_json(tmp_path):
+def test_page_picture_and_json_are_written(tmp_path):
     page = write_train_step(made_up(), tmp_path / "bench", command="vitsplit bench train-step --methods <all>")
     text = page.read_text()
     assert "2.50x" in text and "about" not in text.split("Command")[0].split("Parts")[0] and "&lt;all&gt;" in text
@@ -135,9 +135,9 @@ def test_the_papers_ratios_follow_from_its_times():
     assert str(PAPER["vit-adapter", "upernet"][384]) == "about 4" and ("vit-adapter", "linear") not in PAPER
 
 
-def test_a_measurement_has_all_figures():
-    said = []
-    result = measure(plan(product=True), say=said.append)
+def test_a_measurement_has_all_statistics():
+    messages = []
+    result = measure(plan(product=True), say=messages.append)
     found = to_json(result)
     assert found["machine"]["cpu"] and found["machine"]["threads"] == torch.get_num_threads()
     assert found["machine"]["torch"] == torch.__version__ and found["precision"] == "fp32"
@@ -151,15 +151,15 @@ def test_a_measurement_has_all_figures():
         assert figures.gmacs == pytest.approx(2 * step_gmacs(config, (32, 48), num_classes=3)["step"])
     assert result.methods["linear-probe"].trained_parameters == 2 * 192 + 192 * 3 + 3
     assert found["methods"]["vitsplit"]["share_of_matrix_product"] > 0
-    assert said[0] == "building vitsplit" and said[-1] == "turn 2 of 2"
+    assert messages[0] == "building vitsplit" and messages[-1] == "turn 2 of 2"
 
 
-def test_the_step_is_that_of_training():
-    """Without a stopwatch the same weights come out."""
+def test_the_timed_step_equals_a_training_step():
+    """Training without a stopwatch gives the same weights."""
     workload = plan(batch_size=4, config=override(plan().config, {"accumulate": 2})).workloads("fp32")[0]
     accelerator = open_accelerator("cpu")
     timed = TimedStep(workload, accelerator, Backbones())
-    plain = TimedStep(workload, accelerator, Backbones())  # for its untrained model alone
+    plain = TimedStep(workload, accelerator, Backbones())  # only for its untrained model
     config, backbone = workload.config, Backbones().open(workload.config)
     (name,) = config.heads
     task = bare_task(config.task, {"classes": ["a", "b", "c"], "colours": [[0, 0, 0]] * 3})
@@ -176,8 +176,8 @@ def test_the_step_is_that_of_training():
     assert all(torch.equal(value, timed.model.state_dict()[name]) for name, value in after.items())
 
 
-def test_kept_features_make_the_step_of_a_run_that_finds_them():
-    """No pass of the backbone is in the figures, and its features are the ones that a pass gives, in bf16."""
+def test_cached_features_skip_the_backbone_pass():
+    """The statistics include no backbone pass, and cached features equal computed ones in bf16."""
     result = measure(plan(methods=("vitsplit", "vitsplit:cached"), warmup=0))
     kept, computed = result.methods["vitsplit:cached"], result.methods["vitsplit"]
     assert kept.parts["frozen forward"] == [0.0, 0.0] and min(computed.parts["frozen forward"]) > 0
@@ -186,30 +186,30 @@ def test_kept_features_make_the_step_of_a_run_that_finds_them():
     assert kept.trained_parameters == computed.trained_parameters
 
 
-def test_features_of_a_backbone_that_trains_cannot_be_kept():
+def test_features_of_a_trained_backbone_cannot_be_cached():
     with pytest.raises(ConfigError, match=r"--cache-features .* --method full-finetune"):
         method_config(plan().config, "full-finetune:cached")
     with pytest.raises(ConfigError, match=r"no decoder 'kept'.*cached stands for the method's own on cached features"):
         method_config(plan().config, "vitsplit:kept")
 
 
-def test_depth_can_be_measured_too():
+def test_depth_can_be_measured():
     config = override(recipe("laptop-depth"), {**TINY, "num_tuned_layers": 1})
     result = measure(plan(config=config, num_classes=None, steps=1, warmup=0))
     assert result.num_classes == 0 and result.methods["vitsplit"].seconds[0] > 0
 
 
 @pytest.mark.slow
-def test_peak_memory_is_measured_in_a_process_of_its_own():
+def test_peak_memory_is_measured_in_a_separate_process():
     workload = plan().workloads("fp32")[0]
     found = measure_memory(workload, threads=1)
     trained = TimedStep(workload, open_accelerator("cpu"), Backbones()).trained_parameters
-    # Weights, gradients and two moments of what trains.
+    # Weights, gradients and two moments of the trainable parameters.
     assert 16 * trained < found.step < found.process < 8e9
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"methods": ("linear-probe",)}, "--methods linear-probe: add vitsplit"),
         ({"methods": ("vitsplit", "vitsplit")}, "vitsplit was given more than once"),
@@ -230,10 +230,10 @@ def test_peak_memory_is_measured_in_a_process_of_its_own():
         ({"config": override(recipe("laptop-detection"), TINY)}, "laptop-detection is for detection"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(changes, said):
+def test_invalid_measurements_are_rejected(changes, expected):
     with pytest.raises(ConfigError) as raised:
         measure(plan(**changes))
-    assert said in str(raised.value)
+    assert expected in str(raised.value)
 
 
 def test_a_method_with_another_decoder():
