@@ -1,4 +1,4 @@
-"""What all tests share: generated scenes on disk, and a small run on them."""
+"""Shared fixtures: generated scenes on disk, and a small run on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from vitsplit.sample import write_segmentation_set
 
 
 class _Refusing(logging.Handler):
-    """Makes an error of whatever is logged to it."""
+    """Raises an error for every logged message."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise AssertionError(f"{record.name} warns: {record.getMessage()}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests run on the processor, where sums have one order, but for those that ``-m gpu`` asks for.
+    """Tests run on the CPU, where sums have a fixed order, except those selected by ``-m gpu``.
 
-    A warning of timm, such as one on weights that were made for another activation, is an error.
+    A warning of timm, such as one on weights for another activation, is an error.
     """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """No garbage is collected while modules are imported: it takes a third of that time and finds nothing."""
+    """Disables garbage collection while modules are imported, where it takes a third of the time."""
     gc.disable()
 
 
@@ -41,14 +41,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first, so that no process begins one when all others have ended."""
+    """Runs modules with slow tests first, so that processes finish at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def written_to_memory() -> Iterator[None]:
-    """Files are not flushed to the disk: tests kill processes, which lose nothing by it, and no machines."""
+    """Replaces fsync by a no-op: tests kill processes, which does not lose written data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -62,7 +62,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on the scenes. Tests read it and leave it as it is."""
+    """A finished run on the scenes, which tests must not change."""
     import vitsplit
 
     out = tmp_path_factory.mktemp("runs") / "tiny"

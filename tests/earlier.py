@@ -1,4 +1,4 @@
-"""What earlier versions wrote: their texts as they were, and tensors by name and shape, filled by a rule.
+"""Files of earlier versions: text files unchanged, and tensors as names and shapes that are filled by a rule.
 
 The rule is exact arithmetic, so that every machine has the same bytes and hashes; see ``fixtures/README.md``.
 """
@@ -32,7 +32,7 @@ _POOL = np.random.RandomState(0).randint(-(2**15), 2**15, 65521) / 2**15
 
 
 def filled(name: str, shape: list[int], salt: str) -> torch.Tensor:
-    """A tensor's numbers, of a size that suits what its name says it is."""
+    """Values of a tensor, in a range that suits the parameter of this name."""
     start = zlib.crc32(f"{salt}/{name}".encode()) % len(_POOL)
     unit = np.resize(np.roll(_POOL, -start), shape)
     if name.endswith("exp_avg_sq"):
@@ -86,7 +86,7 @@ def restored(name: str, to: Path) -> Path:
 
 
 def samples(file: Path) -> dict[str, list[float]]:
-    """Of every tensor of a file the mean and three of its numbers."""
+    """The mean and three values of every tensor of a file."""
     found = {}
     for name, tensor in sorted(load_file(file).items()):
         flat = tensor.double().flatten()
@@ -95,7 +95,7 @@ def samples(file: Path) -> dict[str, list[float]]:
     return found
 
 
-def said(words: Sequence[str]) -> tuple[int, str]:
+def run_command(words: Sequence[str]) -> tuple[int, str]:
     """The exit status of a command, run in this process, and what it printed, on lines that are not wrapped."""
     from vitsplit.cli.main import main
 

@@ -19,11 +19,11 @@ from vitsplit.data.images import read_image, read_mask
 from vitsplit.errors import ConfigError, DataError, RunError, WeightsError
 
 
-def test_training_learns_something(scenes: Path, tmp_path: Path) -> None:
+def test_training_reduces_the_loss(scenes: Path, tmp_path: Path) -> None:
     result = vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, "steps": 40, "lr": 1e-3, "flip": 0.0})
     rows = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    # Knowing the shares of the classes alone would give their entropy, about 1.4.
+    # Predicting the class frequencies would give their entropy, about 1.4.
     assert losses[0] > 1.5 and np.mean(losses[-5:]) < 1.3
 
 
@@ -164,7 +164,7 @@ def test_resume_in_python_uses_the_settings_of_the_run(run: Path, scenes: Path, 
         vitsplit.train(data=scenes, out=tmp_path / "nothing", resume=True)
 
 
-def test_validation_without_a_label_is_an_error_and_no_score(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_validation_without_labels_is_an_error(run: Path, scenes: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     for mask in (data / "masks" / "val").iterdir():
         Image.new("L", (64, 48), 255).save(mask)
@@ -183,7 +183,7 @@ def test_validation_without_a_label_is_an_error_and_no_score(run: Path, scenes: 
         ({"prior_layers": (1, 2)}, "--selection explicit"),
     ],
 )
-def test_settings_that_cannot_work_name_their_flag(scenes: Path, tmp_path: Path, settings: dict, flag: str) -> None:
+def test_invalid_settings_name_their_flag(scenes: Path, tmp_path: Path, settings: dict, flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         vitsplit.train(data=scenes, out=tmp_path / "run", **{**SMALL_RUN, **settings})
 
@@ -211,7 +211,7 @@ def test_moved_weights_of_the_backbone_must_be_given(scenes: Path, tmp_path: Pat
         vitsplit.load(result.run)
     assert str(file) in str(error.value)
     assert vitsplit.load(result.run, weights=tmp_path / "moved.safetensors").task.name == "segmentation"
-    # What is passed on names no folder of this machine.
+    # Shared files must not name a local folder.
     assert str(tmp_path) not in (result.run / "best" / "README.md").read_text()
     assert (
         json.loads((result.run / "best" / "head.json").read_text())["backbone"]["source"] == "the file mine.safetensors"

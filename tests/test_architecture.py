@@ -1,4 +1,4 @@
-"""docs/architecture.md names the rooms and the ways through them as they are."""
+"""docs/architecture.md names the packages and their order as they are."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ CONTRACT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
 NAMES = sorted(set(re.findall(r"`(vitsplit(?:\.\w+)+(?::\w+)?)`", PAGE)))
 
 
-def test_the_rooms_are_those_of_the_contract_and_of_the_package():
+def test_packages_match_the_import_contract():
     rows = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
     rooms = [set(re.findall(r"`(\w+)`", row)) for row in rows]
     assert rooms == [set(re.findall(r"\w+", layer)) for layer in CONTRACT["layers"]]
@@ -27,10 +27,10 @@ def test_the_rooms_are_those_of_the_contract_and_of_the_package():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_page_names_is_there(name):
+def test_names_on_the_page_exist(name):
     module, _, attribute = name.partition(":")
     assert hasattr(importlib.import_module(module), attribute or "__name__")
 
 
-def test_the_page_names_much():
+def test_the_page_names_enough():
     assert len(NAMES) > 15

@@ -8,7 +8,7 @@ from vitsplit.atomic_files import json_text, replace_folder
 from vitsplit.errors import RunError
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
     place = tmp_path / "best"
     place.mkdir()
     (place / "file").write_text("old")
@@ -26,7 +26,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
     assert (place / "file").read_text() == "old"
 
 
-def test_numbers_that_are_not_finite_are_null_in_json():
+def test_non_finite_numbers_are_null_in_json():
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
 

@@ -28,7 +28,7 @@ def copy_of(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
-def test_holds_only_what_trains_and_no_pickle(run: Path) -> None:
+def test_bundle_has_only_trainable_tensors_and_no_pickle(run: Path) -> None:
     assert {file.name for file in (run / "best").iterdir()} == {"head.safetensors", "head.json", "README.md"}
     names = load_file(run / "best" / "head.safetensors").keys()
     # The frozen norm and the backbone are rebuilt from the backbone's own weights.
@@ -50,7 +50,7 @@ def test_small_ade20k_bundle_size(tmp_path: Path, precision: str, most_mb: int) 
     assert 10_230_330 * (4 if precision == "fp32" else 2) < size <= most_mb * 1e6
 
 
-def test_a_loaded_bundle_predicts_what_was_trained(run: Path, scenes: Path) -> None:
+def test_a_loaded_bundle_equals_the_trained_model(run: Path, scenes: Path) -> None:
     first, second = vitsplit.load(run, precision="fp32"), vitsplit.load(run / "best", precision="fp32")
     image = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
     logits_first, logits_second = first.forward(image)[0], second.forward(image)[0]
@@ -63,7 +63,7 @@ def test_a_loaded_bundle_predicts_what_was_trained(run: Path, scenes: Path) -> N
     assert not torch.equal(fresh["decoder.classify.weight"], live["decoder.classify.weight"])
 
 
-def test_same_backbone_by_another_file_is_accepted_and_another_backbone_is_not(run: Path, tmp_path: Path) -> None:
+def test_only_the_same_backbone_is_accepted(run: Path, tmp_path: Path) -> None:
     bundle = copy_of(run / "best", tmp_path)
     card = json.loads((bundle / "head.json").read_text())
     trained_on = card["backbone"]["weights_hash"]
@@ -90,23 +90,23 @@ def test_damaged_weights_name_the_file(run: Path, tmp_path: Path, damage: str) -
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [("{", "not valid JSON"), ('{"format": 99, "vitsplit": "9.0"}', "newer"), ("{}", "format")],
 )
-def test_broken_cards(run: Path, tmp_path: Path, content: str, said: str) -> None:
+def test_invalid_cards_are_rejected(run: Path, tmp_path: Path, content: str, expected: str) -> None:
     bundle = copy_of(run / "best", tmp_path)
     (bundle / "head.json").write_text(content)
-    with pytest.raises(BundleError, match=said) as error:
+    with pytest.raises(BundleError, match=expected) as error:
         read_card(bundle)
     assert "head.json" in str(error.value)
 
 
-def test_no_bundle_here(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no head bundle here"):
         vitsplit.load(tmp_path)
 
 
-def test_card_keeps_the_configuration_and_the_figures(run: Path) -> None:
+def test_card_has_the_configuration_and_metrics(run: Path) -> None:
     card = read_card(run)
     assert card.task == "segmentation"
     assert card.config.method.num_tuned_layers == 2 and card.config.task.crop_size == (48, 64)
@@ -115,7 +115,7 @@ def test_card_keeps_the_configuration_and_the_figures(run: Path) -> None:
     assert card.metrics["miou"] == max(row["eval"]["miou"] for row in rows if "eval" in row)
 
 
-def test_data_with_other_classes_are_refused(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_data_with_other_classes_are_rejected(run: Path, scenes: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     names = json.loads((data / "classes.json").read_text())
     (data / "classes.json").write_text(json.dumps([*names[:-1], "pyramid"]))
@@ -125,7 +125,7 @@ def test_data_with_other_classes_are_refused(run: Path, scenes: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("form", ["path", "text", "pil", "array", "tensor"])
-def test_every_form_of_an_image_gives_the_same_mask(run: Path, scenes: Path, form: str) -> None:
+def test_every_image_type_gives_the_same_mask(run: Path, scenes: Path, form: str) -> None:
     predictor = vitsplit.load(run, precision="fp32")
     path = next((scenes / "images" / "val").iterdir())
     picture = Image.open(path).convert("RGB")
@@ -138,7 +138,7 @@ def test_every_form_of_an_image_gives_the_same_mask(run: Path, scenes: Path, for
     assert prediction.classes.names == ("wall", "floor", "ceiling", "ball", "box", "cylinder", "cone")
 
 
-def test_saved_prediction_is_read_back_by_pil(run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_saved_prediction_can_be_read_by_pillow(run: Path, scenes: Path, tmp_path: Path) -> None:
     prediction = vitsplit.load(run).predict(next((scenes / "images" / "val").iterdir()))
     mask_path, overlay_path = prediction.save(tmp_path, "one")
     with Image.open(mask_path) as saved:
@@ -149,12 +149,12 @@ def test_saved_prediction_is_read_back_by_pil(run: Path, scenes: Path, tmp_path:
     with Image.open(overlay_path) as overlay:
         assert overlay.size == (64, 48)
     mixed = np.asarray(prediction.overlay(opacity=0.5)).astype(int)
-    colours = np.array(prediction.classes.colors)[prediction.mask]
-    assert np.abs(mixed - (prediction.image.astype(int) + colours) / 2).max() <= 1
+    colors = np.array(prediction.classes.colors)[prediction.mask]
+    assert np.abs(mixed - (prediction.image.astype(int) + colors) / 2).max() <= 1
     assert sum(prediction.shares().values()) == pytest.approx(1)
 
 
-def test_rounding_to_bf16_leaves_the_gate_alone(scenes: Path, tmp_path: Path) -> None:
+def test_rounding_to_bf16_excludes_the_gate(scenes: Path, tmp_path: Path) -> None:
     settings = {**SMALL_RUN, "selection": "gate", "bundle_precision": "bf16"}
     result = vitsplit.train(data=scenes, out=tmp_path / "run", **settings)
     stored = load_file(result.run / "best" / "head.safetensors")

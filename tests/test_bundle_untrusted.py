@@ -159,26 +159,26 @@ OF_TASK: list[tuple[str, str, Change, str]] = [
 
 @pytest.mark.usefixtures("closed")
 @pytest.mark.parametrize("task", ["segmentation", "depth", "detection", "vqa"])
-def test_a_card_of_any_task_is_checked_whole(bundles: dict[str, Path], tmp_path: Path, task: str) -> None:
+def test_cards_of_every_task_are_checked_completely(bundles: dict[str, Path], tmp_path: Path, task: str) -> None:
     read_card(bundles[task])
-    for index, (what, change, said) in enumerate(ANY_TASK):
+    for index, (what, change, expected) in enumerate(ANY_TASK):
         bundle = changed(bundles[task], tmp_path / str(index), change)
         with pytest.raises(BundleError) as error:
             vitsplit.load(bundle, language_weights=bundles["vqa"].parent / "tiny" if task == "vqa" else None)
-        assert "head.json" in str(error.value) and said in str(error.value), what
+        assert "head.json" in str(error.value) and expected in str(error.value), what
         assert len(str(error.value)) < 3000, "a message, not a file"
 
 
 @pytest.mark.usefixtures("closed")
-@pytest.mark.parametrize(("task", "change", "said"), [(task, *rest) for task, _, *rest in OF_TASK],
+@pytest.mark.parametrize(("task", "change", "expected"), [(task, *rest) for task, _, *rest in OF_TASK],
                          ids=[f"{task} {what}" for task, what, *_ in OF_TASK])  # fmt: skip
-def test_what_a_task_says_of_itself_is_checked(
-    bundles: dict[str, Path], tmp_path: Path, task: str, change: Change, said: str
+def test_task_descriptions_are_checked(
+    bundles: dict[str, Path], tmp_path: Path, task: str, change: Change, expected: str
 ) -> None:
     bundle = changed(bundles[task], tmp_path / "bundle", change)
     with pytest.raises(BundleError) as error:
         read_card(bundle)
-    assert "head.json" in str(error.value) and said in str(error.value)
+    assert "head.json" in str(error.value) and expected in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_what_a_task_says_of_itself_is_checked(
     ["", "[]", "null", "{" * 10**5, '{"format": 1, "format": 1}', '{"format": NaN}', '{"format": ' + "9" * 6000 + "}",
      '{"task": "\\ud800"}', "\ufeff{", "[" * 3000 + "]" * 3000],
 )  # fmt: skip
-def test_a_card_that_is_no_json(bundles: dict[str, Path], tmp_path: Path, text: str) -> None:
+def test_a_card_with_invalid_json_is_rejected(bundles: dict[str, Path], tmp_path: Path, text: str) -> None:
     bundle = changed(bundles["depth"], tmp_path / "bundle")
     (bundle / "head.json").write_text(text, encoding="utf-8")
     with pytest.raises(BundleError, match=r"head\.json"):
         read_card(bundle)
 
 
-def test_a_card_of_hundreds_of_megabytes_is_not_read(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_an_oversized_card_is_not_read(bundles: dict[str, Path], tmp_path: Path) -> None:
     bundle = changed(bundles["depth"], tmp_path / "bundle")
     os.truncate(bundle / "head.json", 300 << 20)  # sparse
     tracemalloc.start()
@@ -229,7 +229,7 @@ BIAS, VARIANCE, COUNT = (
 
 @pytest.mark.usefixtures("closed")
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (of(BIAS, lambda bias: bias.to(torch.complex64)), BIAS),
         (of(BIAS, lambda bias: bias.to(torch.int32)), BIAS),
@@ -244,13 +244,13 @@ BIAS, VARIANCE, COUNT = (
         (lambda state: state.clear(), "missing"),
     ],
 )
-def test_tensors_that_are_not_the_cards_are_named_before_anything_is_opened(
-    bundles: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], said: str
+def test_mismatched_tensors_are_named_before_opening_the_backbone(
+    bundles: dict[str, Path], tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], expected: str
 ) -> None:
     bundle = with_tensors(bundles["segmentation"], tmp_path / "bundle", change)
     with pytest.raises(BundleError) as error:
         vitsplit.load(bundle)
-    assert "head.safetensors" in str(error.value) and said in str(error.value)
+    assert "head.safetensors" in str(error.value) and expected in str(error.value)
     assert len(str(error.value)) < 1500
 
 
@@ -258,7 +258,7 @@ def test_tensors_that_are_not_the_cards_are_named_before_anything_is_opened(
     ("name", "value"),
     [(BIAS, float("nan")), (BIAS, float("inf")), (VARIANCE, -1.0), (VARIANCE, float("nan")), (COUNT, -1)],
 )
-def test_numbers_that_no_training_leaves(bundles: dict[str, Path], tmp_path: Path, name: str, value: float) -> None:
+def test_non_finite_tensors_are_rejected(bundles: dict[str, Path], tmp_path: Path, name: str, value: float) -> None:
     def spoil(state: dict[str, torch.Tensor]) -> None:
         state[name].flatten()[-1:] = value
 
@@ -271,7 +271,7 @@ def test_numbers_that_no_training_leaves(bundles: dict[str, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     "how", ["header of 2 GB", "no bytes", "trailing bytes", "fifo", "folder", "other json", "hole"]
 )
-def test_a_file_that_holds_no_tensors_of_the_card(bundles: dict[str, Path], tmp_path: Path, how: str) -> None:
+def test_invalid_tensor_files_are_rejected(bundles: dict[str, Path], tmp_path: Path, how: str) -> None:
     bundle = changed(bundles["segmentation"], tmp_path / "bundle")
     file = bundle / "head.safetensors"
     content = file.read_bytes()
@@ -296,7 +296,7 @@ def test_a_file_that_holds_no_tensors_of_the_card(bundles: dict[str, Path], tmp_
 
 
 @pytest.mark.usefixtures("closed")
-def test_no_memory_is_taken_for_a_model_that_the_file_does_not_hold(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_mismatched_shapes_allocate_no_memory(bundles: dict[str, Path], tmp_path: Path) -> None:
     """A pyramid of 4096 channels would take 1.2 GB."""
     bundle = changed(bundles["detection"], tmp_path / "bundle", put("config", "task", "pyramid_width", to=4096))
     before = peak_bytes()
@@ -311,7 +311,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_whole_bundles_of_all_tasks_pass(bundles: dict[str, Path]) -> None:
+def test_valid_bundles_of_all_tasks_are_accepted(bundles: dict[str, Path]) -> None:
     language = bundles["vqa"].parent / "tiny"
     for task, bundle in bundles.items():
         loaded = vitsplit.load(bundle, language_weights=language if task == "vqa" else None)
@@ -324,7 +324,7 @@ def test_whole_bundles_of_all_tasks_pass(bundles: dict[str, Path]) -> None:
 # ---- paths in a card are not followed
 
 
-def test_no_path_of_a_card_is_followed(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_paths_in_a_card_are_not_followed(bundles: dict[str, Path], tmp_path: Path) -> None:
     place = tmp_path / "elsewhere"
     bundle = changed(
         bundles["vqa"],
@@ -346,7 +346,7 @@ def test_no_path_of_a_card_is_followed(bundles: dict[str, Path], tmp_path: Path)
     }
 
 
-def test_weights_of_a_card_are_shown_and_asked_for(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_in_a_card_must_be_given_explicitly(bundles: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     backbone = vitsplit.load(bundles["segmentation"]).backbone
     save_file(backbone.model.state_dict(), file)
@@ -363,7 +363,7 @@ def test_weights_of_a_card_are_shown_and_asked_for(bundles: dict[str, Path], tmp
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k"])
-def test_no_download_on_a_cards_word(
+def test_a_card_triggers_no_download(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(hub, "fetch", lambda repository: pytest.fail(f"{repository} was fetched"))
@@ -380,7 +380,7 @@ def test_no_download_on_a_cards_word(
 
 
 @pytest.mark.parametrize("name", ["stranger/model", "/etc", "../model", "models/mine"])
-def test_no_language_model_on_a_cards_word(
+def test_a_card_triggers_no_language_model_download(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(
@@ -397,7 +397,7 @@ def test_no_language_model_on_a_cards_word(
     assert name in str(error.value) and "--language-weights PATH" in str(error.value)
 
 
-def test_a_name_that_the_user_gives_is_looked_for(
+def test_a_language_model_given_by_the_user_is_loaded(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -414,7 +414,7 @@ def test_a_name_that_the_user_gives_is_looked_for(
         vitsplit.load(bundles["depth"], language_model="friend/model")
 
 
-def test_another_hash_ends_before_the_head_is_built(
+def test_a_hash_mismatch_is_rejected_before_building_the_head(
     bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = changed(bundles["segmentation"], tmp_path / "bundle", put("backbone", "weights_hash", to="0" * 64))
@@ -424,11 +424,13 @@ def test_another_hash_ends_before_the_head_is_built(
         vitsplit.load(bundle)
 
 
-def test_the_command_line_says_it_in_one_message(
+def test_the_command_line_prints_one_message(
     bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = changed(bundles["segmentation"], tmp_path / "bundle", put("config", "loop", "steps", to=10**30))
     for words in (["info", str(bundle)], ["evaluate", str(bundle), "--data", "."], ["predict", str(bundle), "a.jpg"]):
         assert main(words) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: ") and "head.json" in said and "--steps" in said and "Traceback" not in said
+        output = capsys.readouterr().err
+        assert (
+            output.startswith("error: ") and "head.json" in output and "--steps" in output and "Traceback" not in output
+        )

@@ -1,6 +1,6 @@
-"""What earlier versions wrote, and the commands that they knew: bundles predict, runs go on, flags parse as before.
+"""Compatibility with earlier versions: bundles predict, runs resume and flags are parsed as before.
 
-The oracle is the earlier version itself: its predictions, metrics and weights lie beside what it wrote (``fixtures``).
+The oracle is the earlier version: its predictions, metrics and weights are stored with its files (``fixtures``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vitsplit
-from earlier import FIXTURES, TIME, restored, said, samples
+from earlier import FIXTURES, TIME, restored, run_command, samples
 from vitsplit.errors import BundleError
 
 BUNDLES = sorted(folder.name for folder in (FIXTURES / "bundles").iterdir())
@@ -34,7 +34,7 @@ SAME_WEIGHT = 1e-5
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, frozen models and a tiny language model, as they lay around the earlier version."""
+    """Data, frozen models and a tiny language model, as used by the earlier version."""
     folder = tmp_path_factory.mktemp("earlier")
     for part in ("data", "backbones", "language"):
         restored(part, folder)
@@ -67,7 +67,7 @@ def assert_close(found: Any, expected: Any, place: str = "", within: float = 1e-
     """Compares JSON, without what depends on the machine's speed."""
     if isinstance(expected, dict):
         for key in expected.keys() - {"seconds", "images_per_second", "peak_memory_gb"}:
-            # A pixel at a tie is a hundredth of a rare class.
+            # One pixel at a tie is 1 % of a rare class.
             assert_close(found[key], expected[key], f"{place}.{key}", 1e-2 if key == "eval" else within)
     elif isinstance(expected, list):
         assert len(found) == len(expected), place
@@ -80,12 +80,12 @@ def assert_close(found: Any, expected: Any, place: str = "", within: float = 1e-
 
 
 def assert_same_classes(found: np.ndarray, expected: np.ndarray) -> None:
-    """Near a tie the class of a pixel may depend on the machine: of one in a thousand."""
+    """Near a tie the class of a pixel can depend on the machine, so one in a thousand may differ."""
     assert found.shape == expected.shape and (found == expected).mean() >= 0.999
 
 
 @pytest.mark.parametrize("name", BUNDLES)
-def test_a_bundle_predicts_what_it_did(name: str, image: Path, tmp_path: Path) -> None:
+def test_earlier_bundles_give_equal_predictions(name: str, image: Path, tmp_path: Path) -> None:
     predictor = loaded(restored(f"bundles/{name}", tmp_path))
     if name == "vqa":
         answers = json.loads((FIXTURES / "bundles" / name / "prediction.json").read_text())
@@ -104,8 +104,8 @@ def test_a_bundle_predicts_what_it_did(name: str, image: Path, tmp_path: Path) -
         assert_same_classes(prediction.masks, expected["masks"])
 
 
-def test_several_bundles_predict_and_answer_by_command(dense: list[str], image: Path, tmp_path: Path) -> None:
-    status, text = said(["predict", *dense, str(image), "--out", str(tmp_path / "o"), "--weights", WEIGHTS])
+def test_several_earlier_bundles_predict_by_command(dense: list[str], image: Path, tmp_path: Path) -> None:
+    status, text = run_command(["predict", *dense, str(image), "--out", str(tmp_path / "o"), "--weights", WEIGHTS])
     assert status == 0, text
     mask = np.array(Image.open(tmp_path / "o" / f"{image.stem}_mask.png"))
     assert_same_classes(mask, np.load(FIXTURES / "bundles" / "segmentation" / "prediction.npz")["mask"])
@@ -114,29 +114,29 @@ def test_several_bundles_predict_and_answer_by_command(dense: list[str], image: 
     assert (tmp_path / "o" / f"{image.stem}_detections.json").is_file()
     asked = [word for question in QUESTIONS for word in ("--ask", question)]
     words = ["predict", str(restored("bundles/vqa", tmp_path)), str(image), *asked]
-    status, text = said([*words, "--weights", WEIGHTS, "--language-weights", "language"])
+    status, text = run_command([*words, "--weights", WEIGHTS, "--language-weights", "language"])
     assert status == 0, text
     for answer in json.loads((FIXTURES / "bundles" / "vqa" / "prediction.json").read_text()):
         assert f"  {answer}\n" in text
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_run_is_evaluated_and_goes_on_as_it_would_have(name: str, tmp_path: Path) -> None:
+def test_earlier_runs_are_evaluated_and_resumed(name: str, tmp_path: Path) -> None:
     run = restored(f"stopped/{name}", tmp_path)
     ended = json.loads((FIXTURES / "stopped" / name / "ended.json").read_text())
     (run / "ended.json").unlink()
     for bundle, metrics in ended["evaluated"].items():
         words = ["evaluate", str(run / bundle), "--data", "data", "--weights", WEIGHTS]
-        status, text = said([*words, "--json", "--out", str(tmp_path / "page"), "--pictures", "1"])
+        status, text = run_command([*words, "--json", "--out", str(tmp_path / "page"), "--pictures", "1"])
         assert status == 0, text
         assert_close(json.loads(next(line for line in text.splitlines() if line.startswith("{"))), metrics)
     words = ["train", TASK[name], *DATA[name], "--out", str(run), "--resume"]
     changed = min(Path("data/images/train").iterdir())
     os.utime(changed, (TIME + 60, TIME + 60))
-    status, text = said(words)
+    status, text = run_command(words)
     assert status == 2 and changed.name in text and "--allow-changed-data" in text
     os.utime(changed, (TIME, TIME))
-    status, text = said(words)
+    status, text = run_command(words)
     assert status == 0, text
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert_close(rows, ended["rows"])
@@ -144,17 +144,17 @@ def test_a_run_is_evaluated_and_goes_on_as_it_would_have(name: str, tmp_path: Pa
         assert_close(samples(run / file), expected, within=SAME_WEIGHT)
 
 
-def test_settings_of_earlier_runs_start_new_ones(tmp_path: Path) -> None:
+def test_settings_of_earlier_runs_can_start_new_ones(tmp_path: Path) -> None:
     for name in STOPPED:
         config, run = FIXTURES / "stopped" / name / "config.json", tmp_path / name
         words = ["train", TASK[name], *DATA[name], "--config", str(config), "--out", str(run), "--steps", "1"]
-        status, text = said(words)
+        status, text = run_command(words)
         assert status == 0, text
         assert (run / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["depth", "detection", "segmentation"])
-def test_all_settings_of_a_task_are_flags_of_its_evaluation(name: str, dense: list[str]) -> None:
+def test_task_settings_are_flags_of_evaluate(name: str, dense: list[str]) -> None:
     bundle = next(folder for folder in dense if Path(folder).name == name)
     flags: list[str] = []
     for setting, value in json.loads((Path(bundle) / "head.json").read_text())["config"]["task"].items():
@@ -163,7 +163,7 @@ def test_all_settings_of_a_task_are_flags_of_its_evaluation(name: str, dense: li
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif value != []:
             flags += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    status, text = said(["evaluate", bundle, "--data", "nowhere", "--weights", WEIGHTS, *flags])
+    status, text = run_command(["evaluate", bundle, "--data", "nowhere", "--weights", WEIGHTS, *flags])
     assert status == 2 and "nowhere" in text, text
 
 
@@ -171,14 +171,14 @@ def test_all_settings_of_a_task_are_flags_of_its_evaluation(name: str, dense: li
     "recipes --json", "backbones --json", "info RUN --json", "info RUN OTHER", "data check DATA --json",
     "data check DATA --task depth", "data check DATA --task detection", "data check DATA --task vqa",
 ])  # fmt: skip
-def test_a_command_ends_well(command: str, dense: list[str]) -> None:
-    status, text = said(
+def test_former_commands_succeed(command: str, dense: list[str]) -> None:
+    status, text = run_command(
         [{"RUN": dense[0], "OTHER": dense[1], "DATA": "data"}.get(word, word) for word in command.split()]
     )
     assert status == 0 and text
 
 
-def test_a_tensor_under_its_former_name_too_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_under_both_names_is_rejected(tmp_path: Path) -> None:
     """Otherwise the order in the file would decide which of the two is loaded."""
     folder = restored("bundles/lora", tmp_path)
     state = load_file(folder / "head.safetensors")
@@ -191,24 +191,22 @@ def test_a_tensor_under_its_former_name_too_is_refused(tmp_path: Path) -> None:
 
 def is_known(flag: str, words: list[str]) -> bool:
     """Whether a verb takes a flag that its help does not list, such as an old name."""
-    text = said_of(flag, tuple(words))
+    text = flag_error(flag, tuple(words))
     unknown = re.search(r"(?i)unrecognized|unknown|no (such )?(flag|option|argument|setting)", text)
-    return unknown is None and text != said_of("--no-such-thing-here", tuple(words))
+    return unknown is None and text != flag_error("--no-such-thing-here", tuple(words))
 
 
 @functools.cache
-def said_of(flag: str, words: tuple[str, ...]) -> str:
-    """What a command says of a flag whose value nothing can take, whatever the flag's name."""
-    return said([*words, flag, "\x7f"])[1].replace(flag, "FLAG")
+def flag_error(flag: str, words: tuple[str, ...]) -> str:
+    """The error of a command for an invalid value of a flag, without the flag's name."""
+    return run_command([*words, flag, "\x7f"])[1].replace(flag, "FLAG")
 
 
 @pytest.mark.parametrize(("command", "flags"), json.loads((FIXTURES / "flags.json").read_text()).items())
-def test_flags_that_earlier_versions_had_are_known(
-    command: str, flags: list[str], dense: list[str], image: Path
-) -> None:
+def test_former_flags_are_accepted(command: str, flags: list[str], dense: list[str], image: Path) -> None:
     named = {"RUN": dense[0], "DATA": "data", "IMAGE": str(image)}
     words = [re.sub(r"\b(RUN|DATA|IMAGE)\b", lambda found: named[found[0]], word) for word in command.split()]
-    status, text = said([*words, "--help"])
+    status, text = run_command([*words, "--help"])
     assert status == 0, text
     unlisted = [flag for flag in flags if not re.search(rf"(?<![\w-]){flag}(?![\w-])", text)]
     # The help of several heads lists the flags of each without its name.
@@ -216,6 +214,6 @@ def test_flags_that_earlier_versions_had_are_known(
     assert [flag for flag in unlisted if not any(is_known(f"--{head}{flag[2:]}", words) for head in heads)] == []
 
 
-def test_an_invented_flag_is_not_known() -> None:
+def test_an_unknown_flag_is_rejected() -> None:
     assert not is_known("--invented", ["train", "segmentation", "--data", "data"])
     assert is_known("--steps", ["train", "segmentation", "--data", "data"])

@@ -103,7 +103,7 @@ def test_recipes_survive_json(name: str) -> None:
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config))), "file") == config
 
 
-def test_whole_numbers_are_numbers_lists_are_tuples_and_what_is_absent_is_default() -> None:
+def test_json_types_are_converted_and_missing_values_are_defaults() -> None:
     read = from_dict(Outer, {"count": 2, "inner": {"rate": 1}, "colour": 2}, "file")
     assert read == Outer(count=2, inner=Inner(rate=1), color=2.0)
     assert isinstance(read.inner.rate, float)
@@ -140,13 +140,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "said"), BAD)
-def test_every_mistake_in_a_file_is_named(data: Any, said: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^config\.json: .*{said}"):
+@pytest.mark.parametrize(("data", "expected"), BAD)
+def test_every_error_in_a_file_is_named(data: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^config\.json: .*{expected}"):
         from_dict(Outer, data, "config.json")
 
 
-def test_numbers_that_are_not_finite_are_null_in_json() -> None:
+def test_non_finite_numbers_are_null_in_json() -> None:
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
 
@@ -172,7 +172,7 @@ def bounds(kind: Any) -> dict[str, float]:
     return {name: getattr(mark, name) for mark in marks(kind) for name in names if hasattr(mark, name)}
 
 
-def test_every_number_has_a_range_and_every_list_of_any_length_a_length() -> None:
+def test_every_number_has_a_range_and_every_list_a_length() -> None:
     for group, name, kind in fields():
         inside = list(parts(kind))
         numbers = [each for each in inside if each in (int, float)]
@@ -181,7 +181,7 @@ def test_every_number_has_a_range_and_every_list_of_any_length_a_length() -> Non
         assert has_length or Ellipsis not in inside, f"{group.__name__}.{name}"
 
 
-def test_every_setting_that_is_a_path_is_marked_as_one() -> None:
+def test_path_settings_are_marked() -> None:
     marked = {name for _, name, kind in fields() if any(isinstance(mark, Opens) for mark in marks(kind))}
     assert marked == {"weights", "cache_folder", "start_from", "language_weights", "train_file", "val_file",
                       "image_folder", "out", "allow_outside"}  # fmt: skip
@@ -203,7 +203,7 @@ def of_size(kind: Any, value: float) -> Any:
     return value
 
 
-def test_what_is_just_outside_is_refused_by_its_flag() -> None:
+def test_values_outside_their_range_are_rejected_by_flag() -> None:
     for group, name, kind in fields():
         for number in [each for each in parts(kind) if len(bounds(each)) == 2]:
             is_whole = typing.get_args(number)[0] is int
@@ -218,7 +218,7 @@ def test_what_is_just_outside_is_refused_by_its_flag() -> None:
                     group(**{name: of_size(kind, value)})
 
 
-def test_the_ends_of_ranges_are_inside() -> None:
+def test_ends_of_ranges_are_accepted() -> None:
     from vitsplit.train_config import LoopConfig, OptimConfig
 
     assert LoopConfig(steps=1, batch_size=2**16, seed=2**63 - 1, workers=-1).seed == 2**63 - 1
@@ -233,7 +233,7 @@ def test_the_ends_of_ranges_are_inside() -> None:
         ("flip", 2), ("max_seconds", 0), ("steps", True), ("crop_size", [8192, 8192]), ("scale_range", (2, 1)),
     ],
 )  # fmt: skip
-def test_files_overrides_and_runs_are_held_to_the_same_ranges(tmp_path: Path, name: str, value: Any) -> None:
+def test_files_overrides_and_runs_have_the_same_ranges(tmp_path: Path, name: str, value: Any) -> None:
     base = recipe("laptop-segmentation")
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(ConfigError, match=flag):
@@ -251,7 +251,7 @@ def test_files_overrides_and_runs_are_held_to_the_same_ranges(tmp_path: Path, na
             starting_config("segmentation", config_file=tmp_path / "config.json")
 
 
-def test_what_changed_is_what_override_needs() -> None:
+def test_changed_settings_invert_override() -> None:
     base = flat("ade20k-small")
     changes = {"lr": 3e-4, "crop_size": (448, 392), "task_head": False, "weights": "a/b.pth"}
     changed = override(base, {**changes, "weights": Path("a/b.pth"), "crop_size": [448, 392]})
@@ -263,7 +263,7 @@ def test_what_changed_is_what_override_needs() -> None:
             override(base, {name: 3})
 
 
-def test_settings_are_walked_once_each_under_names_of_their_own() -> None:
+def test_settings_are_listed_once_with_unique_names() -> None:
     for name in ("ade20k-small", "laptop-vqa"):
         found = list(settings_of(recipe(name)))
         assert len({setting.flag for setting in found}) == len(found)
@@ -283,19 +283,19 @@ def test_arguments_of_a_function() -> None:
             checked(verb)(*arguments[0], **arguments[1])
 
 
-def test_types_in_words() -> None:
+def test_type_descriptions() -> None:
     assert describe(int | None) == "a whole number or None"
     assert describe(Annotated[float, Field(ge=0, lt=1)]) == "a finite number (at least 0 and below 1)"
     assert "from 1 to 8,192" in describe(Annotated[int, Field(ge=1, le=8192)])
 
 
-def test_labels_hold_as_many_classes_as_flags_allow() -> None:
+def test_labels_support_the_maximum_number_of_classes() -> None:
     from vitsplit.cli.values import MAX_CLASSES
 
     assert MAX_CLASSES == classes.MAX_CLASSES
 
 
-def test_whatever_a_configuration_file_holds_ends_in_one_error_or_in_a_configuration(tmp_path: Path) -> None:
+def test_random_configuration_files_give_one_error_or_a_configuration(tmp_path: Path) -> None:
     """Values of a valid file are replaced at random."""
     rng = random.Random(0)
     values = [None, True, -1, 0, 1.5, 10**30, 1e308, "", "x" * 5000, "1_0", [], [1], [[[]]], {}, {"a": 1}, "\u0000"]
@@ -317,14 +317,14 @@ def test_whatever_a_configuration_file_holds_ends_in_one_error_or_in_a_configura
     assert 8 < read < 250, "both happen"
 
 
-def test_one_of_several_heads_is_named() -> None:
+def test_the_invalid_head_is_named() -> None:
     config = config_to_dict(starting_heads({"rooms": "segmentation", "depth": "depth"}))
     config["heads"]["depth"]["optim"]["lr"] = -1.0
     with pytest.raises(ConfigError, match=r"x\.json: heads\.depth: 'optim\.lr' \(--lr\)"):
         config_from_dict(config, "x.json")
 
 
-def test_making_a_configuration_needs_no_torch() -> None:
+def test_configurations_need_no_torch() -> None:
     code = (
         "import sys; from vitsplit.recipes import recipe; from vitsplit.cli.flags import from_flags; "
         "from_flags(recipe('ade20k-small'), ['--steps', '3']); assert 'torch' not in sys.modules"

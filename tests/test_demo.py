@@ -21,7 +21,7 @@ def test_demo_writes_one_self_contained_page(tmp_path: Path, capsys: pytest.Capt
     last_line = output.splitlines()[-1]
     assert last_line == str(out / "index.html")
     text = Path(last_line).read_text(encoding="utf-8")
-    # Nothing is fetched: every picture is inside, and nothing else is referred to.
+    # The page is self-contained: images are embedded, and there are no other references.
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', text)
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert all(text.count(f'alt="{task}, prediction"') == 2 for task in ("classes", "depth"))

@@ -1,4 +1,4 @@
-"""A package that adds a backbone, a method and a task is installed, and used like what is built in."""
+"""A package with a backbone, a method and a task is installed, and used like the built-in ones."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FLAGS = ["--backbone", "toy-vit", "--random-weights", "--steps", "3", "--batch-s
 
 
 def install(package: Path, target: Path) -> Path:
-    """Puts a package into a folder as an installer does: its modules, and ``NAME.dist-info`` with its entry points."""
+    """Installs a package into a folder: its modules, and ``NAME.dist-info`` with its entry points."""
     project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
     module = project["name"].replace("-", "_")
     for folder in (path for path in package.iterdir() if (path / "__init__.py").is_file()):
@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images with white dots, and where these are."""
+    """Images with white dots, and the positions of the dots."""
     root, rng = tmp_path_factory.mktemp("points"), np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for folder in ("images", "points"):
@@ -99,7 +99,7 @@ def done(site, points, scenes, tmp_path_factory) -> tuple[Path, dict[str, str]]:
     return out, dict(zip(commands, json.loads(finished.stdout), strict=True))
 
 
-def test_a_task_a_method_and_a_backbone_of_another_package(site, points, done):
+def test_extensions_of_another_package_are_used(site, points, done):
     out, printed = done
     report = json.loads(printed["check"])
     assert report["ok"] and report["splits"]["train"]["images"] == 4
@@ -116,25 +116,25 @@ def test_a_task_a_method_and_a_backbone_of_another_package(site, points, done):
     assert list((out / "tiles").rglob("*_density.tif"))
 
 
-def test_a_bundle_of_a_task_that_is_not_installed_says_so(done, tmp_path):
-    told = run_python(tmp_path, "-m", "vitsplit", "info", str(done[0] / "plain"))
-    assert told.returncode == 2 and "install the package" in told.stderr
+def test_a_bundle_of_a_missing_task_is_reported(done, tmp_path):
+    result = run_python(tmp_path, "-m", "vitsplit", "info", str(done[0] / "plain"))
+    assert result.returncode == 2 and "install the package" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         ("broken_package.method:Missing", "ModuleNotFoundError"),
         ("vitsplit.methods.lora:LoraConfig", "name = 'lora'"),
     ],
 )
-def test_a_broken_package_is_named(tmp_path, monkeypatch, value, said):
+def test_a_broken_package_is_named(tmp_path, monkeypatch, value, expected):
     info = tmp_path / "broken_package-0.3.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-package\nVersion: 0.3\n")
     (info / "entry_points.txt").write_text(f"[vitsplit.tests]\nmine = {value}\nlora = vitsplit.methods.lora:Other\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=rf"broken-package 0\.3.*{said}"):
+    with pytest.raises(ConfigError, match=rf"broken-package 0\.3.*{expected}"):
         Table("method", "vitsplit.tests", {}).load("mine")
     with pytest.raises(ConfigError, match=r"'lora' of the package broken-package 0\.3 has"):
         Table("method", "vitsplit.tests", {"lora": "vitsplit.methods.lora:LoraConfig"}).names()

@@ -40,7 +40,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_broken_json_is_one_error_that_names_the_file(tmp_path, content):
+def test_invalid_json_names_the_file(tmp_path, content):
     file = tmp_path / "broken.json"
     file.write_bytes(content)
     with pytest.raises(BundleError, match=r"broken\.json"):
@@ -63,11 +63,11 @@ def test_devices_and_large_files_are_not_read(tmp_path):
         file.truncate(1 << 40)  # sparse: a terabyte without a block
     with pytest.raises(DataError, match=r"large\.json"):
         read_json(large)
-    with pytest.raises(DataError, match=r"/proc/self/maps"):  # says that it has no byte
+    with pytest.raises(DataError, match=r"/proc/self/maps"):  # reports a size of zero bytes
         read_text("/proc/self/maps", limit=10)
 
 
-def test_json_is_read_as_the_standard_library_reads_it(tmp_path):
+def test_json_equals_the_standard_library(tmp_path):
     generator = random.Random(0)
 
     def value(depth):
@@ -93,7 +93,7 @@ def test_many_keys_take_linear_time():
         parse_json(text[:-1] + ', "k7": 0}', "here")
 
 
-def test_lines(tmp_path):
+def test_json_lines(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n\n{"a": "\u2028"}\n{"a": ', encoding="utf-8")
     assert read_json_lines(file, may_end_early=True) == [(1, {"a": 1}), (3, {"a": "\u2028"})]
@@ -105,40 +105,40 @@ def test_lines(tmp_path):
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1", None, [1], -1, 11, 10**4000])
-def test_whole_numbers(value):
+def test_integers_are_parsed_strictly(value):
     assert whole_number(10, "x", 0, 10) == 10
     with pytest.raises(DataError, match=r"^x must be"):
         whole_number(value, "x", 0, 10)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, math.nan, math.inf, -0.1, 10**4000])
-def test_real_numbers(value):
+def test_floats_are_parsed_strictly(value):
     assert real_number(3, "x", 0, 10) == 3.0
     with pytest.raises(DataError, match=r"^x must be"):
         real_number(value, "x", 0)
 
 
-def test_strings():
+def test_strings_are_parsed_strictly():
     assert string("é", "x") == "é"
     with pytest.raises(DataError, match=r"^x has 2000 characters"):
         string("a" * 2000, "x")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "a/../../b", "a\nb", "a\x00", 7, None, "a" * 5000])
-def test_names_that_leave_their_folder(tmp_path, name):
+def test_names_outside_the_folder_are_rejected(tmp_path, name):
     with pytest.raises(DataError, match=r"^list, line 3"):
         inside(tmp_path, name, "list, line 3")
 
 
 @pytest.mark.parametrize("name", ["C:\\b", "c:b", "\\b", "/b", "a\\..\\..\\b", "..\\b"])
-def test_names_that_leave_their_folder_on_windows(monkeypatch, name):
+def test_windows_names_outside_the_folder_are_rejected(monkeypatch, name):
     monkeypatch.setattr("os.name", "nt")
     with pytest.raises(DataError, match=r"^list"):
         inside(PureWindowsPath("D:/data"), name, "list")
     assert inside(PureWindowsPath("D:/data"), "a\\b.png", "list") == PureWindowsPath("D:/data/a/b.png")
 
 
-def test_names_that_stay_in_their_folder(tmp_path):
+def test_names_inside_the_folder_are_accepted(tmp_path):
     for name in ("a.jpg", "b/c d.jpg", "b/../a.jpg", "./a.jpg", "...", "..a", "é"):
         assert inside(tmp_path, name, "list") == tmp_path / name
     (tmp_path / "root").mkdir()
@@ -165,6 +165,6 @@ def test_shown_values_are_short():
         "? a\n: b\n",
     ],
 )
-def test_yaml_is_read_as_its_own_library_reads_it(tmp_path, text):
+def test_yaml_equals_pyyaml(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
     assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load(text)

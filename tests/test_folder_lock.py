@@ -70,7 +70,7 @@ def hold(folder):
         return json.loads((folder / LOCK).read_text())
 
 
-def test_a_second_process_is_refused_by_the_first_ones_name_and_nothing_is_lost(tmp_path, holder):
+def test_a_second_process_is_rejected_and_changes_nothing(tmp_path, holder):
     process = holder()
     (tmp_path / "run" / "work.txt").write_text("hours of it")
     before = time.time()
@@ -84,7 +84,7 @@ def test_a_second_process_is_refused_by_the_first_ones_name_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("how", ["alone", "forks"])
-def test_a_killed_process_holds_nothing_even_if_its_children_live(tmp_path, holder, how):
+def test_a_killed_process_releases_the_lock(tmp_path, holder, how):
     process = holder(how)
     process.kill()
     process.wait()
@@ -94,7 +94,7 @@ def test_a_killed_process_holds_nothing_even_if_its_children_live(tmp_path, hold
     assert not (tmp_path / "run" / LOCK).exists()
 
 
-def test_a_forked_child_ends_without_ending_its_parents_lock(tmp_path):
+def test_a_forked_child_does_not_release_the_lock(tmp_path):
     with hold_folder(tmp_path):
         process = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "other",))
         process.start()
@@ -108,7 +108,7 @@ def test_a_forked_child_ends_without_ending_its_parents_lock(tmp_path):
             hold(tmp_path)
 
 
-def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path):
+def test_an_empty_new_folder_is_removed(tmp_path):
     hold(tmp_path / "deep" / "empty")
     assert not (tmp_path / "deep" / "empty").exists()
     with hold_folder(tmp_path / "kept") as folder:
@@ -119,13 +119,13 @@ def test_a_folder_that_nothing_was_written_to_goes_again(tmp_path):
     assert (tmp_path / "there").is_dir()
 
 
-def test_two_that_want_a_free_folder_have_two(tmp_path):
+def test_concurrent_requests_get_separate_folders(tmp_path):
     with hold_free_folder(tmp_path / "page") as first, hold_free_folder(tmp_path / "page") as second:
         assert (first.name, second.name) == ("page", "page-2")
 
 
 @pytest.mark.parametrize("make", ["link", "pipe", "folder", "in a file"])
-def test_what_is_no_lock_file_is_refused(tmp_path, make):
+def test_invalid_lock_files_are_rejected(tmp_path, make):
     folder = tmp_path / "run"
     if make == "in a file":
         folder.write_text("")
@@ -160,7 +160,7 @@ def ended_process():
 
 
 @pytest.mark.parametrize(
-    ("said", "held"),
+    ("content", "held"),
     [
         ({"pid": "ended"}, False),
         ({"pid": "parent"}, True),
@@ -173,28 +173,28 @@ def ended_process():
     ],
     ids=str,
 )
-def test_without_locks_what_the_file_says_decides(tmp_path, without_locks, said, held):
+def test_without_file_locks_the_content_decides(tmp_path, without_locks, content, held):
     pids = {"ended": ended_process(), "parent": os.getppid(), "own": os.getpid()}
-    if isinstance(said, dict):
-        said = {"host": platform.node(), "started": "2026-01-02T03:04:05+0000"} | said
-        said["pid"] = pids.get(said["pid"], said["pid"])
-        said = json.dumps(said)
-    (tmp_path / LOCK).write_text(said)
+    if isinstance(content, dict):
+        content = {"host": platform.node(), "started": "2026-01-02T03:04:05+0000"} | content
+        content["pid"] = pids.get(content["pid"], content["pid"])
+        content = json.dumps(content)
+    (tmp_path / LOCK).write_text(content)
     if not held:
         assert hold(tmp_path)["pid"] == os.getpid()
         assert not (tmp_path / LOCK).exists()
         return
     with pytest.raises(RunError, match=rf"remove {tmp_path / LOCK}"):
         hold(tmp_path)
-    assert (tmp_path / LOCK).read_text() == said
+    assert (tmp_path / LOCK).read_text() == content
 
 
-def test_without_locks_a_block_excludes_another_of_this_process(tmp_path, without_locks):
+def test_without_file_locks_the_process_excludes_itself(tmp_path, without_locks):
     with hold_folder(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()}"):
         hold(tmp_path)
 
 
-def test_many_that_start_at_once_are_one(tmp_path):
+def test_exactly_one_of_many_processes_gets_the_lock(tmp_path):
     """Of eight processes that start together, exactly one gets the lock, every time."""
     context = multiprocessing.get_context("fork")
     for attempt in range(5):

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, where the processor is the oracle: ``pytest -m gpu``. All other tests leave GPUs alone."""
+"""Tests on a GPU, with the CPU as the reference: ``pytest -m gpu``. Other tests do not use GPUs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from vitsplit.nn.deformable_convolution import deform_conv3x3
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
-PROCESSOR = {"CUDA_VISIBLE_DEVICES": ""}
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
 GPU = {"NVIDIA_TF32_OVERRIDE": "0"}
 """Convolutions in float32 itself, and not in the 10 bits that PyTorch lets them have there."""
 COMMON = {name: value for name, value in SMALL_RUN.items() if name not in ("crop_size", "image_scale")}
@@ -26,7 +26,7 @@ TASKS = {
     "depth": {"crop_size": (48, 64)},
     "detection": {
         "image_scale": (64, 48), "jitter": "none", "anchor_sizes": (4, 8, 16, 32, 64), "pyramid_width": 16,
-        "sampled_proposals": 4096,  # all that there are: a GPU would draw others
+        "sampled_proposals": 4096,  # all anchors, because a GPU would draw others
     },
     "vqa": {
         "crop_size": (48, 64), "language_width": WIDTH, "lora_rank": 2, "lora_alpha": 4, "visual_grid": (2, 2),
@@ -36,7 +36,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
-def test_deformable_convolution_has_torchvisions_values_and_gradients(dtype, error):
+def test_deformable_convolution_equals_torchvision(dtype, error):
     generator = torch.Generator().manual_seed(0)
     shapes = {"map": (2, 32, 9, 11), "offset": (2, 18, 9, 11), "weight": (48, 32, 3, 3)}
     inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes.values()]
@@ -55,14 +55,14 @@ def test_deformable_convolution_has_torchvisions_values_and_gradients(dtype, err
 
 
 @pytest.mark.parametrize("case", TASKS)
-def test_a_run_learns_as_on_the_processor(case, scenes, tmp_path):
+def test_training_agrees_with_the_cpu(case, scenes, tmp_path):
     task = case.split()[0]
     settings = {**COMMON, **TASKS[case], "task": task, "steps": 6, "cache_folder": str(tmp_path / "kept")}
     if task == "vqa":
         settings["language_model"] = str(tiny_folder(tmp_path / "language"))
-    _run(PROCESSOR, "-c", _TRAIN, json.dumps({**settings, "data": str(scenes), "out": str(tmp_path / "processor")}))
-    expected = _losses(tmp_path / "processor")
-    drawn = 0.05 if task == "detection" else 0.0  # the anchors that its proposals are learnt from
+    _run(CPU, "-c", _TRAIN, json.dumps({**settings, "data": str(scenes), "out": str(tmp_path / "cpu")}))
+    expected = _losses(tmp_path / "cpu")
+    drawn = 0.05 if task == "detection" else 0.0  # the anchors that train the proposals
     for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.05), ("fp16", 0.1)):  # in fp16 first steps may be skipped
         out = tmp_path / precision
         _run(GPU, "-c", _TRAIN, json.dumps({**settings, "data": str(scenes), "out": str(out), "precision": precision}))
@@ -71,19 +71,20 @@ def test_a_run_learns_as_on_the_processor(case, scenes, tmp_path):
         assert start["device"] == torch.cuda.get_device_name()
 
 
-def test_a_bundle_answers_as_on_the_processor(scenes, tmp_path, monkeypatch):
+def test_predictions_agree_with_the_cpu(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     settings = {**SMALL_RUN, "data": str(scenes), "out": str(tmp_path / "run")}
-    _run(PROCESSOR, "-c", _TRAIN, json.dumps(settings))
+    _run(CPU, "-c", _TRAIN, json.dumps(settings))
     image = min((scenes / "images" / "val").iterdir())
     here, there = (vitsplit.load(tmp_path / "run", device=device).predict(image) for device in ("cpu", "cuda"))
     assert (here.mask == there.mask).mean() > 0.99
 
 
-def test_the_benchmark_of_a_step_counts_what_the_gpu_holds():
-    said = _run(GPU, "-m", "vitsplit", "bench", "train-step", "ade20k-small", "--methods", "vitsplit", "full-finetune",
-                "--size", "224", "224", "--steps", "2", "--device", "cuda", "--json")  # fmt: skip
-    frozen, tuned = (each["peak_memory_bytes"]["step"] for each in json.loads(said)["methods"].values())
+def test_bench_train_step_measures_gpu_memory():
+    output = _run(GPU, "-m", "vitsplit", "bench", "train-step", "ade20k-small",
+                  "--methods", "vitsplit", "full-finetune", "--size", "224", "224",
+                  "--steps", "2", "--device", "cuda", "--json")  # fmt: skip
+    frozen, tuned = (each["peak_memory_bytes"]["step"] for each in json.loads(output)["methods"].values())
     assert 0 < frozen < tuned
 
 

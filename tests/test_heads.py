@@ -24,7 +24,7 @@ def changed(flags: str) -> TrainConfig:
     return from_flags(BASE, flags.split())
 
 
-def test_two_heads_may_have_one_task():
+def test_two_heads_can_have_one_task():
     config = starting_heads({"rooms": "segmentation", "parts": "segmentation", "depth": "depth"})
     config = from_flags(config, ["--lr", "1e-4", "--parts.lr", "3e-4", "--rooms.dice-weight", "0.5"])
     assert {name: optim.lr for name, optim in config.optims().items()} == {"rooms": 1e-4, "parts": 3e-4, "depth": 1e-4}
@@ -33,12 +33,12 @@ def test_two_heads_may_have_one_task():
 
 
 @pytest.mark.parametrize("name", ["", "9", "a.b", "a/b", "best", "x" * 65])
-def test_names_that_could_not_be_a_folder_or_a_flag_are_refused(name):
+def test_invalid_head_names_are_rejected(name):
     with pytest.raises(ConfigError, match="--head"):
         starting_heads({name: "depth"})
 
 
-def test_every_head_starts_from_its_tasks_own_recipe():
+def test_every_head_starts_from_the_recipe_of_its_task():
     for name in sharing_tasks():
         own, alone = ALL.for_head(name), recipe(TASKS.load(name).default_recipe)
         assert (own.name, own.method, own.optim, own.backbone) == (
@@ -53,7 +53,7 @@ def test_no_flag_changes_nothing():
     assert changed("") == BASE
 
 
-def test_a_flag_without_a_name_is_for_all_heads_and_one_with_a_name_for_one():
+def test_flags_apply_to_all_heads_or_to_the_named_one():
     config = changed("--lr 1e-4 --num-tuned-layers 2 --steps 7 --depth.lr 3e-4 --segmentation.dice-weight 0.5")
     assert {name: optim.lr for name, optim in config.optims().items()} == {"segmentation": 1e-4, "depth": 3e-4}
     assert [head.method.num_tuned_layers for head in config.heads.values()] == [2, 2]
@@ -76,7 +76,7 @@ def test_the_augmentation_reaches_every_head(flags):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         ("--segmentation.flip 0.1", r"--segmentation\.flip 0\.1: .*--flip\."),
         ("--depth.crop-size 14 14", r"--depth\.crop-size \(14, 14\): .*--crop-size\."),
@@ -84,13 +84,13 @@ def test_the_augmentation_reaches_every_head(flags):
         ("--depth.rotate-share 1", r"--depth\.rotate-share 1\.0: .*Omit it"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(flags, said):
-    with pytest.raises(ConfigError, match=said):
+def test_shared_flags_of_one_head_are_rejected(flags, expected):
+    with pytest.raises(ConfigError, match=expected):
         changed(flags)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "expected"),
     [
         ("--detection.masks off", "--detection.masks"),
         ("--dice-weight 1", "--dice-weight"),
@@ -99,26 +99,26 @@ def test_flags_that_cannot_be_are_refused(flags, said):
         ("100", "100"),
     ],
 )
-def test_flags_that_do_not_exist_are_named(flags, said, capsys):
+def test_flags_that_do_not_exist_are_named(flags, expected, capsys):
     with pytest.raises(SystemExit) as stop:
         changed(flags)
-    assert stop.value.code == 2 and said in capsys.readouterr().err
+    assert stop.value.code == 2 and expected in capsys.readouterr().err
 
 
-def test_the_same_value_as_all_heads_have_is_no_mistake():
+def test_repeating_the_shared_value_is_accepted():
     assert changed("--flip 0.25 --depth.flip 0.25") == changed("--flip 0.25")
 
 
-def test_a_dot_in_a_value_is_no_head():
+def test_dots_in_values_are_not_head_names():
     assert changed("--weights=depth.pth").backbone.weights == "depth.pth"
 
 
-def test_detection_has_a_size_of_its_own_to_be_tested_at():
+def test_detection_requires_an_image_scale():
     with pytest.raises(ConfigError, match="--image-scale None"):
         from_flags(starting_heads({"detection": "detection"}), ["--image-scale", "None"])
 
 
-def test_in_python_a_heads_settings_stand_under_its_name():
+def test_settings_of_a_head_are_under_its_name_in_python():
     by_name = override(BASE, {"lr": 1e-4, "crop_size": (70, 98), "depth": {"lr": 3e-4, "test_flip": False}})
     assert by_name == changed("--lr 1e-4 --crop-size 70 98 --depth.lr 3e-4 --depth.no-test-flip")
     with pytest.raises(ConfigError, match=r"no setting 'detection'"):
@@ -127,7 +127,7 @@ def test_in_python_a_heads_settings_stand_under_its_name():
         override(BASE, {"dice_weight": 1.0})
 
 
-def test_it_can_be_written_down_and_read_back():
+def test_settings_round_trip_through_json():
     assert config_from_dict(json.loads(json.dumps(config_to_dict(ALL))), "test") == ALL
     alone = recipe("nyuv2-small")
     assert config_from_dict(json.loads(json.dumps(config_to_dict(alone))), "test") == alone
@@ -138,13 +138,13 @@ def test_it_can_be_written_down_and_read_back():
 
 
 @pytest.mark.parametrize("name", sharing_tasks())
-def test_a_bundle_records_its_head_as_if_it_were_alone(name):
+def test_a_bundle_records_the_settings_of_a_single_head(name):
     own = ALL.for_head(name)
     assert flat_from_dict(json.loads(json.dumps(flat_to_dict(own))), name, "test") == own
     assert own.geometry is None
 
 
-def test_a_file_is_used_for_the_heads_that_are_named(tmp_path):
+def test_a_file_is_used_for_the_named_heads(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config_to_dict(changed("--steps 7 --depth.lr 3e-4"))))
     alone = starting_heads({"depth": "depth"}, config_file=file)
@@ -176,26 +176,26 @@ def test_files_of_earlier_versions_are_read():
     assert config_from_dict(flat_of_before(alone), "file", task="depth") == alone
 
 
-def test_a_file_whose_heads_see_other_crops_is_refused():
+def test_heads_with_different_crops_are_rejected():
     values = config_to_dict(BASE)
     values["heads"]["depth"]["task"]["flip"] = 0.1
     with pytest.raises(ConfigError, match=r"--depth\.flip 0\.1"):
         check_heads(config_from_dict(values, "test"))
 
 
-def test_heads_their_tasks_and_their_folders():
+def test_heads_with_tasks_and_folders():
     heads = named_heads(["depth:a", "rooms=segmentation:b=c:d"])
     assert {name: (task, str(path)) for name, (task, path) in heads.items()} == {
         "depth": ("depth", "a"),
         "rooms": ("segmentation", "b=c:d"),
     }
-    for given, said in (
+    for given, expected in (
         (["depth"], r"\[NAME=\]TASK:FOLDER"),
         (["depth:"], r"\[NAME=\]TASK:FOLDER"),
         (["deph:a"], "'deph'"),
         (["depth:a", "depth:b"], "NAME=depth:FOLDER"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=expected):
             named_heads(given)
 
 
@@ -209,7 +209,7 @@ def test_help_has_every_setting_of_every_head(capsys):
     assert "--max-depth" in depth and "--dice-weight" not in depth
 
 
-def test_a_joint_run_of_before_has_black_padding():
+def test_earlier_joint_runs_have_black_padding():
     values = flat_of_before(BASE)
     for group in (values["geometry"], *(values[name]["task"] for name in sharing_tasks() if values[name])):
         del group["pad_color"]

@@ -8,7 +8,7 @@ from vitsplit.types import LayerTaps, Padding, TapRequest
 
 
 class Draws(nn.Module):
-    """A head that does nothing but draw: its output shows which part of the random stream it had."""
+    """A head that only draws random numbers, so that its output shows its random state."""
 
     width = 4
 
@@ -31,19 +31,19 @@ def alone(draws: int) -> torch.Tensor:
     return Head(Draws(1, draws), nn.Identity())(TAPS)
 
 
-def test_every_head_draws_what_it_would_draw_alone():
+def test_heads_draw_the_same_random_numbers_as_alone():
     model = Model({"a": Head(Draws(1, 3), nn.Identity()), "b": Head(Draws(2, 7), nn.Identity())})
     torch.manual_seed(5)
     output = model(TAPS, {"a": None, "b": None})
     assert output["a"].equal(alone(3)) and output["b"].equal(alone(7))
 
 
-def test_a_pass_serves_what_any_head_asks_for():
+def test_one_pass_serves_the_requests_of_all_heads():
     model = Model({"a": Head(Draws(1, 3), nn.Identity()), "b": Head(Draws(2, 3), nn.Identity())})
     assert model.request(train=True) == TapRequest(tokens=frozenset({1, 2}), maps=frozenset({0, 1, 2}))
 
 
-def test_targets_reach_their_own_decoder():
+def test_targets_are_passed_to_their_decoder():
     class Decoder(nn.Module):
         def forward(self, fused_BDhw, targets="none"):
             return targets

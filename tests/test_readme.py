@@ -17,7 +17,7 @@ from vitsplit.tasks.vqa.language import WIDTHS
 
 README = Path(__file__).parents[1] / "README.md"
 
-# What makes a command quick. Every other word of it is the README's.
+# Settings that make a command fast; all other words are those of the README.
 QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2",
          "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
 QUICK_BENCH = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "48", "--num-classes", "3", "--steps", "1",
@@ -41,7 +41,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the README speaks of."""
+    """A working directory with the files that the README uses."""
     shutil.copytree(scenes, tmp_path / "my_data")
     shutil.copy(next((scenes / "images" / "val").iterdir()), tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
@@ -51,7 +51,7 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language = tiny_folder(tmp_path / "language")
-    # As the README's own language model, this one is known by its name.
+    # This language model is in the catalog, like the one of the README.
     monkeypatch.setitem(WIDTHS, str(language), WIDTH)
     monkeypatch.setattr("sys.stdin", io.StringIO("what is nearest to the camera?\n"))
     verbs = [command[0] for command in commands()]
@@ -75,19 +75,19 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     exec(snippets.replace(*QUICK_PYTHON), {})
 
 
-def test_set_up_commands_are_the_two_of_the_makefile() -> None:
+def test_setup_commands_match_the_makefile() -> None:
     named = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), flags=re.MULTILINE)
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
     assert named == ["demo", "test"] and all(f"\n{target}:" in makefile for target in named)
 
 
-def test_relative_links_lead_somewhere() -> None:
+def test_relative_links_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (README.parent / link).exists()]
     assert not missing
 
 
-def test_no_placeholder_is_left() -> None:
+def test_no_placeholders() -> None:
     for document in (README, *(README.parent / "docs").glob("*.md")):
         left = re.findall(r"\b(?:[A-Z0-9]+_PART|MINUTES|MEASURED|TODO|FIXME)\b", document.read_text(encoding="utf-8"))
         assert not left, f"{document.name}: {left}"

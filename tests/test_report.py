@@ -1,4 +1,4 @@
-"""Pages: what is written into them cannot break them."""
+"""Pages: content is escaped."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def parsed(page: Page, folder: Path) -> Balance:
     return parser
 
 
-def test_names_with_markup_are_shown_as_they_are(tmp_path: Path) -> None:
-    nasty = '<script>"a" & b</script>'
-    page = Page(nasty, nasty)
-    page.heading(nasty)
-    page.text(f"{nasty} `{nasty}`")
-    page.table([nasty], [[nasty]])
-    page.figures([(nasty, nasty)])
-    page.legend([(nasty, (1, 2, 3))])
-    page.code(nasty)
-    page.pictures([(Image.new("RGB", (4, 3)), nasty)])
-    page.picture_beside_table(Image.new("RGB", (4, 3)), nasty, [nasty], [[nasty]])
+def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
+    markup = '<script>"a" & b</script>'
+    page = Page(markup, markup)
+    page.heading(markup)
+    page.text(f"{markup} `{markup}`")
+    page.table([markup], [[markup]])
+    page.figures([(markup, markup)])
+    page.legend([(markup, (1, 2, 3))])
+    page.code(markup)
+    page.pictures([(Image.new("RGB", (4, 3)), markup)])
+    page.picture_beside_table(Image.new("RGB", (4, 3)), markup, [markup], [[markup]])
     result = parsed(page, tmp_path / "sub")
-    assert result.text.count(nasty) == 16
+    assert result.text.count(markup) == 16
     assert "<script" not in (tmp_path / "sub" / "index.html").read_text(encoding="utf-8")
 
 
-def test_masks_in_a_page_keep_their_exact_colours(tmp_path: Path) -> None:
+def test_masks_in_a_page_keep_their_exact_colors(tmp_path: Path) -> None:
     mask = np.array([[0, 1], [255, 1]], dtype=np.uint8)
     page = Page("masks")
     page.pictures([(paint(mask, ((10, 20, 30), (200, 100, 50))), "mask")])

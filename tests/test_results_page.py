@@ -1,4 +1,4 @@
-"""docs/results.md says what the measured figures say. (What it counts is compared with the paper elsewhere.)"""
+"""docs/results.md agrees with the measured figures. (Counts are compared with the paper in other tests.)"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("results_claims")
 
 
-def test_what_users_with_the_data_run_can_be_run(claims: ModuleType) -> None:
+def test_commands_for_users_with_data_are_valid(claims: ModuleType) -> None:
     """Recipes and settings of the commands exist. Those of `analyze` and `evaluate` have settings of runs, too."""
     for beyond in claims.BEYOND:
         words = shlex.split(beyond.command.partition(", then ")[0])
@@ -47,7 +47,7 @@ def test_the_page_is_up_to_date(part: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert section in page, "write it anew: python benchmarks/results_page.py"
 
 
-def test_what_the_paper_s_text_asks_for_is_in_the_commands(claims: ModuleType) -> None:
+def test_commands_follow_the_text_of_the_paper(claims: ModuleType) -> None:
     """Table 14's layer-wise decay, and Tables 2 and 3's fine-tuned rows at 896 pixels."""
     table_14 = [each.command for each in claims.BEYOND if each.claim.startswith("Table 14")]
     assert len(table_14) == 6

@@ -1,4 +1,4 @@
-"""What the package reads, by area: a good input, how it is broken, who reads it, and when a success is right.
+"""Inputs of the package by area: a valid input, how it is corrupted, its reader, and the rule for a correct success.
 
 The rules here restate what each format allows. They know nothing of the readers.
 """
@@ -28,9 +28,9 @@ class Broken:
     """A broken input.
 
     Attributes:
-        what: What was done to it.
+        what: The change.
         file: The file that was changed.
-        content: What a JSON file holds now; NotImplemented where it is no JSON at all, None where nobody can say.
+        content: The new content of a JSON file; NotImplemented if it is not JSON, None if unknown.
     """
 
     what: str
@@ -45,26 +45,26 @@ class Area:
     Attributes:
         name: Its name.
         count: Malformed inputs in the tests.
-        build: Writes a good input into an empty folder.
-        spoil: Breaks it.
+        build: Writes a valid input into an empty folder.
+        corrupt: Corrupts it.
         use: Reads it. What it returns is given to ``accept``.
-        accept: Whether a success is right, given the result and how the input was broken.
-        names: What else than the file's name an error may name.
+        accept: Whether a success is correct, given the result and the corruption.
+        names: Names that an error may contain instead of the file name.
     """
 
     name: str
     count: int
     build: Callable[[Path], None]
-    spoil: Callable[[Path, random.Random], Broken]
+    corrupt: Callable[[Path, random.Random], Broken]
     use: Callable[[Path], Any]
     accept: Callable[[Any, Broken], bool]
     names: tuple[str, ...] = ()
 
 
-def spoil_json(*names: str) -> Callable[[Path, random.Random], Broken]:
+def corrupt_json(*names: str) -> Callable[[Path, random.Random], Broken]:
     """Changes one of some JSON files, or replaces it."""
 
-    def spoil(folder: Path, generator: random.Random) -> Broken:
+    def corrupt(folder: Path, generator: random.Random) -> Broken:
         file = folder / generator.choice(names)
         kind = generator.random()
         if kind < 0.05:
@@ -77,13 +77,13 @@ def spoil_json(*names: str) -> Callable[[Path, random.Random], Broken]:
         file.write_text(text)
         return Broken(what, file, value)
 
-    return spoil
+    return corrupt
 
 
-def spoil_bytes(*names: str) -> Callable[[Path, random.Random], Broken]:
+def corrupt_bytes(*names: str) -> Callable[[Path, random.Random], Broken]:
     """Changes one of some files, or replaces it."""
 
-    def spoil(folder: Path, generator: random.Random) -> Broken:
+    def corrupt(folder: Path, generator: random.Random) -> Broken:
         file = folder / generator.choice(names)
         if generator.random() < 0.1:
             return Broken(not_a_file(file, generator), file, NotImplemented)
@@ -91,15 +91,15 @@ def spoil_bytes(*names: str) -> Callable[[Path, random.Random], Broken]:
         file.write_bytes(content)
         return Broken(what, file)
 
-    return spoil
+    return corrupt
 
 
-def spoil_lines(name: str) -> Callable[[Path, random.Random], Broken]:
+def corrupt_lines(name: str) -> Callable[[Path, random.Random], Broken]:
     """Changes one line of a file of JSON lines, or replaces the file."""
 
-    def spoil(folder: Path, generator: random.Random) -> Broken:
+    def corrupt(folder: Path, generator: random.Random) -> Broken:
         if generator.random() < 0.3:
-            return spoil_bytes(name)(folder, generator)
+            return corrupt_bytes(name)(folder, generator)
         file = folder / name
         lines = file.read_text().splitlines()
         place = generator.randrange(len(lines))
@@ -107,7 +107,7 @@ def spoil_lines(name: str) -> Callable[[Path, random.Random], Broken]:
         file.write_text("\n".join(lines) + "\n")
         return Broken(f"line {place + 1}: {what}", file, value)
 
-    return spoil
+    return corrupt
 
 
 def strict_json(content: bytes) -> Any:
@@ -166,7 +166,7 @@ def build_classes(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(content))
 
 
-def is_colour(value: Any) -> bool:
+def is_color(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) == 7 and value[0] == "#" and all(c in "0123456789abcdefABCDEF" for c in value[1:])
     return isinstance(value, list) and len(value) == 3 and all(is_int(part, 0, 255) for part in value)
@@ -177,13 +177,13 @@ def classes_rule(content: Any) -> bool:
         content = {"names": content}
     if not isinstance(content, dict) or content.keys() - {"names", "colours", "labels"}:
         return False
-    names, colours = content.get("names"), content.get("colours")
+    names, colors = content.get("names"), content.get("colours")
     if not isinstance(names, list) or not 1 <= len(names) <= 255 or not all(map(is_name, names)):
         return False
     if len(set(names)) < len(names):
         return False
-    if colours not in (None, []) and not (
-        isinstance(colours, list) and len(colours) == len(names) and all(map(is_colour, colours))
+    if colors not in (None, []) and not (
+        isinstance(colors, list) and len(colors) == len(names) and all(map(is_color, colors))
     ):
         return False
     if "labels" not in content:
@@ -380,9 +380,9 @@ YAML = (
 """Files of names that none of can be used."""
 
 
-def spoil_yolo(folder: Path, generator: random.Random) -> Broken:
+def corrupt_yolo(folder: Path, generator: random.Random) -> Broken:
     if generator.random() < 0.3:
-        return spoil_bytes("data.yaml", "labels/train/a.txt", "labels/train/b.txt")(folder, generator)
+        return corrupt_bytes("data.yaml", "labels/train/a.txt", "labels/train/b.txt")(folder, generator)
     if generator.random() < 0.5:
         text = generator.choice(YAML)
         (folder / "data.yaml").write_text(text)
@@ -437,9 +437,9 @@ LAUGHS = (
 )
 
 
-def spoil_voc(folder: Path, generator: random.Random) -> Broken:
+def corrupt_voc(folder: Path, generator: random.Random) -> Broken:
     if generator.random() < 0.4:
-        return spoil_bytes("Annotations/a.xml", "Annotations/b.xml", "ImageSets/Main/train.txt")(folder, generator)
+        return corrupt_bytes("Annotations/a.xml", "Annotations/b.xml", "ImageSets/Main/train.txt")(folder, generator)
     if generator.random() < 0.3:
         file = folder / "ImageSets" / "Main" / "train.txt"
         line = generator.choice(["../a", "/etc/passwd", "missing", "a/../../a", "a\x00", "x" * 100_000])
@@ -473,9 +473,9 @@ def build_list(folder: Path) -> None:
     (folder / "nyu_train.txt").write_text("/room/a.png /room/a_depth.png 518.8\n/room/b.png /room/b_depth.png 518.8\n")
 
 
-def spoil_list(folder: Path, generator: random.Random) -> Broken:
+def corrupt_list(folder: Path, generator: random.Random) -> Broken:
     if generator.random() < 0.5:
-        return spoil_bytes("nyu_train.txt")(folder, generator)
+        return corrupt_bytes("nyu_train.txt")(folder, generator)
     file = folder / "nyu_train.txt"
     line = generator.choice(
         ["../../../etc/passwd ../../../etc/passwd 1", "/room/a.png", "/room/a.png /missing.png 518", "a\x00b c 1",
@@ -513,12 +513,12 @@ def build_questions(folder: Path) -> None:
 
 
 def question_rule(row: Any) -> bool:
-    def said(value: Any) -> bool:
+    def is_text(value: Any) -> bool:
         return isinstance(value, str) or is_number(value)
 
     if not isinstance(row, dict) or not {"image", "question", "answer"} <= row.keys():
         return False
-    return row["image"] in (None, "a.png", "b.png") and said(row["question"]) and said(row["answer"])
+    return row["image"] in (None, "a.png", "b.png") and is_text(row["question"]) and is_text(row["answer"])
 
 
 def read_questions(folder: Path) -> Any:
@@ -584,7 +584,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(out) (w) file
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="file:///etc/passwd"/></svg>'
 
 
-def spoil_image(folder: Path, generator: random.Random) -> Broken:
+def corrupt_image(folder: Path, generator: random.Random) -> Broken:
     file = folder / generator.choice(KINDS)
     kind = generator.random()
     if kind < 0.1:
@@ -603,10 +603,10 @@ def spoil_image(folder: Path, generator: random.Random) -> Broken:
         elif file.suffix == ".ppm":
             header[: header.index(b"255")] = f"P6\n{width} {width}\n".encode()
         else:
-            return spoil_bytes(file.name)(folder, generator)
+            return corrupt_bytes(file.name)(folder, generator)
         file.write_bytes(bytes(header))
         return Broken(f"{width} pixels a side, says its header", file, NotImplemented)
-    return spoil_bytes(file.name)(folder, generator)
+    return corrupt_bytes(file.name)(folder, generator)
 
 
 def read_images(folder: Path) -> Any:
@@ -632,7 +632,7 @@ def build_masks(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(["one", "two", "three"]))
 
 
-def spoil_masks(folder: Path, generator: random.Random) -> Broken:
+def corrupt_masks(folder: Path, generator: random.Random) -> Broken:
     file = folder / "masks" / "train" / "a.png"
     kind = generator.randrange(6)
     if kind == 0:
@@ -644,7 +644,7 @@ def spoil_masks(folder: Path, generator: random.Random) -> Broken:
     if kind == 2:
         Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(file)
         return Broken("another size", file, NotImplemented)
-    return spoil_bytes("masks/train/a.png", "masks/train/b.png", "classes.json")(folder, generator)
+    return corrupt_bytes("masks/train/a.png", "masks/train/b.png", "classes.json")(folder, generator)
 
 
 def read_masks(folder: Path) -> Any:
@@ -675,7 +675,7 @@ def build_depth_maps(folder: Path) -> None:
     Image.fromarray((values_HW * 1000).astype(np.uint16)).save(folder / "a.png")
 
 
-def spoil_depth_map(folder: Path, generator: random.Random) -> Broken:
+def corrupt_depth_map(folder: Path, generator: random.Random) -> Broken:
     if generator.random() < 0.4:
         file = folder / "a.npy"
         header = generator.choice([
@@ -689,7 +689,7 @@ def spoil_depth_map(folder: Path, generator: random.Random) -> Broken:
         text = repr(header).encode().ljust(117) + b"\n"
         file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4800))
         return Broken(f"header {header}", file, NotImplemented)
-    return spoil_bytes("a.npy", "a.tif", "a.png")(folder, generator)
+    return corrupt_bytes("a.npy", "a.tif", "a.png")(folder, generator)
 
 
 def read_depth_maps(folder: Path) -> Any:
@@ -744,7 +744,7 @@ PATHS = (("backbone", "weights"), ("loop", "cache_folder"))
 
 
 def card_rule(old: Any, new: Any, at: tuple[str, ...] = ()) -> bool:
-    """Whether a changed card may be accepted: values of the kind that they were, and of a size that can be meant."""
+    """Whether a changed card can be accepted: values of the same type and of a plausible size."""
     if at[:1] == ("metrics",):
         return True
     if isinstance(old, dict):
@@ -781,7 +781,7 @@ def read_bundle(folder: Path) -> Any:
     return predictor, all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def spoil_weights(folder: Path, generator: random.Random) -> Broken:
+def corrupt_weights(folder: Path, generator: random.Random) -> Broken:
     import torch
 
     file = folder / "head.safetensors"
@@ -854,7 +854,7 @@ def _good_checkpoints() -> Path:
     return folder
 
 
-def spoil_checkpoint(folder: Path, generator: random.Random) -> Broken:
+def corrupt_checkpoint(folder: Path, generator: random.Random) -> Broken:
     file = folder / generator.choice(["model.pth", "model.safetensors"])
     if generator.random() < 0.2:
         return Broken(not_a_file(file, generator), file, NotImplemented)
@@ -877,7 +877,7 @@ def read_checkpoint(folder: Path) -> Any:
 
 
 def accept_checkpoint(found: Any, broken: Broken) -> bool:
-    """Changed numbers are another model, which its hash tells apart; they must be numbers."""
+    """Changed values are another model with another hash; they must be finite."""
     finite = all(bool(tensor.isfinite().all()) for each in found for tensor in each.parameters())
     return broken.content is not NotImplemented and finite
 
@@ -970,10 +970,10 @@ def build_log(folder: Path) -> None:
     (folder / "out" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def spoil_log(folder: Path, generator: random.Random) -> Broken:
+def corrupt_log(folder: Path, generator: random.Random) -> Broken:
     file = folder / "out" / "predictions.jsonl"
     if generator.random() < 0.25:
-        return spoil_bytes("out/predictions.jsonl")(folder, generator)
+        return corrupt_bytes("out/predictions.jsonl")(folder, generator)
     lines = file.read_text().splitlines()
     if generator.random() < 0.4:
         row = json.loads(lines[1])
@@ -1013,28 +1013,29 @@ def accept_log(_: Any, broken: Broken) -> bool:
 BUNDLE = ("head.safetensors", "case")
 """What an error may name in place of a card: the weights that do not fit it, or the folder of both."""
 AREAS = (
-    Area("classes", 120, build_classes, spoil_json("classes.json"), read_classes,
+    Area("classes", 120, build_classes, corrupt_json("classes.json"), read_classes,
          lambda _, broken: broken.content is not NotImplemented and classes_rule(broken.content)),
-    Area("depth scale", 40, build_scale, spoil_json("depth.json"), read_scale,
+    Area("depth scale", 40, build_scale, corrupt_json("depth.json"), read_scale,
          lambda _, broken: broken.content is not NotImplemented and scale_rule(broken.content)),
-    Area("coco", 200, build_coco, spoil_json("annotations/train.json"), read_detection, accept_coco, ("train.json",)),
-    Area("yolo", 80, build_yolo, spoil_yolo, read_detection, accept_yolo, ("data.yaml", "labels", "classes.json")),
-    Area("voc", 80, build_voc, spoil_voc, read_detection, accept_voc,
+    Area("coco", 200, build_coco, corrupt_json("annotations/train.json"), read_detection, accept_coco, ("train.json",)),
+    Area("yolo", 80, build_yolo, corrupt_yolo, read_detection, accept_yolo, ("data.yaml", "labels", "classes.json")),
+    Area("voc", 80, build_voc, corrupt_voc, read_detection, accept_voc,
          ("Annotations", "train.txt", "a.xml", "b.xml", "classes.json")),
-    Area("depth lists", 40, build_list, spoil_list, read_depth_list, accept_list),
-    Area("questions", 80, build_questions, spoil_lines("train.jsonl"), read_questions, accept_questions),
-    Area("conversations", 80, build_llava, spoil_json("train.json"), read_questions, accept_llava),
-    Area("images", 120, build_images, spoil_image, read_images, accept_image),
-    Area("masks", 60, build_masks, spoil_masks, read_masks, accept_masks),
-    Area("depth maps", 60, build_depth_maps, spoil_depth_map, read_depth_maps, accept_depth_map),
-    Area("segmentation cards", 60, build_bundle("segmentation"), spoil_json("head.json"), read_bundle, accept_bundle,
+    Area("depth lists", 40, build_list, corrupt_list, read_depth_list, accept_list),
+    Area("questions", 80, build_questions, corrupt_lines("train.jsonl"), read_questions, accept_questions),
+    Area("conversations", 80, build_llava, corrupt_json("train.json"), read_questions, accept_llava),
+    Area("images", 120, build_images, corrupt_image, read_images, accept_image),
+    Area("masks", 60, build_masks, corrupt_masks, read_masks, accept_masks),
+    Area("depth maps", 60, build_depth_maps, corrupt_depth_map, read_depth_maps, accept_depth_map),
+    Area("segmentation cards", 60, build_bundle("segmentation"), corrupt_json("head.json"), read_bundle, accept_bundle,
          BUNDLE),
-    Area("depth cards", 40, build_bundle("depth"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
-    Area("detection cards", 40, build_bundle("detection"), spoil_json("head.json"), read_bundle, accept_bundle, BUNDLE),
-    Area("weights", 60, build_bundle("segmentation"), spoil_weights, read_bundle, accept_weights),
-    Area("checkpoints", 24, build_checkpoint, spoil_checkpoint, read_checkpoint, accept_checkpoint),
-    Area("settings", 80, build_settings, spoil_json("config.json"), read_settings, accept_settings),
-    Area("states of runs", 80, build_state, spoil_json("state.json"), read_run_state, accept_state, ("checkpoint",)),
-    Area("logs of training", 60, build_metrics, spoil_lines("metrics.jsonl"), read_metrics, accept_metrics),
-    Area("logs of predictions", 60, build_log, spoil_log, read_log, accept_log),
+    Area("depth cards", 40, build_bundle("depth"), corrupt_json("head.json"), read_bundle, accept_bundle, BUNDLE),
+    Area("detection cards", 40, build_bundle("detection"), corrupt_json("head.json"), read_bundle, accept_bundle,
+         BUNDLE),
+    Area("weights", 60, build_bundle("segmentation"), corrupt_weights, read_bundle, accept_weights),
+    Area("checkpoints", 24, build_checkpoint, corrupt_checkpoint, read_checkpoint, accept_checkpoint),
+    Area("settings", 80, build_settings, corrupt_json("config.json"), read_settings, accept_settings),
+    Area("states of runs", 80, build_state, corrupt_json("state.json"), read_run_state, accept_state, ("checkpoint",)),
+    Area("logs of training", 60, build_metrics, corrupt_lines("metrics.jsonl"), read_metrics, accept_metrics),
+    Area("logs of predictions", 60, build_log, corrupt_log, read_log, accept_log),
 )  # fmt: skip

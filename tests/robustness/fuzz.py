@@ -1,4 +1,4 @@
-"""Malformed inputs by random seeds, for as long as one likes: ``make fuzz MINUTES=30``.
+"""Malformed inputs by random seeds, for a given time: ``make fuzz MINUTES=30``.
 
 Readers run in a child process with bounded memory, so that a crash or a hang of a decoder is found too. Every failure
 is printed with its area and seed; ``make fuzz CASE="coco 17"`` repeats one.
@@ -22,7 +22,7 @@ sys.path[:0] = [
 ]
 
 from areas import AREAS  # noqa: E402
-from test_malformed import LONGEST_SECONDS, judge, ringing  # noqa: E402
+from test_malformed import LONGEST_SECONDS, judge, timeout_alarm  # noqa: E402
 
 MEMORY = 4 << 30
 """Bytes that readers may take besides what the child has when it starts."""
@@ -31,11 +31,11 @@ GRACE_SECONDS = 20
 
 
 def child(channel: Connection, start: int) -> None:
-    """Judges one seed after the other, and says before each which it is."""
+    """Tests one seed after the other, and reports each before it starts."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
-    with tempfile.TemporaryDirectory() as folder, ringing():
+    with tempfile.TemporaryDirectory() as folder, timeout_alarm():
         seed = start
         while True:
             area = AREAS[seed % len(AREAS)]
@@ -54,12 +54,12 @@ def fuzz(minutes: float, start: int) -> int:
         process = context.Process(target=child, args=(theirs, seed), daemon=True)
         process.start()
         theirs.close()
-        name, said = "?", ""
+        name, message = "?", ""
         patience: float = 120  # the first time, everything is imported
         try:
             while time.monotonic() < end:
                 if not ours.poll(patience):
-                    said = "does not return"
+                    message = "does not return"
                     break
                 name, seed, result = ours.recv()
                 patience = LONGEST_SECONDS + GRACE_SECONDS
@@ -70,10 +70,10 @@ def fuzz(minutes: float, start: int) -> int:
                         print(result, flush=True)
         except EOFError:
             process.join()
-            said = f"ended the process (exit code {process.exitcode})"
-        if said:
+            message = f"ended the process (exit code {process.exitcode})"
+        if message:
             failed += 1
-            print(f"{name}, seed {seed}: {said}", flush=True)
+            print(f"{name}, seed {seed}: {message}", flush=True)
         process.kill()
         process.join()
         seed += 1
@@ -91,10 +91,10 @@ def main() -> int:
     if options.case:
         name, _, seed = options.case.rpartition(" ")
         area = next(area for area in AREAS if area.name == name)
-        with tempfile.TemporaryDirectory() as folder, ringing():
-            said = judge(area, int(seed), Path(folder) / "case")
-        print(said or f"{options.case}: passes")
-        return bool(said)
+        with tempfile.TemporaryDirectory() as folder, timeout_alarm():
+            message = judge(area, int(seed), Path(folder) / "case")
+        print(message or f"{options.case}: passes")
+        return bool(message)
     return fuzz(options.minutes, secrets.randbelow(10**9) if options.seed is None else options.seed) > 0
 
 

@@ -1,4 +1,4 @@
-"""Malformed inputs made from good ones, by seed."""
+"""Malformed inputs made from valid ones, by seed."""
 
 import copy
 import json
@@ -40,14 +40,14 @@ class Twice(str):
         return self is other
 
 
-# Wrong in most places. Whether one is right in a certain place, the area's own rules say.
+# Invalid in most places; the rules of the area decide whether one is valid in a certain place.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 255, 65_536, 1.7, -0.5, 1e-12, 10**9, 10**18, 10**30, 1e300, 2**63, "", " ", "1",
     "1_0", "-3", "NaN", "text", "true", "../../outside", "/etc/passwd", "a\x00b", "line\nbreak", "\u202e", "é" * 3,
     "x" * 100_000, "#-12345", "#12_456", "#00ff00", [], {}, [[]], [None], [1, 2], [0, 0, 0], ["a", "a"], {"a": 1},
     [1] * 5000,
 )  # fmt: skip
-# Not JSON, or not to be represented: refused in whatever place.
+# Not JSON, or not representable: rejected in every place.
 NEVER: tuple[Raw, ...] = (
     Raw("NaN"), Raw("-Infinity"), Raw("1" * 6000), Raw('"\\ud800"'), Raw("[" * 3000 + "]" * 3000), Raw("'a'"),
     Raw("01"), Raw("[1,]"), Raw('"a\nb"'), Raw('{"a": 1, "a": 1}'), Raw("undefined"), Raw("{" * 50_000),
@@ -55,7 +55,7 @@ NEVER: tuple[Raw, ...] = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value inside a JSON value."""
+    """The path to every value inside a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*at, key)
@@ -63,10 +63,10 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed_json(value: Any, generator: random.Random) -> tuple[str, Any, str]:
-    """A JSON text in which one thing is other than in ``value``.
+    """A JSON text that differs from ``value`` in one place.
 
     Returns:
-        The text; the value that it stands for, or ``NotImplemented`` where it stands for none; and what was changed.
+        The text; the value that it represents, or ``NotImplemented`` if it represents none; and the change.
     """
     value = copy.deepcopy(value)
     way = generator.choice(list(places(value)))
@@ -98,7 +98,7 @@ def changed_json(value: Any, generator: random.Random) -> tuple[str, Any, str]:
 
 
 def changed_bytes(content: bytes, generator: random.Random) -> tuple[bytes, str]:
-    """Bytes as a broken disk, a wrong tool or an attacker leaves them."""
+    """Bytes corrupted as by a damaged disk, a wrong tool or an attacker."""
     at = generator.randrange(max(len(content), 1))
     junk = generator.randbytes(generator.choice((1, 4, 64)))
     match generator.randrange(9):
@@ -124,7 +124,7 @@ def changed_bytes(content: bytes, generator: random.Random) -> tuple[bytes, str]
 
 
 def not_a_file(path: Path, generator: random.Random) -> str:
-    """Puts something in a file's place that must not be read."""
+    """Replaces a file by something that must not be read."""
     path.unlink()
     match generator.randrange(4):
         case 0:
@@ -144,7 +144,7 @@ def not_a_file(path: Path, generator: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a reader made of an input: its result, or its error."""
+    """The outcome of a reader: its result or its error."""
 
     result: Any = None
     error: BaseException | None = None

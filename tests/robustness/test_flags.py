@@ -1,4 +1,4 @@
-"""Values of flags that cannot be meant: each ends in exit status 2 and one message that names the flag."""
+"""Invalid values of flags: each gives exit status 2 and one message that names the flag."""
 
 import dataclasses
 import signal
@@ -45,19 +45,19 @@ def bad_values(whole):
 def cases():
     for task, name in TRAIN.items():
         config = recipe(name)
-        # What all tasks share is tried with one of them.
+        # Settings that all tasks share are tested with one of them.
         for setting, count, whole in numbers(config if task == "segmentation" else config.task):
             for value in bad_values(whole):
                 yield pytest.param(task, setting.replace("_", "-"), [value] * count, id=f"{task} {setting} {value[:8]}")
 
 
 def ends_with(argv, capsys):
-    """The exit status and what was said."""
+    """The exit status and the output."""
 
-    def ring(*_):
+    def raise_timeout(*_):
         raise AssertionError(f"{argv}: not refused within 10 s")
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, raise_timeout)
     signal.setitimer(signal.ITIMER_REAL, 10)
     try:
         status = main(argv)
@@ -70,12 +70,12 @@ def ends_with(argv, capsys):
 
 
 @pytest.mark.parametrize(("task", "flag", "values"), list(cases()))
-def test_every_number_of_a_run_has_bounds(task, flag, values, scenes, tmp_path, capsys):
-    status, said = ends_with(
+def test_numeric_settings_have_bounds(task, flag, values, scenes, tmp_path, capsys):
+    status, output = ends_with(
         ["train", task, "--data", str(scenes), "--out", str(tmp_path / "run"), f"--{flag}", *values], capsys
     )
-    assert status == 2 and flag in said.replace("_", "-"), said
-    assert "Traceback" not in said and len(said) < 5000
+    assert status == 2 and flag in output.replace("_", "-"), output
+    assert "Traceback" not in output and len(output) < 5000
     assert not (tmp_path / "run").exists()
 
 
@@ -127,7 +127,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("command", "named"), OTHERS, ids=[command for command, _ in OTHERS])
-def test_values_that_cannot_be_meant(command, named, scenes, run, tmp_path, capsys):
+def test_invalid_values_are_rejected(command, named, scenes, run, tmp_path, capsys):
     fields = {
         "data": scenes,
         "run": run,
@@ -137,13 +137,13 @@ def test_values_that_cannot_be_meant(command, named, scenes, run, tmp_path, caps
     }
     words = [word.format(**fields) for word in command.split()]
     before = sorted(run.rglob("*"))
-    status, said = ends_with(words, capsys)
-    assert status == 2 and named in said, said
-    assert "Traceback" not in said
+    status, output = ends_with(words, capsys)
+    assert status == 2 and named in output, output
+    assert "Traceback" not in output
     assert not (tmp_path / "out").exists() and sorted(run.rglob("*")) == before
 
 
-def test_good_values_pass_the_same_way(scenes, tmp_path, capsys):
+def test_valid_values_are_accepted(scenes, tmp_path, capsys):
     flags = []
     for name, value in SMALL_RUN.items():
         flag = f"--{name.replace('_', '-')}"
@@ -152,6 +152,6 @@ def test_good_values_pass_the_same_way(scenes, tmp_path, capsys):
         else:
             flags += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     words = ["train", "segmentation", "--data", str(scenes), "--out", str(tmp_path / "run"), *flags]
-    status, said = ends_with(words, capsys)
-    assert status == 0, said
+    status, output = ends_with(words, capsys)
+    assert status == 0, output
     assert (tmp_path / "run" / "best" / "head.safetensors").is_file()

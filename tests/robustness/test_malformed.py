@@ -1,4 +1,4 @@
-"""Malformed files: each ends in one error that names it, or in a success that the format's rules allow."""
+"""Malformed files: each gives one error that names it, or a success that the rules of the format allow."""
 
 import random
 import shutil
@@ -17,15 +17,15 @@ LONGEST_SECONDS, MOST_BYTES = 10, 1 << 30
 
 
 class TooLong(BaseException):
-    """A reader that does not come to an end."""
+    """A reader did not return in time."""
 
 
 def judge(area, seed, folder):
-    """Breaks an input by a seed and has it read; returns what is wrong with the outcome, or an empty string."""
+    """Corrupts an input by a seed and reads it; returns an error in the outcome, or an empty string."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     area.build(folder)
-    broken = area.spoil(folder, random.Random(f"{area.name} {seed}"))
+    broken = area.corrupt(folder, random.Random(f"{area.name} {seed}"))
     before, start = forget_peak(), time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, LONGEST_SECONDS)
     try:
@@ -42,10 +42,10 @@ def judge(area, seed, folder):
         return "" if area.accept(found.result, broken) else f"{where}silently accepted"
     if not isinstance(found.error, VitsplitError):
         return f"{where}{type(found.error).__name__}: {str(found.error)[:300]}"
-    said = str(found.error)
-    if not any(name in said for name in (broken.file.name, *area.names)):
-        return f"{where}the error does not name {broken.file.name}: {said[:300]}"
-    return "" if len(said) < 5000 else f"{where}an error of {len(said)} characters"
+    message = str(found.error)
+    if not any(name in message for name in (broken.file.name, *area.names)):
+        return f"{where}the error does not name {broken.file.name}: {message[:300]}"
+    return "" if len(message) < 5000 else f"{where}an error of {len(message)} characters"
 
 
 def peak_bytes():
@@ -55,19 +55,19 @@ def peak_bytes():
 
 
 def forget_peak():
-    """Sets the peak to the memory of now, and returns it."""
+    """Resets the peak to the current memory, and returns it."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
 
 
 @contextmanager
-def ringing():
-    """Lets the alarm of ``judge`` raise."""
+def timeout_alarm():
+    """Raises an exception at the timeout of ``judge``."""
 
-    def ring(*_):
+    def raise_timeout(*_):
         raise TooLong
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGALRM, raise_timeout)
     try:
         yield
     finally:
@@ -75,17 +75,17 @@ def ringing():
 
 
 @pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
-def test_malformed_files(area, tmp_path):
-    with ringing():
-        wrong = [said for seed in range(area.count) if (said := judge(area, seed, tmp_path / "case"))]
+def test_malformed_files_give_one_error_or_a_valid_result(area, tmp_path):
+    with timeout_alarm():
+        wrong = [message for seed in range(area.count) if (message := judge(area, seed, tmp_path / "case"))]
     assert not wrong, f"{len(wrong)} of {area.count}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("area", AREAS, ids=lambda area: area.name)
-def test_the_good_input_of_every_area_is_read(area, tmp_path):
+def test_valid_inputs_are_read(area, tmp_path):
     area.build(tmp_path)
     area.use(tmp_path)
 
 
-def test_there_are_a_thousand():
+def test_there_are_at_least_a_thousand_inputs():
     assert sum(area.count for area in AREAS) >= 1000
