@@ -2,14 +2,14 @@
 
     python benchmarks/kill_resume.py --kills 60 --pairs 20
 
-A tiny run (random weights, generated scenes) is killed with SIGKILL: half of the times just before one of its accesses
-to a file of its folder, evenly chosen from the first to the last (those before ``config.json`` stands are all taken),
-half at a random time. Then ``vitsplit train ... --resume`` is given, and where that answers that nothing was trained
-and the command is to be given without it, the command as it was. In the end all tensors of the last checkpoint and of
-both bundles, and all rows of ``metrics.jsonl`` but for clocks, must be those of a run that was never stopped.
+A tiny run (random weights, generated scenes) is killed with SIGKILL: in half of the trials just before one of its
+accesses to a file in its folder (evenly spaced over the run, and all accesses before ``config.json`` exists), in the
+other half at a random time. It is then resumed with ``vitsplit train ... --resume``, or with the original command if
+nothing was trained before the kill. Finally all tensors of the last checkpoint and of both bundles, and all rows of
+``metrics.jsonl`` except times, must equal those of an uninterrupted run.
 
-A pair is two processes with the same command, the second begun while the first is at work, both new or both resuming.
-One must be refused with the other's number, and the other end as if it had been alone.
+A pair is two processes with the same command, the second started while the first is running, both new or both
+resuming. One must be rejected with the process ID of the other, and the other must give the result of a single process.
 
 Processes are forked from one that has imported everything, so that a run takes a second or two.
 """
@@ -61,7 +61,7 @@ SETTINGS: dict[str, Any] = {
 }
 CLOCKS = {"seconds", "images_per_second", "peak_memory_gb"}
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
-"""What Python's audit hooks are told of accesses to files."""
+"""Audit events of Python for accesses to files."""
 FORK = multiprocessing.get_context("fork")
 
 
@@ -73,65 +73,67 @@ class Bench:
         self.data = write_segmentation_set(root / "data", 6, 3, (48, 64), seed=1, workers=1)
         self.config = root / "settings.json"
         write_json(self.config, config_to_dict(override(recipe("laptop-segmentation"), SETTINGS)))
-        self.straight = root / "straight"
+        self.uninterrupted = root / "uninterrupted"
         accesses = root / "accesses.json"
         began = time.perf_counter()
-        status, said = self.run(self.straight, lambda: watch(self.straight, count_into(accesses, self.straight)))
+        status, output = self.run(
+            self.uninterrupted, lambda: watch(self.uninterrupted, count_into(accesses, self.uninterrupted))
+        )
         self.seconds = time.perf_counter() - began
         if status:
-            sys.exit(f"The run that was to be compared with ended with status {status}: {said}")
+            sys.exit(f"The run that was to be compared with ended with status {status}: {output}")
         self.accesses, self.before_config = json.loads(accesses.read_text())
 
     def start(
         self, out: Path, prepare: Callable[[], None] = lambda: None, *, resume: bool = False
     ) -> tuple[BaseProcess, Path]:
-        """Begins ``vitsplit train``; returns the process, and the file of what it says."""
+        """Starts ``vitsplit train``; returns the process and the file of its output."""
         words = ["train", "segmentation", "--data", str(self.data), "--out", str(out)]
         words += ["--resume"] if resume else ["--config", str(self.config)]
-        said = self.root / f"{out.name}-{time.monotonic_ns()}.txt"
-        process = FORK.Process(target=child, args=(words, said, prepare))
+        log_file = self.root / f"{out.name}-{time.monotonic_ns()}.txt"
+        process = FORK.Process(target=child, args=(words, log_file, prepare))
         process.start()
-        return process, said
+        return process, log_file
 
     def run(self, out: Path, prepare: Callable[[], None] = lambda: None, *, resume: bool = False) -> tuple[int, str]:
-        """The same to its end: exit status, and what it said."""
-        process, said = self.start(out, prepare, resume=resume)
-        return ended(process, said)
+        """Runs the command to its end; returns the exit status and the output."""
+        process, log_file = self.start(out, prepare, resume=resume)
+        return ended(process, log_file)
 
     def resume(self, out: Path) -> str:
         """Resumes a killed run; returns the command that worked, or the error."""
         way = "--resume"
-        status, said = self.run(out, resume=True)
-        if status == 2 and "without --resume" in said:
+        status, output = self.run(out, resume=True)
+        if status == 2 and "without --resume" in output:
             way = "the command again"
-            status, said = self.run(out)
-        return way if status == 0 else f"status {status}: {said.strip()}"
+            status, output = self.run(out)
+        return way if status == 0 else f"status {status}: {output.strip()}"
 
     def differences(self, out: Path) -> list[str]:
         """The differences of a run from the uninterrupted run."""
         checkpoint = f"checkpoints/step-{STEPS:08d}"
         files = [f"{checkpoint}/{name}.safetensors" for name in ("weights", "optimizer", "ema")]
         files += [f"{bundle}/head.safetensors" for bundle in ("best", "last")]
-        found = [file for file in files if not same_tensors(self.straight / file, out / file)]
-        if rows(out) != rows(self.straight):
+        found = [file for file in files if not same_tensors(self.uninterrupted / file, out / file)]
+        if rows(out) != rows(self.uninterrupted):
             found.append("metrics.jsonl")
         found += [str(path.relative_to(out)) for path in out.rglob(".*")]
         return found
 
 
-def child(words: list[str], said: Path, prepare: Callable[[], None]) -> None:
+def child(words: list[str], log_file: Path, prepare: Callable[[], None]) -> None:
     torch.set_num_threads(1)
-    with said.open("wb") as file:
+    with log_file.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     prepare()
     sys.exit(run_vitsplit(words))
 
 
-def ended(process: BaseProcess, said: Path) -> tuple[int, str]:
+def ended(process: BaseProcess, log_file: Path) -> tuple[int, str]:
     process.join()
     assert process.exitcode is not None
-    return process.exitcode, said.read_text(errors="replace")
+    return process.exitcode, log_file.read_text(errors="replace")
 
 
 def watch(folder: Path, on_access: Callable[[], None]) -> None:
@@ -200,12 +202,12 @@ def measure_kills(bench: Bench, count: int, draw: random.Random) -> dict[str, An
             status, _ = bench.run(out, lambda when=when, out=out: watch(out, kill_at(int(when))))  # type: ignore[misc]
         else:
             status = 0
-            while status == 0:  # a kill that came too late is none
+            while status == 0:  # the run ended before the kill
                 shutil.rmtree(out, ignore_errors=True)
-                process, said = bench.start(out)
+                process, log_file = bench.start(out)
                 time.sleep(when)
                 process.kill()
-                status, _ = ended(process, said)
+                status, _ = ended(process, log_file)
                 when *= 0.8
         early += not (out / "config.json").exists()
         way = bench.resume(out) if out.exists() else ("the command again" if bench.run(out)[0] == 0 else "failed")
@@ -262,7 +264,7 @@ def main() -> None:
     options = parser.parse_args()
     draw = random.Random(options.seed)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # What children would otherwise import one by one, before any of them is forked.
+    # Imported once here, so that forked processes need not import it.
     import accelerate  # noqa: F401
     import timm  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401

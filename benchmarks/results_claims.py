@@ -12,13 +12,13 @@ class Count:
     """A figure that follows from shapes.
 
     Attributes:
-        claim: Where it stands in the paper, and what it is of.
-        command: Prints it, as JSON.
+        claim: The claim and its place in the paper.
+        command: Prints the figure as JSON.
         paper: The paper's figure.
-        key: Of the JSON, with dots.
-        unit: What the JSON's number is divided by.
-        num_classes: Classes to count for, where the command says no other.
-        note: Why ours differs, if it does.
+        key: The key in the JSON, with dots between levels.
+        unit: Divisor of the number in the JSON.
+        num_classes: Number of classes, unless the command sets it.
+        note: The reason for a difference, if any.
     """
 
     claim: str
@@ -36,10 +36,10 @@ class Measured:
 
     Attributes:
         claim: What is claimed, and where.
-        command: Measures it; where it has been measured, the command that did stands in the file.
-        paper: What the paper says.
+        command: Measures the figure; if it has been measured, the file has the command that was used.
+        paper: The paper's figure.
         file: ``benchmarks/measured/FILE.json`` with ``machine``, ``command`` and ``figures``.
-        ours: What to print of ``figures``.
+        ours: Format string for ``figures``.
         note: A plain sentence on the difference.
     """
 

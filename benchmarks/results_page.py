@@ -1,7 +1,7 @@
 """Writes docs/results.md: every claim of the paper that can be checked here, the paper's figure, ours, and the command.
 
-What is counted is counted anew whenever this runs. What was measured stands in ``benchmarks/measured/*.json``, each
-file with the machine and the command of its figures; a claim without a file is listed as not measured.
+Counts are computed on every run. Measurements are read from ``benchmarks/measured/*.json``, each with the machine and
+the command of its figures; a claim without a file is listed as not measured.
 
     python benchmarks/results_page.py
 """
@@ -44,7 +44,7 @@ class Row:
 
 
 def main() -> None:
-    """Writes the page, or with ``--check`` only says whether it is up to date."""
+    """Writes the page, or with ``--check`` only checks whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the page would change")
     page = render()
@@ -80,7 +80,7 @@ def counted() -> str:
 
 
 def count_now(count: Count) -> float:
-    """The figure of a claim, from the same code that the command runs."""
+    """The figure of a claim, computed by the code that the command runs."""
     arguments = shlex.split(count.command)
     assert arguments[:2] == ["vitsplit", "info"]
     flags = [flag for flag in arguments[3:] if flag != "--json"]
@@ -104,7 +104,7 @@ def _figure(value: float) -> str:
 
 
 def _verdict(count: Count, ours: float) -> str:
-    """The sentence that explains a difference; none where there is none to speak of."""
+    """The sentence that explains a difference; empty if the difference is small."""
     differs = abs(ours / count.paper - 1) > 0.005
     if differs and not count.note:
         raise SystemExit(f"{count.claim}: ours is {ours:.4f}, the paper's {count.paper}. Say why in results_claims.py.")
@@ -112,7 +112,7 @@ def _verdict(count: Count, ours: float) -> str:
 
 
 def measured() -> str:
-    """What was measured, and what was not yet."""
+    """Measured figures, and claims that are not measured yet."""
     rows, missing, machines = [], [], {}
     for claim in MEASURED:
         file = FIGURES / f"{claim.file}.json"
@@ -122,7 +122,15 @@ def measured() -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         machine = machines.setdefault(found["machine"], len(machines) + 1)
         rows.append(
-            Row((claim.claim, _code(found["command"]), claim.paper, _told(claim, found), f"{claim.note} ({machine})"))
+            Row(
+                (
+                    claim.claim,
+                    _code(found["command"]),
+                    claim.paper,
+                    _measured_figure(claim, found),
+                    f"{claim.note} ({machine})",
+                )
+            )
         )
     machine_lines = "".join(f"{number}. {machine}\n" for machine, number in machines.items())
     text = _section("Measured", "", ("claim", "command", "paper", "ours", "(machine)"), rows)
@@ -132,12 +140,12 @@ def measured() -> str:
     return text
 
 
-def _told(claim: Measured, found: dict[str, Any]) -> str:
+def _measured_figure(claim: Measured, found: dict[str, Any]) -> str:
     return claim.ours.format(**found["figures"])
 
 
 def beyond() -> str:
-    """What needs data sets and machines that a user has and we have not."""
+    """Claims that require data sets and hardware that were not available."""
     rows = [Row((each.claim, each.paper, _code(each.command))) for each in BEYOND]
     text = (
         "The exact command for those who have the data; none of these was run here. Table 14's text has layer-wise "
@@ -147,12 +155,12 @@ def beyond() -> str:
 
 
 def _code(commands: str) -> str:
-    """Commands of which one comes after the other."""
+    """Commands that are run one after the other."""
     return f"`{commands.replace(', then ', '`, then `')}`"
 
 
 def not_covered() -> str:
-    """What no command checks."""
+    """Claims that no command checks."""
     lines = "\n".join(f"- {line}" for line in NOT_COVERED)
     return f"## Not covered\n\n{lines}\n"
 

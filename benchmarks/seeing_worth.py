@@ -2,11 +2,12 @@
 
     python benchmarks/seeing_worth.py --data nyuv2 --backbone dinov2-small-focus
 
-The image's part is read from its label map: which classes are there, and how much of the image they cover. Nothing
-that a backbone sees can tell more about them. One network gets none of it, and one that of another image, drawn once
-for every training image. With ``--backbone`` one more gets what linear classifiers on the frozen backbone's features
-make of every image, those of training images fitted on the others. Each is shown with its best epoch on the validation
-questions, which flatters all alike. Needs scikit-learn.
+The image content is read from the label map: which classes are present, and the share of the image that each covers.
+Features of a backbone cannot contain more information about the classes. One network gets no image content, and one
+that of another image, drawn once per training image. With ``--backbone``, another network gets the predictions of
+linear classifiers on the frozen backbone's features (for training images, of classifiers fitted on the other images).
+Each result is that of the best epoch on the validation questions, which favors all networks equally. Needs
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FOLDS = 5
 
 
 class Answerer(nn.Module):
-    """Question and image, each brought to one width, and their product: scores of all answers."""
+    """Scores of all answers from the question, the image (each projected to one width) and their product."""
 
     def __init__(self, num_words: int, num_facts: int, num_answers: int) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ def main() -> None:
         for split, each in turns.items()
     }
     num_classes = len(json.loads((options.data / "classes.json").read_text(encoding="utf-8")))
-    # Each image once: what is learned of images must not weigh them by their questions.
+    # Each image once, so that images are not weighted by their number of questions.
     files = {split: sorted(set(each)) for split, each in images.items()}
     rows = {split: torch.tensor([files[split].index(file) for file in each]) for split, each in images.items()}
     true = {split: read_facts([label_map(file) for file in each], num_classes) for split, each in files.items()}
@@ -84,11 +85,11 @@ def main() -> None:
 
     figures = {}
     for reads, each in facts.items():
-        told = {split: standardized(each[split], each["train"])[rows[split]] for split in each}
-        figures[reads] = [fit(words, told, turns, seed) for seed in options.seeds]
+        inputs = {split: standardized(each[split], each["train"])[rows[split]] for split in each}
+        figures[reads] = [fit(words, inputs, turns, seed) for seed in options.seeds]
         if reads == "question and image":
             figures["question and another image"] = [
-                fit(words, {**told, "train": told["train"][shuffled(len(told["train"]), seed)]}, turns, seed)
+                fit(words, {**inputs, "train": inputs["train"][shuffled(len(inputs["train"]), seed)]}, turns, seed)
                 for seed in options.seeds
             ]
     for reads, best in figures.items():
@@ -102,7 +103,7 @@ def label_map(image: Path) -> Path:
 
 
 def read_facts(files: list[Path], num_classes: int) -> Tensor:
-    """For every label map, of each class whether it is there, and the root of its share of the image: N x 2 K."""
+    """For every label map and class, whether it is present and the square root of its share of the image: N x 2 K."""
     shares = []
     for file in files:
         labels = np.asarray(Image.open(file)).ravel()
@@ -112,7 +113,7 @@ def read_facts(files: list[Path], num_classes: int) -> Tensor:
 
 
 def see(name: str, files: dict[str, list[Path]], true: Splits, num_classes: int) -> Splits:
-    """Of every image and class the score that it is there, by a linear classifier on the backbone's features: N x K."""
+    """Scores of every class in every image, by linear classifiers on the backbone's features: N x K."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import cross_val_predict
@@ -125,7 +126,7 @@ def see(name: str, files: dict[str, list[Path]], true: Splits, num_classes: int)
     for index in range(num_classes):
         present = true["train"][:, index].numpy()
         if min(present.sum(), (1 - present).sum()) < FOLDS:
-            continue  # too rare, or always there: nothing to tell apart
+            continue  # too rare or always present: nothing to classify
         classifier = make_pipeline(
             StandardScaler(), PCA(128, whiten=True, random_state=0), LogisticRegression(C=0.01, max_iter=500)
         )
@@ -138,7 +139,7 @@ def see(name: str, files: dict[str, list[Path]], true: Splits, num_classes: int)
 
 @torch.inference_mode()
 def pooled(backbone: Backbone, file: Path) -> Tensor:
-    """Means over the image and over its quarters of the maps of the last layer and of one at two thirds."""
+    """Means, over the image and its quarters, of the last layer's map and of the one at two thirds of the depth."""
     last = backbone.num_layers - 1
     layers = (2 * last // 3 + 1, last)
     image_CHW = TF.resize(read_image(file), list(SIZE), antialias=True)
@@ -148,7 +149,7 @@ def pooled(backbone: Backbone, file: Path) -> Tensor:
 
 
 def standardized(values: Tensor, of: Tensor) -> Tensor:
-    """Each column with the mean and the deviation of another table's taken away."""
+    """Standardizes each column by the mean and standard deviation of another table."""
     return (values - of.mean(0)) / (of.std(0) + 1e-6)
 
 

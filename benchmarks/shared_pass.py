@@ -2,9 +2,9 @@
 
     python benchmarks/shared_pass.py RUN_A RUN_B RUN_C --images FOLDER
 
-Time: shared and separate are measured in turns in one process, after a warm-up; medians. Memory: peak of a fresh
-process that loads the models in one way and predicts one image. The bound is what multiply-adds allow: one pass
-of the backbone instead of one per bundle.
+Time: shared and separate predictions alternate in one process, after a warm-up; medians. Memory: the peak of a new
+process that loads the models in one way and predicts one image. The bound is the ratio of multiply-adds: one pass of
+the backbone instead of one per bundle.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@
     python benchmarks/vqa_connectors.py --out runs/connectors --data my_data --steps 600
 
 Without ``--data``, the questions are on generated scenes and balanced (``vitsplit.sample``): every question has each of
-its answers equally often, so what exceeds chance is seen. Connector and language model are tuned together from the
-start: one that had first learned to answer without seeing did not begin to look (docs/benchmarks.md). The third variant
-is trained with other images than the questions are on, and shows what is reached without seeing. Finished runs are not
-trained again, and interrupted runs are resumed. Other flags are those of `vitsplit train vqa`, for all runs.
+its answers equally often, so accuracy above chance requires the image. Connector and language model are tuned together
+from the start: a language model that was first trained without images did not learn to use them (docs/benchmarks.md).
+The third variant is trained with images of other questions, and shows the accuracy without image information. Finished
+runs are not repeated, and interrupted runs are resumed. Other flags are those of `vitsplit train vqa`, for all runs.
 
-On scenes, the language model is cut to its first layers (``--layers``): all of them see too few questions in minutes.
+On scenes, only the first layers of the language model are used (``--layers``), because with all layers too few
+questions are seen in minutes.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def generated(out: Path) -> Path:
 
 
 def with_first_layers(config: TrainConfig, layers: int, out: Path) -> Path:
-    """A folder with the first layers of the language model, which is tuned anyway, for as many more steps."""
+    """A folder with the first layers of the language model, which is tuned, so that more steps fit in the time."""
     from transformers import AutoModelForCausalLM
 
     folder = out / f"language-model-{layers}"

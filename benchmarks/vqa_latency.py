@@ -2,9 +2,9 @@
 
     python benchmarks/vqa_latency.py RUN --image desk.jpg
 
-Vision: backbone and connector. Prefix: the language model reads what stands before a question, which holds the image.
-Question: all else, which is that it reads the question and writes a token. The second question finds the visual tokens
-and the prefix done. Each round begins with the image anew; medians of the rounds after a warm-up.
+Vision: backbone and connector. Prefix: the language model reads the tokens before the question, which include the
+image. Question: the rest, which is reading the question and generating a token. The second question reuses the visual
+tokens and the prefix. Each round starts from the image; medians of the rounds after a warm-up.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def mark_calls(owner: Any, name: str, watch: Stopwatch, part: str) -> None:
-    """Lets a stopwatch know which time is that of a function of an object; all other is the question's."""
+    """Assigns the time of a method to a part of the stopwatch; the remaining time is that of the question."""
     function: Callable[..., Any] = getattr(owner, name)
 
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def measure(model: Any, image_CHW: torch.Tensor, questions: list[str], rounds: i
         "rounds": rounds,
         "first_seconds": first,
         "second_seconds": second,
-        # Of the first question's whole time; a share of nothing says that the work was not done again.
+        # As a share of the first question's total time; 0 means that the work was not repeated.
         "vision_share_first": vision[0] / first["whole"],
         "vision_share_second": vision[1] / second["whole"],
         "vision_second_to_first": vision[1] / vision[0],
