@@ -90,12 +90,12 @@ def draw_truth(sample: DetectionSample, classes: ClassList) -> Image.Image:
 def metrics_table(evaluation: Evaluation) -> Table:
     """The table of metrics for the terminal."""
     metrics = evaluation.metrics
-    title = "   ".join(f"{name} {percent(metrics[key])}" for key, name in FIGURES.items() if key in metrics)
+    title = "   ".join(f"{name} {percent(metrics[key])} %" for key, name in FIGURES.items() if key in metrics)
     return screen_table(["class", *_titles(evaluation)], _rows(evaluation), title=title)
 
 
 def _titles(evaluation: Evaluation) -> list[str]:
-    return ["objects", *(title for key, title in COLUMNS.items() if key in evaluation.metrics)]
+    return ["objects", *(f"{title}, %" for key, title in COLUMNS.items() if key in evaluation.metrics)]
 
 
 def _rows(evaluation: Evaluation) -> list[list[str]]:

@@ -45,14 +45,14 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
 def add_class_table(page: Page, evaluation: Evaluation) -> None:
     """IoU, accuracy and share of each class, best first."""
     rows = sorted(evaluation.metrics["classes"].items(), key=lambda item: -(item[1]["iou"] or -1.0))
-    page.table(["class", "IoU", "accuracy", "share of pixels"], _class_rows(rows))
+    page.table(["class", "IoU, %", "accuracy, %", "share of pixels, %"], _class_rows(rows))
 
 
 def add_gallery(page: Page, images: SegmentationSet, predict: Predict, count: int) -> None:
     """Input, ground truth, prediction and error of images spread evenly over the validation set."""
     classes = images.classes
     page.legend(list(zip(classes.names, classes.colors, strict=True)))
-    page.text("Last column: correct pixels are light gray, wrong pixels red, unlabeled pixels dark gray.", soft=True)
+    page.text("Error images: correct pixels are light gray, wrong pixels red, unlabeled pixels dark gray.", soft=True)
     for index in spread_evenly(count, len(images)):
         sample = images.load(index)
         prediction = predict(sample.image_CHW[None])[0]
@@ -85,9 +85,9 @@ def _error(mask_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8]) -> Image.Ima
 def metrics_table(evaluation: Evaluation) -> Table:
     """The table of metrics for the terminal."""
     metrics = evaluation.metrics
-    title = f"mIoU {percent(metrics['miou'])}   pixel accuracy {percent(metrics['pixel_accuracy'])}"
+    title = f"mIoU {percent(metrics['miou'])} %   pixel accuracy {percent(metrics['pixel_accuracy'])} %"
     rows = _class_rows(metrics["classes"].items())
-    return screen_table(["class", "IoU", "accuracy", "share"], rows, title=title)
+    return screen_table(["class", "IoU, %", "accuracy, %", "share, %"], rows, title=title)
 
 
 def _class_rows(classes: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:
@@ -95,5 +95,5 @@ def _class_rows(classes: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[s
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage, or a dash for None."""
+    """A fraction as a percentage without the sign, or a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
