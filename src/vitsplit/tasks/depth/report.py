@@ -54,7 +54,7 @@ def write_report(
     page.figures([(f"{metrics['rmse']:.3f} m", "RMSE"), (f"{metrics['abs_rel']:.3f}", "AbsRel"), delta1])
     page.heading("Pictures")
     add_gallery(page, images, predict, config, count)
-    page.heading("Figures")
+    page.heading("Metrics")
     page.table(["metric", "mean over images"], _rows(metrics))
     return page.write(folder, {"metrics": metrics})
 
@@ -62,8 +62,8 @@ def write_report(
 def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthConfig, count: int) -> None:
     """Input, ground truth, prediction and error of images spread evenly over the validation set."""
     page.text(
-        "Ground truth and prediction in a row share a color scale; invalid pixels are gray. Last column: relative "
-        f"error, from white at 0 to dark red at {ERROR_RANGE[1]:.0%} and above.",
+        "Ground truth and prediction share a color scale, bright (near) to dark (far); invalid pixels are gray. "
+        f"Relative errors are white at 0 and dark red at {100 * ERROR_RANGE[1]:.0f} % and above.",
         soft=True,
     )
     for index in spread_evenly(count, len(images)):
@@ -73,7 +73,7 @@ def add_gallery(page: Page, images: DepthSet, predict: Predict, config: DepthCon
         range_m = display_range(truth_HW if truth_HW.any() else prediction.depth)
         error_HW = relative_error(prediction.depth, truth_HW)
         valid_HW = truth_HW > 0
-        mean = f"mean {error_HW[valid_HW].mean():.1%}" if valid_HW.any() else "no valid depth"
+        mean = f"mean {100 * error_HW[valid_HW].mean():.1f} %" if valid_HW.any() else "no valid depth"
         page.pictures(
             [
                 (Image.fromarray(prediction.image), Path(sample.name).name),
