@@ -159,3 +159,18 @@ def test_overlays_of_tiny_and_narrow_images(size):
     box = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
     picture = draw_objects(np.zeros((*size, 3), np.uint8), box, ["a long name 0.99"], [(255, 0, 0)])
     assert picture.size == (size[1], size[0])
+
+
+def test_captions_of_neighboring_objects_do_not_overlap():
+    boxes = np.array([[20, 60, 120, 150], [25, 62, 130, 160], [30, 64, 125, 155]], dtype=np.float32)
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+
+    def filled(kept):
+        picture = draw_objects(np.zeros((200, 200, 3), np.uint8), boxes[kept], ["object"] * len(kept),
+                               [colors[index] for index in kept])  # fmt: skip
+        return [int((np.asarray(picture) == colors[index]).all(-1).sum()) for index in kept]
+
+    frames = [2 * (int(x2 - x1) + int(y2 - y1)) for x1, y1, x2, y2 in boxes]
+    together, alone = filled([0, 1, 2]), [filled([index])[0] for index in range(3)]
+    for count, single, frame in zip(together, alone, frames, strict=True):
+        assert count > single - frame, "a caption is hidden only where thin frames cross it"
