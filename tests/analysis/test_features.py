@@ -146,5 +146,5 @@ def test_a_sheet_has_a_cell_for_every_map():
     shades = [np.full((2, 2, 3), 10 * place, np.uint8) for place in range(COLUMNS + 3)]
     labels = [f"layer {place}" for place in range(COLUMNS + 3)]
     sheet = np.asarray(draw_sheet(pixels, [("a", labels, shades), ("b", labels[:2], shades[:2])]))
-    counts = {shade: int((sheet == shade).all(-1).sum()) for shade in (10, 20, 160)}
-    assert counts[10] >= 2 * 128 * 96 > counts[20] >= 128 * 96 and counts[160] >= 128 * 96
+    counts = {shade: int((sheet == shade).all(-1).sum()) for shade in (10, 20, 10 * (COLUMNS + 2))}
+    assert counts[10] >= 2 * 128 * 96 > counts[20] >= 128 * 96 and counts[10 * (COLUMNS + 2)] >= 128 * 96

@@ -25,7 +25,7 @@ def test_a_run_and_its_frozen_backbone(scenes, run, tmp_path, capsys, show):
     assert all(len(each["explained"]) == (3 if show == "pca" else 0) for each in own["maps"])
     pictures = sorted(out.glob("*.png"))
     assert len(pictures) == 2 and {picture.stem for picture in pictures} <= {file.stem for file in images.iterdir()}
-    assert Image.open(pictures[0]).width > 14 * 128
+    assert Image.open(pictures[0]).width > 7 * 128
     page = (out / "index.html").read_text()
     assert page.count("<img") == 2 and 'src="http' not in page and 'href="http' not in page
 

@@ -18,7 +18,7 @@ from vitsplit.analysis.features import ModelMaps, first_channel, principal_compo
 from vitsplit.report import Page
 
 Show = Literal["channel", "pca"]
-COLUMNS, CELL, TEXT, GAP = 14, 128, 12, 4
+COLUMNS, CELL, TEXT, GAP = 7, 144, 12, 4  # as wide as the page, so that labels are not scaled down
 BACKGROUND, INK, SOFT = (255, 255, 255), (28, 32, 36), (96, 100, 108)
 COLOR_MAP = "viridis"
 
@@ -52,8 +52,9 @@ def write_features(
         page.pictures([(sheet, f"{names[index]}.png")])
     page.text(
         "`layer`: frozen layer; `tuned`: trained block replacing that layer; `prior`: map of the prior head; `fused`: "
-        "input of the decoder. In the paper, early layers are similar for all models, and late layers are specific to "
-        "the training task (Figures 4 and 13).",
+        "input of the decoder. Colors of a map range from its 1st to its 99th percentile over all images. In "
+        "the paper, early layers are similar for all models, and late layers are specific to the training task "
+        "(Figures 4 and 13).",
         soft=True,
     )
     if show == "pca":
@@ -141,9 +142,9 @@ def _file_names(names: Sequence[str]) -> list[str]:
 
 
 def _subtitle(models: Sequence[ModelMaps], show: Show, normed: bool) -> str:
-    values = "first channel" if show == "channel" else "first three principal components as red, green and blue"
+    values = "First channel" if show == "channel" else "First three principal components as red, green and blue"
     norm = "after the final norm" if normed else "without the final norm"
-    return f"{', '.join(model.name for model in models)}: {values} of the patch tokens, {norm}"
+    return f"{values} of the patch tokens, {norm}. Models: {'; '.join(model.name for model in models)}."
 
 
 def _facts(
