@@ -181,7 +181,7 @@ def table(proposals: Sequence[Proposal]) -> tuple[list[str], list[list[str]]]:
         ]
         for proposal in proposals
     ]
-    return ["proposal", "K_t", "prior layers", "trained, M", "GMACs"], cells
+    return ["proposal", "K_t", "prior layers", "trainable, M", "GMACs"], cells
 
 
 def quality_table(qualities: Sequence[Quality]) -> tuple[list[str], list[list[str]]]:
@@ -266,19 +266,19 @@ def plot_layers(found: Similarity, proposals: Sequence[Proposal], gate_LJ: NDArr
     figure = Figure(figsize=(4.6 * panels, 4.2), layout="constrained")
     axes = figure.subplots(1, panels)
     shown = _draw_similarity(axes[0], found, name, name)
-    axes[0].set(xlabel="layer", ylabel="layer", title="CKA with division")
-    figure.colorbar(shown, ax=axes[0], shrink=0.8)
+    axes[0].set(xlabel="layer", ylabel="layer", title="CKA and its division into two blocks")
+    figure.colorbar(shown, ax=axes[0], shrink=0.8, label="CKA")
     for row, proposal in enumerate(proposals):
         copied = range(num_layers - proposal.num_tuned_layers, num_layers)
         axes[1].barh(row, len(copied), left=copied.start - 0.5, height=0.7, color="#d1603d", alpha=0.35)
         axes[1].plot(proposal.prior_layers, [row] * len(proposal.prior_layers), "o", color="#3b6fb6")
     axes[1].set_yticks(range(len(proposals)), [proposal.name for proposal in proposals])
     axes[1].invert_yaxis()
-    axes[1].set(xlabel="layer", xlim=(-0.6, num_layers - 0.4), title="copied (bar) and prior (dots)")
+    axes[1].set(xlabel="layer", xlim=(-0.6, num_layers - 0.4), title="copied (bars) and prior (dots) layers")
     if gate_LJ is not None:
         weights = axes[2].imshow(gate_LJ, cmap="viridis", origin="lower", aspect="auto", vmin=0)
         axes[2].set(xlabel="mixture", ylabel="layer", title="gate weights")
-        figure.colorbar(weights, ax=axes[2], shrink=0.8)
+        figure.colorbar(weights, ax=axes[2], shrink=0.8, label="weight")
     return figure
 
 
