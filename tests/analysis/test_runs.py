@@ -140,7 +140,7 @@ def test_a_failed_process_is_named_with_its_last_output_and_stops_the_study(tmp_
     stand_in.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(stand_in))
     out = tmp_path / "study"
-    with pytest.raises(TrainingError, match=r"one-seed0 failed: error: no such crop"):
+    with pytest.raises(TrainingError, match=r"one-seed0.*: error: no such crop"):
         run_trials(plan(small(), [ONE, TWO], [0, 1], out), tmp_path, out, processes=2)
     called = (tmp_path / "called").read_text().splitlines()
     assert len(called) == 2  # two at once, of four
@@ -192,7 +192,5 @@ def test_the_cheapest_head_within_the_standard_error_is_named(tmp_path):
 
     # The standard error of c is 0.05: b is within it, and a is not.
     text = described({"a": (0.40, 0.40), "b": (0.57, 0.57), "c": (0.55, 0.65)})
-    assert (
-        text.startswith("c ") and "60.00" in text and "costs 3 G" in text and "of b" in text and "behind, 2 G." in text
-    )
+    assert text.startswith("c ") and "60.00" in text and "3 GMACs" in text and "b is 3.00 behind, with 2 GMACs" in text
     assert "No cheaper head" in described({"a": (0.40, 0.40), "b": (0.50, 0.50), "c": (0.60, 0.60)})

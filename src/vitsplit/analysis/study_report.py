@@ -60,10 +60,12 @@ def write_study(
         for name, figure in figures.items():
             page.plot(figure, name)
         page.text(describe_cost(done))
+        if "curves" in figures:
+            page.text("Curves show the evaluations of every run; runs of a variant have one color.", soft=True)
         page.text(
-            "Points are means over seeds, bars standard deviations, and crosses runs. Parameters are trainable "
-            "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone, "
-            "and under 'head' those of one more head on a shared pass, which runs only the blocks that are not shared. "
+            "Points are means over seeds, bars standard deviations, and crosses runs. Params are trainable "
+            "parameters. GMACs are 10^9 multiply-adds per prediction at the crop size, including the frozen backbone; "
+            "those per head are of an additional head on a shared pass: the blocks that are not shared. "
             "Seconds are the wall time of training steps, which is not meaningful for parallel runs or on a busy "
             "machine.",
             soft=True,
@@ -85,20 +87,17 @@ def describe_cost(rows: Sequence[Row]) -> str:
 
     cheapest = min((row for row in rows if row is best or is_near(row)), key=lambda row: row.cost.head_gmacs)
     text = (
-        f"{best.variant.label} has the best mean, {best.mean * _scale(best):.2f}; one more head of it costs "
-        f"{best.cost.head_gmacs:.3g} G multiply-adds on a shared pass"
+        f"{best.variant.label} has the best mean, {best.mean * _scale(best):.2f}, with "
+        f"{best.cost.head_gmacs:.3g} GMACs per additional head"
     )
     if cheapest is best:
-        return f"{text}. No cheaper head comes within a standard error of it, or within 2 %."
+        return f"{text}. No cheaper head is within a standard error of it, or within 2 %."
     behind = (best.mean - cheapest.mean) * _scale(best)
-    return (
-        f"{text}, one more of {cheapest.variant.label}, which is {behind:.2f} behind, {cheapest.cost.head_gmacs:.3g} G."
-    )
+    return f"{text}. {cheapest.variant.label} is {behind:.2f} behind, with {cheapest.cost.head_gmacs:.3g} GMACs."
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of variants."""
-    head = ["", "mean", "spread", "trained, M", "GMACs", "head", "seconds", "by seed"]
     cells = []
     for row in rows:
         scale = _scale(row)
@@ -109,7 +108,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", f"{row.cost.head_gmacs:.3g}"]
         cells.append([row.variant.label, mean, spread, *cost, seconds, by_seed])
     score = next((_score_name(row) for row in rows if row.scores), "score")
-    return [score, *head[1:]], cells
+    return [score, "mean", "spread", "params, M", "GMACs", "per head", "seconds", "by seed"], cells
 
 
 def plot_cost(rows: Sequence[Row]) -> Figure:
@@ -122,7 +121,7 @@ def plot_cost(rows: Sequence[Row]) -> Figure:
     beside = ScaledTranslation(7 / 72, 0, figure.dpi_scale_trans)  # in inches, so that the bar does not hide the runs
     costs: list[tuple[str, Any]] = [
         ("trainable parameters, M", lambda row: row.cost.parameters / 1e6),
-        ("multiply-adds of one more head, G", lambda row: row.cost.head_gmacs),
+        ("GMACs per additional head", lambda row: row.cost.head_gmacs),
         ("seconds of training", lambda row: row.seconds),
     ]
     few = len(rows) <= len(COLORS)  # one color per variant
@@ -210,10 +209,13 @@ def plot_grid(rows: Sequence[Row]) -> Figure:
             lines.setdefault((_symbol(row, apart), _selection(row)), []).append(row)
         values = sorted({value for value, _ in lines})
         selections = list(dict.fromkeys(selection for _, selection in lines))
-        for (value, selection), members in sorted(lines.items()):
+        positions = sorted({_symbol(row, over) for row in rows})
+        step = 0.02 * max(1, positions[-1] - positions[0])  # lines are shifted, so that their bars do not overlap
+        for place, ((value, selection), members) in enumerate(sorted(lines.items())):
+            shift = (place - (len(lines) - 1) / 2) * step
             ordered = sorted(members, key=lambda row: _symbol(row, over))
             axis.errorbar(
-                [_symbol(row, over) for row in ordered],
+                [_symbol(row, over) + shift for row in ordered],
                 [row.mean * _scale(row) for row in ordered],
                 yerr=[(row.spread or 0) * _scale(row) for row in ordered],
                 color=COLORS[values.index(value) % len(COLORS)],
@@ -222,10 +224,10 @@ def plot_grid(rows: Sequence[Row]) -> Figure:
                 capsize=3,
                 label=f"{apart} = {value}, {selection}",
             )
-        axis.set_xticks(sorted({_symbol(row, over) for row in rows}))
+        axis.set_xticks(positions)
         axis.set_xlabel({"K_t": "K_t, copied blocks", "K_p": "K_p, prior layers"}[over])
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         axis.set_ylabel(_score_name(rows[0]))
     return figure
 
