@@ -85,7 +85,7 @@ def made_up() -> PredictResult:
 def test_ratios_are_computed_per_turn():
     head, vitsplit, other = methods_table(made_up())
     found = dict(zip(head, other, strict=True))
-    assert found["times vitsplit"] == "0.50"  # 0.5, 0.5, 0.25
+    assert found["relative to vitsplit"] == "0.50"  # 0.5, 0.5, 0.25
     assert found["by multiply-adds"] == "0.50"
     assert found["paper"] == "about 0.7"
     assert found["images/s, 4 at a time"] == "2.00"

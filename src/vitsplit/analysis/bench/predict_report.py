@@ -48,8 +48,8 @@ def to_json(result: PredictResult) -> dict[str, Any]:
 
 def methods_table(result: PredictResult) -> list[list[str]]:
     """Header and rows: time per image of each method, and its ratio to ViT-Split."""
-    head = ["method", "seconds, one image", "quartiles", f"images/s, {result.batch_size} at a time", "G multiply-adds"]
-    rows = [[*head, f"times {REFERENCE}", "by multiply-adds", "paper"]]
+    head = ["method", "seconds, one image", "quartiles", f"images/s, {result.batch_size} at a time", "GMACs"]
+    rows = [[*head, f"relative to {REFERENCE}", "by multiply-adds", "paper"]]
     for label, found in result.methods.items():
         latency = Spread.of(found.seconds)
         rows.append(
@@ -69,8 +69,8 @@ def methods_table(result: PredictResult) -> list[list[str]]:
 
 def sharing_table(result: PredictResult) -> list[list[str]]:
     """Header and rows: bundles on a shared backbone against separate models."""
-    head = ["bundles", "shared, s", "separate, s", "times as fast", "quartiles", "by multiply-adds"]
-    rows = [[*head, f"images/s, shared, {result.batch_size} at a time", "separate"]]
+    head = ["bundles", "shared, s", "separate, s", "speedup", "quartiles", "by multiply-adds"]
+    rows = [[*head, *(f"images/s, {name}, {result.batch_size} at a time" for name in ("shared", "separate"))]]
     for bundles, found in result.sharing.items():
         rows.append(
             [
@@ -132,7 +132,7 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
         command: The command of the measurement, for the page.
     """
     most = max(result.sharing, default=0)
-    shared = [(f"{result.sharing[most].ratio.median:.2f}x", f"as fast: {most} bundles, shared")] if most else []
+    shared = [(f"{result.sharing[most].ratio.median:.2f}x", f"speedup of sharing, {most} bundles")] if most else []
     page = comparison_page(
         "Benchmark of predictions",
         result,
@@ -142,7 +142,7 @@ def write_predictions(result: PredictResult, folder: Path, *, command: str) -> P
     )
     page.plot(plot_predictions(result), "predict")
     page.text(
-        "Time from pixels on the device to the output of the decoder; resizing and writing cost the same everywhere. "
+        "Time from pixels on the device to the output of the decoder; resizing and writing are excluded. "
         "Bundles are of ViT-Split; separate bundles have one backbone pass each.",
         soft=True,
     )

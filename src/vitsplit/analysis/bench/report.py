@@ -26,7 +26,8 @@ def terminal_table(rows: Rows) -> Table:
 def where(machine: Mapping[str, Any]) -> str:
     """A description of the machine."""
     device = machine["cpu"] if machine["device"] == "cpu" else f"{machine['device']} ({machine['cpu']})"
-    return f"{device}, {machine['threads']} threads, PyTorch {machine['torch']}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    return f"{device}, {threads}, PyTorch {machine['torch']}"
 
 
 def comparison_page(
@@ -35,7 +36,7 @@ def comparison_page(
     """A page that starts with the seconds of ViT-Split and the ratio of each method to it."""
     page = Page(title, subtitle=subtitle)
     ratios = [
-        (f"{result.time_ratio(label).median:.2f}x", f"as long: {label}")
+        (f"{result.time_ratio(label).median:.2f}x", f"time of {label}, relative to {REFERENCE}")
         for label in result.methods
         if label != REFERENCE
     ]

@@ -55,7 +55,7 @@ def to_json(result: TrainStepResult) -> dict[str, Any]:
 
 def figures_table(result: TrainStepResult) -> list[list[str]]:
     """Header and rows: measurements of each method."""
-    head = ["method", "seconds", "quartiles", "images/s", "peak GB", "G multiply-adds", "G/s", "share", "trained, M"]
+    head = ["method", "seconds", "quartiles", "images/s", "peak GB", "GMACs", "GMACs/s", "share", "trainable, M"]
     rows = [head]
     for label, found in result.methods.items():
         seconds, share = Spread.of(found.seconds), result.share_of_product(label)
@@ -77,7 +77,7 @@ def figures_table(result: TrainStepResult) -> list[list[str]]:
 
 def ratios_table(result: TrainStepResult) -> list[list[str]]:
     """Header and rows: ratios of each other method to ViT-Split."""
-    rows = [[f"times {REFERENCE}", "time", "quartiles", "by multiply-adds", "paper", "peak memory"]]
+    rows = [[f"relative to {REFERENCE}", "time", "quartiles", "by multiply-adds", "paper", "peak memory"]]
     for label, found in result.methods.items():
         if label == REFERENCE:
             continue
@@ -111,7 +111,7 @@ def describe_setting(result: TrainStepResult) -> str:
     turns = len(result.methods[REFERENCE].seconds)
     return (
         f"{result.recipe}, {result.batch_size} random images of {result.size[0]} x {result.size[1]} pixels, "
-        f"{result.precision}, medians of {turns} steps in turns after {result.warmup} for warm-up; "
+        f"{result.precision}, medians of {turns} alternating steps (warm-up: {result.warmup}); "
         f"{where(result.machine)}"
     )
 
@@ -142,7 +142,7 @@ def plot_steps(result: TrainStepResult) -> Figure:
         right.plot(*zip(*papers, strict=True), "x", color="#3d5a80", label="paper")
     right.axvline(1, color="#d9d9d9", linewidth=1, zorder=0)
     right.set_xlim(left=0)
-    right.set_xlabel(f"times {REFERENCE}'s")
+    right.set_xlabel(f"time of a step relative to {REFERENCE}")
     style: dict[str, Any] = {"ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", **style)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", **style)
@@ -163,19 +163,19 @@ def write_train_step(result: TrainStepResult, folder: Path, *, command: str) -> 
     page.plot(plot_steps(result), "train-step")
     page.text(
         "A step consists of the forward passes of the frozen backbone and of head and decoder, the loss, the backward "
-        "pass and the update; lines are quartiles of the whole step. The mark of the multiply-adds is their ratio.",
+        "pass and the update; black lines are quartiles of the whole step. Vertical marks are ratios of multiply-adds.",
         soft=True,
     )
-    tables = {"Ratios": ratios_table(result), "Figures": figures_table(result), "Parts": parts_table(result)}
+    tables = {"Ratios": ratios_table(result), "Measurements": figures_table(result), "Parts": parts_table(result)}
     add_tables(page, tables)
     page.text(NOTES, soft=True)
     return finish(page, folder, command, {"train-step": to_json(result)})
 
 
 NOTES = (
-    "Ratios are medians over turns, relative to ViT-Split in the same turn. Multiply-adds count the frozen pass "
-    "once and the trained part three times. The share is relative to the speed of a matrix product in the same process "
-    "and precision. Peak memory is measured in a separate process per method: on a CPU the growth of the resident set "
-    "size after loading libraries, on a GPU the memory allocated by PyTorch. The paper's ratios (Fig. 8, Table 15) "
-    "are for 10,000 steps at 512 x 512 pixels on four GPUs, including data loading."
+    "Ratios are medians over turns, relative to ViT-Split in the same turn. GMACs are 10^9 multiply-adds, counting the "
+    "frozen pass once and the trained part three times. The share is relative to the speed of a matrix product in the "
+    "same process and precision. Peak memory is measured in a separate process per method: on a CPU the growth of the "
+    "resident set size after loading libraries, on a GPU the memory allocated by PyTorch. The paper's ratios (Fig. 8, "
+    "Table 15) are for 10,000 steps at 512 x 512 pixels on four GPUs, including data loading."
 )

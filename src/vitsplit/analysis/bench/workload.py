@@ -38,7 +38,7 @@ from vitsplit.types import LayerTaps, TapRequest
 
 CACHED = "cached"
 """In place of a decoder: the default decoder of the method on features cached on disk."""
-PARTS = ("frozen forward", "forward", "loss", "backward", "optimiser", "other")
+PARTS = ("frozen forward", "forward", "loss", "backward", "optimizer", "other")
 """Parts of a step: the forward passes of the frozen backbone and of the trained model; the loss; the backward pass; the
 update with the gradient norm; and everything else, such as copies to the device."""
 MAX_CLASSES = 255
@@ -282,5 +282,5 @@ class _TimedUpdates:
         """See ``Parallelism``."""
         self.watch.mark("other")
         norms = self.parallel.update()
-        self.watch.mark("optimiser")
+        self.watch.mark("optimizer")
         return norms
