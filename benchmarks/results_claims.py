@@ -86,7 +86,7 @@ def _adapters() -> list[Count]:
                 )
             )
         for size, paper in with_dinov2[method].items():
-            note = "58.1 with the digits in order, we believe: the other five agree" if paper == 57.1 else ""
+            note = "probably 58.1 with two digits exchanged: the other five agree" if paper == 57.1 else ""
             rows.append(
                 _info(
                     f"Table 14, {name}-{sizes[size]} on DINOv2, UperNet",
@@ -183,7 +183,7 @@ COUNTS = [
         129.9,
         "gmacs.mmcv_rules",
         1.0,
-        note="by mmcv's rules, which leave out attention and the deformable product",
+        note="by mmcv's rules, which exclude attention and the deformable product",
     ),
     Count(
         "Fig. 8, B at 896 pixels, G multiply-adds",
@@ -210,11 +210,11 @@ MEASURED = [
     Measured(
         "Figs. 3, 12, 15: layers fall into two blocks",
         "vitsplit analyze cka nyuv2/images/train --backbones dinov2-small-focus --limit 256",
-        "early layers resemble each other, and late ones do",
+        "early layers are similar to each other, and late ones too",
         "cka",
-        "divided at layer {split}: CKA {within} within the blocks, {across} across; {beyond_distance} of it is more "
-        "than layers' distance explains",
-        "the structure is there",
+        "divided at layer {split}: CKA {within} within the blocks, {across} across; {beyond_distance} of it is not "
+        "explained by the distance of layers",
+        "the structure is confirmed",
     ),
     Measured(
         "Section 4.1 (here on NYUv2): better than a probe of the last layer",
@@ -247,7 +247,7 @@ MEASURED = [
         "1.64 times as fast",
         "train_step_small",
         "{full-finetune}",
-        "what the multiply-adds allow; the paper's GPUs gain more",
+        "equal to the ratio of multiply-adds; the speedup on the paper's GPUs is larger",
     ),
     Measured(
         "Fig. 8: training step S against ViT-Adapter and ViT-CoMer with UperNet",
@@ -263,7 +263,7 @@ MEASURED = [
         "1.43 times as fast",
         "train_step_base",
         "{full-finetune}",
-        "more than the multiply-adds say: a backward pass is slower than they count it",
+        "more than the ratio of multiply-adds: a backward pass is slower than they suggest",
     ),
     Measured(
         "Appendix C: prediction against the adapters and against fine-tuning",
@@ -274,7 +274,7 @@ MEASURED = [
         "as in the paper; fine-tuned linear is 22 % faster",
     ),
     Measured(
-        "What the implementation is worth: a training step S in its plain form, and as it is",
+        "Effect of the optimizations: a training step S compared with the plain form",
         "python benchmarks/plain_form.py --steps 5",
         "not in the paper",
         "plain_form",
@@ -283,7 +283,7 @@ MEASURED = [
         "on a CPU, float32",
     ),
     Measured(
-        "Only a frozen backbone allows it: features kept on disk",
+        "Cached features of the frozen backbone",
         CACHED,
         "not in the paper",
         "cache_features",
@@ -297,7 +297,7 @@ MEASURED = [
         "train_step_kept",
         "{fp32} times as fast in float32, {bf16} in bf16 (--precision bf16); against ViT-Split without them {gain}, "
         "where the profile allows {bound}",
-        "a frozen backbone that is not run at all",
+        "with cached features the backbone is not run",
     ),
     Measured(
         "Table 6: prior head, task head and fusion net each help",
@@ -305,8 +305,8 @@ MEASURED = [
         "mIoU 51.6 > 50.4 > 49.5 > 46.0 > 44.3 (S, ADE20K)",
         "ablation",
         "{order}",
-        "after 300 steps of 4 images (the paper: 40,000 of 16) the task head alone is best; what is new beside it has "
-        "not paid yet",
+        "after 300 steps of 4 images (the paper: 40,000 of 16) the task head alone is best; the new layers do not "
+        "help yet",
     ),
     Measured(
         "Table 1 (here on NYUv2): against full fine-tuning, LoRA and the linear probe",
@@ -314,8 +314,8 @@ MEASURED = [
         "51.6 against 49.6 (Table 6: full fine-tuning, S, ADE20K)",
         "methods",
         "{order}",
-        "ahead of full fine-tuning and the probe, and behind LoRA, which changes all twelve layers of a backbone that "
-        "was fine-tuned for something else",
+        "better than full fine-tuning and the probe, and worse than LoRA, which adapts all twelve layers of a "
+        "backbone that was fine-tuned for another task",
     ),
     Measured(
         "Table 4 (here on DAQUAR): better than LLaVA-1.5's connector",
@@ -323,15 +323,16 @@ MEASURED = [
         "better on eight of nine benchmarks",
         "vqa",
         "{order}",
-        "no difference where 135 M learn from 635 images: seeing is worth 3.5 points there at most",
+        "no difference for 135 M parameters and 635 images, where the image improves the result by at most 3.5 points",
     ),
     Measured(
-        "Table 4 (here on generated scenes, questions that cannot be answered without seeing)",
+        "Table 4 (here on generated scenes, questions that require the image)",
         "python benchmarks/vqa_connectors.py --out runs/connectors --minutes 30 --processes 2",
         "better on eight of nine benchmarks",
         "vqa_scenes",
         "{order}",
-        "answers are balanced, so that what exceeds chance is seen; the language model is cut to its first layers",
+        "answers are balanced, so accuracy above chance requires the image; only the first layers of the language "
+        "model are used",
     ),
 ]
 

@@ -17,13 +17,13 @@ NAMES = sorted(set(re.findall(r"`(vitsplit(?:\.\w+)+(?::\w+)?)`", PAGE)))
 
 def test_packages_match_the_import_contract():
     rows = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
-    rooms = [set(re.findall(r"`(\w+)`", row)) for row in rows]
-    assert rooms == [set(re.findall(r"\w+", layer)) for layer in CONTRACT["layers"]]
+    packages = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert packages == [set(re.findall(r"\w+", layer)) for layer in CONTRACT["layers"]]
     package = Path(vitsplit.__file__).parent
     modules = {path.stem for path in package.glob("*.py")} | {
         path.parent.name for path in package.glob("*/__init__.py")
     }
-    assert set.union(*rooms) == modules - {"__init__"}
+    assert set.union(*packages) == modules - {"__init__"}
 
 
 @pytest.mark.parametrize("name", NAMES)
