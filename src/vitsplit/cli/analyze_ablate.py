@@ -53,8 +53,8 @@ def ablate(
     name is put before it: --added.lr 1e-4.
 
     Examples:
-        vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation --steps 300 --seeds 0 1 2 \\
-            --out runs/ablation
+        vitsplit analyze ablate segmentation --data my_data --recipe laptop-segmentation-paper --steps 300 \\
+            --seeds 0 1 2 --out runs/ablation
         vitsplit analyze ablate segmentation --data my_data --vary selection count --prior 2 4 6 --out runs/layers
 
     Args:
