@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import deform_conv2d
 
-from vitsplit.nn.deformable_convolution import DeformConv3x3, deform_conv3x3
+from vitsplit.nn.deformable_convolution import DeformConv3x3, deform_conv3x3, deform_conv3x3_by_grid
 
 SIZES = [(1, 4, 6, 1, 1), (1, 8, 8, 5, 7), (3, 6, 4, 9, 4), (2, 4, 4, 1, 6), (2, 16, 16, 12, 12)]
 
@@ -37,6 +37,13 @@ def test_equals_torchvision(size, reach):
         torch.testing.assert_close(
             a, b, rtol=1e-4, atol=1e-5 * max(1.0, b.abs().max().item()), msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("reach", [0.3, 3.0, 60.0], ids=["near", "far", "beyond the border"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_grid_form_equals_torchvision(size, reach):
+    inputs = [tensor.detach() for tensor in _inputs(size, reach)]
+    torch.testing.assert_close(deform_conv3x3_by_grid(*inputs), _torchvision(*inputs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -21,7 +21,7 @@ from vitsplit.nn.activation_checkpointing import recomputed
 from vitsplit.nn.bilinear_sampling import bilinear_neighbors
 
 NUM_TAPS = 9
-Implementation = Literal["rows", "torchvision"]
+Implementation = Literal["rows", "torchvision", "grid"]
 OffsetInit = Literal["default", "zero"]
 
 
@@ -36,7 +36,8 @@ class DeformConv3x3(nn.Module):
         offset_init: ``default``, or ``zero`` to start as a plain convolution.
 
     Attributes:
-        implementation: ``rows`` (this module) or ``torchvision`` (its operator: float32, for export).
+        implementation: ``rows`` (``deform_conv3x3``); for export, in float32, ``torchvision`` (its operator) or
+            ``grid`` (``deform_conv3x3_by_grid``).
     """
 
     def __init__(self, width: int, offset_init: OffsetInit = "default") -> None:
@@ -54,6 +55,8 @@ class DeformConv3x3(nn.Module):
         offset_BChw = self.offset(map_BDhw)
         if self.implementation == "torchvision":
             return deform_conv2d(map_BDhw.float(), offset_BChw.float(), self.weight.float(), padding=1)
+        if self.implementation == "grid":
+            return deform_conv3x3_by_grid(map_BDhw.float(), offset_BChw.float(), self.weight.float())
         return deform_conv3x3(map_BDhw, offset_BChw, self.weight)
 
 
@@ -77,6 +80,25 @@ def deform_conv3x3(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -
     # The sampled rows are nine times as large as the map and cheap to recompute.
     out_NE = recomputed(_sampled_product, rows_ND, index_M4, share_M4.to(sample_dtype), kernel_CE)
     return out_NE.view(batch, height, columns, -1).permute(0, 3, 1, 2)
+
+
+def deform_conv3x3_by_grid(map_BDhw: Tensor, offset_BChw: Tensor, weight_EDkk: Tensor) -> Tensor:
+    """``deform_conv3x3`` as one ``grid_sample`` of all taps and one matrix product, for runtimes without its operator.
+
+    Arguments and result are those of ``deform_conv3x3``; the size may be symbolic.
+    """
+    height, columns = map_BDhw.shape[2:]
+    reach = torch.arange(-1, 2, device=map_BDhw.device)
+    offset_B92hw = offset_BChw.unflatten(1, (NUM_TAPS, 2))
+    row_h1 = torch.arange(height, device=map_BDhw.device)[:, None]
+    column_w = torch.arange(columns, device=map_BDhw.device)
+    y_B9hw = offset_B92hw[:, :, 0] + reach.repeat_interleave(3)[:, None, None] + row_h1
+    x_B9hw = offset_B92hw[:, :, 1] + reach.repeat(3)[:, None, None] + column_w
+    # From pixels to -1..1 between the outer edges of the map.
+    grid_B9hw2 = torch.stack([(2 * x_B9hw + 1) / columns - 1, (2 * y_B9hw + 1) / height - 1], dim=-1)
+    sampled_BDXw = F.grid_sample(map_BDhw, grid_B9hw2.flatten(1, 2), align_corners=False)
+    sampled_BD9hw = sampled_BDXw.unflatten(2, (NUM_TAPS, height))
+    return F.conv2d(sampled_BD9hw.flatten(1, 2), weight_EDkk.flatten(1)[:, :, None, None])
 
 
 def _sampled_product(rows_ND: Tensor, index_M4: Tensor, share_M4: Tensor, kernel_CE: Tensor) -> Tensor:
