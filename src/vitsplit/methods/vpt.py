@@ -74,7 +74,7 @@ class DeepPrompts(AdaptedTrunk):
         x_BTD, rope = trunk.embed(taps.pixels_BCHW)
         for index, prompts_PD in enumerate(self.prompts_LPD):
             prefix, patches_BND = x_BTD.tensor_split([trunk.num_prefix_tokens], dim=1)
-            prompts_BPD = F.dropout(prompts_PD.expand(len(x_BTD), -1, -1), self.dropout, self.training)
+            prompts_BPD = F.dropout(prompts_PD.expand(x_BTD.shape[0], -1, -1), self.dropout, self.training)
             x_BTD = trunk.run_block(index, torch.cat([prefix, prompts_BPD, patches_BND], dim=1), grid, rope)
             prefix, _, patches_BND = x_BTD.tensor_split(
                 [trunk.num_prefix_tokens, trunk.num_prefix_tokens + len(prompts_PD)], dim=1

@@ -71,3 +71,22 @@ class Windows:
         padded_BhwD = F.pad(patches_BhwD, (0, 0, 0, right, 0, below))
         tiles = padded_BhwD.unflatten(2, (self.columns, self.width)).unflatten(1, (self.rows, self.height))
         return tiles.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+class FixedWindows(Windows):
+    """Windows of the full side for every grid, always with a mask: for sizes that are symbolic, on which no branch may
+    depend. Results are the same.
+
+    Arguments are those of ``Windows``.
+    """
+
+    def __init__(self, grid: tuple[int, int], side: int, num_prefix_tokens: int) -> None:
+        self.grid = grid
+        self.num_prefix_tokens = num_prefix_tokens
+        self.height = self.width = side
+        self.rows, self.columns = ((length + side - 1) // side for length in grid)
+
+    def mask(self, batch: int, device: torch.device) -> Tensor:
+        """As ``Windows.mask``, also where no window is padded."""
+        inside_1T1 = torch.ones(1, self.num_prefix_tokens + self.grid[0] * self.grid[1], 1, device=device)
+        return (self.cut(inside_1T1).squeeze(-1).repeat(batch, 1) > 0)[:, None, None]

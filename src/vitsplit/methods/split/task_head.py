@@ -60,6 +60,7 @@ class TaskHead(nn.Module):
         self.depth = depth
         self.checkpointed = checkpointed
         self.window = window
+        self.windows: type[Windows] = Windows
         self.family = backbone.family
         blocks = backbone.blocks[depth:]
         if low_rank is None:
@@ -93,8 +94,8 @@ class TaskHead(nn.Module):
             if windows is None or index == len(self.blocks) - 1:
                 x_BTD = self.family.run_block(block, x_BTD, taps.grid, rope)
             else:
-                cut_rope = None if rope is None else windows.cut_rope(rope, len(x_BTD))
-                mask = windows.mask(len(x_BTD), x_BTD.device)
+                cut_rope = None if rope is None else windows.cut_rope(rope, x_BTD.shape[0])
+                mask = windows.mask(x_BTD.shape[0], x_BTD.device)
                 grid = (windows.height, windows.width)
                 x_BTD = windows.join(self.family.run_block(block, windows.cut(x_BTD), grid, cut_rope, mask))
             patches_BND = (self.final_norm(x_BTD) if normed else x_BTD)[:, taps.num_prefix_tokens :]
@@ -102,10 +103,10 @@ class TaskHead(nn.Module):
         return found
 
     def _run_in_windows(self, blocks: list[nn.Module], x_BTD: Tensor, taps: LayerTaps, side: int) -> Tensor:
-        windows = Windows(taps.grid, side, taps.num_prefix_tokens)
+        windows = self.windows(taps.grid, side, taps.num_prefix_tokens)
         grid = (windows.height, windows.width)
-        rope = None if taps.rope is None else windows.cut_rope(taps.rope, len(x_BTD))
-        mask = windows.mask(len(x_BTD), x_BTD.device)
+        rope = None if taps.rope is None else windows.cut_rope(taps.rope, x_BTD.shape[0])
+        mask = windows.mask(x_BTD.shape[0], x_BTD.device)
         for block in blocks:
             x_BTD = windows.join(self._run(block, windows.cut(x_BTD), grid, rope, mask))
         return x_BTD
