@@ -170,6 +170,21 @@ def test_positional_arguments_between_flags() -> None:
     assert call_with_flags(verb, words, prog="x")[:3] == (("a", "b", "c", "d"), 4, True)
 
 
+def test_positional_arguments_and_flags_of_several_values() -> None:
+    def f(
+        runs: tyro.conf.Positional[tuple[str, ...]],
+        /,
+        *,
+        out: str = "",
+        format: tuple[str, ...] = ("a",),
+        ask: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    ) -> tuple[Any, ...]:
+        return runs, out, format, ask
+
+    words = ["r1", "--format", "x", "y", "--out", "o", "r2", "--ask", "q", "r3"]
+    assert call_with_flags(f, words, prog="f") == (("r1", "r2", "r3"), "o", ("x", "y"), ("q",))
+
+
 def test_flags_of_an_earlier_version_work_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert from_flags(Group(), ["--colour-share", "0.25", "--no-mirrored"]) == Group(color=0.25, flip=False)

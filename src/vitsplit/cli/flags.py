@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import logging
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from copy import copy
@@ -351,14 +352,14 @@ def _positionals_first(words: Sequence[str], plain: Sequence[inspect.Parameter])
 
 
 def _count_values(kind: Any) -> int:
-    """Number of values of a flag."""
+    """Maximum number of values of a flag."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _count_values(arguments[0])
+        return 1 if tyro.conf.UseAppendAction in arguments[1:] else _count_values(arguments[0])
     if origin in (Union, UnionType):
         return max(map(_count_values, arguments))
     if origin is tuple:
-        return 1 if Ellipsis in arguments else len(arguments)
+        return sys.maxsize if Ellipsis in arguments else len(arguments)
     return 0 if kind in (bool, type(None)) else 1
 
 
