@@ -33,5 +33,9 @@ class NotPicklableError(VitsplitError, TypeError):
     """A predictor was pickled; the message says how to load it in another process."""
 
 
+class ExportError(VitsplitError):
+    """A head that cannot be exported, or an exported graph whose outputs differ from the model's."""
+
+
 class TrainingError(VitsplitError):
     """Training cannot continue, for example because the loss is not finite."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,45 @@ class StartsFromRun(Protocol):
         Raises:
             BundleError: It cannot; the message says why.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """An output of an exported graph.
+
+    Attributes:
+        kind: What its values are, and so how they are compared with the model's (``vitsplit.exporting.parity``).
+        shape: Names of its dimensions, or sizes that are known.
+        meaning: One line for those who run the graph.
+    """
+
+    kind: Literal["logits", "classes", "meters", "boxes", "scores", "labels", "masks"]
+    shape: tuple[str | int, ...]
+    meaning: str
+
+
+@runtime_checkable
+class GraphTask(Protocol):
+    """A task whose prediction can be part of an exported graph."""
+
+    config: Any
+    graph_batch: ClassVar[int | None]
+    """Number of images that its graph takes at once; None: any."""
+
+    def graph_decoder(self, decoder: nn.Module) -> nn.Module:
+        """A decoder in a form whose operators do not depend on sizes or counts."""
+        ...
+
+    def graph_outputs(self, output: Any, taps: LayerTaps) -> dict[str, Tensor]:
+        """The decoder's output to the prediction at the size of ``taps``, by the names of ``describe_graph``.
+
+        For one scale of the whole image, without flip. Sizes may be symbolic, so no branch may depend on them.
+        """
+        ...
+
+    def describe_graph(self) -> dict[str, GraphOutput]:
+        """The outputs of ``graph_outputs``."""
         ...
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitsplit.data.check import Progress, Report
 from vitsplit.errors import BundleError
 from vitsplit.files import shown
-from vitsplit.tasks.base import DenseFile, Evaluation, Forward
+from vitsplit.tasks.base import DenseFile, Evaluation, Forward, GraphOutput
 from vitsplit.tasks.depth.check import check_files
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import (
@@ -39,6 +39,7 @@ from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
 from vitsplit.tasks.depth.report import metrics_table, write_report
 from vitsplit.tasks.depth.transforms import TrainDepth
 from vitsplit.tasks.description import ADVICE, fields
+from vitsplit.tasks.segmentation.loss import resize_logits
 from vitsplit.types import LayerTaps
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class DepthTask:
     """
 
     name: ClassVar[str] = "depth"
+    graph_batch: ClassVar[int | None] = None
     same_size: ClassVar[bool] = True
 
     def __init__(self, config: DepthConfig, *, train: DepthSet | None = None, val: DepthSet | None = None) -> None:
@@ -174,6 +176,19 @@ class DepthTask:
     def postprocess(self, values_B1HW: Tensor) -> Tensor:
         """Meters, ``(B, H, W)``."""
         return values_B1HW[:, 0]
+
+    def graph_decoder(self, decoder: nn.Module) -> nn.Module:
+        """See ``tasks.base.GraphTask``."""
+        return decoder
+
+    def graph_outputs(self, output: Tensor, taps: LayerTaps) -> dict[str, Tensor]:
+        """Meters; see ``tasks.base.GraphTask``."""
+        depth_B1HW = resize_logits(output.float(), taps.image_size, taps.padding, self.config.pad_output)
+        return {"depth": depth_B1HW[:, 0]}
+
+    def describe_graph(self) -> dict[str, GraphOutput]:
+        """See ``tasks.base.GraphTask``."""
+        return {"depth": GraphOutput("meters", ("batch", "height", "width"), "depth in meters")}
 
     def dense_file(self) -> DenseFile:
         """Meters in float32."""

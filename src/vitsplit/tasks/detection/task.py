@@ -15,18 +15,19 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitsplit.data.check import Progress, Report
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import BundleError
 from vitsplit.files import shown, whole_number
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import Evaluation, Forward, GraphOutput
 from vitsplit.tasks.description import ADVICE, check_classes, fields
 from vitsplit.tasks.detection.check import check_files
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, collate
-from vitsplit.tasks.detection.decoder import LOSSES, DetectionDecoder, DetectionTargets
+from vitsplit.tasks.detection.decoder import LOSSES, MASK_BINS, DetectionDecoder, Detections, DetectionTargets
+from vitsplit.tasks.detection.graph import GraphDetector, on_input
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
 from vitsplit.tasks.detection.metrics import DetectionMetric
 from vitsplit.tasks.detection.predict import DetectionPrediction, detect
@@ -50,6 +51,7 @@ class DetectionTask:
     """
 
     name: ClassVar[str] = "detection"
+    graph_batch: ClassVar[int | None] = 1
     same_size: ClassVar[bool] = False
 
     def __init__(
@@ -217,6 +219,29 @@ class DetectionTask:
             )
             for found, image_HWC in zip(detect(forward, image_BCHW, self.config), images_BHWC, strict=True)
         ]
+
+    def graph_decoder(self, decoder: nn.Module) -> nn.Module:
+        """See ``tasks.base.GraphTask``."""
+        assert isinstance(decoder, DetectionDecoder)
+        return GraphDetector(decoder)
+
+    def graph_outputs(self, output: Sequence[Detections], taps: LayerTaps) -> dict[str, Tensor]:
+        """Boxes, scores, labels and masks of one image; see ``tasks.base.GraphTask``."""
+        (found,) = output
+        return on_input(found, taps)
+
+    def describe_graph(self) -> dict[str, GraphOutput]:
+        """See ``tasks.base.GraphTask``."""
+        outputs = {
+            "boxes": GraphOutput("boxes", ("objects", 4), "x1, y1, x2, y2 in pixels of the input"),
+            "scores": GraphOutput("scores", ("objects",), "probability of the class, decreasing"),
+            "labels": GraphOutput("labels", ("objects",), "index of the class"),
+        }
+        if self.masks:
+            bins = 2 * MASK_BINS
+            meaning = "probability of the object in a grid of cells over its box; 0.5 is the border"
+            outputs["masks"] = GraphOutput("masks", ("objects", bins, bins), meaning)
+        return outputs
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """Writes the table of classes, COCO results, and images of ground truth and prediction."""

@@ -21,7 +21,7 @@ from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
 from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
-from vitsplit.tasks.base import DenseFile, Evaluation, Forward
+from vitsplit.tasks.base import DenseFile, Evaluation, Forward, GraphOutput
 from vitsplit.tasks.description import check_classes, fields
 from vitsplit.tasks.segmentation.check import check_files
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -34,7 +34,7 @@ from vitsplit.tasks.segmentation.data import (
 )
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
-from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum
+from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum, resize_logits
 from vitsplit.tasks.segmentation.metrics import SegmentationMetric
 from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_shares, segment
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
@@ -53,6 +53,7 @@ class SegmentationTask:
     """
 
     name: ClassVar[str] = "segmentation"
+    graph_batch: ClassVar[int | None] = None
     same_size: ClassVar[bool] = True
 
     def __init__(
@@ -204,6 +205,28 @@ class SegmentationTask:
     def postprocess(self, values_BKHW: Tensor) -> Tensor:
         """The most probable class of each pixel."""
         return values_BKHW.argmax(1).to(torch.uint8)
+
+    def graph_decoder(self, decoder: nn.Module) -> nn.Module:
+        """See ``tasks.base.GraphTask``."""
+        return decoder
+
+    def graph_outputs(self, output: Tensor, taps: LayerTaps) -> dict[str, Tensor]:
+        """Logits and class ids; see ``tasks.base.GraphTask``."""
+        logits_BKHW = resize_logits(output.float(), taps.image_size, taps.padding, self.config.pad_logits)
+        return {"logits": logits_BKHW, "classes": logits_BKHW.argmax(1).to(torch.uint8)}
+
+    def describe_graph(self) -> dict[str, GraphOutput]:
+        """See ``tasks.base.GraphTask``."""
+        count = len(self.describe()["classes"])
+        return {
+            "logits": GraphOutput(
+                "logits",
+                ("batch", count, "height", "width"),
+                "score of each class; a softmax over the classes gives probabilities, and resizing (bilinear) followed "
+                "by argmax gives class ids at another size",
+            ),
+            "classes": GraphOutput("classes", ("batch", "height", "width"), "index of the class of the highest score"),
+        }
 
     def dense_file(self) -> DenseFile:
         """Class ids with a palette."""
