@@ -16,13 +16,14 @@ __all__ = [
     "VitsplitError",
     "__version__",
     "evaluate",
+    "export",
     "load",
     "predict",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from vitsplit.api import TrainResult, evaluate, load, predict, train
+    from vitsplit.api import TrainResult, evaluate, export, load, predict, train
     from vitsplit.errors import VitsplitError
     from vitsplit.inference.predictor import Predictor
 

@@ -1,11 +1,11 @@
-"""The public functions: train, evaluate, load, predict. The command line uses them too."""
+"""The public functions: train, evaluate, load, predict, export. The command line uses them too."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from vitsplit.analysis.short_runs import begin_run, with_choice_of
 from vitsplit.atomic_files import write_json
+from vitsplit.bundle import WEIGHTS
 from vitsplit.config import Precision
 from vitsplit.engine.assemble import assemble
 from vitsplit.engine.evaluation import evaluate as evaluate_task
@@ -26,7 +27,12 @@ from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.tracking import log_to
 from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
+from vitsplit.exporting.formats import FormatName, file_hash
+from vitsplit.exporting.formats import Precision as ExportPrecision
+from vitsplit.exporting.graph import Layout
+from vitsplit.exporting.writing import DeformChoice, ExportPlan, ExportResult, export_graphs
 from vitsplit.folder_lock import hold_folder
+from vitsplit.inference.loading import read_bundles
 from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, single_head
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
@@ -313,6 +319,57 @@ def predict(
     """
     predictor = load_predictor([run] if isinstance(run, str | Path) else run, **options)
     return [predictor.predict(image) for image in images]
+
+
+def export(
+    run: str | Path | Sequence[str | Path] | Mapping[str, str | Path] | Predictor,
+    *,
+    out: str | Path,
+    formats: Sequence[FormatName] = ("onnx",),
+    precision: ExportPrecision = "fp32",
+    size: tuple[int, int] | None = None,
+    deform: DeformChoice = "auto",
+    layout: Layout = "nchw",
+    images: str | Path | None = None,
+    weights: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> ExportResult:
+    """Exports one or several heads with their backbone as one graph, which runs without this package.
+
+    The input is a batch of images, uint8; normalization and padding are in the graph. Outputs are named
+    ``HEAD.OUTPUT``, at the size of the input: ``segmentation.logits`` and ``segmentation.classes``; ``depth.depth`` in
+    meters; of one image, ``detection.boxes`` in its pixels, ``scores``, ``labels`` and ``masks``. Every written graph
+    is compared with the model, in its own runtime and in float32.
+
+    Args:
+        run: A run or bundle folder; several of one backbone, as a list or a mapping from names; or a predictor in
+            float32 on the CPU.
+        out: The folder to create, with the graphs, ``card.json`` and ``README.md``.
+        formats: ``onnx`` (ONNX Runtime), ``openvino`` and ``pt2`` (PyTorch).
+        precision: The precision of the graphs.
+        size: Height and width of the input in pixels; None: any size, of more than one patch per side.
+        deform: The deformable convolutions: ``native`` as one operator, ``grid`` as sampling on a grid; ``auto``:
+            native where the runtime has the operator.
+        layout: Layout of the input: ``nchw`` or ``nhwc``.
+        images: Folder of images for the comparison; None: generated scenes.
+        weights: See ``load``.
+        say: Receives a line on each finished graph.
+
+    Raises:
+        ExportError: A head cannot be exported, a package is missing, or a graph differs from the model.
+        VitsplitError: As ``load``; or ``out`` is not empty.
+
+    Example:
+        >>> vitsplit.export(["runs/first", "runs/depth"], out="exported")  # doctest: +SKIP
+        >>> vitsplit.export("runs/first", out="fast", formats=["onnx", "openvino"], size=(518, 518))  # doctest: +SKIP
+    """
+    plan = ExportPlan(tuple(formats), precision, size, deform, layout, None if images is None else Path(images))
+    hashes: dict[str, str] = {}
+    if not isinstance(run, Predictor):
+        runs = [run] if isinstance(run, str | Path) else run
+        hashes = {name: file_hash(folder / WEIGHTS) for name, (folder, _) in read_bundles(runs).items()}
+        run = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+    return export_graphs(run, Path(out), plan, weights=hashes, say=say)
 
 
 def evaluate(

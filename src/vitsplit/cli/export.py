@@ -1,0 +1,67 @@
+"""``vitsplit export RUN...``: heads and their backbone as one graph that runs without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from vitsplit.cli.values import ImageSize
+
+
+def export(
+    runs: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...")]],
+    /,
+    *,
+    out: Path,
+    format: Annotated[tuple[Literal["onnx", "openvino", "pt2"], ...], Field(min_length=1)] = ("onnx",),
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    size: ImageSize | None = None,
+    deform: Literal["auto", "native", "grid"] = "auto",
+    layout: Literal["nchw", "nhwc"] = "nchw",
+    images: Path | None = None,
+    weights: str | None = None,
+) -> int:
+    """Export one or several bundles with their backbone as one graph.
+
+    The graph takes RGB images as uint8 and has named outputs, at the size of the input: class scores and ids
+    (segmentation), meters (depth), boxes, scores, labels and masks (detection; one image at a time). It is compared
+    with the model in its own runtime, at three sizes and two batch sizes; a graph whose outputs differ is not written.
+
+    The folder has the graphs, card.json (inputs, outputs, classes, units, hashes, largest differences) and README.md
+    with code that runs them with numpy, Pillow and the runtime alone.
+
+    Examples:
+        vitsplit export runs/first --out exported
+        vitsplit export runs/rooms runs/depth --out exported --format onnx openvino --images photos/
+
+    Args:
+        runs: Run folders (their best bundles) or bundle folders, of one backbone.
+        out: The folder to create.
+        format: Formats: ONNX (run by ONNX Runtime), OpenVINO, and PyTorch's pt2.
+        precision: Precision of the graphs.
+        size: Height and width of the input; None: any size.
+        deform: Deformable convolutions as one operator (native) or as sampling on a grid; auto: native where the
+            runtime has the operator.
+        layout: Layout of the input: (batch, 3, height, width) or (batch, height, width, 3).
+        images: Folder of images for the comparison with the model; None: generated scenes.
+        weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
+    """
+    from vitsplit import api
+
+    result = api.export(
+        runs,
+        out=out,
+        formats=format,
+        precision=precision,
+        size=size,
+        deform=deform,
+        layout=layout,
+        images=images,
+        weights=weights,
+        say=print,
+    )
+    print(f"{', '.join(result.card['heads'])} are in {result.folder} (README.md has code that runs them)")
+    return 0

@@ -1,0 +1,276 @@
+"""Comparison of a written graph with the model, in float32 and in the graph's own runtime.
+
+Shapes: B batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_iou
+from torchvision.transforms.v2 import functional as TF
+
+from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.errors import DataError, ExportError
+from vitsplit.exporting.formats import Precision, Run
+from vitsplit.exporting.graph import ExportGraph
+from vitsplit.inference.predictor import Predictor
+from vitsplit.sample import generate_scene
+from vitsplit.tasks.base import GraphOutput
+
+BATCHES = (1, 2)
+SAME_IOU, SAME_SCORE = 0.9, 0.02
+"""Two objects of a class are the same from this IoU, and up to this difference of their scores."""
+LARGEST_SIDE = 640
+"""Sizes of the comparison are limited to this, for time."""
+Errors = dict[str, float]
+"""Measures of an output by name, see ``measure``."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest differences from the model under which a graph is accepted.
+
+    Attributes:
+        logits: Maximum error of scores; a tenth of it per unit of the largest score, where that exceeds 10, since
+            float32 has seven digits. None: not limited.
+        meters: Maximum error in meters; None: not limited.
+        agreement: Minimum share of pixels with the model's class.
+        abs_rel: Maximum mean relative error of depths.
+        step: Maximum error of an intermediate tensor, as a fraction of its standard deviation, before the error is
+            said to begin there.
+    """
+
+    logits: float | None
+    meters: float | None
+    agreement: float
+    abs_rel: float
+    step: float
+
+
+LIMITS: Mapping[Precision, Limits] = {
+    "fp32": Limits(logits=1e-4, meters=1e-3, agreement=0.995, abs_rel=2e-3, step=1e-3),
+    "bf16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, step=0.2),
+    "fp16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, step=0.05),
+}
+
+
+def find_images(folder: Path | None, count: int = 2) -> list[Tensor]:
+    """Images to compare on, ``image_CHW`` uint8: the first of a folder, or generated scenes.
+
+    Raises:
+        DataError: The folder has no images, or one cannot be read.
+    """
+    if folder is None:
+        scenes = (generate_scene(seed, (360, 480)).image_HWC for seed in range(count))
+        return [torch.from_numpy(image_HWC).permute(2, 0, 1) for image_HWC in scenes]
+    paths = (
+        sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    )
+    if not paths:
+        raise DataError(f"--images {folder}: no images found. Give a folder of images, or omit the option.")
+    return [read_image(paths[index % len(paths)]) for index in range(count)]
+
+
+def sizes_of(graph: ExportGraph, size: tuple[int, int] | None, smallest_side: int) -> list[tuple[int, int]]:
+    """Height and width of the images to compare on: the graph's own, or three sizes.
+
+    The first is that of the training crops, as multiples of the patch size; the second is upright, and the patch
+    divides neither side; the third is half as high.
+    """
+    if size is not None:
+        return [size]
+    patch = graph.patch_size
+    crop = next(iter(graph.tasks.values())).config.crop_size
+    least = smallest_side // patch + 1
+    height, width = (max(least, min(side, LARGEST_SIDE) // patch) * patch for side in crop)
+    return [(height, width), (width + patch // 2 + 1, height + 1), (max(least * patch, height // 2 + 1), width)]
+
+
+def batches(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], batch: int | None = None) -> Iterator[Tensor]:
+    """Images of each size, in batches of one and two, or of ``batch``: ``image_BCHW`` uint8."""
+    for size in sizes:
+        resized_BCHW = torch.stack([TF.resize(image_CHW, list(size), antialias=True) for image_CHW in images])
+        for count in BATCHES if batch is None else (batch,):
+            yield resized_BCHW[:count]
+
+
+@torch.inference_mode()
+def model_outputs(predictor: Predictor, image_BCHW: Tensor) -> dict[str, NDArray[Any]]:
+    """The outputs of a graph, computed by the model itself: one pass of the backbone, then each head."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, head in predictor.items():
+        output, taps = head.forward(image_BCHW)
+        task: Any = head.task
+        outputs = task.graph_outputs(output, taps)
+        found |= {f"{name}.{each}": tensor.numpy() for each, tensor in outputs.items()}
+    return found
+
+
+def described(predictor: Predictor) -> dict[str, dict[str, GraphOutput]]:
+    """The outputs of a predictor's graph, by head and name."""
+    tasks: dict[str, Any] = {name: head.task for name, head in predictor.items()}
+    return {
+        name: {f"{name}.{each}": output for each, output in task.describe_graph().items()}
+        for name, task in tasks.items()
+    }
+
+
+def measure_head(
+    outputs: Mapping[str, GraphOutput], got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+) -> dict[str, Errors]:
+    """How far the outputs of a head are from the model's, by name. Objects are compared together, as their boxes."""
+    found = {}
+    for name, output in outputs.items():
+        if output.kind == "boxes":
+            of_kind = {each.kind: other for other, each in outputs.items()}
+            found[name] = measure_objects(
+                *({kind: side[of_kind[kind]] for kind in of_kind} for side in (got, expected))
+            )
+        elif output.kind in ("logits", "classes", "meters"):
+            found[name] = measure(output.kind, got[name], expected[name])
+    return found
+
+
+def measure_objects(got: Mapping[Any, NDArray[Any]], expected: Mapping[Any, NDArray[Any]]) -> Errors:
+    """``agreement`` is the share of objects of either side that the other has: with the class, an IoU of at least 0.9,
+    and a score within 0.02. Arrays are by kind: ``boxes``, ``labels`` and ``scores``.
+    """
+    total = len(got["boxes"]) + len(expected["boxes"])
+    if total == 0:
+        return {"agreement": 1.0}
+    boxes = [torch.from_numpy(each["boxes"]) for each in (got, expected)]
+    same = box_iou(*boxes).numpy() >= SAME_IOU
+    same &= got["labels"][:, None] == expected["labels"]
+    same &= np.abs(got["scores"][:, None] - expected["scores"]) <= SAME_SCORE
+    return {"agreement": float(same.any(0).sum() + same.any(1).sum()) / total}
+
+
+def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
+    """How far an output is from the model's: its maximal error and more by kind.
+
+    ``agreement`` is the share of equal classes, ``abs_rel`` the mean relative error of depths, ``largest`` the largest
+    score.
+    """
+    if got.shape != expected.shape:
+        raise ExportError(f"an output has shape {got.shape}, that of the model {expected.shape}")
+    if kind == "classes":
+        return {"agreement": float((got == expected).mean())}
+    difference = np.abs(got.astype(np.float64) - expected)
+    errors = {"max_error": float(difference.max())}
+    if kind == "meters":
+        return errors | {"abs_rel": float((difference / expected).mean())}
+    return errors | {"largest": float(np.abs(expected).max())}
+
+
+def worst(measured: Sequence[Errors]) -> Errors:
+    """The worst of each measure."""
+    return {name: (min if name == "agreement" else max)(errors[name] for errors in measured) for name in measured[0]}
+
+
+def exceeds(errors: Errors, limits: Limits) -> str | None:
+    """The measure that exceeds its limit, in words; None: none. NaN exceeds every limit."""
+    scale = max(1.0, errors.get("largest", 0.0) / 10)
+    bound = limits.meters if "abs_rel" in errors else limits.logits and limits.logits * scale
+    checks = {
+        "max_error": None if bound is None else (errors.get("max_error", 0.0) <= bound, f"at most {bound:.1e}"),
+        "agreement": (errors.get("agreement", 1.0) >= limits.agreement, f"at least {limits.agreement}"),
+        "abs_rel": (errors.get("abs_rel", 0.0) <= limits.abs_rel, f"at most {limits.abs_rel}"),
+    }
+    for name, check in checks.items():
+        if check is not None and not check[0]:
+            return f"{name} is {errors[name]:.2e}, must be {check[1]}"
+    return None
+
+
+def compare(
+    run: Run, predictor: Predictor, graph: ExportGraph, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """Measures of every output at every size and batch, JSON-ready."""
+    outputs = described(predictor)
+    records = []
+    for image_BCHW in batches(images, sizes, graph.batch):
+        expected = model_outputs(predictor, image_BCHW)
+        got = run(as_input(image_BCHW, graph))
+        records.append(
+            {
+                "batch": image_BCHW.shape[0],
+                "size": [*image_BCHW.shape[2:]],
+                "outputs": {
+                    name: errors
+                    for each in outputs.values()
+                    for name, errors in measure_head(each, got, expected).items()
+                },
+            }
+        )
+    return records
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Errors]:
+    """The worst measures of each output."""
+    return {name: worst([record["outputs"][name] for record in records]) for name in records[0]["outputs"]}
+
+
+def check(
+    records: Sequence[Mapping[str, Any]],
+    precision: Precision,
+    run_steps: Any,
+    graph: ExportGraph,
+    images: Sequence[Tensor],
+    title: str,
+) -> None:
+    """Refuses a graph whose outputs differ too much.
+
+    Args:
+        records: Output of ``compare``.
+        precision: The precision of the graph.
+        run_steps: Opens the graph with its intermediate tensors as additional outputs.
+        graph: The same graph in PyTorch.
+        images: The images of the comparison.
+        title: The file, for the message.
+
+    Raises:
+        ExportError: The message has the output, its error and the block in which the error begins.
+    """
+    limits = LIMITS[precision]
+    for name, errors in summary(records).items():
+        problem = exceeds(errors, limits)
+        if problem is not None:
+            size = next(record["size"] for record in records if exceeds(record["outputs"][name], limits) is not None)
+            (image_BCHW, *_) = batches(images, [size], graph.batch)
+            begin = first_error(run_steps(), graph, image_BCHW, limits.step)
+            raise ExportError(
+                f"{title}: the output {name} differs from the model's: {problem}. {begin} The folder was not written. "
+                "Export with --precision fp32, another --format or --deform grid, and report the message if that fails."
+            )
+
+
+@torch.inference_mode()
+def first_error(run: Run, graph: ExportGraph, image_BCHW: Tensor, limit: float) -> str:
+    """A sentence on the first intermediate tensor that differs from PyTorch's."""
+    images = as_input(image_BCHW, graph)
+    graph(torch.from_numpy(images))
+    expected, got = dict(graph.steps.tensors), run(images)
+    graph.steps.tensors = {}
+    agrees = "the input"
+    for step, tensor in expected.items():
+        if step not in got:
+            continue
+        error = np.abs(got[step] - tensor.numpy()).max() / max(tensor.std().item(), 1e-12)
+        if not error <= limit:
+            return f"The error begins in {step} ({error:.1e} of its standard deviation); {agrees} agrees."
+        agrees = step
+    return f"All blocks agree, up to {agrees}: the error begins in a decoder."
+
+
+def as_input(image_BCHW: Tensor, graph: ExportGraph) -> NDArray[np.uint8]:
+    """Images in the graph's layout."""
+    array: NDArray[np.uint8] = image_BCHW.numpy()
+    return array if graph.layout == "nchw" else np.ascontiguousarray(array.transpose(0, 2, 3, 1))
