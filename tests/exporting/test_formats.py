@@ -21,7 +21,8 @@ from tiny_predictor import tiny_predictor
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, DataError, ExportError
-from vitsplit.exporting.formats import open_format
+from vitsplit.exporting.formats import open_format, trace
+from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.onnx_format import OnnxFormat
 from vitsplit.exporting.parity import model_outputs
 from vitsplit.methods.split.config import SplitConfig
@@ -113,6 +114,7 @@ def test_other_families_in_onnx(kind: str, tmp_path: Path) -> None:
     assert_outputs(tmp_path / "out", "onnx", predictor, [(64, 48), (50, 66), (100, 71)], limit=limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format_name", ["onnx", "openvino", "pt2"])
 def test_detection_with_masks_beside_depth(format_name: Any, tmp_path: Path) -> None:
     predictor = tiny_predictor(tasks=("detection", "depth"), depth=2)
@@ -121,7 +123,7 @@ def test_detection_with_masks_beside_depth(format_name: Any, tmp_path: Path) -> 
     run = open_format(format_name).open(
         tmp_path / "out", result.card["outputs"], result.card["graphs"][format_name]["settings"]
     )
-    for seed, size in enumerate([(42, 56), (50, 66), (97, 43), (140, 182)]):
+    for seed, size in enumerate([(70, 84), (64, 97), (140, 182)]):
         pixels = image(*size, batch=1, seed=seed)
         found, expected = run(pixels.numpy()), model_outputs(predictor, pixels)
         assert list(found) == list(expected) and len(expected["detection.boxes"]) > 2
@@ -225,16 +227,24 @@ def test_openvino_opens_no_connection(exported: tuple[Path, Any], tmp_path: Path
     subprocess.run([sys.executable, "-c", script], cwd=exported[0], check=True, timeout=120)
 
 
-@pytest.mark.parametrize(("format_name", "precision"), [("onnx", "fp16"), ("openvino", "fp16"), ("openvino", "bf16")])
-def test_half_precision(format_name: Any, precision: Any, tmp_path: Path) -> None:
-    """Matrices take half of the memory, and outputs are as far from float32 as their digits allow."""
-    predictor = tiny_predictor(tasks=("depth",), depth=3)
-    vitsplit.export(predictor, out=tmp_path / "full", formats=[format_name])
-    result = vitsplit.export(predictor, out=tmp_path / "half", formats=[format_name], precision=precision)
-    file = "graph.bin" if format_name == "openvino" else "graph.onnx"
-    assert (tmp_path / "half" / file).stat().st_size < 0.75 * (tmp_path / "full" / file).stat().st_size
-    errors = result.card["graphs"][format_name]["parity"]["worst"]["depth.depth"]
-    assert 0 < errors["abs_rel"] < {"fp16": 5e-4, "bf16": 2e-3}[precision]
+@pytest.mark.parametrize("format_name", ["onnx", "openvino"])
+def test_half_precision(format_name: Any, tmp_path: Path) -> None:
+    """Weights take half of the memory, and outputs are as far from float32 as the digits allow."""
+    predictor, written = tiny_predictor(tasks=("depth",), depth=2), open_format(format_name)
+    traced = trace(ExportGraph(predictor, deform=written.deforms[0]).eval(), None)
+    pixels = image(50, 66)
+    expected = model_outputs(predictor, pixels)["depth.depth"]
+    bytes_of = {}
+    for precision in written.precisions:
+        folder = tmp_path / precision
+        folder.mkdir()
+        written.write(traced, folder, precision)
+        bytes_of[precision] = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".xml")
+        run = written.open(folder, traced.outputs, written.settings(precision))
+        relative = np.abs(run(pixels.numpy())["depth.depth"] / expected - 1).mean()
+        assert relative < {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}[precision]
+        assert precision == "fp32" or relative > 1e-5
+    assert bytes_of["fp16"] < 0.75 * bytes_of["fp32"]
 
 
 def test_a_precision_that_a_format_lacks_is_refused(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_backbones import KINDS, image
 from tiny_predictor import METHOD, tiny_predictor
 
 from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.parity import model_outputs
+from vitsplit.exporting.replacements import bin_weights
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
 
@@ -62,6 +65,17 @@ def test_other_methods(method: str) -> None:
     assert_equal_outputs(tiny_predictor(method=MethodConfig.by_name(method)()))
 
 
+@pytest.mark.parametrize(("side", "bins"), [(7, 1), (7, 2), (7, 3), (7, 6), (6, 6), (4, 6), (37, 6)])
+def test_bins_are_those_of_adaptive_pooling(side: int, bins: int) -> None:
+    map_11hw = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(side))
+    weights = bin_weights(side, bins)
+    torch.testing.assert_close(weights @ map_11hw @ weights.mT, F.adaptive_avg_pool2d(map_11hw, bins))
+
+
+def test_upernet() -> None:
+    assert_equal_outputs(tiny_predictor(tasks=("segmentation",), method=MethodConfig.by_name("upernet")()))
+
+
 @pytest.mark.parametrize("deform", ["native", "grid"])
 def test_both_forms_of_the_deformable_convolution(deform: Any) -> None:
     assert_equal_outputs(tiny_predictor(), deform=deform)
@@ -106,6 +120,13 @@ def test_adapters_are_refused_by_name(method: str) -> None:
         "mae-base", ("segmentation",), MethodConfig.by_name(method)(decoder="linear"), embed_dim=384, num_heads=6
     )
     with pytest.raises(ExportError, match=f"segmentation: .*{method}"):
+        ExportGraph(predictor)
+
+
+def test_a_task_without_an_exported_form_is_refused_by_name() -> None:
+    predictor = tiny_predictor(tasks=("depth",))
+    predictor["depth"].task = SimpleNamespace(name="vqa")
+    with pytest.raises(ExportError, match="depth: the task vqa"):
         ExportGraph(predictor)
 
 

@@ -111,7 +111,7 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> Traced:
         size: Height and width of the input in pixels; None: any size, of more than one patch per side.
 
     Raises:
-        ExportError: A size of the input that should be free became a constant.
+        ExportError: The graph cannot be traced, or a size of the input that should be free became a constant.
     """
     patch = graph.patch_size
     # An example that no size of a model equals, so that nothing is taken for a constant.

@@ -1,15 +1,14 @@
 """The graph that is exported: everything between the user's pixels and named outputs, in one module.
 
 The module is a copy of a predictor that shares its weights. In the copy, what an exporter cannot follow is replaced by
-equal computations: branches on sizes (``families``), the row form of the deformable convolution, and the gate, whose
-weights are constant after training. The predictor itself is not changed.
+equal computations: branches on sizes (``families``), the row form of the deformable convolution, and some layers
+(``replacements``). The predictor itself is not changed.
 
-Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels, L layers, J = K_p columns.
+Shapes: B batch, T tokens (prefix tokens first), D width, h w patch grid, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from vitsplit.errors import ExportError
 from vitsplit.exporting.families import Record, exported
+from vitsplit.exporting.replacements import FixedMix, MatrixPooling
 from vitsplit.inference.predictor import Predictor
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.task_head import TaskHead
@@ -163,30 +163,10 @@ class ExportGraph(nn.Module):
             for child, part in module.named_children():
                 if isinstance(part, SparseGate):
                     setattr(module, child, FixedMix(part.weights(), part.used_layers()))
+                if isinstance(part, PyramidPooling):
+                    setattr(module, child, MatrixPooling(part))
         copied.decoder = self.tasks[name].graph_decoder(copied.decoder)
         return copied
-
-
-class FixedMix(nn.Module):
-    """A trained gate: ``mixed_j = sum_l weights[l][j] * map_l`` over the layers that it keeps.
-
-    Args:
-        weights_LJ: ``SparseGate.weights``.
-        layers: ``SparseGate.used_layers``.
-    """
-
-    def __init__(self, weights_LJ: Tensor, layers: Sequence[int]) -> None:
-        super().__init__()
-        self.layers = layers
-        self.weights_LJ = weights_LJ.tolist()
-
-    def forward(self, maps: Mapping[int, Tensor]) -> list[Tensor]:
-        """Maps by layer index, (B, D, h, w), to K_p maps."""
-        mixed = []
-        for column in range(len(self.weights_LJ[0])):
-            shares = {layer: self.weights_LJ[layer][column] for layer in self.layers}
-            mixed.append(sum((maps[layer] * share for layer, share in shares.items() if share), torch.zeros(())))
-        return mixed
 
 
 def check_exportable(predictor: Predictor) -> None:
@@ -209,9 +189,4 @@ def check_exportable(predictor: Predictor) -> None:
                 raise ExportError(
                     f"{name}: --method {head.card.config.method.name} has multi-scale deformable attention, which has "
                     "no exported form. Use --method vitsplit, linear-probe, full-finetune or lora."
-                )
-            if isinstance(module, PyramidPooling):
-                raise ExportError(
-                    f"{name}: --decoder upernet averages over grids of any size, which has no exported form. Use "
-                    "--decoder linear."
                 )
