@@ -93,7 +93,7 @@ def settings(config: DemoConfig, task: str, backbone: str) -> TrainConfig:
         "steps": config.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "eval_every": max(1, config.steps // 2),
+        "eval_every": -(-config.steps // 2),
         "log_every": max(1, min(5, config.steps)),
     }
     return override(recipe(f"laptop-{task}"), changes)

@@ -23,7 +23,7 @@ class DemoConfig(Settings):
     """Number of validation scenes."""
     size: tuple[Annotated[int, Field(ge=16, le=4096)], Annotated[int, Field(ge=16, le=4096)]] = (196, 252)
     """Height and width of a scene."""
-    steps: Annotated[int, Field(ge=1, le=10**9)] = 100
+    steps: Annotated[int, Field(ge=1, le=10**9)] = 80
     """Training steps of each task."""
     batch_size: Annotated[int, Field(ge=1, le=2**16)] = 8
     """Batch size."""
