@@ -32,14 +32,14 @@ def test_settings_reach_the_evaluation(run: Path, scenes: Path, tmp_path: Path,
     ],
 )
 def test_other_flags_are_rejected(run: Path, scenes: Path, flags: list[str], message: str,
-                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     assert main(["evaluate", str(run), "--data", str(scenes), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not list(run.glob("evaluation-*"))
 
 
 def test_a_joint_run_is_evaluated_per_bundle(run: Path, scenes: Path, tmp_path: Path,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     import shutil
 
     for task in ("segmentation", "depth"):

@@ -118,7 +118,7 @@ def test_config_of_a_run_can_be_reused(run: Path, scenes: Path, tmp_path: Path) 
 
 
 def test_predict_rejects_two_results_with_one_name(run: Path, scenes: Path, tmp_path: Path,
-                                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     image = next((scenes / "images" / "val").iterdir())
     (tmp_path / "other").mkdir()
     shutil.copy(image, tmp_path / "other" / image.name)

@@ -66,7 +66,7 @@ def masks(out: Path) -> dict[str, np.ndarray]:
 
 
 def test_one_run_writes_the_file_names_of_the_task(runs: dict[str, Path], photos: Path, tmp_path: Path,
-                                            capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     out = tmp_path / "out"
     assert predict(runs["rooms"], photos, "--out", out) == 0
     assert "8 of 8 images" in capsys.readouterr().out
