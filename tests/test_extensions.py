@@ -136,7 +136,7 @@ def test_a_broken_package_is_named(tmp_path, monkeypatch, value, expected):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=rf"broken-package 0\.3.*{expected}"):
         Table("method", "vitsplit.tests", {}).load("mine")
-    with pytest.raises(ConfigError, match=r"'lora' of the package broken-package 0\.3 has"):
+    with pytest.raises(ConfigError, match=r"'lora' .*broken-package 0\.3"):
         Table("method", "vitsplit.tests", {"lora": "vitsplit.methods.lora:LoraConfig"}).names()
-    with pytest.raises(ConfigError, match=r"no method 'min'\. Did you mean mine"):
+    with pytest.raises(ConfigError, match=r"'min'.*mine"):
         Table("method", "vitsplit.tests", {}).load("min")

@@ -150,9 +150,9 @@ def test_a_file_is_used_for_the_named_heads(tmp_path):
     alone = starting_heads({"depth": "depth"}, config_file=file)
     assert list(alone.heads) == ["depth"]
     assert (alone.loop.steps, alone.optim.lr) == (7, 3e-4)
-    with pytest.raises(ConfigError, match="no head detection, only segmentation, depth"):
+    with pytest.raises(ConfigError, match=r"detection.*segmentation, depth"):
         starting_heads({"detection": "detection"}, config_file=file)
-    with pytest.raises(ConfigError, match="head segmentation is for segmentation, not depth"):
+    with pytest.raises(ConfigError, match=r"segmentation.*depth"):
         starting_heads({"segmentation": "depth"}, config_file=file)
 
 

@@ -63,7 +63,7 @@ def test_evenly_changing_layers_give_both_ends():
     layers = np.arange(12)
     assert least_alike_layers(0.8 ** np.abs(layers[:, None] - layers), 2, 2) == (2, 11)
     assert least_alike_layers(np.eye(12), 1, 2) == (11,)
-    with pytest.raises(ConfigError, match="11 layers cannot be chosen from layers 2 to 11"):
+    with pytest.raises(ConfigError, match=r"11 layers .*2 to 11"):
         least_alike_layers(np.eye(12), 11, 2)
 
 

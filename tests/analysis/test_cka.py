@@ -114,7 +114,7 @@ def test_layers_that_change_evenly_have_no_blocks():
 
 
 def test_too_few_images_or_layers_are_rejected():
-    with pytest.raises(ConfigError, match="a batch of 3 is too small"):
+    with pytest.raises(ConfigError, match="batch of 3"):
         CkaEstimator().add([torch.randn(3, 2)])
     with pytest.raises(DataError, match="no images"):
         CkaEstimator().result()
@@ -122,5 +122,5 @@ def test_too_few_images_or_layers_are_rejected():
     estimator.add([torch.ones(5, 2)])
     with pytest.raises(DataError, match="no variance"):
         estimator.result()
-    with pytest.raises(ConfigError, match="3 layers cannot be divided"):
+    with pytest.raises(ConfigError, match="3 layers"):
         split_point(np.eye(3))

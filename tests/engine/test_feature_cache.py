@@ -221,9 +221,7 @@ def test_epochs_cycle_through_the_views():
 
 def test_caches_that_do_not_fit_are_rejected_before_computing(tmp_path):
     backbone = counting()
-    with pytest.raises(
-        ConfigError, match=r"23 images x 3 views x 0\.00 MB = 0\.00 GB.*--cache-features 1, or a higher"
-    ):
+    with pytest.raises(ConfigError, match=r"23 images x 3 views x 0\.00 MB = 0\.00 GB.*--cache-features 1"):
         # 2 maps of 4 patches, 32 wide, in 2 bytes: 512 bytes a view.
         tiny_run(tmp_path / "run", backbone=backbone, cache_features=3, cache_limit_gb=30 * 512e-9)
     assert backbone.images == 0

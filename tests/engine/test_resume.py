@@ -240,7 +240,7 @@ def test_other_data_or_another_backbone_is_rejected(tmp_path, uninterrupted, mon
             data.count = 22
             return data
 
-    with pytest.raises(RunError, match="trained on 23 images, and now there are 22"):
+    with pytest.raises(RunError, match=r"23 images.* 22"):
         tiny_run(uninterrupted.folder.path, resume=True, task=Fewer(), **SETTINGS)
     state = uninterrupted.folder.checkpoints / "step-00000013" / "state.json"
     original = state.read_text()
@@ -278,7 +278,7 @@ def test_other_classes_are_rejected_without_blaming_the_checkpoint(uninterrupted
 def test_errors_do_not_advise_to_delete_a_valid_checkpoint(tmp_path):
     """The message for an intact checkpoint of another model or version does not advise to delete it."""
     run = tiny_run(tmp_path / "run", steps=2)
-    with pytest.raises(RunError, match=r"does not fit the model.*head\.norm\.running_mean") as error:
+    with pytest.raises(RunError, match=r"head\.norm\.running_mean") as error:
         tiny_run(tmp_path / "run", steps=2, resume=True, head={"batch_norm": True})
     state = run.folder.checkpoints / "step-00000002" / "state.json"
     state.write_text(state.read_text().replace('"samples"', '"number_of_samples"'))

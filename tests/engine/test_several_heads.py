@@ -137,7 +137,7 @@ def test_bundles_equal_those_of_single_head_runs(joint, folders):
         evaluation, _ = vitsplit.evaluate(predictor, data=folders[name])
         score, sign = SCORES[task]
         assert evaluation.score == pytest.approx(sign * card.metrics[score], abs=1e-6)
-    with pytest.raises(BundleError, match=r"4 head bundles here\. Name one of them: .*best/rooms"):
+    with pytest.raises(BundleError, match=r"4 head bundles.*best/rooms"):
         find_bundle(joint)
 
 
@@ -209,5 +209,5 @@ def test_images_missing_from_one_task_are_an_error_at_the_start(scenes, tmp_path
     shutil.copytree(scenes, fewer)
     (fewer / "images" / "train" / "scene_00003.jpg").unlink()
     (fewer / "depth" / "train" / "scene_00003.png").unlink()
-    with pytest.raises(DataError, match=r"depth has no labels for 1 of 6 images \(scene_00003\)"):
+    with pytest.raises(DataError, match=r"depth .*1 of 6 .*scene_00003"):
         vitsplit.train(data={"segmentation": scenes, "depth": fewer}, out=tmp_path / "run", **SHARED)

@@ -193,7 +193,7 @@ def test_a_non_finite_step_with_delayed_reading_reaches_no_file(tmp_path, monkey
     task = TinyTask(nan_for=bad_image)
     model = tiny_model(task)
     config = tiny_config(checkpoint_every=2, log_every=1)
-    with RunFolder.open(tmp_path / "run") as run, pytest.raises(TrainingError, match="Step 5: the loss is nan"):
+    with RunFolder.open(tmp_path / "run") as run, pytest.raises(TrainingError, match=r"Step 5: .*nan"):
         trainer = Trainer(config, tasks={"tiny": task}, backbone=tiny_backbone(), model=model)
         trainer.fit(run, save_tiny_bundle(model), console=Console(file=io.StringIO()))
     assert all(bool(tensor.isfinite().all()) for tensor in model.trainable_state().values())
@@ -254,9 +254,7 @@ def test_a_failed_compilation_names_its_flag(tmp_path, monkeypatch):
         raise RuntimeError("No working C++ compiler found in clang++, g++\nmore")
 
     compile_with(monkeypatch, no_compiler)
-    with pytest.raises(
-        ConfigError, match=r"--compile failed: .*No working C\+\+ compiler found in clang\+\+, g\+\+\. "
-    ):
+    with pytest.raises(ConfigError, match=r"--compile .*clang\+\+, g\+\+"):
         tiny_run(tmp_path / "run", steps=1, compile=True)
 
 

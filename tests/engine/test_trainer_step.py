@@ -108,7 +108,7 @@ def test_a_non_finite_loss_stops_and_names_the_images(tmp_path, accumulate):
 
 
 def test_a_non_finite_gradient_stops_before_the_update(tmp_path):
-    with pytest.raises(TrainingError, match="Step 1: the norm of the gradient is"):
+    with pytest.raises(TrainingError, match=r"Step 1: .*gradient"):
         tiny_run(tmp_path / "run", task=BadGradients(factor=float("inf")))
 
 

@@ -181,7 +181,7 @@ def test_bfloat16_forward():
 
 
 def test_an_odd_number_of_hidden_channels_is_rejected():
-    with pytest.raises(ConfigError, match=r"3 hidden channels \(width 48, ratio 0.07\) are not even"):
+    with pytest.raises(ConfigError, match=r"3 hidden channels \(width 48, ratio 0\.07\)"):
         MultiReceptive(48, 0.07)
 
 

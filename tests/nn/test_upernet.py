@@ -105,7 +105,7 @@ def test_group_norm_has_no_running_statistics():
 
 
 def test_a_batch_of_one_is_rejected_with_batch_norm():
-    with pytest.raises(ConfigError, match=r"at least two images .* --decoder-norm group"):
+    with pytest.raises(ConfigError, match=r"--decoder-norm group"):
         UperNet(WIDTH, CLASSES)(four_maps(ONE_SCALE, batch=1))
     UperNet(WIDTH, CLASSES, norm="group")(four_maps(ONE_SCALE, batch=1))
     UperNet(WIDTH, CLASSES).eval()(four_maps(ONE_SCALE, batch=1))

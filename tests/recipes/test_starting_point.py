@@ -39,7 +39,7 @@ def test_partial_settings_apply_to_every_task(tmp_path):
     file = write(tmp_path / "few.json", {"task": {"crop_size": [70, 98]}})
     for task in TASKS.built_in:
         assert starting_config(task, config_file=file).task.crop_size == (70, 98)
-    with pytest.raises(ConfigError, match=r"no setting 'task\.crop_sise'\. Did you mean crop_size"):
+    with pytest.raises(ConfigError, match=r"'task\.crop_sise'.*crop_size"):
         starting_config("depth", config_file=write(file, {"task": {"crop_sise": [70, 98]}}))
     with pytest.raises(ConfigError, match="must be an object"):
         starting_config("depth", config_file=write(file, [1]))
@@ -47,8 +47,9 @@ def test_partial_settings_apply_to_every_task(tmp_path):
 
 def test_a_recipe_of_another_task_is_rejected(tmp_path, capsys):
     assert main(["train", "segmentation", "--recipe", "nyuv2-small", "--data", str(tmp_path)]) == 2
-    assert "--recipe nyuv2-small is for depth, not for segmentation" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="--recipe nyuv2-small is for depth, not for detection"):
+    error = capsys.readouterr().err
+    assert all(name in error for name in ("--recipe nyuv2-small", "depth", "segmentation"))
+    with pytest.raises(ConfigError, match=r"--recipe nyuv2-small .*depth.*detection"):
         vitsplit.train(task="detection", recipe="nyuv2-small", data=tmp_path, out=tmp_path / "run")
 
 

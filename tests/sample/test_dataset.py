@@ -132,7 +132,7 @@ def test_balanced_questions_of_scenes_with_few_objects(tmp_path):
 
 
 def test_too_few_scenes_for_balanced_questions(tmp_path):
-    with pytest.raises(DataError, match="1 scenes for val are too few for balanced questions"):
+    with pytest.raises(DataError, match="1 scenes for val"):
         write_segmentation_set(tmp_path / "set", 12, 1, (24, 32), balanced=True)
     assert not list(tmp_path.iterdir())
 

@@ -84,7 +84,7 @@ def test_equal_seconds_are_converted_to_steps_once(scenes, tmp_path, monkeypatch
 
 def test_steps_follow_the_median_step_time():
     assert steps_of({"a": [0.5, 9.0, 0.4], "b": [2.0, 2.0, 2.0]}, 10.0) == {"a": 20, "b": 5}
-    with pytest.raises(ConfigError, match=r"--seconds 1: a step of b takes 2\.0 s here"):
+    with pytest.raises(ConfigError, match=r"--seconds 1: .* b .*2\.0 s"):
         steps_of({"a": [0.5], "b": [2.0]}, 1.0)
 
 

@@ -59,7 +59,7 @@ def test_exr(tmp_path):
         save_exr(tmp_path / name, channels)
         assert np.array_equal(load_depth(tmp_path / name, None).numpy(), METERS)
     save_exr(tmp_path / "normals.exr", {"nx": METERS, "ny": METERS})
-    with pytest.raises(DataError, match=r"normals\.exr: no depth channel among nx, ny"):
+    with pytest.raises(DataError, match=r"normals\.exr: .*nx, ny"):
         load_depth(tmp_path / "normals.exr", None)
     (tmp_path / "broken.exr").write_bytes(b"no exr")
     with pytest.raises(DataError, match=r"broken\.exr: "):
@@ -85,13 +85,13 @@ def test_keep_range_excludes_both_ends():
 
 def test_files_that_are_not_depth_maps_are_named(tmp_path):
     write_map(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
-    with pytest.raises(DataError, match=r"a\.npy: the depth map holds integers.*--depth-scale"):
+    with pytest.raises(DataError, match=r"a\.npy: .*--depth-scale"):
         load_depth(tmp_path / "a.npy", None)
     Image.fromarray(RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(tmp_path / "b.png")
-    with pytest.raises(DataError, match=r"b\.png: an image of mode RGB"):
+    with pytest.raises(DataError, match=r"b\.png: .*RGB"):
         load_depth(tmp_path / "b.png", 0.001)
     write_map(tmp_path / "c.npy", np.ones((3, 4, 5), np.float32))
-    with pytest.raises(DataError, match=r"c\.npy: an array of shape \[3, 4, 5\]"):
+    with pytest.raises(DataError, match=r"c\.npy: .*\[3, 4, 5\]"):
         load_depth(tmp_path / "c.npy", None)
     (tmp_path / "d.npy").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"d\.npy: "):
@@ -104,7 +104,7 @@ def test_files_that_are_not_depth_maps_are_named(tmp_path):
 def test_a_size_mismatch_is_an_error(tmp_path):
     write_set(tmp_path, [millimeters(size=(12, 16))])
     write_map(tmp_path / "depth/train/0.png", millimeters(size=(6, 8)))
-    with pytest.raises(DataError, match=r"the depth map is 8x6 .*images/train/0\.png is 16x12"):
+    with pytest.raises(DataError, match=r"8x6 .*images/train/0\.png .*16x12"):
         open_depth_set(tmp_path, "train").load(0)
 
 

@@ -179,11 +179,11 @@ def test_splits_without_objects_are_rejected_early(objects, tmp_path):
     content = json.loads((empty / "annotations" / "val.json").read_text())
     for split in ("val", "test"):
         (empty / "annotations" / f"{split}.json").write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(DataError, match=r"val.json: no object in the 3 images of the split val"):
+    with pytest.raises(DataError, match=r"val\.json: no object in the 3 images"):
         DetectionTask.open(CONFIG, empty, ("train", "val"))
     shutil.copytree(empty / "images" / "val", empty / "images" / "test")
     task = DetectionTask.open(CONFIG, empty, ("test",))
-    with pytest.raises(DataError, match=r"test.json: no object in the test split"):
+    with pytest.raises(DataError, match=r"test\.json: no object"):
         evaluate(task, lambda image: pytest.fail("predicted for nothing"))
 
 

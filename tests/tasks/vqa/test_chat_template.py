@@ -80,7 +80,7 @@ def test_templates_are_limited_in_time_and_memory(name, monkeypatch):
     template = ChatTemplate(of(ATTACKS[name]))
     ChatTemplate(of("x")).render([(MESSAGES, True)])  # the process has started
     began = time.perf_counter()
-    with pytest.raises(ConfigError, match=r"chat template cannot be used: .*--conversation v1"):
+    with pytest.raises(ConfigError, match=r"chat template .*--conversation v1"):
         template.render([(MESSAGES, True)])
     assert time.perf_counter() - began < 6
     # The next call succeeds.

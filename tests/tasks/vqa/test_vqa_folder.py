@@ -59,7 +59,7 @@ def test_an_invalid_folder_is_named_in_one_error(tmp_path, name, content):
 def test_pipes_and_oversized_files_are_rejected(tmp_path, monkeypatch):
     folder = tiny_folder(tmp_path / "tiny")
     monkeypatch.setattr("vitsplit.tasks.vqa.language.LARGEST_FILE", (folder / "tokenizer.json").stat().st_size - 1)
-    with pytest.raises(WeightsError, match=r"tokenizer\.json: not a regular file"):
+    with pytest.raises(WeightsError, match=r"tokenizer\.json: .*regular file"):
         opened(folder)
     monkeypatch.undo()
     (folder / "config.json").unlink()

@@ -87,23 +87,23 @@ def test_vqav2_without_annotations_writes_a_submission(put: Put, tmp_path: Path)
 
 
 def test_invalid_vqav2_files_are_rejected(vqav2: Path, put: Put) -> None:
-    with pytest.raises(DataError, match=r"1 of 3 questions have no answer \(12001\)"):
+    with pytest.raises(DataError, match=r"1 of 3 .*answer \(12001\)"):
         open_benchmark("vqav2", vqav2).measure({"9001": "", "9002": ""})
     (vqav2 / "val2014" / "COCO_val2014_000000000012.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 questions have no image .*000000000012.jpg \(question 12001\)"):
+    with pytest.raises(DataError, match=r"1 of 3 .*000000000012\.jpg \(question 12001\)"):
         open_benchmark("vqav2", vqav2)
     put("val2014/COCO_val2014_000000000012.jpg")
     put("v2_mscoco_val2014_annotations.json",
         {"annotations": [{"question_id": 9001, "answers": ten_answers(two=10)}]})  # fmt: skip
-    with pytest.raises(DataError, match=r"2 of 3 questions .* have no annotation, such as 9002"):
+    with pytest.raises(DataError, match=r"2 of 3 .*annotation.*9002"):
         open_benchmark("vqav2", vqav2)
     put("v2_mscoco_val2014_annotations.json", {"annotations": [{"question_id": 9001, "answers": ten_answers(two=9)}]})
-    with pytest.raises(DataError, match="question 9001 has 9 answers, not 10"):
+    with pytest.raises(DataError, match=r"question 9001 .*9 answers.*10"):
         open_benchmark("vqav2", vqav2)
     twice = vqav2_questions("val2014")
     twice["questions"].append(twice["questions"][0])
     put("v2_OpenEnded_mscoco_val2014_questions.json", twice)
-    with pytest.raises(DataError, match="id 9001 is not unique"):
+    with pytest.raises(DataError, match="id 9001"):
         open_benchmark("vqav2", vqav2)
 
 
@@ -143,13 +143,13 @@ def test_vizwiz_needs_answers_of_all_or_no_questions(put: Put) -> None:
     rows = vizwiz_rows()
     del rows[0]["answers"]
     file = put("test.json", rows)
-    with pytest.raises(DataError, match="1 of 2 entries have no answers"):
+    with pytest.raises(DataError, match="1 of 2 entries"):
         open_benchmark("vizwiz", file)
     del rows[1]["answers"]
     benchmark = open_benchmark("vizwiz", put("test.json", rows))
     assert benchmark.measure({question.id: "cup" for question in benchmark.questions}) == {}
     put("test.json", [rows[0], rows[0]])
-    with pytest.raises(DataError, match=r"VizWiz_val_0.jpg is not unique"):
+    with pytest.raises(DataError, match=r"VizWiz_val_0\.jpg"):
         open_benchmark("vizwiz", file)
 
 
@@ -179,5 +179,5 @@ def test_textvqa_with_ocr_tokens(textvqa: Path, put: Put) -> None:
     benchmark = open_benchmark("textvqa-ocr", textvqa)
     assert benchmark.questions[0].prompt == f"What brand is it?\nReference OCR token: MEN'S, OWN\n{SHORT}"
     put("TextVQA_Rosetta_OCR_v0.2_val.json", {"data": [{"image_id": "0b", "ocr_tokens": []}]})
-    with pytest.raises(DataError, match=r"no tokens of 2 images .* such as 0a"):
+    with pytest.raises(DataError, match=r"2 images .*0a"):
         open_benchmark("textvqa-ocr", textvqa)

@@ -164,7 +164,7 @@ def test_malformed_mmbench_tables_are_rejected(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=file.name):
             open_benchmark("mmbench", file)
     file.write_text("\t".join(cells) + "\n1\twhich?\n", encoding="utf-8")
-    with pytest.raises(DataError, match="row 1 of the table has too few"):
+    with pytest.raises(DataError, match="row 1 of the table"):
         open_benchmark("mmbench", file)
     file.write_bytes(b"index\tquestion\xff")
     with pytest.raises(DataError, match="UTF-8"):
@@ -195,7 +195,7 @@ def png_of(width: int, height: int) -> bytes:
     ids=["empty", "text", "PostScript", "SVG", "177 million pixels", "2^62 pixels", "cut short"],
 )
 def test_embedded_images_are_limited_in_format_and_size(content: bytes) -> None:
-    with pytest.raises(DataError, match="the image of question 7: "):
+    with pytest.raises(DataError, match="question 7: "):
         decode_bytes(content, "the image of question 7")
 
 

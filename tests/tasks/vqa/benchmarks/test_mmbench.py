@@ -158,7 +158,7 @@ def test_invalid_files_are_rejected(write: Write, image: str, monkeypatch: pytes
         with pytest.raises(DataError, match=expected):
             open_benchmark("mmbench", write(rows))
     path = write([good])
-    with pytest.raises(DataError, match=r"1 of 2 questions have no answer \(1000007\)"):
+    with pytest.raises(DataError, match=r"1 of 2 .*answer \(1000007\)"):
         open_benchmark("mmbench", path).measure({"7": "A"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="openpyxl"):

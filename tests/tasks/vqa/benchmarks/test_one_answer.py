@@ -31,7 +31,7 @@ def test_gqa_metrics(put: Put, tmp_path: Path) -> None:
     assert json.loads(written.read_text())[0] == {"questionId": "201", "prediction": "boy"}
     assert open_benchmark("gqa", file).questions == benchmark.questions
     put("questions1.2/testdev_balanced_questions.json", {"204": {"question": "Who?", "imageId": "n1"}})
-    with pytest.raises(DataError, match="question 204 has no 'answer'"):
+    with pytest.raises(DataError, match=r"question 204 .*'answer'"):
         open_benchmark("gqa", tmp_path)
     file.write_text('{"1": {}, "1": {}}')
     with pytest.raises(DataError, match="'1'"):
@@ -134,7 +134,7 @@ def test_invalid_scienceqa_files_are_rejected(science: Path, put: Put) -> None:
         open_benchmark("scienceqa", science)
     put("pid_splits.json", {"test": ["5"]})
     (science / "images/test/5/image.png").unlink()
-    with pytest.raises(DataError, match="1 of 1 questions have no image"):
+    with pytest.raises(DataError, match=r"1 of 1 .*image"):
         open_benchmark("scienceqa", science)
 
 
@@ -155,7 +155,7 @@ def test_daquar_metrics(put: Put, tmp_path: Path) -> None:
     # overlaps: {lamp} of 2 predicted and 3 true: 1/3; 1; 1; 0
     assert figures == {"exact_match": 0.25, "set_match": 0.5, "set_overlap": pytest.approx((1 / 3 + 1 + 1 + 0) / 4)}
     put("daquar_val.jsonl", [{"image": "1.jpg", "question": "?"}])
-    with pytest.raises(DataError, match=r"daquar_val.jsonl: line 1 has no 'answer'"):
+    with pytest.raises(DataError, match=r"daquar_val\.jsonl: line 1 .*'answer'"):
         open_benchmark("daquar", tmp_path)
 
 

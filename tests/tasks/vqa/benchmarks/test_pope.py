@@ -88,7 +88,7 @@ def test_one_file_is_one_category(pope: Path) -> None:
 
 def test_invalid_files_are_rejected(pope: Path, put: Put) -> None:
     benchmark = open_benchmark("pope", pope)
-    with pytest.raises(DataError, match=r"9 of 9 questions have no answer \(random/1"):
+    with pytest.raises(DataError, match=r"9 of 9 .*answer \(random/1"):
         benchmark.measure({})
     file = pope / "coco" / "coco_pope_popular.json"
     for content, expected in (
@@ -101,7 +101,7 @@ def test_invalid_files_are_rejected(pope: Path, put: Put) -> None:
         with pytest.raises(DataError, match=expected):
             open_benchmark("pope", pope)
     file.write_text("{'a'}\n")
-    with pytest.raises(DataError, match=r"popular.json: line 1: not valid JSON"):
+    with pytest.raises(DataError, match=r"popular\.json: line 1: .*JSON"):
         open_benchmark("pope", pope)
     file.unlink()
     with pytest.raises(DataError, match=r"coco_pope_popular\.json"):

@@ -92,7 +92,7 @@ def test_answers_of_another_bundle_are_rejected(table_bundle: Any, tmp_path: Pat
         run_benchmark(table_bundle(TABLE), changed, tmp_path, made_by={"bundle": "abc"})
     file = tmp_path / "answers.jsonl"
     file.write_text(file.read_text().replace('{"id": "c"', '{"id": "c'))
-    with pytest.raises(RunError, match=r"line 3: not valid JSON"):
+    with pytest.raises(RunError, match=r"line 3: .*JSON"):
         run_benchmark(table_bundle(TABLE), Plain(QUESTIONS), tmp_path, made_by={"bundle": "abc"})
 
 
@@ -116,7 +116,7 @@ def test_embedded_images_and_questions_without_an_image(
     (image,) = bundle.looked
     assert (image.size, image.getpixel((0, 0))) == ((5, 3), (9, 8, 7))
     assert [len(group) for group in asked] == [8, 1]
-    with pytest.raises(DataError, match="the image of question z: "):
+    with pytest.raises(DataError, match="question z: "):
         run_benchmark(bundle, Plain((BenchmarkQuestion("z", b"no image", "?"),)), tmp_path / "other")
 
 
