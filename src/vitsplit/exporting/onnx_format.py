@@ -25,7 +25,7 @@ EMBEDDING = "backbone.embedding"
 HALF_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that fp16 graphs compute in half precision."""
 OPSET = 20
-"""The first with GridSample as PyTorch computes it; DeformConv is of 19."""
+"""The first with Gelu; DeformConv is of 19."""
 
 
 class OnnxFormat:
@@ -78,7 +78,7 @@ class OnnxFormat:
         )
 
 
-def write_onnx(traced: Traced, path: Path) -> None:
+def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
     """Writes a traced graph as an ONNX file, with its weights inside unless they exceed the format's 2 GB.
 
     Intermediate tensors keep the names of the steps, but are not outputs.
@@ -89,7 +89,7 @@ def write_onnx(traced: Traced, path: Path) -> None:
             traced.program,
             dynamo=True,
             verbose=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["image"],
             output_names=[*traced.outputs, *traced.steps],
         )

@@ -19,6 +19,8 @@ from vitsplit.exporting.formats import Precision, Run, Traced
 from vitsplit.exporting.graph import Deform
 from vitsplit.exporting.onnx_format import write_onnx
 
+OPSET = 18
+"""Before 2026.4, OpenVINO does not know the modes of GridSample of 20."""
 FILE = "graph.xml"
 """Beside it is ``graph.bin``, with the weights: in half precision, unless the graph is in fp32."""
 
@@ -35,7 +37,7 @@ class OpenVinoFormat:
         """See ``formats.Format``."""
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             path = Path(temporary) / "graph.onnx"
-            write_onnx(traced, path)
+            write_onnx(traced, path, OPSET)
             model = openvino.Core().read_model(path)
             openvino.save_model(model, folder / FILE, compress_to_fp16=precision != "fp32")
         return {step: step for step in traced.steps}
