@@ -22,7 +22,8 @@ import vitsplit
 from vitsplit.analysis.measure import Spread, Stopwatch, run_interleaved
 from vitsplit.analysis.processes import in_new_process
 from vitsplit.analysis.sharing import SharedBundle, compare_sharing
-from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.data.decoding import IMAGE_SUFFIXES
+from vitsplit.data.images import read_image
 from vitsplit.memory import peak_resident_bytes
 
 WAYS = ("shared", "separate")

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from vitsplit.data import images
-from vitsplit.data.images import decode_image, image_kind, image_size, read_image, read_mask, to_image_tensor
+from vitsplit.data import decoding, images
+from vitsplit.data.decoding import decode_image, image_kind, image_size
+from vitsplit.data.images import read_image, read_mask, to_image_tensor
 from vitsplit.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -125,7 +126,7 @@ def test_empty_missing_and_folder(tmp_path):
 
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = save(tmp_path / "huge.png", noise(64, 64))
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     text = message(read_image, path)
     assert str(path) in text and "too large" in text and "tiles" in text
 
@@ -309,7 +310,7 @@ def test_the_pixel_limit_is_checked_before_decoding(tmp_path, side, recwarn):
         text = message(call, path)
         assert str(path) in text and "too large" in text
     path.write_bytes(png(9459, 9459))
-    assert 9459**2 <= images.MAX_PIXELS < 9460**2
+    assert 9459**2 <= decoding.MAX_PIXELS < 9460**2
     assert "truncated" in message(read_image, path)
     assert not recwarn.list
 
@@ -320,7 +321,7 @@ def test_oversized_and_special_files_are_rejected(tmp_path):
         file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8L")
         file.truncate(1 << 40)  # sparse; Pillow would read it whole
     for any_size in (False, True):
-        with pytest.raises(DataError, match=r"large\.webp"), images.open_image(path, any_size=any_size):
+        with pytest.raises(DataError, match=r"large\.webp"), decoding.open_image(path, any_size=any_size):
             pass
     os.mkfifo(tmp_path / "pipe.png")
     for call in (read_image, read_mask, image_size, decode_image):  # none of them waits for a writer
@@ -342,7 +343,7 @@ def test_unsupported_formats_are_not_decoded(tmp_path, kind, monkeypatch):
 
 
 def test_every_listed_suffix_can_be_read(tmp_path):
-    for suffix in images.IMAGE_SUFFIXES:
+    for suffix in decoding.IMAGE_SUFFIXES:
         assert read_image(save(tmp_path / f"a{suffix}", noise(6, 9, 3))).shape == (3, 6, 9)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vitsplit.analysis.cka import LEAST_BATCH
+from vitsplit.data.decoding import IMAGE_SUFFIXES
 from vitsplit.data.folders import index_files, require_folder
-from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from vitsplit.data.images import decode_image, image_kind, rgb_array, row_blocks
+from vitsplit.data.decoding import decode_image, image_kind, rgb_array
+from vitsplit.data.images import row_blocks
 from vitsplit.data.processes import map_in_processes
 from vitsplit.errors import DataError
 

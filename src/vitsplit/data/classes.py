@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vitsplit.data.images import RGB
+from vitsplit.data.decoding import RGB
 from vitsplit.errors import DataError
 from vitsplit.files import CONTROL, LONGEST_NAME, read_json, shown
 

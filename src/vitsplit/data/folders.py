@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from vitsplit.data.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from vitsplit.data.decoding import IMAGE_SUFFIXES, MASK_SUFFIXES
 from vitsplit.errors import DataError
 from vitsplit.files import exists
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitsplit.data.images import MAX_PIXELS
+from vitsplit.data.decoding import MAX_PIXELS
 from vitsplit.errors import DataError
 from vitsplit.files import open_regular, shown
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitsplit.data.images import RGB
+from vitsplit.data.decoding import RGB
 
 
 def _names(joined: str) -> tuple[str, ...]:

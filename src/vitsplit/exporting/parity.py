@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as TF
 
-from vitsplit.data.images import IMAGE_SUFFIXES, read_image
+from vitsplit.data.decoding import IMAGE_SUFFIXES
+from vitsplit.data.images import read_image
 from vitsplit.errors import DataError, ExportError
 from vitsplit.exporting.formats import Precision, Run
 from vitsplit.exporting.graph import ExportGraph

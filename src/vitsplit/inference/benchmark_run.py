@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsplit.atomic_files import write_text
-from vitsplit.data.images import decode_bytes
+from vitsplit.data.decoding import decode_bytes
 from vitsplit.errors import RunError
 from vitsplit.files import read_json_lines, string
 from vitsplit.tasks.vqa.benchmarks.base import Benchmark, BenchmarkQuestion

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitsplit.bundle import find_bundles
-from vitsplit.data.images import IMAGE_SUFFIXES
+from vitsplit.data.decoding import IMAGE_SUFFIXES
 from vitsplit.errors import BundleError, ConfigError, DataError
 from vitsplit.files import exists, shown
 

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitsplit.data.images import open_image, to_image_tensor
+from vitsplit.data.decoding import open_image
+from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import open_regular
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.data.images import RGB
+from vitsplit.data.decoding import RGB
 
 OVERLAY_SIDE = 4000
 """Longest side of overlays."""

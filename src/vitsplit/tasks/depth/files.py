@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitsplit.data.decoding import MAX_PIXELS, decode_image
 from vitsplit.data.folders import preview
-from vitsplit.data.images import MAX_PIXELS, decode_image
 from vitsplit.errors import DataError
 from vitsplit.files import open_regular, shown
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vitsplit.data.decoding import MAX_PIXELS
 from vitsplit.data.folders import preview
-from vitsplit.data.images import MAX_PIXELS
 from vitsplit.errors import DataError
 from vitsplit.files import shown
 

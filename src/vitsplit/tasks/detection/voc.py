@@ -16,8 +16,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from vitsplit.data.classes import MAX_CLASSES, ClassList
+from vitsplit.data.decoding import IMAGE_SUFFIXES, image_size
 from vitsplit.data.folders import index_files, preview
-from vitsplit.data.images import IMAGE_SUFFIXES, image_size
 from vitsplit.errors import DataError
 from vitsplit.files import LONGEST_NAME, SMALL_FILE, read_bytes, read_text, shown
 from vitsplit.tasks.detection.annotations import (

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitsplit.data.classes import ClassList, read_classes
+from vitsplit.data.decoding import IMAGE_SUFFIXES, image_size
 from vitsplit.data.folders import index_files, list_splits
-from vitsplit.data.images import IMAGE_SUFFIXES, image_size
 from vitsplit.errors import DataError
 from vitsplit.files import read_text, read_yaml, shown
 from vitsplit.tasks.detection.annotations import (

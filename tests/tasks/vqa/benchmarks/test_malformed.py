@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vitsplit.data.images import decode_bytes
+from vitsplit.data.decoding import decode_bytes
 from vitsplit.errors import DataError, RunError
 from vitsplit.inference.benchmark_run import run_benchmark
 from vitsplit.tasks.vqa.benchmarks import open_benchmark
