@@ -6,7 +6,7 @@ import pytest
 
 from vitsplit.analysis.cost import count_parameters, shape_model
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.data.crops import fit_size
+from vitsplit.data.resizing import fit_size
 from vitsplit.engine.optim import lr_factor
 from vitsplit.methods.split.layers import select_layers
 from vitsplit.recipes import RECIPES, recipe

@@ -17,9 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitsplit.data.content_size import Extent
-
-Size = tuple[int, ...]
-"""Height and width."""
+from vitsplit.data.resizing import Size, fit_size
 
 
 class Crop(NamedTuple):
@@ -75,27 +73,6 @@ class Crop(NamedTuple):
             maps = F.resize(maps, size, interpolation=InterpolationMode.NEAREST_EXACT)
             labels = maps.view(*labels.shape[:-2], *size)
         return F.horizontal_flip(labels) if self.flipped else labels
-
-
-def fit_size(size: Size, image_scale: tuple[int, int] | None) -> tuple[int, int]:
-    """The largest size of the same aspect ratio within ``image_scale``, as mmseg's ``keep_ratio``.
-
-    Args:
-        size: Height and width.
-        image_scale: Longest and shortest side, in either order; None: unchanged size.
-
-    Returns:
-        Height and width: neither the longer side exceeds the longest, nor the shorter the shortest.
-
-    Example:
-        >>> fit_size((480, 640), (2048, 512))
-        (512, 683)
-    """
-    height, width = size
-    if image_scale is None:
-        return height, width
-    scale = min(max(image_scale) / max(size), min(image_scale) / min(size))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def random_size(

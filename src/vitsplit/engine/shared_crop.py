@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from vitsplit.data import crops
-from vitsplit.data.crops import SharedCrop, fit_size, pad_to, random_size, uniform
+from vitsplit.data.crops import SharedCrop, pad_to, random_size, uniform
 from vitsplit.data.photometric import distort
+from vitsplit.data.resizing import fit_size
 from vitsplit.train_config import GeometryConfig
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from vitsplit.data.crops import Crop, fit_size, random_size
+from vitsplit.data.crops import Crop, random_size
 from vitsplit.data.photometric import adjust_hue_saturation, distort
+from vitsplit.data.resizing import fit_size
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.transforms import augment, varied_crop
 

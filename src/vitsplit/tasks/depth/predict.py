@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from vitsplit.data.crops import fit_size
+from vitsplit.data.resizing import fit_size
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
 from vitsplit.tasks.depth.config import DepthConfig

@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vitsplit.data.content_size import Extent
-from vitsplit.data.crops import Crop, SharedCrop, fit_size, pad_to, random_crop, uniform
+from vitsplit.data.crops import Crop, SharedCrop, pad_to, random_crop, uniform
+from vitsplit.data.resizing import fit_size
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import (

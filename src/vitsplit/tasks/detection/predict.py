@@ -21,7 +21,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.classes import ClassList
-from vitsplit.data.crops import fit_size
+from vitsplit.data.resizing import fit_size
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.detection.config import DetectionConfig

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor
 from torchvision.ops import masks_to_boxes
 
-from vitsplit.data.crops import Crop, SharedCrop, fit_size, pad_to, uniform
+from vitsplit.data.crops import Crop, SharedCrop, pad_to, uniform
+from vitsplit.data.resizing import fit_size
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import (
     DetectionSample,

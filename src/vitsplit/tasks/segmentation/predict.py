@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.classes import ClassList
-from vitsplit.data.crops import fit_size
+from vitsplit.data.resizing import fit_size
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
 from vitsplit.tasks.segmentation.config import SegmentationConfig
