@@ -20,8 +20,9 @@ from vitsplit.inference.across_tiles import MergedObject, TileObjects, cut_sides
 from vitsplit.inference.tiling import Grid
 from vitsplit.inference.writers import OVERLAY_SIDE, RowFile, Thumbnail
 from vitsplit.tasks.base import Forward
-from vitsplit.tasks.detection.masks import rasterize, to_rle
-from vitsplit.tasks.detection.predict import DRAWN_SCORE, encode, paste
+from vitsplit.tasks.detection.mask_coding import compress, encode, paste
+from vitsplit.tasks.detection.masks import rasterize
+from vitsplit.tasks.detection.prediction import DRAWN_SCORE
 
 MAX_RUN_PIXELS = 1 << 32
 """Limit of COCO's run lengths, which have 32 bits."""
@@ -74,8 +75,7 @@ class CropMask:
         bounds = np.stack([offsets + starts, offsets + ends], 1).ravel()
         # Runs that continue in the next column are separated by runs of length 0, which are valid in COCO's format.
         counts = np.diff(np.concatenate([[0], bounds, [height * width]]))
-        encoded = to_rle({"size": [height, width], "counts": counts.tolist()}, height, width)
-        return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+        return {"size": [height, width], "counts": compress(counts)}
 
 
 class DetectionTileWriter:

@@ -1,197 +1,39 @@
 """The tasks, by name: from a feature map to predictions, with data, loss and metrics.
 
-A task is one folder here and one line of ``TASKS``, or an entry point ``vitsplit.tasks`` of another package: a subclass
-of ``TaskConfig`` with its settings and its capabilities.
+A task is one folder here and one line of ``registry.TASKS``, or an entry point ``vitsplit.tasks`` of another package: a
+subclass of ``TaskConfig`` with its settings and its capabilities.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING, Any
 
-import dataclasses
-import importlib
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
-
-from vitsplit.config import Settings, Size
-from vitsplit.errors import BundleError, ConfigError
-from vitsplit.extensions import Table
+__all__ = [
+    "TASKS",
+    "Score",
+    "TaskConfig",
+    "bare_task",
+    "check_data",
+    "check_description",
+    "open_task",
+    "task_config",
+]
 
 if TYPE_CHECKING:
-    from vitsplit.data.check import Report
-    from vitsplit.tasks.base import Task
-
-TASKS = Table(
-    "task",
-    "vitsplit.tasks",
-    {
-        "segmentation": "vitsplit.tasks.segmentation.config:SegmentationConfig",
-        "depth": "vitsplit.tasks.depth.config:DepthConfig",
-        "detection": "vitsplit.tasks.detection.config:DetectionConfig",
-        "vqa": "vitsplit.tasks.vqa.config:VqaConfig",
-    },
-)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How the metric that selects the best bundle of a task is displayed.
-
-    Attributes:
-        title: Display name, such as ``mIoU``.
-        metric: Key in the metrics of an evaluation.
-        sign: -1 if lower is better, so that a higher score is always better.
-        scale: Factor for display, such as 100 for percentages.
-        unit: Unit for display.
-    """
-
-    title: str
-    metric: str
-    sign: int = 1
-    scale: float = 100.0
-    unit: str = "%"
-
-
-class TaskConfig(Settings):
-    """The settings of a task, and its capabilities.
-
-    Attributes:
-        name: Its name on the command line, in cards and in ``TASKS``.
-        location: ``module:class`` of the task itself, imported when it is opened.
-        default_recipe: The recipe used by default; None: the defaults of the settings, for a short run.
-        decoders: Names of the decoders, and the number of maps each reads. The first is the default, ``linear``, as in
-            ViT-Split.
-        scores: The possible values of ``Evaluation.score_name``, and how each is displayed.
-        tiles: How predictions on the tiles of a large image are merged: pixel values are averaged (``dense``), or
-            objects are merged (``objects``); None: tiling is not supported.
-        shares_crops: Whether its labels can follow a crop shared by several heads (``tasks.base.CropData``).
-        without_own_augmentation: Settings that disable its own augmentation under a shared crop.
-        most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
-        num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
-        answers_questions: Whether its predictions answer questions (``tasks.vqa.predict.VqaPrediction``).
-    """
-
-    name: ClassVar[str]
-    location: ClassVar[str]
-    default_recipe: ClassVar[str | None] = None
-    decoders: ClassVar[Mapping[str, int]] = {"linear": 1}
-    scores: ClassVar[Mapping[str, Score]]
-    tiles: ClassVar[Literal["dense", "objects"] | None] = None
-    shares_crops: ClassVar[bool] = False
-    without_own_augmentation: ClassVar[Mapping[str, Any]] = {}
-    most_tuned: ClassVar[float] = 0.5
-    num_classes: ClassVar[int] = 0
-    answers_questions: ClassVar[bool] = False
-
-    format: str = "auto"
-    """Layout of the data folder."""
-    crop_size: Size = (512, 512)
-    """Height and width of the training crops."""
-
-    @classmethod
-    def task_type(cls) -> Any:
-        """The class of the task, a ``tasks.base.Task``."""
-        module, _, attribute = cls.location.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    @property
-    def own_head(self) -> str | None:
-        """The setting that makes the task build its own head (``Task.build_head``), not the method's; else None."""
-        return None
-
-    @property
-    def tile_size(self) -> tuple[int, int]:
-        """Height and width of the training images, and so of the tiles of a large image."""
-        return self.crop_size
-
-    def with_crop(self, geometry: Any) -> Self:
-        """Settings under a crop shared by several heads: common fields are taken from ``GeometryConfig``."""
-        own = {field.name for field in dataclasses.fields(self)}
-        shared = {each.name: getattr(geometry, each.name) for each in dataclasses.fields(geometry) if each.name in own}
-        return dataclasses.replace(self, **shared, **self.without_own_augmentation)
-
-    def for_tiles(self, tile: tuple[int, int]) -> Self:
-        """Settings under which a tile of this size is neither resized nor cropped."""
-        settings: dict[str, Any] = {"crop_size": tile, "image_scale": (max(tile), min(tile))}
-        fields = {field.name for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: value for name, value in settings.items() if name in fields})
-
-
-def task_config(name: str) -> type[TaskConfig]:
-    """The settings class of a task.
-
-    Raises:
-        ConfigError: There is no task of that name.
-    """
-    found: type[TaskConfig] = TASKS.load(name)
-    return found
-
-
-def open_task(config: TaskConfig, data: Path, splits: tuple[str, ...] = ("train", "val")) -> Task:
-    """A task on a data set.
-
-    Raises:
-        DataError: The data cannot be used; the message names the file.
-    """
-    task: Task = config.task_type().open(config, data, splits)
-    return task
-
-
-def bare_task(config: TaskConfig, description: Mapping[str, Any]) -> Task:
-    """The task of a bundle, without data; sufficient for prediction."""
-    task: Task = config.task_type().from_description(config, description)
-    return task
-
-
-def check_description(config: TaskConfig, description: Any, where: str) -> None:
-    """Validates the task description in an untrusted card.
-
-    Args:
-        config: The task's settings in the card.
-        description: The description, as written by ``Task.describe``.
-        where: The file and the key in it, for error messages.
-
-    Raises:
-        BundleError: The description is invalid.
-    """
-    try:
-        config.task_type().check_description(config, description, where)
-    except ConfigError as error:  # an invalid setting of the task
-        raise BundleError(f"{where}: {error}") from error
-
-
-def check_data(
-    root: str | Path,
-    task: str,
-    *,
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    **settings: Any,
-) -> Report:
-    """Reads every file of a data set and reports statistics and problems.
-
-    Args:
-        root: Folder of the data set.
-        task: Name of a task.
-        workers: Number of worker processes; 0: one per core.
-        progress: Called with the number of files read so far and the total number of files.
-        settings: Settings of the task for reading its files, such as ``format`` or ``depth_scale``; None: the default.
-
-    Raises:
-        ConfigError: The task, the format or a setting is unknown, or the task has no check.
-        DataError: The folder is missing or its layout is not recognized.
-    """
-    kind = task_config(task)
-    fields = {field.name for field in dataclasses.fields(kind)}
-    given = {name: value for name, value in settings.items() if value is not None}
-    for name in given:
-        if name not in fields:
-            raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: not a setting of {task}. Omit it.")
-    if not hasattr(kind.task_type(), "check_files"):
-        raise ConfigError(f"--task {task}: the task has no check of its data.")
-    config = kind(**given)
-    report: Report = kind.task_type().check_files(
-        config, Path(root), workers or os.cpu_count() or 1, progress or (lambda done, total: None)
+    from vitsplit.tasks.registry import (
+        TASKS,
+        Score,
+        TaskConfig,
+        bare_task,
+        check_data,
+        check_description,
+        open_task,
+        task_config,
     )
-    return report
+
+
+def __getattr__(name: str) -> Any:
+    """Imports public names on first use, since predictions (``tasks.*.prediction``) are used without their packages."""
+    if name in __all__:
+        import importlib
+
+        return getattr(importlib.import_module("vitsplit.tasks.registry"), name)
+    raise AttributeError(f"module 'vitsplit.tasks' has no attribute '{name}'")

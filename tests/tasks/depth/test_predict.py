@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from depth_files import RNG, RedIsDepth
+from matplotlib import colormaps
 from PIL import Image
 
 from vitsplit.tasks.depth.colormap import INVALID, add_scale_bar, apply_colormap, axis_ticks, display_range
 from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
+from vitsplit.tasks.depth.palettes import palette
+from vitsplit.tasks.depth.predict import predict_depth
+from vitsplit.tasks.depth.prediction import DepthPrediction
 
 CONFIG = DepthConfig(test_flip=False)
 
@@ -111,6 +114,11 @@ def test_color_range_is_rounded(near, far, expected):
     depth[0, :3] = 0.0
     depth[0, 3] = 1000.0  # less than a hundredth of the pixels
     assert display_range(depth) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["magma_r", "Reds"])
+def test_palettes_are_matplotlibs(name):
+    assert np.array_equal(palette(name), colormaps[name](np.arange(256), bytes=True)[:, :3])
 
 
 def test_invalid_pixels_are_gray():

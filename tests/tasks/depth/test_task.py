@@ -16,7 +16,7 @@ from vitsplit.tasks import bare_task, open_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.depth.data import DepthBatch
 from vitsplit.tasks.depth.metrics import METRICS
-from vitsplit.tasks.depth.predict import DepthPrediction
+from vitsplit.tasks.depth.prediction import DepthPrediction
 from vitsplit.tasks.depth.report import describe_protocol, relative_error
 from vitsplit.tasks.depth.task import DepthTask
 from vitsplit.train_config import one_head

@@ -7,7 +7,8 @@ import pytest
 from pycocotools import mask as official
 
 from vitsplit.tasks.detection.annotations import polygon_problem
-from vitsplit.tasks.detection.masks import decompress, mask_area, rasterize, run_problem, to_rle
+from vitsplit.tasks.detection.mask_coding import compress, decompress, encode
+from vitsplit.tasks.detection.masks import mask_area, rasterize, run_problem, to_rle
 
 RNG = np.random.default_rng(0)
 
@@ -33,6 +34,7 @@ def test_compressed_run_lengths_equal_the_official_tool():
         text = official.encode(mask_HW)["counts"].decode()
         runs = decompress(text)
         assert runs.tolist() == run_lengths(mask_HW)
+        assert compress(runs) == text and encode(mask_HW == 1) == {"size": [*mask_HW.shape], "counts": text}
         for counts in (text, runs.tolist()):
             assert run_problem(counts, *mask_HW.shape) == ""
             rle = {"size": list(mask_HW.shape), "counts": counts}

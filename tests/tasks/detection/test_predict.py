@@ -14,7 +14,8 @@ from vitsplit.errors import ConfigError
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.decoder import Detections, Limits
 from vitsplit.tasks.detection.draw import OPACITY, draw_objects
-from vitsplit.tasks.detection.predict import DetectionPrediction, detect
+from vitsplit.tasks.detection.predict import detect
+from vitsplit.tasks.detection.prediction import DetectionPrediction
 from vitsplit.types import LayerTaps, Padding
 
 CONFIG = DetectionConfig(image_scale=(200, 100))

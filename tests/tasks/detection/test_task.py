@@ -18,7 +18,7 @@ from vitsplit.errors import ConfigError, DataError
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionSample, collate
 from vitsplit.tasks.detection.decoder import LOSSES, Detections, Limits
-from vitsplit.tasks.detection.predict import DetectionPrediction
+from vitsplit.tasks.detection.prediction import DetectionPrediction
 from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.types import LayerTaps, Padding
 

@@ -11,8 +11,9 @@ from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.segmentation import predict as predict_module
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, resize_rows, windows
+from vitsplit.tasks.segmentation.predict import resize_rows, windows
 from vitsplit.tasks.segmentation.predict import segment as segment_batch
+from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
 from vitsplit.types import LayerTaps, Padding
 
 PATCH = 4

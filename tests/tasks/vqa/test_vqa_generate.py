@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitsplit.errors import DataError
 from vitsplit.tasks.vqa.generate import BATCH, Answerer
-from vitsplit.tasks.vqa.predict import VqaPrediction
+from vitsplit.tasks.vqa.prediction import VqaPrediction
 from vitsplit.tasks.vqa.prompts import IMAGE, Prompter, Turn
 
 N, NEW = 6, 12

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vitsplit.tasks.depth.palettes import palette
+
 Range = tuple[float, float]
 """Meters of the first and the last color."""
 
@@ -35,9 +37,9 @@ def display_range(depth_HW: NDArray[np.float32]) -> Range:
 def apply_colormap(
     values_HW: NDArray[np.float32], valid_HW: NDArray[np.bool_], range_m: Range, name: str = COLORMAP
 ) -> Image.Image:
-    """Applies a matplotlib colormap; values out of range are clipped, invalid pixels are gray."""
+    """Applies a colormap, see ``palettes``; values out of range are clipped, invalid pixels are gray."""
     low, high = range_m
-    picture_HWC = _palette(name)[np.rint((values_HW - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)]
+    picture_HWC = palette(name)[np.rint((values_HW - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)]
     picture_HWC[~valid_HW] = INVALID
     return Image.fromarray(picture_HWC)
 
@@ -56,7 +58,7 @@ def add_scale_bar(picture: Image.Image, range_m: Range, name: str = COLORMAP) ->
     top, bottom, left = text, height - text, picture.width + gap
     low, high = range_m
     column_H = np.linspace(0, 255, bottom - top).round().astype(np.uint8)
-    out.paste(Image.fromarray(np.repeat(_palette(name)[column_H][:, None], bar, axis=1)), (left, top))
+    out.paste(Image.fromarray(np.repeat(palette(name)[column_H][:, None], bar, axis=1)), (left, top))
     draw = ImageDraw.Draw(out)
     draw.rectangle((left, top, left + bar - 1, bottom - 1), outline=(96, 100, 108))
     for tick, label in zip(ticks, labels, strict=True):
@@ -74,14 +76,6 @@ def axis_ticks(range_m: Range) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(k * step, 10) for k in range(first, last + 1)]
-
-
-def _palette(name: str) -> NDArray[np.uint8]:
-    """The 256 colors of a matplotlib colormap, (256, 3)."""
-    from matplotlib import colormaps  # slow to import
-
-    palette: NDArray[np.uint8] = colormaps[name](np.arange(256), bytes=True)[:, :3]
-    return palette
 
 
 def _round_down(value: float) -> float:

@@ -1,79 +1,18 @@
-"""Predicts depth maps in meters for images of any size, and saves them.
+"""Predicts depth maps in meters for images of any size.
 
 Shapes: B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from vitsplit.data.resizing import fit_size
 from vitsplit.tasks.base import Forward
-from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
-
-PNG_MAX = 65535
-
-
-@dataclass(frozen=True)
-class DepthPrediction:
-    """The depth of an image.
-
-    Attributes:
-        depth: (H, W) float32, meters, at the image's size.
-        image: (H, W, 3) uint8.
-    """
-
-    depth: NDArray[np.float32]
-    image: NDArray[np.uint8]
-
-    def overlay(self) -> Image.Image:
-        """The color-mapped depth (near is bright, far is dark), at the image's size."""
-        return apply_colormap(self.depth, self.depth > 0, display_range(self.depth))
-
-    def picture(self) -> Image.Image:
-        """The color-mapped depth with a scale bar in meters."""
-        return add_scale_bar(self.overlay(), display_range(self.depth))
-
-    def png_scale(self) -> float:
-        """Meters per unit of the PNG: a millimeter, or a power of ten times that if the maximum depth requires it."""
-        scale = 0.001
-        while self.depth.max() > scale * PNG_MAX:
-            scale *= 10
-        return scale
-
-    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path, Path]:
-        """Writes the depth in three formats.
-
-        Args:
-            folder: Output folder; created if missing.
-            name: Prefix of the file names.
-
-        Returns:
-            ``NAME_depth.npy``: float32 meters. ``NAME_depth.png``: 16 bits, with ``png_scale`` meters per unit (up to
-            65.535 m in millimeters), stored in its text chunk ``depth_scale``; 0 means invalid and is never used.
-            ``NAME_depth.jpg``: color-mapped, with a scale bar.
-        """
-        npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
-        npy_path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(npy_path, self.depth)
-        scale = self.png_scale()
-        text = PngImagePlugin.PngInfo()
-        text.add_text("depth_scale", f"{scale:g}")
-        text.add_text("Comment", f"depth in meters = value * {scale:g}")
-        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
-        Image.fromarray(units_HW).save(png_path, pnginfo=text)
-        self.picture().save(jpg_path, quality=92)
-        return npy_path, png_path, jpg_path
 
 
 def predict_depth(forward: Forward, image_BCHW: Tensor, config: DepthConfig) -> Tensor:

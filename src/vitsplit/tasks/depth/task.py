@@ -35,7 +35,8 @@ from vitsplit.tasks.depth.decoder import DepthDecoder, LinearDepthDecoder
 from vitsplit.tasks.depth.layouts import open_depth_set
 from vitsplit.tasks.depth.loss import silog_sum
 from vitsplit.tasks.depth.metrics import DepthMetric
-from vitsplit.tasks.depth.predict import DepthPrediction, predict_depth
+from vitsplit.tasks.depth.predict import predict_depth
+from vitsplit.tasks.depth.prediction import DepthPrediction
 from vitsplit.tasks.depth.report import metrics_table, write_report
 from vitsplit.tasks.depth.transforms import TrainDepth
 from vitsplit.tasks.description import ADVICE, fields

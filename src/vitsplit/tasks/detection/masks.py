@@ -12,11 +12,10 @@ from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 
 from vitsplit.tasks.detection.annotations import Box, Segmentation
+from vitsplit.tasks.detection.mask_coding import decompress
 
 MERGED = 16
 """Polygons merged in one step."""
-LONGEST_RUN = 7
-"""Maximum characters of one run in a compressed encoding (five of 32 bits each)."""
 
 
 def run_problem(counts: Any, height: int, width: int) -> str:
@@ -38,33 +37,6 @@ def run_problem(counts: Any, height: int, width: int) -> str:
         return f"a run is not in 0 to {height * width} pixels"
     total = int(runs.sum())
     return f"its runs cover {total} pixels of {height * width}" * (total != height * width)
-
-
-def decompress(text: str) -> NDArray[np.int64] | None:
-    """Decodes COCO's compressed runs; None if invalid.
-
-    Characters from "0" encode six bits: five bits of a number, lowest first, and a continuation bit; the highest bit
-    of the last character is the sign. From the fourth run on, numbers are differences to the second-to-last run.
-    """
-    try:
-        codes_C = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
-    except UnicodeEncodeError:
-        return None
-    if not codes_C.size:
-        return codes_C
-    ends_R = np.flatnonzero(codes_C & 32 == 0)
-    if codes_C.min() < 0 or codes_C.max() > 63 or not ends_R.size or ends_R[-1] != len(codes_C) - 1:
-        return None
-    starts_R = np.concatenate([[0], ends_R[:-1] + 1])
-    lengths_R = ends_R - starts_R + 1
-    if lengths_R.max() > LONGEST_RUN:
-        return None
-    place_C = np.arange(len(codes_C)) - np.repeat(starts_R, lengths_R)
-    runs_R = np.add.reduceat((codes_C & 31) << 5 * place_C, starts_R)
-    runs_R -= np.where(codes_C[ends_R] & 16, 1 << 5 * lengths_R, 0)
-    runs_R[1::2] = runs_R[1::2].cumsum()
-    runs_R[2::2] = runs_R[2::2].cumsum()
-    return runs_R
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from vitsplit.atomic_files import write_text
 from vitsplit.errors import DataError
 from vitsplit.tasks.base import Evaluation
 from vitsplit.tasks.detection.data import DetectionSample, DetectionSet
-from vitsplit.tasks.detection.predict import DetectionPrediction
+from vitsplit.tasks.detection.prediction import DetectionPrediction
 
 logger = logging.getLogger(__name__)
 

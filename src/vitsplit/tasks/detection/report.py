@@ -16,7 +16,7 @@ from vitsplit.tasks.base import Evaluation, Predict
 from vitsplit.tasks.detection.data import DetectionSample, DetectionSet
 from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.tasks.detection.metrics import Results, write_results
-from vitsplit.tasks.detection.predict import DRAWN_SCORE
+from vitsplit.tasks.detection.prediction import DRAWN_SCORE
 from vitsplit.tasks.segmentation.report import percent
 
 FIGURES = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "box_ap": "box AP", "box_ap50": "box AP50"}

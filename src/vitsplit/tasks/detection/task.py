@@ -30,7 +30,8 @@ from vitsplit.tasks.detection.decoder import LOSSES, MASK_BINS, DetectionDecoder
 from vitsplit.tasks.detection.graph import GraphDetector, on_input
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
 from vitsplit.tasks.detection.metrics import DetectionMetric
-from vitsplit.tasks.detection.predict import DetectionPrediction, detect
+from vitsplit.tasks.detection.predict import detect
+from vitsplit.tasks.detection.prediction import DetectionPrediction
 from vitsplit.tasks.detection.report import metrics_table, write_report
 from vitsplit.tasks.detection.transforms import TrainDetection
 from vitsplit.types import LayerTaps

@@ -36,7 +36,8 @@ from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum, resize_logits
 from vitsplit.tasks.segmentation.metrics import SegmentationMetric
-from vitsplit.tasks.segmentation.predict import SegmentationPrediction, class_shares, segment
+from vitsplit.tasks.segmentation.predict import class_shares, segment
+from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
 from vitsplit.tasks.segmentation.transforms import TrainSegmentation
 from vitsplit.types import LayerTaps

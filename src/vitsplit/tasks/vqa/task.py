@@ -38,7 +38,7 @@ from vitsplit.tasks.vqa.decoder import VisualTokens, VqaDecoder
 from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
 from vitsplit.tasks.vqa.metrics import VqaMeasurement, VqaMetric
-from vitsplit.tasks.vqa.predict import VqaPrediction
+from vitsplit.tasks.vqa.prediction import VqaPrediction
 from vitsplit.tasks.vqa.prompts import Prompter
 from vitsplit.tasks.vqa.report import metrics_table, write_report
 from vitsplit.tasks.vqa.samples import Sample, SampleSet, open_samples

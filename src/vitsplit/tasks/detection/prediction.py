@@ -1,0 +1,118 @@
+"""The objects in an image, their picture and their file.
+
+Shapes: H W pixels, N objects, m bins per side of a mask. Boxes are (x1, y1, x2, y2) in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitsplit.data.classes import ClassList
+from vitsplit.tasks.detection.draw import draw_objects
+from vitsplit.tasks.detection.mask_coding import encode, paste
+
+DRAWN_SCORE = 0.5
+"""Objects with a lower score are not drawn."""
+
+
+@dataclass(frozen=True)
+class DetectionPrediction:
+    """The objects in an image, by descending score.
+
+    Attributes:
+        boxes: (N, 4) float32.
+        labels: (N,) int64, class indices from 0.
+        scores: (N,) float32, in 0..1.
+        mask_bins: (N, m, m) float32, mask probabilities on m x m bins over each box; None without masks. Masks at the
+            image's size are computed on demand, since a hundred of them need a lot of memory.
+        classes: Names and colors of the classes.
+        category_ids: The id of each class in the training annotations.
+        image: (H, W, 3) uint8.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    mask_bins: NDArray[np.float32] | None
+    classes: ClassList
+    category_ids: tuple[int, ...]
+    image: NDArray[np.uint8]
+
+    @property
+    def masks(self) -> NDArray[np.bool_] | None:
+        """(N, H, W) bool; None without masks. Computed at every access."""
+        if self.mask_bins is None:
+            return None
+        return np.stack([*self.each_mask()]) if len(self.boxes) else np.zeros((0, *self.image.shape[:2]), dtype=bool)
+
+    def each_mask(self) -> Iterator[NDArray[np.bool_]]:
+        """The masks one by one, (H, W) bool.
+
+        Raises:
+            ValueError: The prediction has boxes only.
+        """
+        if self.mask_bins is None:
+            raise ValueError("this prediction has boxes only")
+        for bins_mm, box_4 in zip(self.mask_bins, self.boxes, strict=True):
+            yield paste(bins_mm, box_4, (self.image.shape[0], self.image.shape[1]))
+
+    def overlay(self, min_score: float = DRAWN_SCORE) -> Image.Image:
+        """The image with masks, boxes, names and scores of objects with at least a score."""
+        drawn = self.strongest(min_score)
+        captions = [
+            f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
+        ]
+        colors = [self.classes.colors[label] for label in drawn.labels]
+        masks = None if drawn.mask_bins is None else drawn.each_mask()
+        return draw_objects(self.image, drawn.boxes, captions, colors, masks)
+
+    def strongest(self, min_score: float) -> DetectionPrediction:
+        """The prediction restricted to objects with at least a score."""
+        count = int((self.scores >= min_score).sum())
+        return replace(
+            self,
+            boxes=self.boxes[:count],
+            labels=self.labels[:count],
+            scores=self.scores[:count],
+            mask_bins=None if self.mask_bins is None else self.mask_bins[:count],
+        )
+
+    def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Entries of COCO's results format: ``bbox`` (x, y, width, height), and ``segmentation`` with masks."""
+        corners = self.boxes.astype(np.float64)
+        entries: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[label],
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": float(score),
+            }
+            for (x1, y1, x2, y2), label, score in zip(corners.tolist(), self.labels, self.scores, strict=True)
+        ]
+        if self.mask_bins is not None:
+            for entry, mask_HW in zip(entries, self.each_mask(), strict=True):
+                entry["segmentation"] = encode(mask_HW)
+        return entries
+
+    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
+        """Writes ``NAME_detections.json`` (COCO results, with class names) and ``NAME_overlay.jpg``.
+
+        The image id is NAME, converted to a number if possible, as in COCO's file names.
+        """
+        json_path, overlay_path = Path(folder) / f"{name}_detections.json", Path(folder) / f"{name}_overlay.jpg"
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        stem = Path(name).name
+        entries = self.coco_results(int(stem) if stem.isdecimal() else stem)
+        for entry, label in zip(entries, self.labels, strict=True):
+            entry["category"] = self.classes.names[label]
+        json_path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
+        self.overlay().save(overlay_path, quality=92)
+        return json_path, overlay_path

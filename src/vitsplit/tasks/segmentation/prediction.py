@@ -1,0 +1,61 @@
+"""Semantic segmentation of an image, its picture and its files.
+
+Shapes: H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitsplit.data.classes import ClassList
+
+OVERLAY_ROWS = 256
+
+
+@dataclass(frozen=True)
+class SegmentationPrediction:
+    """A segmented image.
+
+    Attributes:
+        mask: (H, W) uint8, class ids at the image's size.
+        classes: Names and colors of the classes.
+        image: (H, W, 3) uint8.
+    """
+
+    mask: NDArray[np.uint8]
+    classes: ClassList
+    image: NDArray[np.uint8]
+
+    def color_mask(self) -> Image.Image:
+        """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
+        picture = Image.fromarray(self.mask)
+        picture.putpalette([value for color in self.classes.colors for value in color])
+        return picture
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """The image blended with the class colors."""
+        palette = opacity * np.array(self.classes.colors, dtype=np.float32)
+        mixed = np.empty_like(self.image)
+        for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows at a time, as float32 takes four times the memory
+            rows = slice(top, top + OVERLAY_ROWS)
+            mixed[rows] = (np.float32(1 - opacity) * self.image[rows] + palette[self.mask[rows]]).round()
+        return Image.fromarray(mixed)
+
+    def shares(self) -> dict[str, float]:
+        """Class name to fraction of the pixels, largest first, for the classes present."""
+        counts = np.bincount(self.mask.flatten(), minlength=len(self.classes.names)) / self.mask.size
+        found = sorted(zip(self.classes.names, counts.tolist(), strict=True), key=lambda pair: -pair[1])
+        return {name: share for name, share in found if share > 0}
+
+    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
+        """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
+        mask_path, overlay_path = Path(folder) / f"{name}_mask.png", Path(folder) / f"{name}_overlay.jpg"
+        mask_path.parent.mkdir(parents=True, exist_ok=True)
+        self.color_mask().save(mask_path)
+        self.overlay().save(overlay_path, quality=92)
+        return mask_path, overlay_path
