@@ -109,27 +109,42 @@ def save_bundle(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     request = head.request(train=False)
     info = backbone.info
-    card: dict[str, Any] = {
-        "format": FORMAT,
-        "vitsplit": __version__,
-        "task": config.task.name,
-        "backbone": {
-            "name": info.name,
-            "title": info.title,
-            "timm_name": info.timm_name,
-            "licence": info.license,
-            "source": info.source,
-            "weights_hash": info.weights_hash,
-        },
-        "prior_layers": sorted(request.maps | request.raw_maps),
-        "description": task.describe(),
-        "metrics": dict(metrics),
-        "config": flat_to_dict(config),
-    }
-    if choice is not None:
-        card["choice"] = dict(choice)
+    card = card_to_dict(
+        Card(
+            task=config.task.name,
+            config=config,
+            description=task.describe(),
+            backbone={
+                "name": info.name,
+                "title": info.title,
+                "timm_name": info.timm_name,
+                "licence": info.license,
+                "source": info.source,
+                "weights_hash": info.weights_hash,
+            },
+            prior_layers=tuple(sorted(request.maps | request.raw_maps)),
+            metrics=metrics,
+            version=__version__,
+            choice=choice or {},
+        )
+    )
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
     (folder / README).write_text(_readme(card, state), encoding="utf-8")
+
+
+def card_to_dict(card: Card) -> dict[str, Any]:
+    """The contents of ``head.json``, which ``parse_card`` reads."""
+    contents: dict[str, Any] = {
+        "format": FORMAT,
+        "vitsplit": card.version,
+        "task": card.task,
+        "backbone": dict(card.backbone),
+        "prior_layers": list(card.prior_layers),
+        "description": dict(card.description),
+        "metrics": dict(card.metrics),
+        "config": flat_to_dict(card.config),
+    }
+    return contents | ({"choice": dict(card.choice)} if card.choice else {})
 
 
 def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
@@ -204,8 +219,19 @@ def read_card(path: str | Path) -> Card:
         BundleError: There is no bundle, or its card is invalid or from a newer version; the message names the key.
     """
     file = find_bundle(path) / CARD
-    where = str(file)
-    data = read_json(file, error=BundleError, advice=ADVICE)
+    return parse_card(read_json(file, error=BundleError, advice=ADVICE), str(file))
+
+
+def parse_card(data: Any, where: str) -> Card:
+    """Checks the contents of a card.
+
+    Args:
+        data: The value of the JSON file.
+        where: The file, for messages.
+
+    Raises:
+        BundleError: As ``read_card``.
+    """
     if not isinstance(data, dict):
         raise BundleError(f"{where}: holds {shown(data)}, not an object. {ADVICE}")
     version = line(data.get("vitsplit", "?"), f"{where}: vitsplit")

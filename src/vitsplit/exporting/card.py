@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitsplit.bundle import card_to_dict
 from vitsplit.exporting.formats import Format, FormatName, file_hash
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.inference.predictor import Predictor
@@ -80,6 +81,7 @@ def _head(predictor: Predictor, name: str, known: Mapping[str, str | int], weigh
         "method": head.card.config.method.name,
         "layers": sorted(request.maps | request.raw_maps),
         "weights_hash": weights_hash,
+        "bundle": card_to_dict(head.card),
     }
 
 
