@@ -34,7 +34,7 @@ class NotPicklableError(VitsplitError, TypeError):
 
 
 class ExportError(VitsplitError):
-    """A head that cannot be exported, or an exported graph whose outputs differ from the model's."""
+    """A head that cannot be exported, a graph whose outputs differ from the model's, or an invalid exported folder."""
 
 
 class TrainingError(VitsplitError):

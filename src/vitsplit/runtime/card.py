@@ -1,0 +1,212 @@
+"""The card of an exported folder, read as untrusted: ``card.json`` and the hashes of the files that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vitsplit.errors import ExportError
+from vitsplit.files import CONTROL, inside, is_file, open_regular, read_json, shown, string, whole_number
+
+CARD = "card.json"
+FORMAT = 1
+ADVICE = "Copy the folder again from where it was exported, or export the bundle again."
+LARGEST_SIDE = 1 << 16
+MOST_HEADS = 1000
+_HASH = re.compile(r"[0-9a-f]{64}")
+_SETTINGS: Mapping[str, tuple[str, ...]] = {"INFERENCE_PRECISION_HINT": ("f32", "f16", "bf16")}
+"""Settings of a runtime that a card may have. Others could, for example, name files."""
+
+
+@dataclass(frozen=True)
+class HeadCard:
+    """A head of an exported folder.
+
+    Attributes:
+        task: Name of the task.
+        description: Classes, colors or unit, see ``Task.describe``; not checked.
+        image_scale: Longest and shortest side that images are resized to fit; None: not resized.
+        outputs: Names of its outputs in the graph, ``HEAD.OUTPUT``.
+    """
+
+    task: str
+    description: Any
+    image_scale: tuple[int, int] | None
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphCard:
+    """A graph of an exported folder, in one format.
+
+    Attributes:
+        files: Its files, with their SHA-256.
+        settings: Settings of the runtime.
+        precision: Its precision, such as ``fp32``.
+        smallest_side: Smallest height and width of the input.
+    """
+
+    files: Mapping[Path, str]
+    settings: Mapping[str, str]
+    precision: str
+    smallest_side: int
+
+
+@dataclass(frozen=True)
+class ExportCard:
+    """The card of an exported folder.
+
+    Attributes:
+        folder: The folder.
+        backbone: Name of the backbone.
+        layout: Layout of the input, (B, 3, H, W) or (B, H, W, 3).
+        batch: Number of images of the input: 1, or None for any.
+        size: Height and width of the input; None: any.
+        heads: The heads, by name.
+        graphs: The graphs, by the name of their format, in the order of their export.
+    """
+
+    folder: Path
+    backbone: str
+    layout: Literal["nchw", "nhwc"]
+    batch: Literal[1] | None
+    size: tuple[int, int] | None
+    heads: Mapping[str, HeadCard]
+    graphs: Mapping[str, GraphCard]
+
+
+def is_export(folder: str | Path) -> bool:
+    """Whether a folder is an exported one."""
+    return is_file(Path(folder) / CARD)
+
+
+def read_card(folder: str | Path) -> ExportCard:
+    """Reads the card of an exported folder. Files of graphs are not read, see ``check_files``.
+
+    Raises:
+        ExportError: The card is missing or invalid; the message names the key.
+    """
+    folder = Path(folder)
+    path = folder / CARD
+    if not is_export(folder):
+        raise ExportError(f"{folder}: no {CARD}. Give a folder that `vitsplit export` has written.")
+    card = _object(read_json(path, error=ExportError, advice=ADVICE), str(path), ("format",))
+    written = whole_number(card["format"], f"{path}: format", 1, 10**6, error=ExportError, advice=ADVICE)
+    if written != FORMAT:
+        raise ExportError(f"{path}: format {written}, this version reads {FORMAT}. Update vitsplit.")
+    _object(card, str(path), ("backbone", "input", "heads", "graphs"))
+    backbone = _object(card["backbone"], f"{path}: backbone", ("name",))
+    layout, batch, size = _input(card["input"], f"{path}: input")
+    heads, graphs = (_named(card[key], f"{path}: {key}") for key in ("heads", "graphs"))
+    return ExportCard(
+        folder=folder,
+        backbone=_line(backbone["name"], f"{path}: backbone: name"),
+        layout=layout,
+        batch=batch,
+        size=size,
+        heads={name: _head(head, f"{path}: heads: {name}") for name, head in heads.items()},
+        graphs={name: _graph(graph, folder, f"{path}: graphs: {name}") for name, graph in graphs.items()},
+    )
+
+
+def check_files(graph: GraphCard) -> None:
+    """Compares the files of a graph with their hashes in the card.
+
+    Raises:
+        ExportError: A file is missing or has other content.
+    """
+    for path, expected in graph.files.items():
+        with open_regular(path, error=ExportError, advice=ADVICE) as file:
+            try:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as fault:
+                raise ExportError(f"{path}: cannot be read ({fault}). {ADVICE}") from fault
+        if found != expected:
+            raise ExportError(f"{path}: not the file of {CARD}, which has another hash. {ADVICE}")
+
+
+def _input(value: Any, where: str) -> tuple[Literal["nchw", "nhwc"], Literal[1] | None, tuple[int, int] | None]:
+    """Layout, batch and size of the input."""
+    given = _object(value, where, ("layout", "shape", "dtype"))
+    layout, shape = given["layout"], given["shape"]
+    if layout not in ("nchw", "nhwc") or given["dtype"] != "uint8":
+        raise ExportError(
+            f"{where}: layout {shown(layout)} must be nchw or nhwc, and dtype {shown(given['dtype'])} uint8. {ADVICE}"
+        )
+    if not isinstance(shape, list) or len(shape) != 4 or shape[0] not in ("batch", 1):
+        raise ExportError(f"{where}: shape must be a list of four from batch or 1, not {shown(shape)}. {ADVICE}")
+    sides = shape[2:] if layout == "nchw" else shape[1:3]
+    size = None
+    if sides != ["height", "width"]:
+        height, width = (
+            whole_number(side, f"{where}: shape", 1, LARGEST_SIDE, error=ExportError, advice=ADVICE) for side in sides
+        )
+        size = (height, width)
+    return layout, 1 if shape[0] == 1 else None, size
+
+
+def _head(value: Any, where: str) -> HeadCard:
+    head = _object(value, where, ("task", "description", "image_scale", "outputs"))
+    scale = head["image_scale"]
+    if scale is not None:
+        if not isinstance(scale, list) or len(scale) != 2:
+            raise ExportError(f"{where}: image_scale must be a list of two or null, not {shown(scale)}. {ADVICE}")
+        longest, shortest = (
+            whole_number(side, f"{where}: image_scale", 1, LARGEST_SIDE, error=ExportError, advice=ADVICE)
+            for side in scale
+        )
+        scale = (longest, shortest)
+    return HeadCard(
+        task=_line(head["task"], f"{where}: task"),
+        description=head["description"],
+        image_scale=scale,
+        outputs=tuple(_named(head["outputs"], f"{where}: outputs")),
+    )
+
+
+def _graph(value: Any, folder: Path, where: str) -> GraphCard:
+    graph = _object(value, where, ("files", "settings", "precision", "smallest_side"))
+    files = {}
+    for name, digest in _named(graph["files"], f"{where}: files").items():
+        if not isinstance(digest, str) or not _HASH.fullmatch(digest):
+            raise ExportError(f"{where}: files: {name}: must be 64 hexadecimal digits, not {shown(digest)}. {ADVICE}")
+        files[inside(folder, name, f"{where}: files", error=ExportError, advice=ADVICE)] = digest
+    settings = _object(graph["settings"], f"{where}: settings", ())
+    for key, setting in settings.items():
+        if setting not in _SETTINGS.get(key, ()):
+            raise ExportError(f"{where}: settings: {shown(key)} {shown(setting)} is unknown. Update vitsplit.")
+    smallest = whole_number(
+        graph["smallest_side"], f"{where}: smallest_side", 1, LARGEST_SIDE, error=ExportError, advice=ADVICE
+    )
+    return GraphCard(files, settings, _line(graph["precision"], f"{where}: precision"), smallest)
+
+
+def _object(value: Any, where: str, required: Collection[str]) -> dict[str, Any]:
+    """Checks that a value is an object with some keys, and returns it. Other keys are not read."""
+    if not isinstance(value, dict):
+        raise ExportError(f"{where} must be an object, not {shown(value)}. {ADVICE}")
+    for key in required:
+        if key not in value:
+            raise ExportError(f"{where}: {key} is missing. {ADVICE}")
+    return value
+
+
+def _named(value: Any, where: str) -> dict[str, Any]:
+    """Checks that a value is an object of 1 to ``MOST_HEADS`` named values, and returns it."""
+    found = _object(value, where, ())
+    if not 1 <= len(found) <= MOST_HEADS:
+        raise ExportError(f"{where}: {len(found)} entries, must be 1 to {MOST_HEADS}. {ADVICE}")
+    for name in found:
+        _line(name, where)
+    return found
+
+
+def _line(value: Any, where: str) -> str:
+    text = string(value, where, error=ExportError, advice=ADVICE)
+    if not text.strip() or CONTROL.search(text):
+        raise ExportError(f"{where} must be a line of text, not {shown(text)}. {ADVICE}")
+    return text

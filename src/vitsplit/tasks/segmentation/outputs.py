@@ -1,0 +1,76 @@
+"""Semantic segmentation from the outputs of an exported graph.
+
+Shapes: K classes, h w size of the graph's input, H W pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitsplit.data.classes import ClassList
+from vitsplit.data.resizing import resize_map
+from vitsplit.errors import ExportError
+from vitsplit.tasks.description import check_classes, fields
+from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
+
+SCORES_AT_ONCE = 1 << 21
+"""Maximum number of scores (pixels times classes) of the image in memory: 8 MB."""
+
+
+@dataclass(frozen=True)
+class SegmentationOutputs:
+    """Makes predictions from outputs.
+
+    Attributes:
+        batched: Whether the first dimension of the outputs is that of the batch.
+        names: The outputs of the graph that it reads.
+        classes: Names and colors of the classes.
+    """
+
+    batched: ClassVar[bool] = True
+    names: ClassVar[tuple[str, ...]] = ("logits",)
+    classes: ClassList
+
+    @classmethod
+    def from_description(cls, description: Any, where: str) -> Self:
+        """Reads the description of the task in an untrusted card.
+
+        Raises:
+            BundleError: It is invalid; ``where`` is the file and the place in it, for the message.
+        """
+        recorded = fields(description, where, required=("classes", "colours"))
+        check_classes(recorded, where)
+        colors = tuple((red, green, blue) for red, green, blue in recorded["colours"])
+        return cls(ClassList(names=tuple(recorded["classes"]), colors=colors))
+
+    def prediction(
+        self, outputs: Mapping[str, NDArray[Any]], image_HWC: NDArray[np.uint8], input_size: tuple[int, int]
+    ) -> SegmentationPrediction:
+        """The classes of an image, at its size.
+
+        Args:
+            outputs: ``logits`` (K, h, w).
+            image_HWC: The image, uint8.
+            input_size: Not used: the outputs have that size.
+
+        Raises:
+            ExportError: The logits have another shape.
+        """
+        logits_Khw = np.asarray(outputs["logits"], dtype=np.float32)
+        if logits_Khw.ndim != 3 or len(logits_Khw) != len(self.classes):
+            raise ExportError(
+                f"The graph returned logits of shape {logits_Khw.shape} for {len(self.classes)} classes. Export the "
+                "bundle again."
+            )
+        height, width = image_HWC.shape[:2]
+        mask_HW = np.empty((height, width), np.uint8)
+        step = max(1, SCORES_AT_ONCE // (len(logits_Khw) * width))
+        for top in range(0, height, step):
+            rows = range(top, min(top + step, height))
+            mask_HW[rows.start : rows.stop] = resize_map(logits_Khw, (height, width), rows).argmax(0)
+        return SegmentationPrediction(mask_HW, self.classes, image_HWC)
