@@ -33,9 +33,11 @@ from vitsplit.exporting.graph import Layout
 from vitsplit.exporting.writing import DeformChoice, ExportPlan, ExportResult, export_graphs
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.loading import read_bundles
-from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_head, load_predictor, single_head
+from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_predictor, single_head
+from vitsplit.inference.sources import find_head, find_source
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
+from vitsplit.runtime.sessions import RuntimeName
 from vitsplit.saved_config import config_to_dict
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Evaluation, Task
@@ -255,6 +257,7 @@ def load(
     language_model: str | None = None,
     device: str | None = None,
     precision: Precision | None = None,
+    runtime: RuntimeName | None = None,
 ) -> Predictor:
     """Loads one or several heads on their shared backbone.
 
@@ -262,7 +265,8 @@ def load(
     see ``Predictor``.
 
     Args:
-        run: Run folder (its best bundle) or bundle folder; or a mapping from names to several of them.
+        run: Run folder (its best bundle) or bundle folder; or a mapping from names to several of them; or an exported
+            folder, which takes no other argument than ``runtime``.
         more: Further run or bundle folders. The name of a head is its name in the run (by default its task), or that of
             the run folder if several heads have the same name.
         weights: File or folder of the backbone's weights, if they are neither cached nor available from the hub.
@@ -272,6 +276,7 @@ def load(
         language_model: Name of the language model on the hub, if it is not one that vitsplit knows.
         device: The device; None: the first GPU, else the CPU.
         precision: The precision; None: float32 if the run was trained in float32, else ``auto``.
+        runtime: Runtime of an exported folder, ``onnx`` or ``openvino``; None: its first format that is installed.
 
     Raises:
         BundleError: A bundle is invalid, or bundles were trained on different backbones or in different precisions.
@@ -292,12 +297,13 @@ def load(
         "language_model": language_model,
         "device": device,
         "precision": precision,
+        "runtime": runtime,
     }
     if isinstance(run, Mapping):
         if more:
             raise ConfigError("Give either a mapping from names to runs, or several runs, not both.")
-        return load_predictor(run, **options)
-    return load_predictor([run, *more], **options)
+        return find_source(run, **options).load()
+    return find_source([run, *more], **options).load()
 
 
 def predict(
@@ -317,7 +323,7 @@ def predict(
         >>> vitsplit.predict("runs/first", ["a.jpg", "b.jpg"])[0]["segmentation"].mask  # doctest: +SKIP
         >>> vitsplit.predict(["runs/first", "runs/depth"], ["a.jpg"])[0]["depth"].depth  # doctest: +SKIP
     """
-    predictor = load_predictor([run] if isinstance(run, str | Path) else run, **options)
+    predictor = find_source([run] if isinstance(run, str | Path) else run, **options).load()
     return [predictor.predict(image) for image in images]
 
 
@@ -400,7 +406,7 @@ def evaluate(
     """
     if isinstance(run, Predictor):
         run = single_head(run)
-    head = run if isinstance(run, LoadedHead) else load_head(run)
+    head = run if isinstance(run, LoadedHead) else find_head(run)[1]()
     config = override(head.card.config, settings)
     for flag in ("--train-file", "--val-file", "--image-folder"):
         if flag in head.card.paths and flag.lstrip("-").replace("-", "_") not in settings:

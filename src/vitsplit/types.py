@@ -78,3 +78,9 @@ class LayerTaps:
     raw_maps: dict[int, Tensor] = field(default_factory=dict)
     rope: Tensor | None = None
     pixels_BCHW: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
+        tensors = [*self.tokens.values(), *self.maps.values(), *self.raw_maps.values(), self.pixels_BCHW]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -49,7 +49,7 @@ def tiny_predictor(
         head = build_head(train_config, backbone, task)
         randomize(head, seed)
         card = Card(name, train_config, task.describe(), {}, (), {}, "")
-        predictor._register(name, LoadedHead(card, task, backbone, head))
+        predictor.register(name, LoadedHead(card, task, backbone, head))
     return predictor
 
 

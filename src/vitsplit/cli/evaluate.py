@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vitsplit.atomic_files import json_text
 from vitsplit.cli.evaluate_benchmark import describe_benchmark, evaluate_benchmark
 from vitsplit.cli.flags import FromArgv
-from vitsplit.cli.values import Count, Loading, SplitName, Switch
+from vitsplit.cli.values import Count, GraphRuntime, Loading, SplitName, Switch
 from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import MaxNewTokens, Settings, changed_settings
 from vitsplit.errors import ConfigError
@@ -25,9 +25,10 @@ def _task_settings(argv: Sequence[str]) -> Settings | None:
     """The settings of the bundle's task, which become flags; None without a bundle or with ``--benchmark``."""
     if not leading_arguments(argv) or value_of(argv, "--benchmark") is not None:
         return None
-    from vitsplit.bundle import read_card
+    from vitsplit.inference.sources import find_head
 
-    settings: Settings = read_card(argv[0]).config.task
+    card, _ = find_head(argv[0], value_of(argv, "--head"))
+    settings: Settings = card.config.task
     return settings
 
 
@@ -44,11 +45,13 @@ def evaluate(
     benchmark: str | None = None,
     limit: Count | None = None,
     max_new_tokens: MaxNewTokens | None = None,
+    head: str | None = None,
+    runtime: GraphRuntime = None,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
     task: Annotated[Settings | None, FromArgv(_task_settings)] = None,
     expected: Annotated[str, FromArgv(describe_benchmark, in_help=True)] = "",
 ) -> int:
-    """Evaluate a bundle on labeled images.
+    """Evaluate a bundle, or a head of an exported folder, on labeled images.
 
     Prints a table, and writes metrics.json and a page of pictures (input, ground truth, prediction, error) to the
     output folder. Every setting of the bundle's task is a flag, such as the layout of the data set (--format), see
@@ -64,12 +67,13 @@ def evaluate(
         vitsplit evaluate runs/first --data my_data
         vitsplit evaluate runs/first --data my_data --test-scales 0.75 1 1.25 --test-flip --test-mode slide
         vitsplit evaluate runs/depth --data my_depths --median-scaling --eval-crop nyu-eigen
+        vitsplit evaluate exported --head depth --data my_depths
         vitsplit evaluate runs/vqa --benchmark pope --data pope
         vitsplit evaluate runs/vqa --benchmark vqav2 --data vqav2/v2_OpenEnded_mscoco_test-dev2015_questions.json
         vitsplit evaluate runs/vqa --benchmark daquar --data my_rooms/daquar_val.jsonl --limit 100
 
     Args:
-        run: A run folder (its best bundle) or a bundle folder.
+        run: A run folder (its best bundle), a bundle folder or an exported folder.
         data: Folder of the data set; with --benchmark, its folder or file of questions.
         split: Split of the data set.
         out: Output folder; None: a new folder evaluation-SPLIT, or benchmark-NAME, in the run.
@@ -80,6 +84,8 @@ def evaluate(
         limit: With --benchmark: use only the first questions (for pope, of every category).
         max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting, or LLaVA-1.5's with
             --benchmark.
+        head: Name of a head of an exported folder; None: the only one.
+        runtime: Runtime of an exported folder; None: its first format that is installed.
         loading: Loading options.
         task: Settings of the bundle's task.
         expected: Description of the benchmark's files.
@@ -93,14 +99,14 @@ def evaluate(
 
     from vitsplit import api
     from vitsplit.atomic_files import writing_to
-    from vitsplit.bundle import read_card
     from vitsplit.folder_lock import hold_folder, hold_free_folder
-    from vitsplit.inference.predictor import load_head
+    from vitsplit.inference.sources import find_head
 
-    settings: dict[str, Any] = {} if task is None else changed_settings(read_card(run).config.task, task)
+    card, load = find_head(run, head, runtime=runtime, **loading.arguments())
+    settings: dict[str, Any] = {} if task is None else changed_settings(card.config.task, task)
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
-    predictor = load_head(run, **loading.arguments())
+    predictor = load()
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
         # Before the evaluation, so that a folder that is not writable is reported at once.

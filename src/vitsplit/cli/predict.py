@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitsplit.bundle import Card
     from vitsplit.inference.folder import Summary
     from vitsplit.inference.inputs import Input
+    from vitsplit.inference.sources import Source
 
 
 def predict(
@@ -34,11 +35,13 @@ def predict(
     tile: ImageSize | None = None,
     overlap: Margin | None = None,
     scale: Annotated[float, Field(ge=0.01, le=16)] | None = None,
+    runtime: Literal["torch", "onnx", "openvino"] | None = None,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
-    """Run one or several bundles on images, folders of images and videos.
+    """Run one or several bundles, or an exported folder, on images, folders of images and videos.
 
-    Several bundles must be of one backbone, which is in memory once and runs once per image and input size.
+    Several bundles must be of one backbone, which is in memory once and runs once per image and input size. A folder
+    that `vitsplit export` has written is used like its bundles, by ONNX Runtime or OpenVINO on the CPU.
 
     Segmentation writes, per image, NAME_mask.png (class ids, with a palette) and NAME_overlay.jpg; depth NAME_depth.npy
     (meters), .png and .jpg; detection NAME_detections.json (COCO results) and NAME_overlay.jpg; visual question
@@ -55,11 +58,14 @@ def predict(
         vitsplit predict runs/first photo.jpg more_photos/ --out predictions
         vitsplit predict runs/rooms runs/depth photos/ --out predictions
         vitsplit predict runs/rooms runs/depth clip.mp4 --out predictions
+        vitsplit predict exported photos/ --out predictions
+        vitsplit predict runs/rooms photos/ --out predictions --runtime openvino
         vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
 
     Args:
-        paths: Run folders (their best bundles) or bundle folders, followed by images, folders of images, and videos.
+        paths: Run folders (their best bundles) or bundle folders, or an exported folder, followed by images, folders of
+            images, and videos.
         out: Output folder; None: answers to --ask are printed.
         ask: A question, for bundles of visual question answering; can be repeated.
         max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
@@ -70,29 +76,29 @@ def predict(
             into tiles.
         overlap: Overlap of tiles in pixels; None: a quarter of their shorter side.
         scale: Scale factor for images that are split into tiles; None: 1.
+        runtime: PyTorch, ONNX Runtime or OpenVINO. Bundles are exported for the last two, on the CPU in fp32, and the
+            export is kept in the cache. None: PyTorch for bundles; for an exported folder its first format that is
+            installed.
         loading: Loading options.
     """
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
-    from vitsplit.inference.loading import read_bundles
-    from vitsplit.inference.prediction_log import PredictionLog, bundle_ids
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.inference.prediction_log import PredictionLog
     from vitsplit.inference.video import require_av
 
     runs, input_paths = split_runs(paths)
-    bundles = read_bundles(runs)
-    cards = {name: card for name, (_, card) in bundles.items()}
-    _check_questions(cards, ask, max_new_tokens, has_folder=out is not None)
+    source = _find_source(runs, runtime, loading)
+    _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
     inputs = find_inputs(input_paths, out)
-    load = partial(load_predictor, runs, **loading.arguments())
     if out is None:
-        return _print_answers(load(), inputs, ask, max_new_tokens)
+        return _print_answers(source.load(), inputs, ask, max_new_tokens)
     for item in inputs:
         if item.is_video:
             require_av(item.path)
-    made_by: dict[str, Any] = {"bundles": bundle_ids({name: folder for name, (folder, _) in bundles.items()})}
+    made_by: dict[str, Any] = {"bundles": source.ids()}
     settings = {
         "precision": loading.precision,
+        "runtime": runtime,
         "tile": tile and list(tile),
         "overlap": overlap,
         "scale": scale,
@@ -106,7 +112,7 @@ def predict(
         todo = [item for item in inputs if not log.is_done(item)]
         summary = Summary()
         if todo:
-            model = load()
+            model = source.load()
             with _ProgressBars(len(todo)) as bars:
                 writer = FolderWriter(
                     model,
@@ -123,6 +129,30 @@ def predict(
                 print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
     _report(summary, len(inputs), len(inputs) - len(todo), out)
     return 1 if summary.failed else 0
+
+
+def _find_source(runs: Sequence[str], runtime: str | None, loading: Loading) -> Source:
+    """The heads; for another runtime than PyTorch those of an export in the cache, which is made when it is needed."""
+    from vitsplit.inference.sources import check_graph_options, exported_source, find_source
+    from vitsplit.runtime.card import is_export
+
+    options = loading.arguments()
+    graph: Any = None if runtime == "torch" else runtime
+    exported = [run for run in runs if is_export(run)]
+    if exported and runtime == "torch":
+        raise ConfigError(f"--runtime torch: {exported[0]} is an exported folder. Give its bundles, or omit the flag.")
+    if exported or graph is None:
+        return find_source(runs, runtime=graph, **options)
+    weights = options.pop("weights")
+    check_graph_options(options, f"--runtime {graph}")
+
+    @functools.cache
+    def export() -> Path:
+        from vitsplit.exporting.cache import cached_export
+
+        return cached_export(runs, graph, weights=weights, say=lambda line: print(line, file=sys.stderr))
+
+    return exported_source(find_source(runs).cards, export, graph)
 
 
 def _check_questions(

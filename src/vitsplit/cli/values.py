@@ -48,6 +48,10 @@ SplitName = Annotated[str, AfterValidator(_split_name)]
 """Name of a split of a data set, which is also a folder name."""
 
 
+GraphRuntime = Annotated[Literal["onnx", "openvino"] | None, tyro.conf.arg(metavar="{onnx,openvino}")]
+"""Runtime of an exported folder."""
+
+
 class Loading(Settings):
     """Loading options of bundles."""
 

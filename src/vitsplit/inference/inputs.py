@@ -12,6 +12,7 @@ from vitsplit.bundle import find_bundles
 from vitsplit.data.decoding import IMAGE_SUFFIXES
 from vitsplit.errors import BundleError, ConfigError, DataError
 from vitsplit.files import exists, shown
+from vitsplit.runtime.card import is_export
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 """Suffixes of videos."""
@@ -41,10 +42,11 @@ def split_runs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits arguments into leading runs and inputs.
 
     Raises:
-        BundleError: The first argument is not a run.
+        BundleError: The first argument is neither a run nor an exported folder.
         ConfigError: There are no inputs, or a run follows the inputs.
     """
-    find_bundles(words[0])
+    if not _is_run(words[0]):
+        find_bundles(words[0])  # raises
     runs = [words[0], *itertools.takewhile(_is_run, words[1:])]
     rest = list(words[len(runs) :])
     if not rest:
@@ -56,6 +58,8 @@ def split_runs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_run(word: str) -> bool:
+    if is_export(word):
+        return True
     try:
         find_bundles(word)
     except BundleError:

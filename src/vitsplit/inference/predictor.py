@@ -242,7 +242,7 @@ class Predictor(Mapping[str, LoadedHead]):
         subset = Predictor(self.backbone, self.precision)
         subset.passes, subset._lock = self.passes, self._lock
         for name in names:
-            subset._register(name, self[name])
+            subset.register(name, self[name])
         return subset
 
     def describe_passes(self) -> str:
@@ -307,9 +307,10 @@ class Predictor(Mapping[str, LoadedHead]):
     def attach(self, name: str, folder: Path, card: Card) -> None:
         """Loads the weights of a checked bundle, and adds its head under a unique name."""
         task, model = open_head(card, folder, self.backbone)
-        self._register(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
+        self.register(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
 
-    def _register(self, name: str, head: LoadedHead) -> None:
+    def register(self, name: str, head: LoadedHead) -> None:
+        """Adds a head on this backbone, under a unique name."""
         with self._lock:
             source = self._shared.attach(name, head.model.request(train=False))
             self._heads[name] = head

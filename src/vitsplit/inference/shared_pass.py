@@ -124,9 +124,8 @@ class SharedPass:
             request = request | self.requests[user]
         taps = self.backbone(image_BCHW.to(self.backbone.mean_C11.device), request)
         new = _Pass(size, request, [name])
-        num_bytes = _num_bytes(taps)
-        if expected != {name} and self._cached_bytes + num_bytes <= MAX_CACHED_BYTES:
-            self._cached_bytes += num_bytes
+        if expected != {name} and self._cached_bytes + taps.nbytes <= MAX_CACHED_BYTES:
+            self._cached_bytes += taps.nbytes
             # A copy, since the caller may modify its pixels.
             new.image_BCHW, new.layout, new.taps = image_BCHW.clone(), _layout(image_BCHW), taps
         self._passes.append(new)
@@ -166,8 +165,3 @@ def join_names(names: Sequence[str]) -> str:
 def _layout(image_BCHW: Tensor) -> tuple[int, ...]:
     # Kernels, and thus the rounding of results, can depend on the memory format.
     return tuple(stride for stride, length in zip(image_BCHW.stride(), image_BCHW.shape, strict=True) if length > 1)
-
-
-def _num_bytes(taps: LayerTaps) -> int:
-    tensors = [*taps.tokens.values(), *taps.maps.values(), *taps.raw_maps.values(), taps.pixels_BCHW]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

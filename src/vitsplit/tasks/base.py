@@ -156,6 +156,14 @@ class GraphTask(Protocol):
         """The outputs of ``graph_outputs``."""
         ...
 
+    def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> Any:
+        """Outputs of a graph to the output of the decoder for images without padding.
+
+        Args:
+            outputs: For each image its outputs by name, see ``vitsplit.tasks.TASK.outputs``, on the CPU.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Evaluation:

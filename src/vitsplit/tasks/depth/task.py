@@ -191,6 +191,10 @@ class DepthTask:
         """See ``tasks.base.GraphTask``."""
         return {"depth": GraphOutput("meters", ("batch", "height", "width"), "depth in meters")}
 
+    def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Meters, ``(B, 1, H, W)``; see ``tasks.base.GraphTask``."""
+        return torch.stack([each["depth"][None] for each in outputs])
+
     def dense_file(self) -> DenseFile:
         """Meters in float32."""
         return DenseFile(

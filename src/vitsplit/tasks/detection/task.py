@@ -20,16 +20,24 @@ from torch import Tensor, nn
 from vitsplit.data.check import Progress, Report
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import BundleError
-from vitsplit.files import shown, whole_number
+from vitsplit.files import shown
 from vitsplit.tasks.base import Evaluation, Forward, GraphOutput
 from vitsplit.tasks.description import ADVICE, check_classes, fields
 from vitsplit.tasks.detection.check import check_files
 from vitsplit.tasks.detection.config import DetectionConfig
 from vitsplit.tasks.detection.data import DetectionBatch, DetectionSample, DetectionSet, collate
-from vitsplit.tasks.detection.decoder import LOSSES, MASK_BINS, DetectionDecoder, Detections, DetectionTargets
+from vitsplit.tasks.detection.decoder import (
+    LOSSES,
+    MASK_BINS,
+    DetectionDecoder,
+    Detections,
+    DetectionTargets,
+    Limits,
+)
 from vitsplit.tasks.detection.graph import GraphDetector, on_input
 from vitsplit.tasks.detection.layouts import open_detection_set, require_same_classes
 from vitsplit.tasks.detection.metrics import DetectionMetric
+from vitsplit.tasks.detection.outputs import check_category_ids
 from vitsplit.tasks.detection.predict import detect
 from vitsplit.tasks.detection.prediction import DetectionPrediction
 from vitsplit.tasks.detection.report import metrics_table, write_report
@@ -117,12 +125,7 @@ class DetectionTask:
         if not isinstance(masks, bool):
             raise BundleError(f"{where}: masks must be true or false, not {shown(masks)}. {ADVICE}")
         category_ids = recorded.get("category_ids", list(range(1, count + 1)))
-        if not isinstance(category_ids, list) or len(category_ids) != count:
-            raise BundleError(f"{where}: category_ids must be a list of {count}, one for each class. {ADVICE}")
-        for category_id in category_ids:
-            whole_number(category_id, f"{where}: category_ids", 0, 2**31 - 1, error=BundleError, advice=ADVICE)
-        if len(set(category_ids)) < count:
-            raise BundleError(f"{where}: category_ids has duplicates. {ADVICE}")
+        check_category_ids(category_ids, count, where)
 
     @classmethod
     def from_description(cls, config: DetectionConfig, description: Mapping[str, Any]) -> DetectionTask:
@@ -243,6 +246,19 @@ class DetectionTask:
             meaning = "probability of the object in a grid of cells over its box; 0.5 is the border"
             outputs["masks"] = GraphOutput("masks", ("objects", bins, bins), meaning)
         return outputs
+
+    def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> list[Detections]:
+        """Objects in pixels of the input; see ``tasks.base.GraphTask``."""
+        return [
+            Detections(
+                each["boxes"].float(),
+                each["labels"].long(),
+                each["scores"].float(),
+                each["masks"].float() if self.masks else None,
+                Limits.of(self.config),
+            )
+            for each in outputs
+        ]
 
     def write_report(self, forward: Forward, evaluation: Evaluation, folder: Path, *, title: str, count: int) -> Path:
         """Writes the table of classes, COCO results, and images of ground truth and prediction."""

@@ -229,6 +229,10 @@ class SegmentationTask:
             "classes": GraphOutput("classes", ("batch", "height", "width"), "index of the class of the highest score"),
         }
 
+    def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Logits, ``(B, K, H, W)``; see ``tasks.base.GraphTask``."""
+        return torch.stack([each["logits"] for each in outputs])
+
     def dense_file(self) -> DenseFile:
         """Class ids with a palette."""
         return DenseFile(

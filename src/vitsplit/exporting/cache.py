@@ -1,0 +1,53 @@
+"""Exports that are made once and kept in the cache, for ``vitsplit predict --runtime``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vitsplit.bundle import WEIGHTS
+from vitsplit.exporting.formats import FormatName, file_hash
+from vitsplit.exporting.writing import ExportPlan, export_graphs
+from vitsplit.folder_lock import hold_folder
+from vitsplit.inference.loading import read_bundles
+from vitsplit.inference.prediction_log import bundle_ids
+from vitsplit.inference.predictor import load_predictor
+from vitsplit.registry_package import cache_folder
+from vitsplit.runtime.card import is_export
+from vitsplit.version import __version__
+
+
+def cached_export(
+    runs: Sequence[str | Path],
+    format_name: FormatName,
+    *,
+    weights: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """The folder of an export in float32 for images of any size, which is made if it is not in the cache.
+
+    Args:
+        runs: Run or bundle folders.
+        format_name: The format.
+        weights: See ``vitsplit.load``.
+        say: Receives a line before and after the export.
+
+    Raises:
+        ExportError: As ``export_graphs``.
+        RunError: Another process exports into the cache, or the cache is not writable.
+        VitsplitError: As ``load_predictor``.
+    """
+    folders = {name: folder for name, (folder, _) in read_bundles(runs).items()}
+    key = json.dumps([bundle_ids(folders), format_name, __version__])
+    root = cache_folder() / "exports"
+    folder = root / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if is_export(folder):
+        return folder
+    with hold_folder(root):
+        say(f"exporting to {folder}")
+        predictor = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+        hashes = {name: file_hash(each / WEIGHTS) for name, each in folders.items()}
+        export_graphs(predictor, folder, ExportPlan((format_name,)), weights=hashes, say=say)
+    return folder
