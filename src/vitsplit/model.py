@@ -243,9 +243,10 @@ def check_method(config: TrainConfig) -> None:
             "backbone: omit it, or use --method vitsplit, frozen-head or linear-probe."
         )
     if config.loop.sharding != "none" and not method.shards:
+        whole = ", or add --tune-blocks full" if method.has_layers else ""
         raise ConfigError(
-            f"--sharding {config.loop.sharding} shards trainable parameters, but --method {method.name} has few: most "
-            "are frozen backbone weights. Omit --sharding."
+            f"--sharding {config.loop.sharding} shards trainable parameters, but these settings of --method "
+            f"{method.name} have few: most are frozen backbone weights. Omit --sharding{whole}."
         )
     if config.task.own_head is not None and not method.reads_frozen:
         raise ConfigError(f"{config.task.own_head} replaces --method {method.name}: omit one of them.")
