@@ -14,7 +14,11 @@ FP32, FP16 = LIMITS["fp32"], LIMITS["fp16"]
 def test_measures_of_each_kind() -> None:
     expected = np.array([[1.0, -4.0], [2.0, 8.0]], np.float32)
     got = expected + np.array([[0.0, 0.5], [0.0, 0.25]], np.float32)
-    assert measure("logits", got, expected) == {"max_error": 0.5, "largest": 8.0}
+    assert measure("logits", got, expected) == {
+        "max_error": 0.5,
+        "rms_error": pytest.approx(np.sqrt(0.3125) / 2),
+        "largest": 8.0,
+    }
     depth = np.abs(expected)
     assert measure("meters", depth * 1.5, depth) == {"max_error": 4.0, "abs_rel": 0.5}
     assert measure("classes", np.array([1, 2, 3, 3]), np.array([1, 2, 3, 0])) == {"agreement": 0.75}
@@ -25,12 +29,13 @@ def test_measures_of_each_kind() -> None:
 @pytest.mark.parametrize(
     ("errors", "limits", "accepted"),
     [
-        ({"max_error": 9e-5, "largest": 3.0}, FP32, True),
-        ({"max_error": 2e-4, "largest": 3.0}, FP32, False),
-        ({"max_error": 2e-4, "largest": 30.0}, FP32, True),
-        ({"max_error": 4e-4, "largest": 30.0}, FP32, False),
-        ({"max_error": float("nan"), "largest": 3.0}, FP32, False),
-        ({"max_error": 5.0, "largest": 30.0}, FP16, True),
+        ({"max_error": 9e-4, "rms_error": 1e-5, "largest": 3.0}, FP32, True),
+        ({"max_error": 9e-4, "rms_error": 3e-5, "largest": 3.0}, FP32, False),
+        ({"max_error": 2e-3, "rms_error": 1e-5, "largest": 3.0}, FP32, False),
+        ({"max_error": 2e-3, "rms_error": 5e-5, "largest": 30.0}, FP32, True),
+        ({"max_error": 4e-3, "rms_error": 5e-5, "largest": 30.0}, FP32, False),
+        ({"max_error": float("nan"), "rms_error": 0.0, "largest": 3.0}, FP32, False),
+        ({"max_error": 5.0, "rms_error": 1.0, "largest": 30.0}, FP16, True),
         ({"max_error": 9e-4, "abs_rel": 1e-5}, FP32, True),
         ({"max_error": 2e-3, "abs_rel": 1e-5}, FP32, False),
         ({"max_error": 0.5, "abs_rel": 1e-3}, FP16, True),
