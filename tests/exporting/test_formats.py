@@ -33,7 +33,7 @@ WRITERS = {"rooms": write_segmentation_bundle, "far": write_depth_bundle}
 
 
 def assert_outputs(
-    folder: Path, format_name: Any, predictor: Any, sizes: Any = SIZES, nhwc: bool = False, limit: float = 1e-4
+    folder: Path, format_name: Any, predictor: Any, sizes: Any = SIZES, nhwc: bool = False, limit: float = 2e-4
 ) -> None:
     card = json.loads((folder / "card.json").read_text())
     run = open_format(format_name).open(folder, card["outputs"], card["graphs"][format_name]["settings"])
@@ -110,7 +110,7 @@ def test_other_families_in_onnx(kind: str, tmp_path: Path) -> None:
     )
     vitsplit.export(predictor, out=tmp_path / "out")
     # SAM has no final norm, so its maps are larger.
-    limit = 3e-4 if kind == "sam-base" else 1e-4
+    limit = 1e-3 if kind == "sam-base" else 2e-4
     assert_outputs(tmp_path / "out", "onnx", predictor, [(64, 48), (50, 66), (100, 71)], limit=limit)
 
 
@@ -128,7 +128,7 @@ def test_detection_with_masks_beside_depth(format_name: Any, tmp_path: Path) -> 
         found, expected = run(pixels.numpy()), model_outputs(predictor, pixels)
         assert list(found) == list(expected) and len(expected["detection.boxes"]) > 2
         assert np.array_equal(found["detection.labels"], expected["detection.labels"])
-        for name, limit in {"boxes": 1e-2, "scores": 1e-4, "masks": 1e-4}.items():
+        for name, limit in {"boxes": 1e-2, "scores": 1e-3, "masks": 1e-3}.items():
             assert np.abs(found[f"detection.{name}"] - expected[f"detection.{name}"]).max() < limit, (name, size)
         assert np.abs(found["depth.depth"] - expected["depth.depth"]).max() < 1e-4
 
