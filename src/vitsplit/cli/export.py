@@ -63,5 +63,5 @@ def export(
         weights=weights,
         say=print,
     )
-    print(f"{', '.join(result.card['heads'])} are in {result.folder} (README.md has code that runs them)")
+    print(f"exported {', '.join(result.card['heads'])} to {result.folder}; its README.md has code that runs the graphs")
     return 0
