@@ -181,17 +181,9 @@ class Backbone(nn.Module):
         if request.tokens or request.num_blocks:
             with autocast(pixels_BCHW.device.type, self.precision):
                 x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
-                x_BTD = x_BTD.float()
-                if 0 in request.tokens:
-                    tokens[0] = x_BTD
-                for index, block in enumerate(self.blocks[: request.num_blocks]):
-                    x_BTD = self.family.run_block(block, x_BTD, grid, rope)
-                    if index + 1 in request.tokens:
-                        tokens[index + 1] = x_BTD
-                    if index in request.maps:
-                        maps[index] = self._as_map(self.final_norm(x_BTD), grid)
-                    if index in request.raw_maps:
-                        raw_maps[index] = self._as_map(x_BTD, grid)
+                tokens, maps, raw_maps = run_blocks(
+                    self.family, self.model, x_BTD.float(), rope, grid, request, self.precision
+                )
         return LayerTaps(
             image_size=(height, width),
             padding=padding,
@@ -204,9 +196,48 @@ class Backbone(nn.Module):
             pixels_BCHW=pixels_BCHW if request.pixels else None,
         )
 
-    def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
+
+def run_blocks(
+    family: Family,
+    model: Any,
+    x_BTD: Tensor,
+    rope: Tensor | None,
+    grid: tuple[int, int],
+    request: TapRequest,
+    precision: torch.dtype,
+) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
+    """Runs the blocks needed for a request on embedded tokens; an exported graph uses it too.
+
+    Args:
+        family: The family of the model.
+        model: The timm model.
+        x_BTD: The embedding, float32.
+        rope: Rotary position embedding of a rotary ViT, else None.
+        grid: ``(h, w)``.
+        request: Requested features.
+        precision: Precision of the maps.
+
+    Returns:
+        ``tokens``, ``maps`` and ``raw_maps`` of ``LayerTaps``.
+    """
+    num_prefix, norm = family.num_prefix_tokens(model), family.final_norm(model)
+
+    def as_map(y_BTD: Tensor) -> Tensor:
         # A view in channels-last memory, the fastest format for convolutions on a CPU.
-        return x_BTD[:, self.num_prefix_tokens :].to(self.precision).unflatten(1, grid).permute(0, 3, 1, 2)
+        return y_BTD[:, num_prefix:].to(precision).unflatten(1, grid).permute(0, 3, 1, 2)
+
+    tokens = {0: x_BTD} if 0 in request.tokens else {}
+    maps: dict[int, Tensor] = {}
+    raw_maps: dict[int, Tensor] = {}
+    for index, block in enumerate(model.blocks[: request.num_blocks]):
+        x_BTD = family.run_block(block, x_BTD, grid, rope)
+        if index + 1 in request.tokens:
+            tokens[index + 1] = x_BTD
+        if index in request.maps:
+            maps[index] = as_map(norm(x_BTD))
+        if index in request.raw_maps:
+            raw_maps[index] = as_map(x_BTD)
+    return tokens, maps, raw_maps
 
 
 def _zero_outside(pixels_BCHW: Tensor, extent_B2: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.backbone.backbone import run_blocks
 from vitsplit.errors import ExportError
 from vitsplit.exporting.families import Record, exported
 from vitsplit.exporting.replacements import FixedMix, MatrixPooling
@@ -125,15 +126,7 @@ class ExportGraph(nn.Module):
         rope: Tensor | None = None
         if self.request.tokens or self.request.num_blocks:
             x_BTD, rope = self.family.embed(self.model, pixels_BCHW)
-            tokens[0] = x_BTD
-            norm = self.family.final_norm(self.model)
-            for index, block in enumerate(self.model.blocks[: self.request.num_blocks]):
-                x_BTD = self.family.run_block(block, x_BTD, grid, rope)
-                tokens[index + 1] = x_BTD
-                if index in self.request.maps:
-                    maps[index] = self._as_map(norm(x_BTD), grid)
-                if index in self.request.raw_maps:
-                    raw_maps[index] = self._as_map(x_BTD, grid)
+            tokens, maps, raw_maps = run_blocks(self.family, self.model, x_BTD, rope, grid, self.request, torch.float32)
         return LayerTaps(
             image_size=(height, width),
             padding=padding,
@@ -145,9 +138,6 @@ class ExportGraph(nn.Module):
             rope=rope,
             pixels_BCHW=pixels_BCHW,
         )
-
-    def _as_map(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
-        return x_BTD[:, self.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2)
 
     def _copy(self, name: str, head: Head, deform: Deform) -> Head:
         """A copy of a head with exportable parts."""
