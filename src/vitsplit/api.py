@@ -30,6 +30,7 @@ from vitsplit.errors import BundleError, ConfigError
 from vitsplit.exporting.formats import FormatName, file_hash
 from vitsplit.exporting.formats import Precision as ExportPrecision
 from vitsplit.exporting.graph import Layout
+from vitsplit.exporting.scores import Labeled
 from vitsplit.exporting.writing import DeformChoice, ExportPlan, ExportResult, export_graphs
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.loading import read_bundles
@@ -337,6 +338,7 @@ def export(
     deform: DeformChoice = "auto",
     layout: Layout = "nchw",
     images: str | Path | None = None,
+    data: str | Path | Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
@@ -358,6 +360,8 @@ def export(
             native where the runtime has the operator.
         layout: Layout of the input: ``nchw`` or ``nhwc``.
         images: Folder of images for the comparison; None: generated scenes.
+        data: A data set, or one per head, on which graph and model are evaluated (split ``val``): the scores must agree
+            within half a point, and of a precision below float32 nothing else is limited.
         weights: See ``load``.
         say: Receives a line on each finished graph.
 
@@ -369,13 +373,29 @@ def export(
         >>> vitsplit.export(["runs/first", "runs/depth"], out="exported")  # doctest: +SKIP
         >>> vitsplit.export("runs/first", out="fast", formats=["onnx", "openvino"], size=(518, 518))  # doctest: +SKIP
     """
-    plan = ExportPlan(tuple(formats), precision, size, deform, layout, None if images is None else Path(images))
     hashes: dict[str, str] = {}
     if not isinstance(run, Predictor):
         runs = [run] if isinstance(run, str | Path) else run
         hashes = {name: file_hash(folder / WEIGHTS) for name, (folder, _) in read_bundles(runs).items()}
         run = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+    if isinstance(data, str | Path):
+        if len(run) > 1:
+            raise ConfigError(f"--data {data}: there are {len(run)} heads. Give HEAD=FOLDER for each to be evaluated.")
+        data = dict.fromkeys(run, data)
+    plan = ExportPlan(
+        tuple(formats),
+        precision,
+        size,
+        deform,
+        layout,
+        None if images is None else Path(images),
+        {name: _labeled(folder) for name, folder in (data or {}).items()},
+    )
     return export_graphs(run, Path(out), plan, weights=hashes, say=say)
+
+
+def _labeled(data: str | Path) -> Labeled:
+    return Labeled(Path(data).name, lambda head: evaluate(head, data=data)[0])
 
 
 def evaluate(

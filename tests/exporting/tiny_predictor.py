@@ -24,6 +24,7 @@ DESCRIPTIONS: dict[str, Any] = {
     "detection": {**CLASSES, "category_ids": [1, 2, 3], "masks": True},
 }
 DETECTION = {"pyramid_width": 16, "score_threshold": 0.3, "max_detections": 10, "anchor_sizes": (8, 16, 24, 32, 48)}
+BACKBONE = {"timm_name": "tiny", "licence": "MIT", "source": "random", "weights_hash": "0" * 64}
 METHOD = SplitConfig(num_tuned_layers=2, num_prior_layers=2, first_prior_layer=0)
 
 
@@ -48,7 +49,7 @@ def tiny_predictor(
         train_config = one_head(task=config, method=method)
         head = build_head(train_config, backbone, task)
         randomize(head, seed)
-        card = Card(name, train_config, task.describe(), {}, (), {}, "")
+        card = Card(name, train_config, task.describe(), BACKBONE | {"name": kind}, (), {}, "1.0")
         predictor.register(name, LoadedHead(card, task, backbone, head))
     return predictor
 

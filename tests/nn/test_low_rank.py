@@ -29,3 +29,16 @@ def test_the_initial_layer_is_the_given_one():
     layer = nn.Linear(12, 20)
     x = torch.randn(3, 12)
     assert torch.equal(LowRankLinear(layer, rank=4, alpha=4.0)(x), layer(x))
+
+
+def test_merged_layer_is_the_sum_of_weight_and_update():
+    layer = nn.Linear(6, 9)
+    adapted = LowRankLinear(layer, rank=3, alpha=12.0, dropout=0.5).eval()
+    nn.init.normal_(adapted.lora_B.weight)
+    expected = layer.weight + 4.0 * adapted.lora_B.weight @ adapted.lora_A.weight
+    merged, before = adapted.merged(), layer.weight.clone()
+    torch.testing.assert_close(merged.weight, expected)
+    assert merged.bias is layer.bias and torch.equal(layer.weight, before)
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(merged(x), adapted(x))
+    assert LowRankLinear(nn.Linear(6, 9, bias=False), rank=3, alpha=1.0).merged().bias is None

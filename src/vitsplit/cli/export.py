@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ import tyro
 from pydantic import Field
 
 from vitsplit.cli.values import ImageSize
+from vitsplit.errors import ConfigError
 
 
 def export(
@@ -17,11 +19,12 @@ def export(
     *,
     out: Path,
     format: Annotated[tuple[Literal["onnx", "openvino", "pt2"], ...], Field(min_length=1)] = ("onnx",),
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
     size: ImageSize | None = None,
     deform: Literal["auto", "native", "grid"] = "auto",
     layout: Literal["nchw", "nhwc"] = "nchw",
     images: Path | None = None,
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[HEAD=]FOLDER ...")] = (),
     weights: str | None = None,
 ) -> int:
     """Export one or several bundles with their backbone as one graph.
@@ -36,6 +39,7 @@ def export(
     Examples:
         vitsplit export runs/first --out exported
         vitsplit export runs/rooms runs/depth --out exported --format onnx openvino --images photos/
+        vitsplit export runs/rooms --out small --precision int8 --images photos/ --data my_data
 
     Args:
         runs: Run folders (their best bundles) or bundle folders, of one backbone.
@@ -47,6 +51,8 @@ def export(
             runtime has the operator.
         layout: Layout of the input: (batch, 3, height, width) or (batch, height, width, 3).
         images: Folder of images for the comparison with the model; None: generated scenes.
+        data: Data sets on which the graphs and the model are evaluated (split val), of the only head, or HEAD=FOLDER
+            of each: the scores must agree within half a point. Below fp32, they replace the other limits.
         weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
     """
     from vitsplit import api
@@ -60,8 +66,28 @@ def export(
         deform=deform,
         layout=layout,
         images=images,
+        data=_data_of(data),
         weights=weights,
         say=print,
     )
     print(f"exported {', '.join(result.card['heads'])} to {result.folder}; its README.md has code that runs the graphs")
     return 0
+
+
+def _data_of(words: Sequence[str]) -> str | dict[str, str] | None:
+    """The values of ``--data``: the data set of the only head, or data sets by head.
+
+    Raises:
+        ConfigError: A value of several has no head, or the head of another.
+    """
+    if not words:
+        return None
+    if len(words) == 1 and ("=" not in words[0] or Path(words[0]).exists()):
+        return words[0]
+    found: dict[str, str] = {}
+    for word in words:
+        head, equals, folder = word.partition("=")
+        if not equals or head in found:
+            raise ConfigError(f"--data {word}: give HEAD=FOLDER, once for each head.")
+        found[head] = folder
+    return found

@@ -20,7 +20,7 @@ from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import Deform, ExportGraph
 
 FormatName = Literal["onnx", "openvino", "pt2"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
 """Images, in the layout of the graph, to outputs by name."""
 

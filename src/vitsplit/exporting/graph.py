@@ -25,6 +25,7 @@ from vitsplit.methods.split.task_head import TaskHead
 from vitsplit.model import Head
 from vitsplit.nn.deformable_attention import DeformableAttention
 from vitsplit.nn.deformable_convolution import DeformConv3x3
+from vitsplit.nn.low_rank import LowRankLinear
 from vitsplit.nn.shared_weights import share_weights
 from vitsplit.nn.upernet import PyramidPooling
 from vitsplit.nn.windows import FixedWindows
@@ -155,6 +156,8 @@ class ExportGraph(nn.Module):
                     setattr(module, child, FixedMix(part.weights(), part.used_layers()))
                 if isinstance(part, PyramidPooling):
                     setattr(module, child, MatrixPooling(part))
+                if isinstance(part, LowRankLinear):
+                    setattr(module, child, part.merged())
         copied.decoder = self.tasks[name].graph_decoder(copied.decoder)
         return copied
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class OnnxFormat:
     deforms: ClassVar[tuple[Deform, ...]] = ("native", "grid")
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     extra: ClassVar[str] = "export"
-    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 
     def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
         """See ``formats.Format``."""
@@ -98,11 +99,31 @@ def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
     graph = model.graph
     del graph.outputs[len(traced.outputs) :]
     DeduplicateInitializersPass(size_limit=sys.maxsize)(model)  # such as blocks that heads share with the backbone
+    _transpose_weights(graph)
     _name_sizes(graph)
     # The exporter records the source files, with their paths, of every operator.
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "vitsplit", __version__
     program.save(path)
+
+
+def _transpose_weights(graph: Any) -> None:
+    """Replaces each transposed weight by one that is stored transposed, instead of one that every start transposes."""
+    stored: dict[str, Any] = {}
+    for node in list(graph):
+        if node.op_type != "Transpose" or node.inputs[0].name not in graph.initializers:
+            continue
+        weight, order = node.inputs[0], tuple(node.attributes["perm"].as_ints())
+        name = f"{weight.name}.transposed_{'_'.join(map(str, order))}"
+        if name not in stored:
+            array = np.ascontiguousarray(weight.const_value.numpy().transpose(order))
+            stored[name] = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, name=name))
+            stored[name].shape, stored[name].dtype = onnx_ir.Shape(array.shape), weight.dtype
+            graph.register_initializer(stored[name])
+        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], stored[name])
+        graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[weight.name]
 
 
 def _name_sizes(graph: Any) -> None:
@@ -157,6 +178,17 @@ def in_half_precision(model: Any) -> Any:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+    return model
+
+
+def store_in_half_precision(model: Any) -> Any:
+    """Stores float32 weights of at least two axes in fp16, in place; the graph casts them and computes in float32."""
+    graph = model.graph
+    for weight in graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and len(weight.dims) > 1:
+            name, value = weight.name, onnx.numpy_helper.to_array(weight).astype(np.float16)
+            weight.CopyFrom(onnx.numpy_helper.from_array(value, f"{name}.half"))
+            graph.node.insert(0, _cast(weight.name, name, onnx.TensorProto.FLOAT))
     return model
 
 

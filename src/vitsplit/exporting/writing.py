@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,21 @@ from vitsplit.atomic_files import json_text
 from vitsplit.data.new_folder import new_folder
 from vitsplit.errors import ConfigError
 from vitsplit.exporting.card import CARD, README, graph_entry, make_card, readme
-from vitsplit.exporting.formats import Format, FormatName, Precision, open_format, trace, versions
+from vitsplit.exporting.formats import Format, FormatName, Precision, Traced, open_format, trace, versions
 from vitsplit.exporting.graph import Deform, ExportGraph, Layout
-from vitsplit.exporting.parity import check, compare, find_images, sizes_of, summary
+from vitsplit.exporting.parity import (
+    LIMITS,
+    check,
+    compare,
+    described,
+    distance,
+    find_images,
+    references,
+    sizes_of,
+    summary,
+)
+from vitsplit.exporting.scores import Labeled, check_scores, compare_scores, score
+from vitsplit.inference.exported import load_export
 from vitsplit.inference.predictor import Predictor
 
 DeformChoice = Literal["auto", "native", "grid"]
@@ -32,6 +45,7 @@ class ExportPlan:
         deform: Form of the deformable convolutions; auto: the best for each runtime.
         layout: Layout of the input.
         images: Folder of images for the comparison with the model; None: generated scenes.
+        data: Labeled images, by head, on which the graphs are evaluated too.
     """
 
     formats: tuple[FormatName, ...] = ("onnx",)
@@ -40,6 +54,7 @@ class ExportPlan:
     deform: DeformChoice = "auto"
     layout: Layout = "nchw"
     images: Path | None = None
+    data: Mapping[str, Labeled] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,9 @@ def export_graphs(
                     f"{flag} {value}: --format {name} supports {', '.join(offered)}. Choose one of these, or export "
                     "the formats separately."
                 )
+    _check_data(plan, predictor, formats)
     images = find_images(plan.images)
+    expected = {name: score(predictor[name], labeled) for name, labeled in plan.data.items()}
     with new_folder(out) as folder:
         card: dict[str, Any] = {}
         for name, each in formats.items():
@@ -99,9 +116,29 @@ def export_graphs(
             card = card or make_card(predictor, graph, plan.size, weights or {})
             card["graphs"][name] = _write(each, name, graph, predictor, folder, plan, images)
             say(f"{name}: {_describe(card['graphs'][name])}")
-        (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
+            _write_card(card, folder)
+            if plan.data and name != "pt2":
+                scores = compare_scores(expected, load_export(folder, name), plan.data)
+                check_scores(scores, f"--format {name}")
+                card["graphs"][name]["scores"] = scores
+                for head, found in scores.items():
+                    say(f"{name}: {head}: {found['measure']} {found['graph']:.4f}, of the model {found['model']:.4f}")
+        _write_card(card, folder)
         (folder / README).write_text(readme(card, formats), encoding="utf-8")
     return ExportResult(out, card)
+
+
+def _check_data(plan: ExportPlan, predictor: Predictor, formats: Mapping[FormatName, Format]) -> None:
+    """Refuses data of heads that do not exist, and data without a format that is evaluated."""
+    unknown = sorted(plan.data.keys() - predictor.keys())
+    if unknown:
+        raise ConfigError(f"--data {unknown[0]}=...: no head has this name. Heads: {', '.join(predictor)}.")
+    if plan.data and not formats.keys() - {"pt2"}:
+        raise ConfigError("--data: a graph of PyTorch is not evaluated. Add --format onnx or openvino, or omit --data.")
+
+
+def _write_card(card: Mapping[str, Any], folder: Path) -> None:
+    (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
 
 
 def _write(
@@ -116,11 +153,21 @@ def _write(
     """Writes and checks one graph; returns its entry in the card."""
     before = set(folder.iterdir())
     traced = trace(graph, plan.size)
-    steps = each.write(traced, folder, plan.precision)
-    files = sorted(set(folder.iterdir()) - before)
     settings = each.settings(plan.precision)
     sizes = sizes_of(graph, plan.size, traced.smallest_side)
-    records = compare(each.open(folder, graph.outputs, settings), predictor, graph, images, sizes)
+
+    expected, outputs = references(predictor, graph, images, sizes), described(predictor)
+
+    def measure() -> list[dict[str, Any]]:
+        return compare(each.open(folder, graph.outputs, settings), expected, graph, outputs)
+
+    rest: dict[str, Any] = {}
+    if plan.precision == "int8":
+        steps, rest["in_fp32"] = _write_int8(each, traced, folder, lambda: distance(measure(), LIMITS["int8"]))
+    else:
+        steps = each.write(traced, folder, plan.precision)
+    files = sorted(set(folder.iterdir()) - before)
+    records = measure()
     check(
         records,
         plan.precision,
@@ -128,6 +175,7 @@ def _write(
         graph,
         images,
         f"--format {name}",
+        () if plan.precision == "fp32" else plan.data,
     )
     return graph_entry(
         folder,
@@ -143,7 +191,26 @@ def _write(
             "worst": summary(records),
             "runs": records,
         },
+        **rest,
     )
+
+
+def _write_int8(
+    each: Format, traced: Traced, folder: Path, measure: Callable[[], float]
+) -> tuple[dict[str, str], list[str]]:
+    """Writes a graph in int8; returns the names of its steps, and the blocks that stay in float32."""
+    from vitsplit.exporting.onnx_format import FILE
+    from vitsplit.exporting.quantization import keep_sensitive, products_by_step, quantize
+
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        exact = Path(temporary) / FILE
+        steps = each.write(traced, exact.parent, "fp32")
+        groups = products_by_step(exact, list(steps.values()))
+
+        def write(quantized: Collection[str]) -> None:
+            quantize(exact, folder / FILE, [product for group in quantized for product in groups[group]])
+
+        return steps, keep_sensitive(groups, write, measure)
 
 
 def _describe(entry: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,3 +36,12 @@ class LowRankLinear(nn.Module):
         """``(..., in_features)`` to ``(..., out_features)``."""
         update: Tensor = self.lora_B(self.lora_A(self.dropout(x))) * self.scale
         return self.base_layer(x) + update
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """One linear layer that computes the same, without dropout. It shares the bias of this one."""
+        base = self.base_layer
+        layer = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(base.weight + self.scale * (self.lora_B.weight @ self.lora_A.weight))
+        layer.bias = base.bias
+        return layer

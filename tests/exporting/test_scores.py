@@ -1,0 +1,82 @@
+"""Graphs that are accepted by their scores on labeled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_predictor import tiny_predictor
+
+from vitsplit.errors import ConfigError, ExportError
+from vitsplit.exporting.scores import Labeled, check_scores, compare_scores, score
+from vitsplit.exporting.writing import ExportPlan, export_graphs
+from vitsplit.tasks.base import Evaluation
+
+
+def scored(model: float, graph: float, measure: str = "miou") -> dict[str, dict[str, Any]]:
+    """The comparison of a head that has one score as a model and another as a graph."""
+    predictor = tiny_predictor(tasks=("depth",) if measure == "abs_rel" else ("segmentation",), depth=2)
+    (name,) = predictor
+
+    def labeled(value: float) -> Labeled:
+        return Labeled("photos", lambda head: Evaluation({"abs_rel": value}, value, "miou"))
+
+    return compare_scores({name: score(predictor[name], labeled(model))}, predictor, {name: labeled(graph)})
+
+
+@pytest.mark.parametrize(
+    ("model", "graph", "measure", "accepted"),
+    [
+        (0.4, 0.3951, "miou", True),
+        (0.4, 0.4049, "miou", True),
+        (0.4, 0.394, "miou", False),
+        (0.4, 0.406, "miou", False),
+        (0.4, float("nan"), "miou", False),
+        (0.1, 0.1019, "abs_rel", True),
+        (0.1, 0.1021, "abs_rel", False),
+    ],
+)
+def test_limits_of_scores(model: float, graph: float, measure: str, accepted: bool) -> None:
+    (found,) = scores = list(scored(model, graph, measure).values())
+    assert scores[0]["measure"] == measure and found["model"] == model
+    if accepted:
+        check_scores({"head": found}, "graph.onnx")
+    else:
+        with pytest.raises(ExportError, match=r"graph\.onnx.*head"):
+            check_scores({"head": found}, "graph.onnx")
+
+
+def test_scores_replace_the_agreement_of_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = tiny_predictor(tasks=("segmentation",), depth=2)
+    given: list[Any] = []
+
+    def evaluate(head: Any) -> Evaluation:
+        given.append(head)
+        return Evaluation({}, 0.25 if head is predictor["segmentation"] else 0.251, "miou")
+
+    monkeypatch.setattr("vitsplit.exporting.parity.exceeds", lambda errors, limits: "no class agrees")
+    plan = ExportPlan(("onnx",), "fp16")
+    with pytest.raises(ExportError, match="no class agrees"):
+        export_graphs(predictor, tmp_path / "refused", plan)
+    assert not (tmp_path / "refused").exists()
+    plan = ExportPlan(("onnx",), "fp16", data={"segmentation": Labeled("photos", evaluate)})
+    result = export_graphs(predictor, tmp_path / "accepted", plan)
+    scores = result.card["graphs"]["onnx"]["scores"]["segmentation"]
+    assert (scores["data"], scores["model"], scores["graph"]) == ("photos", 0.25, 0.251)
+    assert scores["change"] == pytest.approx(0.001)
+    assert len(given) == 2
+    # In float32, the outputs must agree all the same.
+    plan = ExportPlan(("onnx",), "fp32", data={"segmentation": Labeled("photos", evaluate)})
+    with pytest.raises(ExportError, match="no class agrees"):
+        export_graphs(predictor, tmp_path / "exact", plan)
+
+
+def test_data_without_a_head_or_a_format(tmp_path: Path) -> None:
+    predictor = tiny_predictor(tasks=("segmentation",), depth=2)
+    labeled = Labeled("photos", lambda head: Evaluation())
+    with pytest.raises(ConfigError, match="rooms"):
+        export_graphs(predictor, tmp_path / "a", ExportPlan(data={"rooms": labeled}))
+    with pytest.raises(ConfigError, match="PyTorch"):
+        export_graphs(predictor, tmp_path / "b", ExportPlan(("pt2",), data={"segmentation": labeled}))
+    assert not list(tmp_path.iterdir())
