@@ -27,6 +27,7 @@ VERBS = {
     "analyze ablate": ("analyze_ablate:ablate", "train without each component of the method"),
     "bench train-step": ("bench_train_step:train_step", "time, memory and multiply-adds of training steps, by method"),
     "bench predict": ("bench_predict:predict", "prediction time, by method and by number of bundles on a backbone"),
+    "bench runtimes": ("bench_runtimes:runtimes", "prediction time of exported graphs against PyTorch"),
     "bench accuracy": ("bench_accuracy:accuracy", "accuracy of methods with equal steps or equal training time"),
     "demo": ("demo:demo", "train on generated scenes in minutes, and write a page of results"),
 }
