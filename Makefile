@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources anew: 12 seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test fuzz check format clean
+.PHONY: help setup demo test fuzz export-matrix check format clean
 
 help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
 	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
+	@echo "make export-matrix  export every family, format and precision, for docs/export.md"
 	@echo "make check   formatting, lint, types and the order of imports"
 	@echo "make format  put the formatting right"
 	@echo "make setup   only set up $(VENV)"
@@ -42,6 +43,9 @@ test: setup
 MINUTES ?= 10
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/robustness/fuzz.py --minutes $(MINUTES) $(if $(CASE),--case '$(CASE)')
+
+export-matrix: setup
+	PYTHONPATH=tests/backbone:tests/exporting OMP_NUM_THREADS=1 $(BIN)/python benchmarks/export_matrix.py
 
 check: setup
 	$(BIN)/ruff format --check .

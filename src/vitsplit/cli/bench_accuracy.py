@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ def accuracy(
         tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="NAME[:DECODER] [NAME[:DECODER] ...]")
     ] = METHODS,
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None,
+    lrs: tuple[Annotated[float, Field(gt=0, le=1e3)], ...] = (),
     config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
     own: Annotated[Mapping[str, Sequence[str]], Prefixed()],
     method_flags: Annotated[Mapping[str, Sequence[str]], MethodFlags(METHODS)],
@@ -44,7 +46,8 @@ def accuracy(
 
     Shows mean and standard deviation, curves over steps and over time, and the cost of each method. All have the same
     number of steps or, with --seconds, the same training time: the number of steps is then estimated by timing a few
-    steps first, so that every learning rate schedule is completed.
+    steps first, so that every learning rate schedule is completed. With --lrs, every method is trained with each of the
+    learning rates with the first seed, and with the best of them with all seeds.
 
     Runs are written to OUT/runs. Finished runs with the same settings are reused, so the same command resumes a study
     that was stopped. Every setting of `vitsplit train` is a flag that applies to all runs, or to one method if its name
@@ -57,13 +60,14 @@ def accuracy(
     Examples:
         vitsplit bench accuracy segmentation --data my_data --methods vitsplit linear-probe full-finetune lora \\
             --linear-probe.lr 2e-3 --seeds 0 1 2 --out runs/methods
-        vitsplit bench accuracy segmentation --data my_data --seconds 600 --out runs/ten-minutes
+        vitsplit bench accuracy segmentation --data my_data --seconds 600 --lrs 3e-4 1e-3 3e-3 --out runs/ten-minutes
 
     Args:
         task_name: The task.
         options: Options of every study.
         methods: The methods to compare.
         seconds: Training time of every run in seconds, in place of --steps.
+        lrs: Learning rates to choose from for each method without one of its own (--linear-probe.lr).
         config: Settings of all runs.
         own: Settings of individual methods.
         method_flags: Flags that only other methods than that of the configuration have.
@@ -94,7 +98,41 @@ def accuracy(
     for label in methods if method_flags else ():
         name = label.replace(":", "-")
         own = {**own, name: [*method_flags.get(label.partition(":")[0], []), *own.get(name, [])]}
-    return run_study(study, options, config, make, own, finish=with_equal_seconds)
+    if not lrs:
+        return run_study(study, options, config, make, own, finish=with_equal_seconds)
+
+    def with_rates(variants: list[Variant]) -> list[Variant]:
+        return [each for variant in with_equal_seconds(variants) for each in _with_rates(variant, lrs)]
+
+    def with_best_rates(variants: list[Variant]) -> list[Variant]:
+        means = _mean_scores(options.out / "results.json")
+        return [max(_with_rates(each, lrs), key=lambda each: means[each.name]) for each in with_equal_seconds(variants)]
+
+    first = replace(options, seeds=options.seeds[:1])
+    return run_study(study, first, config, make, own, finish=with_rates) or run_study(
+        study, options, config, make, own, finish=with_best_rates
+    )
+
+
+def _with_rates(variant: Variant, rates: Sequence[float]) -> list[Variant]:
+    """A method with each learning rate; only itself if it has one of its own."""
+    if "lr" in variant.settings:
+        return [variant]
+    return [
+        replace(
+            variant,
+            name=f"{variant.name}-lr{rate:g}",
+            title=f"{variant.label}, lr {rate:g}",
+            settings={**variant.settings, "lr": rate},
+        )
+        for rate in dict.fromkeys(rates)
+    ]
+
+
+def _mean_scores(file: Path) -> dict[str, float]:
+    """The mean score of every variant of a finished study; that of a run without a finite score is the lowest."""
+    found = read_json(file, error=RunError, advice="Run the command again.")["variants"]
+    return {each["name"]: -math.inf if each["mean"] is None else each["mean"] for each in found}
 
 
 def read_steps(file: Path) -> dict[str, Any]:

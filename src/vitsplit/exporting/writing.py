@@ -161,11 +161,7 @@ def _write(
     def measure() -> list[dict[str, Any]]:
         return compare(each.open(folder, graph.outputs, settings), expected, graph, outputs)
 
-    rest: dict[str, Any] = {}
-    if plan.precision == "int8":
-        steps, rest["in_fp32"] = _write_int8(each, traced, folder, lambda: distance(measure(), LIMITS["int8"]))
-    else:
-        steps = each.write(traced, folder, plan.precision)
+    steps, rest = write_graph(each, traced, folder, plan.precision, measure)
     files = sorted(set(folder.iterdir()) - before)
     records = measure()
     check(
@@ -195,10 +191,23 @@ def _write(
     )
 
 
-def _write_int8(
-    each: Format, traced: Traced, folder: Path, measure: Callable[[], float]
-) -> tuple[dict[str, str], list[str]]:
-    """Writes a graph in int8; returns the names of its steps, and the blocks that stay in float32."""
+def write_graph(
+    each: Format, traced: Traced, folder: Path, precision: Precision, measure: Callable[[], list[dict[str, Any]]]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Writes a graph, in int8 with the blocks in float32 that have to be.
+
+    Args:
+        each: The format.
+        traced: The graph.
+        folder: The folder for its files.
+        precision: The precision.
+        measure: Measures the graph in the folder, see ``parity.compare``.
+
+    Returns:
+        The names of its steps, see ``Format.write``; and what the card says of its precision.
+    """
+    if precision != "int8":
+        return each.write(traced, folder, precision), {}
     from vitsplit.exporting.onnx_format import FILE
     from vitsplit.exporting.quantization import keep_sensitive, products_by_step, quantize
 
@@ -210,7 +219,7 @@ def _write_int8(
         def write(quantized: Collection[str]) -> None:
             quantize(exact, folder / FILE, [product for group in quantized for product in groups[group]])
 
-        return steps, keep_sensitive(groups, write, measure)
+        return steps, {"in_fp32": keep_sensitive(groups, write, lambda: distance(measure(), LIMITS[precision]))}
 
 
 def _describe(entry: Mapping[str, Any]) -> str:

@@ -54,6 +54,35 @@ def test_methods_and_seeds_are_trained_once(scenes, tmp_path, capsys):
     assert "linear-probe, lr 0.005" in capsys.readouterr().out
 
 
+def test_the_best_of_several_learning_rates_gets_all_seeds(scenes, tmp_path, capsys):
+    out = tmp_path / "rates"
+    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--steps", "3", "--seeds", "4", "5"]
+    arguments += ["--methods", "vitsplit", "linear-probe", "frozen-head", "--lrs", "1e-9", "3e-3"]
+    arguments += ["--frozen-head.lr", "2e-3"]
+    assert main(arguments) == 0
+    scores = {}
+    for folder in (out / "runs").iterdir():
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        scores[folder.name] = [row["eval"]["miou"] for row in rows if "eval" in row][-1]
+    best = {}
+    for method in ("vitsplit", "linear-probe"):
+        first = {rate: scores[f"{method}-lr{rate}-seed4"] for rate in ("1e-09", "0.003")}
+        best[method] = max(first, key=first.get)
+        assert len(set(first.values())) == 2, "a learning rate of nothing is another model"
+    seconds = {f"{method}-lr{rate}-seed5" for method, rate in best.items()} | {"frozen-head-seed5"}
+    assert {name for name in scores if name.endswith("seed5")} == seconds
+    found = json.loads((out / "results.json").read_text())["variants"]
+    assert [each["name"] for each in found] == [*(f"{name}-lr{rate}" for name, rate in best.items()), "frozen-head"]
+    assert all(len(each["runs"]) == 2 for each in found)
+    written = {name: json.loads((out / "runs" / name / "config.json").read_text()) for name in scores}
+    for name, config in written.items():
+        rate = 2e-3 if name.startswith("frozen") else 1e-9 if "1e-09" in name else 3e-3
+        assert config["heads"]["segmentation"]["optim"]["lr"] == rate
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
+    assert main(arguments) == 0
+    assert before == {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
+
+
 def test_equal_seconds_are_converted_to_steps_once(scenes, tmp_path, monkeypatch, capsys):
     out = tmp_path / "timed"
     arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--seconds", "0.5"]
