@@ -33,6 +33,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev]' uv
 	@touch $@
 
+# Keeps freed memory, in huge pages, instead of mapping it anew in every step: docs/training.md, "Time".
+demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=500000000
 demo: setup
 	$(BIN)/vitsplit demo
 

@@ -66,17 +66,17 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
     from vitsplit.exporting.writing import write_graph
 
     predictor = tiny_predictor(kind, tasks, depth=3)
-    traced: dict[str, Any] = {}
+    expected_of: dict[str, Any] = {}
     for name, precision in GRAPHS:
         written: Any = open_format(name)  # type: ignore[arg-type]
         deform = written.deforms[0]
         try:
-            if deform not in traced:
-                graph = ExportGraph(predictor, deform=deform).eval()
-                program = trace(graph, None)
+            graph = ExportGraph(predictor, deform=deform).eval()
+            program = trace(graph, None)  # anew for each graph: PyTorch cannot write one with detection twice
+            if deform not in expected_of:
                 sizes = sizes_of(graph, None, program.smallest_side)
-                traced[deform] = graph, program, references(predictor, graph, find_images(None), sizes)
-            graph, program, expected = traced[deform]
+                expected_of[deform] = references(predictor, graph, find_images(None), sizes)
+            expected = expected_of[deform]
             with tempfile.TemporaryDirectory() as folder:
                 open_graph = partial(written.open, Path(folder), graph.outputs, written.settings(precision))
 

@@ -15,9 +15,9 @@ from tiny_predictor import METHOD, tiny_predictor
 from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.parity import model_outputs
-from vitsplit.exporting.replacements import bin_weights
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
+from vitsplit.nn.bins import bin_weights
 
 SIZES = [(50, 66), (70, 84), (33, 90)]
 

@@ -46,6 +46,7 @@ class Limits:
         meters: Maximum error in meters; None: not limited.
         agreement: Minimum share of pixels with the model's class.
         abs_rel: Maximum mean relative error of depths.
+        features: Maximum root mean square of the error of features, in proportion to that of the features.
         step: Maximum error of an intermediate tensor, as a fraction of its standard deviation, before the error is
             said to begin there.
     """
@@ -54,6 +55,7 @@ class Limits:
     meters: float | None
     agreement: float
     abs_rel: float
+    features: float
     step: float
 
 
@@ -71,10 +73,10 @@ class Reference:
 
 
 LIMITS: Mapping[Precision, Limits] = {
-    "fp32": Limits(logits=(1e-3, 2e-5), meters=1e-3, agreement=0.995, abs_rel=2e-3, step=1e-3),
-    "bf16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, step=0.2),
-    "fp16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, step=0.05),
-    "int8": Limits(logits=None, meters=None, agreement=0.97, abs_rel=2e-2, step=0.5),
+    "fp32": Limits(logits=(1e-3, 2e-5), meters=1e-3, agreement=0.995, abs_rel=2e-3, features=1e-4, step=1e-3),
+    "bf16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, features=3e-2, step=0.2),
+    "fp16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, features=1e-2, step=0.05),
+    "int8": Limits(logits=None, meters=None, agreement=0.97, abs_rel=2e-2, features=5e-2, step=0.5),
 }
 
 
@@ -150,7 +152,7 @@ def measure_head(
             found[name] = measure_objects(
                 *({kind: side[of_kind[kind]] for kind in of_kind} for side in (got, expected))
             )
-        elif output.kind in ("logits", "classes", "meters"):
+        elif output.kind in ("logits", "classes", "meters", "features"):
             found[name] = measure(output.kind, got[name], expected[name])
     return found
 
@@ -173,7 +175,7 @@ def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
     """How far an output is from the model's: its maximal error and more by kind.
 
     ``agreement`` is the share of equal classes, ``abs_rel`` the mean relative error of depths, ``largest`` the largest
-    score.
+    score, ``relative_error`` the root mean square of the error of features in proportion to that of the features.
     """
     if got.shape != expected.shape:
         raise ExportError(f"an output has shape {got.shape}, that of the model {expected.shape}")
@@ -184,6 +186,8 @@ def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
     if kind == "meters":
         return errors | {"abs_rel": float((difference / expected).mean())}
     rms = float(np.sqrt(np.square(difference).mean()))
+    if kind == "features":
+        return errors | {"relative_error": rms / float(np.sqrt(np.square(expected.astype(np.float64)).mean()))}
     return errors | {"rms_error": rms, "largest": float(np.abs(expected).max())}
 
 
@@ -198,7 +202,7 @@ def exceeds(errors: Errors, limits: Limits) -> str | None:
     most = {"max_error": limits.meters} if "abs_rel" in errors else {}
     if "rms_error" in errors and limits.logits is not None:
         most = dict(zip(("max_error", "rms_error"), (scale * limit for limit in limits.logits), strict=True))
-    most["abs_rel"] = limits.abs_rel
+    most |= {"abs_rel": limits.abs_rel, "relative_error": limits.features}
     for name, limit in most.items():
         if name in errors and limit is not None and not errors[name] <= limit:
             return f"{name} is {errors[name]:.2e}, must be at most {limit:.1e}"
@@ -208,13 +212,13 @@ def exceeds(errors: Errors, limits: Limits) -> str | None:
 
 
 def distance(records: Sequence[Mapping[str, Any]], limits: Limits) -> float:
-    """The largest share of classes and objects that differ, or error of depths, in proportion to its limit."""
+    """The largest share of classes and objects that differ, or relative error, in proportion to its limit."""
+    relative = {"abs_rel": limits.abs_rel, "relative_error": limits.features}
     return max(
-        (1 - errors["agreement"]) / (1 - limits.agreement)
-        if "agreement" in errors
-        else errors["abs_rel"] / limits.abs_rel
+        (1 - value) / (1 - limits.agreement) if name == "agreement" else value / relative[name]
         for errors in summary(records).values()
-        if "agreement" in errors or "abs_rel" in errors
+        for name, value in errors.items()
+        if name == "agreement" or name in relative
     )
 
 

@@ -1,6 +1,6 @@
 """Layers in a form that an exporter can follow, with the weights of the original.
 
-Shapes: B batch, D width, C channels, h w patch grid, L layers, J = K_p columns, n bins per side.
+Shapes: B batch, D width, C channels, h w patch grid, L layers, J = K_p columns.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vitsplit.nn.bins import pool_by_matrix
 from vitsplit.nn.upernet import POOL_SIZES, PyramidPooling, resize
 
 
@@ -48,20 +49,7 @@ class MatrixPooling(nn.Module):
 
     def forward(self, map_BDhw: Tensor) -> Tensor:
         """``(B, D, h, w)`` to ``(B, C, h, w)``."""
-        height, width = map_BDhw.shape[2:]
         pooled = []
         for reduce, bins in zip(self.reduce, POOL_SIZES, strict=True):
-            averaged = bin_weights(height, bins) @ map_BDhw @ bin_weights(width, bins).mT
-            pooled.append(resize(reduce(averaged), map_BDhw))
+            pooled.append(resize(reduce(pool_by_matrix(map_BDhw, (bins, bins))), map_BDhw))
         return self.mix(torch.cat([map_BDhw, *pooled], dim=1))
-
-
-def bin_weights(side: int, bins: int) -> Tensor:
-    """Weights of adaptive average pooling of a side, (bins, side) float32: bin i is the mean from ``floor(i side / n)``
-    to before ``ceil((i + 1) side / n)``.
-    """
-    position, index_n1 = torch.arange(side), torch.arange(bins)[:, None]
-    first_n1 = index_n1 * side // bins
-    end_n1 = ((index_n1 + 1) * side + bins - 1) // bins
-    inside_nh = ((position >= first_n1) & (position < end_n1)).float()
-    return inside_nh / inside_nh.sum(1, keepdim=True)

@@ -130,7 +130,7 @@ def export_ids(folder: str | Path) -> dict[str, str]:
 
 
 def load_export(folder: str | Path, runtime: RuntimeName | None = None, threads: int | None = None) -> Predictor:
-    """Opens an exported folder as a predictor on the CPU.
+    """Opens an exported folder as a predictor on the CPU. Heads without predictions are left out: see ``Runtime``.
 
     Args:
         folder: The folder.
@@ -139,16 +139,22 @@ def load_export(folder: str | Path, runtime: RuntimeName | None = None, threads:
 
     Raises:
         BundleError, ExportError: The folder is invalid or corrupt.
-        ConfigError: The runtime is not installed, or the folder has no graph for it.
+        ConfigError: The runtime is not installed, or the folder has no graph for it, or no head with predictions.
     """
     opened = Runtime(folder, runtime, threads or torch.get_num_threads())
     cards = _bundle_cards(opened.card)
     backbone: Any = GraphBackbone(opened)
     predictor = Predictor(backbone, "fp32")
     for index, (name, card) in enumerate(cards.items()):
+        if not getattr(card.config.task.task_type(), "predicts_from_graph", True):
+            continue
         task = bare_task(card.config.task, card.description)
         if not isinstance(task, GraphTask) or task.name != opened.card.heads[name].task:
             raise ConfigError(f"{folder}: {name}: the task {card.task} cannot be used from an exported folder.")
         head: Any = GraphHead(index, task)
         predictor.register(name, LoadedHead(card, task, backbone, head))
+    if not predictor:
+        raise ConfigError(
+            f"{folder} has visual tokens only: see `Runtime.outputs` of vitsplit.runtime, or use the bundle."
+        )
     return predictor

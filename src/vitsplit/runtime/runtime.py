@@ -25,6 +25,8 @@ OUTPUTS = {
     "detection": "vitsplit.tasks.detection.outputs:DetectionOutputs",
 }
 """Where the predictions of each task are made from outputs, as ``module:class``."""
+WITHOUT_PREDICTIONS = frozenset({"vqa"})
+"""Tasks of which the graph has a part: their outputs are returned by ``Runtime.outputs`` only."""
 
 
 class Outputs(Protocol):
@@ -55,7 +57,8 @@ class Runtime:
     """An exported folder, opened in ONNX Runtime or OpenVINO on the CPU. Thread-safe.
 
     The predictions are those of ``vitsplit.load(RUN).predict`` for the whole image at one scale without flip, with the
-    same types, pictures and files.
+    same types, pictures and files. Of heads of visual question answering, ``outputs`` returns the visual tokens; there
+    are no predictions without the language model.
 
     Args:
         folder: The folder. Its card and files are checked.
@@ -82,7 +85,11 @@ class Runtime:
             raise ConfigError(f"threads is {threads}, must be at least 1.")
         self.card = read_card(folder)
         where = self.card.folder / CARD
-        self._outputs = {name: _open_outputs(head, name, where) for name, head in self.card.heads.items()}
+        self._outputs = {
+            name: _open_outputs(head, name, where)
+            for name, head in self.card.heads.items()
+            if head.task not in WITHOUT_PREDICTIONS
+        }
         if self.card.batch is None and not all(outputs.batched for outputs in self._outputs.values()):
             raise ExportError(f"{where}: a graph with objects must take one image, not a batch. {ADVICE}")
         self.runtime = choose_runtime(self.card, runtime)
@@ -103,8 +110,8 @@ class Runtime:
         """Predictions of several images of any size; those that have one size in the graph's input share a run."""
         images_HWC = [to_image_array(image, f"image {index}") for index, image in enumerate(images)]
         found: list[dict[str, Any]] = [{} for _ in images_HWC]
-        for scale in dict.fromkeys(head.image_scale for head in self.card.heads.values()):
-            heads = [name for name, head in self.card.heads.items() if head.image_scale == scale]
+        for scale in dict.fromkeys(self.card.heads[name].image_scale for name in self._outputs):
+            heads = [name for name in self._outputs if self.card.heads[name].image_scale == scale]
             by_size: dict[tuple[int, int], list[int]] = {}
             for index, image_HWC in enumerate(images_HWC):
                 by_size.setdefault(self._input_size(image_HWC, scale), []).append(index)
@@ -113,7 +120,7 @@ class Runtime:
                 for index, outputs in zip(indices, self.outputs(resized_BhwC, heads), strict=True):
                     for name in heads:
                         found[index][name] = self._outputs[name].prediction(outputs[name], images_HWC[index], size)
-        return [{name: each[name] for name in self.card.heads} for each in found]
+        return [{name: each[name] for name in self._outputs} for each in found]
 
     def outputs(
         self, image_BhwC: NDArray[np.uint8], heads: Sequence[str] | None = None
@@ -125,7 +132,8 @@ class Runtime:
             heads: The heads; None: all.
 
         Returns:
-            For each image, the outputs by head and name that predictions are made of.
+            For each image, the outputs by head and name that predictions are made of, or all of them if there are no
+            predictions.
 
         Raises:
             DataError: The graph does not take images of this size.
@@ -143,7 +151,7 @@ class Runtime:
     def _run_batch(
         self, image_BhwC: NDArray[np.uint8], heads: Sequence[str]
     ) -> list[dict[str, dict[str, NDArray[Any]]]]:
-        wanted = [(head, name) for head in heads for name in self._outputs[head].names]
+        wanted = [(head, name) for head in heads for name in self._names(head)]
         images = image_BhwC if self.card.layout == "nhwc" else image_BhwC.transpose(0, 3, 1, 2)
         try:
             values = self._run(np.ascontiguousarray(images), [f"{head}.{name}" for head, name in wanted])
@@ -155,8 +163,15 @@ class Runtime:
         found: list[dict[str, dict[str, NDArray[Any]]]] = [{head: {} for head in heads} for _ in image_BhwC]
         for (head, name), value in zip(wanted, values, strict=True):
             for index, each in enumerate(found):
-                each[head][name] = value[index] if self._outputs[head].batched else value
+                batched = head not in self._outputs or self._outputs[head].batched
+                each[head][name] = value[index] if batched else value
         return found
+
+    def _names(self, head: str) -> Sequence[str]:
+        """The names of the outputs of a head that are read."""
+        if head in self._outputs:
+            return self._outputs[head].names
+        return [name.removeprefix(f"{head}.") for name in self.card.heads[head].outputs]
 
     def _input_size(self, image_HWC: NDArray[np.uint8], scale: tuple[int, int] | None) -> tuple[int, int]:
         if self.card.size is not None:

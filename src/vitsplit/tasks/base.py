@@ -128,16 +128,18 @@ class GraphOutput:
         meaning: One line for those who run the graph.
     """
 
-    kind: Literal["logits", "classes", "meters", "boxes", "scores", "labels", "masks"]
+    kind: Literal["logits", "classes", "meters", "boxes", "scores", "labels", "masks", "features"]
     shape: tuple[str | int, ...]
     meaning: str
 
 
 @runtime_checkable
 class GraphTask(Protocol):
-    """A task whose prediction can be part of an exported graph."""
+    """A task that can be part of an exported graph."""
 
     config: Any
+    predicts_from_graph: ClassVar[bool]
+    """Whether its predictions are made of the graph's outputs alone."""
     graph_batch: ClassVar[int | None]
     """Number of images that its graph takes at once; None: any."""
 

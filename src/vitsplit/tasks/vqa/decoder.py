@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitsplit.nn.bins import pool_by_matrix
 from vitsplit.tasks.vqa.connectors import pool
 from vitsplit.tasks.vqa.sequence import TokenBatch, expand
 
@@ -126,6 +127,25 @@ class VqaDecoder(nn.Module):
         for parameter in self.language_model.parameters():
             if not parameter.requires_grad and parameter.dtype == torch.float32:
                 parameter.data = parameter.data.to(dtype)
+
+
+class VisualProjection(nn.Module):
+    """The part of a decoder before the language model, with pooling in a form that can be exported.
+
+    Args:
+        decoder: The decoder, whose weights are shared.
+    """
+
+    def __init__(self, decoder: VqaDecoder) -> None:
+        super().__init__()
+        self.projection, self.visual_grid = decoder.projection, decoder.visual_grid
+
+    def forward(self, map_BDhw: Tensor) -> Tensor:
+        """``(B, D, h, w)`` to visual tokens ``(B, N, W)``."""
+        if self.visual_grid is not None:
+            map_BDhw = pool_by_matrix(map_BDhw, self.visual_grid)
+        tokens: Tensor = self.projection(pool(map_BDhw, None))
+        return tokens
 
 
 def _adapted() -> Any:

@@ -19,7 +19,7 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.data.check import Progress, Report
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.precision import autocast
-from vitsplit.tasks.base import Evaluation, Forward
+from vitsplit.tasks.base import Evaluation, Forward, GraphOutput
 from vitsplit.tasks.description import check_hash, fields, line
 from vitsplit.tasks.vqa.check import check_files
 from vitsplit.tasks.vqa.config import VqaConfig
@@ -34,7 +34,7 @@ from vitsplit.tasks.vqa.data import (
     fit_image,
     load_val_sample,
 )
-from vitsplit.tasks.vqa.decoder import VisualTokens, VqaDecoder
+from vitsplit.tasks.vqa.decoder import VisualProjection, VisualTokens, VqaDecoder
 from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.language import LanguageSource, find_language_model, open_language_model
 from vitsplit.tasks.vqa.metrics import VqaMeasurement, VqaMetric
@@ -58,6 +58,8 @@ class VqaTask:
 
     name: ClassVar[str] = "vqa"
     same_size: ClassVar[bool] = True
+    predicts_from_graph: ClassVar[bool] = False
+    graph_batch: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -254,6 +256,32 @@ class VqaTask:
         samples = self.val_samples().samples
         open_answerer = functools.partial(self.open_answerer, forward)
         return write_report(samples, open_answerer, evaluation, folder, title=title, count=count)
+
+    def graph_decoder(self, decoder: nn.Module) -> nn.Module:
+        """The projection; see ``tasks.base.GraphTask``."""
+        assert isinstance(decoder, VqaDecoder)
+        return VisualProjection(decoder)
+
+    def graph_outputs(self, output: VisualTokens | Tensor, taps: LayerTaps) -> dict[str, Tensor]:
+        """Visual tokens; see ``tasks.base.GraphTask``."""
+        return {"tokens": (output.tokens_INW if isinstance(output, VisualTokens) else output).float()}
+
+    def describe_graph(self) -> dict[str, GraphOutput]:
+        """See ``tasks.base.GraphTask``."""
+        config = self.config
+        return {
+            "tokens": GraphOutput(
+                "features",
+                ("batch", "tokens", config.language_width),
+                f"visual tokens: the embeddings of an image in a prompt of {config.language_model}, which is not in "
+                f"the graph. The image must have {config.crop_size[0]} x {config.crop_size[1]} pixels (--fit "
+                f"{config.fit})",
+            )
+        }
+
+    def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> Any:
+        """Answers need the language model; see ``tasks.base.GraphTask``."""
+        raise AssertionError("predicts_from_graph is false")
 
     def table(self, evaluation: Evaluation) -> Table:
         """The metrics."""
