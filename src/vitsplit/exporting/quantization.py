@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from vitsplit.exporting.onnx_format import store_in_half_precision
 
-PRODUCTS = ("MatMul",)
+PRODUCTS = ("MatMul", "Gemm")
 REST = "the decoder"
 MOST_KEPT = 0.5
 """The largest part of the groups that may stay in float32."""
@@ -55,15 +55,18 @@ def quantize(exact: Path, path: Path, products: Collection[str]) -> None:
         path: The file to write.
         products: Names of these matrix products.
     """
+    model = onnx.load(exact)
+    del model.graph.value_info[:]  # shapes of weights that the quantizer transposes
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # ONNX Runtime advises preprocessing, which does not support sizes that are free
     try:
         quantize_dynamic(
-            exact,
+            model,
             path,
-            op_types_to_quantize=list(PRODUCTS),
-            nodes_to_quantize=sorted(products),
+            op_types_to_quantize=["MatMul"],
+            # The quantizer first replaces each Gemm by a product of this name and a sum.
+            nodes_to_quantize=[*products, *(f"{product}_MatMul" for product in products)],
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
