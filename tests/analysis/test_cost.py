@@ -171,7 +171,7 @@ def test_the_description_of_a_bundle_is_counted():
 
 def test_depth_equals_the_sum_of_its_parts():
     patches, width = 18 * 24, 384
-    config = recipe("laptop-depth")
+    config = recipe("laptop-depth-paper")
     without_decoder = _products_by_hand(width, 12, 3, 4, 0, (18, 24)) - patches * (1 + 4) * 4 * width**2
     decoder = patches * 4 * (width * width / 2) + 4 * patches * 4 * (width / 2 * 64) + 16 * patches * 9 * 64
     assert gmacs(config, (252, 336))["total"] * 1e9 == pytest.approx(without_decoder + decoder, rel=1e-12)

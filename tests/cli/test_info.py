@@ -84,7 +84,7 @@ def test_depth_has_no_classes(capsys):
 @pytest.mark.parametrize(
     ("recipe_name", "description", "trainable"),
     [
-        ("laptop-depth", {"unit": "metres", "min_depth": 1e-3, "max_depth": None}, 9_335_397),
+        ("laptop-depth-paper", {"unit": "metres", "min_depth": 1e-3, "max_depth": None}, 9_335_397),
         # Boxes alone, of two classes: pyramid, proposals, two layers of 1024, and what predicts three classes.
         (
             "laptop-detection",
@@ -102,7 +102,7 @@ def test_a_bundle_of_any_task_is_described_by_its_card(recipe_name, description,
     card = {
         "format": 1,
         "vitsplit": "0",
-        "task": recipe_name.removeprefix("laptop-"),
+        "task": config.task.name,
         "backbone": {
             "name": "dinov2-small",
             "timm_name": "vit_small_patch14_dinov2.lvd142m",

@@ -66,6 +66,7 @@ def test_scores_replace_the_agreement_of_half_precision(tmp_path: Path, monkeypa
     assert (scores["data"], scores["model"], scores["graph"]) == ("photos", 0.25, 0.251)
     assert scores["change"] == pytest.approx(0.001)
     assert len(given) == 2
+    assert "miou 0.2510 on photos, the model 0.2500" in (tmp_path / "accepted" / "README.md").read_text()
     # In float32, the outputs must agree all the same.
     plan = ExportPlan(("onnx",), "fp32", data={"segmentation": Labeled("photos", evaluate)})
     with pytest.raises(ExportError, match="no class agrees"):

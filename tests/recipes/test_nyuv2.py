@@ -91,3 +91,12 @@ def test_laptop_recipe():
     assert config.task.crop_size[0] % 14 == config.task.crop_size[1] % 14 == 0
     assert (config.task.start_depth, config.task.smooth_upsampling) == (None, True)
     assert (RECIPES["laptop-depth"].__doc__ or "").startswith("Depth of custom data")
+    # One head for all laptop recipes of dense maps, so that they share a pass from the same block on.
+    assert config.method == recipe("laptop-segmentation").method
+
+
+def test_the_papers_model_for_the_laptop():
+    own, paper = recipe("laptop-depth-paper"), recipe("nyuv2-small")
+    for name in ("num_tuned_layers", "num_prior_layers", "first_prior_layer", "tune_blocks", "fusion_form"):
+        assert getattr(own.method, name) == getattr(paper.method, name)
+    assert own.optim.task_head_lr_scale == 0.3

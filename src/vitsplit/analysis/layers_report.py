@@ -46,7 +46,8 @@ def write_cka(found: Similarity, folder: Path, *, images: str, normed: bool) -> 
     page.text(
         "A bright square along the diagonal is a block of similar layers. The line divides the layers into two blocks "
         "with the largest difference of CKA within and across blocks. Layers after it suggest K_t for the task head "
-        "(K_t = L minus the first late layer).",
+        "(K_t = L minus the first late layer), as in the paper. How many a task needs on this backbone is measured by "
+        "vitsplit analyze layers --data.",
         soft=True,
     )
     for name in found.layers:

@@ -107,6 +107,12 @@ def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str
         for name, graph in card["graphs"].items()
         for output, errors in graph["parity"]["worst"].items()
     )
+    scores = "".join(
+        f"- {name}, {head}: {found['measure']} {found['graph']:.4f} on {found['data']}, "
+        f"the model {found['model']:.4f}\n"
+        for name, graph in card["graphs"].items()
+        for head, found in graph.get("scores", {}).items()
+    )
     code = "\n".join(
         f"With `{', '.join(card['graphs'][name]['files'])}`:\n\n```python\n{_code(card, each)}```\n"
         for name, each in formats.items()
@@ -120,6 +126,7 @@ def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str
         f"{card['not_in_graph']}\n\n{code}\n"
         "Largest differences from the model in float32:\n\n"
         f"| graph | precision | output | difference |\n| --- | --- | --- | --- |\n{parity}\n"
+        + (f"\nOn labeled images:\n\n{scores}" if scores else "")
     )
 
 

@@ -107,8 +107,8 @@ def export_graphs(
                 )
     _check_data(plan, predictor, formats)
     images = find_images(plan.images)
-    expected = {name: score(predictor[name], labeled) for name, labeled in plan.data.items()}
     with new_folder(out) as folder:
+        expected = {name: score(predictor[name], labeled) for name, labeled in plan.data.items()}
         card: dict[str, Any] = {}
         for name, each in formats.items():
             deform: Deform = each.deforms[0] if plan.deform == "auto" else plan.deform
@@ -129,10 +129,13 @@ def export_graphs(
 
 
 def _check_data(plan: ExportPlan, predictor: Predictor, formats: Mapping[FormatName, Format]) -> None:
-    """Refuses data of heads that do not exist, and data without a format that is evaluated."""
-    unknown = sorted(plan.data.keys() - predictor.keys())
-    if unknown:
-        raise ConfigError(f"--data {unknown[0]}=...: no head has this name. Heads: {', '.join(predictor)}.")
+    """Refuses data of heads that have no predictions or do not exist, and data without a format that is evaluated."""
+    known = [name for name, head in predictor.items() if getattr(head.task, "predicts_from_graph", False)]
+    for name in plan.data:
+        if name not in known:
+            raise ConfigError(
+                f"--data {name}=...: no head of this name predicts from a graph. Heads: {', '.join(known)}."
+            )
     if plan.data and not formats.keys() - {"pt2"}:
         raise ConfigError("--data: a graph of PyTorch is not evaluated. Add --format onnx or openvino, or omit --data.")
 

@@ -17,6 +17,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "laptop-segmentation": laptop.laptop_segmentation,
     "laptop-segmentation-paper": laptop.laptop_segmentation_paper,
     "laptop-depth": laptop.laptop_depth,
+    "laptop-depth-paper": laptop.laptop_depth_paper,
     "laptop-detection": laptop.laptop_detection,
     "laptop-vqa": vqa.laptop_vqa,
     "laptop-vqa-align": vqa.laptop_vqa_align,

@@ -58,14 +58,14 @@ def laptop_segmentation_paper() -> TrainConfig:
 def laptop_depth() -> TrainConfig:
     """Depth of custom data on a laptop: DINOv2-S at 238 x 322 px for 200 steps of 8 images, in minutes.
 
-    The paper's model for NYUv2 (K_t = 3, K_p = 4, b = 2) on crops of 17 x 23 patches from images with a shorter side
-    of 252 pixels; they are evaluated whole at that size, as in ``laptop-segmentation``, so both can share a backbone
-    pass. ``--test-flip`` averages with the mirrored image, as in the paper. For the short schedule, the decoder starts
-    at the geometric mean of the training depths and filters its upsampling (release: neither; after 100 steps on
-    generated scenes 90 % instead of 39 % of depths are within 1.25), and the learning rate is one-cycle at 1e-3
-    (paper: 3e-4), three tenths of it for the task head (paper: a tenth). Gamma is applied to values of 0 to 1, and
-    one-cycle ends at PyTorch's default (release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded;
-    set ``--max-depth`` to the sensor's range.
+    The head is that of ``laptop-segmentation`` (K_t = 6, low-rank updates of the copies, a residual fusion net), on
+    crops of 17 x 23 patches from images with a shorter side of 252 pixels; they are evaluated whole at that size, as
+    in ``laptop-segmentation``, so both can share a backbone pass. ``--test-flip`` averages with the mirrored image, as
+    in the paper. For the short schedule, the decoder starts at the geometric mean of the training depths and filters
+    its upsampling (release: neither; after 100 steps on generated scenes 90 % instead of 39 % of depths are within
+    1.25), and the learning rate is one-cycle at 1e-3 (paper: 3e-4). Gamma is applied to values of 0 to 1, and one-cycle
+    ends at PyTorch's default (release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded; set
+    ``--max-depth`` to the sensor's range.
     """
     return one_head(
         name="laptop-depth",
@@ -73,9 +73,23 @@ def laptop_depth() -> TrainConfig:
             crop_size=(238, 322), image_scale=(1024, 252), test_flip=False, start_depth=None, smooth_upsampling=True
         ),
         backbone=BackboneConfig(backbone="dinov2-small"),
-        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
-        optim=OptimConfig(lr=1e-3, task_head_lr_scale=0.3, schedule="one-cycle", clip_norm=35.0),
+        method=laptop_segmentation().method,
+        optim=OptimConfig(lr=1e-3, schedule="one-cycle", clip_norm=35.0),
         loop=LoopConfig(steps=200, batch_size=8),
+    )
+
+
+def laptop_depth_paper() -> TrainConfig:
+    """``laptop-depth`` with the paper's model for NYUv2, for studies of its parts on few images.
+
+    K_t = 3 copies tuned whole, K_p = 4, b = 2, and the fusion net of the paper. For the short schedule, the learning
+    rate of the task head is three tenths of 1e-3 (paper: a tenth of 3e-4).
+    """
+    recipe = laptop_depth()
+    return recipe.change(
+        name="laptop-depth-paper",
+        method=SplitConfig(num_tuned_layers=3, num_prior_layers=4, first_prior_layer=2),
+        optim=replace(recipe.optim, task_head_lr_scale=0.3),
     )
 
 
