@@ -56,6 +56,7 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
         LIMITS,
         compare,
         described,
+        distance,
         exceeds,
         find_images,
         references,
@@ -82,7 +83,12 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
                 def errors(open_graph: Any = open_graph, graph: Any = graph, expected: Any = expected) -> list[Found]:
                     return compare(open_graph(), expected, graph, described(predictor))
 
-                write_graph(written, program, Path(folder), precision, errors)  # type: ignore[arg-type]
+                limits = LIMITS[precision]  # type: ignore[index]
+
+                def far(errors: Any = errors, limits: Any = limits) -> float:
+                    return distance(errors(), limits)
+
+                write_graph(written, program, Path(folder), precision, far)  # type: ignore[arg-type]
                 worst = summary(errors())
         except Exception as error:  # an exporter's or a runtime's own: to be seen in the table
             yield f"{name} {precision}", {"error": f"{type(error).__name__}: {error}"}

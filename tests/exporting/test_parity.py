@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitsplit.errors import ExportError
-from vitsplit.exporting.parity import LIMITS, exceeds, measure, measure_objects, worst
+from vitsplit.exporting.parity import LIMITS, distance, exceeds, measure, measure_objects, worst
 
 FP32, FP16 = LIMITS["fp32"], LIMITS["fp16"]
 
@@ -77,3 +77,17 @@ def test_objects_agree_by_box_class_and_score() -> None:
         objects([[0, 0, 10, 10], [20, 20, 40, 40]], [0, 1], [0.8, 0.5]),
     ):
         assert measure_objects(other, one) == {"agreement": 0.5}
+
+
+def test_distance_in_proportion_to_the_limits() -> None:
+    limits = LIMITS["int8"]
+    records = [
+        {"outputs": {"a.logits": {"max_error": 9.0}, "a.classes": {"agreement": share}, "b.depth": {"abs_rel": error}}}
+        for share, error in ((0.985, 0.004), (0.994, 0.01))
+    ]
+    assert distance(records, limits) == pytest.approx(0.5)  # both 1.5 of 3 % of the pixels and 1 of 2 %
+    records[1]["outputs"]["b.depth"]["abs_rel"] = 0.03
+    assert distance(records, limits) == pytest.approx(1.5)
+    assert distance(records, limits, {"b"}) == pytest.approx(0.5)
+    assert distance(records, limits, {"a", "b"}) == 0
+    assert measure("features", np.array([3.0, 4.0]), np.array([0.0, 4.0]))["relative_error"] == pytest.approx(0.75)

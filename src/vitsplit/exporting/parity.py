@@ -211,15 +211,23 @@ def exceeds(errors: Errors, limits: Limits) -> str | None:
     return None
 
 
-def distance(records: Sequence[Mapping[str, Any]], limits: Limits) -> float:
-    """The largest share of classes and objects that differ, or relative error, in proportion to its limit."""
+def distance(records: Sequence[Mapping[str, Any]], limits: Limits, judged: Collection[str] = ()) -> float:
+    """The largest share of classes and objects that differ, or relative error, in proportion to its limit.
+
+    Args:
+        records: Output of ``compare``.
+        limits: The limits.
+        judged: Heads whose outputs do not count.
+    """
     relative = {"abs_rel": limits.abs_rel, "relative_error": limits.features}
-    return max(
+    found = [
         (1 - value) / (1 - limits.agreement) if name == "agreement" else value / relative[name]
-        for errors in summary(records).values()
+        for output, errors in summary(records).items()
+        if output.partition(".")[0] not in judged
         for name, value in errors.items()
         if name == "agreement" or name in relative
-    )
+    ]
+    return max(found, default=0.0)
 
 
 def references(

@@ -164,7 +164,10 @@ def _write(
     def measure() -> list[dict[str, Any]]:
         return compare(each.open(folder, graph.outputs, settings), expected, graph, outputs)
 
-    steps, rest = write_graph(each, traced, folder, plan.precision, measure)
+    judged = () if plan.precision == "fp32" else plan.data
+    steps, rest = write_graph(
+        each, traced, folder, plan.precision, lambda: distance(measure(), LIMITS[plan.precision], judged)
+    )
     files = sorted(set(folder.iterdir()) - before)
     records = measure()
     check(
@@ -174,7 +177,7 @@ def _write(
         graph,
         images,
         f"--format {name}",
-        () if plan.precision == "fp32" else plan.data,
+        judged,
     )
     return graph_entry(
         folder,
@@ -195,7 +198,7 @@ def _write(
 
 
 def write_graph(
-    each: Format, traced: Traced, folder: Path, precision: Precision, measure: Callable[[], list[dict[str, Any]]]
+    each: Format, traced: Traced, folder: Path, precision: Precision, measure: Callable[[], float]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Writes a graph, in int8 with the blocks in float32 that have to be.
 
@@ -204,7 +207,7 @@ def write_graph(
         traced: The graph.
         folder: The folder for its files.
         precision: The precision.
-        measure: Measures the graph in the folder, see ``parity.compare``.
+        measure: The distance of the graph in the folder from the model, see ``parity.distance``.
 
     Returns:
         The names of its steps, see ``Format.write``; and what the card says of its precision.
@@ -222,7 +225,7 @@ def write_graph(
         def write(quantized: Collection[str]) -> None:
             quantize(exact, folder / FILE, [product for group in quantized for product in groups[group]])
 
-        return steps, {"in_fp32": keep_sensitive(groups, write, lambda: distance(measure(), LIMITS[precision]))}
+        return steps, {"in_fp32": keep_sensitive(groups, write, measure)}
 
 
 def _describe(entry: Mapping[str, Any]) -> str:
