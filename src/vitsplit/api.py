@@ -346,8 +346,9 @@ def export(
 
     The input is a batch of images, uint8; normalization and padding are in the graph. Outputs are named
     ``HEAD.OUTPUT``, at the size of the input: ``segmentation.logits`` and ``segmentation.classes``; ``depth.depth`` in
-    meters; of one image, ``detection.boxes`` in its pixels, ``scores``, ``labels`` and ``masks``. Every written graph
-    is compared with the model, in its own runtime and in float32.
+    meters; of one image, ``detection.boxes`` in its pixels, ``scores``, ``labels`` and ``masks``; ``vqa.tokens``, the
+    visual tokens, without the language model. Every written graph is compared with the model, in its own runtime and
+    in float32.
 
     Args:
         run: A run or bundle folder; several of one backbone, as a list or a mapping from names; or a predictor in

@@ -30,8 +30,9 @@ def export(
     """Export one or several bundles with their backbone as one graph.
 
     The graph takes RGB images as uint8 and has named outputs, at the size of the input: class scores and ids
-    (segmentation), meters (depth), boxes, scores, labels and masks (detection; one image at a time). It is compared
-    with the model in its own runtime, at three sizes and two batch sizes; a graph whose outputs differ is not written.
+    (segmentation), meters (depth), boxes, scores, labels and masks (detection; one image at a time), and visual
+    tokens (questions; without the language model). It is compared with the model in its own runtime, at three sizes
+    and two batch sizes; a graph whose outputs differ is not written.
 
     The folder has the graphs, card.json (inputs, outputs, classes, units, hashes, largest differences) and README.md
     with code that runs them with numpy, Pillow and the runtime alone.
