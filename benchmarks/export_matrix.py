@@ -112,7 +112,7 @@ def measure_in_process(kind: str, tasks: tuple[str, ...]) -> dict[str, Found]:
 def cell(task: str, found: Found) -> str:
     """The figure of a task in one graph; in parentheses where it is beyond the limit."""
     if "error" in found:
-        return f"refused: {found['error'][:80]}"
+        return f"refused: {' '.join(found['error'].split())[:80].replace('|', '/')}"
     output = {"segmentation": "segmentation.classes", "depth": "depth.depth", "detection": "detection.boxes"}[task]
     errors = found["worst"][output]
     text = f"{100 * errors['agreement']:.2f} %" if "agreement" in errors else f"{100 * errors['abs_rel']:.4f} %"

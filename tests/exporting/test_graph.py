@@ -135,3 +135,18 @@ def test_a_predictor_in_bf16_is_refused() -> None:
     predictor.backbone.set_precision(torch.bfloat16)
     with pytest.raises(ExportError, match="fp32"):
         ExportGraph(predictor)
+
+
+def test_the_model_has_one_pass_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = tiny_predictor(depth=2)
+    pixels = image(50, 66)
+    head: Any = predictor["depth"]
+    alone = head.task.graph_outputs(*head.forward(pixels))["depth"]
+    passes: list[int] = []
+    forward = type(predictor.backbone).forward
+    monkeypatch.setattr(
+        type(predictor.backbone), "forward", lambda self, *args: passes.append(1) or forward(self, *args)
+    )
+    together = model_outputs(predictor, pixels)
+    assert len(passes) == 1
+    torch.testing.assert_close(torch.from_numpy(together["depth.depth"]), alone.detach())

@@ -53,6 +53,8 @@ def test_limits(errors: dict[str, float], limits: object, accepted: bool) -> Non
 def test_the_worst_of_several_images() -> None:
     records = [{"agreement": 0.9, "max_error": 1.0}, {"agreement": 0.8, "max_error": 0.5}]
     assert worst(records) == {"agreement": 0.8, "max_error": 1.0}
+    for first, second in ((0.1, float("nan")), (float("nan"), 0.1)):
+        assert np.isnan(worst([{"abs_rel": first}, {"abs_rel": second}])["abs_rel"])
 
 
 def objects(boxes: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, np.ndarray]:
@@ -90,4 +92,6 @@ def test_distance_in_proportion_to_the_limits() -> None:
     assert distance(records, limits) == pytest.approx(1.5)
     assert distance(records, limits, {"b"}) == pytest.approx(0.5)
     assert distance(records, limits, {"a", "b"}) == 0
+    records[0]["outputs"]["b.depth"]["abs_rel"] = float("nan")
+    assert np.isnan(distance(records, limits))
     assert measure("features", np.array([3.0, 4.0]), np.array([0.0, 4.0]))["relative_error"] == pytest.approx(0.75)

@@ -55,6 +55,8 @@ def test_the_card_says_what_is_missing(exported: tuple[Any, Path, Path]) -> None
     (output,) = head["outputs"].values()
     assert output["kind"] == "features" and output["shape"] == ["batch", "tokens", WIDTH]
     assert "48 x 64" in output["meaning"] and "not in the graph" in output["meaning"]
+    assert head["input_size"] == [48, 64]
+    assert "image.resize((64, 48)" in (exported[2] / "README.md").read_text()
 
 
 def test_only_the_other_head_predicts(exported: tuple[Any, Path, Path], tmp_path: Path) -> None:
@@ -62,8 +64,9 @@ def test_only_the_other_head_predicts(exported: tuple[Any, Path, Path], tmp_path
     photo = image(90, 120, batch=1)[0].permute(1, 2, 0).numpy()
     assert list(Runtime(folder).predict(photo)) == ["rooms"]
     assert list(vitsplit.load(folder)) == ["rooms"]
-    with pytest.raises(ConfigError, match=r"alone.*Runtime\.outputs"):
-        vitsplit.load(alone)
+    for use in (vitsplit.load, lambda folder: Runtime(folder).predict(photo)):
+        with pytest.raises(ConfigError, match=r"alone.*Runtime\.outputs"):
+            use(alone)
     assert main(["predict", str(alone), str(tmp_path)]) == 2
 
 

@@ -93,7 +93,11 @@ def accuracy(
         steps = _steps_per_method(options, seconds, configs)
         return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
 
-    notes = [NOTE] if seconds is not None else ()
+    notes = [NOTE] if seconds is not None else []
+    if lrs:
+        notes.append(
+            f"The learning rate of each method is the best of {', '.join(f'{lr:g}' for lr in lrs)} with the first seed."
+        )
     study = Study("vitsplit bench accuracy", "Comparison of methods", notes=notes, curves=True)
     for label in methods if method_flags else ():
         name = label.replace(":", "-")
@@ -101,12 +105,16 @@ def accuracy(
     if not lrs:
         return run_study(study, options, config, make, own, finish=with_equal_seconds)
 
+    def rates_of(variant: Variant) -> list[Variant]:
+        has_own = any(word.partition("=")[0] in ("--lr", f"--{task_name}.lr") for word in own.get(variant.name, ()))
+        return [variant] if has_own else _with_rates(variant, lrs)
+
     def with_rates(variants: list[Variant]) -> list[Variant]:
-        return [each for variant in with_equal_seconds(variants) for each in _with_rates(variant, lrs)]
+        return [each for variant in with_equal_seconds(variants) for each in rates_of(variant)]
 
     def with_best_rates(variants: list[Variant]) -> list[Variant]:
         means = _mean_scores(options.out / "results.json")
-        return [max(_with_rates(each, lrs), key=lambda each: means[each.name]) for each in with_equal_seconds(variants)]
+        return [max(rates_of(each), key=lambda each: means[each.name]) for each in with_equal_seconds(variants)]
 
     first = replace(options, seeds=options.seeds[:1])
     return run_study(study, first, config, make, own, finish=with_rates) or run_study(
@@ -115,9 +123,7 @@ def accuracy(
 
 
 def _with_rates(variant: Variant, rates: Sequence[float]) -> list[Variant]:
-    """A method with each learning rate; only itself if it has one of its own."""
-    if "lr" in variant.settings:
-        return [variant]
+    """A method with each learning rate."""
     return [
         replace(
             variant,

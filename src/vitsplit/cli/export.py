@@ -52,8 +52,9 @@ def export(
             runtime has the operator.
         layout: Layout of the input: (batch, 3, height, width) or (batch, height, width, 3).
         images: Folder of images for the comparison with the model; None: generated scenes.
-        data: Data sets on which the graphs and the model are evaluated (split val), of the only head, or HEAD=FOLDER
-            of each: the scores must agree within half a point. Below fp32, they replace the other limits.
+        data: The data set of the only head, or HEAD=FOLDER for each head, on which the graphs and the model are
+            evaluated (split val): mIoU and AP must agree within half a point, relative errors of depths within 0.002.
+            Below fp32, this replaces the other limits.
         weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
     """
     from vitsplit import api

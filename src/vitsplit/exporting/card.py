@@ -10,6 +10,7 @@ from vitsplit.bundle import card_to_dict
 from vitsplit.exporting.formats import Format, FormatName, file_hash
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.inference.predictor import Predictor
+from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 from vitsplit.version import __version__
 
 FORMAT = 1
@@ -70,6 +71,7 @@ def _head(predictor: Predictor, name: str, known: Mapping[str, str | int], weigh
         "task": task.name,
         "description": task.describe(),
         "image_scale": None if scale is None else [max(scale), min(scale)],
+        "input_size": list(task.config.crop_size) if task.name in WITHOUT_PREDICTIONS else None,
         "outputs": {
             f"{name}.{output}": {
                 "kind": value.kind,
@@ -133,6 +135,8 @@ def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str
 def _describe_head(name: str, head: Mapping[str, Any]) -> str:
     scale = head["image_scale"]
     size = "at the image's own size" if scale is None else f"resized to fit {scale[0]} x {scale[1]} pixels"
+    if head["input_size"] is not None:
+        size = "of {} x {} pixels (height x width)".format(*head["input_size"])
     outputs = "\n".join(
         f"  - `{output}` ({', '.join(map(str, value['shape']))}): {value['meaning']}"
         for output, value in head["outputs"].items()
@@ -152,6 +156,8 @@ def _code(card: Mapping[str, Any], runtime: Format) -> str:
     shape = card["input"]["shape"]
     height, width = shape[2:] if card["input"]["layout"] == "nchw" else shape[1:3]
     resize = ""
+    if head["input_size"] is not None:
+        height, width = head["input_size"]
     if isinstance(height, int):
         resize = f"image = image.resize(({width}, {height}), Image.Resampling.BILINEAR)\n"
     elif head["image_scale"] is not None:

@@ -5,6 +5,8 @@ Shapes: B batch, H W pixels.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +126,11 @@ def batches(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], batch: i
 def model_outputs(predictor: Predictor, image_BCHW: Tensor) -> dict[str, NDArray[Any]]:
     """The outputs of a graph, computed by the model itself: one pass of the backbone, then each head."""
     found: dict[str, NDArray[Any]] = {}
+    requests = (head.model.request(train=False) for head in predictor.values())
+    taps = predictor.backbone(image_BCHW, functools.reduce(operator.or_, requests))
     for name, head in predictor.items():
-        output, taps = head.forward(image_BCHW)
         task: Any = head.task
-        outputs = task.graph_outputs(output, taps)
+        outputs = task.graph_outputs(head.model(taps), taps)
         found |= {f"{name}.{each}": tensor.numpy() for each, tensor in outputs.items()}
     return found
 
@@ -192,8 +195,11 @@ def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
 
 
 def worst(measured: Sequence[Errors]) -> Errors:
-    """The worst of each measure."""
-    return {name: (min if name == "agreement" else max)(errors[name] for errors in measured) for name in measured[0]}
+    """The worst of each measure; NaN is worse than all numbers."""
+    return {
+        name: float((np.min if name == "agreement" else np.max)([errors[name] for errors in measured]))
+        for name in measured[0]
+    }
 
 
 def exceeds(errors: Errors, limits: Limits) -> str | None:
@@ -227,7 +233,7 @@ def distance(records: Sequence[Mapping[str, Any]], limits: Limits, judged: Colle
         for name, value in errors.items()
         if name == "agreement" or name in relative
     ]
-    return max(found, default=0.0)
+    return float(np.max(found, initial=0.0))
 
 
 def references(

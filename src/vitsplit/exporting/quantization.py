@@ -11,6 +11,7 @@ Fixed ranges, measured on images beforehand, were as fast and further from the m
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def keep_sensitive(
         distance: The distance of the written graph from the model; accepted up to 1.
 
     Returns:
-        The groups that stay in float32, the one that matters most first. The written graph is without them.
+        The groups that stay in float32, the one that matters most first. The written graph has them in float32.
     """
     write(groups)
     if distance() <= 1:
@@ -97,7 +98,8 @@ def keep_sensitive(
     alone: dict[str, float] = {}
     for group in groups:
         write([group])
-        alone[group] = distance()
+        measured = distance()
+        alone[group] = math.inf if math.isnan(measured) else measured
     order, kept = sorted(groups, key=alone.__getitem__, reverse=True), []
     for group in order[: int(MOST_KEPT * len(groups))]:
         kept.append(group)

@@ -73,5 +73,6 @@ def check_scores(scores: Mapping[str, Mapping[str, Any]], title: str) -> None:
             raise ExportError(
                 f"{title}: {name} has {each['measure']} {each['graph']:.4f} on {each['data']}, the model "
                 f"{each['model']:.4f}: the difference must be at most {each['largest_change']}. The folder was not "
-                "written. Export with another --precision."
+                "written. Export with another --precision, or omit --data: the blocks that matter most then stay in "
+                "float32 with int8."
             )

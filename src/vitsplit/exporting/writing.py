@@ -30,6 +30,7 @@ from vitsplit.exporting.parity import (
 from vitsplit.exporting.scores import Labeled, check_scores, compare_scores, score
 from vitsplit.inference.exported import load_export
 from vitsplit.inference.predictor import Predictor
+from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 
 DeformChoice = Literal["auto", "native", "grid"]
 
@@ -130,12 +131,16 @@ def export_graphs(
 
 def _check_data(plan: ExportPlan, predictor: Predictor, formats: Mapping[FormatName, Format]) -> None:
     """Refuses data of heads that have no predictions or do not exist, and data without a format that is evaluated."""
-    known = [name for name, head in predictor.items() if getattr(head.task, "predicts_from_graph", False)]
+    known = [name for name, head in predictor.items() if head.task.name not in WITHOUT_PREDICTIONS]
     for name in plan.data:
         if name not in known:
             raise ConfigError(
                 f"--data {name}=...: no head of this name predicts from a graph. Heads: {', '.join(known)}."
             )
+    if plan.data and plan.size is not None:
+        raise ConfigError(
+            "--data: a graph of one size cannot be evaluated on images of others. Omit --size, or --data."
+        )
     if plan.data and not formats.keys() - {"pt2"}:
         raise ConfigError("--data: a graph of PyTorch is not evaluated. Add --format onnx or openvino, or omit --data.")
 

@@ -23,6 +23,7 @@ from vitsplit.files import read_json
 from vitsplit.inference.predictor import LoadedHead, Predictor
 from vitsplit.runtime import Runtime
 from vitsplit.runtime.card import ADVICE, CARD, ExportCard, read_card
+from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS, check_predicts
 from vitsplit.runtime.sessions import RuntimeName
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import GraphTask
@@ -142,19 +143,16 @@ def load_export(folder: str | Path, runtime: RuntimeName | None = None, threads:
         ConfigError: The runtime is not installed, or the folder has no graph for it, or no head with predictions.
     """
     opened = Runtime(folder, runtime, threads or torch.get_num_threads())
+    check_predicts(opened)
     cards = _bundle_cards(opened.card)
     backbone: Any = GraphBackbone(opened)
     predictor = Predictor(backbone, "fp32")
     for index, (name, card) in enumerate(cards.items()):
-        if not getattr(card.config.task.task_type(), "predicts_from_graph", True):
+        if opened.card.heads[name].task in WITHOUT_PREDICTIONS:
             continue
         task = bare_task(card.config.task, card.description)
         if not isinstance(task, GraphTask) or task.name != opened.card.heads[name].task:
             raise ConfigError(f"{folder}: {name}: the task {card.task} cannot be used from an exported folder.")
         head: Any = GraphHead(index, task)
         predictor.register(name, LoadedHead(card, task, backbone, head))
-    if not predictor:
-        raise ConfigError(
-            f"{folder} has visual tokens only: see `Runtime.outputs` of vitsplit.runtime, or use the bundle."
-        )
     return predictor

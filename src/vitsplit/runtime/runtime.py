@@ -108,6 +108,7 @@ class Runtime:
 
     def predict_batch(self, images: Sequence[Any]) -> list[dict[str, Any]]:
         """Predictions of several images of any size; those that have one size in the graph's input share a run."""
+        check_predicts(self)
         images_HWC = [to_image_array(image, f"image {index}") for index, image in enumerate(images)]
         found: list[dict[str, Any]] = [{} for _ in images_HWC]
         for scale in dict.fromkeys(self.card.heads[name].image_scale for name in self._outputs):
@@ -191,6 +192,19 @@ class Runtime:
                 f"{self.card.folder}: an image, or a window of it, has {size[0]}x{size[1]} pixels (height x width) in "
                 f"the graph's input, whose sides must have at least {least}. Give a larger image."
             )
+
+
+def check_predicts(runtime: Runtime) -> None:
+    """Refuses a folder whose heads have no predictions.
+
+    Raises:
+        ConfigError: All heads are of ``WITHOUT_PREDICTIONS``.
+    """
+    if all(head.task in WITHOUT_PREDICTIONS for head in runtime.card.heads.values()):
+        raise ConfigError(
+            f"{runtime.card.folder} has visual tokens only, and no predictions: see `Runtime.outputs` of "
+            "vitsplit.runtime, or use the bundle."
+        )
 
 
 def _open_outputs(head: HeadCard, name: str, where: Path) -> Outputs:

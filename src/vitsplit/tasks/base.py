@@ -138,8 +138,6 @@ class GraphTask(Protocol):
     """A task that can be part of an exported graph."""
 
     config: Any
-    predicts_from_graph: ClassVar[bool]
-    """Whether its predictions are made of the graph's outputs alone."""
     graph_batch: ClassVar[int | None]
     """Number of images that its graph takes at once; None: any."""
 

@@ -58,7 +58,7 @@ def test_the_best_of_several_learning_rates_gets_all_seeds(scenes, tmp_path, cap
     out = tmp_path / "rates"
     arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--steps", "3", "--seeds", "4", "5"]
     arguments += ["--methods", "vitsplit", "linear-probe", "frozen-head", "--lrs", "1e-9", "3e-3"]
-    arguments += ["--frozen-head.lr", "2e-3"]
+    arguments += ["--lr", "2e-3", "--frozen-head.lr", "2e-3"]  # its own, although all have it
     assert main(arguments) == 0
     scores = {}
     for folder in (out / "runs").iterdir():

@@ -1,7 +1,7 @@
 """Benchmark of runtimes: exported graphs against the model in PyTorch, measured in turns.
 
 Timed is one call on a batch of images in memory, from uint8 pixels to all outputs of the graph. CPU time is that of all
-threads, and so independent of their number, as far as work is shared perfectly.
+threads, and so independent of their number, if the work is divided perfectly.
 
 Shapes: B batch, H W pixels.
 """
@@ -129,7 +129,7 @@ def measure_runtimes(
 def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[str, str, int, Call]]:
     """Opens the graphs of a folder: the label, precision and size of each, and a function that runs it."""
     card = read_card(folder)
-    if list(card.heads) != list(predictor):
+    if card.heads.keys() != predictor.keys():
         raise ConfigError(f"{folder} has the heads {', '.join(card.heads)}, the model {', '.join(predictor)}.")
     size, batch = (image_BCHW.shape[2], image_BCHW.shape[3]), image_BCHW.shape[0]
     if card.size not in (None, size):
@@ -141,6 +141,10 @@ def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[
     found: list[tuple[str, str, int, Call]] = []
     for name, graph in card.graphs.items():
         check_files(graph)
+        if min(size) < graph.smallest_side:
+            raise ConfigError(
+                f"--size {size[0]} {size[1]}: {folder} takes sides of at least {graph.smallest_side} pixels."
+            )
         run = open_format(cast(FormatName, name)).open(folder, names, graph.settings)
         size_bytes = sum(path.stat().st_size for path in graph.files)
         found.append((f"{folder.name}, {name}", graph.precision, size_bytes, partial(run, pixels)))
@@ -220,11 +224,10 @@ def describe_setting(result: RuntimesResult) -> str:
 
 
 def _differences(differences: Mapping[str, Mapping[str, float]]) -> str:
-    """The share of equal classes and objects, and the relative error of depths."""
+    """The share of equal classes and objects, and the relative error of depths and features."""
     return ", ".join(
-        f"{output} {100 * errors['agreement']:.1f} % equal"
-        if "agreement" in errors
-        else f"{output} {100 * errors['abs_rel']:.2f} %"
+        f"{output} {100 * value:.1f} % equal" if name == "agreement" else f"{output} {100 * value:.2f} %"
         for output, errors in differences.items()
-        if "agreement" in errors or "abs_rel" in errors
+        for name, value in errors.items()
+        if name in ("agreement", "abs_rel", "relative_error")
     )

@@ -61,7 +61,6 @@ class DepthTask:
     """
 
     name: ClassVar[str] = "depth"
-    predicts_from_graph: ClassVar[bool] = True
     graph_batch: ClassVar[int | None] = None
     same_size: ClassVar[bool] = True
 

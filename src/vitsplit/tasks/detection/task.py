@@ -60,7 +60,6 @@ class DetectionTask:
     """
 
     name: ClassVar[str] = "detection"
-    predicts_from_graph: ClassVar[bool] = True
     graph_batch: ClassVar[int | None] = 1
     same_size: ClassVar[bool] = False
 

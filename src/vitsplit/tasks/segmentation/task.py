@@ -54,7 +54,6 @@ class SegmentationTask:
     """
 
     name: ClassVar[str] = "segmentation"
-    predicts_from_graph: ClassVar[bool] = True
     graph_batch: ClassVar[int | None] = None
     same_size: ClassVar[bool] = True
 

@@ -58,7 +58,6 @@ class VqaTask:
 
     name: ClassVar[str] = "vqa"
     same_size: ClassVar[bool] = True
-    predicts_from_graph: ClassVar[bool] = False
     graph_batch: ClassVar[int | None] = None
 
     def __init__(
@@ -281,7 +280,7 @@ class VqaTask:
 
     def from_graph(self, outputs: Sequence[Mapping[str, Tensor]]) -> Any:
         """Answers need the language model; see ``tasks.base.GraphTask``."""
-        raise AssertionError("predicts_from_graph is false")
+        raise NotImplementedError("a graph has no answers: see vitsplit.runtime.runtime.WITHOUT_PREDICTIONS")
 
     def table(self, evaluation: Evaluation) -> Table:
         """The metrics."""
