@@ -340,6 +340,8 @@ def export(
     images: str | Path | None = None,
     data: str | Path | Mapping[str, str | Path] | None = None,
     weights: str | Path | None = None,
+    language_weights: str | Path | None = None,
+    language_model: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
     """Exports one or several heads with their backbone as one graph, which runs without this package.
@@ -364,6 +366,8 @@ def export(
         data: A data set, or one per head, on which graph and model are evaluated (split ``val``): mIoU and AP must
             agree within half a point, relative errors of depths within 0.002. Below float32, nothing else is limited.
         weights: See ``load``.
+        language_weights: See ``load``.
+        language_model: See ``load``.
         say: Receives a line on each finished graph.
 
     Raises:
@@ -378,7 +382,14 @@ def export(
     if not isinstance(run, Predictor):
         runs = [run] if isinstance(run, str | Path) else run
         hashes = {name: file_hash(folder / WEIGHTS) for name, (folder, _) in read_bundles(runs).items()}
-        run = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+        run = load_predictor(
+            runs,
+            weights=weights,
+            language_weights=language_weights,
+            language_model=language_model,
+            device="cpu",
+            precision="fp32",
+        )
     if isinstance(data, str | Path):
         if len(run) > 1:
             raise ConfigError(f"--data {data}: there are {len(run)} heads. Give HEAD=FOLDER for each to be evaluated.")

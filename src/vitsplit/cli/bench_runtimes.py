@@ -24,6 +24,8 @@ def runtimes(
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None,
     images: Path | None = None,
     weights: str | None = None,
+    language_weights: str | None = None,
+    language_model: str | None = None,
     json: Switch = False,
 ) -> int:
     """Measure the prediction time of exported graphs against PyTorch, alternating between them in one process.
@@ -45,6 +47,8 @@ def runtimes(
         threads: Number of CPU threads; None: PyTorch's default.
         images: Folder of images; None: generated scenes.
         weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
+        language_weights: Folder of the language model, if a run was trained with --language-weights.
+        language_model: Name of the language model on the hub, if it is not one that vitsplit knows.
         json: Print JSON instead of a table.
     """
     import torch
@@ -65,7 +69,14 @@ def runtimes(
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+    predictor = load_predictor(
+        runs,
+        weights=weights,
+        language_weights=language_weights,
+        language_model=language_model,
+        device="cpu",
+        precision="fp32",
+    )
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = measure_runtimes(

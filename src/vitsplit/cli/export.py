@@ -26,6 +26,8 @@ def export(
     images: Path | None = None,
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[HEAD=]FOLDER ...")] = (),
     weights: str | None = None,
+    language_weights: str | None = None,
+    language_model: str | None = None,
 ) -> int:
     """Export one or several bundles with their backbone as one graph.
 
@@ -56,6 +58,8 @@ def export(
             evaluated (split val): mIoU and AP must agree within half a point, relative errors of depths within 0.002.
             Below fp32, this replaces the other limits.
         weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
+        language_weights: Folder of the language model, if a run was trained with --language-weights.
+        language_model: Name of the language model on the hub, if it is not one that vitsplit knows.
     """
     from vitsplit import api
 
@@ -70,6 +74,8 @@ def export(
         images=images,
         data=_data_of(data),
         weights=weights,
+        language_weights=language_weights,
+        language_model=language_model,
         say=print,
     )
     print(f"exported {', '.join(result.card['heads'])} to {result.folder}; its README.md has code that runs the graphs")
