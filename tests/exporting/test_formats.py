@@ -235,7 +235,7 @@ def test_half_precision(format_name: Any, tmp_path: Path) -> None:
     pixels = image(50, 66)
     expected = model_outputs(predictor, pixels)["depth.depth"]
     bytes_of = {}
-    for precision in written.precisions:
+    for precision in set(written.precisions) - {"int8"}:  # see test_quantization
         folder = tmp_path / precision
         folder.mkdir()
         written.write(traced, folder, precision)

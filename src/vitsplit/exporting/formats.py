@@ -64,7 +64,10 @@ class Format(Protocol):
     precisions: ClassVar[tuple[Precision, ...]]
 
     def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
-        """Writes ``graph.*`` into a folder; returns the name of each step in the file."""
+        """Writes ``graph.*`` into a folder; returns the name of each step in the file.
+
+        For int8 see ``writing.write_graph``.
+        """
         ...
 
     def settings(self, precision: Precision) -> dict[str, str]:

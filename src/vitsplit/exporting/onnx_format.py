@@ -39,6 +39,7 @@ class OnnxFormat:
 
     def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
         """See ``formats.Format``."""
+        assert precision != "int8", "see writing.write_graph"
         write_onnx(traced, folder / FILE)
         if precision == "fp16":
             onnx.save(in_half_precision(onnx.load(folder / FILE)), folder / FILE)
