@@ -31,10 +31,10 @@ from vitsplit.exporting.formats import FormatName, file_hash
 from vitsplit.exporting.formats import Precision as ExportPrecision
 from vitsplit.exporting.graph import Layout
 from vitsplit.exporting.scores import Labeled
-from vitsplit.exporting.writing import DeformChoice, ExportPlan, ExportResult, export_graphs
+from vitsplit.exporting.writing import DeformChoice, ExportPlan, ExportResult, export_graphs, load_float32
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.loading import read_bundles
-from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, load_predictor, single_head
+from vitsplit.inference.predictor import LoadedHead, Predictions, Predictor, single_head
 from vitsplit.inference.sources import find_head, find_source
 from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
@@ -382,14 +382,7 @@ def export(
     if not isinstance(run, Predictor):
         runs = [run] if isinstance(run, str | Path) else run
         hashes = {name: file_hash(folder / WEIGHTS) for name, (folder, _) in read_bundles(runs).items()}
-        run = load_predictor(
-            runs,
-            weights=weights,
-            language_weights=language_weights,
-            language_model=language_model,
-            device="cpu",
-            precision="fp32",
-        )
+        run = load_float32(runs, weights=weights, language_weights=language_weights, language_model=language_model)
     if isinstance(data, str | Path):
         if len(run) > 1:
             raise ConfigError(f"--data {data}: there are {len(run)} heads. Give HEAD=FOLDER for each to be evaluated.")

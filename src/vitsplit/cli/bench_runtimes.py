@@ -56,7 +56,7 @@ def runtimes(
 
     from vitsplit.analysis.bench.report import terminal_table
     from vitsplit.analysis.bench.runtimes import describe_setting, measure_runtimes, table, to_json
-    from vitsplit.inference.predictor import load_predictor
+    from vitsplit.exporting.writing import load_float32
     from vitsplit.runtime.card import is_export
 
     exports = [Path(source) for source in sources if is_export(source)]
@@ -69,14 +69,7 @@ def runtimes(
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = load_predictor(
-        runs,
-        weights=weights,
-        language_weights=language_weights,
-        language_model=language_model,
-        device="cpu",
-        precision="fp32",
-    )
+    predictor = load_float32(runs, weights=weights, language_weights=language_weights, language_model=language_model)
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         result = measure_runtimes(

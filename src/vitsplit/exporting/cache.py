@@ -9,11 +9,10 @@ from pathlib import Path
 
 from vitsplit.bundle import WEIGHTS
 from vitsplit.exporting.formats import FormatName, file_hash
-from vitsplit.exporting.writing import ExportPlan, export_graphs
+from vitsplit.exporting.writing import ExportPlan, export_graphs, load_float32
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.loading import read_bundles
 from vitsplit.inference.prediction_log import bundle_ids
-from vitsplit.inference.predictor import load_predictor
 from vitsplit.registry_package import cache_folder
 from vitsplit.runtime.card import is_export
 from vitsplit.version import __version__
@@ -47,7 +46,7 @@ def cached_export(
         return folder
     with hold_folder(root):
         say(f"exporting to {folder}")
-        predictor = load_predictor(runs, weights=weights, device="cpu", precision="fp32")
+        predictor = load_float32(runs, weights=weights)
         hashes = {name: file_hash(each / WEIGHTS) for name, each in folders.items()}
         export_graphs(predictor, folder, ExportPlan((format_name,)), weights=hashes, say=say)
     return folder

@@ -29,7 +29,7 @@ from vitsplit.exporting.parity import (
 )
 from vitsplit.exporting.scores import Labeled, check_scores, compare_scores, score
 from vitsplit.inference.exported import load_export
-from vitsplit.inference.predictor import Predictor
+from vitsplit.inference.predictor import Predictor, load_predictor
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 
 DeformChoice = Literal["auto", "native", "grid"]
@@ -69,6 +69,19 @@ class ExportResult:
 
     folder: Path
     card: Mapping[str, Any]
+
+
+def load_float32(runs: Sequence[str | Path] | Mapping[str, str | Path], **options: Any) -> Predictor:
+    """Loads heads as graphs are made of them and compared with them: in float32 on the CPU.
+
+    Args:
+        runs: See ``load_predictor``.
+        options: Other options of ``load_predictor``.
+
+    Raises:
+        VitsplitError: As ``load_predictor``.
+    """
+    return load_predictor(runs, device="cpu", precision="fp32", **options)
 
 
 def export_graphs(
