@@ -119,7 +119,7 @@ def measure_runtimes(
             calls[label] = call
             runtimes[label] = RuntimeTimes(precision=precision, size_bytes=size_bytes, differences=differences)
     machine = describe_machine(torch.device("cpu"))
-    timed = {label: partial(_time, call) for label, call in calls.items()}
+    timed = {label: partial(time_call, call) for label, call in calls.items()}
     for label, samples in run_interleaved(timed, turns=turns, warmup=warmup, say=say).items():
         runtimes[label].seconds.extend(wall for wall, _ in samples)
         runtimes[label].cpu_seconds.extend(cpu for _, cpu in samples)
@@ -151,7 +151,7 @@ def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[
     return found
 
 
-def _time(call: Call) -> tuple[float, float]:
+def time_call(call: Callable[[], object]) -> tuple[float, float]:
     """Wall and CPU time of a call in seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     call()
