@@ -60,12 +60,13 @@ class OnnxFormat:
         """See ``formats.Format``."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        proto = onnx.load(graph.path, load_external_data=False)
-        known = {value for node in proto.graph.node for value in node.output}
-        steps = {step: value for step, value in graph.steps.items() if value in known}
+        steps: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             path = graph.path
-            if steps:
+            if graph.steps:
+                proto = onnx.load(path, load_external_data=False)
+                known = {value for node in proto.graph.node for value in node.output}
+                steps = {step: value for step, value in graph.steps.items() if value in known}
                 hidden = set(steps.values()) - {each.name for each in proto.graph.output}
                 proto.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, sorted(hidden)))
                 # Beside its weights, which may be in a file of their own.
