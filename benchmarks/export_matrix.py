@@ -5,6 +5,9 @@ process of its own, and ``docs/export.md`` receives the table::
 
     make export-matrix      # about a quarter of an hour on two cores
 
+Finished cases are kept in ``export_matrix.json`` beside the page, so that a stopped run is resumed by the same command;
+``--only KIND`` measures one backbone. The page is written when all cases are there, and the file then removed.
+
 Random heads are the hardest case for half precision: their scores are close to each other, so that rounding changes
 more classes than in a trained head.
 """
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +54,7 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
     """Every graph of a backbone and of tasks in one graph, by format and precision."""
     from tiny_predictor import tiny_predictor  # of tests/exporting
 
-    from vitsplit.exporting.formats import open_format, trace
+    from vitsplit.exporting.formats import open_format, open_graphs, trace
     from vitsplit.exporting.graph import ExportGraph
     from vitsplit.exporting.parity import (
         LIMITS,
@@ -63,7 +67,7 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
         sizes_of,
         summary,
     )
-    from vitsplit.exporting.writing import write_graph
+    from vitsplit.exporting.writing import write_graphs
 
     predictor = tiny_predictor(kind, tasks, depth=3)
     expected_of: dict[str, Any] = {}
@@ -78,18 +82,22 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
                 expected_of[deform] = references(predictor, graph, find_images(None), sizes)
             expected = expected_of[deform]
             with tempfile.TemporaryDirectory() as folder:
-                open_graph = partial(written.open, Path(folder), graph.outputs, written.settings(precision))
+                settings = written.settings(precision)
+                open_all = partial(open_graphs, written, settings=settings)
 
-                def errors(open_graph: Any = open_graph, graph: Any = graph, expected: Any = expected) -> list[Found]:
-                    return compare(open_graph(), expected, graph, described(predictor))
+                def errors(
+                    graphs: Any, open_all: Any = open_all, graph: Any = graph, expected: Any = expected
+                ) -> list[Found]:
+                    outputs = [replace(each, steps={}) for each in graphs]
+                    return compare(open_all(outputs), expected, graph, described(predictor))
 
                 limits = LIMITS[precision]  # type: ignore[index]
 
-                def far(errors: Any = errors, limits: Any = limits) -> float:
-                    return distance(errors(), limits)
+                def far(graphs: Any, errors: Any = errors, limits: Any = limits) -> float:
+                    return distance(errors(graphs), limits)
 
-                write_graph(written, program, Path(folder), precision, far)  # type: ignore[arg-type]
-                worst = summary(errors())
+                graphs, _ = write_graphs(written, [program], Path(folder), precision, far)  # type: ignore[arg-type]
+                worst = summary(errors(graphs))
         except Exception as error:  # an exporter's or a runtime's own: to be seen in the table
             yield f"{name} {precision}", {"error": f"{type(error).__name__}: {error}"}
             continue
@@ -135,6 +143,7 @@ def table(found: Mapping[tuple[str, tuple[str, ...]], dict[str, Found]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs=2, metavar=("KIND", "TASKS"), help="measure only one, and print it as JSON")
+    parser.add_argument("--only", choices=FAMILIES, metavar="KIND", help="measure one backbone")
     parser.add_argument("--out", type=Path, default=DOCS, help="the page with the marks of the table")
     arguments = parser.parse_args()
     if arguments.case:
@@ -142,15 +151,25 @@ def main() -> None:
         for graph in measure(kind, tuple(tasks.split(","))):
             print(json.dumps(graph), flush=True)
         return
-    found: dict[tuple[str, tuple[str, ...]], dict[str, Found]] = {}
-    for kind in FAMILIES:
+    kept = arguments.out.with_name("export_matrix.json")
+    rows: dict[str, dict[str, Found]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    for kind in FAMILIES if arguments.only is None else [arguments.only]:
         for tasks in TASKS:
-            found[kind, tasks] = measure_in_process(kind, tasks)
-            for name, each in found[kind, tasks].items():
-                print(kind, *tasks, name, each.get("error") or each["beyond"] or "works", flush=True)
+            key = " ".join([kind, *tasks])
+            if key not in rows:
+                rows[key] = measure_in_process(kind, tasks)
+                for name, each in rows[key].items():
+                    print(key, name, each.get("error") or each["beyond"] or "works", flush=True)
+                kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    found = {(kind, tasks): rows.get(" ".join([kind, *tasks])) for kind in FAMILIES for tasks in TASKS}
+    complete = {case: row for case, row in found.items() if row is not None}
+    if len(complete) < len(found):
+        print(f"{len(complete)} of {len(found)} cases are in {kept}; run again for the others")
+        return
     before, _, rest = arguments.out.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    arguments.out.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+    arguments.out.write_text(f"{before}{BEGIN}\n{table(complete)}\n{END}{after}", encoding="utf-8")
+    kept.unlink()
 
 
 if __name__ == "__main__":

@@ -339,6 +339,7 @@ def export(
     layout: Layout = "nchw",
     images: str | Path | None = None,
     data: str | Path | Mapping[str, str | Path] | None = None,
+    split: bool = False,
     weights: str | Path | None = None,
     language_weights: str | Path | None = None,
     language_model: str | None = None,
@@ -365,6 +366,8 @@ def export(
         images: Folder of images for the comparison; None: generated scenes.
         data: A data set, or one per head, on which graph and model are evaluated (split ``val``): mIoU and AP must
             agree within half a point, relative errors of depths within 0.002. Below float32, nothing else is limited.
+        split: Write a graph of the backbone and one of each head instead. That of the backbone is the same file in
+            every such export from it, so that heads can be exported one by one, and run together (``Runtime``).
         weights: See ``load``.
         language_weights: See ``load``.
         language_model: See ``load``.
@@ -395,6 +398,7 @@ def export(
         layout,
         None if images is None else Path(images),
         {name: _labeled(folder) for name, folder in (data or {}).items()},
+        split,
     )
     return export_graphs(run, Path(out), plan, weights=hashes, say=say)
 

@@ -47,10 +47,14 @@ class TapRequest:
         )
 
     @property
+    def depths(self) -> frozenset[int]:
+        """The depths of all features, as for ``tokens``: the map of a block is made of its output."""
+        return self.tokens | {index + 1 for index in self.maps | self.raw_maps}
+
+    @property
     def num_blocks(self) -> int:
         """Number of blocks that must run."""
-        maps = self.maps | self.raw_maps
-        return max([0, *self.tokens, *(index + 1 for index in maps)])
+        return max([0, *self.depths])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tiny_predictor import tiny_predictor
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, DataError, ExportError
-from vitsplit.exporting.formats import open_format, trace
+from vitsplit.exporting.formats import Written, open_format, open_graphs, trace
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.onnx_format import OnnxFormat
 from vitsplit.exporting.parity import model_outputs
@@ -32,11 +32,18 @@ FORMATS = ("onnx", "openvino", "pt2")
 WRITERS = {"rooms": write_segmentation_bundle, "far": write_depth_bundle}
 
 
+def open_card(folder: Path, card: Any, format_name: Any) -> Any:
+    """The graphs of a folder in their runtime, as one function."""
+    graph = card["graphs"][format_name]
+    written = [Written(folder / part["files"][0], part["inputs"], part["outputs"]) for part in graph["parts"]]
+    return open_graphs(open_format(format_name), written, graph["settings"])
+
+
 def assert_outputs(
     folder: Path, format_name: Any, predictor: Any, sizes: Any = SIZES, nhwc: bool = False, limit: float = 2e-4
 ) -> None:
     card = json.loads((folder / "card.json").read_text())
-    run = open_format(format_name).open(folder, card["outputs"], card["graphs"][format_name]["settings"])
+    run = open_card(folder, card, format_name)
     for batch, size in enumerate(sizes, 1):
         images = image(*size, batch=batch)
         expected = model_outputs(predictor, images)
@@ -120,9 +127,7 @@ def test_detection_with_masks_beside_depth(format_name: Any, tmp_path: Path) -> 
     predictor = tiny_predictor(tasks=("detection", "depth"), depth=2)
     result = vitsplit.export(predictor, out=tmp_path / "out", formats=[format_name])
     assert result.card["input"]["shape"] == [1, 3, "height", "width"]
-    run = open_format(format_name).open(
-        tmp_path / "out", result.card["outputs"], result.card["graphs"][format_name]["settings"]
-    )
+    run = open_card(tmp_path / "out", result.card, format_name)
     for seed, size in enumerate([(70, 84), (64, 97), (140, 182)]):
         pixels = image(*size, batch=1, seed=seed)
         found, expected = run(pixels.numpy()), model_outputs(predictor, pixels)
@@ -173,13 +178,13 @@ def test_a_wrong_weight_is_found_and_its_block_named(
         name = "model.blocks.1.mlp.fc1.bias"
         if format_name == "pt2":
             traced.program.state_dict[name] = torch.nn.Parameter(traced.program.state_dict[name] + 1)
-        steps = write(self, traced, folder, precision)
+        written = write(self, traced, folder, precision)
         if format_name == "onnx":
             model = onnx.load(folder / "graph.onnx")
             (bias,) = (each for each in model.graph.initializer if each.name == name)
             bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), name))
             onnx.save(model, folder / "graph.onnx")
-        return steps
+        return written
 
     monkeypatch.setattr(kind, "write", write_wrong)
     with pytest.raises(ExportError, match=r"begins in backbone\.block1 "):
@@ -238,9 +243,9 @@ def test_half_precision(format_name: Any, tmp_path: Path) -> None:
     for precision in set(written.precisions) - {"int8"}:  # see test_quantization
         folder = tmp_path / precision
         folder.mkdir()
-        written.write(traced, folder, precision)
+        graph = written.write(traced, folder, precision)
         bytes_of[precision] = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".xml")
-        run = written.open(folder, traced.outputs, written.settings(precision))
+        run = open_graphs(written, [graph], written.settings(precision))
         relative = np.abs(run(pixels.numpy())["depth.depth"] / expected - 1).mean()
         assert relative < {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}[precision]
         assert precision == "fp32" or relative > 1e-5

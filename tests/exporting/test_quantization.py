@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,11 +11,15 @@ import pytest
 from tiny_backbones import image
 from tiny_predictor import tiny_predictor
 
-from vitsplit.exporting.formats import trace
+from vitsplit.exporting import onnx_format
+from vitsplit.exporting.formats import Written, files_of, open_graphs, trace
 from vitsplit.exporting.graph import ExportGraph
-from vitsplit.exporting.onnx_format import FILE, OnnxFormat
+from vitsplit.exporting.onnx_format import OnnxFormat
 from vitsplit.exporting.parity import model_outputs
 from vitsplit.exporting.quantization import REST, keep_sensitive, products_by_step, quantize
+from vitsplit.exporting.writing import write_graphs
+
+FILE = "graph.onnx"
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
@@ -26,8 +31,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], ob
     predictor = tiny_predictor(depth=3)
     traced = trace(ExportGraph(predictor, deform="native").eval(), None)
     folder = tmp_path_factory.mktemp("exact")
-    OnnxFormat().write(traced, folder, "fp32")
-    return folder / FILE, traced.steps, predictor
+    return OnnxFormat().write(traced, folder, "fp32").path, list(traced.steps), predictor
 
 
 def test_weights_are_rounded_to_a_step_per_output_channel(
@@ -46,7 +50,8 @@ def test_weights_are_rounded_to_a_step_per_output_channel(
         assert scale.shape == (weight.shape[1],)
         np.testing.assert_allclose(scale, np.abs(weight).max(0) / 127, rtol=0.02)
         assert (np.abs(quantized[f"{name}_quantized"] * scale - weight) <= scale * 0.51).all()
-    run = OnnxFormat().open(tmp_path, list(model_outputs(predictor, image(50, 66, batch=1))), {})  # type: ignore[arg-type]
+    outputs = list(model_outputs(predictor, image(50, 66, batch=1)))  # type: ignore[arg-type]
+    run = open_graphs(OnnxFormat(), [Written(tmp_path / FILE, ["image"], outputs)], {})
     pixels = image(50, 66, batch=2)
     expected, got = model_outputs(predictor, pixels), run(pixels.numpy())  # type: ignore[arg-type]
     assert np.abs(got["depth.depth"] / expected["depth.depth"] - 1).mean() < 0.05
@@ -85,7 +90,7 @@ def test_fully_connected_layers_of_a_detector(tmp_path: Path) -> None:
     quantized = [value.shape for value in tensors(half / FILE).values() if value.dtype == np.int8]
     assert len(sizes) == 2 and sizes <= set(quantized)
     outputs = list(model_outputs(predictor, image(70, 84, batch=1)))
-    run = OnnxFormat().open(half, outputs, {})
+    run = open_graphs(OnnxFormat(), [Written(half / FILE, ["image"], outputs)], {})
     assert run(image(70, 84, batch=1).numpy())["detection.boxes"].shape[1] == 4
 
 
@@ -115,3 +120,24 @@ def test_weights_are_stored_as_they_are_multiplied(exact: tuple[Path, list[str],
     graph = onnx.load(exact[0]).graph
     weights = {each.name for each in graph.initializer}
     assert not [node.name for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_beyond_the_size_of_a_file_are_beside_it(
+    precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for models of more than 2 GB, by a lower limit."""
+    predictor = tiny_predictor(tasks=("depth",), depth=2)
+    pixels = image(50, 66)
+    traced, values = trace(ExportGraph(predictor, deform="native").eval(), None), []
+    for name, limit in (("inside", onnx_format.LARGEST_FILE), ("beside", 10_000)):
+        monkeypatch.setattr(onnx_format, "LARGEST_FILE", limit)
+        folder = tmp_path / name
+        folder.mkdir()
+        (graph,), _ = write_graphs(OnnxFormat(), [traced], folder, precision, lambda graphs: 0.0)
+        assert len(files_of(OnnxFormat(), graph)) == (1 if name == "inside" else 2) == len(list(folder.iterdir()))
+        found = open_graphs(OnnxFormat(), [graph], {})(pixels.numpy())
+        assert set(graph.steps) & set(found), "steps are read too"
+        values.append(found["depth.depth"])
+    assert graph.path.stat().st_size < 0.5 * (tmp_path / "inside" / "graph.onnx").stat().st_size
+    np.testing.assert_array_equal(*values)

@@ -111,7 +111,7 @@ def test_options_of_bundles_and_of_exports(tmp_path):
     for options in ({"weights": "w"}, {"precision": "bf16"}, {"device": "cuda"}, {"runtime": "openvino"}):
         with pytest.raises(ConfigError):
             vitsplit.load(folder, **options)
-    with pytest.raises(ConfigError, match="alone"):
+    with pytest.raises(ConfigError, match="without bundles"):
         vitsplit.load(folder, tmp_path)
     with pytest.raises(BundleError):
         vitsplit.load(tmp_path, runtime=None)

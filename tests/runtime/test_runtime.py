@@ -128,6 +128,33 @@ def test_what_cannot_be_predicted(folder):
         Runtime(folder, "tensorrt")
 
 
+def test_devices(folder, monkeypatch):
+    import onnxruntime
+
+    for device, provider in (("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")):
+        if provider not in onnxruntime.get_available_providers():
+            with pytest.raises(ConfigError, match=f"{provider}.*pip install onnxruntime-gpu"):
+                Runtime(folder, "onnx", device=device)
+    with pytest.raises(ConfigError, match="tpu"):
+        Runtime(folder, device="tpu")
+    with pytest.raises(ConfigError, match="--format onnx"):
+        Runtime(folder, "openvino", device="cuda")
+    asked = []
+
+    class Session:
+        def __init__(self, path, options, providers):
+            asked.append(providers)
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ConfigError, match="did not start"):
+        Runtime(folder, "onnx", device="cuda")
+    assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"]]
+
+
 OTHER_GRAPH = {"files": {"a": "0" * 64}, "settings": {}, "precision": "fp32", "smallest_side": 8}
 PATH_OUTSIDE = {"../graph.onnx": "0" * 64}
 

@@ -223,8 +223,7 @@ def run_blocks(
     num_prefix, norm = family.num_prefix_tokens(model), family.final_norm(model)
 
     def as_map(y_BTD: Tensor) -> Tensor:
-        # A view in channels-last memory, the fastest format for convolutions on a CPU.
-        return y_BTD[:, num_prefix:].to(precision).unflatten(1, grid).permute(0, 3, 1, 2)
+        return tokens_to_map(y_BTD, num_prefix, grid, precision)
 
     tokens = {0: x_BTD} if 0 in request.tokens else {}
     maps: dict[int, Tensor] = {}
@@ -238,6 +237,12 @@ def run_blocks(
         if index in request.raw_maps:
             raw_maps[index] = as_map(x_BTD)
     return tokens, maps, raw_maps
+
+
+def tokens_to_map(x_BTD: Tensor, num_prefix: int, grid: tuple[int, int], precision: torch.dtype) -> Tensor:
+    """The patches of a token sequence, ``(B, D, h, w)``."""
+    # A view in channels-last memory, the fastest format for convolutions on a CPU.
+    return x_BTD[:, num_prefix:].to(precision).unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def _zero_outside(pixels_BCHW: Tensor, extent_B2: Tensor) -> Tensor:

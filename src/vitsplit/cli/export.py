@@ -25,11 +25,12 @@ def export(
     layout: Literal["nchw", "nhwc"] = "nchw",
     images: Path | None = None,
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[HEAD=]FOLDER ...")] = (),
+    split: bool = False,
     weights: str | None = None,
     language_weights: str | None = None,
     language_model: str | None = None,
 ) -> int:
-    """Export one or several bundles with their backbone as one graph.
+    """Export one or several bundles with their backbone as one graph, or as a graph each.
 
     The graph takes RGB images as uint8 and has named outputs, at the size of the input: class scores and ids
     (segmentation), meters (depth), boxes, scores, labels and masks (detection; one image at a time), and visual
@@ -41,6 +42,7 @@ def export(
 
     Examples:
         vitsplit export runs/first --out exported
+        vitsplit export runs/rooms --out rooms --split
         vitsplit export runs/rooms runs/depth --out exported --format onnx openvino --images photos/
         vitsplit export runs/rooms --out small --precision int8 --images photos/ --data my_data
 
@@ -57,6 +59,8 @@ def export(
         data: The data set of the only head, or HEAD=FOLDER for each head, on which the graphs and the model are
             evaluated (split val): mIoU and AP must agree within half a point, relative errors of depths within 0.002.
             Below fp32, this replaces the other limits.
+        split: Write a graph of the backbone and one of each head instead. That of the backbone is the same file in
+            every such export from it, so that heads can be exported one by one, and run together.
         weights: Weights of the backbone, if they cannot be downloaded or a run was trained with --weights.
         language_weights: Folder of the language model, if a run was trained with --language-weights.
         language_model: Name of the language model on the hub, if it is not one that vitsplit knows.
@@ -73,6 +77,7 @@ def export(
         layout=layout,
         images=images,
         data=_data_of(data),
+        split=split,
         weights=weights,
         language_weights=language_weights,
         language_model=language_model,

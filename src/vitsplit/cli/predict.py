@@ -38,7 +38,7 @@ def predict(
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
-    """Run one or several bundles, or an exported folder, on images, folders of images and videos.
+    """Run one or several bundles, or exported folders, on images, folders of images and videos.
 
     Several bundles must be of one backbone, which is in memory once and runs once per image and input size. A folder
     that `vitsplit export` has written is used like its bundles, by ONNX Runtime or OpenVINO on the CPU.
@@ -64,7 +64,7 @@ def predict(
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
 
     Args:
-        paths: Run folders (their best bundles) or bundle folders, or an exported folder, followed by images, folders of
+        paths: Run folders (their best bundles) or bundle folders, or exported folders, followed by images, folders of
             images, and videos.
         out: Output folder; None: answers to --ask are printed.
         ask: A question, for bundles of visual question answering; can be repeated.
@@ -147,10 +147,10 @@ def _find_source(runs: Sequence[str], runtime: str | None, loading: Loading) -> 
     check_graph_options(options, f"--runtime {graph}")
 
     @functools.cache
-    def export() -> Path:
+    def export() -> list[Path]:
         from vitsplit.exporting.cache import cached_export
 
-        return cached_export(runs, graph, weights=weights, say=lambda line: print(line, file=sys.stderr))
+        return [cached_export(runs, graph, weights=weights, say=lambda line: print(line, file=sys.stderr))]
 
     return exported_source(find_source(runs).cards, export, graph)
 

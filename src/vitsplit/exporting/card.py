@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from vitsplit.bundle import card_to_dict
-from vitsplit.exporting.formats import Format, FormatName, file_hash
+from vitsplit.exporting.formats import Format, FormatName, Written, file_hash, files_of
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.inference.predictor import Predictor
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
@@ -15,6 +14,12 @@ from vitsplit.version import __version__
 
 FORMAT = 1
 CARD, README = "card.json", "README.md"
+SPLIT = (
+    "Each head has a graph of its own, which reads the image, for its size, and tokens of the backbone's graph: "
+    "`tap.tokens.12` are the tokens after 12 blocks. The graph of the backbone is the same file for all heads exported "
+    "in this way from it, and only needs to compute the tokens that the heads in use read (`inputs` of `parts` in "
+    "`card.json`).\n\n"
+)
 NOT_IN_GRAPH = (
     "The graph predicts the whole image at one scale, without flip: test_mode slide, test_scales and test_flip of a "
     "bundle are not part of it."
@@ -88,11 +93,21 @@ def _head(predictor: Predictor, name: str, known: Mapping[str, str | int], weigh
 
 
 def graph_entry(
-    folder: Path, files: Sequence[Path], *, deform: str, precision: str, settings: Mapping[str, str], **rest: Any
+    each: Format, graphs: Sequence[Written], *, deform: str, precision: str, settings: Mapping[str, str], **rest: Any
 ) -> dict[str, Any]:
-    """The entry of a written graph: its files with their SHA-256, how it was made, and its parity."""
+    """The entry of a format: the files of its graphs with their SHA-256, how they were made, and their parity."""
+    files = [files_of(each, graph) for graph in graphs]
     return {
-        "files": {str(path.relative_to(folder)): file_hash(path) for path in sorted(files)},
+        "files": {path.name: file_hash(path) for paths in files for path in paths},
+        "parts": [
+            {
+                "files": [path.name for path in paths],
+                "inputs": list(graph.inputs),
+                "outputs": list(graph.outputs),
+                "steps": dict(graph.steps),
+            }
+            for paths, graph in zip(files, graphs, strict=True)
+        ],
         "precision": precision,
         "deform": deform,
         "settings": dict(settings),
@@ -103,6 +118,7 @@ def graph_entry(
 def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str:
     """The README: what the folder holds, and code that runs each graph."""
     backbone = card["backbone"]
+    is_split = any(len(graph["parts"]) > 1 for graph in card["graphs"].values())
     heads = "\n".join(_describe_head(name, head) for name, head in card["heads"].items())
     parity = "\n".join(
         f"| {name} | {graph['precision']} | {output} | {_figures(errors)} |"
@@ -116,7 +132,7 @@ def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str
         for head, found in graph.get("scores", {}).items()
     )
     code = "\n".join(
-        f"With `{', '.join(card['graphs'][name]['files'])}`:\n\n```python\n{_code(card, each)}```\n"
+        f"With `{', '.join(card['graphs'][name]['files'])}`:\n\n```python\n{_code(card, name, each)}```\n"
         for name, each in formats.items()
     )
     return (
@@ -125,7 +141,7 @@ def readme(card: Mapping[str, Any], formats: Mapping[FormatName, Format]) -> str
         f"(`{backbone['timm_name']}`, license {backbone['license']}) and of the heads.\n\n{heads}\n\n"
         "Resize an image to fit the longest and shortest side of a head (`image_scale` in `card.json`), keeping the "
         "aspect ratio, with an antialiased bilinear filter. Heads with the same `image_scale` share a run. "
-        f"{card['not_in_graph']}\n\n{code}\n"
+        f"{card['not_in_graph']}\n\n{SPLIT if is_split else ''}{code}\n"
         "Largest differences from the model in float32:\n\n"
         f"| graph | precision | output | difference |\n| --- | --- | --- | --- |\n{parity}\n"
         + (f"\nOn labeled images:\n\n{scores}" if scores else "")
@@ -150,7 +166,7 @@ def _figures(errors: Mapping[str, float]) -> str:
     )
 
 
-def _code(card: Mapping[str, Any], runtime: Format) -> str:
+def _code(card: Mapping[str, Any], format_name: FormatName, runtime: Format) -> str:
     """Code that reads ``photo.jpg`` and computes the outputs, with numpy, Pillow and the runtime."""
     name, head = next(iter(card["heads"].items()))
     shape = card["input"]["shape"]
@@ -172,7 +188,10 @@ def _code(card: Mapping[str, Any], runtime: Format) -> str:
         f"import json\n\nimport numpy as np\nimport {runtime.packages[-1]}\nfrom PIL import Image, ImageOps\n\n"
         f'card = json.load(open("{CARD}"))\n'
         'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")\n'
-        f"{resize}pixels = np.ascontiguousarray({pixels}[None])\n"
+        f'{resize}values = {{"image": np.ascontiguousarray({pixels}[None])}}\n'
+        f'parts = card["graphs"]["{format_name}"]["parts"]\n'
+        'read = {name for part in parts for name in part["inputs"]} | set(card["outputs"])\n'
         f"{runtime.code(card)}"
+        'outputs = {name: values[name] for name in card["outputs"]}\n'
         "for name, value in outputs.items():\n    print(name, value.shape, value.dtype)\n"
     )

@@ -60,8 +60,12 @@ class Exported:
             x_BTD = self._with_prefix(model, patches_BhwD.flatten(1, 2), grid)
         x_BTD = model.norm_pre(x_BTD)
         self.record(x_BTD, False)
+        return x_BTD, self.rope(model, grid)
+
+    def rope(self, model: Any, grid: tuple[int, int]) -> Tensor | None:
+        """The rotary position embedding of a grid, the second output of ``embed``."""
         has_rope = isinstance(self.family, RotaryViT) and model.rope is not None
-        return x_BTD, _rotary_positions(model.rope, grid) if has_rope else None
+        return _rotary_positions(model.rope, grid) if has_rope else None
 
     def run_block(
         self, block: Any, x_BTD: Tensor, grid: tuple[int, int], rope: Tensor | None, mask: Tensor | None = None

@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -18,11 +19,13 @@ from torch.export import Dim, ExportedProgram
 
 from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import Deform, ExportGraph
+from vitsplit.runtime.card import IMAGE, TAP
 
 FormatName = Literal["onnx", "openvino", "pt2"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-Run = Callable[[NDArray[np.uint8]], dict[str, NDArray[Any]]]
-"""Images, in the layout of the graph, to outputs by name."""
+Arrays = dict[str, NDArray[Any]]
+Run = Callable[[NDArray[np.uint8]], Arrays]
+"""Images, in the layout of the graph, to outputs and intermediate tensors by name."""
 
 _LOCATIONS: Mapping[FormatName, str] = {
     "onnx": "vitsplit.exporting.onnx_format:OnnxFormat",
@@ -36,16 +39,39 @@ class Traced:
     """A graph as PyTorch operators, with its weights.
 
     Attributes:
-        program: The operators. Its outputs are ``outputs``, followed by ``steps``.
+        name: See ``ExportGraph``.
+        program: The operators. Its outputs are ``outputs``, followed by ``hidden``.
+        inputs: Names of the inputs.
         outputs: Names of the outputs.
-        steps: Names of the intermediate tensors.
+        hidden: Names of the intermediate tensors that are no outputs.
+        steps: Names of all intermediate tensors, with those of the outputs or ``hidden`` that they are.
         smallest_side: Smallest height and width in pixels for which the operators were traced.
     """
 
+    name: str
     program: ExportedProgram
+    inputs: list[str]
     outputs: list[str]
-    steps: list[str]
+    hidden: list[str]
+    steps: Mapping[str, str]
     smallest_side: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A graph in a file.
+
+    Attributes:
+        path: The file, see ``files_of`` for others beside it.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs, in order.
+        steps: Names of the intermediate tensors, with their names in the file; empty: they are not read.
+    """
+
+    path: Path
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    steps: Mapping[str, str] = field(default_factory=dict)
 
 
 class Format(Protocol):
@@ -56,17 +82,19 @@ class Format(Protocol):
         packages: Packages that writing and running require; the last is the runtime.
         extra: The extra of this package that installs them.
         precisions: Supported precisions.
+        suffixes: Ends of the names of a graph's files: that which is opened, then those that it reads, if any.
     """
 
     deforms: ClassVar[tuple[Deform, ...]]
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
     precisions: ClassVar[tuple[Precision, ...]]
+    suffixes: ClassVar[tuple[str, ...]]
 
-    def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
-        """Writes ``graph.*`` into a folder; returns the name of each step in the file.
+    def write(self, traced: Traced, folder: Path, precision: Precision) -> Written:
+        """Writes ``NAME.*`` into a folder.
 
-        For int8 see ``writing.write_graph``.
+        For int8 see ``writing.write_graphs``.
         """
         ...
 
@@ -74,21 +102,21 @@ class Format(Protocol):
         """Settings of the runtime under which it computes in this precision."""
         ...
 
-    def open(
-        self, folder: Path, outputs: Sequence[str], settings: Mapping[str, str], steps: Mapping[str, str] | None = None
-    ) -> Run:
-        """Opens a written graph in its runtime, on the CPU.
+    def open(self, graph: Written, settings: Mapping[str, str], outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
+        """Opens a written graph in its runtime, on the CPU: from its inputs to outputs and steps, by name.
 
         Args:
-            folder: Its folder.
-            outputs: Names of the outputs, in their order.
+            graph: The graph. Of its steps, those are returned that the file has.
             settings: Output of ``settings``.
-            steps: Output of ``write``: intermediate tensors that become outputs too, as far as the file has them.
+            outputs: The outputs to compute, in order.
         """
         ...
 
     def code(self, card: Mapping[str, Any]) -> str:
-        """Python code that computes ``outputs`` (name to array) from ``pixels`` and ``card``, for the README."""
+        """Python code that adds the outputs of all graphs to ``values``, which has the image, for the README.
+
+        It is given ``card``, ``parts`` (the graphs in the card) and ``read``, the names that are needed.
+        """
         ...
 
 
@@ -104,6 +132,36 @@ def open_format(name: FormatName) -> Format:
     if missing:
         raise ExportError(f"--format {name} needs {' and '.join(missing)}: pip install 'vitsplit[{found.extra}]'.")
     return found()
+
+
+def open_graphs(each: Format, graphs: Sequence[Written], settings: Mapping[str, str]) -> Run:
+    """Opens the graphs of an export, each of which reads outputs of those before it, as one function.
+
+    Args:
+        each: The format.
+        graphs: The graphs.
+        settings: See ``Format.open``.
+    """
+    read = {name for graph in graphs for name in graph.inputs}
+    runs = [
+        each.open(graph, settings, [name for name in graph.outputs if name in read or not name.startswith(TAP)])
+        for graph in graphs
+    ]
+
+    def run(images: NDArray[np.uint8]) -> Arrays:
+        values: Arrays = {IMAGE: images}
+        for graph, run_graph in zip(graphs, runs, strict=True):
+            values |= run_graph({name: values[name] for name in graph.inputs})
+        return {name: value for name, value in values.items() if not name.startswith(TAP) and name != IMAGE}
+
+    return run
+
+
+def files_of(each: Format, graph: Written) -> list[Path]:
+    """The files of a written graph, that of ``path`` first."""
+    stem = graph.path.name.removesuffix(each.suffixes[0])
+    files = (graph.path.with_name(f"{stem}{suffix}") for suffix in each.suffixes)
+    return [path for path in files if path.is_file()]
 
 
 def trace(graph: ExportGraph, size: tuple[int, int] | None) -> Traced:
@@ -125,13 +183,17 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> Traced:
     axes = (*([0] if graph.batch is None else []), *(sides if size is None else []))
     with torch.no_grad():
         image = torch.zeros(shape, dtype=torch.uint8)
-        graph(image)
-        steps = list(graph.steps.tensors)
-        program = torch.export.export(
-            graph, (image,), dynamic_shapes={"image": dict.fromkeys(axes, Dim.AUTO)}, strict=False
-        )
+        num_tokens = graph.num_prefix_tokens + math.prod(graph.grid(height, width))
+        tokens = [torch.zeros(batch, num_tokens, graph.width) for _ in graph.inputs[1:]]
+        graph(image, *tokens)
+        hidden = list(graph.steps.tensors)
+        of_tokens = dict.fromkeys([*([0] if graph.batch is None else []), *([1] if size is None else [])], Dim.AUTO)
+        shapes: dict[str, Any] = {"image": dict.fromkeys(axes, Dim.AUTO)}
+        if tokens:
+            shapes["tokens"] = tuple(of_tokens for _ in tokens)
+        program = torch.export.export(graph, (image, *tokens), dynamic_shapes=shapes, strict=False)
     graph.steps.tensors = {}
-    (shape_of_input,) = (node.meta["val"].shape for node in program.graph.nodes if node.target == "image")
+    (shape_of_input,) = (node.meta["val"].shape for node in program.graph.nodes if node.target == IMAGE)
     constant = [axis for axis in axes if isinstance(shape_of_input[axis], int)]
     if constant:
         raise ExportError(
@@ -139,7 +201,9 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> Traced:
             "their sizes outside of tensors. Give --size for a graph of one size, and report the message."
         )
     lowest = [program.range_constraints[shape_of_input[axis].node.expr].lower for axis in axes if axis]
-    return Traced(program, graph.outputs, steps, int(max(lowest)) if size is None else min(size))
+    smallest = int(max(lowest)) if size is None else min(size)
+    steps = graph.steps_in_outputs | {step: step for step in hidden}
+    return Traced(graph.name, program, graph.inputs, graph.outputs, hidden, steps, smallest)
 
 
 def file_hash(path: Path) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,16 +15,18 @@ import onnx
 import onnx_ir
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
-from vitsplit.exporting.formats import Precision, Run, Traced
+from vitsplit.exporting.formats import Arrays, Precision, Traced, Written
 from vitsplit.exporting.graph import Deform
+from vitsplit.runtime.card import TAP
 from vitsplit.version import __version__
 
-FILE = "graph.onnx"
-EMBEDDING = "backbone.embedding"
-"""The step whose tensor ends the embedding."""
+SUFFIX = ".onnx"
+EMBEDDING = (".embedding", f"{TAP}0")
+"""Ends of the name of the tensor that ends the embedding, a step or an output."""
+LARGEST_FILE = (1 << 31) - (1 << 20)
+"""Bytes of weights that are in the ONNX file itself, whose format is limited to 2 GB; more are in a file beside it."""
 HALF_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that fp16 graphs compute in half precision."""
 OPSET = 20
@@ -37,51 +41,71 @@ class OnnxFormat:
     extra: ClassVar[str] = "export"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "fp16", "int8")
 
-    def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
+    suffixes: ClassVar[tuple[str, ...]] = (SUFFIX, f"{SUFFIX}.data")
+
+    def write(self, traced: Traced, folder: Path, precision: Precision) -> Written:
         """See ``formats.Format``."""
-        assert precision != "int8", "see writing.write_graph"
-        write_onnx(traced, folder / FILE)
+        assert precision != "int8", "see writing.write_graphs"
+        path = folder / f"{traced.name}{SUFFIX}"
+        write_onnx(traced, path)
         if precision == "fp16":
-            onnx.save(in_half_precision(onnx.load(folder / FILE)), folder / FILE)
-        return {step: step for step in traced.steps}
+            save(in_half_precision(onnx.load(path)), path)
+        return Written(path, traced.inputs, traced.outputs, traced.steps)
 
     def settings(self, precision: Precision) -> dict[str, str]:
         """See ``formats.Format``."""
         return {}
 
-    def open(
-        self, folder: Path, outputs: Sequence[str], settings: Mapping[str, str], steps: Mapping[str, str] | None = None
-    ) -> Run:
+    def open(self, graph: Written, settings: Mapping[str, str], outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
         """See ``formats.Format``."""
-        path, names = folder / FILE, dict(steps or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        model: Any = str(path)
-        if names:
-            proto = onnx.load(path)
-            known = {value for node in proto.graph.node for value in node.output}
-            names = {step: value for step, value in names.items() if value in known}
-            proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for value in names.values())
-            model = proto.SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        requested = {name: name for name in outputs} | names
+        steps: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            path = graph.path
+            if graph.steps:
+                proto = onnx.load(path, load_external_data=False)
+                known = {value for node in proto.graph.node for value in node.output}
+                steps = {step: value for step, value in graph.steps.items() if value in known}
+                hidden = set(steps.values()) - {each.name for each in proto.graph.output}
+                proto.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, sorted(hidden)))
+                # Beside its weights, which may be in a file of their own.
+                file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=SUFFIX, dir=path.parent))
+                path = Path(file.name)
+                path.write_bytes(proto.SerializeToString())
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        requested = {name: name for name in outputs} | steps
+        run_options = onnxruntime.RunOptions()
+        run_options.only_execute_path_to_fetches = True
 
-        def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-            return dict(zip(requested, session.run(list(requested.values()), {"image": images}), strict=True))
+        def run(values: Arrays) -> Arrays:
+            return dict(zip(requested, session.run(list(requested.values()), values, run_options), strict=True))
 
         return run
 
     def code(self, card: Mapping[str, Any]) -> str:
         """See ``formats.Format``."""
         return (
-            f'session = onnxruntime.InferenceSession("{FILE}")\n'
-            "names = [output.name for output in session.get_outputs()]\n"
-            'outputs = dict(zip(names, session.run(names, {"image": pixels})))\n'
+            "options = onnxruntime.RunOptions()\n"
+            "options.only_execute_path_to_fetches = True\n"
+            "for part in parts:\n"
+            '    session = onnxruntime.InferenceSession(part["files"][0])\n'
+            '    names = [name for name in part["outputs"] if name in read]\n'
+            '    inputs = {name: values[name] for name in part["inputs"]}\n'
+            "    values.update(zip(names, session.run(names, inputs, options)))\n"
         )
 
 
+def save(model: Any, path: Path) -> None:
+    """Saves a graph as an ONNX file, with its weights in ``NAME.onnx.data`` if they exceed ``LARGEST_FILE``."""
+    data = path.with_name(f"{path.name}.data")
+    data.unlink(missing_ok=True)  # onnx appends to it
+    large = sum(len(each.raw_data) for each in model.graph.initializer) > LARGEST_FILE
+    onnx.save(model, path, save_as_external_data=large, location=data.name)
+
+
 def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
-    """Writes a traced graph as an ONNX file, with its weights inside unless they exceed the format's 2 GB.
+    """Writes a traced graph as an ONNX file, with its weights inside unless they exceed ``LARGEST_FILE``.
 
     Intermediate tensors keep the names of the steps, but are not outputs.
     """
@@ -92,8 +116,8 @@ def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            input_names=["image"],
-            output_names=[*traced.outputs, *traced.steps],
+            input_names=traced.inputs,
+            output_names=[*traced.outputs, *traced.hidden],
         )
     assert program is not None
     model: Any = program.model
@@ -105,7 +129,8 @@ def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
     # The exporter records the source files, with their paths, of every operator.
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "vitsplit", __version__
-    program.save(path)
+    large = sum(each.const_value.nbytes for each in graph.initializers.values()) > LARGEST_FILE
+    program.save(path, external_data=large)
 
 
 def _transpose_weights(graph: Any) -> None:
@@ -128,15 +153,12 @@ def _transpose_weights(graph: Any) -> None:
 
 
 def _name_sizes(graph: Any) -> None:
-    """Names the symbolic sizes of the input: batch, height and width."""
-    (image,) = graph.inputs
-    sides = ("batch", "height", "width")
+    """Names the symbolic sizes of the inputs: batch, height and width of the images, and the number of tokens."""
+    image, *taps = graph.inputs
     places = (0, 2, 3) if image.shape[1] == 3 else (0, 1, 2)
-    renamed = {
-        str(image.shape[place]): name
-        for place, name in zip(places, sides, strict=True)
-        if not isinstance(image.shape[place], int)
-    }
+    sizes = [(image.shape[place], name) for place, name in zip(places, ("batch", "height", "width"), strict=True)]
+    sizes += [(tap.shape[place], name) for tap in taps for place, name in enumerate(("batch", "tokens"))]
+    renamed = {str(size): name for size, name in sizes if not isinstance(size, int)}
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is not None:
             for place, size in enumerate(value.shape):
@@ -154,11 +176,11 @@ def in_half_precision(model: Any) -> Any:
     weights = {each.name: each for each in graph.initializer}
     half_of: dict[str, str] = {}
     nodes: list[Any] = []
-    embedded = False
+    embedded = not any(_ends_embedding(node) for node in graph.node)
     for node in graph.node:
         # Before the end of the embedding, matrix products are those of positions; that of the patches is a convolution.
         is_exact = any(".offset." in name for name in node.input) or (node.op_type == "MatMul" and not embedded)
-        embedded = embedded or EMBEDDING in node.output
+        embedded = embedded or _ends_embedding(node)
         if node.op_type not in HALF_OPERATORS or is_exact:
             nodes.append(node)
             continue
@@ -180,6 +202,10 @@ def in_half_precision(model: Any) -> Any:
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
     return model
+
+
+def _ends_embedding(node: Any) -> bool:
+    return any(name.endswith(EMBEDDING) for name in node.output)
 
 
 def store_in_half_precision(model: Any) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from vitsplit.exporting.onnx_format import store_in_half_precision
+from vitsplit.exporting.onnx_format import save, store_in_half_precision
 
 PRODUCTS = ("MatMul", "Gemm")
 REST = "the decoder"
@@ -70,10 +70,11 @@ def quantize(exact: Path, path: Path, products: Collection[str]) -> None:
             nodes_to_quantize=[*products, *(f"{product}_MatMul" for product in products)],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=True,  # for weights of any size; `save` then decides
         )
     finally:
         logger.setLevel(level)
-    onnx.save(store_in_half_precision(onnx.load(path)), path)
+    save(store_in_half_precision(onnx.load(path)), path)
 
 
 def keep_sensitive(

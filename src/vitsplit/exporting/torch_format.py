@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from vitsplit.exporting.formats import Precision, Run, Traced
+from vitsplit.exporting.formats import Arrays, Precision, Traced, Written
 from vitsplit.exporting.graph import Deform
 
-FILE = "graph.pt2"
+SUFFIX = ".pt2"
 
 
 class TorchFormat:
@@ -28,33 +26,38 @@ class TorchFormat:
     extra: ClassVar[str] = "export"
     precisions: ClassVar[tuple[Precision, ...]] = ("fp32",)
 
-    def write(self, traced: Traced, folder: Path, precision: Precision) -> dict[str, str]:
+    suffixes: ClassVar[tuple[str, ...]] = (SUFFIX,)
+
+    def write(self, traced: Traced, folder: Path, precision: Precision) -> Written:
         """See ``formats.Format``."""
         found = [spec.arg.name for spec in traced.program.graph_signature.output_specs]
-        torch.export.save(_without_steps(traced), folder / FILE)
-        return dict(zip(traced.steps, found[len(traced.outputs) :], strict=True))
+        path = folder / f"{traced.name}{SUFFIX}"
+        torch.export.save(_without_steps(traced), path)
+        nodes = dict(zip([*traced.outputs, *traced.hidden], found, strict=True))
+        return Written(path, traced.inputs, traced.outputs, {step: nodes[name] for step, name in traced.steps.items()})
 
     def settings(self, precision: Precision) -> dict[str, str]:
         """See ``formats.Format``."""
         return {}
 
-    def open(
-        self, folder: Path, outputs: Sequence[str], settings: Mapping[str, str], steps: Mapping[str, str] | None = None
-    ) -> Run:
+    def open(self, graph: Written, settings: Mapping[str, str], outputs: Sequence[str]) -> Callable[[Arrays], Arrays]:
         """See ``formats.Format``."""
-        module: Any = torch.export.load(folder / FILE).module()
+        module: Any = torch.export.load(graph.path).module()
         nodes = {node.name: node for node in module.graph.nodes}
-        kept = {step: nodes[node] for step, node in (steps or {}).items() if node in nodes}
-        if kept:
-            (last,) = (node for node in module.graph.nodes if node.op == "output")
-            last.args = ((*last.args[0], *kept.values()),)
-            module.graph._codegen = torch.fx.graph.CodeGen()
-            module.recompile()
+        kept = {step: nodes[node] for step, node in graph.steps.items() if node in nodes}
         names = [*outputs, *kept]
+        if names != list(graph.outputs):
+            (last,) = (node for node in module.graph.nodes if node.op == "output")
+            kept = dict(zip(graph.outputs, last.args[0], strict=True)) | kept
+            last.args = (tuple(kept[name] for name in names),)
+            module.graph._codegen = torch.fx.graph.CodeGen()
+            module.graph.eliminate_dead_code()
+            module.recompile()
 
         @torch.no_grad()
-        def run(images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-            return {name: tensor.numpy() for name, tensor in zip(names, module(torch.from_numpy(images)), strict=True)}
+        def run(values: Arrays) -> Arrays:
+            found = module(*(torch.from_numpy(values[name]) for name in graph.inputs))
+            return {name: tensor.numpy() for name, tensor in zip(names, found, strict=True)}
 
         return run
 
@@ -62,10 +65,11 @@ class TorchFormat:
         """See ``formats.Format``. Loading a graph with objects needs the operators of torchvision."""
         kinds = {output["kind"] for head in card["heads"].values() for output in head["outputs"].values()}
         return ("import torchvision\n" if "boxes" in kinds else "") + (
-            f'model = torch.export.load("{FILE}").module()\n'
-            "with torch.no_grad():\n"
-            "    values = model(torch.from_numpy(pixels))\n"
-            'outputs = {name: value.numpy() for name, value in zip(card["outputs"], values)}\n'
+            "for part in parts:\n"
+            '    model = torch.export.load(part["files"][0]).module()\n'
+            "    with torch.no_grad():\n"
+            '        found = model(*(torch.as_tensor(values[name]) for name in part["inputs"]))\n'
+            '    values.update((name, value.numpy()) for name, value in zip(part["outputs"], found))\n'
         )
 
 

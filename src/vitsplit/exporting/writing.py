@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,18 @@ from vitsplit.atomic_files import json_text
 from vitsplit.data.new_folder import new_folder
 from vitsplit.errors import ConfigError
 from vitsplit.exporting.card import CARD, README, graph_entry, make_card, readme
-from vitsplit.exporting.formats import Format, FormatName, Precision, Traced, open_format, trace, versions
-from vitsplit.exporting.graph import Deform, ExportGraph, Layout
+from vitsplit.exporting.formats import (
+    Format,
+    FormatName,
+    Precision,
+    Traced,
+    Written,
+    open_format,
+    open_graphs,
+    trace,
+    versions,
+)
+from vitsplit.exporting.graph import Deform, ExportGraph, Layout, split_graph
 from vitsplit.exporting.parity import (
     LIMITS,
     check,
@@ -47,6 +57,7 @@ class ExportPlan:
         layout: Layout of the input.
         images: Folder of images for the comparison with the model; None: generated scenes.
         data: Labeled images, by head, on which the graphs are evaluated too.
+        split: Whether backbone and heads are graphs of their own.
     """
 
     formats: tuple[FormatName, ...] = ("onnx",)
@@ -56,6 +67,7 @@ class ExportPlan:
     layout: Layout = "nchw"
     images: Path | None = None
     data: Mapping[str, Labeled] = field(default_factory=dict)
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,11 +140,12 @@ def export_graphs(
             deform: Deform = each.deforms[0] if plan.deform == "auto" else plan.deform
             graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
             card = card or make_card(predictor, graph, plan.size, weights or {})
-            card["graphs"][name] = _write(each, name, graph, predictor, folder, plan, images)
+            parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
+            card["graphs"][name] = _write(each, name, graph, parts, predictor, folder, plan, images)
             say(f"{name}: {_describe(card['graphs'][name])}")
             _write_card(card, folder)
             if plan.data and name != "pt2":
-                scores = compare_scores(expected, load_export(folder, name), plan.data)
+                scores = compare_scores(expected, load_export([folder], name), plan.data)
                 check_scores(scores, f"--format {name}")
                 card["graphs"][name]["scores"] = scores
                 for head, found in scores.items():
@@ -166,46 +179,46 @@ def _write(
     each: Format,
     name: str,
     graph: ExportGraph,
+    parts: Sequence[ExportGraph],
     predictor: Predictor,
     folder: Path,
     plan: ExportPlan,
     images: Sequence[Tensor],
 ) -> dict[str, Any]:
-    """Writes and checks one graph; returns its entry in the card."""
-    before = set(folder.iterdir())
-    traced = trace(graph, plan.size)
+    """Writes and checks the graphs of a format; returns its entry in the card."""
+    traced = [trace(part, plan.size) for part in parts]
+    smallest_side = max(part.smallest_side for part in traced)
     settings = each.settings(plan.precision)
-    sizes = sizes_of(graph, plan.size, traced.smallest_side)
+    sizes = sizes_of(graph, plan.size, smallest_side)
 
     expected, outputs = references(predictor, graph, images, sizes), described(predictor)
 
-    def measure() -> list[dict[str, Any]]:
-        return compare(each.open(folder, graph.outputs, settings), expected, graph, outputs)
+    def measure(graphs: Sequence[Written]) -> list[dict[str, Any]]:
+        without_steps = [replace(part, steps={}) for part in graphs]
+        return compare(open_graphs(each, without_steps, settings), expected, graph, outputs)
 
     judged = () if plan.precision == "fp32" else plan.data
-    steps, rest = write_graph(
-        each, traced, folder, plan.precision, lambda: distance(measure(), LIMITS[plan.precision], judged)
+    graphs, rest = write_graphs(
+        each, traced, folder, plan.precision, lambda graphs: distance(measure(graphs), LIMITS[plan.precision], judged)
     )
-    files = sorted(set(folder.iterdir()) - before)
-    records = measure()
+    records = measure(graphs)
     check(
         records,
         plan.precision,
-        lambda: each.open(folder, graph.outputs, settings, steps),
+        lambda: open_graphs(each, graphs, settings),
         graph,
         images,
         f"--format {name}",
         judged,
     )
     return graph_entry(
-        folder,
-        files,
+        each,
+        graphs,
         deform=graph.deform,
         precision=plan.precision,
         settings=settings,
-        smallest_side=traced.smallest_side,
+        smallest_side=smallest_side,
         versions=versions(sorted({"torch", *each.packages})),
-        steps=steps,
         parity={
             "images": plan.images.name if plan.images else "generated scenes",
             "worst": summary(records),
@@ -215,35 +228,45 @@ def _write(
     )
 
 
-def write_graph(
-    each: Format, traced: Traced, folder: Path, precision: Precision, measure: Callable[[], float]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    """Writes a graph, in int8 with the blocks in float32 that have to be.
+def write_graphs(
+    each: Format,
+    traced: Sequence[Traced],
+    folder: Path,
+    precision: Precision,
+    measure: Callable[[Sequence[Written]], float],
+) -> tuple[list[Written], dict[str, Any]]:
+    """Writes graphs, in int8 with the blocks in float32 that have to be.
 
     Args:
         each: The format.
-        traced: The graph.
-        folder: The folder for its files.
+        traced: The graphs.
+        folder: The folder for their files.
         precision: The precision.
-        measure: The distance of the graph in the folder from the model, see ``parity.distance``.
+        measure: The distance of the written graphs from the model, see ``parity.distance``.
 
     Returns:
-        The names of its steps, see ``Format.write``; and what the card says of its precision.
+        The graphs; and what the card says of their precision.
     """
     if precision != "int8":
-        return each.write(traced, folder, precision), {}
-    from vitsplit.exporting.onnx_format import FILE
-    from vitsplit.exporting.quantization import keep_sensitive, products_by_step, quantize
+        return [each.write(part, folder, precision) for part in traced], {}
+    from vitsplit.exporting.quantization import REST, keep_sensitive, products_by_step, quantize
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        exact = Path(temporary) / FILE
-        steps = each.write(traced, exact.parent, "fp32")
-        groups = products_by_step(exact, list(steps.values()))
+        exact = [each.write(part, Path(temporary), "fp32") for part in traced]
+        graphs = [replace(part, path=folder / part.path.name) for part in exact]
+        products = [products_by_step(part.path, list(part.steps.values())) for part in exact]
+        for index, part in enumerate(traced):
+            titles = {name: step for step, name in part.steps.items()}
+            titles[REST] = REST if len(traced) == 1 else f"{part.name}: {REST}"
+            products[index] = {titles[group]: names for group, names in products[index].items()}
 
         def write(quantized: Collection[str]) -> None:
-            quantize(exact, folder / FILE, [product for group in quantized for product in groups[group]])
+            for source, target, found in zip(exact, graphs, products, strict=True):
+                names = [name for group, each in found.items() if group in quantized for name in each]
+                quantize(source.path, target.path, names)
 
-        return steps, {"in_fp32": keep_sensitive(groups, write, measure)}
+        groups = {group: names for found in products for group, names in found.items()}
+        return graphs, {"in_fp32": keep_sensitive(groups, write, lambda: measure(graphs))}
 
 
 def _describe(entry: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""An exported folder as a ``Predictor``: the graph takes the place of backbone, methods and decoders.
+"""Exported folders as a ``Predictor``: the graph takes the place of backbone, methods and decoders.
 
 The tasks resize, cut into windows, flip and evaluate as with a bundle: settings such as ``test_mode`` apply.
 
@@ -22,7 +22,7 @@ from vitsplit.errors import ConfigError, ExportError
 from vitsplit.files import read_json
 from vitsplit.inference.predictor import LoadedHead, Predictor
 from vitsplit.runtime import Runtime
-from vitsplit.runtime.card import ADVICE, CARD, ExportCard, read_card
+from vitsplit.runtime.card import ADVICE, CARD, ExportCard, join_cards, read_card
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS, check_predicts
 from vitsplit.runtime.sessions import RuntimeName
 from vitsplit.tasks import bare_task
@@ -105,13 +105,16 @@ class GraphHead(nn.Module):
         return self.task.from_graph(taps.outputs[self.index])
 
 
-def export_cards(folder: str | Path) -> dict[str, Card]:
-    """The cards of the bundles of an exported folder, by head name.
+def export_cards(folders: Sequence[str | Path]) -> dict[str, Card]:
+    """The cards of the bundles of exported folders, by head name.
 
     Raises:
         BundleError, ExportError: A card is missing or invalid.
+        ConfigError: The folders do not fit together.
     """
-    return _bundle_cards(read_card(folder))
+    exports = [read_card(folder) for folder in folders]
+    join_cards(exports)
+    return {name: card for export in exports for name, card in _bundle_cards(export).items()}
 
 
 def _bundle_cards(export: ExportCard) -> dict[str, Card]:
@@ -123,28 +126,33 @@ def _bundle_cards(export: ExportCard) -> dict[str, Card]:
     return {name: parse_card(heads[name][BUNDLE], f"{path}: heads: {name}: {BUNDLE}") for name in export.heads}
 
 
-def export_ids(folder: str | Path) -> dict[str, str]:
-    """Identification of the heads for logs: the SHA-256 of the card, which has the hashes of the graphs."""
-    path = Path(folder) / CARD
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return dict.fromkeys(read_card(folder).heads, digest)
+def export_ids(folders: Sequence[str | Path]) -> dict[str, str]:
+    """Identification of the heads for logs: the SHA-256 of their card, which has the hashes of the graphs."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        digest = hashlib.sha256((Path(folder) / CARD).read_bytes()).hexdigest()
+        found |= dict.fromkeys(read_card(folder).heads, digest)
+    return found
 
 
-def load_export(folder: str | Path, runtime: RuntimeName | None = None, threads: int | None = None) -> Predictor:
-    """Opens an exported folder as a predictor on the CPU. Heads without predictions are left out: see ``Runtime``.
+def load_export(
+    folders: Sequence[str | Path], runtime: RuntimeName | None = None, threads: int | None = None
+) -> Predictor:
+    """Opens exported folders as a predictor on the CPU. Heads without predictions are left out: see ``Runtime``.
 
     Args:
-        folder: The folder.
+        folders: The folders.
         runtime: ``onnx`` or ``openvino``; None: see ``vitsplit.runtime.Runtime``.
         threads: Number of threads; None: that of PyTorch.
 
     Raises:
-        BundleError, ExportError: The folder is invalid or corrupt.
-        ConfigError: The runtime is not installed, or the folder has no graph for it, or no head with predictions.
+        BundleError, ExportError: A folder is invalid or corrupt.
+        ConfigError: The runtime is not installed, or a folder has no graph for it, or no head with predictions; or the
+            folders do not fit together.
     """
-    opened = Runtime(folder, runtime, threads or torch.get_num_threads())
+    opened = Runtime(folders, runtime, threads or torch.get_num_threads())
     check_predicts(opened)
-    cards = _bundle_cards(opened.card)
+    cards = export_cards(folders)
     backbone: Any = GraphBackbone(opened)
     predictor = Predictor(backbone, "fp32")
     for index, (name, card) in enumerate(cards.items()):
@@ -152,7 +160,7 @@ def load_export(folder: str | Path, runtime: RuntimeName | None = None, threads:
             continue
         task = bare_task(card.config.task, card.description)
         if not isinstance(task, GraphTask) or task.name != opened.card.heads[name].task:
-            raise ConfigError(f"{folder}: {name}: the task {card.task} cannot be used from an exported folder.")
+            raise ConfigError(f"{opened.card.folder}: {name}: the task {card.task} cannot be used from an export.")
         head: Any = GraphHead(index, task)
         predictor.register(name, LoadedHead(card, task, backbone, head))
     return predictor

@@ -1,4 +1,4 @@
-"""What predictions are made with: bundles of one backbone, or an exported folder."""
+"""What predictions are made with: bundles of one backbone, or exported folders."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Source:
 def find_source(
     runs: Sequence[str | Path] | Mapping[str, str | Path], *, runtime: RuntimeName | None = None, **options: Any
 ) -> Source:
-    """Reads the cards of runs, bundles or an exported folder.
+    """Reads the cards of runs, bundles or exported folders.
 
     Args:
-        runs: Run or bundle folders, or a mapping from names to them; or one exported folder.
-        runtime: Runtime of an exported folder; None: see ``load_export``.
+        runs: Run or bundle folders, or a mapping from names to them; or exported folders, see ``Runtime``.
+        runtime: Runtime of exported folders; None: see ``load_export``.
         options: Options of ``load_predictor`` for bundles.
 
     Raises:
@@ -58,25 +58,26 @@ def find_source(
             partial(bundle_ids, {name: folder for name, (folder, _) in bundles.items()}),
             partial(load_predictor, runs, **options),
         )
-    folder = exported[0]
-    if len(runs) > 1 or isinstance(runs, Mapping):
+    if len(exported) < len(runs) or isinstance(runs, Mapping):
         raise ConfigError(
-            f"{folder} is an exported folder, which is given alone. To use several bundles, export them into one "
-            "folder: vitsplit export RUN RUN ..."
+            f"{exported[0]} is an exported folder, which is used without names and without bundles. Export them too: "
+            "vitsplit export RUN RUN ..."
         )
-    check_graph_options(options, f"the exported folder {folder}")
-    return exported_source(export_cards(folder), lambda: Path(folder), runtime)
+    check_graph_options(options, f"the exported folder {exported[0]}")
+    return exported_source(export_cards(exported), lambda: exported, runtime)
 
 
-def exported_source(cards: Mapping[str, Card], folder: Callable[[], Path], runtime: RuntimeName | None) -> Source:
-    """The heads of an exported folder.
+def exported_source(
+    cards: Mapping[str, Card], folders: Callable[[], Sequence[str | Path]], runtime: RuntimeName | None
+) -> Source:
+    """The heads of exported folders.
 
     Args:
         cards: Cards of their bundles by head name.
-        folder: Returns the folder, which may be made by the first call.
+        folders: Returns the folders, which may be made by the first call.
         runtime: See ``load_export``.
     """
-    return Source(cards, lambda: export_ids(folder()), lambda: load_export(folder(), runtime))
+    return Source(cards, lambda: export_ids(folders()), lambda: load_export(folders(), runtime))
 
 
 def check_graph_options(options: Mapping[str, Any], what: str) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vitsplit.errors import ExportError
+from vitsplit.errors import ConfigError, ExportError
 from vitsplit.files import CONTROL, inside, is_file, open_regular, read_json, shown, string, whole_number
 
 CARD = "card.json"
 FORMAT = 1
 ADVICE = "Copy the folder again from where it was exported, or export the bundle again."
 LARGEST_SIDE = 1 << 16
+MAIN_SUFFIXES = (".onnx", ".xml", ".pt2")
 MOST_HEADS = 1000
+MOST_TAPS = 10_000
+IMAGE = "image"
+"""Name of the input with the images."""
+TAP = "tap.tokens."
+"""Begin of the names of tensors between graphs: ``tap.tokens.DEPTH``, the tokens after so many blocks, (B, T, D)."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SETTINGS: Mapping[str, tuple[str, ...]] = {"INFERENCE_PRECISION_HINT": ("f32", "f16", "bf16")}
 """Settings of a runtime that a card may have. Others could, for example, name files."""
@@ -40,16 +46,33 @@ class HeadCard:
 
 
 @dataclass(frozen=True)
-class GraphCard:
-    """A graph of an exported folder, in one format.
+class PartCard:
+    """One graph: of backbone and heads together, of the backbone, or of a head.
 
     Attributes:
-        files: Its files, with their SHA-256.
+        files: Its files, that which is opened first.
+        inputs: Names of its inputs: ``image``, and outputs of the parts before it.
+        outputs: Names of its outputs, in order.
+    """
+
+    files: tuple[Path, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphCard:
+    """The graphs of an exported folder, in one format.
+
+    Attributes:
+        parts: The graphs, in the order in which they run.
+        files: Their files, with their SHA-256.
         settings: Settings of the runtime.
-        precision: Its precision, such as ``fp32``.
+        precision: Their precision, such as ``fp32``.
         smallest_side: Smallest height and width of the input.
     """
 
+    parts: tuple[PartCard, ...]
     files: Mapping[Path, str]
     settings: Mapping[str, str]
     precision: str
@@ -101,16 +124,59 @@ def read_card(folder: str | Path) -> ExportCard:
     _object(card, str(path), ("backbone", "input", "heads", "graphs"))
     backbone = _object(card["backbone"], f"{path}: backbone", ("name",))
     layout, batch, size = _input(card["input"], f"{path}: input")
-    heads, graphs = (_named(card[key], f"{path}: {key}") for key in ("heads", "graphs"))
+    named, graphs = (_named(card[key], f"{path}: {key}") for key in ("heads", "graphs"))
+    heads = {name: _head(head, f"{path}: heads: {name}") for name, head in named.items()}
+    outputs = [output for head in heads.values() for output in head.outputs]
     return ExportCard(
         folder=folder,
         backbone=_line(backbone["name"], f"{path}: backbone: name"),
         layout=layout,
         batch=batch,
         size=size,
-        heads={name: _head(head, f"{path}: heads: {name}") for name, head in heads.items()},
-        graphs={name: _graph(graph, folder, f"{path}: graphs: {name}") for name, graph in graphs.items()},
+        heads=heads,
+        graphs={name: _graph(graph, folder, outputs, f"{path}: graphs: {name}") for name, graph in graphs.items()},
     )
+
+
+def join_cards(cards: Sequence[ExportCard]) -> ExportCard:
+    """One card for the heads of several folders; graphs that are the same file, as that of the backbone, run once.
+
+    Raises:
+        ConfigError: The folders do not fit together; the message says why.
+    """
+    first, *others = cards
+    for card in others:
+        both = f"{first.folder} and {card.folder}"
+        if (first.layout, first.size) != (card.layout, card.size):
+            raise ConfigError(
+                f"{both} take other layouts or sizes of images. Export with the same --layout and --size."
+            )
+        if twice := first.heads.keys() & card.heads.keys():
+            raise ConfigError(f"{both} have a head {min(twice)} each. Rename a run's folder, and export it again.")
+        graphs = {
+            name: _join_graphs(first.graphs[name], card.graphs[name], f"{both}: {name}")
+            for name in first.graphs
+            if name in card.graphs
+        }
+        if not graphs:
+            raise ConfigError(f"{both} have no format in common. Export with the same --format.")
+        first = replace(first, batch=first.batch or card.batch, heads={**first.heads, **card.heads}, graphs=graphs)
+    return first
+
+
+def _join_graphs(first: GraphCard, second: GraphCard, where: str) -> GraphCard:
+    if (first.settings, first.precision) != (second.settings, second.precision):
+        raise ConfigError(f"{where}: precisions {first.precision} and {second.precision}. Export with the same.")
+    files = {**first.files, **second.files}
+    known = {tuple(files[path] for path in part.files) for part in first.parts}
+    added = [part for part in second.parts if tuple(files[path] for path in part.files) not in known]
+    if {name for part in first.parts for name in part.outputs} & {name for part in added for name in part.outputs}:
+        raise ConfigError(
+            f"{where}: the graphs of the backbone are different files. Export the heads together, or with --split from "
+            "one backbone by the same versions of vitsplit and PyTorch, in another precision than int8."
+        )
+    smallest = max(first.smallest_side, second.smallest_side)
+    return replace(first, parts=(*first.parts, *added), files=files, smallest_side=smallest)
 
 
 def check_files(graph: GraphCard) -> None:
@@ -168,7 +234,7 @@ def _head(value: Any, where: str) -> HeadCard:
     )
 
 
-def _graph(value: Any, folder: Path, where: str) -> GraphCard:
+def _graph(value: Any, folder: Path, outputs: Sequence[str], where: str) -> GraphCard:
     graph = _object(value, where, ("files", "settings", "precision", "smallest_side"))
     files = {}
     for name, digest in _named(graph["files"], f"{where}: files").items():
@@ -182,7 +248,42 @@ def _graph(value: Any, folder: Path, where: str) -> GraphCard:
     smallest = whole_number(
         graph["smallest_side"], f"{where}: smallest_side", 1, LARGEST_SIDE, error=ExportError, advice=ADVICE
     )
-    return GraphCard(files, settings, _line(graph["precision"], f"{where}: precision"), smallest)
+    # Folders of earlier versions have one graph and no list.
+    names = sorted(graph["files"], key=lambda name: not name.endswith(MAIN_SUFFIXES))
+    one = {"files": names, "inputs": [IMAGE], "outputs": list(outputs)}
+    parts = _parts(graph.get("parts", [one]), folder, files, outputs, f"{where}: parts")
+    return GraphCard(parts, files, settings, _line(graph["precision"], f"{where}: precision"), smallest)
+
+
+def _parts(
+    value: Any, folder: Path, files: Collection[Path], outputs: Sequence[str], where: str
+) -> tuple[PartCard, ...]:
+    """The graphs of a format: each reads what those before it compute, and together they compute all outputs."""
+    known, found = {IMAGE}, []
+    for index, part in enumerate(_list(value, where, MOST_HEADS)):
+        place = f"{where}: {index}"
+        given = _object(part, place, ("files", "inputs", "outputs"))
+        paths = [
+            inside(folder, name, f"{place}: files", error=ExportError, advice=ADVICE)
+            for name in _list(given["files"], f"{place}: files", MOST_HEADS)
+        ]
+        inputs, computed = (
+            [_line(name, f"{place}: {key}") for name in _list(given[key], f"{place}: {key}", MOST_TAPS)]
+            for key in ("inputs", "outputs")
+        )
+        if not set(paths) <= set(files) or not known.issuperset(inputs) or not known.isdisjoint(computed):
+            raise ExportError(f"{place}: has files or tensors that are not in the card, or computed twice. {ADVICE}")
+        known |= set(computed)
+        found.append(PartCard(tuple(paths), tuple(inputs), tuple(computed)))
+    if missing := set(outputs) - known:
+        raise ExportError(f"{where}: no graph has the output {min(missing)}. {ADVICE}")
+    return tuple(found)
+
+
+def _list(value: Any, where: str, most: int) -> list[Any]:
+    if not isinstance(value, list) or not 1 <= len(value) <= most:
+        raise ExportError(f"{where} must be a list of 1 to {most} entries, not {shown(value)}. {ADVICE}")
+    return value
 
 
 def _object(value: Any, where: str, required: Collection[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``Runtime``: an exported folder as a predictor.
+"""``Runtime``: exported folders as a predictor.
 
 Shapes: B batch, C channels, H W pixels of an image, h w size of the graph's input.
 """
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from vitsplit.data.decoding import to_image_array
 from vitsplit.data.resizing import fit_size, resize_image
 from vitsplit.errors import ConfigError, DataError, ExportError
-from vitsplit.runtime.card import ADVICE, CARD, HeadCard, read_card
-from vitsplit.runtime.sessions import PACKAGES, RuntimeName, choose_runtime, open_session
+from vitsplit.runtime.card import ADVICE, CARD, HeadCard, join_cards, read_card
+from vitsplit.runtime.sessions import PACKAGES, Device, RuntimeName, choose_runtime, open_session
 
 OUTPUTS = {
     "segmentation": "vitsplit.tasks.segmentation.outputs:SegmentationOutputs",
@@ -54,25 +54,28 @@ class Outputs(Protocol):
 
 
 class Runtime:
-    """An exported folder, opened in ONNX Runtime or OpenVINO on the CPU. Thread-safe.
+    """One or several exported folders, opened in ONNX Runtime or OpenVINO. Thread-safe.
 
     The predictions are those of ``vitsplit.load(RUN).predict`` for the whole image at one scale without flip, with the
     same types, pictures and files. Of heads of visual question answering, ``outputs`` returns the visual tokens; there
     are no predictions without the language model.
 
     Args:
-        folder: The folder. Its card and files are checked.
+        folder: The folder, or several, whose heads have different names. Of folders exported with ``--split`` from one
+            backbone, its graph is the same file, and runs once. Cards and files are checked.
         runtime: ``onnx`` (ONNX Runtime) or ``openvino``; None: the first format in the folder whose package is
             installed.
         threads: Number of threads; None: all cores.
+        device: ``cpu``; or with ONNX Runtime, from ``onnxruntime-gpu``, ``cuda`` or ``tensorrt``.
 
     Attributes:
-        card: The card.
+        card: The card, with the heads of all folders.
         runtime: The runtime.
 
     Raises:
         BundleError, ExportError: The folder is invalid or corrupt; the message names the file.
-        ConfigError: The folder has no graph for the runtime, or its package is not installed.
+        ConfigError: The folder has no graph for the runtime, its package is not installed or does not support the
+            device, or folders do not fit together.
 
     Example:
         >>> predictions = Runtime("exported").predict("image.jpg")  # doctest: +SKIP
@@ -80,20 +83,31 @@ class Runtime:
         >>> predictions["depth"].save("predictions", "image")  # doctest: +SKIP
     """
 
-    def __init__(self, folder: str | Path, runtime: RuntimeName | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | Sequence[str | Path],
+        runtime: RuntimeName | None = None,
+        threads: int | None = None,
+        device: Device = "cpu",
+    ) -> None:
         if threads is not None and threads < 1:
             raise ConfigError(f"threads is {threads}, must be at least 1.")
-        self.card = read_card(folder)
-        where = self.card.folder / CARD
+        cards = [read_card(each) for each in ([folder] if isinstance(folder, str | Path) else folder)]
+        if not cards:
+            raise ConfigError("Runtime: no folder was given.")
         self._outputs = {
-            name: _open_outputs(head, name, where)
-            for name, head in self.card.heads.items()
+            name: _open_outputs(head, name, card.folder / CARD)
+            for card in cards
+            for name, head in card.heads.items()
             if head.task not in WITHOUT_PREDICTIONS
         }
+        self.card = join_cards(cards)
         if self.card.batch is None and not all(outputs.batched for outputs in self._outputs.values()):
-            raise ExportError(f"{where}: a graph with objects must take one image, not a batch. {ADVICE}")
+            raise ExportError(
+                f"{self.card.folder / CARD}: a graph with objects must take one image, not a batch. {ADVICE}"
+            )
         self.runtime = choose_runtime(self.card, runtime)
-        self._run = open_session(self.card, self.runtime, threads)
+        self._run = open_session(self.card, self.runtime, threads, device)
 
     def predict(self, image: Any) -> dict[str, Any]:
         """Predictions of one image at its own size, by head name.

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional as TF
 from vitsplit.analysis.bench.report import Rows, where
 from vitsplit.analysis.measure import Say, Spread, describe_machine, paired_ratio, run_interleaved
 from vitsplit.errors import ConfigError
-from vitsplit.exporting.formats import FormatName, open_format
+from vitsplit.exporting.formats import FormatName, Written, open_format, open_graphs
 from vitsplit.exporting.parity import described, find_images, measure_head, model_outputs
 from vitsplit.inference.predictor import Predictor
 from vitsplit.runtime.card import check_files, read_card
@@ -137,7 +137,6 @@ def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[
     if card.batch not in (None, batch):
         raise ConfigError(f"{folder} takes one image at a time. Omit --batch-size.")
     pixels = np.ascontiguousarray(image_BCHW.permute(0, 2, 3, 1) if card.layout == "nhwc" else image_BCHW)
-    names = [output for head in card.heads.values() for output in head.outputs]
     found: list[tuple[str, str, int, Call]] = []
     for name, graph in card.graphs.items():
         check_files(graph)
@@ -145,7 +144,8 @@ def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[
             raise ConfigError(
                 f"--size {size[0]} {size[1]}: {folder} takes sides of at least {graph.smallest_side} pixels."
             )
-        run = open_format(cast(FormatName, name)).open(folder, names, graph.settings)
+        graphs = [Written(part.files[0], part.inputs, part.outputs) for part in graph.parts]
+        run = open_graphs(open_format(cast(FormatName, name)), graphs, graph.settings)
         size_bytes = sum(path.stat().st_size for path in graph.files)
         found.append((f"{folder.name}, {name}", graph.precision, size_bytes, partial(run, pixels)))
     return found
