@@ -9,7 +9,7 @@ import pytest
 from tiny_predictor import tiny_predictor
 
 from vitsplit.errors import ConfigError, ExportError
-from vitsplit.exporting.scores import Labeled, check_scores, compare_scores, score
+from vitsplit.exporting.scores import Labeled, compare_scores, is_close, score
 from vitsplit.exporting.writing import ExportPlan, export_graphs
 from vitsplit.tasks.base import Evaluation
 
@@ -40,11 +40,7 @@ def scored(model: float, graph: float, measure: str = "miou") -> dict[str, dict[
 def test_limits_of_scores(model: float, graph: float, measure: str, accepted: bool) -> None:
     (found,) = scores = list(scored(model, graph, measure).values())
     assert scores[0]["measure"] == measure and found["model"] == model
-    if accepted:
-        check_scores({"head": found}, "graph.onnx")
-    else:
-        with pytest.raises(ExportError, match=r"graph\.onnx.*head"):
-            check_scores({"head": found}, "graph.onnx")
+    assert is_close(found) is accepted
 
 
 def test_scores_replace_the_agreement_of_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +67,25 @@ def test_scores_replace_the_agreement_of_half_precision(tmp_path: Path, monkeypa
     plan = ExportPlan(("onnx",), "fp32", data={"segmentation": Labeled("photos", evaluate)})
     with pytest.raises(ExportError, match="no class agrees"):
         export_graphs(predictor, tmp_path / "exact", plan)
+
+
+@pytest.mark.parametrize("graphs", [[0.45], [0.3, 0.45], [0.3, 0.3]])
+def test_int8_keeps_blocks_only_if_the_score_demands_it(graphs: list[float], tmp_path: Path) -> None:
+    predictor, written = tiny_predictor(tasks=("segmentation",), depth=2), iter(graphs)
+
+    def evaluate(head: Any) -> Evaluation:
+        return Evaluation({}, 0.45 if head is predictor["segmentation"] else next(written), "miou")
+
+    plan = ExportPlan(("onnx",), "int8", data={"segmentation": Labeled("photos", evaluate)})
+    if graphs[-1] == 0.45:
+        entry = export_graphs(predictor, tmp_path / "out", plan).card["graphs"]["onnx"]
+        assert entry["scores"]["segmentation"]["graph"] == 0.45
+        assert len(graphs) > 1 or entry["in_fp32"] == []
+    else:
+        with pytest.raises(ExportError, match="segmentation"):
+            export_graphs(predictor, tmp_path / "out", plan)
+        assert not (tmp_path / "out").exists()
+    assert next(written, None) is None
 
 
 def test_data_without_a_head_or_a_format(tmp_path: Path) -> None:

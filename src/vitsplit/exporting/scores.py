@@ -62,17 +62,16 @@ def compare_scores(
     return found
 
 
-def check_scores(scores: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Refuses a graph whose scores differ too much from the model's.
+def is_close(found: Mapping[str, Any]) -> bool:
+    """Whether a score of ``compare_scores`` is accepted; NaN is not."""
+    return bool(abs(found["change"]) <= found["largest_change"])
 
-    Raises:
-        ExportError: The message has the head and both scores.
-    """
-    for name, each in scores.items():
-        if not abs(each["change"]) <= each["largest_change"]:
-            raise ExportError(
-                f"{title}: {name} has {each['measure']} {each['graph']:.4f} on {each['data']}, the model "
-                f"{each['model']:.4f}: the difference must be at most {each['largest_change']}. The folder was not "
-                "written. Export with another --precision, or omit --data: the blocks that matter most then stay in "
-                "float32 with int8."
-            )
+
+def scores_differ(scores: Mapping[str, Mapping[str, Any]], title: str) -> ExportError:
+    """The error of a graph whose scores differ too much from the model's: the first of these heads, and both scores."""
+    name, found = next((name, found) for name, found in scores.items() if not is_close(found))
+    return ExportError(
+        f"{title}: {name} has {found['measure']} {found['graph']:.4f} on {found['data']}, the model "
+        f"{found['model']:.4f}: the difference must be at most {found['largest_change']}. The folder was not written. "
+        "Export with another --precision."
+    )
