@@ -26,6 +26,22 @@ def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
     return {"size": [int(side) for side in mask_HW.shape], "counts": compress(np.diff(bounds))}
 
 
+def encode_labels(labels_HW: NDArray[np.uint8]) -> dict[int, dict[str, Any]]:
+    """``encode`` of the mask of every value that occurs, by value, in one pass over the pixels."""
+    pixels_P = labels_HW.T.ravel()
+    starts_R = np.concatenate([[0], np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + 1])
+    ends_R = np.append(starts_R[1:], pixels_P.size)
+    values_R = pixels_P[starts_R]
+    found = {}
+    for value in np.unique(values_R).tolist():
+        own_R = values_R == value
+        bounds = np.append(0, np.stack([starts_R[own_R], ends_R[own_R]], 1))
+        if bounds[-1] < pixels_P.size:
+            bounds = np.append(bounds, pixels_P.size)
+        found[value] = {"size": [int(side) for side in labels_HW.shape], "counts": compress(np.diff(bounds))}
+    return found
+
+
 def compress(runs_R: NDArray[np.int64]) -> str:
     """Encodes runs as COCO's compressed characters, see ``decompress``."""
     values_R = runs_R.copy()

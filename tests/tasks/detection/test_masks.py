@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as official
 
+from vitsplit.data.mask_coding import compress, decompress, encode, encode_labels
 from vitsplit.tasks.detection.annotations import polygon_problem
-from vitsplit.tasks.detection.mask_coding import compress, decompress, encode
 from vitsplit.tasks.detection.masks import mask_area, rasterize, run_problem, to_rle
 
 RNG = np.random.default_rng(0)
@@ -27,6 +27,17 @@ def run_lengths(mask_HW):
     values = np.concatenate([[0], mask_HW.flatten(order="F"), [2]])
     changes = np.flatnonzero(np.diff(values))
     return np.diff(np.concatenate([[0], changes])).tolist()
+
+
+def test_labels_are_encoded_like_the_mask_of_each():
+    for shape, most in (((1, 1), 1), ((1, 40), 3), ((40, 1), 2), ((37, 53), 6), ((300, 200), 200)):
+        labels_HW = RNG.integers(0, most, shape, dtype=np.uint8)
+        labels_HW[: shape[0] // 2] = 0
+        found = encode_labels(labels_HW)
+        assert set(found) == set(np.unique(labels_HW).tolist())
+        for value, rle in found.items():
+            text = official.encode(np.asfortranarray(labels_HW == value, np.uint8))["counts"].decode()
+            assert rle == {"size": [*shape], "counts": text}
 
 
 def test_compressed_run_lengths_equal_the_official_tool():
