@@ -1,0 +1,122 @@
+"""HTTP connections of uvicorn, with the time limits that it does not have: headers, and clients that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from vitsplit.serving.limits import Limits
+from vitsplit.serving.service import Service
+
+LINGER_SECONDS = 0.5
+"""Time after a signal in which connections are still accepted, and kept ones are closed after their next answer."""
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%s"
+)
+_FULL_BODY = b'{"error":{"code":"busy","message":"too many connections"}}'
+
+
+class Config(uvicorn.Config):
+    """Settings of uvicorn, with limits.
+
+    Args:
+        app: The application.
+        limits: The limits.
+    """
+
+    def __init__(self, app: Any, limits: Limits) -> None:
+        super().__init__(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=max(1, round(limits.header_seconds)),
+            timeout_graceful_shutdown=round(limits.request_seconds + limits.body_seconds) + 1,
+        )
+        self.limits = limits
+
+
+class Connection(H11Protocol):
+    """A connection that is closed if a header takes too long, or the client does not read its answer.
+
+    A request whose answer is complete before its body also counts as waiting for a header.
+    """
+
+    config: Config
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accepts or refuses a connection."""
+        if len(self.connections) >= self.config.limits.max_connections:
+            self._refused = True
+            transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            transport.close()
+            return
+        super().connection_made(transport)
+        self._watch_header()
+
+    def data_received(self, data: bytes) -> None:
+        """Receives a part of a header or body."""
+        if not self._refused:
+            super().data_received(data)
+            self._watch_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the connection."""
+        if not self._refused:
+            super().connection_lost(exc)
+        for timer in (self._header_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        """Starts the time limit of a client that does not read."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.config.limits.request_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Ends that time limit."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _watch_header(self) -> None:
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.config.limits.header_seconds, self.transport.abort)
+        elif not waits and self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+
+class Server(uvicorn.Server):
+    """Answers the last requests before it stops.
+
+    Args:
+        config: The settings.
+        service: Its state is set to stopping.
+    """
+
+    def __init__(self, config: Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Closes connections that are kept open after their next answer, and stops when all answers are sent."""
+        self._service.stopping = True
+        deadline = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
