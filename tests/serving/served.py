@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,12 @@ def serving(runs: Any, limits: Limits | None = None, **options: Any) -> Iterator
         yield client
 
 
-def expected(runs: Any, content: bytes, **options: Any) -> dict[str, Any]:
+def expected(runs: Any, content: bytes) -> dict[str, Any]:
     """What ``vitsplit.load(...).predict`` returns for an image file."""
     with Image.open(io.BytesIO(content)) as image:
-        return vitsplit.load(runs, **options).predict(image)
+        return _predictor(tuple(runs.items() if isinstance(runs, dict) else runs)).predict(image)
+
+
+@functools.cache
+def _predictor(runs: tuple[Any, ...]) -> vitsplit.Predictor:
+    return vitsplit.load(dict(runs)) if isinstance(runs[0], tuple) else vitsplit.load(*runs)

@@ -21,6 +21,9 @@ import psutil
 import pytest
 from served import expected, photo
 
+LATEST = 8.0
+"""Seconds within which a connection is closed whose limit is half a second, on a busy machine; the client has 15."""
+
 
 @contextlib.contextmanager
 def process(*words, ready=1):
@@ -36,7 +39,7 @@ def process(*words, ready=1):
         if started.poll() is None:
             started.terminate()
             try:
-                started.wait(20)
+                started.wait(60)
             except subprocess.TimeoutExpired:
                 started.kill()
         started.communicate()
@@ -48,7 +51,7 @@ def predict(port, content, query="format=npz"):
         return dict(np.load(io.BytesIO(response.read())))
 
 
-def closed_after(port, first, pieces=(), seconds=10.0):
+def closed_after(port, first, pieces=(), seconds=30.0):
     """Seconds until the server closes a connection that sends these bytes, and what it answered."""
     begun = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -77,25 +80,25 @@ def test_slow_and_idle_clients_are_closed(runs):
         _,
         port,
     ):
-        trickle = [b"x"] * 60
+        trickle = [b"x"] * 150
         post = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
-        assert closed_after(port, b"") < (2.5,)  # says nothing
-        assert closed_after(port, b"GET / HTTP/1.1\r\nX: ", trickle) < (2.5,)  # a header without end
+        assert closed_after(port, b"") < (LATEST,)  # says nothing
+        assert closed_after(port, b"GET / HTTP/1.1\r\nX: ", trickle) < (LATEST,)  # a header without end
         took, answer = closed_after(port, post, trickle)  # a slow body
-        assert took < 2.5 and answer.startswith(b"HTTP/1.1 408") and b"slow_body" in answer
+        assert took < LATEST and answer.startswith(b"HTTP/1.1 408") and b"slow_body" in answer
         took, answer = closed_after(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")  # kept open, and idle
-        assert took < 3 and answer.startswith(b"HTTP/1.1 200")
+        assert took < LATEST and answer.startswith(b"HTTP/1.1 200")
         took, answer = closed_after(
             port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /", trickle
         )  # a slow second header
-        assert took < 3 and answer.count(b"HTTP/1.1") == 1
+        assert took < LATEST and answer.count(b"HTTP/1.1") == 1
         took, answer = closed_after(port, b"nonsense\r\n\r\n")
-        assert took < 2.5 and answer.startswith(b"HTTP/1.1 400")
+        assert took < LATEST and answer.startswith(b"HTTP/1.1 400")
         took, answer = closed_after(port, b"GET / HTTP/1.1\r\nX: " + bytes([97]) * 100_000)
-        assert took < 2.5 and (not answer or answer.startswith(b"HTTP/1.1 4"))
+        assert took < LATEST and (not answer or answer.startswith(b"HTTP/1.1 4"))
         # A path that the server refuses before it reads the body, which does not end.
         took, answer = closed_after(port, post.replace(b"predict", b"absent"), trickle)
-        assert took < 2.5 and answer.startswith(b"HTTP/1.1 404")
+        assert took < LATEST and answer.startswith(b"HTTP/1.1 404")
         # More connections than allowed: the others are refused, and places are free again afterwards.
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(30)]
@@ -140,12 +143,13 @@ def test_a_signal_loses_no_accepted_request(runs):
         threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(1.5)
+        while counts["right"] < 5:
+            time.sleep(0.05)
         server.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        assert server.wait(20) == 0
-        assert counts["right"] > 3 and counts["wrong"] == counts["lost"] == 0, counts
+        assert server.wait(60) == 0
+        assert counts["wrong"] == counts["lost"] == 0, counts
 
 
 def test_workers_share_a_port_and_end_with_their_parent(runs):
@@ -159,7 +163,7 @@ def test_workers_share_a_port_and_end_with_their_parent(runs):
         assert float(count.split()[-1]) == 4
         server.kill()
         server.wait()
-        _, alive = psutil.wait_procs(children, timeout=15)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive
 
 
@@ -167,7 +171,7 @@ def test_workers_stop_at_a_signal(runs):
     with process(runs["rooms"], "--workers", "2") as (server, port):
         predict(port, photo())
         server.terminate()
-        assert server.wait(30) == 0
+        assert server.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -181,14 +185,14 @@ def test_workers_stop_at_a_signal(runs):
 )
 def test_wrong_flags(runs, words, text):
     command = [sys.executable, "-m", "vitsplit", "serve", str(runs["rooms"]), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_taken_port(runs):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "vitsplit", "serve", str(runs["rooms"]), "--port", str(taken.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "--port" in done.stderr
 
 
@@ -211,3 +215,42 @@ def _opened(content):
     from PIL import Image
 
     return Image.open(io.BytesIO(content))
+
+
+OFFLINE = """
+import os, signal, sys, threading, urllib.request
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        address = arguments[0] if event.startswith("socket.get") else arguments[1][0]
+        if address != "127.0.0.1":
+            print("reached out to", address, flush=True)
+            raise OSError("no network")
+
+sys.addaudithook(refuse)
+import vitsplit
+from vitsplit.serving import server
+
+def ask(line):
+    def work():
+        for path, data in (("/", None), ("/v1/predict", open(sys.argv[2], "rb").read()), ("/metrics", None)):
+            try:
+                urllib.request.urlopen("http" + line.rpartition("http")[2] + path, data).read()
+            except urllib.error.HTTPError as error:
+                assert error.code == 404, error
+        print("asked", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=work).start()
+
+sys.exit(server.serve(server.ServeOptions([sys.argv[1]]), port=0, say=ask))
+"""
+
+
+def test_the_server_sends_nothing_by_itself(runs, tmp_path):
+    """No connection but those of its client: dependencies have no telemetry."""
+    image = tmp_path / "photo.png"
+    image.write_bytes(photo())
+    command = [sys.executable, "-c", OFFLINE, str(runs["rooms"]), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "asked\n"), done.stderr

@@ -66,7 +66,7 @@ BODIES = {
     "truncated PNG": (photo()[:200], 400),
     "bomb": (png_header(100_000, 100_000), 413),
     "just too many pixels": (png_header(4001, 4000), 413),
-    "no pixels": (png_header(0, 0), 400),
+    "no pixels": (png_header(0, 0), 415),
     "missing pixels": (png_header(2000, 2000), 400),
     "noise": (np.random.default_rng(0).bytes(1000), 415),
 }

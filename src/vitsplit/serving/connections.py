@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import ctypes
+import socket
+import struct
+import sys
 from typing import Any
 
 import uvicorn
@@ -12,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Service
 
+_SO_ATTACH_FILTER, _BPF_RETURN = 26, 0x06  # <linux/socket.h>, <linux/bpf_common.h>
 LINGER_SECONDS = 0.5
 """Time after a signal in which connections are still accepted, and kept ones are closed after their next answer."""
 _FULL = (
@@ -92,6 +96,17 @@ class Connection(H11Protocol):
             self._write_timer.cancel()
             self._write_timer = None
 
+    def shutdown(self) -> None:
+        """Closes the connection after its request; one that was just opened may still send it."""
+        if self.cycle is None:
+            self.loop.call_later(LINGER_SECONDS, self._close_unused)
+        else:
+            super().shutdown()
+
+    def _close_unused(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            super().shutdown()
+
     def _watch_header(self) -> None:
         waits = self.cycle is None or self.cycle.response_complete
         if waits and self._header_timer is None:
@@ -116,7 +131,19 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Closes connections that are kept open after their next answer, and stops when all answers are sent."""
         self._service.stopping = True
-        deadline = time.monotonic() + LINGER_SECONDS
-        while time.monotonic() < deadline and not self.force_exit:
-            await asyncio.sleep(0.05)
+        await asyncio.sleep(LINGER_SECONDS)
+        for listener in sockets or []:
+            _refuse_connections(listener)
+        await asyncio.sleep(0.05)  # the event loop accepts those that are open
         await super().shutdown(sockets)
+
+
+def _refuse_connections(listener: socket.socket) -> None:
+    """Lets the system drop packets that open connections, on Linux.
+
+    Without it, connections that are opened just before the socket is closed would be reset instead of answered.
+    """
+    if sys.platform == "linux":
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+        program = struct.pack("HL", 1, ctypes.addressof(drop_all))
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
