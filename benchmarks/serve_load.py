@@ -249,7 +249,8 @@ def _attacks(image: bytes) -> dict[str, tuple[bytes, bytes, float]]:
             return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
         header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-        pixels = zlib.compress(bytes(3 * min(side, 4000) ** 2), 9)
+        rows = min(side, 4000)
+        pixels = zlib.compress(bytes(rows * (1 + 3 * rows)), 9)
         return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
     return {

@@ -89,6 +89,8 @@ def test_coco_results(client, answer):
         mask_HW = coco_mask.decode(entry["segmentation"])
         np.testing.assert_array_equal(mask_HW == 1, answer["rooms"].mask == entry["category_id"])
     assert entries[len(rooms) :] == answer["things"].coco_results(7)
+    # Depth has no such results, and is left out unless it is asked for.
+    assert client.post("/v1/predict?format=coco&image_id=7", content=photo()).json() == entries
 
 
 def test_only_the_heads_asked_for_run(client, answer):

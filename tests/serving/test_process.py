@@ -207,6 +207,10 @@ def test_an_exported_folder(tmp_path):
         wanted = vitsplit.load(folder, runtime="onnx").predict(np.asarray(_opened(photo())))
         np.testing.assert_array_equal(found["rooms.mask"], wanted["rooms"].mask)
         np.testing.assert_array_equal(found["depth.depth"], wanted["depth"].depth)
+        # The graph takes no image of one pixel: the error says so without the folder.
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            predict(port, photo(1, 1))
+        assert refused.value.code == 400 and str(folder) not in (text := refused.value.read().decode()), text
         bundles = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/bundles"))
         assert bundles["backbone"] == {"name": "none"}
 

@@ -190,6 +190,37 @@ def test_the_time_of_a_request_is_limited(slow):
     assert len(slow.computed) == 2  # one of the two was dropped before it was computed
 
 
+def test_a_request_whose_client_has_left_is_not_computed(slow):
+    async def send_and_leave():
+        messages = [{"type": "http.request", "body": photo(seed=1), "more_body": False}]
+        sent = []
+
+        async def receive():
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "query_string": b"bundles=rooms",
+            "headers": [],
+        }
+        await slow.app(scope, receive, send)
+        return sent
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo())
+        wait_until(lambda: slow.computed)
+        assert slow.portal.call(send_and_leave) == []
+        assert len(slow.service.model._waiting) == 0
+        slow.go.set()
+        assert first.result().status_code == 200
+    assert len(slow.computed) == 1 and slow.service.slots.used == 0
+
+
 def test_batches_are_of_one_size_and_the_same_heads(runs):
     """Whatever waits is grouped, and every answer is that of its image."""
     with serving(runs) as client:
@@ -205,7 +236,7 @@ def test_batches_are_of_one_size_and_the_same_heads(runs):
 
         service.predictor.predict_batch = predict_batch
         asked = [(seed, width, heads) for seed in range(4) for width in (40, 64) for heads in ("rooms", "rooms,far")]
-        with ThreadPoolExecutor(len(asked)) as pool:
+        with ThreadPoolExecutor(1 + len(asked)) as pool:
             first = pool.submit(client.post, "/v1/predict?format=npz&bundles=far", content=photo(30, 30))
             wait_until(lambda: service.slots.used == 1)
             time.sleep(0.2)

@@ -138,10 +138,10 @@ class Asking:
                 yield _event("image", image)
                 begun, answer = time.perf_counter(), ""
                 self._thread.submit(_answer, answerer, question, most, put, stopped)
-                async with asyncio.timeout(self.service.limits.request_seconds):
-                    while isinstance(piece := await pieces.get(), str):
-                        answer += piece
-                        yield _event("", {"text": piece})
+                ends = loop.time() + self.service.limits.request_seconds
+                while isinstance(piece := await asyncio.wait_for(pieces.get(), ends - loop.time()), str):
+                    answer += piece
+                    yield _event("", {"text": piece})
                 if piece is not None:
                     raise piece
                 timing: dict[str, float] = {}

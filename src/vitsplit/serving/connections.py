@@ -40,6 +40,7 @@ class Config(uvicorn.Config):
             ws="none",
             lifespan="on",
             log_config=None,
+            log_level="error",  # a warning for every malformed request would fill the log
             access_log=False,
             server_header=False,
             proxy_headers=False,

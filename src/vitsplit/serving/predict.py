@@ -84,7 +84,11 @@ def _parameters(service: Service, request: Request) -> tuple[dict[str, ServedHea
     image_id = request.query_params.get("image_id", "0")
     if not image_id or len(image_id) > 1024:
         raise invalid("invalid_parameter", "image_id must have 1 to 1024 characters")
-    heads = service.choose(request.query_params.get("bundles"))
+    names = request.query_params.get("bundles")
+    heads = service.choose(names)
+    offering = {name: head for name, head in heads.items() if kind in head.task.served_formats}
+    if names is None and offering:
+        heads = offering
     for head in heads.values():
         if kind not in head.task.served_formats:
             raise _not_offered(head, kind)

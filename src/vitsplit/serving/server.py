@@ -63,8 +63,9 @@ class ServeOptions:
     threads: int | None = None
 
     def source(self) -> Source:
-        """The heads."""
-        return find_source_for(self.runs, self.runtime, say=logger.info, **self.loading)
+        """The heads. Folders are absolute, which errors of requests are recognized by and omit."""
+        runs = [Path(run).absolute() for run in self.runs]
+        return find_source_for(runs, self.runtime, say=logger.info, **self.loading)
 
 
 def serve(
