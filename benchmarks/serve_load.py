@@ -7,7 +7,8 @@
     python benchmarks/serve_load.py stop RUN_A RUN_B --images FOLDER
 
 ``speed``: closed-loop clients and a bare loop over the same files alternate; images per second, and CPU time per image
-of the server's process against the loop's. ``heads``: one request for all heads of one server, against one to each of
+of the server's process against the loop's. ``--query format=json`` includes run-length encodings and the PNG of depth,
+which the loop does not make. ``heads``: one request for all heads of one server, against one to each of
 several servers with one head; the bound is the ratio of multiply-adds. ``soak``: the last run comes and goes every ten
 seconds; answers are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and not
 answered.
@@ -386,7 +387,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--attackers", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--query", default="format=json")
+    parser.add_argument("--query", default="format=npz")
     options = parser.parse_args()
     files = sorted(path for path in options.images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)[:64]
     measure = {"speed": speed, "heads": heads, "hostile": hostile, "soak": soak, "stop": stop}[options.what]

@@ -22,7 +22,7 @@ DOCUMENTED = {
     405: {"method_not_allowed"},
     413: {"too_large"},
     415: {"unsupported_type"},
-    503: {"busy", "timeout", "stopping"},
+    503: {"busy", "timeout"},
 }
 
 

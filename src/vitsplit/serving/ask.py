@@ -23,7 +23,9 @@ from vitsplit.inference.asking import vqa_head
 from vitsplit.serving.errors import HttpError, invalid, refused
 from vitsplit.serving.fields import check_parameters, dump, parse_request_json
 from vitsplit.serving.heads import ServedHead
-from vitsplit.serving.service import Service, Slots, sha256, too_late
+from vitsplit.serving.images import sha256
+from vitsplit.serving.service import Service, too_late
+from vitsplit.serving.slots import Slots
 
 LONGEST_QUESTION = 4096
 """Most characters of a question; the language model's window is a limit too."""

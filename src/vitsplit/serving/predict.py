@@ -17,7 +17,8 @@ from starlette.responses import Response
 from vitsplit.serving.errors import HttpError, invalid
 from vitsplit.serving.fields import check_parameters, dump, parameter
 from vitsplit.serving.heads import ServedHead
-from vitsplit.serving.service import Result, Service, sha256
+from vitsplit.serving.images import sha256
+from vitsplit.serving.service import Result, Service
 from vitsplit.tasks import ServedFormat
 from vitsplit.tasks.segmentation.prediction import MaskForm
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from prometheus_client.multiprocess import mark_process_dead
 
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.exporting.cache import find_source_for
@@ -188,6 +189,7 @@ class _Workers:
                 logger.error("worker %s ended with status %s", process.pid, process.exitcode)
                 if failed:
                     break
+                mark_process_dead(process.pid)
                 workers[index] = self._start()
         for process, _ in workers:
             if process.exitcode is None:

@@ -6,13 +6,12 @@ Shapes: C channels, H W pixels.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -21,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from vitsplit.data.decoding import decode_bytes, rgb_array
-from vitsplit.errors import DataError, ImageFormatError, ImageTooLargeError
+from vitsplit.errors import DataError
 from vitsplit.inference.predictor import Predictions, Predictor
 from vitsplit.serving.errors import ClientGoneError, HttpError, invalid, refused, unavailable
 from vitsplit.serving.heads import ServedHead, num_blocks, passes_json
-from vitsplit.serving.limits import FORMATS, Limits
+from vitsplit.serving.images import decode
+from vitsplit.serving.limits import Limits
 from vitsplit.serving.metrics import Metrics
 from vitsplit.serving.model_thread import Computed, Job, ModelThread, TooLateError
+from vitsplit.serving.slots import Slots
 
 POOL_THREADS = 2
 """Threads that decode images and encode answers, beside the one of the model."""
@@ -52,36 +52,6 @@ class Result:
     predictions: Predictions
     timing: dict[str, float]
     passes: list[dict[str, Any]]
-
-
-@dataclass
-class Slots:
-    """Counts what is in progress; used in the event loop only."""
-
-    limit: int
-    used: int = 0
-    on_change: Callable[[int], None] = field(default=lambda used: None)
-
-    @contextmanager
-    def one(self, what: str) -> Iterator[None]:
-        """Takes one slot within the block.
-
-        Raises:
-            HttpError: All are taken.
-        """
-        self.check(what)
-        self.used += 1
-        self.on_change(self.used)
-        try:
-            yield
-        finally:
-            self.used -= 1
-            self.on_change(self.used)
-
-    def check(self, what: str) -> None:
-        """Raises ``HttpError`` if all slots are taken."""
-        if self.used >= self.limit:
-            raise unavailable("busy", f"{self.limit} {what} are in progress already")
 
 
 class Service:
@@ -282,34 +252,6 @@ class Service:
     def _count_batch(self, computed: Computed) -> None:
         self.metrics.batches.observe(computed.batch)
         self.metrics.add_passes(computed.predictions.passes)
-
-
-def decode(content: bytes, limits: Limits) -> NDArray[np.uint8]:
-    """See ``Service.decode``."""
-    try:
-        array_HWC = rgb_array(decode_bytes(content, "image", limits.decoding), "image")
-    except ImageTooLargeError:
-        raise HttpError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "too_large",
-            f"the image has more than {limits.decoding.pixels} pixels",
-            "Scale it down.",
-        ) from None
-    except ImageFormatError:
-        raise HttpError(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_type",
-            "the body is not an image of a supported format",
-            f"Send a file of {', '.join(FORMATS.values())}.",
-        ) from None
-    except DataError as error:
-        raise refused("invalid_image", error) from None
-    return np.require(array_HWC, requirements=["C", "W"])
-
-
-def sha256(content: bytes) -> str:
-    """Identifies an image."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def too_late(limits: Limits) -> HttpError:
