@@ -19,8 +19,11 @@ import urllib.request
 import numpy as np
 import psutil
 import pytest
-from served import expected, photo
+from PIL import Image
+from served import expected, photo, serving
+from tiny_export import write_export
 
+import vitsplit
 from vitsplit.cli.main import main
 
 LATEST = 8.0
@@ -197,28 +200,22 @@ def test_a_taken_port(runs, capsys):
 
 
 def test_an_exported_folder(tmp_path):
-    from tiny_export import write_export
-
-    import vitsplit
-
     folder = write_export(tmp_path / "exported")
     with process(folder, "--runtime", "onnx") as (_, port):
         found = predict(port, photo())
-        wanted = vitsplit.load(folder, runtime="onnx").predict(np.asarray(_opened(photo())))
+        wanted = vitsplit.load(folder, runtime="onnx").predict(Image.open(io.BytesIO(photo())))
         np.testing.assert_array_equal(found["rooms.mask"], wanted["rooms"].mask)
         np.testing.assert_array_equal(found["depth.depth"], wanted["depth"].depth)
-        # The graph takes no image of one pixel: the error says so without the folder.
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            predict(port, photo(1, 1))
-        assert refused.value.code == 400 and str(folder) not in (text := refused.value.read().decode()), text
         bundles = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/bundles"))
         assert bundles["backbone"] == {"name": "none"}
 
 
-def _opened(content):
-    from PIL import Image
-
-    return Image.open(io.BytesIO(content))
+def test_an_image_that_a_graph_does_not_take(tmp_path):
+    """The error does not name the folder."""
+    with serving([write_export(tmp_path / "fixed", size=(40, 40))], runtime="onnx") as client:
+        response = client.post("/v1/predict", content=photo())
+    assert response.status_code == 400 and response.json()["error"]["code"] == "invalid_image"
+    assert "40x40" in response.text and str(tmp_path) not in response.text
 
 
 OFFLINE = """
