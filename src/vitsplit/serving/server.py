@@ -137,9 +137,9 @@ def _run(options: ServeOptions, listener: socket.socket, on_ready: Callable[[], 
     if options.bundle_root is not None and options.token is not None:
         administration = partial(_administer, service, options.bundle_root, options.token)
     server = Server(Config(make_app(service, administration), options.limits), service)
-    # uvicorn raises the signal again after it has stopped, which would not be exit status 0.
+    # For signals before uvicorn handles them, and after it has stopped, when it raises them again.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     on_ready()
     server.run(sockets=[listener])
     return 0

@@ -17,6 +17,9 @@ def random_masks():
     for height, width in ((1, 1), (1, 40), (40, 1), (37, 53), (300, 200)):
         for share in (0.0, 0.01, 0.5, 1.0):
             yield np.asfortranarray(RNG.random((height, width)) < share, np.uint8)
+    for _ in range(200):  # objects at all borders
+        height, width = RNG.integers(1, 7, 2)
+        yield np.asfortranarray(RNG.random((height, width)) < RNG.choice([0.1, 0.5, 0.9]), np.uint8)
     blob_HW = np.zeros((1000, 900), np.uint8, order="F")
     blob_HW[100:900, 30:800] = 1
     yield blob_HW
