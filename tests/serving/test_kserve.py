@@ -111,6 +111,29 @@ def test_a_wrong_length_of_the_header(client, length):
     assert client.post("/v2/models/rooms/infer", content=body, headers=headers).status_code == 400
 
 
+def test_damaged_bodies_are_answered(client):
+    """Bytes of the JSON and of the tensor are changed, and the body is cut: never status 500."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, 4 * 5 * 3, dtype=np.uint8).tobytes()
+    given = {"name": "image", "datatype": "UINT8", "shape": [1, 4, 5, 3], "parameters": {"binary_data_size": 60}}
+    outputs = [{"name": "mask", "parameters": {"binary_data": True}}]
+    header = json.dumps({"id": "1", "inputs": [given], "outputs": outputs}).encode()
+    statuses = set()
+    for _ in range(80):
+        content = bytearray(header + pixels)
+        for _ in range(rng.integers(3)):
+            content[rng.integers(len(content))] = rng.integers(32, 127)
+        length = len(header) + int(rng.integers(-1, 2)) * int(rng.integers(2))
+        response = client.post(
+            "/v2/models/rooms/infer",
+            content=bytes(content[: rng.choice([len(content), len(content) - 1, length])]),
+            headers={"Inference-Header-Content-Length": str(length)},
+        )
+        statuses.add(response.status_code)
+        assert response.status_code == 200 or isinstance(response.json()["error"], str)
+    assert {200, 400} <= statuses <= {200, 400, 413, 415}
+
+
 def test_json_alone(client, runs):
     content = photo()
     given = image_input(datatype="BYTES", shape=[1], data=[base64.b64encode(content).decode()])
