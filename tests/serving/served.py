@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import io
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ from starlette.testclient import TestClient
 import vitsplit
 from vitsplit.inference.sources import find_source
 from vitsplit.serving.app import make_app
+from vitsplit.serving.connections import Config, Server
 from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Service
 
@@ -48,6 +52,24 @@ def serving(runs: Any, limits: Limits | None = None, **options: Any) -> Iterator
     with TestClient(make_app(service)) as client:
         client.service = service  # type: ignore[attr-defined]
         yield client
+
+
+@contextmanager
+def listening(runs: Any, limits: Limits | None = None, **options: Any) -> Iterator[str]:
+    """The host and port of a server in a thread."""
+    source = find_source(runs, **options)
+    service = Service(source.load(), source.ids(), limits)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(Config(make_app(service), service.limits), service)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def expected(runs: Any, content: bytes) -> dict[str, Any]:
