@@ -19,11 +19,12 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "serve",
     "train",
 ]
 
 if TYPE_CHECKING:
-    from vitsplit.api import TrainResult, evaluate, export, load, predict, train
+    from vitsplit.api import TrainResult, evaluate, export, load, predict, serve, train
     from vitsplit.errors import VitsplitError
     from vitsplit.inference.predictor import Predictor
 

@@ -1,4 +1,4 @@
-"""The public functions: train, evaluate, load, predict, export. The command line uses them too."""
+"""The public functions: train, evaluate, load, predict, export, serve. The command line uses them too."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from vitsplit.recipes import recipe as named_recipe
 from vitsplit.recipes.starting_point import stage_file, starting_config, starting_heads
 from vitsplit.runtime.sessions import RuntimeName
 from vitsplit.saved_config import config_to_dict
+from vitsplit.serving.limits import Limits
 from vitsplit.tasks import open_task
 from vitsplit.tasks.base import Evaluation, Task
 from vitsplit.train_config import TrainConfig
@@ -405,6 +406,53 @@ def export(
 
 def _labeled(data: str | Path) -> Labeled:
     return Labeled(Path(data).name, lambda head: evaluate(head, data=data)[0])
+
+
+def serve(
+    runs: Sequence[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    batch_size: int | None = None,
+    runtime: Literal["torch", "onnx", "openvino"] | None = None,
+    bundle_root: str | Path | None = None,
+    admin_token_file: str | Path | None = None,
+    limits: Limits | None = None,
+    **options: Any,
+) -> int:
+    """Serves heads over HTTP until a signal stops the process; requires the extra ``serve``.
+
+    Args:
+        runs: Run or bundle folders of one backbone, or an exported folder.
+        host: The address.
+        port: The port; 0: any free one.
+        workers: Number of processes behind the port, each with the model in memory.
+        batch_size: Maximum number of images of a batch; None: 1 on a CPU, up to 8 on a GPU.
+        runtime: PyTorch, ONNX Runtime or OpenVINO; None: PyTorch, or that of an exported folder.
+        bundle_root: Folder below which bundles may be added while the server runs.
+        admin_token_file: File of the token for adding and removing bundles.
+        limits: Limits of requests.
+        options: See ``load``.
+
+    Returns:
+        The exit status: 0, or 1 if a worker ended by itself.
+
+    Raises:
+        VitsplitError: As ``load``; an option is invalid; or the port is taken.
+    """
+    from vitsplit.serving import server  # its packages are optional
+
+    served = server.ServeOptions(
+        [str(run) for run in runs],
+        runtime,
+        options,
+        batch_size,
+        limits or Limits(),
+        None if bundle_root is None else Path(bundle_root),
+    )
+    token_file = None if admin_token_file is None else Path(admin_token_file)
+    return server.serve(served, host=host, port=port, workers=workers, admin_token_file=token_file)
 
 
 def evaluate(

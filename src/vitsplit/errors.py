@@ -17,6 +17,14 @@ class DataError(VitsplitError):
     """An image, a label or a folder that cannot be used."""
 
 
+class ImageFormatError(DataError):
+    """A file that is not an image of a supported format."""
+
+
+class ImageTooLargeError(DataError):
+    """An image with more pixels or bytes than may be decoded."""
+
+
 class WeightsError(VitsplitError):
     """Pretrained weights that are unavailable, unreadable or not recognized."""
 

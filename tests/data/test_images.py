@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from vitsplit.data import decoding, images
 from vitsplit.data.decoding import decode_image, image_kind, image_size
 from vitsplit.data.images import read_image, read_mask, to_image_tensor
-from vitsplit.errors import DataError
+from vitsplit.errors import DataError, ImageFormatError, ImageTooLargeError
 
 RNG = np.random.default_rng(0)
 
@@ -126,9 +126,28 @@ def test_empty_missing_and_folder(tmp_path):
 
 def test_decompression_bomb(tmp_path, monkeypatch):
     path = save(tmp_path / "huge.png", noise(64, 64))
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "_LIMITS", decoding.DecodingLimits(pixels=1000))
     text = message(read_image, path)
     assert str(path) in text and "too large" in text and "tiles" in text
+
+
+def test_limits_of_bytes():
+    def refused(content, **limits):
+        with pytest.raises(DataError) as caught:
+            decoding.decode_bytes(content, "photo", decoding.DecodingLimits(**limits))
+        return type(caught.value)
+
+    files = {}
+    for kind in ("PNG", "BMP", "JPEG"):
+        file = io.BytesIO()
+        options = {"progressive": True} if kind == "JPEG" else {}
+        Image.fromarray(noise(30, 40, 3)).save(file, format=kind, **options)
+        files[kind] = file.getvalue()
+    assert decoding.decode_bytes(files["PNG"], "photo", decoding.DecodingLimits(pixels=1200)).size == (40, 30)
+    assert refused(files["PNG"], pixels=1199) is ImageTooLargeError
+    assert refused(files["BMP"], formats=("PNG", "JPEG")) is ImageFormatError
+    assert refused(files["JPEG"], scans=2) is DataError
+    assert decoding.decode_bytes(files["JPEG"], "photo", decoding.DecodingLimits(scans=20)).size == (40, 30)
 
 
 def test_python_values_agree():

@@ -37,7 +37,7 @@ def write_segmentation_bundle(
     settings = {"crop_size": (48, 64), "image_scale": (64, 48), "test_mode": "whole"} | (task or {})
     config = _config(SegmentationConfig(**settings), precision, seed, backbone, split)
     description = {"classes": [f"class {k}" for k in range(num_classes)],
-                   "colours": [[40 * k, 255 - 40 * k, 90] for k in range(num_classes)]}  # fmt: skip
+                   "colours": [[40 * k % 256, (255 - 40 * k) % 256, 90] for k in range(num_classes)]}  # fmt: skip
     return write_bundle(folder, config, description)
 
 

@@ -173,6 +173,24 @@ def test_batches_share_the_pass(runs: dict[str, Path], image: np.ndarray, passes
         assert all(np.array_equal(answers[i][name].mask, expected[i].mask) for i in range(2))
 
 
+def test_some_heads_read_their_own_layers_only(runs: dict[str, Path], image: np.ndarray, passes_run: list[Any]) -> None:
+    model = vitsplit.load({name: runs[name] for name in ("rooms", "cars", "large")})
+    image_BCHW = torch.from_numpy(image).permute(2, 0, 1)[None]
+    (expected,) = model.predict_batch(image_BCHW)
+    for heads in (("cars",), ("rooms", "cars"), ("cars", "large"), ("cars",)):
+        for _ in range(2):  # for the second image it is known which heads use which sizes
+            passes_run.clear()
+            (found,) = model.predict_batch(image_BCHW, heads)
+            assert tuple(found) == heads and sum(found.passes.values()) == len(passes_run)
+            assert all(np.array_equal(found[name].mask, expected[name].mask) for name in heads)
+        union = TapRequest()
+        for name in heads:
+            union = union | (model[name].model.request(train=False) if name != "large" else TapRequest())
+        assert [request for shape, request in passes_run if shape[-1] == 62] == [union]  # "large" uses another size
+    with pytest.raises(KeyError):
+        model.predict_batch(image_BCHW, ["absent"])
+
+
 def test_modified_pixels_give_new_taps(runs: dict[str, Path]) -> None:
     model = vitsplit.load(runs["rooms"], runs["cars"])
     image_BCHW = torch.zeros(1, 3, 48, 64, dtype=torch.uint8)

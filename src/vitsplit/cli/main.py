@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": ("evaluate:evaluate", "evaluate a bundle on labeled images, with a page of pictures"),
     "predict": ("predict:predict", "run bundles on images, folders and videos"),
     "export": ("export:export", "write heads and backbone as one ONNX, OpenVINO or PyTorch graph"),
+    "serve": ("serve:serve", "answer over HTTP with many bundles behind one pass of the backbone"),
     "chat": ("chat:chat", "hold a conversation about an image in the terminal"),
     "info": ("info:info", "layers, parameters and multiply-adds of a recipe or bundle"),
     "recipes": ("recipes:recipes", "list the recipes: those of the paper, and small ones for a laptop"),

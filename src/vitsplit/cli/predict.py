@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from vitsplit.bundle import Card
     from vitsplit.inference.folder import Summary
     from vitsplit.inference.inputs import Input
-    from vitsplit.inference.sources import Source
 
 
 def predict(
@@ -81,13 +79,14 @@ def predict(
             installed.
         loading: Loading options.
     """
+    from vitsplit.exporting.cache import find_source_for
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
     from vitsplit.inference.prediction_log import PredictionLog
     from vitsplit.inference.video import require_av
 
     runs, input_paths = split_runs(paths)
-    source = _find_source(runs, runtime, loading)
+    source = find_source_for(runs, runtime, say=lambda line: print(line, file=sys.stderr), **loading.arguments())
     _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
     inputs = find_inputs(input_paths, out)
     if out is None:
@@ -129,30 +128,6 @@ def predict(
                 print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
     _report(summary, len(inputs), len(inputs) - len(todo), out)
     return 1 if summary.failed else 0
-
-
-def _find_source(runs: Sequence[str], runtime: str | None, loading: Loading) -> Source:
-    """The heads; for another runtime than PyTorch those of an export in the cache, which is made when it is needed."""
-    from vitsplit.inference.sources import check_graph_options, exported_source, find_source
-    from vitsplit.runtime.card import is_export
-
-    options = loading.arguments()
-    graph: Any = None if runtime == "torch" else runtime
-    exported = [run for run in runs if is_export(run)]
-    if exported and runtime == "torch":
-        raise ConfigError(f"--runtime torch: {exported[0]} is an exported folder. Give its bundles, or omit the flag.")
-    if exported or graph is None:
-        return find_source(runs, runtime=graph, **options)
-    weights = options.pop("weights")
-    check_graph_options(options, f"--runtime {graph}")
-
-    @functools.cache
-    def export() -> list[Path]:
-        from vitsplit.exporting.cache import cached_export
-
-        return [cached_export(runs, graph, weights=weights, say=lambda line: print(line, file=sys.stderr))]
-
-    return exported_source(find_source(runs).cards, export, graph)
 
 
 def _check_questions(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vitsplit.data.decoding import RGB
+from vitsplit.data.decoding import RGB, hex_color
 from vitsplit.errors import DataError
 from vitsplit.files import CONTROL, LONGEST_NAME, read_json, shown
 
@@ -72,6 +72,10 @@ class ClassList:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def to_json(self) -> list[dict[str, str]]:
+        """``name`` and ``color`` (``#rrggbb``) of every class."""
+        return [{"name": name, "color": hex_color(color)} for name, color in zip(self.names, self.colors, strict=True)]
 
 
 @dataclass(frozen=True)

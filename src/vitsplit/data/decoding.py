@@ -10,14 +10,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
+from PIL.PngImagePlugin import PngInfo
 
-from vitsplit.errors import DataError
+from vitsplit.errors import DataError, ImageFormatError, ImageTooLargeError
 from vitsplit.files import open_regular
 
 RGB = tuple[int, int, int]
@@ -34,7 +36,25 @@ MAX_IMAGE_BYTES = 600_000_000
 MAX_PLAIN_BYTES = 16_000_000
 """Limit in bytes of a plain text PPM, which is decoded at 1 MB/s."""
 MAX_SCANS = 200
+"""Limit of scans of a JPEG."""
 
+
+@dataclass(frozen=True)
+class DecodingLimits:
+    """Limits of an image.
+
+    Attributes:
+        formats: Formats that Pillow may decode, detected from the content.
+        pixels: Number of pixels.
+        scans: Number of scans of a JPEG, each of which takes the time of all pixels.
+    """
+
+    formats: tuple[str, ...] = PILLOW_FORMATS
+    pixels: int = MAX_PIXELS
+    scans: int = MAX_SCANS
+
+
+_LIMITS = DecodingLimits()
 _KINDS = {
     "1": "1-bit",
     "L": "gray",
@@ -93,7 +113,7 @@ def to_image_array(image: str | Path | Image.Image | np.ndarray, name: str = "im
         return read_array(image)
     if isinstance(image, Image.Image):
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(
+            raise ImageTooLargeError(
                 _too_large(name, f"{image.width}x{image.height} pixels, limit {MAX_PIXELS / 1e6:.0f} million")
             )
         with _decoding(name):
@@ -154,44 +174,46 @@ def open_image(path: str | Path, *, any_size: bool = False) -> Iterator[Image.Im
     with (
         _decoding(path),
         open_regular(path, advice="Give an image file.") as file,
-        _open(file, os.fstat(file.fileno()).st_size, path, any_size=any_size) as image,
+        _open(file, os.fstat(file.fileno()).st_size, path, None if any_size else _LIMITS) as image,
     ):
         yield image
 
 
-def decode_bytes(content: bytes, name: str) -> Image.Image:
+def decode_bytes(content: bytes, name: str, limits: DecodingLimits = _LIMITS) -> Image.Image:
     """As ``decode_image``, for encoded bytes.
 
     Args:
         content: The encoded image.
         name: Name of the image for errors.
+        limits: The limits.
 
     Raises:
         DataError: As ``open_image``.
     """
-    with _decoding(name), _open(io.BytesIO(content), len(content), name, any_size=False) as image:
+    with _decoding(name), _open(io.BytesIO(content), len(content), name, limits) as image:
         image.load()
         return _upright(image)
 
 
 @contextmanager
-def _open(file: BinaryIO, size: int, name: str | Path, *, any_size: bool) -> Iterator[Image.Image]:
+def _open(file: BinaryIO, size: int, name: str | Path, limits: DecodingLimits | None) -> Iterator[Image.Image]:
+    """Opens an image; ``limits`` is None to read the header of an image of any size."""
     if size == 0:
         raise DataError(f"{name}: the file is empty (0 bytes). Copy it again from its source, or remove it.")
-    if size > MAX_IMAGE_BYTES and not any_size:
-        raise DataError(_too_large(name, f"{size / 1e6:.0f} MB, limit {MAX_IMAGE_BYTES / 1e6:.0f} MB"))
+    if size > MAX_IMAGE_BYTES and limits is not None:
+        raise ImageTooLargeError(_too_large(name, f"{size / 1e6:.0f} MB, limit {MAX_IMAGE_BYTES / 1e6:.0f} MB"))
     # Pillow reads a whole WebP file to determine its size.
-    formats = [each for each in PILLOW_FORMATS if each != "WEBP" or size <= MAX_IMAGE_BYTES]
+    formats = [each for each in (limits or _LIMITS).formats if each != "WEBP" or size <= MAX_IMAGE_BYTES]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked here
         image = Image.open(file, formats=formats)
     with image:
         if image.tile and image.tile[0][0] == "ppm_plain" and size > MAX_PLAIN_BYTES:
-            raise DataError(
+            raise ImageTooLargeError(
                 _too_large(name, f"{size / 1e6:.0f} MB of plain text, limit {MAX_PLAIN_BYTES / 1e6:.0f} MB")
             )
-        if not any_size:
-            _require_size(image, file, name)
+        if limits is not None:
+            _require_size(image, file, name, limits)
         yield image
 
 
@@ -203,11 +225,11 @@ def _decoding(name: str | Path) -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(
+        raise ImageFormatError(
             f"{name}: not a supported image (JPEG, PNG, BMP, TIFF, WebP, PPM). Convert or remove the file."
         ) from error
     except Image.DecompressionBombError as error:  # if Pillow's limit is lower, or the size twice as large
-        raise DataError(_too_large(name, f"limit {MAX_PIXELS / 1e6:.0f} million pixels")) from error
+        raise ImageTooLargeError(_too_large(name, f"limit {MAX_PIXELS / 1e6:.0f} million pixels")) from error
     except MemoryError as error:
         raise DataError(f"{name}: not enough memory. Split the image into tiles.") from error
     except Exception as error:  # a corrupt file can raise any exception
@@ -217,14 +239,14 @@ def _decoding(name: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _require_size(image: Image.Image, file: BinaryIO, path: str | Path) -> None:
+def _require_size(image: Image.Image, file: BinaryIO, path: str | Path, limits: DecodingLimits) -> None:
     """Rejects images that would take gigabytes or minutes to decode."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(_too_large(path, f"{width}x{height} pixels, limit {MAX_PIXELS / 1e6:.0f} million"))
+    if width * height > limits.pixels:
+        raise ImageTooLargeError(_too_large(path, f"{width}x{height} pixels, limit {limits.pixels / 1e6:.0f} million"))
     if image.format == "TIFF":
         tile = [int(image.tag_v2.get(tag, 1)) for tag in _TIFF_TILE]  # type: ignore[attr-defined]
-        if tile[0] * tile[1] > MAX_PIXELS:
+        if tile[0] * tile[1] > limits.pixels:
             raise DataError(
                 f"{path}: invalid tile size {tile[0]}x{tile[1]} of an image of {width}x{height} pixels. Save the image "
                 "again."
@@ -234,8 +256,8 @@ def _require_size(image: Image.Image, file: BinaryIO, path: str | Path) -> None:
         file.seek(0)
         scans = file.read().count(b"\xff\xda")  # start-of-scan markers, which cannot occur in entropy-coded data
         file.seek(place)
-        if scans > MAX_SCANS:
-            raise DataError(f"{path}: {scans} scans in one JPEG, limit {MAX_SCANS}. Save it again.")
+        if scans > limits.scans:
+            raise DataError(f"{path}: {scans} scans in one JPEG, limit {limits.scans}. Save it again.")
 
 
 def _too_large(name: str | Path, details: str) -> str:
@@ -279,6 +301,24 @@ def rgb_array(image: Image.Image, name: str) -> np.ndarray:
             array = array.astype(np.uint16)
         return _to_uint8(array, name)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def png_bytes(image: Image.Image, compress_level: int = 6, pnginfo: PngInfo | None = None) -> bytes:
+    """The image as a PNG file.
+
+    Args:
+        image: The image.
+        compress_level: 0 (no compression) to 9; 1 takes an eighth of the time of 6 and half as many more bytes.
+        pnginfo: Text chunks.
+    """
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=compress_level, pnginfo=pnginfo)
+    return file.getvalue()
+
+
+def hex_color(color: RGB) -> str:
+    """``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:

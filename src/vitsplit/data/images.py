@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitsplit.data.decoding import RGB, decode_image, read_array, to_image_array
+from vitsplit.data.decoding import RGB, decode_image, hex_color, read_array, to_image_array
 from vitsplit.errors import DataError
 
 BLOCK_PIXELS = 1 << 20
@@ -92,11 +92,6 @@ def find_colors(path: str | Path, most: int) -> set[RGB]:
         if len(found) > most:
             break
     return {_unpack(packed) for packed in found}
-
-
-def hex_color(color: RGB) -> str:
-    """``#rrggbb``."""
-    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def row_blocks(height: int, width: int) -> Iterator[slice]:

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from vitsplit.bundle import WEIGHTS
+from vitsplit.errors import ConfigError
 from vitsplit.exporting.formats import FormatName, file_hash
 from vitsplit.exporting.writing import ExportPlan, export_graphs, load_float32
 from vitsplit.folder_lock import hold_folder
 from vitsplit.inference.loading import read_bundles
 from vitsplit.inference.prediction_log import bundle_ids
+from vitsplit.inference.sources import Source, check_graph_options, exported_source, find_source
 from vitsplit.registry_package import cache_folder
 from vitsplit.runtime.card import is_export
 from vitsplit.version import __version__
+
+
+def find_source_for(
+    runs: Sequence[str | Path],
+    runtime: Literal["torch", "onnx", "openvino"] | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Source:
+    """The heads of runs, bundles or an exported folder in a runtime.
+
+    Args:
+        runs: Run or bundle folders, or an exported folder.
+        runtime: The runtime. Bundles are exported into the cache for another one than PyTorch, when they are loaded.
+            None: PyTorch for bundles, for an exported folder its first format that is installed.
+        say: Receives a line before and after an export.
+        options: Options of ``load_predictor``.
+
+    Raises:
+        VitsplitError: As ``find_source``; or an option does not apply to the runtime.
+    """
+    graph = None if runtime == "torch" else runtime
+    exported = [run for run in runs if is_export(run)]
+    if exported and runtime == "torch":
+        raise ConfigError(f"--runtime torch: {exported[0]} is an exported folder. Give its bundles, or omit the flag.")
+    if exported or graph is None:
+        return find_source(runs, runtime=graph, **options)
+    weights = options.pop("weights", None)
+    check_graph_options(options, f"--runtime {graph}")
+
+    @functools.cache
+    def export() -> list[Path]:
+        return [cached_export(runs, graph, weights=weights, say=say)]
+
+    return exported_source(find_source(runs).cards, export, graph)
 
 
 def cached_export(

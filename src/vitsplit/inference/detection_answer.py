@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vitsplit.data.mask_coding import compress, encode, paste
 from vitsplit.errors import DataError
 from vitsplit.inference.across_tiles import MergedObject, TileObjects, cut_sides, merge_tiles
 from vitsplit.inference.tiling import Grid
 from vitsplit.inference.writers import OVERLAY_SIDE, RowFile, Thumbnail
 from vitsplit.tasks.base import Forward
-from vitsplit.tasks.detection.mask_coding import compress, encode, paste
 from vitsplit.tasks.detection.masks import rasterize
 from vitsplit.tasks.detection.prediction import DRAWN_SCORE
 

@@ -62,8 +62,16 @@ def make_forward(backbone: Backbone, model: Head, source: TapSource | None = Non
 class Predictions(dict[str, Any]):
     """Predictions of one image by head name.
 
+    Args:
+        found: The predictions.
+        passes: The backbone passes of the image or its batch, as in ``Predictor.passes``.
+
     Deprecated: with a single head, attributes of its prediction are also available here, with a ``FutureWarning``.
     """
+
+    def __init__(self, found: Mapping[str, Any], passes: PassCount) -> None:
+        super().__init__(found)
+        self.passes = passes
 
     def __getattr__(self, name: str) -> Any:
         if len(self) != 1 or name.startswith("__"):
@@ -197,16 +205,25 @@ class Predictor(Mapping[str, LoadedHead]):
         """
         return self.predict_batch(to_image_tensor(image)[None])[0]
 
-    def predict_batch(self, image_BCHW: Tensor) -> list[Predictions]:
-        """Predictions of a batch of images (uint8, RGB)."""
+    def predict_batch(self, image_BCHW: Tensor, heads: Iterable[str] | None = None) -> list[Predictions]:
+        """Predictions of a batch of images (uint8, RGB).
+
+        Args:
+            image_BCHW: The images.
+            heads: Names of the heads to run, whose layers alone are computed; None: all.
+
+        Raises:
+            KeyError: There is no head of such a name.
+        """
         with self._lock:
-            with self._shared.image():
-                found = {
-                    name: head.task.predict(self._forwards[name], image_BCHW) for name, head in self._heads.items()
-                }
-            add_passes(self.passes, self._shared.passes)
+            names = tuple(self._heads if heads is None else heads)
+            with self._shared.image(names):
+                found = {name: self._heads[name].task.predict(self._forwards[name], image_BCHW) for name in names}
+            passes = self._shared.passes
+            add_passes(self.passes, passes)
         return [
-            Predictions({name: several[index] for name, several in found.items()}) for index in range(len(image_BCHW))
+            Predictions({name: several[index] for name, several in found.items()}, passes)
+            for index in range(len(image_BCHW))
         ]
 
     @overload
@@ -273,6 +290,19 @@ class Predictor(Mapping[str, LoadedHead]):
             BundleError: The bundle is invalid, or was trained on another backbone or in another precision.
             ConfigError: The name is not unique.
         """
+        name, head = self.open(run, name, language_weights=language_weights, language_model=language_model)
+        self.register(name, head)
+        return name
+
+    def open(
+        self,
+        run: str | Path,
+        name: str | None = None,
+        *,
+        language_weights: str | Path | None = None,
+        language_model: str | None = None,
+    ) -> tuple[str, LoadedHead]:
+        """Checks and loads a bundle as ``add`` does, and returns its name and head for ``register``."""
         folder = find_bundle(run)
         card = read_card(folder)
         own = head_name(folder, card)
@@ -289,8 +319,7 @@ class Predictor(Mapping[str, LoadedHead]):
             same_precision({**{each: head.card for each, head in self.items()}, name: card}, self._device)
         located = with_language_model({name: (folder, card)}, language_weights, language_model)
         check_weights(card, folder)
-        self.attach(name, *located[name])
-        return name
+        return name, self._load(*located[name])
 
     def drop(self, name: str) -> None:
         """Removes a head.
@@ -306,8 +335,11 @@ class Predictor(Mapping[str, LoadedHead]):
 
     def attach(self, name: str, folder: Path, card: Card) -> None:
         """Loads the weights of a checked bundle, and adds its head under a unique name."""
+        self.register(name, self._load(folder, card))
+
+    def _load(self, folder: Path, card: Card) -> LoadedHead:
         task, model = open_head(card, folder, self.backbone)
-        self.register(name, LoadedHead(card, task, self.backbone, model.to(self._device)))
+        return LoadedHead(card, task, self.backbone, model.to(self._device))
 
     def register(self, name: str, head: LoadedHead) -> None:
         """Adds a head on this backbone, under a unique name."""

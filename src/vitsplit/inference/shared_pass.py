@@ -13,7 +13,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -62,8 +62,8 @@ class _Pass:
 class SharedPass:
     """A backbone for several bundles: one pass per image and input size.
 
-    The first pass of a size computes the union of all bundles' requests; later passes the union for the bundles that
-    have used this size before.
+    The first pass of a size computes the union of the requests of all bundles that are to run; later passes the union
+    for those that have used this size before, when the same bundles were to run.
 
     Args:
         backbone: The backbone.
@@ -79,7 +79,8 @@ class SharedPass:
         self.passes: PassCount = Counter()
         self._passes: list[_Pass] = []
         self._cached_bytes = 0
-        self._users_of_size: dict[tuple[int, int], set[str]] = {}
+        self._running: frozenset[str] | None = None
+        self._users_of_size: dict[tuple[tuple[int, int], frozenset[str]], set[str]] = {}
 
     def attach(self, name: str, request: TapRequest) -> TapSource:
         """Adds a bundle and returns the source of its taps."""
@@ -93,19 +94,26 @@ class SharedPass:
         self._users_of_size.clear()
 
     @contextmanager
-    def image(self) -> Iterator[None]:
-        """Context for one image or batch; the cache is cleared at its end."""
+    def image(self, bundles: Iterable[str] | None = None) -> Iterator[None]:
+        """Context for one image or batch; the cache is cleared at its end.
+
+        Args:
+            bundles: Names of the bundles that are to run; None: all.
+        """
         self._clear_cache()
+        self._running = running = frozenset(self.requests if bundles is None else bundles)
         try:
             yield
         finally:
             self.passes = Counter((each.size, tuple(each.users)) for each in self._passes)
             for each in self._passes:
                 # Reinserted, so that the least recently used sizes are removed first.
-                users = self._users_of_size.pop(each.size, set())
-                self._users_of_size[each.size] = users | set(each.users)
+                key = (each.size, running)
+                users = self._users_of_size.pop(key, set())
+                self._users_of_size[key] = users | set(each.users)
             while len(self._users_of_size) > MAX_SIZES:
                 del self._users_of_size[next(iter(self._users_of_size))]
+            self._running = None
             self._clear_cache()
 
     def _clear_cache(self) -> None:
@@ -119,7 +127,8 @@ class SharedPass:
                 assert earlier.taps is not None
                 return earlier.taps
         size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-        expected = self._users_of_size.get(size) or set(self.requests)
+        running = frozenset(self.requests) if self._running is None else self._running
+        expected = self._users_of_size.get((size, running)) or running
         for user in expected:
             request = request | self.requests[user]
         taps = self.backbone(image_BCHW.to(self.backbone.mean_C11.device), request)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "TASKS",
     "Score",
+    "ServedFormat",
     "TaskConfig",
     "bare_task",
     "check_data",
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vitsplit.tasks.registry import (
         TASKS,
         Score,
+        ServedFormat,
         TaskConfig,
         bare_task,
         check_data,

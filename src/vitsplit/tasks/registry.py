@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vitsplit.data.check import Report
     from vitsplit.tasks.base import Task
 
+ServedFormat = Literal["json", "png", "npz", "coco"]
+"""Form of a prediction over HTTP."""
+
 TASKS = Table(
     "task",
     "vitsplit.tasks",
@@ -66,6 +69,9 @@ class TaskConfig(Settings):
         most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
         num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
         answers_questions: Whether its predictions answer questions (``tasks.vqa.prediction.VqaPrediction``).
+        served_formats: Forms of its predictions over HTTP: ``json`` (their ``to_json``), ``png``, ``npz`` (``arrays``)
+            and ``coco`` (``coco_results``).
+        served_arrays: Data type and shape (-1: any) of the arrays of ``npz``, by name.
     """
 
     name: ClassVar[str]
@@ -79,6 +85,8 @@ class TaskConfig(Settings):
     most_tuned: ClassVar[float] = 0.5
     num_classes: ClassVar[int] = 0
     answers_questions: ClassVar[bool] = False
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
+    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
 
     format: str = "auto"
     """Layout of the data folder."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as official
 
+from vitsplit.data.mask_coding import compress, decompress, encode, encode_labels
 from vitsplit.tasks.detection.annotations import polygon_problem
-from vitsplit.tasks.detection.mask_coding import compress, decompress, encode
 from vitsplit.tasks.detection.masks import mask_area, rasterize, run_problem, to_rle
 
 RNG = np.random.default_rng(0)
@@ -17,6 +17,9 @@ def random_masks():
     for height, width in ((1, 1), (1, 40), (40, 1), (37, 53), (300, 200)):
         for share in (0.0, 0.01, 0.5, 1.0):
             yield np.asfortranarray(RNG.random((height, width)) < share, np.uint8)
+    for _ in range(200):  # objects at all borders
+        height, width = RNG.integers(1, 7, 2)
+        yield np.asfortranarray(RNG.random((height, width)) < RNG.choice([0.1, 0.5, 0.9]), np.uint8)
     blob_HW = np.zeros((1000, 900), np.uint8, order="F")
     blob_HW[100:900, 30:800] = 1
     yield blob_HW
@@ -27,6 +30,17 @@ def run_lengths(mask_HW):
     values = np.concatenate([[0], mask_HW.flatten(order="F"), [2]])
     changes = np.flatnonzero(np.diff(values))
     return np.diff(np.concatenate([[0], changes])).tolist()
+
+
+def test_labels_are_encoded_like_the_mask_of_each():
+    for shape, most in (((1, 1), 1), ((1, 40), 3), ((40, 1), 2), ((37, 53), 6), ((300, 200), 200)):
+        labels_HW = RNG.integers(0, most, shape, dtype=np.uint8)
+        labels_HW[: shape[0] // 2] = 0
+        found = encode_labels(labels_HW)
+        assert set(found) == set(np.unique(labels_HW).tolist())
+        for value, rle in found.items():
+            text = official.encode(np.asfortranarray(labels_HW == value, np.uint8))["counts"].decode()
+            assert rle == {"size": [*shape], "counts": text}
 
 
 def test_compressed_run_lengths_equal_the_official_tool():

@@ -5,13 +5,17 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from vitsplit.data.decoding import png_bytes
 from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
 
 PNG_MAX = 65535
@@ -44,6 +48,29 @@ class DepthPrediction:
             scale *= 10
         return scale
 
+    def png(self, compress_level: int = 6) -> bytes:
+        """The depth as a PNG file of 16 bits, see ``save`` and ``decoding.png_bytes``."""
+        scale = self.png_scale()
+        text = PngInfo()
+        text.add_text("depth_scale", f"{scale:g}")
+        text.add_text("Comment", f"depth in meters = value * {scale:g}")
+        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
+        return png_bytes(Image.fromarray(units_HW), compress_level, text)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """``depth``, in meters."""
+        return {"depth": self.depth}
+
+    def to_json(self, masks: str = "rle") -> dict[str, Any]:
+        """Size, unit, range, and ``png()`` in base64 with ``scale`` meters per unit. There are no masks."""
+        return {
+            "size": list(self.depth.shape),
+            "unit": "m",
+            "scale": self.png_scale(),
+            "range": [float(self.depth.min()), float(self.depth.max())],
+            "png": base64.b64encode(self.png(compress_level=1)).decode("ascii"),
+        }
+
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path, Path]:
         """Writes the depth in three formats.
 
@@ -59,11 +86,6 @@ class DepthPrediction:
         npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
         npy_path.parent.mkdir(parents=True, exist_ok=True)
         np.save(npy_path, self.depth)
-        scale = self.png_scale()
-        text = PngImagePlugin.PngInfo()
-        text.add_text("depth_scale", f"{scale:g}")
-        text.add_text("Comment", f"depth in meters = value * {scale:g}")
-        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
-        Image.fromarray(units_HW).save(png_path, pnginfo=text)
+        png_path.write_bytes(self.png())
         self.picture().save(jpg_path, quality=92)
         return npy_path, png_path, jpg_path

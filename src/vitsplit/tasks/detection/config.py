@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import Factor, Share, Side, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, TaskConfig
+from vitsplit.tasks import Score, ServedFormat, TaskConfig
 
 LEVELS = 5
 """Number of levels of the feature pyramid."""
@@ -21,6 +21,13 @@ class DetectionConfig(TaskConfig):
     name: ClassVar[str] = "detection"
     location: ClassVar[str] = "vitsplit.tasks.detection.task:DetectionTask"
     default_recipe: ClassVar[str | None] = "laptop-detection"
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {
+        "boxes": ("float32", (-1, 4)),
+        "labels": ("int64", (-1,)),
+        "scores": ("float32", (-1,)),
+        "mask_bins": ("float32", (-1, -1, -1)),
+    }
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
     scores: ClassVar[Mapping[str, Score]] = {
         "mask_ap": Score("mask AP", "mask_ap"),

@@ -11,8 +11,8 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 
+from vitsplit.data.mask_coding import decompress
 from vitsplit.tasks.detection.annotations import Box, Segmentation
-from vitsplit.tasks.detection.mask_coding import decompress
 
 MERGED = 16
 """Polygons merged in one step."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.classes import ClassList
+from vitsplit.data.decoding import png_bytes
+from vitsplit.data.mask_coding import encode, paste
 from vitsplit.tasks.detection.draw import draw_objects
-from vitsplit.tasks.detection.mask_coding import encode, paste
 
 DRAWN_SCORE = 0.5
 """Objects with a lower score are not drawn."""
@@ -101,6 +102,31 @@ class DetectionPrediction:
             for entry, mask_HW in zip(entries, self.each_mask(), strict=True):
                 entry["segmentation"] = encode(mask_HW)
         return entries
+
+    def png(self, compress_level: int = 6) -> bytes:
+        """``overlay`` as a PNG file, see ``decoding.png_bytes``."""
+        return png_bytes(self.overlay(), compress_level)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """``boxes``, ``labels``, ``scores``, and ``mask_bins`` unless there are none."""
+        found: dict[str, NDArray[Any]] = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+        return found if self.mask_bins is None else found | {"mask_bins": self.mask_bins}
+
+    def to_json(self, masks: str = "rle") -> dict[str, Any]:
+        """Size, classes, ids of the categories, and ``objects``, whose masks are in COCO's run-length encoding."""
+        objects: list[dict[str, Any]] = [
+            {"class": int(label), "score": float(score), "box": box}
+            for label, score, box in zip(self.labels, self.scores, self.boxes.tolist(), strict=True)
+        ]
+        if self.mask_bins is not None:
+            for each, mask_HW in zip(objects, self.each_mask(), strict=True):
+                each["mask"] = encode(mask_HW)
+        return {
+            "size": list(self.image.shape[:2]),
+            "classes": self.classes.to_json(),
+            "category_ids": list(self.category_ids),
+            "objects": objects,
+        }
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_detections.json`` (COCO results, with class names) and ``NAME_overlay.jpg``.

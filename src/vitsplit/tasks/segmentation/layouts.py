@@ -12,8 +12,9 @@ import numpy as np
 
 from vitsplit.data import public_classes
 from vitsplit.data.classes import IGNORE, MAX_CLASSES, ClassList, LabelScheme, read_classes, suggest_classes
+from vitsplit.data.decoding import hex_color
 from vitsplit.data.folders import Pair, index_files, list_splits, pair_files, preview, require_folder, split_pairs
-from vitsplit.data.images import find_colors, hex_color, read_mask, row_blocks
+from vitsplit.data.images import find_colors, read_mask, row_blocks
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import inside, is_file, read_text
 from vitsplit.tasks.segmentation.data import SegmentationSet

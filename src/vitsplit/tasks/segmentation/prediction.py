@@ -5,15 +5,21 @@ Shapes: H W pixels.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.classes import ClassList
+from vitsplit.data.decoding import png_bytes
+from vitsplit.data.mask_coding import encode_labels
 
+MaskForm = Literal["rle", "png"]
+"""Form of a segmentation's masks in JSON."""
 OVERLAY_ROWS = 256
 
 
@@ -52,10 +58,43 @@ class SegmentationPrediction:
         found = sorted(zip(self.classes.names, counts.tolist(), strict=True), key=lambda pair: -pair[1])
         return {name: share for name, share in found if share > 0}
 
+    def png(self, compress_level: int = 6) -> bytes:
+        """``color_mask`` as a PNG file, see ``decoding.png_bytes``."""
+        return png_bytes(self.color_mask(), compress_level)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """``mask``."""
+        return {"mask": self.mask}
+
+    def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
+        """Size, classes, and ``segments``: the classes present with their shares, largest first.
+
+        Args:
+            masks: Whether every segment has a mask in COCO's run-length encoding, or ``png`` is ``png()`` in base64.
+        """
+        indices = {name: index for index, name in enumerate(self.classes.names)}
+        segments: list[dict[str, Any]] = [
+            {"class": indices[name], "share": round(share, 6)} for name, share in self.shares().items()
+        ]
+        found: dict[str, Any] = {"size": list(self.mask.shape), "classes": self.classes.to_json(), "segments": segments}
+        if masks == "png":
+            return found | {"png": base64.b64encode(self.png(compress_level=1)).decode("ascii")}
+        encoded = encode_labels(self.mask)
+        for segment in segments:
+            segment["mask"] = encoded[segment["class"]]
+        return found
+
+    def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Entries of COCO's results format: one per class present, whose ``category_id`` is its index."""
+        return [
+            {"image_id": image_id, "category_id": index, "segmentation": mask, "score": 1.0}
+            for index, mask in encode_labels(self.mask).items()
+        ]
+
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
         mask_path, overlay_path = Path(folder) / f"{name}_mask.png", Path(folder) / f"{name}_overlay.jpg"
         mask_path.parent.mkdir(parents=True, exist_ok=True)
-        self.color_mask().save(mask_path)
+        mask_path.write_bytes(self.png())
         self.overlay().save(overlay_path, quality=92)
         return mask_path, overlay_path

@@ -19,11 +19,33 @@ _SHIFTS_7 = 5 * np.arange(LONGEST_RUN)
 
 def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's compressed run-length encoding, JSON-ready."""
-    pixels_P = mask_HW.T.ravel()
-    changes = np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + 1
-    # The first run is of zeros.
-    bounds = np.concatenate([[0] * (1 + int(pixels_P[0])), changes, [pixels_P.size]])
-    return {"size": [int(side) for side in mask_HW.shape], "counts": compress(np.diff(bounds))}
+    height, width = mask_HW.shape
+    columns = np.flatnonzero(mask_HW.any(0))
+    left, right = (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 0)
+    # Only the columns with pixels of the object, which is most of the time of small ones.
+    pixels_P = np.pad(mask_HW[:, left:right].T.ravel(), 1)
+    changes = np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + left * height
+    # The first run is of zeros, and the last one ends with the image.
+    bounds = np.append(0, changes)
+    if bounds[-1] < height * width or not changes.size:
+        bounds = np.append(bounds, height * width)
+    return {"size": [height, width], "counts": compress(np.diff(bounds))}
+
+
+def encode_labels(labels_HW: NDArray[np.uint8]) -> dict[int, dict[str, Any]]:
+    """``encode`` of the mask of every value that occurs, by value, in one pass over the pixels."""
+    pixels_P = labels_HW.T.ravel()
+    starts_R = np.concatenate([[0], np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + 1])
+    ends_R = np.append(starts_R[1:], pixels_P.size)
+    values_R = pixels_P[starts_R]
+    found = {}
+    for value in np.unique(values_R).tolist():
+        own_R = values_R == value
+        bounds = np.append(0, np.stack([starts_R[own_R], ends_R[own_R]], 1))
+        if bounds[-1] < pixels_P.size:
+            bounds = np.append(bounds, pixels_P.size)
+        found[value] = {"size": [int(side) for side in labels_HW.shape], "counts": compress(np.diff(bounds))}
+    return found
 
 
 def compress(runs_R: NDArray[np.int64]) -> str:

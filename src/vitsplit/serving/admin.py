@@ -1,0 +1,152 @@
+"""``PUT`` and ``DELETE /v1/bundles/NAME``: heads that are added and removed while the server runs.
+
+A bundle comes from a folder below one root and is checked like a stranger's: its card and the names and shapes of its
+tensors before anything is read, the hash of its backbone, and finite values. Nothing that its card names is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from vitsplit.bundle import CARD, WEIGHTS, find_bundle, read_card
+from vitsplit.errors import BundleError, ConfigError, DataError, VitsplitError
+from vitsplit.files import read_text
+from vitsplit.inference.prediction_log import bundle_ids
+from vitsplit.inference.predictor import LoadedHead
+from vitsplit.serving.ask import Asking
+from vitsplit.serving.errors import HttpError, invalid, refused
+from vitsplit.serving.fields import parse_request_json
+from vitsplit.serving.heads import ServedHead
+from vitsplit.serving.service import Service
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+SHORTEST_TOKEN = 16
+LONGEST_TOKEN = 4096
+
+
+class Administration:
+    """Adds and removes heads, one at a time.
+
+    Args:
+        service: The heads.
+        asking: Answers questions.
+        root: Folder of the bundles that may be added.
+        token: The token that requests must have.
+    """
+
+    def __init__(self, service: Service, asking: Asking, root: Path, token: str) -> None:
+        self._service, self._asking = service, asking
+        self._root, self._token = root.resolve(), token.encode()
+        self._changing = asyncio.Lock()
+
+    async def put(self, request: Request) -> Response:
+        """Adds a head."""
+        self._check_token(request)
+        name = request.path_params["name"]
+        if not NAME.fullmatch(name):
+            raise invalid("invalid_parameter", "a name has letters, digits, '_', '-' and '.', at most 64 characters")
+        fields = parse_request_json(await self._service.read_body(request))
+        if fields.keys() != {"path"} or not isinstance(fields["path"], str):
+            raise invalid("invalid_json", 'the body must be {"path": FOLDER}, relative to the root of the bundles')
+        async with self._changing:
+            if name in self._service.heads:
+                raise HttpError(
+                    HTTPStatus.CONFLICT, "name_taken", f"there is a bundle {name}", "Remove it, or choose another name."
+                )
+            try:
+                head, digest = await self._service.in_pool("load", lambda: self._open(name, fields["path"]), {})
+            except VitsplitError as error:
+                raise refused("invalid_bundle", error) from None
+            served = ServedHead.of(name, head, digest)
+            await asyncio.wrap_future(self._service.model.call(lambda: self._service.predictor.register(name, head)))
+            self._service.heads[name] = served
+        return JSONResponse(served.to_json(), HTTPStatus.CREATED)
+
+    async def delete(self, request: Request) -> Response:
+        """Removes a head, after the requests that were accepted with it."""
+        self._check_token(request)
+        async with self._changing:
+            name = self._service.head(request.path_params["name"]).name
+            await self._service.remove(name)
+            self._asking.forget(name)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    def _check_token(self, request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+            raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "this needs the token of the administrator")
+
+    def _open(self, name: str, path: str) -> tuple[LoadedHead, str]:
+        """Checks and loads a bundle below the root."""
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\0" in path or "\\" in path or len(path) > 1024:
+            raise ConfigError("path must be a folder below the root of the bundles, without '..'.")
+        try:
+            folder = find_bundle(self._root / path)
+            inside = all(
+                file.resolve(strict=True).is_relative_to(self._root)
+                for file in (folder, folder / CARD, folder / WEIGHTS)
+            )
+        except (OSError, RuntimeError):
+            raise BundleError("the files of the bundle cannot be read.") from None
+        if not inside:
+            raise BundleError("a link leads out of the root of the bundles.")
+        if read_card(folder).config.task.answers_questions:
+            raise ConfigError("a bundle that answers questions needs a language model, and is given at the start.")
+        _, head = self._service.predictor.open(folder, name)
+        return head, bundle_ids({name: folder})[name]
+
+
+def read_token(path: Path) -> str:
+    """Reads the token of the administrator: the file without surrounding white space.
+
+    Raises:
+        ConfigError: It is missing, or its token is shorter than 16 characters or not ASCII.
+    """
+    try:
+        token = read_text(path, limit=LONGEST_TOKEN).strip()
+    except DataError as error:
+        raise ConfigError(f"--admin-token-file {error}") from None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            f"--admin-token-file {path}: the token must have at least {SHORTEST_TOKEN} ASCII characters. Make one: "
+            "openssl rand -hex 32"
+        )
+    return token
+
+
+def check_administration(token_file: Path | None, root: Path | None, workers: int) -> None:
+    """Checks the flags.
+
+    Raises:
+        ConfigError: One is given without the other, the root is no folder, or there are several workers.
+    """
+    if (token_file is None) != (root is None):
+        missing = "--admin-token-file" if token_file is None else "--bundle-root"
+        raise ConfigError(f"Missing {missing}: bundles are added with a token, from below one root.")
+    if root is None:
+        return
+    if workers > 1:
+        raise ConfigError(
+            f"--bundle-root with --workers {workers}: a request reaches one worker, so the bundles of workers would "
+            "differ. Use one worker, or restart the server with other bundles."
+        )
+    if not root.is_dir():
+        raise ConfigError(f"--bundle-root {root}: not a folder. Give the folder that has the bundles.")
+
+
+def not_offered() -> HttpError:
+    """The error where bundles cannot be changed."""
+    return HttpError(
+        HTTPStatus.FORBIDDEN,
+        "forbidden",
+        "this server does not add or remove bundles",
+        "Start it with --admin-token-file and --bundle-root.",
+    )

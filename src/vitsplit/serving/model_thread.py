@@ -1,0 +1,188 @@
+"""The thread that owns the model: it computes whatever is queued, in batches of one size and the same heads.
+
+Shapes: B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitsplit.inference.batches import batch_limit
+from vitsplit.inference.predictor import Predictions, Predictor
+
+
+class TooLateError(Exception):
+    """A request's time was over before it was computed."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Predictions of an image.
+
+    Attributes:
+        predictions: The predictions by head.
+        queued: Seconds before the model started.
+        seconds: Seconds of the model, for the whole batch.
+        batch: Number of images of the batch.
+    """
+
+    predictions: Predictions
+    queued: float
+    seconds: float
+    batch: int
+
+
+@dataclass(eq=False)
+class Job:
+    """An image to predict.
+
+    Attributes:
+        image_CHW: The image, uint8.
+        heads: The heads to run, in the order of the predictor.
+        deadline: Time of ``time.monotonic`` after which it is not computed.
+        future: The result. Cancelling it drops the job unless it is being computed.
+    """
+
+    image_CHW: Tensor
+    heads: tuple[str, ...]
+    deadline: float
+    future: Future[Computed] = field(default_factory=Future)
+    created: float = field(default_factory=time.monotonic)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Jobs of one key can be one batch."""
+        return (self.image_CHW.shape, self.heads)
+
+
+@dataclass(eq=False)
+class _Call:
+    function: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class ModelThread:
+    """Computes jobs in the order of their arrival; jobs of one size and the same heads in batches.
+
+    A call, such as one that removes a head, is made after all jobs that were submitted before it, so that none of them
+    is broken, and before all later ones.
+
+    Args:
+        predictor: The model, which nothing else may use meanwhile.
+        batch_size: See ``batch_limit``.
+        on_batch: Called in the thread with every computed batch.
+    """
+
+    def __init__(
+        self, predictor: Predictor, batch_size: int | None, on_batch: Callable[[Computed], None] = lambda batch: None
+    ) -> None:
+        self._predictor, self._batch_size, self._on_batch = predictor, batch_size, on_batch
+        self._device = predictor.backbone.mean_C11.device
+        self._waiting: deque[Job | _Call] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="vitsplit-model", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> Job:
+        """Queues a job."""
+        self._append(job)
+        return job
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Queues a function that may change the predictor."""
+        call = _Call(function)
+        self._append(call)
+        return call.future
+
+    def drop(self, job: Job) -> None:
+        """Drops a job that nobody waits for any more."""
+        if job.future.cancel():
+            with self._changed:
+                if job in self._waiting:
+                    self._waiting.remove(job)
+
+    def close(self) -> None:
+        """Ends the thread after all queued jobs are computed."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _append(self, work: Job | _Call) -> None:
+        with self._changed:
+            if self._stopping:
+                raise RuntimeError("the model thread was closed")
+            self._waiting.append(work)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if not self._waiting:
+                    return
+                work = self._take()
+            if isinstance(work, _Call):
+                _settle(work.future, work.function)
+            else:
+                self._compute(work)
+
+    def _take(self) -> list[Job] | _Call:
+        """The next call, or the next job with others of its key that were queued before the next call."""
+        first = self._waiting.popleft()
+        if isinstance(first, _Call):
+            return first
+        limit = batch_limit(self._batch_size, self._device, *first.image_CHW.shape[-2:])
+        batch, others = [first], list[Job | _Call]()
+        while self._waiting and len(batch) < limit and not isinstance(self._waiting[0], _Call):
+            other = self._waiting.popleft()
+            assert isinstance(other, Job)
+            (batch if other.key == first.key else others).append(other)
+        self._waiting.extendleft(reversed(others))
+        return batch
+
+    def _compute(self, batch: list[Job]) -> None:
+        now = time.monotonic()
+        jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
+        for job in jobs:
+            if now > job.deadline:
+                job.future.set_exception(TooLateError())
+        jobs = [job for job in jobs if not job.future.done()]
+        if not jobs:
+            return
+        images = [job.image_CHW for job in jobs]
+        try:
+            # A single image keeps its memory format, as in `Predictor.predict`: rounding may depend on it.
+            image_BCHW = torch.stack(images) if len(images) > 1 else images[0][None]
+            found = self._predictor.predict_batch(image_BCHW, jobs[0].heads)
+        except BaseException as error:  # raised to those who wait
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        seconds = time.monotonic() - now
+        computed = [
+            Computed(predictions, now - job.created, seconds, len(jobs))
+            for job, predictions in zip(jobs, found, strict=True)
+        ]
+        self._on_batch(computed[0])
+        for job, each in zip(jobs, computed, strict=True):
+            job.future.set_result(each)
+
+
+def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except BaseException as error:  # raised to those who wait
+        future.set_exception(error)

@@ -1,0 +1,204 @@
+"""Starting and stopping the server: one process, or several workers behind one port."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from prometheus_client.multiprocess import mark_process_dead
+
+from vitsplit.errors import ConfigError, RunError
+from vitsplit.exporting.cache import find_source_for
+from vitsplit.inference.sources import Source
+from vitsplit.runtime.card import is_export
+from vitsplit.serving.admin import Administration, check_administration, read_token
+from vitsplit.serving.app import make_app
+from vitsplit.serving.connections import Config, Server
+from vitsplit.serving.limits import Limits
+from vitsplit.serving.metrics import WORKERS_FOLDER
+from vitsplit.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+"""Connections that the system accepts before the server does."""
+SHORTEST_LIFE = 30.0
+"""Seconds: a worker that ends earlier is not started again, since it would end again."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, and how. Sent to workers.
+
+    Attributes:
+        runs: Run or bundle folders, or an exported folder.
+        runtime: See ``find_source_for``.
+        loading: Options of ``load_predictor``.
+        batch_size: See ``vitsplit.inference.batches.batch_limit``.
+        limits: Limits of requests.
+        bundle_root: Folder of the bundles that may be added.
+        token: The token for adding them.
+        threads: Number of threads of PyTorch; None: its default.
+    """
+
+    runs: Sequence[str]
+    runtime: Literal["torch", "onnx", "openvino"] | None = None
+    loading: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    bundle_root: Path | None = None
+    token: str | None = None
+    threads: int | None = None
+
+    def source(self) -> Source:
+        """The heads. Folders are absolute, which errors of requests are recognized by and omit."""
+        runs = [Path(run).absolute() for run in self.runs]
+        return find_source_for(runs, self.runtime, say=logger.info, **self.loading)
+
+
+def serve(
+    options: ServeOptions,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    admin_token_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Serves heads until a signal stops the process. Accepted requests are answered first.
+
+    Args:
+        options: What is served.
+        host: The address.
+        port: The port; 0: any free one.
+        workers: Number of processes, each with the model in memory.
+        admin_token_file: File of the token for adding and removing bundles below ``options.bundle_root``.
+        say: Receives a line with the address.
+
+    Returns:
+        The exit status: 0, or 1 if a worker ended by itself.
+
+    Raises:
+        VitsplitError: As ``find_source_for`` and its ``load``; a flag is invalid; or the port is taken.
+    """
+    check_administration(admin_token_file, options.bundle_root, workers)
+    if admin_token_file is not None:
+        options = _with(options, token=read_token(admin_token_file))
+        if options.runtime in ("onnx", "openvino") or any(is_export(run) for run in options.runs):
+            raise ConfigError("--bundle-root: bundles cannot be added to a graph. Serve bundles with PyTorch.")
+    source = options.source()
+    with _listen(host, port) as listener:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        if workers == 1:
+            return _run(options, listener, lambda: say(f"serving {', '.join(source.cards)} at {address}"))
+        source.ids()  # makes the export, if there is one, before the workers need it
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        say(f"starting {workers} workers for {', '.join(source.cards)} at {address}")
+        with tempfile.TemporaryDirectory(prefix="vitsplit-metrics-") as folder:
+            os.environ[WORKERS_FOLDER] = folder
+            return _Workers(partial(_run_worker, _with(options, threads=threads), listener), workers).run()
+
+
+def _with(options: ServeOptions, **changes: Any) -> ServeOptions:
+    return ServeOptions(**{**vars(options), **changes})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise RunError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}). Choose another --port."
+        ) from error
+
+
+def _run(options: ServeOptions, listener: socket.socket, on_ready: Callable[[], None]) -> int:
+    """Loads the heads, and serves them in this process."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    source = options.source()
+    ids = source.ids()
+    service = Service(source.load(), ids, options.limits, batch_size=options.batch_size)
+    administration = None
+    if options.bundle_root is not None and options.token is not None:
+        administration = partial(_administer, service, options.bundle_root, options.token)
+    server = Server(Config(make_app(service, administration), options.limits), service)
+    # For signals before uvicorn handles them, and after it has stopped, when it raises them again.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    on_ready()
+    server.run(sockets=[listener])
+    return 0
+
+
+def _administer(service: Service, root: Path, token: str, asking: Any) -> Administration:
+    return Administration(service, asking, root, token)
+
+
+def _run_worker(options: ServeOptions, listener: socket.socket) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(format="%(message)s")
+    _run(options, listener, lambda: None)
+
+
+def _end_with_parent() -> None:
+    """Stops a worker whose parent was killed, so that none is left behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Workers:
+    """Processes that accept connections of one socket. One that ends by itself is replaced.
+
+    Args:
+        work: Runs in each process.
+        count: Number of processes.
+    """
+
+    def __init__(self, work: Callable[[], None], count: int) -> None:
+        self._work, self._count = work, count
+        self._stopped = threading.Event()
+
+    def run(self) -> int:
+        """Runs the workers until a signal; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopped.set())
+        workers = [self._start() for _ in range(self._count)]
+        failed = False
+        while not failed and not self._stopped.wait(0.2):
+            for index, (process, started) in enumerate(workers):
+                if process.exitcode is None:
+                    continue
+                failed = time.monotonic() - started < SHORTEST_LIFE
+                logger.error("worker %s ended with status %s", process.pid, process.exitcode)
+                if failed:
+                    break
+                mark_process_dead(process.pid)
+                workers[index] = self._start()
+        for process, _ in workers:
+            if process.exitcode is None:
+                process.terminate()
+        for process, _ in workers:
+            process.join()
+        return 1 if failed else 0
+
+    def _start(self) -> tuple[BaseProcess, float]:
+        process = multiprocessing.get_context("spawn").Process(target=self._work)
+        process.start()
+        return process, time.monotonic()

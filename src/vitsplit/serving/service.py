@@ -1,0 +1,264 @@
+"""A request's way from its body to predictions: limits, decoding, the model, and the client that may leave meanwhile.
+
+Shapes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from starlette.requests import ClientDisconnect, Request
+
+from vitsplit.errors import DataError
+from vitsplit.inference.predictor import Predictions, Predictor
+from vitsplit.serving.errors import ClientGoneError, HttpError, invalid, refused, unavailable
+from vitsplit.serving.heads import ServedHead, num_blocks, passes_json
+from vitsplit.serving.images import decode
+from vitsplit.serving.limits import Limits
+from vitsplit.serving.metrics import Metrics
+from vitsplit.serving.model_thread import Computed, Job, ModelThread, TooLateError
+from vitsplit.serving.slots import Slots
+
+POOL_THREADS = 2
+"""Threads that decode images and encode answers, beside the one of the model."""
+DISCARDED = 4
+"""A body that is too large is read up to this multiple of its limit, and not kept: the client gets an answer."""
+ResultT = TypeVar("ResultT")
+
+
+@dataclass
+class Result:
+    """Predictions of a request.
+
+    Attributes:
+        size: Height and width of the image.
+        predictions: The predictions by head.
+        timing: Milliseconds of each stage so far.
+        passes: See ``passes_json``.
+    """
+
+    size: tuple[int, int]
+    predictions: Predictions
+    timing: dict[str, float]
+    passes: list[dict[str, Any]]
+
+
+class Service:
+    """Heads behind one pass, with a thread for the model and a pool for decoding and encoding.
+
+    Args:
+        predictor: The heads.
+        ids: Identification of each head, see ``Source.ids``.
+        limits: Limits of requests.
+        batch_size: See ``vitsplit.inference.batches.batch_limit``.
+
+    Attributes:
+        heads: The heads that new requests may ask for.
+        stopping: Whether the server stops, and answers the last requests.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        ids: Mapping[str, str],
+        limits: Limits | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        self.predictor, self.limits = predictor, limits or Limits()
+        self.heads = {name: ServedHead.of(name, head, ids[name]) for name, head in predictor.items()}
+        self.stopping = False
+        self.metrics = Metrics()
+        self.slots = Slots(self.limits.queue, on_change=self.metrics.accepted.set)
+        self.blocks = num_blocks(predictor)
+        self.model = ModelThread(predictor, batch_size, self._count_batch)
+        self._held: Counter[str] = Counter()
+        self._released = asyncio.Event()
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="vitsplit-pool")
+
+    def close(self) -> None:
+        """Ends the threads, after the accepted requests."""
+        self.model.close()
+        self._pool.shutdown()
+
+    def choose(self, names: str | None) -> dict[str, ServedHead]:
+        """The heads that a request asks for, in the order of the predictor; see ``hold``.
+
+        Args:
+            names: Their names, separated by commas; None: all that answer without a question.
+
+        Raises:
+            HttpError: There is no head of such a name, or it needs a question.
+        """
+        dense = {name: head for name, head in self.heads.items() if not head.task.answers_questions}
+        if names is None:
+            if not dense:
+                raise invalid("invalid_parameter", "all bundles need a question", "Use /v1/ask.")
+            return dense
+        wanted = {self.head(name).name for name in names.split(",")}
+        for name in wanted:
+            if name not in dense:
+                raise invalid("invalid_parameter", f"the bundle {name} needs a question", "Use /v1/ask.")
+        return {name: head for name, head in dense.items() if name in wanted}
+
+    @contextmanager
+    def hold(self, heads: Mapping[str, ServedHead]) -> Iterator[None]:
+        """Keeps heads in the predictor within the block, also if they are removed meanwhile."""
+        self._held.update(heads.keys())
+        try:
+            yield
+        finally:
+            self._held.subtract(heads.keys())
+            self._released.set()
+
+    async def remove(self, name: str) -> None:
+        """Removes a head at once for new requests, and from the predictor after those that were accepted."""
+        del self.heads[name]
+        while self._held[name]:
+            self._released.clear()
+            await self._released.wait()
+        await asyncio.wrap_future(self.model.call(lambda: self.predictor.drop(name)))
+
+    def head(self, name: str) -> ServedHead:
+        """A head by its name; raises ``HttpError`` if there is none."""
+        if name not in self.heads:
+            raise HttpError(
+                HTTPStatus.NOT_FOUND,
+                "unknown_bundle",
+                f"there is no bundle {name[:100]!r}",
+                f"Bundles: {', '.join(self.heads) or 'none'}.",
+            )
+        return self.heads[name]
+
+    async def read_body(self, request: Request) -> bytes:
+        """The body of a request.
+
+        Raises:
+            HttpError: It is too large, too slow, or compressed, or the server is busy.
+            ClientGoneError: The client has left.
+        """
+        self.slots.check("requests")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_type", "compressed bodies are not read")
+        body, size, limit = bytearray(), 0, self.limits.max_body
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size <= limit:
+                        body += chunk
+                    elif size > DISCARDED * limit:
+                        break
+        except TimeoutError:
+            seconds = self.limits.body_seconds
+            raise HttpError(
+                HTTPStatus.REQUEST_TIMEOUT, "slow_body", f"the body took more than {seconds:g} seconds"
+            ) from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        if size > limit:
+            raise HttpError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "too_large",
+                f"the body has more than {limit} bytes",
+                "Scale the image down, or compress it.",
+            )
+        return bytes(body)
+
+    async def in_pool(self, stage: str, function: Callable[[], ResultT], timing: dict[str, float]) -> ResultT:
+        """Runs a stage of a request, such as decoding, in the pool, and records its time."""
+
+        def run() -> tuple[ResultT, float]:
+            begun = time.perf_counter()
+            return function(), time.perf_counter() - begun
+
+        found, seconds = await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        self.observe(stage, seconds, timing)
+        return found
+
+    async def decode(self, content: bytes, timing: dict[str, float]) -> NDArray[np.uint8]:
+        """Decodes an image: ``image_HWC``, RGB.
+
+        Raises:
+            HttpError: It is not an image of an accepted format, damaged, or too large.
+        """
+        if not content:
+            raise invalid("invalid_image", "the body is empty", "Send the image file as the body.")
+        return await self.in_pool("decode", lambda: decode(content, self.limits), timing)
+
+    async def predict(
+        self,
+        request: Request,
+        image_HWC: NDArray[np.uint8],
+        heads: Mapping[str, ServedHead],
+        timing: dict[str, float],
+    ) -> Result:
+        """Predictions of a decoded image by heads that are held.
+
+        Raises:
+            HttpError: The time is over, or a head does not take such an image.
+            ClientGoneError: The client has left.
+        """
+        image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
+        job = self.model.submit(Job(image_CHW, tuple(heads), time.monotonic() + self.limits.request_seconds))
+        try:
+            computed: Computed = await self.wait_for(job.future, request)
+        except TooLateError:
+            raise too_late(self.limits) from None
+        except DataError as error:
+            raise refused("invalid_image", error) from None
+        finally:
+            self.model.drop(job)
+        self.observe("queue", computed.queued, timing)
+        self.observe("model", computed.seconds, timing)
+        passes = passes_json(computed.predictions.passes, heads, self.blocks)
+        return Result((image_HWC.shape[0], image_HWC.shape[1]), computed.predictions, timing, passes)
+
+    async def wait_for(self, future: Future[ResultT], request: Request) -> ResultT:
+        """Waits for a result while the client does.
+
+        Raises:
+            HttpError: The time is over.
+            ClientGoneError: The client has left.
+        """
+        wrapped = asyncio.wrap_future(future)
+        gone = asyncio.ensure_future(_until_gone(request))
+        try:
+            either: set[asyncio.Future[Any]] = {wrapped, gone}
+            await asyncio.wait(either, timeout=self.limits.request_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if wrapped.done():
+                return wrapped.result()
+            raise ClientGoneError if gone.done() else too_late(self.limits)
+        finally:
+            gone.cancel()
+            wrapped.cancel()
+
+    def observe(self, stage: str, seconds: float, timing: dict[str, float]) -> None:
+        """Records the time of a stage, in the metrics and in milliseconds."""
+        self.metrics.stages.labels(stage).observe(seconds)
+        timing[f"{stage}_ms"] = round(seconds * 1000, 3)
+
+    def _count_batch(self, computed: Computed) -> None:
+        self.metrics.batches.observe(computed.batch)
+        self.metrics.add_passes(computed.predictions.passes)
+
+
+def too_late(limits: Limits) -> HttpError:
+    """The error of a request whose time is over."""
+    return unavailable("timeout", f"the request was not answered within {limits.request_seconds:g} seconds")
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

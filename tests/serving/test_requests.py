@@ -1,0 +1,266 @@
+"""Requests that are wrong, hostile or too late. Every answer must be an error of the documented form."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+from served import expected, photo, serving
+
+from vitsplit.serving.limits import Limits
+
+DOCUMENTED = {
+    400: {"invalid_parameter", "invalid_image", "invalid_json", "invalid_bundle", "invalid_question"},
+    404: {"not_found", "unknown_bundle", "unknown_image"},
+    405: {"method_not_allowed"},
+    413: {"too_large"},
+    415: {"unsupported_type"},
+    503: {"busy", "timeout"},
+}
+
+
+def refusal(response):
+    """Status and code of an error, whose form is checked."""
+    error = response.json()["error"]
+    assert error["code"] in DOCUMENTED[response.status_code]
+    assert set(error) <= {"code", "message", "remedy"} and error["message"]
+    assert "/tmp" not in response.text and "Traceback" not in response.text and "0x" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
+    return response.status_code, error["code"]
+
+
+def png_header(width, height):
+    """A PNG of a size without pixels: a few bytes that claim any number of them."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def file_of(kind, size=(64, 48), **options):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, format=kind, **options)
+    return file.getvalue()
+
+
+BODIES = {
+    "empty": (b"", 400),
+    "text": (b"hello", 415),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="/etc/passwd"/></svg>', 415),
+    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
+    "gif": (file_of("GIF"), 415),
+    "bmp": (file_of("BMP"), 415),
+    "ppm": (b"P6 2 2 255 " + bytes(12), 415),
+    "pdf": (file_of("PDF"), 415),
+    "form": (b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n\xff\xd8\r\n--x--', 415),
+    "truncated": (photo(300, 300, kind="JPEG")[:-2000], 400),
+    "truncated PNG": (photo()[:200], 400),
+    "bomb": (png_header(100_000, 100_000), 413),
+    "just too many pixels": (png_header(4001, 4000), 413),
+    "no pixels": (png_header(0, 0), 415),
+    "missing pixels": (png_header(2000, 2000), 400),
+    "noise": (np.random.default_rng(0).bytes(1000), 415),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_are_no_image(client, name):
+    content, status = BODIES[name]
+    assert refusal(client.post("/v1/predict", content=content))[0] == status
+
+
+def test_scans_of_a_progressive_jpeg_are_limited(client):
+    image = photo(64, 64, kind="JPEG")
+    progressive = io.BytesIO()
+    Image.open(io.BytesIO(image)).save(progressive, format="JPEG", progressive=True)
+    content = progressive.getvalue()
+    assert client.post("/v1/predict?bundles=far", content=content).status_code == 200
+    last = content.rindex(b"\xff\xda")
+    assert refusal(client.post("/v1/predict", content=content[:-2] + content[last:-2] * 64 + b"\xff\xd9"))[0] == 400
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
+def test_unusual_sizes_are_predicted_or_refused(client, size):
+    response = client.post("/v1/predict?bundles=rooms", content=file_of("PNG", size))
+    assert response.status_code == 200 or refusal(response)[0] == 400
+
+
+QUERIES = {
+    "bundles=absent": 404, "bundles=": 404, "bundles=rooms,,far": 404, "bundles=../../etc/passwd": 404,
+    "format=xml": 400, "format=": 400, "masks=polygon": 400, "bundle=rooms": 400, "format=png": 400,
+    "format=coco&bundles=far": 400, "format=json&format=npz": 400, "image_id=": 400, "bundles=rooms%00": 404,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_wrong_parameters(client, query):
+    assert refusal(client.post(f"/v1/predict?{query}", content=photo()))[0] == QUERIES[query]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/predict", 405),
+        ("POST", "/v1/bundles", 405),
+        ("GET", "/absent", 404),
+        ("GET", "/page.css/../../../etc/passwd", 404),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("GET", "/v1/bundles/rooms", 405),
+        ("POST", "/v1/ask?question=What", 400),
+    ],
+)
+def test_wrong_paths_and_methods(client, method, path, status):
+    assert refusal(client.request(method, path))[0] == status
+
+
+def test_compressed_bodies_are_not_read(client):
+    response = client.post("/v1/predict", content=photo(), headers={"content-encoding": "gzip"})
+    assert refusal(response) == (415, "unsupported_type")
+
+
+def test_the_size_of_a_body_is_limited(runs):
+    with serving({"rooms": runs["rooms"]}, Limits(max_body_mb=0.01)) as client:
+        assert refusal(client.post("/v1/predict", content=bytes(20_000))) == (413, "too_large")
+        # The length is not announced, and the body has no end within the limit of what is read.
+        chunks = (bytes(1000) for _ in range(100_000))
+        assert refusal(client.post("/v1/predict", content=chunks)) == (413, "too_large")
+        assert client.post("/v1/predict", content=photo(20, 20)).status_code == 200
+
+
+def test_unexpected_errors_say_nothing(runs, monkeypatch, caplog):
+    with serving({"rooms": runs["rooms"]}) as client:
+        monkeypatch.setattr(client.service.predictor, "predict_batch", lambda *_: [][0])
+        response = client.post("/v1/predict", content=photo())
+        assert response.status_code == 500 and response.json()["error"]["code"] == "internal"
+        assert "IndexError" not in response.text and "IndexError" in caplog.text
+
+
+@pytest.fixture
+def slow(runs, monkeypatch):
+    """A server whose model waits for an event before every batch."""
+    with serving(runs, Limits(queue=3, request_seconds=5)) as client:
+        client.go = threading.Event()
+        client.computed = []
+        original = client.service.predictor.predict_batch
+
+        def predict_batch(image_BCHW, heads):
+            client.computed.append((tuple(image_BCHW.shape), heads))
+            assert client.go.wait(20)
+            return original(image_BCHW, heads)
+
+        monkeypatch.setattr(client.service.predictor, "predict_batch", predict_batch)
+        yield client
+        client.go.set()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_full_queue_refuses(slow):
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo()) for _ in range(3)]
+        wait_until(lambda: slow.service.slots.used == 3)
+        response = slow.post("/v1/predict?bundles=rooms", content=photo())
+        assert refusal(response) == (503, "busy") and int(response.headers["retry-after"]) > 0
+        slow.go.set()
+        assert [each.result().status_code for each in waiting] == [200] * 3
+    assert slow.service.slots.used == 0
+
+
+def test_the_time_of_a_request_is_limited(slow):
+    object.__setattr__(slow.service.limits, "request_seconds", 0.2)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo(seed=s)) for s in (1, 2))
+        assert refusal(first.result()) == refusal(second.result()) == (503, "timeout")
+    slow.go.set()
+    assert slow.post("/v1/predict?bundles=rooms", content=photo()).status_code == 200
+    assert len(slow.computed) == 2  # one of the two was dropped before it was computed
+
+
+def test_a_request_whose_client_has_left_is_not_computed(slow):
+    async def send_and_leave():
+        messages = [{"type": "http.request", "body": photo(seed=1), "more_body": False}]
+        sent = []
+
+        async def receive():
+            return messages.pop() if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "query_string": b"bundles=rooms",
+            "headers": [],
+        }
+        await slow.app(scope, receive, send)
+        return sent
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo())
+        wait_until(lambda: slow.computed)
+        assert slow.portal.call(send_and_leave) == []
+        assert len(slow.service.model._waiting) == 0
+        slow.go.set()
+        assert first.result().status_code == 200
+    assert len(slow.computed) == 1 and slow.service.slots.used == 0
+
+
+def test_batches_are_of_one_size_and_the_same_heads(runs):
+    """Whatever waits is grouped, and every answer is that of its image."""
+    with serving(runs) as client:
+        service = client.service
+        service.model._batch_size = 3
+        go, sizes = threading.Event(), []
+        original = service.predictor.predict_batch
+
+        def predict_batch(image_BCHW, heads):
+            go.wait(20)
+            sizes.append((len(image_BCHW), image_BCHW.shape[-1], heads))
+            return original(image_BCHW, heads)
+
+        service.predictor.predict_batch = predict_batch
+        asked = [(seed, width, heads) for seed in range(4) for width in (40, 64) for heads in ("rooms", "rooms,far")]
+        with ThreadPoolExecutor(1 + len(asked)) as pool:
+            first = pool.submit(client.post, "/v1/predict?format=npz&bundles=far", content=photo(30, 30))
+            wait_until(lambda: service.slots.used == 1)
+            time.sleep(0.2)
+            found = [
+                pool.submit(client.post, f"/v1/predict?format=npz&bundles={heads}", content=photo(48, width, seed))
+                for seed, width, heads in asked
+            ]
+            wait_until(lambda: len(service.model._waiting) == len(asked))
+            go.set()
+            assert first.result().status_code == 200
+            results = [each.result() for each in found]
+        assert max(count for count, _, _ in sizes) == 3 and len(sizes) < 1 + len(asked)
+        for (seed, width, heads), response in zip(asked, results, strict=True):
+            arrays = np.load(io.BytesIO(response.content))
+            wanted = expected({name: runs[name] for name in heads.split(",")}, photo(48, width, seed))
+            np.testing.assert_array_equal(arrays["rooms.mask"], wanted["rooms"].mask)
+
+
+def test_random_requests_are_answered(client):
+    """Damaged images and parameters: never status 500."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        content = bytearray(photo(30, 40, int(rng.integers(3)), ["PNG", "JPEG", "WEBP", "TIFF"][rng.integers(4)]))
+        for _ in range(rng.integers(1, 6)):
+            content[rng.integers(len(content))] = rng.integers(256)
+        response = client.post("/v1/predict?bundles=rooms", content=bytes(content[: rng.integers(1, len(content) + 1)]))
+        assert response.status_code == 200 or refusal(response)[0] in (400, 413, 415)
