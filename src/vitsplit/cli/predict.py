@@ -31,6 +31,7 @@ def predict(
     ask: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     max_new_tokens: MaxNewTokens | None = None,
     overwrite: Switch = False,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     batch_size: BatchSize | None = None,
     tile: ImageSize | None = None,
     overlap: Margin | None = None,
@@ -62,6 +63,7 @@ def predict(
         vitsplit predict runs/rooms photos/ --out predictions --runtime openvino
         vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
+        vitsplit predict runs/rooms photos/ --out predictions --shard 1/8
 
     Args:
         paths: Run folders (their best bundles) or bundle folders, or an exported folder, followed by images, folders of
@@ -70,6 +72,8 @@ def predict(
         ask: A question, for bundles of visual question answering; can be repeated.
         max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
         overwrite: Predict everything again; results of other bundles are removed.
+        shard: Predict the I-th of N disjoint parts of the inputs only, such as 1/8. The parts can be predicted into one
+            folder at the same time; the command without --shard then merges their logs, and predicts what is missing.
         batch_size: Batch size, for images of equal size; None: 1 on a CPU, up to 8 on a GPU, depending on the image
             size.
         tile: Height and width of tiles, for all images; None: only images of more than 50 million pixels are split
@@ -84,12 +88,18 @@ def predict(
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
     from vitsplit.inference.prediction_log import PredictionLog
+    from vitsplit.inference.shard import Shard
     from vitsplit.inference.video import require_av
 
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ConfigError("--overwrite removes results that other shards may be writing. Give a new folder with --out.")
     runs, input_paths = split_runs(paths)
     source = _find_source(runs, runtime, loading)
     _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
     inputs = find_inputs(input_paths, out)
+    if part is not None:
+        inputs = part.of(inputs)
     if out is None:
         return _print_answers(source.load(), inputs, ask, max_new_tokens)
     for item in inputs:
@@ -108,7 +118,7 @@ def predict(
     made_by |= {name: value for name, value in settings.items() if value is not None}
     # Checked before the output folder is created.
     tiling = Tiling(tile, overlap, 1.0 if scale is None else scale)
-    with PredictionLog.open(out, made_by, overwrite=overwrite) as log:
+    with PredictionLog.open(out, made_by, overwrite=overwrite, shard=part) as log:
         todo = [item for item in inputs if not log.is_done(item)]
         summary = Summary()
         if todo:
@@ -127,6 +137,9 @@ def predict(
                 summary = writer.run(todo)
             if len(model) > 1 and model.passes:
                 print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
+        else:
+            log.begin()
+            log.close()
     _report(summary, len(inputs), len(inputs) - len(todo), out)
     return 1 if summary.failed else 0
 
