@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.values import BatchSize, ImageSize, Loading, Switch
+from vitsplit.cluster.options import RayOptions
 from vitsplit.config import Margin, MaxNewTokens
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.runtime.card import is_export
 
 if TYPE_CHECKING:
     from vitsplit.bundle import Card
@@ -37,6 +39,9 @@ def predict(
     overlap: Margin | None = None,
     scale: Annotated[float, Field(ge=0.01, le=16)] | None = None,
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    dry_run: Switch = False,
+    ray: RayOptions = RayOptions(),  # noqa: B008  (frozen)
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
     """Run one or several bundles, or an exported folder, on images, folders of images and videos.
@@ -64,6 +69,7 @@ def predict(
         vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
         vitsplit predict runs/rooms photos/ --out predictions --shard 1/8
+        vitsplit predict runs/rooms runs/depth photos/ --engine ray --out table --num-actors 2
 
     Args:
         paths: Run folders (their best bundles) or bundle folders, or an exported folder, followed by images, folders of
@@ -83,6 +89,10 @@ def predict(
         runtime: PyTorch, ONNX Runtime or OpenVINO. Bundles are exported for the last two, on the CPU in fp32, and the
             export is kept in the cache. None: PyTorch for bundles; for an exported folder its first format that is
             installed.
+        engine: local: files per image, in this process. ray: Parquet files with one row per image, by Ray on this
+            machine or a cluster (docs/scale.md); inputs can also be lists (.txt), Parquet files and tar files.
+        dry_run: With --engine ray, print an estimate of time, disk and cost from a few measured images.
+        ray: Settings of Ray.
         loading: Loading options.
     """
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
@@ -95,17 +105,10 @@ def predict(
     if part is not None and overwrite:
         raise ConfigError("--overwrite removes results that other shards may be writing. Give a new folder with --out.")
     runs, input_paths = split_runs(paths)
+    if engine == "local" and (dry_run or ray != RayOptions()):
+        raise ConfigError("Options of Ray (--num-actors and others, --dry-run) require --engine ray.")
     source = _find_source(runs, runtime, loading)
     _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
-    inputs = find_inputs(input_paths, out)
-    if part is not None:
-        inputs = part.of(inputs)
-    if out is None:
-        return _print_answers(source.load(), inputs, ask, max_new_tokens)
-    for item in inputs:
-        if item.is_video:
-            require_av(item.path)
-    made_by: dict[str, Any] = {"bundles": source.ids()}
     settings = {
         "precision": loading.precision,
         "runtime": runtime,
@@ -115,7 +118,31 @@ def predict(
         "ask": list(ask) or None,
         "max_new_tokens": max_new_tokens,
     }
-    made_by |= {name: value for name, value in settings.items() if value is not None}
+    made_by: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if engine == "ray":
+        from vitsplit.cli.predict_ray import predict_with_ray
+
+        given = {"--shard": shard, "--tile": tile, "--overlap": overlap, "--scale": scale}
+        table = _check_table(runs, out, given, runtime)
+        predictor = {
+            "bundles": [str(Path(run).absolute()) for run in runs],
+            "questions": ask,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            **loading.arguments(),
+            **({} if runtime in (None, "torch") else {"runtime": runtime}),
+        }
+        made_by = {"bundles": source.ids()} | made_by
+        return predict_with_ray(input_paths, table, made_by, predictor, ray, overwrite=overwrite, dry_run=dry_run)
+    inputs = find_inputs(input_paths, out)
+    if part is not None:
+        inputs = part.of(inputs)
+    if out is None:
+        return _print_answers(source.load(), inputs, ask, max_new_tokens)
+    for item in inputs:
+        if item.is_video:
+            require_av(item.path)
+    made_by = {"bundles": source.ids()} | made_by
     # Checked before the output folder is created.
     tiling = Tiling(tile, overlap, 1.0 if scale is None else scale)
     with PredictionLog.open(out, made_by, overwrite=overwrite, shard=part) as log:
@@ -144,10 +171,21 @@ def predict(
     return 1 if summary.failed else 0
 
 
+def _check_table(runs: Sequence[str], out: Path | None, given: Mapping[str, Any], runtime: str | None) -> Path:
+    """Checks the arguments of ``--engine ray``; returns the output folder."""
+    if out is None:
+        raise ConfigError("Missing required option --out: the output folder for the Parquet files.")
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{flag} is not available with --engine ray. Omit one of them.")
+    if runtime not in (None, "torch") and not is_export(runs[0]):
+        raise ConfigError(f"--engine ray --runtime {runtime}: requires an exported folder (`vitsplit export`).")
+    return out
+
+
 def _find_source(runs: Sequence[str], runtime: str | None, loading: Loading) -> Source:
     """The heads; for another runtime than PyTorch those of an export in the cache, which is made when it is needed."""
     from vitsplit.inference.sources import check_graph_options, exported_source, find_source
-    from vitsplit.runtime.card import is_export
 
     options = loading.arguments()
     graph: Any = None if runtime == "torch" else runtime

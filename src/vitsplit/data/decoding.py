@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
+from PIL.PngImagePlugin import PngInfo
 
 from vitsplit.errors import DataError
 from vitsplit.files import open_regular
@@ -279,6 +280,19 @@ def rgb_array(image: Image.Image, name: str) -> np.ndarray:
             array = array.astype(np.uint16)
         return _to_uint8(array, name)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def png_bytes(image: Image.Image, compress_level: int = 6, pnginfo: PngInfo | None = None) -> bytes:
+    """The image as a PNG file.
+
+    Args:
+        image: The image.
+        compress_level: 0 (no compression) to 9; 1 takes an eighth of the time of 6 and half as many more bytes.
+        pnginfo: Text chunks.
+    """
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=compress_level, pnginfo=pnginfo)
+    return file.getvalue()
 
 
 def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:

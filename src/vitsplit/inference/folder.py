@@ -19,7 +19,7 @@ from vitsplit.atomic_files import writing_to
 from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, DataError, VitsplitError
 from vitsplit.inference.asking import read_whole, vqa_heads
-from vitsplit.inference.batches import batches, in_background
+from vitsplit.inference.batches import batch_limit, batches, in_background
 from vitsplit.inference.inputs import Input
 from vitsplit.inference.large import is_large, predict_large
 from vitsplit.inference.prediction_log import PredictionLog
@@ -29,9 +29,6 @@ from vitsplit.inference.video import predict_video
 
 logger = logging.getLogger(__name__)
 
-GPU_BATCH = 8
-GPU_BATCH_PIXELS = 8 << 20
-"""Default limits of a batch on a GPU: eight images of at most 1024 x 1024 pixels."""
 READERS, WRITERS = 2, 2
 
 OnPart = Callable[[Input, int, int | None], None]
@@ -237,11 +234,7 @@ class FolderWriter:
         self.on_done()
 
     def _batch_limit(self, height: int, width: int) -> int:
-        if self.batch_size is not None:
-            return self.batch_size
-        if self.model.backbone.mean_C11.device.type == "cpu":
-            return 1
-        return max(1, min(GPU_BATCH, GPU_BATCH_PIXELS // (height * width)))
+        return batch_limit(self.batch_size, self.model.backbone.mean_C11.device, height, width)
 
 
 def _split_by_head(files: Iterable[Path], stem: str, heads: Collection[str]) -> list[tuple[str, str, Path]]:

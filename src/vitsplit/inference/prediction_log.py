@@ -72,10 +72,7 @@ class PredictionLog:
             elif overwrite:
                 self._outdated += [name for row in found for name in row["files"]]
             else:
-                raise RunError(
-                    f"{folder} has predictions of {_describe(header)}, not of {_describe(made_by)}. Use another "
-                    "folder with --out, or --overwrite to replace them."
-                )
+                raise made_by_others(folder, header, made_by)
 
     @classmethod
     @contextmanager
@@ -240,6 +237,14 @@ def _check_same_number(folder: Path, shard: Shard) -> None:
 def _file_state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def made_by_others(folder: Path, found: Mapping[str, Any], made_by: Mapping[str, Any]) -> RunError:
+    """The error of a folder with predictions of other bundles or settings."""
+    return RunError(
+        f"{folder} has predictions of {_describe(found)}, not of {_describe(made_by)}. Use another folder with --out, "
+        "or --overwrite to replace them."
+    )
 
 
 def _describe(made_by: Mapping[str, Any]) -> str:

@@ -30,6 +30,10 @@ TASKS = Table(
 )
 
 
+RecordType = Literal["bytes", "number", "numbers", "integers", "texts", "boxes"]
+"""Type of a field of a table's row: ``boxes`` are lists of numbers, the other plural forms are lists."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How the metric that selects the best bundle of a task is displayed.
@@ -66,6 +70,7 @@ class TaskConfig(Settings):
         most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
         num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
         answers_questions: Whether its predictions answer questions (``tasks.vqa.prediction.VqaPrediction``).
+        record: The fields of a prediction in a table (its ``record()``), and their types; empty: not supported.
     """
 
     name: ClassVar[str]
@@ -79,6 +84,7 @@ class TaskConfig(Settings):
     most_tuned: ClassVar[float] = 0.5
     num_classes: ClassVar[int] = 0
     answers_questions: ClassVar[bool] = False
+    record: ClassVar[Mapping[str, RecordType]] = {}
 
     format: str = "auto"
     """Layout of the data folder."""

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from vitsplit.data.decoding import png_bytes
 from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
 
 PNG_MAX = 65535
@@ -44,6 +47,15 @@ class DepthPrediction:
             scale *= 10
         return scale
 
+    def png(self, compress_level: int = 6) -> bytes:
+        """The depth as a PNG file of 16 bits, see ``save`` and ``decoding.png_bytes``."""
+        scale = self.png_scale()
+        text = PngInfo()
+        text.add_text("depth_scale", f"{scale:g}")
+        text.add_text("Comment", f"depth in meters = value * {scale:g}")
+        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
+        return png_bytes(Image.fromarray(units_HW), compress_level, text)
+
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path, Path]:
         """Writes the depth in three formats.
 
@@ -59,11 +71,10 @@ class DepthPrediction:
         npy_path, png_path, jpg_path = (Path(folder) / f"{name}_depth.{kind}" for kind in ("npy", "png", "jpg"))
         npy_path.parent.mkdir(parents=True, exist_ok=True)
         np.save(npy_path, self.depth)
-        scale = self.png_scale()
-        text = PngImagePlugin.PngInfo()
-        text.add_text("depth_scale", f"{scale:g}")
-        text.add_text("Comment", f"depth in meters = value * {scale:g}")
-        units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
-        Image.fromarray(units_HW).save(png_path, pnginfo=text)
+        png_path.write_bytes(self.png())
         self.picture().save(jpg_path, quality=92)
         return npy_path, png_path, jpg_path
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``DepthConfig.record``."""
+        return {"png": self.png(), "scale": self.png_scale()}

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import Factor, Share, Side, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, TaskConfig
+from vitsplit.tasks import RecordType, Score, TaskConfig
 
 LEVELS = 5
 """Number of levels of the feature pyramid."""
@@ -21,6 +21,15 @@ class DetectionConfig(TaskConfig):
     name: ClassVar[str] = "detection"
     location: ClassVar[str] = "vitsplit.tasks.detection.task:DetectionTask"
     default_recipe: ClassVar[str | None] = "laptop-detection"
+    # Of each object what `save` writes: the box (x, y, width, height), and of its mask the `counts` of COCO's
+    # run-length encoding, whose `size` is that of the image; null without masks.
+    record: ClassVar[Mapping[str, RecordType]] = {
+        "boxes": "boxes",
+        "scores": "numbers",
+        "category_ids": "integers",
+        "categories": "texts",
+        "masks": "texts",
+    }
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
     scores: ClassVar[Mapping[str, Score]] = {
         "mask_ap": Score("mask AP", "mask_ap"),

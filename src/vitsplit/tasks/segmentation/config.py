@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import LONG_TEXT, Factor, LongText, Name, Share, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, TaskConfig
+from vitsplit.tasks import RecordType, Score, TaskConfig
 
 
 class SegmentationConfig(TaskConfig):
@@ -18,6 +18,8 @@ class SegmentationConfig(TaskConfig):
     name: ClassVar[str] = "segmentation"
     location: ClassVar[str] = "vitsplit.tasks.segmentation.task:SegmentationTask"
     default_recipe: ClassVar[str | None] = "laptop-segmentation"
+    # The PNG that `save` writes.
+    record: ClassVar[Mapping[str, RecordType]] = {"mask": "bytes"}
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1, "upernet": 4}
     scores: ClassVar[Mapping[str, Score]] = {"miou": Score("mIoU", "miou")}
     tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"

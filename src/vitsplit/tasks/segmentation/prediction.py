@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.classes import ClassList
+from vitsplit.data.decoding import png_bytes
 
 OVERLAY_ROWS = 256
 
@@ -52,10 +54,18 @@ class SegmentationPrediction:
         found = sorted(zip(self.classes.names, counts.tolist(), strict=True), key=lambda pair: -pair[1])
         return {name: share for name, share in found if share > 0}
 
+    def png(self, compress_level: int = 6) -> bytes:
+        """``color_mask`` as a PNG file, see ``decoding.png_bytes``."""
+        return png_bytes(self.color_mask(), compress_level)
+
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
         mask_path, overlay_path = Path(folder) / f"{name}_mask.png", Path(folder) / f"{name}_overlay.jpg"
         mask_path.parent.mkdir(parents=True, exist_ok=True)
-        self.color_mask().save(mask_path)
+        mask_path.write_bytes(self.png())
         self.overlay().save(overlay_path, quality=92)
         return mask_path, overlay_path
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``SegmentationConfig.record``."""
+        return {"mask": self.png()}
