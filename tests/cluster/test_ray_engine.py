@@ -120,28 +120,14 @@ def test_options_are_checked_before_ray_is_started(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of the processes below a process."""
-    parents, names = {}, {}
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                parents[int(each.name)] = int((each / "stat").read_text().rpartition(")")[2].split()[1])
-                names[int(each.name)] = (each / "cmdline").read_text()
-            except OSError:
-                continue
-    found, new = set(), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new} - found
-        found |= new
-    return {child: names[child] for child in found}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of Ray in /proc")
-def test_kill_9_loses_and_doubles_nothing(run: Path, tmp_path: Path) -> None:
+def test_kill_9_loses_and_doubles_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First an actor and then the driver are killed; the command is repeated until it ends by itself."""
     pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from ray_predict import descendants
+
     photos = write_photos(tmp_path / "photos", 40)
     tar = write_tar(tmp_path / "shard.tar", photos[:20])
     out = tmp_path / "out"
