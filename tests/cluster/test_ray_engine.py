@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,3 +154,26 @@ def test_kill_9_loses_and_doubles_nothing(run: Path, tmp_path: Path, monkeypatch
     for photo in photos[:20]:
         assert found[photo.name]["segmentation"] == found[f"shard.tar/train/{photo.name}"]["segmentation"]
     assert not [*out.glob(".staging*")]
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_documentation(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    photos = write_photos(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "bad.png").write_bytes(b"nonsense")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "rooms").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (example,) = (each for each in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "map_batches" in each)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=256 << 20)
+    try:
+        exec(example, {})
+    finally:
+        ray.shutdown()
+    rows = {Path(row["path"]).name: row for row in pq.read_table("pipeline").to_pylist()}
+    model = vitsplit.load(run, device="cpu")
+    assert {*rows} == {photo.name for photo in photos} | {"bad.png"} and rows["bad.png"]["error"]
+    for photo in photos:
+        assert rows[photo.name]["segmentation"]["mask"] == model.predict(photo)["segmentation"].png()

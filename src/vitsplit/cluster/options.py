@@ -22,7 +22,7 @@ class RayOptions(Settings):
     gpus_per_actor: Annotated[float, Field(ge=0, le=64)] | None = None
     """GPUs of a process, such as 0.5 for two processes per GPU; None: 1 if the cluster has GPUs."""
     rows_per_file: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """Images per file, which are lost if a process is killed; None: 256, or fewer for few images."""
+    """Images per file, which are repeated if a process is killed; None: 256, or fewer for few images."""
     image_column: str | None = None
     """Column of a Parquet file with the images; None: the first of image, bytes and path."""
     ray_address: str | None = None
