@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("H", "W"))
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--kills", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=3, help="0: only measure")
+    parser.add_argument("--turns", type=int, default=1, help="0: only kill, without comparing masks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows-per-file", type=int, help="images per Parquet file (default: that of the command)")
     options = parser.parse_args()
@@ -66,12 +66,14 @@ def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
             shutil.rmtree(root / name, ignore_errors=True)
             rates[name].append(rate([*command, "--out", str(root / name)], root / name, count, options.images))
     facts: dict[str, Any] = {"images": options.images, "size": options.size, "actors": options.actors}
-    for kind in ("whole", "running"):
+    for kind in ("whole", "running") if options.turns else ():
         of = {name: [each[kind] for each in several] for name, several in rates.items()}
         facts[kind] = {name: Spread.of(values).median for name, values in of.items()}
         facts[kind]["ratio"] = paired_ratio(of["ray"], of["folder"]).median
-    facts["megabytes"] = {name: round(used_bytes(root / name) / 1e6, 3) for name in rates}
-    facts["kills"] = kill([*with_ray, "--out", str(root / "killed")], root, options)
+    if options.turns:
+        facts["megabytes"] = {name: round(used_bytes(root / name) / 1e6, 3) for name in rates}
+    if options.kills:
+        facts["kills"] = kill([*with_ray, "--out", str(root / "killed")], root, options)
     return facts
 
 
@@ -142,7 +144,7 @@ def kill(command: list[str], root: Path, options: argparse.Namespace) -> dict[st
         "doubled": sum(count > 1 for count in rows.values()),
         "other": len(rows.keys() - expected),
         "errors": sum(pq.read_table(part)["error"].null_count != count_rows_of(part) for part in out.glob("part-*")),
-        "different_masks": different_masks(out, root / "folder"),
+        "different_masks": different_masks(out, root / "folder") if options.turns else None,
     }
 
 
