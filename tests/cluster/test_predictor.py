@@ -14,6 +14,7 @@ from bundles import write_depth_bundle, write_detection_bundle, write_segmentati
 from cluster_inputs import write_photos
 from PIL import Image
 from pycocotools import mask as coco_masks
+from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
 from vitsplit.errors import ConfigError
@@ -128,3 +129,17 @@ def test_wrong_tables_and_arguments(runs: list[Path], photos: list[Path], predic
         Predictor(runs[:1], questions=("What is it?",))
     with pytest.raises(ConfigError, match="error"):
         Predictor({"error": runs[0]})
+
+
+def test_questions_are_asked_about_every_image(photos: list[Path], tmp_path: Path) -> None:
+    language = write_language_model(tmp_path / "language")
+    run = write_vqa_bundle(tmp_path / "asked" / "best", language)
+    questions = ("What?", "How many?")
+    options = {"language_weights": str(language), "device": "cpu"}
+    predictor = Predictor(run, questions=questions, max_new_tokens=5, **options)
+    model = vitsplit.load(run, **options)
+    for photo, row in zip(photos, rows(predictor({"path": [str(photo) for photo in photos]})), strict=True):
+        answers = model.ask(photo, questions, max_new_tokens=5)
+        assert row["vqa"] == {"questions": list(questions), "answers": answers}
+    with pytest.raises(ConfigError, match="uestions"):
+        Predictor(run, **options)

@@ -103,6 +103,20 @@ def test_images_that_kill_their_process_get_an_error(
     assert all((row["segmentation"] is None) == (name in deadly) for name, row in found.items())
 
 
+def test_what_fails_for_every_block_is_told(run: Path, tmp_path: Path) -> None:
+    """Such as a device that does not exist, or a folder that another command has taken over."""
+    write_photos(tmp_path / "photos", 2)
+    items = find_items([str(tmp_path / "photos")], tmp_path / "out")
+    with take_over(tmp_path / "out", MADE_BY) as (destination, _):
+        assert (
+            "cuda:99" in BlockWriter({"bundles": [run], "device": "cuda:99"}, destination, 1)(block(items))["failed"][0]
+        )
+        writer = BlockWriter({"bundles": [run], "device": "cpu"}, destination, 1)
+    failed = writer(block(items))
+    assert failed["failed"][0] and failed["rows"] == [0]
+    assert not [*(tmp_path / "out").glob("part-*")]
+
+
 def test_options_are_checked_before_ray_is_started(run: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", 2)
     base = ["predict", str(run), str(tmp_path / "photos")]

@@ -165,4 +165,7 @@ def _open_parquet(file: str | Path) -> pq.ParquetFile:
 def _row_group(file: str, group: int, column: str) -> Any:
     """The column of a row group; the last ones stay in memory, as neighboring rows follow each other."""
     with _open_parquet(file) as table:
-        return table.read_row_group(group, columns=[column]).column(column).combine_chunks()
+        try:
+            return table.read_row_group(group, columns=[column]).column(column).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file}: row group {group} cannot be read ({error}). Copy the file again.") from error

@@ -10,6 +10,7 @@ could not be repeated for new images, and they are bound to Ray Data's readers a
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from vitsplit.atomic_files import writing_to
 from vitsplit.cluster.items import Item
 from vitsplit.cluster.options import ROWS_PER_FILE, ActorPlan, RayOptions, plan_actors
 from vitsplit.cluster.parquet_folder import Destination
@@ -55,22 +57,40 @@ class BlockWriter:
     def __init__(self, settings: Mapping[str, Any], destination: Destination | None, threads: int) -> None:
         torch.set_num_threads(threads)
         self.threads = max(THREADS, threads // 2)
-        self.predictor = Predictor(**settings)
+        self.settings = settings
         self.destination = destination
 
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The predictor, which the first call loads."""
+        return Predictor(**self.settings)
+
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Predicts a block: ``block`` has one text. Returns the number of rows, of errors, and the first error."""
+        """Predicts a block: ``block`` has one text.
+
+        Returns:
+            The number of rows and of those with errors, and the first error; or why the command must end (``failed``),
+            which is no exception, since Ray would repeat it and print pages of tracebacks.
+        """
         items = [Item(*values) for values in json.loads(batch["block"][0])]
+        try:
+            messages = self._write(items)
+        except VitsplitError as error:
+            return {"rows": [0], "errors": [0], "first": [""], "failed": [str(error)]}
+        return {"rows": [len(items)], "errors": [len(messages)], "first": ["".join(messages[:1])], "failed": [""]}
+
+    def _write(self, items: Sequence[Item]) -> list[str]:
+        """Writes the file of a block, and returns its errors."""
         assert self.destination is not None
         part = self.destination.part([item.id for item in items])
         if part.exists():  # written by a process that died before it could say so
             errors = pq.read_table(part, columns=["error"]).column("error")
         else:
-            table = self._attempt(items, self.destination.staging / f"{part.stem}.journal")
+            with writing_to(self.destination.folder, "predictions"):
+                table = self._attempt(items, self.destination.staging / f"{part.stem}.journal")
             self.destination.commit(table)
             errors = table.column("error")
-        messages = [text for text in errors.to_pylist() if text is not None]
-        return {"rows": [len(items)], "errors": [len(messages)], "first": ["".join(messages[:1])]}
+        return [text for text in errors.to_pylist() if text is not None]
 
     def table(self, items: Sequence[Item]) -> pa.Table:
         """Predictions of inputs."""
@@ -158,8 +178,7 @@ def run(
 
     Raises:
         ConfigError: The actors do not fit into the cluster.
-        RunError: Ray failed. Finished files remain.
-        VitsplitError: As ``Predictor``.
+        RunError: Ray failed, a bundle cannot be loaded, or a file cannot be written. Finished files remain.
     """
     totals = Totals()
     with _cluster(options) as (ray, nodes):
@@ -175,6 +194,8 @@ def run(
             num_gpus=plan.gpus,
         )
         for row in done.iter_rows():
+            if row["failed"]:
+                raise RunError(row["failed"])
             totals.rows += row["rows"]
             totals.errors += row["errors"]
             totals.first = totals.first or row["first"]
@@ -234,11 +255,9 @@ def _cluster(options: RayOptions) -> Iterator[tuple[Any, list[Mapping[str, float
 
 def _readable(error: BaseException) -> VitsplitError:
     """The error of this package that caused an error of Ray, or a short form of the latter."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, VitsplitError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, VitsplitError):
+        return cause
     lines = [line for line in str(error).splitlines() if line.strip()]
     return RunError(
         f"Ray failed: {lines[-1][:500] if lines else type(error).__name__}. Finished files remain: repeat the command "
