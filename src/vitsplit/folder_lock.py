@@ -48,7 +48,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def hold_folder(folder: Path, *, exist_ok: bool = True) -> Iterator[Path]:
+def hold_folder(folder: Path, *, exist_ok: bool = True, name: str = LOCK) -> Iterator[Path]:
     """Locks a folder within the block, against other processes and other blocks of this process; yields the folder.
 
     The folder is created if it does not exist. Afterwards the lock file is removed, and the folder too if it was
@@ -57,6 +57,7 @@ def hold_folder(folder: Path, *, exist_ok: bool = True) -> Iterator[Path]:
     Args:
         folder: The folder.
         exist_ok: Whether it may exist already.
+        name: Name of the lock file. Processes that lock different names may use the folder at the same time.
 
     Raises:
         RunError: Another process uses the folder (the message has process, machine and time), or it cannot be created
@@ -64,7 +65,7 @@ def hold_folder(folder: Path, *, exist_ok: bool = True) -> Iterator[Path]:
         FileExistsError: It exists, and ``exist_ok`` is false.
     """
     created = _create(folder, exist_ok)
-    file = folder / LOCK
+    file = folder / name
     owner = os.getpid()
     try:
         descriptor = _lock(file)

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cli.values import BatchSize, ImageSize, Loading, Switch
+from vitsplit.cluster.options import RayOptions
 from vitsplit.config import Margin, MaxNewTokens
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.runtime.card import is_export
 
 if TYPE_CHECKING:
     from vitsplit.bundle import Card
@@ -29,11 +31,15 @@ def predict(
     ask: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     max_new_tokens: MaxNewTokens | None = None,
     overwrite: Switch = False,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     batch_size: BatchSize | None = None,
     tile: ImageSize | None = None,
     overlap: Margin | None = None,
     scale: Annotated[float, Field(ge=0.01, le=16)] | None = None,
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
+    engine: Literal["local", "ray"] = "local",
+    dry_run: Switch = False,
+    ray: RayOptions = RayOptions(),  # noqa: B008  (frozen)
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
     """Run one or several bundles, or exported folders, on images, folders of images and videos.
@@ -60,6 +66,8 @@ def predict(
         vitsplit predict runs/rooms photos/ --out predictions --runtime openvino
         vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
+        vitsplit predict runs/rooms photos/ --out predictions --shard 1/8
+        vitsplit predict runs/rooms runs/depth photos/ --engine ray --out table --num-actors 2
 
     Args:
         paths: Run folders (their best bundles) or bundle folders, or exported folders, followed by images, folders of
@@ -68,6 +76,8 @@ def predict(
         ask: A question, for bundles of visual question answering; can be repeated.
         max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
         overwrite: Predict everything again; results of other bundles are removed.
+        shard: Predict the I-th of N disjoint parts of the inputs only, such as 1/8. The parts can be predicted into one
+            folder at the same time; the command without --shard then merges their logs, and predicts what is missing.
         batch_size: Batch size, for images of equal size; None: 1 on a CPU, up to 8 on a GPU, depending on the image
             size.
         tile: Height and width of tiles, for all images; None: only images of more than 50 million pixels are split
@@ -77,24 +87,27 @@ def predict(
         runtime: PyTorch, ONNX Runtime or OpenVINO. Bundles are exported for the last two, on the CPU in fp32, and the
             export is kept in the cache. None: PyTorch for bundles; for an exported folder its first format that is
             installed.
+        engine: local: files per image, in this process. ray: Parquet files with one row per image, by Ray on this
+            machine or a cluster (docs/scale.md); inputs can also be lists (.txt), Parquet files and tar files.
+        dry_run: With --engine ray, print an estimate of time, disk and cost from a few measured images.
+        ray: Settings of Ray.
         loading: Loading options.
     """
     from vitsplit.exporting.cache import find_source_for
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
     from vitsplit.inference.prediction_log import PredictionLog
+    from vitsplit.inference.shard import Shard
     from vitsplit.inference.video import require_av
 
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None and overwrite:
+        raise ConfigError("--overwrite removes results that other shards may be writing. Give a new folder with --out.")
     runs, input_paths = split_runs(paths)
+    if engine == "local" and (dry_run or ray != RayOptions()):
+        raise ConfigError("Options of Ray (--num-actors and others, --dry-run) require --engine ray.")
     source = find_source_for(runs, runtime, say=lambda line: print(line, file=sys.stderr), **loading.arguments())
     _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
-    inputs = find_inputs(input_paths, out)
-    if out is None:
-        return _print_answers(source.load(), inputs, ask, max_new_tokens)
-    for item in inputs:
-        if item.is_video:
-            require_av(item.path)
-    made_by: dict[str, Any] = {"bundles": source.ids()}
     settings = {
         "precision": loading.precision,
         "runtime": runtime,
@@ -104,10 +117,34 @@ def predict(
         "ask": list(ask) or None,
         "max_new_tokens": max_new_tokens,
     }
-    made_by |= {name: value for name, value in settings.items() if value is not None}
+    made_by: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if engine == "ray":
+        from vitsplit.cli.predict_ray import predict_with_ray
+
+        given = {"--shard": shard, "--tile": tile, "--overlap": overlap, "--scale": scale}
+        table = _check_table(runs, out, given, runtime)
+        predictor = {
+            "bundles": [str(Path(run).absolute()) for run in runs],
+            "questions": ask,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            **loading.arguments(),
+            **({} if runtime in (None, "torch") else {"runtime": runtime}),
+        }
+        made_by = {"bundles": source.ids()} | made_by
+        return predict_with_ray(input_paths, table, made_by, predictor, ray, overwrite=overwrite, dry_run=dry_run)
+    inputs = find_inputs(input_paths, out)
+    if part is not None:
+        inputs = part.of(inputs)
+    if out is None:
+        return _print_answers(source.load(), inputs, ask, max_new_tokens)
+    for item in inputs:
+        if item.is_video:
+            require_av(item.path)
+    made_by = {"bundles": source.ids()} | made_by
     # Checked before the output folder is created.
     tiling = Tiling(tile, overlap, 1.0 if scale is None else scale)
-    with PredictionLog.open(out, made_by, overwrite=overwrite) as log:
+    with PredictionLog.open(out, made_by, overwrite=overwrite, shard=part) as log:
         todo = [item for item in inputs if not log.is_done(item)]
         summary = Summary()
         if todo:
@@ -126,8 +163,23 @@ def predict(
                 summary = writer.run(todo)
             if len(model) > 1 and model.passes:
                 print(f"passes of {model.backbone.name} (height x width): {model.describe_passes()}")
+        else:
+            log.begin()
+            log.close()
     _report(summary, len(inputs), len(inputs) - len(todo), out)
     return 1 if summary.failed else 0
+
+
+def _check_table(runs: Sequence[str], out: Path | None, given: Mapping[str, Any], runtime: str | None) -> Path:
+    """Checks the arguments of ``--engine ray``; returns the output folder."""
+    if out is None:
+        raise ConfigError("Missing required option --out: the output folder for the Parquet files.")
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{flag} is not available with --engine ray. Omit one of them.")
+    if runtime not in (None, "torch") and not is_export(runs[0]):
+        raise ConfigError(f"--engine ray --runtime {runtime}: requires an exported folder (`vitsplit export`).")
+    return out
 
 
 def _check_questions(

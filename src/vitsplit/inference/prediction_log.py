@@ -2,16 +2,20 @@
 
 The first line identifies bundles and settings; each further line is one finished input with its files. It is written
 after its files, so that an interrupted command can be resumed.
+
+Each shard has a log of its own, ``predictions-I-of-N.jsonl``, and a lock of its own, so that shards write into one
+folder at the same time. The command without a shard locks all shards of the folder and merges their logs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,15 @@ from vitsplit.atomic_files import write_text
 from vitsplit.bundle import CARD, WEIGHTS
 from vitsplit.errors import RunError
 from vitsplit.files import inside, is_file, read_json_lines, string, whole_number
-from vitsplit.folder_lock import hold_folder
+from vitsplit.folder_lock import LOCK, hold_folder
 from vitsplit.inference.inputs import Input
+from vitsplit.inference.shard import Shard
 
 LOG = "predictions.jsonl"
 MAX_NAME_LENGTH = 4096
 """Length limit in characters of an input's name."""
 MAX_INTEGER = 1 << 63
+_SHARD_LOG = re.compile(r"predictions-([1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})\.jsonl")
 
 
 class PredictionLog:
@@ -34,40 +40,57 @@ class PredictionLog:
     Args:
         folder: The folder.
         made_by: JSON-compatible identification of bundles (see ``bundle_ids``) and settings.
-        overwrite: Predict everything again, and remove predictions of other bundles.
+        overwrite: Predict everything again, and remove predictions of other bundles. Not for a shard.
+        shard: The shard whose inputs are predicted; None: all inputs.
 
     Raises:
-        RunError: The folder has predictions of other bundles or settings, or its log cannot be read.
+        RunError: The folder has predictions of other bundles or settings, or of another number of shards, or its log
+            cannot be read.
     """
 
-    def __init__(self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False, shard: Shard | None = None
+    ) -> None:
         self.folder = folder
         self.overwrite = overwrite
-        self._file = folder / LOG
-        self._staging = folder / ".partial"
-        self._done: dict[str, dict[str, Any]] = {}
+        self._file = _log_file(folder, shard)
+        self._staging = folder / f".partial{_suffix(shard)}"
         self._made_by = dict(made_by)
-        rows = self._read()
-        self._others = rows if rows and rows[0] != self._made_by else []
-        if self._others and not overwrite:
-            raise RunError(
-                f"{folder} has predictions of {_describe(rows[0])}, not of {_describe(made_by)}. Use another folder "
-                "with --out, or --overwrite to replace them."
-            )
-        if not self._others:
-            self._done = {row["name"]: row for row in rows[1:]}
+        self._merged = [] if shard else list(_shard_logs(folder))
+        if shard:
+            _check_same_number(folder, shard)
+        self._outdated: list[str] = []
+        self._done: dict[str, dict[str, Any]] = {}
+        self._own: dict[str, dict[str, Any]] = {}
+        for file in [folder / LOG, self._file] if shard else [self._file, *self._merged]:
+            header, *found = self._read(file) or [self._made_by]
+            if header == self._made_by:
+                rows = {row["name"]: row for row in found}
+                self._done |= rows
+                if file == self._file or shard is None:
+                    self._own |= rows
+            elif overwrite:
+                self._outdated += [name for row in found for name in row["files"]]
+            else:
+                raise made_by_others(folder, header, made_by)
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[PredictionLog]:
-        """Creates the folder if missing, and locks it within the block (see ``hold_folder``).
+    def open(
+        cls, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False, shard: Shard | None = None
+    ) -> Iterator[PredictionLog]:
+        """Creates the folder if missing, and locks it, or the shard, within the block (see ``hold_folder``).
 
         Raises:
-            RunError: As ``PredictionLog``, or the folder cannot be created or written, or is locked by another
-                process.
+            RunError: As ``PredictionLog``, or the folder cannot be created or written, or it or one of the shards to
+                merge is locked by another process.
         """
-        with hold_folder(folder):
-            yield cls(folder, made_by, overwrite=overwrite)
+        with ExitStack() as locks:
+            locks.enter_context(hold_folder(folder, name=f"{LOCK}{_suffix(shard)}"))
+            if shard is None:
+                for each in _shard_logs(folder).values():
+                    locks.enter_context(hold_folder(folder, name=f"{LOCK}{_suffix(each)}"))
+            yield cls(folder, made_by, overwrite=overwrite, shard=shard)
 
     def begin(self) -> None:
         """Prepares the folder for writing.
@@ -79,15 +102,17 @@ class PredictionLog:
             raise RunError(f"{self._staging} is a link. Remove it.")
         shutil.rmtree(self._staging, ignore_errors=True)
         # Check all files before removing any: links may lead out of the folder.
-        outdated = [self._checked_path(file) for row in self._others[1:] for file in row["files"]]
+        outdated = [self._checked_path(file) for file in self._outdated]
         for file in outdated:
             if file.is_dir():
                 raise RunError(f"{self._file} lists the folder {file} as a prediction. Correct or remove the line.")
         for file in outdated:
             file.unlink(missing_ok=True)
         # Rewritten, since an interrupted write may have left an incomplete last line.
-        rows = (self._made_by, *self._done.values())
+        rows = (self._made_by, *self._own.values())
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+        for log in self._merged:
+            log.unlink(missing_ok=True)
 
     def _checked_path(self, name: str) -> Path:
         """The path of a file to remove or overwrite, which must not be reached by a link."""
@@ -149,14 +174,14 @@ class PredictionLog:
         """Removes the temporary folder."""
         shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Reads the rows; an incomplete last line is ignored."""
-        if not self._file.exists():
+    def _read(self, file: Path) -> list[dict[str, Any]]:
+        """Reads the rows of a log; an incomplete last line is ignored."""
+        if not file.exists():
             return []
         advice = "Correct or remove the line, or use another folder with --out."
-        found = read_json_lines(self._file, error=RunError, advice=advice, may_end_early=True)
+        found = read_json_lines(file, error=RunError, advice=advice, may_end_early=True)
         for number, row in found:
-            where = f"{self._file}: line {number}"
+            where = f"{file}: line {number}"
             if number == found[0][0]:
                 bundles = row.get("bundles")
                 if not isinstance(bundles, dict) or not all(isinstance(each, str) for each in bundles.values()):
@@ -168,8 +193,8 @@ class PredictionLog:
                 whole_number(value, f"{where}: {name}", -MAX_INTEGER, MAX_INTEGER, error=RunError, advice=advice)
             if not isinstance(row.get("files"), list):
                 raise RunError(f"{where}: files must be a list of names. {advice}")
-            for file in row["files"]:
-                inside(self.folder, file, where, error=RunError, advice=advice)
+            for name in row["files"]:
+                inside(self.folder, name, where, error=RunError, advice=advice)
         return [row for _, row in found]
 
 
@@ -185,9 +210,41 @@ def bundle_ids(folders: Mapping[str, Path]) -> dict[str, str]:
     return ids
 
 
+def _suffix(shard: Shard | None) -> str:
+    return "" if shard is None else f"-{shard.index}-of-{shard.count}"
+
+
+def _log_file(folder: Path, shard: Shard | None) -> Path:
+    return folder / f"{Path(LOG).stem}{_suffix(shard)}{Path(LOG).suffix}"
+
+
+def _shard_logs(folder: Path) -> dict[Path, Shard]:
+    """The logs of shards in a folder."""
+    found = {file: _SHARD_LOG.fullmatch(file.name) for file in sorted(folder.glob("predictions-*-of-*.jsonl"))}
+    return {file: Shard(int(match[1]), int(match[2])) for file, match in found.items() if match}
+
+
+def _check_same_number(folder: Path, shard: Shard) -> None:
+    """Shards of another number divide the inputs differently, and would predict many of them again."""
+    for other in _shard_logs(folder).values():
+        if other.count != shard.count:
+            raise RunError(
+                f"{folder} has predictions of {other.count} shards. Repeat the command with --shard I/{other.count}, "
+                "or finish it without --shard, which merges them."
+            )
+
+
 def _file_state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def made_by_others(folder: Path, found: Mapping[str, Any], made_by: Mapping[str, Any]) -> RunError:
+    """The error of a folder with predictions of other bundles or settings."""
+    return RunError(
+        f"{folder} has predictions of {_describe(found)}, not of {_describe(made_by)}. Use another folder with --out, "
+        "or --overwrite to replace them."
+    )
 
 
 def _describe(made_by: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "TASKS",
+    "RecordType",
     "Score",
     "ServedFormat",
     "TaskConfig",
@@ -21,6 +22,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vitsplit.tasks.registry import (
         TASKS,
+        RecordType,
         Score,
         ServedFormat,
         TaskConfig,

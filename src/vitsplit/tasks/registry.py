@@ -33,6 +33,10 @@ TASKS = Table(
 )
 
 
+RecordType = Literal["bytes", "number", "numbers", "integers", "texts", "boxes"]
+"""Type of a field of a table's row: ``boxes`` are lists of numbers, the other plural forms are lists."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How the metric that selects the best bundle of a task is displayed.
@@ -72,6 +76,7 @@ class TaskConfig(Settings):
         served_formats: Forms of its predictions over HTTP: ``json`` (their ``to_json``), ``png``, ``npz`` (``arrays``)
             and ``coco`` (``coco_results``).
         served_arrays: Data type and shape (-1: any) of the arrays of ``npz``, by name.
+        record: The fields of a prediction in a table (its ``record()``), and their types; empty: not supported.
     """
 
     name: ClassVar[str]
@@ -87,6 +92,7 @@ class TaskConfig(Settings):
     answers_questions: ClassVar[bool] = False
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
+    record: ClassVar[Mapping[str, RecordType]] = {}
 
     format: str = "auto"
     """Layout of the data folder."""

@@ -89,3 +89,7 @@ class DepthPrediction:
         png_path.write_bytes(self.png())
         self.picture().save(jpg_path, quality=92)
         return npy_path, png_path, jpg_path
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``DepthConfig.record``."""
+        return {"png": self.png(), "scale": self.png_scale()}

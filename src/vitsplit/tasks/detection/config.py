@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import Factor, Share, Side, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, ServedFormat, TaskConfig
+from vitsplit.tasks import RecordType, Score, ServedFormat, TaskConfig
 
 LEVELS = 5
 """Number of levels of the feature pyramid."""
@@ -27,6 +27,15 @@ class DetectionConfig(TaskConfig):
         "labels": ("int64", (-1,)),
         "scores": ("float32", (-1,)),
         "mask_bins": ("float32", (-1, -1, -1)),
+    }
+    # Of each object what `save` writes: the box (x, y, width, height), and of its mask the `counts` of COCO's
+    # run-length encoding, whose `size` is that of the image; null without masks.
+    record: ClassVar[Mapping[str, RecordType]] = {
+        "boxes": "boxes",
+        "scores": "numbers",
+        "category_ids": "integers",
+        "categories": "texts",
+        "masks": "texts",
     }
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
     scores: ClassVar[Mapping[str, Score]] = {

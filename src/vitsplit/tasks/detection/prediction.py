@@ -142,3 +142,14 @@ class DetectionPrediction:
         json_path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
         self.overlay().save(overlay_path, quality=92)
         return json_path, overlay_path
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``DetectionConfig.record``."""
+        entries = self.coco_results("")
+        return {
+            "boxes": [entry["bbox"] for entry in entries],
+            "scores": [entry["score"] for entry in entries],
+            "category_ids": [entry["category_id"] for entry in entries],
+            "categories": [self.classes.names[label] for label in self.labels],
+            "masks": None if self.mask_bins is None else [entry["segmentation"]["counts"] for entry in entries],
+        }

@@ -98,3 +98,7 @@ class SegmentationPrediction:
         mask_path.write_bytes(self.png())
         self.overlay().save(overlay_path, quality=92)
         return mask_path, overlay_path
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``SegmentationConfig.record``."""
+        return {"mask": self.png()}

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import LongText, MaxNewTokens, Name, Opens, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, TaskConfig
+from vitsplit.tasks import RecordType, Score, TaskConfig
 
 Connector = Literal["vitsplit", "vitsplit-release", "mlp2x", "linear"]
 Stage = Literal["align", "instruct"]
@@ -25,6 +25,7 @@ class VqaConfig(TaskConfig):
     location: ClassVar[str] = "vitsplit.tasks.vqa.task:VqaTask"
     default_recipe: ClassVar[str | None] = "laptop-vqa"
     answers_questions: ClassVar[bool] = True
+    record: ClassVar[Mapping[str, RecordType]] = {"questions": "texts", "answers": "texts"}
     scores: ClassVar[Mapping[str, Score]] = {
         "exact_match": Score("exact match", "exact_match"),
         "likelihood": Score("likelihood", "likelihood"),

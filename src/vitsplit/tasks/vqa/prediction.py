@@ -87,6 +87,10 @@ class VqaPrediction:
         self.overlay().save(jpg_path, quality=92)
         return json_path, jpg_path
 
+    def record(self) -> dict[str, Any]:
+        """The fields of a table's row, see ``VqaConfig.record``."""
+        return {"questions": [turn.question for turn in self.asked], "answers": [turn.answer for turn in self.asked]}
+
 
 def _shortened(text: str, font: Any, width: float) -> str:
     while text and font.getlength(text) > width:

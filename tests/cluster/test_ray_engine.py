@@ -1,0 +1,193 @@
+"""The work of an actor without Ray, and the command on a local Ray, whose processes are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import write_segmentation_bundle
+from cluster_inputs import write_photos, write_tar
+
+import vitsplit
+from vitsplit.cli.main import main
+
+pq = pytest.importorskip("pyarrow.parquet")
+from vitsplit.cluster.items import Item, find_items  # noqa: E402
+from vitsplit.cluster.options import RayOptions  # noqa: E402
+from vitsplit.cluster.parquet_folder import take_over  # noqa: E402
+from vitsplit.cluster.ray_engine import BlockWriter, divide  # noqa: E402
+
+MADE_BY = {"bundles": {"rooms": "ab" * 32}}
+
+
+class Killed(BaseException):
+    """Ends a block as the death of its process does."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_segmentation_bundle(tmp_path_factory.mktemp("bundles") / "rooms" / "best").parent
+
+
+def block(items: Sequence[Item]) -> dict[str, Any]:
+    return {"block": [json.dumps(items)]}
+
+
+def table(folder: Path) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(folder).to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+def test_blocks_are_all_inputs_once() -> None:
+    for count in (1, 2, 7, 100, 5000):
+        items = [Item(str(index), "x") for index in range(count)]
+        for options in (RayOptions(), RayOptions(rows_per_file=3)):
+            blocks = divide(items, options, [{"CPU": 2.0}, {"CPU": 2.0}])
+            assert [item for each in blocks for item in each] == items
+            assert max(map(len, blocks)) <= (options.rows_per_file or 256)
+
+
+def test_an_actor_writes_a_block_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = write_photos(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "03.png").write_bytes(b"nonsense")
+    items = find_items([str(tmp_path / "photos")], tmp_path / "out")
+    with take_over(tmp_path / "out", MADE_BY) as (destination, _):
+        writer = BlockWriter({"bundles": [run], "device": "cpu"}, destination, 1)
+        first = writer(block(items))
+        assert (first["rows"], first["errors"]) == ([4], [1]) and "03.png" in first["first"][0]
+        monkeypatch.setattr(writer.predictor, "records", lambda *_: pytest.fail("predicted again"))
+        assert writer(block(items)) == first
+    found, model = table(tmp_path / "out"), vitsplit.load(run, device="cpu")
+    for photo in photos:
+        assert found[photo.name]["segmentation"]["mask"] == model.predict(photo)["segmentation"].png()
+    assert found["03.png"]["error"] and found["03.png"]["segmentation"] is None
+
+
+@pytest.mark.parametrize("deadly", [{"01.png"}, {"00.png", "03.png"}, set()])
+def test_images_that_kill_their_process_get_an_error(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadly: set[str]
+) -> None:
+    """Such as by a lack of memory: Ray repeats the block, which must end at some time."""
+    write_photos(tmp_path / "photos", 4)
+    items = find_items([str(tmp_path / "photos")], tmp_path / "out")
+    read = Item.read
+
+    def dies(item: Item) -> Any:
+        if item.id in deadly:
+            raise Killed
+        return read(item)
+
+    monkeypatch.setattr(Item, "read", dies)
+    deaths = 0
+    with take_over(tmp_path / "out", MADE_BY) as (destination, _):
+        while True:
+            writer = BlockWriter({"bundles": [run], "device": "cpu"}, destination, 1)
+            try:
+                writer(block(items))
+                break
+            except Killed:
+                deaths += 1
+                assert deaths < 10
+    found = table(tmp_path / "out")
+    assert {name for name, row in found.items() if row["error"]} == deadly and len(found) == 4
+    assert all((row["segmentation"] is None) == (name in deadly) for name, row in found.items())
+
+
+def test_what_fails_for_every_block_is_told(run: Path, tmp_path: Path) -> None:
+    """Such as a device that does not exist, or a folder that another command has taken over."""
+    write_photos(tmp_path / "photos", 2)
+    items = find_items([str(tmp_path / "photos")], tmp_path / "out")
+    with take_over(tmp_path / "out", MADE_BY) as (destination, _):
+        assert (
+            "cuda:99" in BlockWriter({"bundles": [run], "device": "cuda:99"}, destination, 1)(block(items))["failed"][0]
+        )
+        writer = BlockWriter({"bundles": [run], "device": "cpu"}, destination, 1)
+    failed = writer(block(items))
+    assert failed["failed"][0] and failed["rows"] == [0]
+    assert not [*(tmp_path / "out").glob("part-*")]
+
+
+def test_options_are_checked_before_ray_is_started(run: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 2)
+    base = ["predict", str(run), str(tmp_path / "photos")]
+    out = ["--out", str(tmp_path / "out")]
+    for words in (
+        [*base, *out, "--num-actors", "2"],
+        [*base, *out, "--dry-run"],
+        [*base, "--engine", "ray"],
+        [*base, *out, "--engine", "ray", "--shard", "1/2"],
+        [*base, *out, "--engine", "ray", "--tile", "64", "64"],
+        [*base, *out, "--engine", "ray", "--runtime", "onnx"],
+        [*base, *out, "--engine", "ray", "--ask", "What is it?"],
+        [*base, *out, "--engine", "ray", "--num-actors", "0"],
+    ):
+        assert main(words) == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of Ray in /proc")
+def test_kill_9_loses_and_doubles_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First an actor and then the driver are killed; the command is repeated until it ends by itself."""
+    pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from ray_predict import descendants
+
+    photos = write_photos(tmp_path / "photos", 40)
+    tar = write_tar(tmp_path / "shard.tar", photos[:20])
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vitsplit", "predict", run, tmp_path / "photos", tar, "--engine", "ray",
+               "--out", out, "--num-actors", "1", "--rows-per-file", "2", "--device", "cpu"]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)))
+    killed = False
+    while process.poll() is None:
+        parts = len([*out.glob("part-*.parquet")])
+        if parts >= 1 and not killed:
+            actors = [pid for pid, name in descendants(process.pid).items() if "MapWorker" in name]
+            killed = bool(actors)
+            for pid in actors:
+                os.kill(pid, signal.SIGKILL)
+        if killed and parts >= 8:
+            process.kill()
+        time.sleep(0.02)
+    assert killed and len([*out.glob("part-*.parquet")]) < 30
+    assert main([*map(str, command[3:])]) == 0
+    found = table(out)
+    assert {*found} == {photo.name for photo in photos} | {f"shard.tar/train/{photo.name}" for photo in photos[:20]}
+    assert not any(row["error"] for row in found.values())
+    for photo in photos[:20]:
+        assert found[photo.name]["segmentation"] == found[f"shard.tar/train/{photo.name}"]["segmentation"]
+    assert not [*out.glob(".staging*")]
+
+
+@pytest.mark.slow
+def test_the_pipeline_of_the_documentation(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    photos = write_photos(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "bad.png").write_bytes(b"nonsense")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "rooms").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (example,) = (each for each in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "map_batches" in each)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=256 << 20)
+    try:
+        exec(example, {})
+    finally:
+        ray.shutdown()
+    rows = {Path(row["path"]).name: row for row in pq.read_table("pipeline").to_pylist()}
+    model = vitsplit.load(run, device="cpu")
+    assert {*rows} == {photo.name for photo in photos} | {"bad.png"} and rows["bad.png"]["error"]
+    for photo in photos:
+        assert rows[photo.name]["segmentation"]["mask"] == model.predict(photo)["segmentation"].png()
