@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources anew: 12 seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test fuzz export-matrix check format clean
+.PHONY: help setup demo test docs fuzz export-matrix check format clean
 
 help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
+	@echo "make docs    build the documentation site, docs/_build/index.html"
 	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
 	@echo "make export-matrix  export every family, format and precision, for docs/export.md"
 	@echo "make check   formatting, lint, types and the order of imports"
@@ -41,6 +42,9 @@ demo: setup
 # One thread per test process: the tests are small, and two processes of two threads would fight over two cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+docs: setup
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build
 
 MINUTES ?= 10
 fuzz: setup

@@ -321,6 +321,10 @@ def predict(
     Returns:
         One dictionary of predictions by head name per image.
 
+    Raises:
+        DataError: An image cannot be read or has an unsupported format.
+        VitsplitError: As ``load``.
+
     Example:
         >>> vitsplit.predict("runs/first", ["a.jpg", "b.jpg"])[0]["segmentation"].mask  # doctest: +SKIP
         >>> vitsplit.predict(["runs/first", "runs/depth"], ["a.jpg"])[0]["depth"].depth  # doctest: +SKIP
@@ -480,6 +484,10 @@ def evaluate(
 
     Raises:
         BundleError: The classes of the data set differ from those of the bundle.
+
+    Example:
+        >>> evaluation, task = vitsplit.evaluate("runs/first", data="my_data")  # doctest: +SKIP
+        >>> evaluation.metrics["miou"]  # doctest: +SKIP
     """
     if isinstance(run, Predictor):
         run = single_head(run)

@@ -74,7 +74,7 @@ def to_npz(result: Result) -> bytes:
     arrays = {
         f"{head}.{name}": array for head, one in result.predictions.items() for name, array in one.arrays().items()
     }
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)
     return file.getvalue()
 
 
