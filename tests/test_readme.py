@@ -1,8 +1,7 @@
-"""Every ``vitsplit`` command of the README runs, in its order, on generated scenes and with few steps."""
+"""Every ``vitsplit`` command of README and docs/features.md runs, in order, on generated scenes and with few steps."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shlex
@@ -16,6 +15,7 @@ from vitsplit.cli.main import main
 from vitsplit.tasks.vqa.language import WIDTHS
 
 README = Path(__file__).parents[1] / "README.md"
+FEATURES = README.parent / "docs" / "features.md"
 
 # Settings that make a command fast; all other words are those of the README.
 QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2",
@@ -31,7 +31,8 @@ QUICK_PYTHON = (
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = "".join(path.read_text(encoding="utf-8") for path in (README, FEATURES))
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -53,15 +54,17 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     language = tiny_folder(tmp_path / "language")
     # This language model is in the catalog, like the one of the README.
     monkeypatch.setitem(WIDTHS, str(language), WIDTH)
-    monkeypatch.setattr("sys.stdin", io.StringIO("what is nearest to the camera?\n"))
+    served: list[list[str]] = []
+    monkeypatch.setattr("vitsplit.api.serve", lambda runs, **options: served.append(list(runs)) or 0)
     verbs = [command[0] for command in commands()]
-    assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data"} <= set(verbs)
+    assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data", "export", "serve"} <= set(verbs)
     for command in commands():
         quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
         quick = QUICK_BENCH if command[0] == "bench" else quick
         if command[:2] == ["train", "vqa"]:
             quick = [*quick, "--language-model", str(language), "--language-width", str(WIDTH), "--max-new-tokens", "2"]
         assert main(command + quick) == 0, " ".join(command)
+    assert served == [["runs/rooms", "runs/depth"]]
     assert (home / "predictions" / "photo_mask.png").is_file()
     answers = {path.name for path in (home / "answers").iterdir()}
     assert {"photo_mask.png", "photo_depth.png", "photo_detections.json"} <= answers
@@ -85,6 +88,10 @@ def test_relative_links_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (README.parent / link).exists()]
     assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_no_placeholders() -> None:
