@@ -96,5 +96,7 @@ def test_the_readme_is_short() -> None:
 
 def test_no_placeholders() -> None:
     for document in (README, *(README.parent / "docs").glob("*.md")):
-        left = re.findall(r"\b(?:[A-Z0-9]+_PART|MINUTES|MEASURED|TODO|FIXME)\b", document.read_text(encoding="utf-8"))
+        left = re.findall(
+            r"\b(?:[A-Z0-9]+_PART|MINUTES(?!=)|MEASURED|TODO|FIXME)\b", document.read_text(encoding="utf-8")
+        )
         assert not left, f"{document.name}: {left}"

@@ -21,7 +21,17 @@ from bundles import write_segmentation_bundle
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
-TOOL = shutil.which("docker") or shutil.which("podman")
+
+
+def container_tool() -> str | None:
+    """A program that can build images here; a client without its daemon cannot."""
+    for name in ("docker", "podman"):
+        if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:
+            return name
+    return None
+
+
+TOOL = container_tool()
 
 
 def instructions() -> list[tuple[str, str]]:
