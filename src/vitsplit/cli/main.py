@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": ("evaluate:evaluate", "evaluate a bundle on labeled images, with a page of pictures"),
     "predict": ("predict:predict", "run bundles on images, folders and videos"),
     "export": ("export:export", "write heads and backbone as one ONNX, OpenVINO or PyTorch graph"),
+    "import": ("import_checkpoint:import_checkpoint", "convert a checkpoint of the authors' release to a bundle"),
     "chat": ("chat:chat", "hold a conversation about an image in the terminal"),
     "info": ("info:info", "layers, parameters and multiply-adds of a recipe or bundle"),
     "recipes": ("recipes:recipes", "list the recipes: those of the paper, and small ones for a laptop"),
