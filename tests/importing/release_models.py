@@ -230,6 +230,7 @@ def normalized(image_BCHW, dtype=torch.float32):
 
 @torch.no_grad()
 def randomized(model, seed=0):
+    """The model in eval mode with random numbers in every tensor, whatever its initial values."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -239,9 +240,10 @@ def randomized(model, seed=0):
             tensor.copy_(noise.abs() + 0.5)
         elif name.endswith("scores"):
             tensor.copy_(torch.rand(tensor.shape, generator=generator))
+        elif tensor.dim() > 1:
+            tensor.copy_(noise / math.sqrt(tensor[0].numel()))
         else:
-            scale = 0.3 if tensor.dim() == 1 else 1 / math.sqrt(tensor[0].numel())
-            tensor.add_(noise * scale)
+            tensor.copy_(0.3 * noise + name.endswith(("weight", "gamma")))  # of norms and layer scale around one
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitsplit.backbone.checkpoint import read_objects
@@ -113,7 +114,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: its state_dict is not a dictionary. Give the file that training wrote.")
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    keys.refuse(str(path), unsupported=[name for name, value in tensors.items() if not _is_plain(value)])
     return tensors, meta if isinstance(meta, Mapping) else {}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has all its numbers in the file: dense, real, and not expanded from fewer numbers."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _summary(config: TrainConfig) -> str:

@@ -20,11 +20,15 @@ RESAMPLED = ("patch_embed.proj.weight", "pos_embed")
 def backbone_name(frozen: Mapping[str, Tensor], source: str) -> str:
     """The DINOv2 of the catalog that a checkpoint was trained on, by width, depth and registers.
 
+    Args:
+        frozen: Tensors by DINOv2's names, with ``cls_token`` of one or more dimensions.
+        source: The file, for messages.
+
     Raises:
         ConfigError: There is none of this size.
     """
     blocks = {match[1] for name in frozen if (match := re.match(r"blocks\.(\d+)\.", name))}
-    width = frozen["cls_token"].shape[-1] if "cls_token" in frozen else 0
+    width = frozen["cls_token"].shape[-1]
     kind = r"dinov2-\w+-reg" if "register_tokens" in frozen else r"dinov2-\w+"
     for name, spec in CATALOG.items():
         if re.fullmatch(kind, name) and (spec.width, spec.num_layers) == (width, len(blocks)):
@@ -50,14 +54,24 @@ def check_frozen(frozen: Mapping[str, Tensor], backbone: Backbone, source: str, 
     Raises:
         WeightsError: Tensors differ or are missing; the message lists them.
     """
-    found = to_timm(backbone.model, dict(frozen))
-    known = dict(backbone.model.named_parameters()).keys() | dict(backbone.model.named_buffers()).keys()
-    differing = sorted(found.keys() - known)
-    for name, tensor in backbone.model.named_parameters():
-        other = found.get(name)
-        limit = 1e-4 * tensor.abs().max().item() if resampled and name in RESAMPLED else 0.0
-        if other is None or other.shape != tensor.shape or _distance(other, tensor) > limit:
-            differing.append(name)
+    model = backbone.model
+    num_positions = model.pos_embed.shape[1] + ("register_tokens" in frozen)  # timm's models have none for the class
+    shapes = {
+        "cls_token": (1, 1, backbone.width),
+        "pos_embed": (1, num_positions, backbone.width),
+        "patch_embed.proj.weight": tuple(model.patch_embed.proj.weight.shape),
+    }
+    # timm would resample tensors of other sizes.
+    differing = [name for name, shape in shapes.items() if name not in frozen or tuple(frozen[name].shape) != shape]
+    if not differing:
+        found = to_timm(model, dict(frozen))
+        known = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()
+        differing = sorted(found.keys() - known)
+        for name, tensor in model.named_parameters():
+            other = found.get(name)
+            limit = 1e-4 * tensor.abs().max().item() if resampled and name in RESAMPLED else 0.0
+            if other is None or other.shape != tensor.shape or _distance(other, tensor) > limit:
+                differing.append(name)
     if differing:
         raise WeightsError(
             f"{source}: its frozen model is not {backbone.name} with weights {backbone.info.weights_hash[:16]} "

@@ -151,7 +151,7 @@ def renamed(state: Mapping[str, Tensor], table: Table) -> tuple[dict[str, Tensor
             left_over.append(name)
         else:
             convert = CONVERSIONS.get(ours.rpartition(".")[0])
-            found[ours] = tensor if convert is None else convert(tensor)
+            found[ours] = convert(tensor) if convert is not None and tensor.dim() else tensor
     return found, left_over
 
 
@@ -172,6 +172,20 @@ def check(found: Mapping[str, Tensor], left_over: Iterable[str], expected: Mappi
             numbers.append(name)
     missing = expected.keys() - found.keys()
     refuse(source, missing=missing, left_over=unknown, other_shapes=shapes, not_finite=numbers)
+
+
+def require(found: Mapping[str, Tensor], dimensions: Mapping[str, int], source: str) -> None:
+    """Refuses tensors, from which sizes are read, that are missing or have other numbers of dimensions.
+
+    Raises:
+        WeightsError: The message lists them.
+    """
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, not of {count} dimensions"
+        for name, count in dimensions.items()
+        if name in found and found[name].dim() != count
+    ]
+    refuse(source, missing=dimensions.keys() - found.keys(), other_shapes=shapes)
 
 
 def refuse(source: str, **wrong: Iterable[str]) -> None:

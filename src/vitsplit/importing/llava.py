@@ -18,7 +18,7 @@ from vitsplit.errors import ConfigError
 from vitsplit.importing import keys
 from vitsplit.importing.built import Built
 from vitsplit.importing.frozen import check_frozen
-from vitsplit.model import build_head
+from vitsplit.model import build_head, head_shapes
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.vqa.language import WIDTHS, find_language_model
@@ -56,10 +56,10 @@ def build_llava(
     frozen = {name.removeprefix(FROZEN): value for name, value in state.items() if name.startswith(FROZEN)}
     trained = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
     found, left_over = keys.renamed(trained, keys.TABLES["vqa"])
-    connector = {name: tensor for name, tensor in found.items() if not name.startswith(LANGUAGE)}
-    found = {name: tensor for name, tensor in found.items() if name.startswith(LANGUAGE)} | stacked(connector)
-    width = _language_width(found, source)
-    stage = "instruct" if any(name.startswith(LANGUAGE) for name in found) else "align"
+    connector = stacked({name: tensor for name, tensor in found.items() if not name.startswith(LANGUAGE)})
+    language = {name: tensor for name, tensor in found.items() if name.startswith(LANGUAGE)}
+    width = _language_width(connector, source)
+    stage = "instruct" if language else "align"
     base = recipe(f"llava15-7b-{stage}-release")
     settings = BackboneConfig(backbone=backbone or BACKBONE, weights=None if weights is None else str(weights))
     config = base.change(
@@ -71,22 +71,25 @@ def build_llava(
             language_width=width,
         ),
         backbone=settings,
-        loop=replace(base.loop, bundle_precision="bf16" if _is_bf16(found) else "fp32"),
+        loop=replace(base.loop, bundle_precision="bf16" if _is_bf16(connector | language) else "fp32"),
     )
+    # Of the connector before anything is built; the shapes of a language model are known once it is loaded.
+    shapes = head_shapes(config, {}).trainable_state()
+    keys.check(connector, left_over, shapes, source)
     model = open_backbone(settings)
     if frozen:
         _check_clip(frozen, model, source)
     task: Any = VqaTask(config.task, find_language_model(config.task))
     # The connector alone does not need the language model in memory.
     head = build_head(config, model, task if stage == "instruct" else bare_task(config.task, {}))
-    keys.check(found, left_over, head.trainable_state(), source)
-    head.load_trainable_state(found)
+    keys.check(connector | language, (), head.trainable_state(), source)
+    head.load_trainable_state(connector | language)
     return Built(config, task, model, head)
 
 
 def _language_width(found: Mapping[str, Tensor], source: str) -> int:
-    name = "head.fusion.reduce.weight"
-    keys.refuse(source, missing={name} - found.keys())
+    name = "head.fusion.reduce.bias"
+    keys.require(found, {name: 1}, source)
     return len(found[name])
 
 

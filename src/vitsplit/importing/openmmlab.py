@@ -18,12 +18,13 @@ from vitsplit.importing.built import Built
 from vitsplit.importing.frozen import backbone_name, check_frozen
 from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings, task_settings
 from vitsplit.importing.training_config import TrainingConfig
-from vitsplit.model import build_head
+from vitsplit.model import build_head, head_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.train_config import LoopConfig, one_head
 
 FROZEN = "backbone.backbone."
 """Prefix of the frozen model's tensors."""
+_FROZEN_DIMENSIONS = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
 
 
 def build_openmmlab(
@@ -53,6 +54,7 @@ def build_openmmlab(
         WeightsError: As ``import_checkpoint``.
         ConfigError: As ``import_checkpoint``.
     """
+    keys.require(state, {f"{FROZEN}{name}": count for name, count in _FROZEN_DIMENSIONS.items()}, source)
     frozen = {name.removeprefix(FROZEN): value for name, value in state.items() if name.startswith(FROZEN)}
     trained = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
     found, left_over = keys.renamed(trained, keys.TABLES[task_name])
@@ -60,30 +62,30 @@ def build_openmmlab(
         backbone=backbone or backbone_name(frozen, source),
         weights=None if weights is None else str(weights),
         position_resample="release",
-        **(_patches(frozen, source) if task_name == "detection" else {}),
+        **(_patches(frozen) if task_name == "detection" else {}),
     )
-    model = open_backbone(settings)
-    check_frozen(frozen, model, source, resampled=settings.patch_size is not None)
     recorded = TrainingConfig(meta.get("config"), source)
+    num_layers = open_backbone(settings, only_shapes=True).num_layers
     config = one_head(
         name="imported",
         task=task_settings(task_name, recorded, found, source),
         backbone=settings,
-        method=split_settings(found, model.num_layers, recorded, prior_layers, source),
+        method=split_settings(found, num_layers, recorded, prior_layers, source),
         loop=LoopConfig(precision="fp32"),
     )
-    task = bare_task(config.task, _description(task_name, found, meta, classes, source))
+    description = _description(task_name, found, meta, classes, source)
+    keys.check(found, left_over, head_shapes(config, description).trainable_state(), source)
+    model = open_backbone(settings)
+    check_frozen(frozen, model, source, resampled=settings.patch_size is not None)
+    task = bare_task(config.task, description)
     head = build_head(config, model, task)
-    keys.check(found, left_over, head.trainable_state(), source)
     head.load_trainable_state(found)
     return Built(config, task, model, head)
 
 
-def _patches(frozen: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+def _patches(frozen: Mapping[str, Tensor]) -> dict[str, Any]:
     """The patch size of a detector's frozen model, to which the release resamples DINOv2."""
-    name = "patch_embed.proj.weight"
-    keys.refuse(source, missing=[FROZEN + name] * (name not in frozen))
-    return {"patch_size": frozen[name].shape[-1], "patch_resample": "release"}
+    return {"patch_size": frozen["patch_embed.proj.weight"].shape[-1], "patch_resample": "release"}
 
 
 def _description(
@@ -95,7 +97,7 @@ def _description(
             raise ConfigError(f"--classes {classes}: {task} has no classes. Omit it.")
         return {}
     name, others = CLASSIFIERS[task]
-    keys.refuse(source, missing={name} - found.keys())
+    keys.require(found, {name: 1}, source)
     count = len(found[name]) - others
     if classes is not None:
         named = read_classes(classes).classes

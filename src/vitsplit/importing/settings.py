@@ -14,7 +14,7 @@ from torch import Tensor
 from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
 from vitsplit.files import shown
-from vitsplit.importing.keys import refuse
+from vitsplit.importing.keys import require
 from vitsplit.importing.training_config import TrainingConfig
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.tasks import TaskConfig
@@ -25,10 +25,10 @@ from vitsplit.tasks.detection.strides import ASPECT_RATIOS
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 CLASSIFIERS = {
-    "segmentation": ("decoder.classify.weight", 0),
-    "detection": ("decoder.roi_heads.box_predictor.cls_score.weight", 1),
+    "segmentation": ("decoder.classify.bias", 0),
+    "detection": ("decoder.roi_heads.box_predictor.cls_score.bias", 1),
 }
-"""Task to the tensor of the class scores, and how many of them are of no class."""
+"""Task to the bias of the class scores, and how many of them are of no class."""
 MASK_HEAD = "decoder.roi_heads.mask_head."
 _FIXED = {
     "model.decode_head.align_corners": None,
@@ -47,6 +47,7 @@ _FIXED = {
 _BLOCK = re.compile(r"head\.task_head\.blocks\.(\d+)\.")
 _REDUCE = "head.prior_head.block.reduce.weight"
 _GATE = "head.gate.scores_LJ"
+_LATERAL = "decoder.pyramid.fpn.inner_blocks.0.0.weight"
 
 
 def split_settings(
@@ -72,10 +73,11 @@ def split_settings(
     num_tuned = len({match[1] for name in found if (match := _BLOCK.match(name))})
     _check_copied(config, num_layers, num_tuned, source)
     if _GATE in found:
+        require(found, {_GATE: 2}, source)
         if prior_layers is not None:
             raise ConfigError(f"--prior-layers: the gate of {source} chooses the layers. Omit it.")
         return SplitConfig(num_tuned_layers=num_tuned, num_prior_layers=found[_GATE].shape[1], selection="gate")
-    refuse(source, missing={_REDUCE} - found.keys())
+    require(found, {_REDUCE: 4}, source)
     width, channels = found[_REDUCE].shape[:2]
     recorded = config.whole_numbers("model.backbone.out_indices")
     # DINOv2's code returns layers in the order of the blocks, whatever the order of the indices.
@@ -117,6 +119,7 @@ def task_settings(task: str, config: TrainingConfig, found: Mapping[str, Tensor]
 
     Raises:
         ConfigError: The configuration has a setting that bundles do not have.
+        WeightsError: The tensor that has the width of the pyramid is missing.
     """
     for place, only in _FIXED.items():
         if (value := config.get(place)) and value != only:
@@ -127,6 +130,7 @@ def task_settings(task: str, config: TrainingConfig, found: Mapping[str, Tensor]
         case "depth":
             return _depth(config)
         case _:
+            require(found, {_LATERAL: 4}, source)
             return _detection(config, found)
 
 
@@ -169,12 +173,11 @@ def _detection(config: TrainingConfig, found: Mapping[str, Tensor]) -> Detection
         "nms_threshold": config.get(f"{limits}.nms.iou_threshold"),
         "max_detections": config.get(f"{limits}.max_per_img"),
     }
-    lateral = found.get("decoder.pyramid.fpn.inner_blocks.0.0.bias")
     return DetectionConfig(
         rcnn="mmdet",
         pad_color="mean",
         masks="on" if any(name.startswith(MASK_HEAD) for name in found) else "off",
-        pyramid_width=256 if lateral is None else len(lateral),
+        pyramid_width=len(found[_LATERAL]),
         **_given(recorded),
     )
 
