@@ -264,7 +264,9 @@ def backbone_text(prior=PRIOR, tuned=TUNED) -> str:
 def write(file: Path, model: nn.Module, meta: Any, **state: Any) -> Path:
     """A checkpoint as mmcv writes it; ``state`` replaces tensors."""
     optimizer = {"state": {0: {"step": 1}}, "param_groups": [{"lr": 1e-4}]}
-    torch.save({"meta": meta, "state_dict": model.state_dict() | state, "optimizer": optimizer}, file)
+    tensors = model.state_dict()  # has an attribute with versions of modules, which mmcv keeps
+    tensors.update(state)
+    torch.save({"meta": meta, "state_dict": tensors, "optimizer": optimizer}, file)
     return file
 
 
