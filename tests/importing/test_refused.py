@@ -72,7 +72,7 @@ def test_tensors_of_other_shapes_are_listed(depth, tiny, tmp_path):
         imported(depth, RECORD, tmp_path)
 
 
-@pytest.mark.parametrize("wrong", ["a number", "one more", "NaN"])
+@pytest.mark.parametrize("wrong", ["a number", "one more", "nothing", "NaN"])
 @pytest.mark.parametrize("kind", ["segmentation", "detection"])
 def test_tensors_are_checked(kind, wrong, tiny, tmp_path):
     dino, record = randomized(Dino(), seed=1), RECORD | {"CLASSES": CLASSES}
@@ -93,6 +93,7 @@ def test_tensors_are_checked(kind, wrong, tiny, tmp_path):
             "a number": value.new_zeros(1 if value.dim() == 0 else ()),
             "one more": torch.cat([value.flatten(), value.flatten()[:1]]),
             "NaN": value * torch.nan,
+            "nothing": value[:0] if value.dim() else value.new_zeros(0),
         }[wrong]
         with pytest.raises(VitsplitError):
             build_openmmlab(kind, state | {name: changed}, record, "file", prior_layers=None, classes=None, **given)

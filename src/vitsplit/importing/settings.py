@@ -78,7 +78,7 @@ def split_settings(
             raise ConfigError(f"--prior-layers: the gate of {source} chooses the layers. Omit it.")
         return SplitConfig(num_tuned_layers=num_tuned, num_prior_layers=found[_GATE].shape[1], selection="gate")
     require(found, {_REDUCE: 4}, source)
-    width, channels = found[_REDUCE].shape[:2]
+    width, channels = max(1, found[_REDUCE].shape[0]), found[_REDUCE].shape[1]
     recorded = config.whole_numbers("model.backbone.out_indices")
     # DINOv2's code returns layers in the order of the blocks, whatever the order of the indices.
     layers = _sorted(recorded if prior_layers is None else prior_layers)
