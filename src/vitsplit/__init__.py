@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "import_checkpoint",
     "load",
     "predict",
     "serve",
@@ -26,9 +27,14 @@ __all__ = [
 if TYPE_CHECKING:
     from vitsplit.api import TrainResult, evaluate, export, load, predict, serve, train
     from vitsplit.errors import VitsplitError
+    from vitsplit.importing.convert import import_checkpoint
     from vitsplit.inference.predictor import Predictor
 
-_MODULE_OF = {"Predictor": "inference.predictor", "VitsplitError": "errors"}
+_MODULE_OF = {
+    "Predictor": "inference.predictor",
+    "VitsplitError": "errors",
+    "import_checkpoint": "importing.convert",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,25 @@ def find_file(path: Path) -> Path:
 def read_checkpoint(path: Path) -> StateDict:
     """Reads the tensors of a safetensors or torch file on the CPU, under the names in the file.
 
+    Raises:
+        WeightsError: As ``read_objects``.
+    """
+    # Training scripts save argparse options with the tensors; these are plain values.
+    return unwrap(read_objects(path, allowed=(argparse.Namespace,)))
+
+
+def read_objects(path: Path, *, allowed: Sequence[Any] = ()) -> dict[str, Any]:
+    """Reads the tensors of a safetensors file, or the dictionary of a torch file, on the CPU.
+
     No code in the file is executed (``weights_only=True``).
 
+    Args:
+        path: The file.
+        allowed: Types and functions of plain values that a torch file may reference, see
+            ``torch.serialization.safe_globals``.
+
     Raises:
-        WeightsError: The file cannot be read, or contains other objects than tensors and plain values.
+        WeightsError: The file cannot be read, or contains other objects than tensors, plain values and ``allowed``.
     """
     if path.suffix == ".safetensors":
         try:
@@ -65,8 +81,7 @@ def read_checkpoint(path: Path) -> StateDict:
             raise WeightsError(f"{path} cannot be read ({error}). Download it again.") from error
     _check_archive(path)
     try:
-        # Training scripts save argparse options with the tensors; these are plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([*allowed]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = _UNSUPPORTED.search(str(error))
@@ -80,7 +95,7 @@ def read_checkpoint(path: Path) -> StateDict:
         raise WeightsError(f"{path} cannot be read ({type(error).__name__}: {reason}). Download it again.") from error
     if not isinstance(checkpoint, dict):
         raise WeightsError(f"{path} contains a {type(checkpoint).__name__}, not a state dict of tensors.")
-    return unwrap(checkpoint)
+    return checkpoint
 
 
 def _check_archive(path: Path) -> None:

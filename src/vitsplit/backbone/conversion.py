@@ -65,11 +65,7 @@ def from_hugging_face(state: StateDict) -> StateDict:
         for pattern, replacement in _HF_RENAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
-    for whole, parts in _HF_STACKS:
-        for first in [name for name in renamed if f".{parts[0]}." in name]:
-            names = [first.replace(parts[0], part) for part in parts]
-            if all(name in renamed for name in names):
-                renamed[first.replace(parts[0], whole)] = torch.cat([renamed.pop(name) for name in names])
+    renamed = stacked(renamed)
     renamed.pop("embeddings.mask_token", None)
     class_11D, position_1ND = renamed.pop("embeddings.cls_token"), renamed.pop("embeddings.position_embeddings")
     registers_1RD = renamed.pop("embeddings.register_tokens", None)
@@ -77,6 +73,17 @@ def from_hugging_face(state: StateDict) -> StateDict:
         renamed["reg_token"] = registers_1RD
         class_11D, position_1ND = class_11D + position_1ND[:, :1], position_1ND[:, 1:]
     return renamed | {"cls_token": class_11D, "pos_embed": position_1ND}
+
+
+def stacked(state: StateDict) -> StateDict:
+    """Query, key and value, and gated MLPs, as the one matrix (and bias) that timm has."""
+    state = dict(state)
+    for whole, parts in _HF_STACKS:
+        for first in [name for name in state if f".{parts[0]}." in name]:
+            names = [first.replace(parts[0], part) for part in parts]
+            if all(name in state for name in names):
+                state[first.replace(parts[0], whole)] = torch.cat([state.pop(name) for name in names])
+    return state
 
 
 def to_timm(model: Any, state: StateDict) -> StateDict:

@@ -1,0 +1,1 @@
+"""Import of checkpoints of the authors' release as bundles."""
