@@ -1,14 +1,21 @@
 """The documentation site builds without warnings, and has every public name."""
 
+import contextlib
+import functools
 import inspect
+import io
 import os
+import re
+import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 import vitsplit
+from vitsplit.cli.main import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -43,3 +50,41 @@ def test_every_public_function_documents_arguments_errors_and_an_example(name: s
     assert all(heading in text for heading in ("Args:", "Raises:", "Example:"))
     arguments = text.partition("Args:")[2]
     assert [each for each in inspect.signature(function).parameters if f"{each}: " not in arguments] == []
+
+
+def documents() -> list[Path]:
+    return [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.stem)
+def test_python_blocks_compile(document: Path) -> None:
+    for number, block in enumerate(blocks(document, "python")):
+        compile(block, f"{document.name}, block {number}", "exec")
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.stem)
+def test_commands_have_flags_that_exist(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    for block in blocks(document, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("vitsplit "):
+                continue
+            words = shlex.split(line, comments=True)[1:]
+            # The flags of some verbs depend on what they are given: `vitsplit info ade20k-small --backbone ...`.
+            known = help_of(*takewhile(lambda word: not word.startswith("-"), words)) + help_of(words[0])
+            # A head's name can precede its flag: --depth.lr.
+            flags = [re.sub(r"^--\w+\.", "--", word.partition("=")[0]) for word in words if word.startswith("--")]
+            unknown = [flag for flag in flags if not re.search(rf"{flag}\b", known)]
+            assert not unknown, line
