@@ -17,6 +17,8 @@ extensions = [
 exclude_patterns = ["_build"]
 nitpicky = False
 
+highlight_language = "none"
+
 html_theme = "furo"
 html_title = "vitsplit"
 html_static_path: list[str] = []
