@@ -17,7 +17,7 @@ from pycocotools import mask as coco_masks
 from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, ExportError
 
 pa = pytest.importorskip("pyarrow")
 from vitsplit.cluster import Predictor  # noqa: E402
@@ -101,6 +101,44 @@ def test_errors_are_rows_and_types_do_not_depend_on_them(photos: list[Path], pre
     assert [row["error"] is None for row in mixed] == [True, False, True]
     assert mixed[0]["segmentation"] == rows(good)[0]["segmentation"]
     assert predictor({"bytes": []})["segmentation"].type == good["segmentation"].type
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ExportError("failed"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_image_that_fails_is_a_row(
+    error: Exception, photos: list[Path], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = predictor._model.predict_batch  # type: ignore[union-attr]
+
+    def fails(image_BCHW: Any) -> Any:
+        if image_BCHW.shape[2] == 40:
+            raise error
+        return predict(image_BCHW)
+
+    monkeypatch.setattr(predictor._model, "predict_batch", fails)
+    found = rows(predictor({"path": [str(photo) for photo in photos]}))
+    assert [bool(row["error"]) for row in found] == [True, False, False, True, False]
+    assert [row["segmentation"] is None for row in found] == [bool(row["error"]) for row in found]
+    monkeypatch.setattr("vitsplit.cluster.predictor.read_image", lambda path: fails(np.zeros((1, 3, 40, 30))))
+    if isinstance(error, MemoryError):
+        assert rows(predictor({"path": [str(photos[0])]}))[0]["error"]
+    monkeypatch.undo()
+    monkeypatch.setattr(predictor._model, "predict_batch", lambda image_BCHW: fail_otherwise())
+    with pytest.raises(RuntimeError, match="other"):
+        predictor({"path": [str(photos[0])]})
+
+
+def fail_otherwise() -> None:
+    raise RuntimeError("other")
+
+
+def test_a_column_of_paths_with_a_null_is_kept(photos: list[Path], predictor: Predictor) -> None:
+    found = rows(predictor({"path": [str(photos[0]), None]}))
+    assert [row["path"] for row in found] == [str(photos[0]), None]
+    assert [bool(row["error"]) for row in found] == [False, True]
 
 
 def test_batches_of_one_size_agree_with_single_images(runs: list[Path], photos: list[Path]) -> None:
