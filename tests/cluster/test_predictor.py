@@ -58,7 +58,7 @@ def test_columns_are_the_contents_of_the_files(
         assert row["path"] == str(photo) and row["label"] == index and row["error"] is None
         height, width = np.asarray(Image.open(photo)).shape[:2]
         assert (row["height"], row["width"]) == (height, width)
-        assert row["segmentation"]["mask"] == (tmp_path / f"segmentation/{photo.stem}_mask.png").read_bytes()
+        assert row["segmentation"]["png"] == (tmp_path / f"segmentation/{photo.stem}_mask.png").read_bytes()
         assert row["depth"]["png"] == (tmp_path / f"depth/{photo.stem}_depth.png").read_bytes()
         meters = np.load(tmp_path / f"depth/{photo.stem}_depth.npy")
         scaled = np.asarray(Image.open(tmp_path / f"depth/{photo.stem}_depth.png")) * row["depth"]["scale"]
@@ -146,7 +146,7 @@ def test_batches_of_one_size_agree_with_single_images(runs: list[Path], photos: 
     alone, together = Predictor(runs[:1], device="cpu"), Predictor(runs[:1], device="cpu", batch_size=4)
     for one, other in zip(rows(alone(batch)), rows(together(batch)), strict=True):
         assert one["path"] == other["path"] and one["height"] == other["height"]
-        ours, theirs = (np.asarray(Image.open(io.BytesIO(row["segmentation"]["mask"]))) for row in (one, other))
+        ours, theirs = (np.asarray(Image.open(io.BytesIO(row["segmentation"]["png"]))) for row in (one, other))
         assert (ours != theirs).mean() < 0.01  # batches round differently
 
 

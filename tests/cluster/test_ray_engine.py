@@ -77,7 +77,7 @@ def test_an_actor_writes_a_block_once(run: Path, tmp_path: Path, monkeypatch: py
         assert writer(block(items)) == first
     found, model = table(tmp_path / "out"), vitsplit.load(run, device="cpu")
     for photo in photos:
-        assert found[photo.name]["segmentation"]["mask"] == model.predict(photo)["segmentation"].png()
+        assert found[photo.name]["segmentation"]["png"] == model.predict(photo)["segmentation"].png()
     assert found["03.png"]["error"] and found["03.png"]["segmentation"] is None
 
 
@@ -259,4 +259,4 @@ def test_the_pipeline_of_the_documentation(run: Path, tmp_path: Path, monkeypatc
     model = vitsplit.load(run, device="cpu")
     assert {*rows} == {photo.name for photo in photos} | {"bad.png"} and rows["bad.png"]["error"]
     for photo in photos:
-        assert rows[photo.name]["segmentation"]["mask"] == model.predict(photo)["segmentation"].png()
+        assert rows[photo.name]["segmentation"]["png"] == model.predict(photo)["segmentation"].png()

@@ -37,7 +37,7 @@ Read = Callable[[], Tensor]
 class Predictor:
     """Bundles as a picklable callable class on batches of a table, for ``map_batches`` of Ray Data or Daft's ``@cls``.
 
-    Every head gives a column of its name, a struct: for segmentation ``mask``, a PNG of class ids; for depth ``png``,
+    Every head gives a column of its name, a struct: for segmentation ``png``, of class ids; for depth ``png``,
     with 16 bits and ``scale`` meters per unit; for detection ``boxes`` (x, y, width, height), ``scores``,
     ``category_ids``, ``categories`` and ``masks`` (``counts`` of COCO's run-length encoding); for visual question
     answering ``questions`` and ``answers``. These are the contents of the files that ``vitsplit predict`` writes.
