@@ -184,9 +184,9 @@ def different_masks(table: Path, folder: Path) -> int:
     for part in table.glob("part-*.parquet"):
         for row in pq.read_table(part).to_pylist():
             for prediction in row.values():
-                if isinstance(prediction, dict) and "mask" in prediction:
+                if isinstance(prediction, dict) and prediction.keys() == {"png"}:
                     file = next(folder.glob(f"{Path(row['id']).stem}*_mask.png"))
-                    different += prediction["mask"] != file.read_bytes()
+                    different += prediction["png"] != file.read_bytes()
     return different
 
 

@@ -66,8 +66,8 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert main(command + quick) == 0, " ".join(command)
     assert served == [["runs/rooms", "runs/depth"]]
     assert (home / "predictions" / "photo_mask.png").is_file()
-    answers = {path.name for path in (home / "answers").iterdir()}
-    assert {"photo_mask.png", "photo_depth.png", "photo_detections.json"} <= answers
+    written = {path.name for path in (home / "together").iterdir()}
+    assert {"photo_mask.png", "photo_depth.png", "photo_detections.json"} <= written
     assert (home / "runs" / "rooms" / "evaluation-val" / "index.html").is_file()
     assert (home / "runs" / "both" / "best" / "depth" / "head.json").is_file()
     assert [

@@ -37,6 +37,10 @@ class RunError(VitsplitError):
     """A run folder that is in use, cannot be resumed or cannot be written."""
 
 
+class FolderInUseError(RunError):
+    """A folder that another process uses."""
+
+
 class NotPicklableError(VitsplitError, TypeError):
     """A predictor was pickled; the message says how to load it in another process."""
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vitsplit.errors import RunError, VitsplitError
+from vitsplit.errors import FolderInUseError, RunError, VitsplitError
 from vitsplit.files import parse_json, read_text, shown, string, whole_number
 
 if sys.platform == "win32":
@@ -60,8 +60,8 @@ def hold_folder(folder: Path, *, exist_ok: bool = True, name: str = LOCK) -> Ite
         name: Name of the lock file. Processes that lock different names may use the folder at the same time.
 
     Raises:
-        RunError: Another process uses the folder (the message has process, machine and time), or it cannot be created
-            or written to.
+        FolderInUseError: Another process uses the folder; the message has process, machine and time.
+        RunError: It cannot be created or written to.
         FileExistsError: It exists, and ``exist_ok`` is false.
     """
     created = _create(folder, exist_ok)
@@ -127,7 +127,7 @@ def _lock(file: Path) -> int:
             if locked is None:
                 _check_without_locks(descriptor, file)
             elif not locked:
-                raise RunError(_in_use(file, _read_owner(file, retry=True)))
+                raise FolderInUseError(_in_use(file, _read_owner(file, retry=True)))
             # The previous owner may have removed the file since it was opened here.
             if _is_same_file(descriptor, file):
                 _write_owner(descriptor)
@@ -248,7 +248,7 @@ def _check_without_locks(descriptor: int, file: Path) -> None:
     here = os.fstat(descriptor)
     own = any(os.path.samestat(os.fstat(each), here) for each in _held)
     if other_host or own or (owner["pid"] != os.getpid() and _is_running(owner["pid"])):
-        raise RunError(f"{_in_use(file, owner)} {_removal_advice(file)}")
+        raise FolderInUseError(f"{_in_use(file, owner)} {_removal_advice(file)}")
 
 
 def _check_still_own(file: Path) -> None:
@@ -256,7 +256,7 @@ def _check_still_own(file: Path) -> None:
     time.sleep(0.2)
     owner = _read_owner(file, retry=True)
     if owner is None or (owner["pid"], owner["host"]) != (os.getpid(), platform.node()):
-        raise RunError(_in_use(file, owner))
+        raise FolderInUseError(_in_use(file, owner))
 
 
 def _is_running(pid: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +64,47 @@ def test_invalid_inputs(photos: list[Path], tmp_path: Path) -> None:
     for name in ("empty.txt", "bad.parquet", "bad.tar", "labels.parquet", "clip.mp4", "twice.parquet", "missing.tar"):
         with pytest.raises(DataError, match=name):
             find_items([str(tmp_path / name)], tmp_path / "out")
-    write_parquet(tmp_path / "null.parquet", photos[:1])
     pq.write_table(pa.table({"image": pa.array([None], pa.binary())}), tmp_path / "null.parquet")
     (item,) = find_items([str(tmp_path / "null.parquet")], tmp_path / "out")
     with pytest.raises(DataError, match="null"):
+        item.read()
+
+
+def test_invalid_ids_are_refused_with_their_file(photos: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("photos/a\x07.png\n", encoding="utf-8")
+    with tarfile.open(tmp_path / "shard.tar", "w", errors="surrogateescape") as tar:
+        tar.add(photos[0], "train/\udcff.png")
+    for name, ids in (("newline", ["a\nb", "c"]), ("null", ["a", None])):
+        write_parquet(tmp_path / f"{name}.parquet", photos[:2], id=ids)
+    for name in ("list.txt", "shard.tar", "newline.parquet", "null.parquet"):
+        source = "photos/a" if name == "list.txt" else name
+        with pytest.raises(DataError, match=source):
+            find_items([str(tmp_path / name)], tmp_path / "out")
+
+
+def test_columns_of_images(photos: list[Path], tmp_path: Path) -> None:
+    """A struct may have a path instead of bytes, relative to the file; other types are refused at once."""
+    structs = [{"bytes": None, "path": f"photos/{photos[0].name}"}]
+    pq.write_table(pa.table({"image": structs}), tmp_path / "paths.parquet")
+    (item,) = find_items([str(tmp_path / "paths.parquet")], tmp_path / "out")
+    assert np.array_equal(pixels(item), np.asarray(Image.open(photos[0])))
+    for values in ([1, 2], [[1.0]], [True]):
+        pq.write_table(pa.table({"image": values}), tmp_path / "other.parquet")
+        with pytest.raises(DataError, match=r"other\.parquet"):
+            find_items([str(tmp_path / "other.parquet")], tmp_path / "out")
+
+
+def test_damaged_tar_files(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (item, *_) = find_items([str(write_tar(tmp_path / "shard.tar", photos))], tmp_path / "out")
+    with pytest.raises(DataError, match="limit"):
+        item._replace(second=1 << 60).read()
+
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError("Input/output error")
+
+    monkeypatch.setattr("vitsplit.cluster.items.open_regular", lambda path: Broken())
+    with pytest.raises(DataError, match=r"shard\.tar"):
         item.read()
 
 
@@ -83,7 +122,12 @@ def test_planned_actors_fit_and_leave_a_cpu() -> None:
         try:
             plan = plan_actors(nodes, options, num_files=100, gpu=True)
         except ConfigError:
-            # Nothing smaller can fit either: one CPU and the fraction of a GPU for each, and one more CPU.
+            total_gpus = sum(node["GPU"] for node in nodes)
+            gpus = options.gpus_per_actor if options.gpus_per_actor is not None else float(total_gpus > 0)
+            # Actors with one CPU, and one more CPU, do not fit either.
+            cpus, count = int(sum(node["CPU"] for node in nodes)), options.num_actors or 1
+            most = sum(min(node["CPU"], node["GPU"] // gpus if gpus else node["CPU"]) for node in nodes)
+            assert count > most or count + 1 > cpus
             continue
         planned += 1
         free = [dict(node) for node in nodes]

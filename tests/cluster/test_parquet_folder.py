@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,13 +55,45 @@ def test_processes_of_a_killed_command_cannot_write_later(tmp_path: Path) -> Non
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
+def test_a_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed while it writes leaves nothing that a reader of the folder sees."""
     out = tmp_path / "out"
+    write = pq.write_table
+
+    def write_half(rows: pa.Table, file: Any, **options: Any) -> None:
+        content = io.BytesIO()
+        write(rows, content, **options)
+        file.write(content.getvalue()[: content.tell() // 2])
+        file.flush()
+        raise KeyboardInterrupt
+
     with take_over(out, MADE_BY) as (destination, _):
         destination.commit(table("a"))
-        (destination.staging / "half.parquet").write_bytes(b"half")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pq, "write_table", write_half)
+            destination.commit(table("b"))
         assert ids(out) == ["a"] and read_done(out, MADE_BY) == {"a"}
+        destination.commit(table("b"))
+    assert ids(out) == ["a", "b"]
+
+
+def test_files_of_other_programs_are_kept(tmp_path: Path) -> None:
+    out, names = tmp_path / "out", ("part-00000.parquet", "part-0-0123456789abcdef01234567.parquet")
+    out.mkdir()
+    pq.write_table(table("x"), out / names[0])
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=names[0]), take_over(out, MADE_BY, overwrite=overwrite):
+            pass
+    with pytest.raises(RunError, match=names[0]):
+        read_done(out, MADE_BY)
+    assert [path.name for path in out.iterdir()] == [names[0]]
+    with take_over(tmp_path / "own", MADE_BY) as (destination, _):
+        destination.commit(table("a"))
+    for name in names:
+        pq.write_table(table("x"), tmp_path / "own" / name)
+    with take_over(tmp_path / "own", MADE_BY, overwrite=True) as (_, done):
+        assert done == set()
+    assert {path.name for path in (tmp_path / "own").glob("*.parquet")} == {*names}
 
 
 def test_other_bundles_are_refused_or_overwritten(tmp_path: Path) -> None:
@@ -87,4 +121,4 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_names_depend_on_the_rows_only(tmp_path: Path) -> None:
     one, other = (Destination(tmp_path, tmp_path / name) for name in ("x", "y"))
     assert one.part(["a", "b"]) == other.part(["a", "b"])
-    assert len({one.part(rows) for rows in (["a"], ["b"], ["a", "b"], ["b", "a"])}) == 4
+    assert len({one.part(rows) for rows in (["a"], ["b"], ["a", "b"], ["b", "a"], ["a\nb"])}) == 5

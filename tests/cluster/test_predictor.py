@@ -17,7 +17,7 @@ from pycocotools import mask as coco_masks
 from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, ExportError
 
 pa = pytest.importorskip("pyarrow")
 from vitsplit.cluster import Predictor  # noqa: E402
@@ -58,7 +58,7 @@ def test_columns_are_the_contents_of_the_files(
         assert row["path"] == str(photo) and row["label"] == index and row["error"] is None
         height, width = np.asarray(Image.open(photo)).shape[:2]
         assert (row["height"], row["width"]) == (height, width)
-        assert row["segmentation"]["mask"] == (tmp_path / f"segmentation/{photo.stem}_mask.png").read_bytes()
+        assert row["segmentation"]["png"] == (tmp_path / f"segmentation/{photo.stem}_mask.png").read_bytes()
         assert row["depth"]["png"] == (tmp_path / f"depth/{photo.stem}_depth.png").read_bytes()
         meters = np.load(tmp_path / f"depth/{photo.stem}_depth.npy")
         scaled = np.asarray(Image.open(tmp_path / f"depth/{photo.stem}_depth.png")) * row["depth"]["scale"]
@@ -103,12 +103,50 @@ def test_errors_are_rows_and_types_do_not_depend_on_them(photos: list[Path], pre
     assert predictor({"bytes": []})["segmentation"].type == good["segmentation"].type
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ExportError("failed"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_image_that_fails_is_a_row(
+    error: Exception, photos: list[Path], predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = predictor._model.predict_batch  # type: ignore[union-attr]
+
+    def fails(image_BCHW: Any) -> Any:
+        if image_BCHW.shape[2] == 40:
+            raise error
+        return predict(image_BCHW)
+
+    monkeypatch.setattr(predictor._model, "predict_batch", fails)
+    found = rows(predictor({"path": [str(photo) for photo in photos]}))
+    assert [bool(row["error"]) for row in found] == [True, False, False, True, False]
+    assert [row["segmentation"] is None for row in found] == [bool(row["error"]) for row in found]
+    monkeypatch.setattr("vitsplit.cluster.predictor.read_image", lambda path: fails(np.zeros((1, 3, 40, 30))))
+    if isinstance(error, MemoryError):
+        assert rows(predictor({"path": [str(photos[0])]}))[0]["error"]
+    monkeypatch.undo()
+    monkeypatch.setattr(predictor._model, "predict_batch", lambda image_BCHW: fail_otherwise())
+    with pytest.raises(RuntimeError, match="other"):
+        predictor({"path": [str(photos[0])]})
+
+
+def fail_otherwise() -> None:
+    raise RuntimeError("other")
+
+
+def test_a_column_of_paths_with_a_null_is_kept(photos: list[Path], predictor: Predictor) -> None:
+    found = rows(predictor({"path": [str(photos[0]), None]}))
+    assert [row["path"] for row in found] == [str(photos[0]), None]
+    assert [bool(row["error"]) for row in found] == [False, True]
+
+
 def test_batches_of_one_size_agree_with_single_images(runs: list[Path], photos: list[Path]) -> None:
     batch = {"path": [str(photo) for photo in photos]}
     alone, together = Predictor(runs[:1], device="cpu"), Predictor(runs[:1], device="cpu", batch_size=4)
     for one, other in zip(rows(alone(batch)), rows(together(batch)), strict=True):
         assert one["path"] == other["path"] and one["height"] == other["height"]
-        ours, theirs = (np.asarray(Image.open(io.BytesIO(row["segmentation"]["mask"]))) for row in (one, other))
+        ours, theirs = (np.asarray(Image.open(io.BytesIO(row["segmentation"]["png"]))) for row in (one, other))
         assert (ours != theirs).mean() < 0.01  # batches round differently
 
 

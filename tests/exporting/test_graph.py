@@ -15,6 +15,7 @@ from tiny_predictor import METHOD, tiny_predictor
 from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.parity import model_outputs
+from vitsplit.inference.predictor import Predictor
 from vitsplit.methods import MethodConfig
 from vitsplit.methods.split.config import SplitConfig
 from vitsplit.nn.bins import bin_weights
@@ -128,6 +129,15 @@ def test_a_task_without_an_exported_form_is_refused_by_name() -> None:
     predictor["depth"].task = SimpleNamespace(name="vqa")
     with pytest.raises(ExportError, match="depth: the task vqa"):
         ExportGraph(predictor)
+
+
+@pytest.mark.parametrize("name", ["living.room", "rooms/1", "", "best"])
+def test_names_that_no_file_or_output_can_have_are_refused(name: str) -> None:
+    predictor = tiny_predictor(tasks=("depth",), depth=2)
+    renamed = Predictor(predictor.backbone, "fp32")
+    renamed.register(name, predictor["depth"])
+    with pytest.raises(ExportError, match=repr(name)):
+        ExportGraph(renamed)
 
 
 def test_a_predictor_in_bf16_is_refused() -> None:

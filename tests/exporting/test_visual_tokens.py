@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bundles import write_segmentation_bundle
+from PIL import Image
 from tiny_backbones import image
 from vqa_bundles import WIDTH, write_language_model, write_vqa_bundle
 
@@ -68,6 +69,20 @@ def test_only_the_other_head_predicts(exported: tuple[Any, Path, Path], tmp_path
         with pytest.raises(ConfigError, match=r"alone.*Runtime\.outputs"):
             use(alone)
     assert main(["predict", str(alone), str(tmp_path)]) == 2
+
+
+def test_questions_to_a_graph_are_refused(exported: tuple[Any, Path, Path], tmp_path: Path) -> None:
+    """Instead of images that are logged as done without answers."""
+    _, folder, _ = exported
+    photo = tmp_path / "photo.png"
+    Image.fromarray(image(90, 120, batch=1)[0].permute(1, 2, 0).numpy()).save(photo)
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["predict", str(folder), str(photo), *out, "--ask", "What is it?"]) == 2
+    runs = [str(folder.parent / name) for name in ("ask", "rooms")]
+    assert main(["predict", *runs, str(photo), *out, "--ask", "What is it?", "--runtime", "onnx"]) == 2
+    assert not (tmp_path / "out").exists()
+    assert main(["predict", str(folder), str(photo), *out]) == 0
+    assert (tmp_path / "out" / "photo_mask.png").exists()
 
 
 @pytest.mark.parametrize("size", [(7, 9), (5, 3), (12, 4)])

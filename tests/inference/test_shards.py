@@ -20,10 +20,11 @@ from PIL import Image
 
 from vitsplit.cli.main import main
 from vitsplit.data.images import read_mask
-from vitsplit.errors import ConfigError
+from vitsplit.errors import ConfigError, RunError
 from vitsplit.folder_lock import hold_folder
+from vitsplit.inference import prediction_log
 from vitsplit.inference.inputs import Input
-from vitsplit.inference.prediction_log import LOG
+from vitsplit.inference.prediction_log import LOG, PredictionLog
 from vitsplit.inference.predictor import Predictor
 from vitsplit.inference.shard import Shard
 
@@ -139,6 +140,37 @@ def test_locks(run: Path, photos: Path, tmp_path: Path) -> None:
         assert predict(run, photos, "--out", out, "--shard", "2/2") == 0
     assert predict(run, photos, "--out", out) == 0
     assert sorted(logged(out / LOG)) == sorted(path.stem for path in photos.iterdir())
+
+
+def test_a_merge_beside_a_starting_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that start later are neither read nor removed; one that loads its model has a lock only."""
+    out, made_by = tmp_path / "out", {"bundles": {"rooms": "ab" * 32}}
+    photo = tmp_path / "photo.png"
+    photo.touch()
+    lock = prediction_log.hold_folder
+
+    def write_log(index: int) -> None:
+        with PredictionLog.open(out, made_by, shard=Shard(index, 3)) as log:
+            log.begin()
+            log.add(Input(photo, f"image {index}"), [])
+
+    def starts_another(folder: Path, *, name: str) -> Any:
+        if name == ".lock-1-of-3":
+            monkeypatch.undo()
+            write_log(2)
+        return lock(folder, name=name)
+
+    write_log(1)
+    with hold_folder(out, name=".lock-3-of-3"), pytest.raises(RunError), PredictionLog.open(out, made_by):
+        pass
+    (out / ".lock-3-of-3").touch()  # as after kill -9
+    monkeypatch.setattr(prediction_log, "hold_folder", starts_another)
+    with PredictionLog.open(out, made_by) as log:
+        log.begin()
+    assert logged(out / LOG) == ["image 1"] and logged(out / "predictions-2-of-3.jsonl") == ["image 2"]
+    with PredictionLog.open(out, made_by) as log:
+        log.begin()
+    assert logged(out / LOG) == ["image 1", "image 2"] and [*out.glob("predictions*.jsonl")] == [out / LOG]
 
 
 def test_refused_combinations(run: Path, photos: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vitsplit.cli.values import BatchSize, ImageSize, Loading, Switch
 from vitsplit.cluster.options import RayOptions
 from vitsplit.config import Margin, MaxNewTokens
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.files import exists
 from vitsplit.runtime.card import is_export
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def predict(
             "questions": ask,
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
-            **loading.arguments(),
+            **_with_absolute_paths(loading),
             **({} if runtime in (None, "torch") else {"runtime": runtime}),
         }
         made_by = {"bundles": source.ids()} | made_by
@@ -180,6 +181,15 @@ def _check_table(runs: Sequence[str], out: Path | None, given: Mapping[str, Any]
     if runtime not in (None, "torch") and not is_export(runs[0]):
         raise ConfigError(f"--engine ray --runtime {runtime}: requires an exported folder (`vitsplit export`).")
     return out
+
+
+def _with_absolute_paths(loading: Loading) -> dict[str, Any]:
+    """Arguments of ``vitsplit.load`` for processes with another current folder; weights may also be names."""
+    found = loading.arguments()
+    for name in ("weights", "language_weights"):
+        if found[name] is not None and exists(Path(found[name])):
+            found[name] = str(Path(found[name]).absolute())
+    return found
 
 
 def _check_questions(

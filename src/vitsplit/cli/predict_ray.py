@@ -56,7 +56,9 @@ def predict_with_ray(
         if todo:
             with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
                 bar = progress.add_task("", total=len(todo))
-                totals = run(todo, settings, destination, options, lambda rows: progress.advance(bar, rows))
+                totals = run(
+                    todo, settings, destination, options, lambda rows: progress.advance(bar, rows), made_by["bundles"]
+                )
     earlier = len(items) - len(todo)
     before = f", {earlier} of them predicted earlier" if earlier else ""
     print(f"{totals.rows + earlier} of {len(items)} images{before}: {out}")

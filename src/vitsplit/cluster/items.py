@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from vitsplit.cluster.predictor import IMAGE_COLUMNS, decode
-from vitsplit.data.decoding import IMAGE_SUFFIXES
+from vitsplit.cluster.predictor import IMAGE_COLUMNS, to_image
+from vitsplit.data.decoding import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from vitsplit.data.images import read_image
-from vitsplit.errors import DataError
-from vitsplit.files import open_regular, read_text
-from vitsplit.inference.inputs import find_inputs
+from vitsplit.errors import DataError, ImageTooLargeError
+from vitsplit.files import open_regular, read_text, shown
+from vitsplit.inference.inputs import UNWRITABLE, find_inputs
 
 LIST_BYTES = 1 << 32
 """Limit of the size of a list file."""
@@ -52,14 +52,21 @@ class Item(NamedTuple):
         if self.first < 0:
             return read_image(self.source)
         if not self.column:
-            with open_regular(self.source) as file:
-                file.seek(self.first)
-                return decode(file.read(self.second), self.id)
+            return to_image(self._read_from_tar(), self.id)
         cell = _row_group(self.source, self.first, self.column)[self.second].as_py()
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if content is None:
-            raise DataError(f"{self.id}: the column {self.column} is null.")
-        return decode(content, self.id)
+        return to_image(cell, self.id, Path(self.source).parent)
+
+    def _read_from_tar(self) -> bytes:
+        if self.second > MAX_IMAGE_BYTES:
+            raise ImageTooLargeError(
+                f"{self.id}: {self.second / 1e6:.0f} MB, limit {MAX_IMAGE_BYTES / 1e6:.0f} MB. Split it into tiles."
+            )
+        with open_regular(self.source) as file:
+            try:
+                file.seek(self.first)
+                return file.read(self.second)
+            except OSError as error:
+                raise DataError(f"{self.source}: {self.id} cannot be read ({error}). Copy the file again.") from error
 
 
 def find_items(words: Sequence[str], out: Path, column: str | None = None) -> list[Item]:
@@ -72,7 +79,8 @@ def find_items(words: Sequence[str], out: Path, column: str | None = None) -> li
         column: Column of the images in Parquet files; None: the first of ``IMAGE_COLUMNS``.
 
     Raises:
-        DataError: A file is missing, empty or invalid, or two images have one id.
+        DataError: A file is missing, empty or invalid, two images have one id, or an id is null, has control
+            characters or is not UTF-8.
     """
     found: list[Item] = []
     plain: list[str] = []
@@ -94,6 +102,11 @@ def find_items(words: Sequence[str], out: Path, column: str | None = None) -> li
         found.append(Item(f"{each.name}{each.path.suffix}", str(each.path.absolute())))
     seen: dict[str, str] = {}
     for item in found:
+        if UNWRITABLE.search(item.id):
+            raise DataError(
+                f"{shown(item.source, 200)}: the id {shown(item.id)} has control characters or is not UTF-8. Rename "
+                "the image."
+            )
         if item.id in seen:
             raise DataError(f"{item.source} and {seen[item.id]} have two images with the id {item.id}. Rename one.")
         seen[item.id] = item.source
@@ -139,12 +152,19 @@ def _from_parquet(file: Path, column: str | None) -> Iterator[Item]:
             )
         kind = schema.field(column).type
         is_path = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not (is_path or pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise DataError(
+                f"{file}: the column {column} is {kind}, not string, binary or a struct of bytes and path. Name the "
+                "column of the images with --image-column."
+            )
         wanted = ["id"] * ("id" in schema.names) + [column] * is_path
         for group in range(table.num_row_groups):
             rows = table.metadata.row_group(group).num_rows
             values = table.read_row_group(group, columns=wanted).to_pydict() if wanted else {}
             for row in range(rows):
                 name = str(values["id"][row]) if "id" in values else f"{file.name}#{group}/{row}"
+                if "id" in values and values["id"][row] is None:
+                    raise DataError(f"{file}: row {row} of row group {group}: id is null. Remove the row.")
                 if not is_path:
                     yield Item(name, str(file.absolute()), column, group, row)
                     continue

@@ -66,7 +66,7 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], options: RayOptions, *, nu
     total_cpus = int(sum(node.get("CPU", 0) for node in nodes))
     count = options.num_actors
     if count is None:
-        count = max(1, min(_places(nodes, 1, gpus) if gpus else total_cpus // 2, num_files))
+        count = max(1, min(_places(nodes, 1, gpus) if gpus else total_cpus // 2, total_cpus - 1, num_files))
     for cpus in range(int(max(node.get("CPU", 0) for node in nodes)), 0, -1):
         if _places(nodes, cpus, gpus) >= count and total_cpus - count * cpus >= 1:
             return ActorPlan(count, cpus, gpus)

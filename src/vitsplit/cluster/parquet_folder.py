@@ -9,7 +9,9 @@ no longer add files afterwards, even if they are still running on other machines
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from vitsplit.inference.prediction_log import made_by_others
 MADE_BY = "_made_by.json"
 """Bundles and settings. Readers of Parquet folders skip names that begin with ``_`` or ``.``."""
 STAGING = ".staging-"
+_PART = re.compile(r"part-[0-9a-f]{24}\.parquet")
 RETIRED = ".retired-"
 
 
@@ -47,7 +50,7 @@ class Destination:
 
     def part(self, ids: Sequence[str]) -> Path:
         """The file of some rows, whose name depends on their ids, so that a repeated task replaces its file."""
-        digest = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
         return self.folder / f"part-{digest[:24]}.parquet"
 
     def commit(self, table: pa.Table) -> Path:
@@ -71,10 +74,13 @@ def read_done(folder: Path, made_by: Mapping[str, Any]) -> set[str]:
     """The ids of the rows in the folder; none if it does not exist.
 
     Raises:
-        RunError: The rows were made by other bundles or settings, or a file cannot be read.
+        RunError: The rows were made by other bundles, settings or programs, or a file cannot be read.
     """
     advice = "Remove it, or use another folder with --out."
     if not (folder / MADE_BY).exists():
+        others = next(folder.glob("*.parquet"), None)
+        if others is not None:
+            raise RunError(f"{others}: not written by vitsplit: there is no {MADE_BY}. Use another folder with --out.")
         return set()
     found = read_json(folder / MADE_BY, error=RunError, advice=advice)
     if found != made_by:
@@ -107,10 +113,10 @@ def take_over(
             for each in [*folder.glob(f"{STAGING}*"), *folder.glob(f"{RETIRED}*")]:
                 retired = each.rename(each.with_name(f"{RETIRED}{uuid.uuid4().hex}"))
                 shutil.rmtree(retired, ignore_errors=True)
-            if overwrite:
+            if overwrite and (folder / MADE_BY).exists():
                 for part in _parts(folder):
                     part.unlink()
-                (folder / MADE_BY).unlink(missing_ok=True)
+                write_json(folder / MADE_BY, made_by)
             done = read_done(folder, made_by)
             write_json(folder / MADE_BY, made_by)
             staging = folder / f"{STAGING}{uuid.uuid4().hex}"
@@ -122,4 +128,5 @@ def take_over(
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    """The files of this program, and none of others."""
+    return sorted(file for file in folder.glob("part-*.parquet") if _PART.fullmatch(file.name))

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from vitsplit.cluster.records import Record, head_types, to_columns
 from vitsplit.data.decoding import decode_bytes
 from vitsplit.data.images import read_image, to_image_tensor
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import ConfigError, DataError, ExportError
 from vitsplit.inference.asking import check_questions, vqa_heads
 from vitsplit.inference.batches import batch_limit, batches, in_background
 from vitsplit.inference.predictor import Predictor as LoadedPredictor
@@ -36,7 +37,7 @@ Read = Callable[[], Tensor]
 class Predictor:
     """Bundles as a picklable callable class on batches of a table, for ``map_batches`` of Ray Data or Daft's ``@cls``.
 
-    Every head gives a column of its name, a struct: for segmentation ``mask``, a PNG of class ids; for depth ``png``,
+    Every head gives a column of its name, a struct: for segmentation ``png``, of class ids; for depth ``png``,
     with 16 bits and ``scale`` meters per unit; for detection ``boxes`` (x, y, width, height), ``scores``,
     ``category_ids``, ``categories`` and ``masks`` (``counts`` of COCO's run-length encoding); for visual question
     answering ``questions`` and ``answers``. These are the contents of the files that ``vitsplit predict`` writes.
@@ -87,6 +88,10 @@ class Predictor:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_model": None}
 
+    def ids(self) -> dict[str, str]:
+        """Identification of the bundles as they are now, see ``Source``."""
+        return find_source(self.bundles, **self.options).ids()
+
     def _load(self) -> LoadedPredictor:
         model = find_source(self.bundles, **self.options).load()
         cards = {name: head.card for name, head in model.items()}
@@ -117,9 +122,9 @@ class Predictor:
                 "the column of the images."
             )
         images = batch[column]
-        paths = len(images) > 0 and all(isinstance(image, str) for image in images)
+        paths = any(isinstance(image, str) for image in images)
         kept = {name: values for name, values in batch.items() if name != column or paths}
-        found = to_columns(self.records([_reader(value) for value in images]), self.types)
+        found = to_columns(self.records([functools.partial(to_image, value) for value in images]), self.types)
         if both := kept.keys() & found.keys():
             raise ConfigError(f"The column {sorted(both)[0]} exists already. Rename it, or the head.")
         return kept | found
@@ -134,17 +139,17 @@ class Predictor:
         model = self._model or self._load()
         found: dict[int, Record] = {}
 
-        def read(numbered: tuple[int, Read]) -> tuple[int, Tensor | DataError]:
+        def read(numbered: tuple[int, Read]) -> tuple[int, Tensor | Exception]:
             index, image = numbered
             try:
                 return index, _checked(image())
-            except DataError as error:
+            except (DataError, MemoryError) as error:
                 return index, error
 
-        def readable(results: Iterable[tuple[int, Tensor | DataError]]) -> Iterator[tuple[int, Tensor]]:
+        def readable(results: Iterable[tuple[int, Tensor | Exception]]) -> Iterator[tuple[int, Tensor]]:
             for index, image in results:
-                if isinstance(image, DataError):
-                    found[index] = Record(error=str(image))
+                if isinstance(image, Exception):
+                    found[index] = Record(error=_message(image))
                 else:
                     yield index, image
 
@@ -173,7 +178,9 @@ class Predictor:
                 for head in self._asked:
                     predictions[head].ask_many(self.questions, max_new_tokens=self.max_new_tokens)
             return found
-        except (DataError, torch.OutOfMemoryError) as error:
+        except (DataError, ExportError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
             if len(images_CHW) == 1:
                 return [error]
         return [each for image_CHW in images_CHW for each in self._predict(model, [image_CHW])]
@@ -182,8 +189,22 @@ class Predictor:
 def _record(predicted: tuple[int, Mapping[str, Any] | Exception, tuple[int, int]]) -> tuple[int, Record]:
     index, predictions, size = predicted
     if isinstance(predictions, Exception):
-        return index, Record(size, error=str(predictions))
-    return index, Record(size, {name: prediction.record() for name, prediction in predictions.items()})
+        return index, Record(size, error=_message(predictions))
+    try:
+        return index, Record(size, {name: prediction.record() for name, prediction in predictions.items()})
+    except MemoryError as error:
+        return index, Record(size, error=_message(error))
+
+
+def _message(error: Exception) -> str:
+    """The message of an error; that of ``MemoryError`` is often empty."""
+    text = str(error) or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
+    return text.encode("utf-8", "backslashreplace").decode()  # a table has no surrogates, as paths may
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory is the reason; on the CPU, PyTorch has no type for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _checked(image_CHW: Tensor) -> Tensor:
@@ -196,31 +217,30 @@ def _checked(image_CHW: Tensor) -> Tensor:
     return image_CHW
 
 
-def _reader(value: Any) -> Read:
-    """A function that reads the image of a cell."""
-    if isinstance(value, Mapping):  # as in data sets of the hub
+def to_image(value: Any, name: str = "image", folder: Path = Path()) -> Tensor:
+    """The image of a cell, ``image_CHW`` uint8.
+
+    Args:
+        value: Encoded bytes, a path, an array (H, W, 3), or a mapping of ``bytes`` and ``path``, as in data sets of the
+            hub.
+        name: Name of the image for errors.
+        folder: Where relative paths start.
+
+    Raises:
+        DataError: It cannot be read or decoded.
+    """
+    if isinstance(value, Mapping):
         content = value.get("bytes")
         value = value.get("path") if content is None else content
     if isinstance(value, bytes):
-        return lambda: decode(value, "image")
+        return to_image_tensor(decode_bytes(value, name), name)
     if isinstance(value, str):
-        return lambda: read_image(value)
+        return read_image(folder / value)
     if isinstance(value, np.ndarray):
-        return lambda: to_image_tensor(value)
-
-    def unknown() -> Tensor:
-        raise DataError(f"cannot use a {type(value).__name__} as an image. Give bytes, a path or an array (H, W, 3).")
-
-    return unknown
-
-
-def decode(content: bytes, name: str) -> Tensor:
-    """Decodes an image, ``image_CHW`` uint8.
-
-    Raises:
-        DataError: It cannot be decoded; the message has ``name``.
-    """
-    return to_image_tensor(decode_bytes(content, name), name)
+        return to_image_tensor(value, name)
+    raise DataError(
+        f"{name}: cannot use a {type(value).__name__} as an image. Give bytes, a path or an array (H, W, 3)."
+    )
 
 
 def table_of(ids: Sequence[str], records: Sequence[Record], types: Mapping[str, pa.DataType]) -> pa.Table:

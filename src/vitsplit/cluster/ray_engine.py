@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,8 +34,9 @@ from vitsplit.cluster.parquet_folder import Destination
 from vitsplit.cluster.predictor import THREADS, Predictor, table_of
 from vitsplit.cluster.records import Record
 from vitsplit.errors import ConfigError, RunError, VitsplitError
+from vitsplit.runtime.card import is_export
 
-START = "start"
+LOAD, START = "load", "start"
 DEATHS = 2
 """Number of processes that may die at a block, or at an image of it, before the images, or the image, are isolated."""
 SAMPLES = 16
@@ -52,18 +52,37 @@ class BlockWriter:
         settings: Arguments of ``Predictor``.
         destination: Where the file is written; None: it is only measured.
         threads: Number of threads.
+        ids: Identification of the bundles, see ``Source``; None: it is not compared with theirs.
     """
 
-    def __init__(self, settings: Mapping[str, Any], destination: Destination | None, threads: int) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        destination: Destination | None,
+        threads: int,
+        ids: Mapping[str, str] | None = None,
+    ) -> None:
         torch.set_num_threads(threads)
         self.threads = max(THREADS, threads // 2)
         self.settings = settings
         self.destination = destination
+        self.ids = ids
 
     @functools.cached_property
     def predictor(self) -> Predictor:
-        """The predictor, which the first call loads."""
-        return Predictor(**self.settings)
+        """The predictor, which the first call loads.
+
+        Raises:
+            RunError: The bundles are not those of the command, such as of a training that goes on meanwhile.
+            VitsplitError: As ``Predictor``.
+        """
+        predictor = Predictor(**self.settings)
+        if self.ids is not None and predictor.ids() != self.ids:
+            raise RunError(
+                f"{', '.join(map(str, predictor.bundles))}: the bundles have changed since the command was started. "
+                "Copy them to a folder where nothing changes them, and use another --out."
+            )
+        return predictor
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Predicts a block: ``block`` has one text.
@@ -86,8 +105,7 @@ class BlockWriter:
         if part.exists():  # written by a process that died before it could say so
             errors = pq.read_table(part, columns=["error"]).column("error")
         else:
-            with writing_to(self.destination.folder, "predictions"):
-                table = self._attempt(items, self.destination.staging / f"{part.stem}.journal")
+            table = self._attempt(items, _Journal(self.destination, part.stem))
             self.destination.commit(table)
             errors = table.column("error")
         return [text for text in errors.to_pylist() if text is not None]
@@ -97,25 +115,34 @@ class BlockWriter:
         records = self.predictor.records([item.read for item in items], self.threads)
         return table_of([item.id for item in items], records, self.predictor.types)
 
-    def _attempt(self, items: Sequence[Item], journal: Path) -> pa.Table:
+    def _attempt(self, items: Sequence[Item], journal: _Journal) -> pa.Table:
         """As ``table``; after ``DEATHS`` processes have died at these inputs, one by one, to find which is the reason.
 
         Ray repeats the block of a process that has died. An image that crashes it, or for which it has too little
-        memory, would therefore stop the command. The journal has a line per attempt, and one per image begun alone.
+        memory, would therefore stop the command. The journal has two lines per attempt, before and after the model is
+        loaded, and one per image begun alone.
+
+        Raises:
+            RunError: ``DEATHS`` processes died before the model was loaded, for which no image is the reason.
         """
-        lines = journal.read_text(encoding="utf-8").split() if journal.exists() else []
-        with journal.open("a", encoding="utf-8") as file:
-            print(START, file=file, flush=True)
-            if lines.count(START) < DEATHS:
-                return self.table(items)
-            last = Counter(line for line, after in pairwise([*lines, START]) if after == START)
-            records = []
-            for index, item in enumerate(items):
-                if last[str(index)] >= DEATHS:
-                    records.append(Record(error=f"{item.id}: {DEATHS} processes died while they predicted this image."))
-                    continue
-                print(index, file=file, flush=True)
-                records += self.predictor.records([item.read])
+        lines = journal.lines()
+        if lines.count(LOAD) - lines.count(START) >= DEATHS:
+            raise RunError(
+                "Processes died while loading the model, such as by a lack of memory. Give fewer --num-actors."
+            )
+        journal.add(LOAD)
+        predictor = self.predictor
+        journal.add(START)
+        if lines.count(START) < DEATHS:
+            return self.table(items)
+        last = Counter(line for line, after in pairwise([*lines, LOAD]) if after == LOAD)
+        records = []
+        for index, item in enumerate(items):
+            if last[str(index)] >= DEATHS:
+                records.append(Record(error=f"{item.id}: {DEATHS} processes died while they predicted this image."))
+                continue
+            journal.add(str(index))
+            records += predictor.records([item.read])
         return table_of([item.id for item in items], records, self.predictor.types)
 
     def measure(self, items: Sequence[Item]) -> tuple[float, int, int]:
@@ -124,6 +151,29 @@ class BlockWriter:
         table, file = self.table(items), io.BytesIO()
         pq.write_table(table, file, compression="zstd")
         return time.perf_counter() - start, file.tell(), len(items) - table.column("error").null_count
+
+
+class _Journal:
+    """Lines that outlive the processes which write them.
+
+    Args:
+        destination: Where the current command adds files.
+        name: Name of the block.
+    """
+
+    def __init__(self, destination: Destination, name: str) -> None:
+        self.folder = destination.folder
+        self.file = destination.staging / f"{name}.journal"
+
+    def lines(self) -> list[str]:
+        """The lines so far."""
+        with writing_to(self.folder, "predictions"):
+            return self.file.read_text(encoding="utf-8").split() if self.file.exists() else []
+
+    def add(self, line: str) -> None:
+        """Adds a line."""
+        with writing_to(self.folder, "predictions"), self.file.open("a", encoding="utf-8") as file:
+            print(line, file=file)
 
 
 @dataclass(frozen=True)
@@ -166,6 +216,7 @@ def run(
     destination: Destination,
     options: RayOptions,
     on_rows: Callable[[int], None],
+    ids: Mapping[str, str],
 ) -> Totals:
     """Predicts all inputs, and writes a file per block.
 
@@ -175,10 +226,12 @@ def run(
         destination: Where files are written.
         options: Settings of Ray.
         on_rows: Called with the number of rows of every finished file.
+        ids: Identification of the bundles.
 
     Raises:
         ConfigError: The actors do not fit into the cluster.
-        RunError: Ray failed, a bundle cannot be loaded, or a file cannot be written. Finished files remain.
+        RunError: Ray failed, a bundle cannot be loaded or has changed, or a file cannot be written. Finished files
+            remain.
     """
     totals = Totals()
     with _cluster(options) as (ray, nodes):
@@ -187,7 +240,7 @@ def run(
         table = ray.data.from_items([{"block": json.dumps(block)} for block in blocks], override_num_blocks=len(blocks))
         done = table.map_batches(
             BlockWriter,
-            fn_constructor_args=[dict(settings), destination, plan.cpus],
+            fn_constructor_args=[dict(settings), destination, plan.cpus, dict(ids)],
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=plan.count, max_tasks_in_flight_per_actor=2),
             num_cpus=plan.cpus,
@@ -266,7 +319,8 @@ def _readable(error: BaseException) -> VitsplitError:
 
 
 def _may_use_gpu(settings: Mapping[str, Any]) -> bool:
-    return not str(settings.get("device") or "").startswith("cpu")
+    """Whether the device is not the CPU, on which exported folders run."""
+    return not str(settings.get("device") or "").startswith("cpu") and not any(map(is_export, settings["bundles"]))
 
 
 def _cpus_here() -> int:

@@ -82,7 +82,7 @@ class Format(Protocol):
         packages: Packages that writing and running require; the last is the runtime.
         extra: The extra of this package that installs them.
         precisions: Supported precisions.
-        suffixes: Ends of the names of a graph's files: that which is opened, then those that it reads, if any.
+        suffixes: Suffixes of the names of a graph's files: that which is opened, then those that it reads, if any.
     """
 
     deforms: ClassVar[tuple[Deform, ...]]

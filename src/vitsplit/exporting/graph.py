@@ -24,6 +24,7 @@ from vitsplit.backbone.backbone import run_blocks, tokens_to_map
 from vitsplit.errors import ConfigError, ExportError
 from vitsplit.exporting.families import Record, exported
 from vitsplit.exporting.replacements import FixedMix, MatrixPooling
+from vitsplit.heads import check_head_name
 from vitsplit.inference.predictor import Predictor
 from vitsplit.methods.split.gate import SparseGate
 from vitsplit.methods.split.task_head import TaskHead
@@ -227,6 +228,7 @@ def check_exportable(predictor: Predictor) -> None:
             f"{backbone.mean_C11.device}. Load the heads with precision='fp32', device='cpu'."
         )
     for name, head in predictor.items():
+        _check_name(name)
         if not isinstance(head.task, GraphTask):
             raise ExportError(f"{name}: the task {head.task.name} has no exported form. Export the other heads.")
         for module in head.model.modules():
@@ -235,3 +237,14 @@ def check_exportable(predictor: Predictor) -> None:
                     f"{name}: --method {head.card.config.method.name} has multi-scale deformable attention, which has "
                     "no exported form. Use --method vitsplit, linear-probe, full-finetune or lora."
                 )
+
+
+def _check_name(name: str) -> None:
+    """Refuses a name that cannot be part of the names of files and outputs."""
+    try:
+        check_head_name(name)
+    except ConfigError as error:
+        raise ExportError(
+            f"The head {name!r} cannot be exported under this name. Use a letter followed by letters, digits, '-' and "
+            "'_', by the name of its run's folder, or in Python: export({'first': RUN})."
+        ) from error

@@ -24,7 +24,7 @@ from vitsplit.version import __version__
 
 SUFFIX = ".onnx"
 EMBEDDING = (".embedding", f"{TAP}0")
-"""Ends of the name of the tensor that ends the embedding, a step or an output."""
+"""Suffixes of the name of the tensor that ends the embedding, a step or an output."""
 LARGEST_FILE = (1 << 31) - (1 << 20)
 """Bytes of weights that are in the ONNX file itself, whose format is limited to 2 GB; more are in a file beside it."""
 HALF_OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -62,6 +62,23 @@ def compare_scores(
     return found
 
 
+def check_comparable(expected: Mapping[str, tuple[str, float, float]]) -> None:
+    """Refuses scores that are so low that a graph of noise would be as close.
+
+    Args:
+        expected: ``score`` of each head of the model.
+
+    Raises:
+        ExportError: The message has the head and its score.
+    """
+    for name, (measure, value, largest) in expected.items():
+        if measure != "abs_rel" and not value > largest:
+            raise ExportError(
+                f"--data: {name} has {measure} {value:.4f}, too low to compare, since {largest} is allowed as a "
+                "difference. Train it further, give the data that it was trained for, or omit --data."
+            )
+
+
 def is_close(found: Mapping[str, Any]) -> bool:
     """Whether a score of ``compare_scores`` is accepted; NaN is not."""
     return bool(abs(found["change"]) <= found["largest_change"])

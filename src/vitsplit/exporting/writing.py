@@ -37,7 +37,14 @@ from vitsplit.exporting.parity import (
     sizes_of,
     summary,
 )
-from vitsplit.exporting.scores import Labeled, compare_scores, is_close, score, scores_differ
+from vitsplit.exporting.scores import (
+    Labeled,
+    check_comparable,
+    compare_scores,
+    is_close,
+    score,
+    scores_differ,
+)
 from vitsplit.inference.exported import load_export
 from vitsplit.inference.predictor import Predictor, load_predictor
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
@@ -135,14 +142,16 @@ def export_graphs(
     images = find_images(plan.images)
     with new_folder(out) as folder:
         expected = {name: score(predictor[name], labeled) for name, labeled in plan.data.items()}
+        if plan.precision != "fp32":
+            check_comparable(expected)
         card: dict[str, Any] = {}
         for name, each in formats.items():
             deform: Deform = each.deforms[0] if plan.deform == "auto" else plan.deform
             graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
             card = card or make_card(predictor, graph, plan.size, weights or {})
             parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
-            # Below fp32, scores decide where there are any; if those of int8 are too far off, the outputs decide, which
-            # keeps blocks in float32.
+            # Below fp32, scores decide where there are any. If those of int8 are too far off, blocks are kept in
+            # float32 for the outputs, and the scores of that graph decide.
             judged: Sequence[Collection[str]] = [() if plan.precision == "fp32" else plan.data]
             if plan.precision == "int8" and plan.data:
                 judged = [plan.data, ()]
@@ -194,9 +203,20 @@ def _write(
     folder: Path,
     plan: ExportPlan,
     images: Sequence[Tensor],
-    judged: Collection[str],
+    by_scores: Collection[str],
 ) -> dict[str, Any]:
-    """Writes and checks the graphs of a format, but not the outputs of heads that are ``judged`` by their scores.
+    """Writes the graphs of a format, and checks them, below fp32 without the outputs of heads that have data.
+
+    Args:
+        each: The format.
+        name: Its name.
+        graph: The whole graph.
+        parts: The graphs to write.
+        predictor: The heads.
+        folder: The folder for the files.
+        plan: What to export.
+        images: The images of the comparison.
+        by_scores: Heads whose outputs do not keep blocks of an int8 graph in float32.
 
     Returns:
         The entry of the format in the card.
@@ -213,7 +233,11 @@ def _write(
         return compare(open_graphs(each, without_steps, settings), expected, graph, outputs)
 
     graphs, rest = write_graphs(
-        each, traced, folder, plan.precision, lambda graphs: distance(measure(graphs), LIMITS[plan.precision], judged)
+        each,
+        traced,
+        folder,
+        plan.precision,
+        lambda graphs: distance(measure(graphs), LIMITS[plan.precision], by_scores),
     )
     records = measure(graphs)
     check(
@@ -223,7 +247,7 @@ def _write(
         graph,
         images,
         f"--format {name}",
-        judged,
+        judged=() if plan.precision == "fp32" else plan.data,
     )
     return graph_entry(
         each,

@@ -16,7 +16,7 @@ from vitsplit.runtime.card import is_export
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 """Suffixes of videos."""
-_UNWRITABLE = re.compile("[\ud800-\udfff\x00-\x1f\x7f]")
+UNWRITABLE = re.compile("[\ud800-\udfff\x00-\x1f\x7f]")
 """Control characters, and surrogates for bytes that are not UTF-8, which cannot be printed."""
 
 
@@ -83,7 +83,7 @@ def find_inputs(words: Sequence[str | Path], out: Path | None) -> list[Input]:
     found = [item for word in words for item in _find_files(Path(word), out and out.resolve())]
     taken: dict[str, Path] = {}
     for item in found:
-        if _UNWRITABLE.search(item.name):
+        if UNWRITABLE.search(item.name):
             raise DataError(
                 f"{shown(str(item.path), 200)}: the name has control characters or is not UTF-8. Rename the file."
             )

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ MAX_NAME_LENGTH = 4096
 """Length limit in characters of an input's name."""
 MAX_INTEGER = 1 << 63
 _SHARD_LOG = re.compile(r"predictions-([1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})\.jsonl")
+_SHARD_LOCK = re.compile(re.escape(LOCK) + r"-([1-9][0-9]{0,8})-of-([1-9][0-9]{0,8})")
 
 
 class PredictionLog:
@@ -42,6 +43,7 @@ class PredictionLog:
         made_by: JSON-compatible identification of bundles (see ``bundle_ids``) and settings.
         overwrite: Predict everything again, and remove predictions of other bundles. Not for a shard.
         shard: The shard whose inputs are predicted; None: all inputs.
+        merged: Shards whose logs are merged, which must be locked too.
 
     Raises:
         RunError: The folder has predictions of other bundles or settings, or of another number of shards, or its log
@@ -49,14 +51,20 @@ class PredictionLog:
     """
 
     def __init__(
-        self, folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False, shard: Shard | None = None
+        self,
+        folder: Path,
+        made_by: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        shard: Shard | None = None,
+        merged: Sequence[Shard] = (),
     ) -> None:
         self.folder = folder
         self.overwrite = overwrite
         self._file = _log_file(folder, shard)
         self._staging = folder / f".partial{_suffix(shard)}"
         self._made_by = dict(made_by)
-        self._merged = [] if shard else list(_shard_logs(folder))
+        self._merged = [_log_file(folder, each) for each in merged]
         if shard:
             _check_same_number(folder, shard)
         self._outdated: list[str] = []
@@ -87,10 +95,11 @@ class PredictionLog:
         """
         with ExitStack() as locks:
             locks.enter_context(hold_folder(folder, name=f"{LOCK}{_suffix(shard)}"))
-            if shard is None:
-                for each in _shard_logs(folder).values():
-                    locks.enter_context(hold_folder(folder, name=f"{LOCK}{_suffix(each)}"))
-            yield cls(folder, made_by, overwrite=overwrite, shard=shard)
+            # Listed once: a shard that starts later is not locked, and therefore must not be merged.
+            merged = [] if shard else _shards(folder)
+            for each in merged:
+                locks.enter_context(hold_folder(folder, name=f"{LOCK}{_suffix(each)}"))
+            yield cls(folder, made_by, overwrite=overwrite, shard=shard, merged=merged)
 
     def begin(self) -> None:
         """Prepares the folder for writing.
@@ -218,15 +227,20 @@ def _log_file(folder: Path, shard: Shard | None) -> Path:
     return folder / f"{Path(LOG).stem}{_suffix(shard)}{Path(LOG).suffix}"
 
 
-def _shard_logs(folder: Path) -> dict[Path, Shard]:
-    """The logs of shards in a folder."""
-    found = {file: _SHARD_LOG.fullmatch(file.name) for file in sorted(folder.glob("predictions-*-of-*.jsonl"))}
-    return {file: Shard(int(match[1]), int(match[2])) for file, match in found.items() if match}
+def _shards(folder: Path) -> list[Shard]:
+    """The shards that have a log in a folder, or a lock only, because they load their model."""
+    return list(dict.fromkeys(_named(folder, _SHARD_LOG) + _named(folder, _SHARD_LOCK)))
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> list[Shard]:
+    """The shards of the files with such names."""
+    found = map(names.fullmatch, sorted(file.name for file in folder.iterdir()))
+    return [Shard(int(match[1]), int(match[2])) for match in found if match and int(match[1]) <= int(match[2])]
 
 
 def _check_same_number(folder: Path, shard: Shard) -> None:
     """Shards of another number divide the inputs differently, and would predict many of them again."""
-    for other in _shard_logs(folder).values():
+    for other in _named(folder, _SHARD_LOG):
         if other.count != shard.count:
             raise RunError(
                 f"{folder} has predictions of {other.count} shards. Repeat the command with --shard I/{other.count}, "

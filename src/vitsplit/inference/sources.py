@@ -15,6 +15,7 @@ from vitsplit.inference.loading import read_bundles
 from vitsplit.inference.prediction_log import bundle_ids
 from vitsplit.inference.predictor import LoadedHead, Predictor, load_predictor
 from vitsplit.runtime.card import is_export
+from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 from vitsplit.runtime.sessions import RuntimeName
 
 
@@ -70,14 +71,15 @@ def find_source(
 def exported_source(
     cards: Mapping[str, Card], folders: Callable[[], Sequence[str | Path]], runtime: RuntimeName | None
 ) -> Source:
-    """The heads of exported folders.
+    """The heads of exported folders; of heads without predictions only if there are no others.
 
     Args:
         cards: Cards of their bundles by head name.
         folders: Returns the folders, which may be made by the first call.
         runtime: See ``load_export``.
     """
-    return Source(cards, lambda: export_ids(folders()), lambda: load_export(folders(), runtime))
+    predicting = {name: card for name, card in cards.items() if card.task not in WITHOUT_PREDICTIONS}
+    return Source(predicting or cards, lambda: export_ids(folders()), lambda: load_export(folders(), runtime))
 
 
 def check_graph_options(options: Mapping[str, Any], what: str) -> None:

@@ -22,7 +22,7 @@ MOST_TAPS = 10_000
 IMAGE = "image"
 """Name of the input with the images."""
 TAP = "tap.tokens."
-"""Begin of the names of tensors between graphs: ``tap.tokens.DEPTH``, the tokens after so many blocks, (B, T, D)."""
+"""Prefix of the names of tensors between graphs: ``tap.tokens.DEPTH``, the tokens after so many blocks, (B, T, D)."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SETTINGS: Mapping[str, tuple[str, ...]] = {"INFERENCE_PRECISION_HINT": ("f32", "f16", "bf16")}
 """Settings of a runtime that a card may have. Others could, for example, name files."""

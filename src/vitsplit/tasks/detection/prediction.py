@@ -87,12 +87,15 @@ class DetectionPrediction:
         )
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of COCO's results format: ``bbox`` (x, y, width, height), and ``segmentation`` with masks."""
+        """Entries of COCO's results format with the name of the ``category``: ``bbox`` is (x, y, width, height), and
+        ``segmentation`` is there with masks.
+        """
         corners = self.boxes.astype(np.float64)
         entries: list[dict[str, Any]] = [
             {
                 "image_id": image_id,
                 "category_id": self.category_ids[label],
+                "category": self.classes.names[label],
                 "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "score": float(score),
             }
@@ -137,8 +140,6 @@ class DetectionPrediction:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         stem = Path(name).name
         entries = self.coco_results(int(stem) if stem.isdecimal() else stem)
-        for entry, label in zip(entries, self.labels, strict=True):
-            entry["category"] = self.classes.names[label]
         json_path.write_text(json.dumps(entries) + "\n", encoding="utf-8")
         self.overlay().save(overlay_path, quality=92)
         return json_path, overlay_path
@@ -150,6 +151,6 @@ class DetectionPrediction:
             "boxes": [entry["bbox"] for entry in entries],
             "scores": [entry["score"] for entry in entries],
             "category_ids": [entry["category_id"] for entry in entries],
-            "categories": [self.classes.names[label] for label in self.labels],
+            "categories": [entry["category"] for entry in entries],
             "masks": None if self.mask_bins is None else [entry["segmentation"]["counts"] for entry in entries],
         }

@@ -21,7 +21,7 @@ class SegmentationConfig(TaskConfig):
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
     # The PNG that `save` writes.
-    record: ClassVar[Mapping[str, RecordType]] = {"mask": "bytes"}
+    record: ClassVar[Mapping[str, RecordType]] = {"png": "bytes"}
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1, "upernet": 4}
     scores: ClassVar[Mapping[str, Score]] = {"miou": Score("mIoU", "miou")}
     tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"

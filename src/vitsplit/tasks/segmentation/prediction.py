@@ -101,4 +101,4 @@ class SegmentationPrediction:
 
     def record(self) -> dict[str, Any]:
         """The fields of a table's row, see ``SegmentationConfig.record``."""
-        return {"mask": self.png()}
+        return {"png": self.png()}
