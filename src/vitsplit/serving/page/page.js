@@ -876,7 +876,7 @@ function describePass({ size: [height, width], bundles, blocks, of, maps = [] })
   const read = maps.length
     ? ` Maps are read after ${maps.length === 1 ? "block" : "blocks"} ${maps.map((block) => block + 1).join(", ")} (marked).`
     : "";
-  return el("div", strip, el("p.soft.small", `${input}. ${blocks} of ${of} blocks ran.${read}`));
+  return el("div", strip, el("p.soft.small", `${input}. ${blocks} of ${of} blocks needed.${read}`));
 }
 
 /* ---- Questions ---- */
