@@ -65,7 +65,7 @@ def predict(port, content, query="format=npz"):
 
 
 def closed_after(port, first, pieces=(), seconds=30.0):
-    """Seconds until the server closes a connection that sends these bytes, and what it answered."""
+    """Seconds until the server closes a connection that sends these bytes, and its response."""
     begun = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(seconds)
@@ -97,21 +97,21 @@ def test_slow_and_idle_clients_are_closed(runs):
         post = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
         assert closed_after(port, b"") < (LATEST,)  # says nothing
         assert closed_after(port, b"GET / HTTP/1.1\r\nX: ", trickle) < (LATEST,)  # a header without end
-        took, answer = closed_after(port, post, trickle)  # a slow body
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 408") and b"slow_body" in answer
-        took, answer = closed_after(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")  # kept open, and idle
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 200")
-        took, answer = closed_after(
+        took, response = closed_after(port, post, trickle)  # a slow body
+        assert took < LATEST and response.startswith(b"HTTP/1.1 408") and b"slow_body" in response
+        took, response = closed_after(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")  # open, and idle
+        assert took < LATEST and response.startswith(b"HTTP/1.1 200")
+        took, response = closed_after(
             port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /", trickle
         )  # a slow second header
-        assert took < LATEST and answer.count(b"HTTP/1.1") == 1
-        took, answer = closed_after(port, b"nonsense\r\n\r\n")
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 400")
-        took, answer = closed_after(port, b"GET / HTTP/1.1\r\nX: " + bytes([97]) * 100_000)
-        assert took < LATEST and (not answer or answer.startswith(b"HTTP/1.1 4"))
+        assert took < LATEST and response.count(b"HTTP/1.1") == 1
+        took, response = closed_after(port, b"nonsense\r\n\r\n")
+        assert took < LATEST and response.startswith(b"HTTP/1.1 400")
+        took, response = closed_after(port, b"GET / HTTP/1.1\r\nX: " + bytes([97]) * 100_000)
+        assert took < LATEST and (not response or response.startswith(b"HTTP/1.1 4"))
         # A path that the server refuses before it reads the body, which does not end.
-        took, answer = closed_after(port, post.replace(b"predict", b"absent"), trickle)
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 404")
+        took, response = closed_after(port, post.replace(b"predict", b"absent"), trickle)
+        assert took < LATEST and response.startswith(b"HTTP/1.1 404")
         # More connections than allowed: the others are refused, and places are free again afterwards.
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(30)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import time
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
@@ -63,7 +64,9 @@ class Administration:
                 )
             try:
                 # Not in the pool, whose threads decode images.
+                begun = time.perf_counter()
                 head, digest = await asyncio.to_thread(self._open, name, fields["path"])
+                self._service.observe("load", time.perf_counter() - begun, {})
             except VitsplitError as error:
                 raise self._service.refused("invalid_bundle", error) from None
             served = ServedHead.of(name, head, digest)

@@ -123,7 +123,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Answers the last requests before it stops.
+    """Responds to the last requests before it stops.
 
     Args:
         config: The settings.
@@ -137,7 +137,7 @@ class Server(uvicorn.Server):
         self._last = last
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Closes connections that are kept open after their next response, and stops when all responses are sent."""
+        """Closes open connections after their next response, and stops when all responses are sent."""
         self.config.service.stopping = True
         await asyncio.sleep(LINGER_SECONDS)
         for listener in sockets or []:
@@ -150,7 +150,7 @@ class Server(uvicorn.Server):
 def _refuse_connections(listener: socket.socket) -> None:
     """Lets the system drop packets that open connections, on Linux, for all processes that have the socket.
 
-    Without it, connections that are opened just before the socket is closed would be reset instead of answered.
+    Without it, connections that are opened just before the socket is closed would be reset.
     """
     if sys.platform == "linux":
         drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))

@@ -58,7 +58,7 @@ async def predict(service: Service, request: Request) -> Response:
 
 
 def to_json(result: Result, heads: Mapping[str, ServedHead], masks: MaskForm, digest: str) -> bytes:
-    """The answer in JSON."""
+    """The response in JSON."""
     begun = time.perf_counter()
     predictions = {
         name: {"task": heads[name].task.name} | each.to_json(masks) for name, each in result.predictions.items()

@@ -34,9 +34,9 @@ from vitsplit.serving.slots import Slots
 BODIES = 2
 """Bodies that are read at the same time, as a multiple of the accepted requests."""
 POOL_THREADS = 2
-"""Threads that decode images and encode answers, beside the one of the model."""
+"""Threads that decode images and encode responses, beside the one of the model."""
 DISCARDED = 4
-"""A body that is too large is read up to this multiple of its limit, and not kept: the client gets an answer."""
+"""A body that is too large is read up to this multiple of its limit, and dropped: the client gets a response."""
 ResultT = TypeVar("ResultT")
 
 
@@ -78,7 +78,7 @@ class Service:
     Attributes:
         heads: The heads that new requests may ask for.
         roots: See above.
-        stopping: Whether the server stops, and answers the last requests.
+        stopping: Whether the server stops, and responds to the last requests.
     """
 
     def __init__(
