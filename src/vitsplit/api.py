@@ -447,6 +447,9 @@ def serve(
 
     Raises:
         VitsplitError: As ``load``; an option is invalid; or the port is taken.
+
+    Example:
+        >>> vitsplit.serve(["runs/rooms", "runs/depth"], port=8000)  # doctest: +SKIP
     """
     from vitsplit.serving import server  # its packages are optional
 
