@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources anew: 12 seconds each.
+# Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources again: 12 seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test docs fuzz export-matrix check format clean
@@ -34,7 +34,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev]' uv
 	@touch $@
 
-# Keeps freed memory, in huge pages, instead of mapping it anew in every step: docs/training.md, "Time".
+# Keeps freed memory, in huge pages, instead of mapping it again in every step: docs/training.md, "Time".
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=500000000
 demo: setup
 	$(BIN)/vitsplit demo

@@ -10,8 +10,8 @@
 of the server's process against the loop's. ``--query format=json`` includes run-length encodings and the PNG of depth,
 which the loop does not make. ``heads``: one request for all heads of one server, against one to each of
 several servers with one head; the bound is the ratio of multiply-adds. ``soak``: the last run comes and goes every ten
-seconds; answers are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and not
-answered.
+seconds; responses are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and got no
+response.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 import vitsplit
 from vitsplit.analysis.sharing import SharedBundle, compare_sharing
@@ -74,6 +76,10 @@ class Server:
     def memory(self) -> int:
         return int(self.state.memory_info().rss)
 
+    def first_bundle(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/bundles") as response:
+            return str(next(iter(json.load(response)["bundles"])))
+
     def request(self, connection: http.client.HTTPConnection, content: bytes, query: str) -> tuple[int, bytes]:
         connection.request("POST", f"/v1/predict?{query}", body=content)
         response = connection.getresponse()
@@ -81,7 +87,7 @@ class Server:
 
 
 class Clients:
-    """Closed-loop clients: each sends its next request when it has the answer to the last one."""
+    """Closed-loop clients: each sends its next request when it has the response to the last one."""
 
     def __init__(self, server: Server, images: Sequence[bytes], query: str, count: int) -> None:
         self.server, self.images, self.query, self.count = server, images, query, count
@@ -194,8 +200,8 @@ def hostile(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, A
         calm = Clients(server, images, options.query, options.clients)
         calm.run(requests=options.requests // 4)
         before = server.memory(), server.state.num_fds()
-        attacks = _attacks(images[0])
-        answers: Counter[str] = Counter()
+        attacks = _attacks(images[0], server.first_bundle())
+        responses: Counter[str] = Counter()
         numbers, lock = iter(range(options.requests)), threading.Lock()
         ended = threading.Event()
 
@@ -206,9 +212,9 @@ def hostile(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, A
                 if number is None:
                     return
                 name = list(attacks)[number % len(attacks)]
-                answer = _send(server.port, *attacks[name])
+                status = _send(server.port, attacks[name])
                 with lock:
-                    answers[f"{name}: {answer}"] += 1
+                    responses[f"{name}: {status}"] += 1
 
         def attack_all() -> None:
             threads = [threading.Thread(target=attack) for _ in range(options.attackers)]
@@ -228,7 +234,7 @@ def hostile(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, A
         after.run(requests=4 * options.clients)
         return {
             "alive": server.process.poll() is None,
-            "answers": dict(sorted(answers.items())),
+            "responses": dict(sorted(responses.items())),
             "others": {str(status): count for status, count in under_attack.statuses.items()},
             "p99_seconds": {"calm": calm.percentile(0.99), "under attack": under_attack.percentile(0.99)},
             "memory_mb": [before[0] / 2**20, server.memory() / 2**20],
@@ -236,12 +242,23 @@ def hostile(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, A
         }
 
 
-def _attacks(image: bytes) -> dict[str, tuple[bytes, bytes, float]]:
-    """First bytes, bytes that are repeated, and seconds between them."""
+class Attack(NamedTuple):
+    """Bytes that are sent first; bytes that are repeated, and the seconds between them.
 
-    def post(content: bytes, path: str = "/v1/predict", length: int | None = None) -> bytes:
+    If ``unread`` is given, nothing is read, and the connection is closed after that many seconds.
+    """
+
+    first: bytes
+    more: bytes = b""
+    pause: float = 0
+    unread: float | None = None
+
+
+def _attacks(image: bytes, model: str) -> dict[str, Attack]:
+    def post(content: bytes, path: str = "/v1/predict", length: int | None = None, headers: str = "") -> bytes:
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content) if length is None else length}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}"
+            f"Content-Length: {len(content) if length is None else length}\r\n\r\n"
         )
         return head.encode() + content
 
@@ -254,44 +271,69 @@ def _attacks(image: bytes) -> dict[str, tuple[bytes, bytes, float]]:
         pixels = zlib.compress(bytes(rows * (1 + 3 * rows)), 9)
         return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
+    def scans(size: int, count: int) -> bytes:
+        """A progressive JPEG whose last scan is repeated."""
+        file = io.BytesIO()
+        Image.new("RGB", (size, size), "red").save(file, format="JPEG", progressive=True)
+        content = file.getvalue()
+        last = content.rindex(b"\xff\xda")
+        return content[:-2] + content[last:-2] * (count - 10) + b"\xff\xd9"
+
+    def tensor(data: Any) -> bytes:
+        given = {"name": "image", "datatype": "UINT8", "shape": [1, 1000, 1000, 3], "data": data}
+        return post(json.dumps({"inputs": [given]}).encode(), f"/v2/models/{model}/infer")
+
+    question = json.dumps({"image_sha256": "0", "question": "a" * (4 << 20)}).encode()
     return {
-        "bomb": (post(bomb(30_000)), b"", 0),
-        "black image": (post(bomb(3_900)), b"", 0),
-        "truncated": (post(image[: len(image) // 2]), b"", 0),
-        "slow body": (post(image[:100], length=len(image)), b"x", 0.3),
-        "slow header": (b"GET / HTTP/1.1\r\nX: ", b"x", 0.3),
-        "idle": (b"", b"", 0),
-        "wrong type": (post(b"<svg/>"), b"", 0),
-        "large body": (post(b"x" * 65536, length=1 << 30), b"x" * 65536, 0),
-        "large header": (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, b"", 0),
-        "path": (post(image, "/v1/../../etc/passwd"), b"", 0),
-        "parameter": (post(image, "/v1/predict?bundles=../../etc/passwd"), b"", 0),
-        "nonsense": (bytes(range(256)), b"", 0),
-        "gone": (post(image), b"", -1),
+        "bomb": Attack(post(bomb(30_000))),
+        "black image": Attack(post(bomb(3_900))),
+        "scans of a large image": Attack(post(scans(3_900, 64))),
+        "scans of a small image": Attack(post(scans(1_500, 60))),
+        "truncated": Attack(post(image[: len(image) // 2])),
+        "tensor of numbers": Attack(tensor([0] * 2_000_000)),
+        "tensor with a text": Attack(tensor([0] * 1_000_000 + ["a" * 1_000_000])),
+        "question": Attack(post(question, "/v1/ask", headers="Content-Type: application/json\r\n")),
+        "slow body": Attack(post(image[:100], length=len(image)), b"x", 0.3),
+        "slow header": Attack(b"GET / HTTP/1.1\r\nX: ", b"x", 0.3),
+        "idle": Attack(b""),
+        "wrong type": Attack(post(b"<svg/>")),
+        "large body": Attack(post(b"x" * 65536, length=1 << 30), b"x" * 65536),
+        "large header": Attack(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000),
+        "path": Attack(post(image, "/v1/../../etc/passwd")),
+        "parameter": Attack(post(image, "/v1/predict?bundles=../../etc/passwd")),
+        "nonsense": Attack(bytes(range(256))),
+        "disconnects": Attack(post(image), unread=0),
+        "does not read": Attack(post(image, "/v1/predict?format=npz", headers="Connection: close\r\n"), unread=5),
     }
 
 
-def _send(port: int, first: bytes, more: bytes, pause: float) -> str:
+def _send(port: int, attack: Attack) -> str:
     """Sends an attack; returns the status, or ``closed``."""
-    answer = b""
+    response = b""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-            connection.sendall(first)
-            if pause < 0:
-                return "left"
+        with socket.socket() as connection:
+            if attack.unread is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(30)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(attack.first)
+            if attack.unread is not None:
+                time.sleep(attack.unread)
+                return "unread"
+            more, pause = attack.more, attack.pause
             connection.settimeout(pause or 30)
-            while not answer:
+            while not response:
                 try:
                     if more:
                         connection.sendall(more)
-                    answer = connection.recv(12) if not more or pause else _received(connection)
-                    if not answer and (not more or pause):
+                    response = connection.recv(12) if not more or pause else _received(connection)
+                    if not response and (not more or pause):
                         return "closed"
                 except TimeoutError:
                     continue
     except OSError:
         return "closed"
-    return answer[9:12].decode()
+    return response[9:12].decode()
 
 
 def _received(connection: socket.socket) -> bytes:
@@ -355,7 +397,7 @@ def soak(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]
                 statistics.mean(m for m, _ in part) for part in (samples[tenth : 2 * tenth + 1], samples[-tenth:])
             ]
             return {
-                "answers": {str(status): count for status, count in clients.statuses.items()},
+                "responses": {str(status): count for status, count in clients.statuses.items()},
                 "changes": dict(changes),
                 "memory_mb": [value / 2**20 for value in memory],
                 "memory_growth": memory[1] / memory[0] - 1,
@@ -373,7 +415,7 @@ def stop(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]
             clients.run(until=lambda: server.process.poll() is not None)
             status = server.process.wait(120)
             counts = {str(status): count for status, count in clients.statuses.items()}
-            rounds.append({"exit_status": status, "answers": counts})
+            rounds.append({"exit_status": status, "responses": counts})
     return {"rounds": rounds}
 
 

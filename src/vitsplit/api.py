@@ -422,6 +422,7 @@ def serve(
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
     bundle_root: str | Path | None = None,
     admin_token_file: str | Path | None = None,
+    allowed_hosts: Sequence[str] = (),
     limits: Limits | None = None,
     **options: Any,
 ) -> int:
@@ -436,6 +437,8 @@ def serve(
         runtime: PyTorch, ONNX Runtime or OpenVINO; None: PyTorch, or that of an exported folder.
         bundle_root: Folder below which bundles may be added while the server runs.
         admin_token_file: File of the token for adding and removing bundles.
+        allowed_hosts: Names in ``Host`` of requests that are accepted beside those of this machine. All are accepted if
+            there are none and ``host`` is not of this machine alone.
         limits: Limits of requests.
         options: See ``load``.
 
@@ -459,7 +462,9 @@ def serve(
         None if bundle_root is None else Path(bundle_root),
     )
     token_file = None if admin_token_file is None else Path(admin_token_file)
-    return server.serve(served, host=host, port=port, workers=workers, admin_token_file=token_file)
+    return server.serve(
+        served, host=host, port=port, workers=workers, admin_token_file=token_file, allowed_hosts=allowed_hosts
+    )
 
 
 def evaluate(

@@ -1,4 +1,7 @@
-"""The image of the server: built where a container tool is installed, otherwise its steps are executed in a venv."""
+"""The image of the server: built where a container tool is installed, otherwise its steps are executed in a venv.
+
+The other files of docker/ must fit it.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,13 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from bundles import write_segmentation_bundle
+
+from vitsplit.serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
@@ -124,3 +131,37 @@ def test_image_does_not_run_as_root_and_is_pinned() -> None:
 
 def instruction_files() -> list[str]:
     return [name for kind, rest in instructions() if kind == "COPY" for name in rest.split()[:-1]]
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))[
+        "services"
+    ]
+    return services
+
+
+def test_ports_and_targets(services: dict[str, Any]) -> None:
+    exposed = instruction("EXPOSE")
+    for name, port in (("vitsplit", exposed), ("prometheus", "9090")):
+        assert services[name]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    (job,) = yaml.safe_load((ROOT / "docker" / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    assert job.get("metrics_path", "/metrics") == "/metrics"
+    assert job["static_configs"] == [{"targets": [f"vitsplit:{exposed}"]}]
+    assert f":{exposed}/readyz" in instruction("HEALTHCHECK")
+
+
+def test_paths(services: dict[str, Any]) -> None:
+    build = services["vitsplit"]["build"]
+    assert (ROOT / "docker" / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE
+    assert set(build["args"]) == {rest.partition("=")[0] for name, rest in instructions() if name == "ARG"}
+    assert f"cache:{instruction('VOLUME')}" in services["vitsplit"]["volumes"]
+    volumes = [volume.split(":")[0] for service in services.values() for volume in service["volumes"]]
+    assert all((ROOT / "docker" / volume).is_file() for volume in volumes if volume.startswith("./"))
+    assert all((ROOT / name).exists() for name in instruction_files())
+
+
+def test_the_server_has_the_time_to_stop(services: dict[str, Any]) -> None:
+    server, limits = services["vitsplit"], Limits()
+    assert server["init"]
+    assert int(server["stop_grace_period"].removesuffix("s")) > limits.request_seconds + limits.body_seconds + 5

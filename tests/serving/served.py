@@ -24,8 +24,6 @@ from vitsplit.serving.connections import Config, Server
 from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Service
 
-TINY_HEADS = ("rooms", "far", "things")
-
 
 def write_bundles(root: Path) -> list[Path]:
     """One bundle of every task that predicts without a question."""
@@ -48,19 +46,22 @@ def photo(height: int = 48, width: int = 64, seed: int = 0, kind: str = "PNG") -
 def serving(runs: Any, limits: Limits | None = None, **options: Any) -> Iterator[TestClient]:
     """A client of a server."""
     source = find_source(runs, **options)
-    service = Service(source.load(), source.ids(), limits)
+    folders = runs.values() if isinstance(runs, dict) else runs
+    service = Service(source.load(), source.ids(), limits, roots=map(Path, folders))
     with TestClient(make_app(service)) as client:
         client.service = service  # type: ignore[attr-defined]
         yield client
 
 
 @contextmanager
-def listening(runs: Any, limits: Limits | None = None, **options: Any) -> Iterator[str]:
-    """The host and port of a server in a thread."""
+def listening(runs: Any, limits: Limits | None = None, send_buffer: int = 0, **options: Any) -> Iterator[str]:
+    """The host and port of a server in a thread; ``send_buffer`` is that of the system, 0 for its default."""
     source = find_source(runs, **options)
     service = Service(source.load(), source.ids(), limits)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Server(Config(make_app(service), service.limits), service)
+        if send_buffer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        server = Server(Config(make_app(service), service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:

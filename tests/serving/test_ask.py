@@ -12,7 +12,9 @@ from served import photo, serving
 from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
+from vitsplit.serving.ask import WAITING
 from vitsplit.serving.limits import Limits
+from vitsplit.serving.slots import Slots
 
 QUESTIONS = ["What?", "How many chairs are there in this room?", "Is it a lamp?"]
 
@@ -29,7 +31,7 @@ def asked(language, runs, tmp_path_factory):
 
 @pytest.fixture
 def client(asked, language):
-    with serving(asked, Limits(kept_images=2), language_weights=language) as client:
+    with serving(asked, Limits(cached_images=2), language_weights=language) as client:
         yield client
 
 
@@ -73,7 +75,7 @@ def test_visual_tokens_are_reused(client, model):
         again = events(client.post("/v1/ask", params={"question": question}, content=photo()))
         assert again[0][1]["reused"] and again[-1][1]["answer"] == found[-1][1]["answer"]
     assert sum(passes.values()) == before
-    for seed in (1, 2):  # two others, so that the first is no longer kept
+    for seed in (1, 2):  # two others, so that the first is no longer cached
         client.post("/v1/ask", params={"question": "What?"}, content=photo(seed=seed))
     response = client.post("/v1/ask", json={"image_sha256": digest, "question": "What?"})
     assert response.status_code == 404 and response.json()["error"]["code"] == "unknown_image"
@@ -117,12 +119,45 @@ def test_wrong_questions(client, query, status, code):
              {"question": "a", "image_sha256": "0", "path": "/etc/passwd"}]
 )  # fmt: skip
 def test_wrong_json(client, body):
-    assert client.post("/v1/ask", json=body).status_code in (400, 404)
+    assert client.post("/v1/ask", json=body).status_code == 400
 
 
 def test_a_question_that_is_too_long_for_the_window(client):
     found = events(client.post("/v1/ask", params={"question": "word " * 700}, content=photo()))
     assert found[-1][0] == "error" and found[-1][1]["error"]["code"] == "invalid_question"
+
+
+def test_an_unexpected_error_ends_the_stream(client, monkeypatch, caplog):
+    monkeypatch.setattr(
+        "vitsplit.serving.ask._answer", lambda answerer, question, most, put, stopped: put(KeyError("x"))
+    )
+    found = events(client.post("/v1/ask", params={"question": "What?"}, content=photo()))
+    assert [name for name, _ in found] == ["image", "error"] and found[-1][1]["error"]["code"] == "internal"
+    assert "KeyError" in caplog.text
+
+
+def test_too_many_questions_are_refused_before_the_pass(client, monkeypatch):
+    monkeypatch.setattr("vitsplit.serving.ask.Slots.one", refuse_questions(Slots.one))
+    response = client.post("/v1/ask", params={"question": "What?"}, content=photo())
+    assert response.status_code == 503 and not client.service.predictor.passes
+
+
+def refuse_questions(original):
+    def one(slots, what):
+        if what == "questions":
+            slots.used = slots.limit
+        return original(slots, what)
+
+    return one
+
+
+def test_questions_are_no_longer_counted_when_they_end(client):
+    for _ in range(WAITING + 1):
+        assert client.post("/v1/ask", params={"question": "What?"}, content=photo()).status_code == 200
+
+
+def test_json_is_limited(client):
+    assert client.post("/v1/ask", json={"question": "a" * (1 << 16)}).status_code == 413
 
 
 def test_the_length_of_an_answer(client, model):

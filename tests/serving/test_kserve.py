@@ -10,6 +10,7 @@ import pytest
 from served import expected, photo
 
 import vitsplit
+from vitsplit.serving import kserve
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
 
@@ -90,7 +91,8 @@ BODIES = [
             {"data": ["a"] * 6}, {"data": None}, {"data": [0.5] * 6}, {"parameters": 3}, {"data": [10**30] * 6},
             {"parameters": {"binary_data_size": 6}}, {"parameters": {"binary_data_size": -1}},
             {"datatype": "BYTES", "shape": [1], "data": ["%%"]}, {"datatype": "BYTES", "shape": [2], "data": ["", ""]},
-            {"datatype": "BYTES", "shape": [1], "data": ["aGVsbG8="]},
+            {"datatype": "BYTES", "shape": [1], "data": ["aGVsbG8="]}, {"data": [[[0, 1, 2], [3, 4, "5"]]]},
+            {"data": [[0, 1, 2], 3]}, {"data": [0] * 300_000 + ["a" * 400_000]},
         )
     ],
     json.dumps({"inputs": [image_input()], "outputs": [{"name": "absent"}]}).encode(),
@@ -98,7 +100,7 @@ BODIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_malformed_requests(client, body):
     response = client.post("/v2/models/rooms/infer", content=body)
     assert response.status_code in (400, 413, 415) and isinstance(response.json()["error"], str)
@@ -140,6 +142,17 @@ def test_json_alone(client, runs):
     found = client.post("/v2/models/rooms/infer", json={"inputs": [given]}).json()["outputs"][0]
     mask_HW = np.array(found["data"], np.uint8).reshape(found["shape"])
     np.testing.assert_array_equal(mask_HW, expected({"rooms": runs["rooms"]}, content)["rooms"].mask)
+
+
+def test_large_outputs_are_binary(client, runs, monkeypatch):
+    body = {"inputs": [image_input(shape=[1, 40, 56, 3], data=PIXELS.tolist())]}
+    url = "/v2/models/rooms/infer"
+    found = client.post(url, json=body).json()["outputs"][0]
+    wanted = vitsplit.load({"rooms": runs["rooms"]}).predict(PIXELS[0])["rooms"].mask
+    np.testing.assert_array_equal(np.reshape(found["data"], found["shape"]), wanted)
+    monkeypatch.setattr(kserve, "MOST_JSON_VALUES", 40 * 56 - 1)
+    assert client.post(url, json=body).status_code == 400
+    assert client.post(url, json=body | {"parameters": {"binary_data_output": True}}).status_code == 200
 
 
 def test_versions(client):

@@ -1,4 +1,4 @@
-"""/openapi.json validates, its examples run, and answers have the form that it describes."""
+"""/openapi.json validates, its examples run, and responses have the form that it describes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def schema(document, name):
     return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]})
 
 
-def test_answers_have_the_described_form(client, document):
+def test_responses_have_the_described_form(client, document):
     for query in ("", "?masks=png", "?bundles=rooms,things&format=coco"):
         found = client.post(f"/v1/predict{query}", content=photo()).json()
-        schema(document, "Answer").validate(found)
+        schema(document, "Predictions").validate(found)
         for prediction in found["predictions"].values() if isinstance(found, dict) else ():
             schema(document, prediction["task"].capitalize()).validate(prediction)
     schema(document, "Bundles").validate(client.get("/v1/bundles").json())

@@ -45,7 +45,7 @@ def every_task(runs, language, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(every_task, language):
-    with listening(every_task, Limits(kept_images=1), language_weights=language) as address:
+    with listening(every_task, Limits(cached_images=1), language_weights=language) as address:
         yield address
 
 
@@ -239,7 +239,7 @@ def test_what_ran_is_shown(page, address):
     shown = page.locator("#pass")
     for each in passes:
         expect(shown).to_contain_text(f"{each['size'][1]} {TIMES} {each['size'][0]} pixels")
-        expect(shown).to_contain_text(f"{each['blocks']} of {each['of']} blocks ran")
+        expect(shown).to_contain_text(f"{each['blocks']} of {each['of']} blocks needed")
     expect(shown.locator(".blocks .ran")).to_have_count(sum(each["blocks"] for each in passes))
     assert {"decode image", "wait", "model", "encode"} <= set(shown.locator("dt").all_inner_texts())
 

@@ -120,6 +120,7 @@ def test_metrics(client):
     assert 'vitsplit_stage_seconds_count{stage="model"}' in text
     assert 'vitsplit_refusals_total{reason="unknown_bundle"}' in text
     assert "vitsplit_batch_images_count" in text
+    assert 'vitsplit_backbone_passes_total{heads="2"}' in text and "rooms,far" not in text
     assert "vitsplit_accepted_requests 0.0" in text
     assert 'vitsplit_responses_total{route="/v1/predict",status="200"}' in text
 

@@ -20,20 +20,28 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from served import expected, photo, serving
+from served import expected, listening, photo, serving
 from tiny_export import write_export
 
 import vitsplit
 from vitsplit.cli.main import main
+from vitsplit.serving import server
+from vitsplit.serving.limits import Limits
 
 LATEST = 8.0
 """Seconds within which a connection is closed whose limit is half a second, on a busy machine; the client has 15."""
 
 
+COMMAND = ("-m", "vitsplit")
+REPLACING = ("-c", "import sys; from vitsplit.serving import server; server.SHORTEST_LIFE = 0; "
+                   "from vitsplit.cli.main import main; sys.exit(main())")  # fmt: skip
+"""The command, whose workers are replaced however early they end."""
+
+
 @contextlib.contextmanager
-def process(*words, ready=1):
+def process(*words, program=COMMAND):
     """The process of ``vitsplit serve``, and its port."""
-    command = [sys.executable, "-u", "-m", "vitsplit", "serve", *map(str, words), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-u", *program, "serve", *map(str, words), "--port", "0", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -57,7 +65,7 @@ def predict(port, content, query="format=npz"):
 
 
 def closed_after(port, first, pieces=(), seconds=30.0):
-    """Seconds until the server closes a connection that sends these bytes, and what it answered."""
+    """Seconds until the server closes a connection that sends these bytes, and its response."""
     begun = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(seconds)
@@ -86,24 +94,24 @@ def test_slow_and_idle_clients_are_closed(runs):
         port,
     ):
         trickle = [b"x"] * 150
-        post = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
+        post = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
         assert closed_after(port, b"") < (LATEST,)  # says nothing
         assert closed_after(port, b"GET / HTTP/1.1\r\nX: ", trickle) < (LATEST,)  # a header without end
-        took, answer = closed_after(port, post, trickle)  # a slow body
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 408") and b"slow_body" in answer
-        took, answer = closed_after(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")  # kept open, and idle
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 200")
-        took, answer = closed_after(
-            port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /", trickle
+        took, response = closed_after(port, post, trickle)  # a slow body
+        assert took < LATEST and response.startswith(b"HTTP/1.1 408") and b"slow_body" in response
+        took, response = closed_after(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")  # open, and idle
+        assert took < LATEST and response.startswith(b"HTTP/1.1 200")
+        took, response = closed_after(
+            port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /", trickle
         )  # a slow second header
-        assert took < LATEST and answer.count(b"HTTP/1.1") == 1
-        took, answer = closed_after(port, b"nonsense\r\n\r\n")
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 400")
-        took, answer = closed_after(port, b"GET / HTTP/1.1\r\nX: " + bytes([97]) * 100_000)
-        assert took < LATEST and (not answer or answer.startswith(b"HTTP/1.1 4"))
+        assert took < LATEST and response.count(b"HTTP/1.1") == 1
+        took, response = closed_after(port, b"nonsense\r\n\r\n")
+        assert took < LATEST and response.startswith(b"HTTP/1.1 400")
+        took, response = closed_after(port, b"GET / HTTP/1.1\r\nX: " + bytes([97]) * 100_000)
+        assert took < LATEST and (not response or response.startswith(b"HTTP/1.1 4"))
         # A path that the server refuses before it reads the body, which does not end.
-        took, answer = closed_after(port, post.replace(b"predict", b"absent"), trickle)
-        assert took < LATEST and answer.startswith(b"HTTP/1.1 404")
+        took, response = closed_after(port, post.replace(b"predict", b"absent"), trickle)
+        assert took < LATEST and response.startswith(b"HTTP/1.1 404")
         # More connections than allowed: the others are refused, and places are free again afterwards.
         with contextlib.ExitStack() as stack:
             opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(30)]
@@ -112,6 +120,26 @@ def test_slow_and_idle_clients_are_closed(runs):
             assert sum(connection.recv(12) == b"HTTP/1.1 503" for connection in opened[20:]) == 10
         time.sleep(0.2)
         assert urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz").status == 200
+
+
+def test_a_client_that_does_not_read_is_closed(runs):
+    """Also if the rest of its response is less than the 64 KiB above which asyncio pauses by itself."""
+    limits = Limits(max_connections=1, request_seconds=1)
+    with (
+        listening({"rooms": runs["rooms"]}, limits, send_buffer=4096) as address,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        client.sendall(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        statuses, ends = [], time.monotonic() + LATEST
+        while statuses[-1:] != [200] and time.monotonic() < ends:
+            try:
+                statuses.append(urllib.request.urlopen(f"http://{address}/healthz").status)
+            except urllib.error.HTTPError as error:
+                statuses.append(error.code)
+            time.sleep(0.05)
+        assert statuses[0] == 503 and statuses[-1] == 200
 
 
 def test_a_signal_loses_no_accepted_request(runs):
@@ -172,6 +200,21 @@ def test_workers_share_a_port_and_end_with_their_parent(runs):
         assert not alive
 
 
+def test_a_worker_that_is_stopped_leaves_the_port_open(runs):
+    with process(runs["rooms"], "--workers", "2", program=REPLACING) as (server, port):
+        predict(port, photo())
+        workers = [
+            each for each in psutil.Process(server.pid).children() if "resource_tracker" not in " ".join(each.cmdline())
+        ]
+        assert len(workers) == 2
+        workers[0].terminate()
+        workers[0].wait(60)
+        for _ in range(2):
+            predict(port, photo())
+        server.terminate()
+        assert server.wait(60) == 0
+
+
 def test_workers_stop_at_a_signal(runs):
     with process(runs["rooms"], "--workers", "2") as (server, port):
         predict(port, photo())
@@ -193,6 +236,13 @@ def test_wrong_flags(runs, words, text, capsys):
     assert text in capsys.readouterr().err
 
 
+def test_handlers_of_signals_are_restored(runs):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    options = server.ServeOptions([str(runs["rooms"])], loading={"device": "cpu"})
+    assert server.serve(options, port=0, say=lambda line: os.kill(os.getpid(), signal.SIGTERM)) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
 def test_a_taken_port(runs, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", str(runs["rooms"]), "--port", str(taken.getsockname()[1])]) == 2
@@ -212,7 +262,7 @@ def test_an_exported_folder(tmp_path):
 
 def test_an_image_that_a_graph_does_not_take(tmp_path):
     """The error does not name the folder."""
-    with serving([write_export(tmp_path / "fixed", size=(40, 40))], runtime="onnx") as client:
+    with serving([write_export(tmp_path / "fixed size", size=(40, 40))], runtime="onnx") as client:
         response = client.post("/v1/predict", content=photo())
     assert response.status_code == 400 and response.json()["error"]["code"] == "invalid_image"
     assert "40x40" in response.text and str(tmp_path) not in response.text
@@ -235,10 +285,7 @@ from vitsplit.serving import server
 def ask(line):
     def work():
         for path, data in (("/", None), ("/v1/predict", open(sys.argv[2], "rb").read()), ("/metrics", None)):
-            try:
-                urllib.request.urlopen("http" + line.rpartition("http")[2] + path, data).read()
-            except urllib.error.HTTPError as error:
-                assert error.code == 404, error
+            urllib.request.urlopen("http" + line.rpartition("http")[2] + path, data).read()
         print("asked", flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""Requests that are wrong, hostile or too late. Every answer must be an error of the documented form."""
+"""Requests that are wrong, hostile or too late. Every response must be an error of the documented form."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from served import expected, photo, serving
+from starlette.testclient import TestClient
 
+from vitsplit.inference.sources import find_source
+from vitsplit.serving.app import make_app
+from vitsplit.serving.errors import HttpError
+from vitsplit.serving.images import decode
 from vitsplit.serving.limits import Limits
+from vitsplit.serving.server import accepted_hosts
+from vitsplit.serving.service import Service
 
 DOCUMENTED = {
     400: {"invalid_parameter", "invalid_image", "invalid_json", "invalid_bundle", "invalid_question"},
@@ -88,6 +95,18 @@ def test_scans_of_a_progressive_jpeg_are_limited(client):
     assert refusal(client.post("/v1/predict", content=content[:-2] + content[last:-2] * 64 + b"\xff\xd9"))[0] == 400
 
 
+def test_pixels_of_all_scans_are_limited():
+    progressive = io.BytesIO()
+    Image.open(io.BytesIO(photo(64, 64, kind="JPEG"))).save(progressive, format="JPEG", progressive=True)
+    content = progressive.getvalue()
+    last = content.rindex(b"\xff\xda")
+    more = content[:-2] + content[last:-2] * 15 + b"\xff\xd9"
+    small = Limits(max_megapixels=0.005)
+    assert decode(content, small).shape == decode(more, Limits()).shape == (64, 64, 3)
+    with pytest.raises(HttpError):
+        decode(more, small)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
 def test_unusual_sizes_are_predicted_or_refused(client, size):
     response = client.post("/v1/predict?bundles=rooms", content=file_of("PNG", size))
@@ -112,6 +131,8 @@ def test_wrong_parameters(client, query):
         ("GET", "/v1/predict", 405),
         ("POST", "/v1/bundles", 405),
         ("GET", "/absent", 404),
+        ("GET", "/v2x", 404),
+        ("GET", "/healthz/", 404),
         ("GET", "/page.css/../../../etc/passwd", 404),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
         ("GET", "/v1/bundles/rooms", 405),
@@ -185,44 +206,95 @@ def test_the_time_of_a_request_is_limited(slow):
     with ThreadPoolExecutor(2) as pool:
         first, second = (pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo(seed=s)) for s in (1, 2))
         assert refusal(first.result()) == refusal(second.result()) == (503, "timeout")
+    object.__setattr__(slow.service.limits, "request_seconds", 60.0)
     slow.go.set()
     assert slow.post("/v1/predict?bundles=rooms", content=photo()).status_code == 200
     assert len(slow.computed) == 2  # one of the two was dropped before it was computed
 
 
-def test_a_request_whose_client_has_left_is_not_computed(slow):
-    async def send_and_leave():
-        messages = [{"type": "http.request", "body": photo(seed=1), "more_body": False}]
-        sent = []
+async def send_and_disconnect(app):
+    """Sends a request and disconnects; returns what was sent to the client."""
+    messages = [{"type": "http.request", "body": photo(seed=1), "more_body": False}]
+    sent = []
 
-        async def receive():
-            return messages.pop() if messages else {"type": "http.disconnect"}
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
 
-        async def send(message):
-            sent.append(message)
+    async def send(message):
+        sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/predict",
-            "query_string": b"bundles=rooms",
-            "headers": [],
-        }
-        await slow.app(scope, receive, send)
-        return sent
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"bundles=rooms", "headers": []}
+    await app(scope, receive, send)
+    return sent
 
+
+def test_a_request_whose_client_has_disconnected_is_not_computed(slow):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(slow.post, "/v1/predict?bundles=rooms", content=photo())
         wait_until(lambda: slow.computed)
-        assert slow.portal.call(send_and_leave) == []
+        assert slow.portal.call(send_and_disconnect, slow.app) == []
         assert len(slow.service.model._waiting) == 0
         slow.go.set()
         assert first.result().status_code == 200
     assert len(slow.computed) == 1 and slow.service.slots.used == 0
 
 
+def test_nothing_is_begun_for_a_client_that_has_disconnected(slow, monkeypatch):
+    begun = []
+    original = slow.service._pool.submit
+    monkeypatch.setattr(slow.service._pool, "submit", lambda work: begun.append(work) or original(work))
+    assert slow.portal.call(send_and_disconnect, slow.app) == []
+    assert not begun and not slow.computed
+
+
+def test_decoding_is_within_the_time_of_a_request(slow, monkeypatch):
+    monkeypatch.setattr("vitsplit.serving.service.decode", lambda *_: slow.go.wait(20))
+    object.__setattr__(slow.service.limits, "request_seconds", 0.2)
+    assert refusal(slow.post("/v1/predict?bundles=rooms", content=photo())) == (503, "timeout")
+
+
+def test_bodies_that_are_read_at_the_same_time_are_limited(slow):
+    slow.service._bodies.used = slow.service._bodies.limit
+    assert refusal(slow.post("/v1/predict", content=photo())) == (503, "busy")
+
+
+def test_a_batch_that_cannot_be_counted(runs, monkeypatch):
+    with serving({"rooms": runs["rooms"]}) as client:
+        monkeypatch.setattr(client.service.model, "_on_batch", lambda batch: [][0])
+        for seed in range(2):
+            assert client.post("/v1/predict", content=photo(seed=seed)).status_code == 200
+        assert client.get("/readyz").status_code == 200
+        client.service.model.close()
+        assert client.get("/readyz").status_code == client.get("/v2/health/ready").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("LOCALHOST", 200), ("proxy.example", 200),
+     ("evil.example", 403), ("localhost.evil.example:8000", 403), ("127.0.0.1.evil.example", 403), ("", 403)],
+)  # fmt: skip
+def test_names_of_the_host(runs, host, status):
+    hosts = accepted_hosts("127.0.0.1", ["proxy.example"])
+    source = find_source({"rooms": runs["rooms"]})
+    with TestClient(make_app(Service(source.load(), source.ids()), hosts=hosts)) as client:
+        assert client.get("/healthz", headers={"Host": host}).status_code == status
+
+
+def test_the_host_is_checked_on_the_machine_itself_only():
+    assert accepted_hosts("0.0.0.0", []) is None and accepted_hosts("::", []) is None
+    assert "a.example" in accepted_hosts("0.0.0.0", ["A.example"])
+    assert accepted_hosts("::1", []) == accepted_hosts("localhost", []) == {"localhost", "127.0.0.1", "[::1]"}
+
+
+def test_requests_of_other_web_sites(client):
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        response = client.post("/v1/predict?bundles=far", content=photo(), headers={"Sec-Fetch-Site": site})
+        assert response.status_code == status
+    assert client.get("/healthz", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+
+
 def test_batches_are_of_one_size_and_the_same_heads(runs):
-    """Whatever waits is grouped, and every answer is that of its image."""
+    """Whatever waits is grouped, and every response is that of its image."""
     with serving(runs) as client:
         service = client.service
         service.model._batch_size = 3

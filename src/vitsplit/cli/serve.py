@@ -24,6 +24,7 @@ def serve(
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
     bundle_root: Path | None = None,
     admin_token_file: Path | None = None,
+    allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     loading: Loading = Loading(),  # noqa: B008  (frozen)
     limits: Limits = Limits(),  # noqa: B008  (frozen)
 ) -> int:
@@ -49,6 +50,8 @@ def serve(
         runtime: PyTorch, ONNX Runtime or OpenVINO, as of `vitsplit predict`.
         bundle_root: Folder below which bundles may be added while the server runs, with --admin-token-file.
         admin_token_file: File of the token that requests to add or remove bundles must have.
+        allowed_host: Name in requests' Host header, beside localhost, 127.0.0.1 and [::1], such as that of a reverse
+            proxy; may be repeated. By default, all names if --host is an address beyond this machine.
         loading: Loading options.
         limits: Limits.
     """
@@ -66,6 +69,7 @@ def serve(
         runtime=runtime,
         bundle_root=bundle_root,
         admin_token_file=admin_token_file,
+        allowed_hosts=allowed_host,
         limits=limits,
         **loading.arguments(),
     )

@@ -47,11 +47,13 @@ class DecodingLimits:
         formats: Formats that Pillow may decode, detected from the content.
         pixels: Number of pixels.
         scans: Number of scans of a JPEG, each of which takes the time of all pixels.
+        scanned_pixels: Number of pixels times scans of a JPEG; None: no limit of the product.
     """
 
     formats: tuple[str, ...] = PILLOW_FORMATS
     pixels: int = MAX_PIXELS
     scans: int = MAX_SCANS
+    scanned_pixels: int | None = None
 
 
 _LIMITS = DecodingLimits()
@@ -195,6 +197,11 @@ def decode_bytes(content: bytes, name: str, limits: DecodingLimits = _LIMITS) ->
         return _upright(image)
 
 
+def decode_array(content: bytes, name: str, limits: DecodingLimits = _LIMITS) -> np.ndarray:
+    """As ``read_array``, for encoded bytes; see ``decode_bytes``."""
+    return _owned(rgb_array(decode_bytes(content, name, limits), name))
+
+
 @contextmanager
 def _open(file: BinaryIO, size: int, name: str | Path, limits: DecodingLimits | None) -> Iterator[Image.Image]:
     """Opens an image; ``limits`` is None to read the header of an image of any size."""
@@ -256,8 +263,13 @@ def _require_size(image: Image.Image, file: BinaryIO, path: str | Path, limits: 
         file.seek(0)
         scans = file.read().count(b"\xff\xda")  # start-of-scan markers, which cannot occur in entropy-coded data
         file.seek(place)
-        if scans > limits.scans:
-            raise DataError(f"{path}: {scans} scans in one JPEG, limit {limits.scans}. Save it again.")
+        most = limits.scans
+        if limits.scanned_pixels is not None:
+            most = min(most, limits.scanned_pixels // (width * height))
+        if scans > most:
+            raise DataError(
+                f"{path}: {scans} scans in one JPEG of {width}x{height} pixels, limit {most}. Save it again."
+            )
 
 
 def _too_large(name: str | Path, details: str) -> str:

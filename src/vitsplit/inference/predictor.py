@@ -149,8 +149,8 @@ class Predictor(Mapping[str, LoadedHead]):
 
     Attributes:
         backbone: The backbone.
-        passes: Number of backbone passes so far by input size and heads; sizes beyond the first thousand are counted as
-            0 x 0.
+        passes: Number of backbone passes so far by input size and heads; those beyond the first thousand are counted as
+            of size 0 x 0 without heads.
 
     Example:
         >>> model = vitsplit.load("runs/rooms", "runs/depth")  # doctest: +SKIP

@@ -30,7 +30,7 @@ MAX_CACHED_BYTES = 1 << 30
 """Limit of the cached taps of one image. Beyond it (thousands of windows), passes are repeated with equal results."""
 
 MAX_SIZES = 1000
-"""Maximum number of image sizes in statistics, since a server may process any number of them."""
+"""Maximum number of entries, such as image sizes, in statistics, since a server may process any number of them."""
 
 PassCount = Counter[tuple[tuple[int, int], tuple[str, ...]]]
 """Number of passes by input size (H, W) and names of the bundles that used them."""
@@ -142,10 +142,10 @@ class SharedPass:
 
 
 def add_passes(passes: PassCount, new: PassCount) -> None:
-    """Adds counts in place; sizes beyond ``MAX_SIZES`` are counted as 0 x 0."""
+    """Adds counts in place; beyond ``MAX_SIZES`` entries, as those of size 0 x 0 without bundles."""
     for (size, users), count in new.items():
         known = (size, users) in passes or len(passes) < MAX_SIZES
-        passes[(size if known else (0, 0), users)] += count
+        passes[(size, users) if known else ((0, 0), ())] += count
 
 
 def describe_passes(passes: Mapping[tuple[tuple[int, int], tuple[str, ...]], int]) -> str:
@@ -162,7 +162,8 @@ def describe_passes(passes: Mapping[tuple[tuple[int, int], tuple[str, ...]], int
     for users, sizes in by_users.items():
         count = sum(sizes.values())
         where = "x".join(map(str, next(iter(sizes)))) if len(sizes) == 1 else f"{len(sizes)} sizes"
-        parts.append(f"{count} {'pass' if count == 1 else 'passes'} at {where} for {join_names(users)}")
+        noun = "pass" if count == 1 else "passes"
+        parts.append(f"{count} {noun} at {where} for {join_names(users)}" if users else f"{count} other {noun}")
     return "; ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """``PUT`` and ``DELETE /v1/bundles/NAME``: heads that are added and removed while the server runs.
 
-A bundle comes from a folder below one root and is checked like a stranger's: its card and the names and shapes of its
+A bundle comes from a folder below one root and is untrusted. Checked are its card and the names and shapes of its
 tensors before anything is read, the hash of its backbone, and finite values. Nothing that its card names is opened.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import time
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
@@ -21,8 +22,8 @@ from vitsplit.files import read_text
 from vitsplit.inference.prediction_log import bundle_ids
 from vitsplit.inference.predictor import LoadedHead
 from vitsplit.serving.ask import Asking
-from vitsplit.serving.errors import HttpError, invalid, refused
-from vitsplit.serving.fields import parse_request_json
+from vitsplit.serving.errors import HttpError, invalid
+from vitsplit.serving.fields import MAX_JSON_BYTES, parse_request_json
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.service import Service
 
@@ -36,14 +37,15 @@ class Administration:
 
     Args:
         service: The heads.
-        asking: Answers questions.
         root: Folder of the bundles that may be added.
         token: The token that requests must have.
+        asking: Answers questions.
     """
 
-    def __init__(self, service: Service, asking: Asking, root: Path, token: str) -> None:
+    def __init__(self, service: Service, root: Path, token: str, asking: Asking) -> None:
         self._service, self._asking = service, asking
         self._root, self._token = root.resolve(), token.encode()
+        service.roots |= {root.absolute(), self._root}
         self._changing = asyncio.Lock()
 
     async def put(self, request: Request) -> Response:
@@ -52,7 +54,7 @@ class Administration:
         name = request.path_params["name"]
         if not NAME.fullmatch(name):
             raise invalid("invalid_parameter", "a name has letters, digits, '_', '-' and '.', at most 64 characters")
-        fields = parse_request_json(await self._service.read_body(request))
+        fields = parse_request_json(await self._service.read_body(request, MAX_JSON_BYTES))
         if fields.keys() != {"path"} or not isinstance(fields["path"], str):
             raise invalid("invalid_json", 'the body must be {"path": FOLDER}, relative to the root of the bundles')
         async with self._changing:
@@ -61,9 +63,12 @@ class Administration:
                     HTTPStatus.CONFLICT, "name_taken", f"there is a bundle {name}", "Remove it, or choose another name."
                 )
             try:
-                head, digest = await self._service.in_pool("load", lambda: self._open(name, fields["path"]), {})
+                # Not in the pool, whose threads decode images.
+                begun = time.perf_counter()
+                head, digest = await asyncio.to_thread(self._open, name, fields["path"])
+                self._service.observe("load", time.perf_counter() - begun, {})
             except VitsplitError as error:
-                raise refused("invalid_bundle", error) from None
+                raise self._service.refused("invalid_bundle", error) from None
             served = ServedHead.of(name, head, digest)
             await asyncio.wrap_future(self._service.model.call(lambda: self._service.predictor.register(name, head)))
             self._service.heads[name] = served
@@ -100,8 +105,11 @@ class Administration:
             raise BundleError("a link leads out of the root of the bundles.")
         if read_card(folder).config.task.answers_questions:
             raise ConfigError("a bundle that answers questions needs a language model, and is given at the start.")
+        digest = bundle_ids({name: folder})[name]
         _, head = self._service.predictor.open(folder, name)
-        return head, bundle_ids({name: folder})[name]
+        if bundle_ids({name: folder})[name] != digest:
+            raise BundleError("the bundle changed while it was loaded. Write bundles elsewhere, and move them here.")
+        return head, digest
 
 
 def read_token(path: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.resources import files
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vitsplit.serving import admin, kserve
 from vitsplit.serving.admin import Administration
 from vitsplit.serving.ask import Asking
-from vitsplit.serving.errors import ClientGoneError, HttpError
+from vitsplit.serving.errors import ClientGoneError, HttpError, internal
 from vitsplit.serving.heads import backbone_json
 from vitsplit.serving.limits import FORMATS
 from vitsplit.serving.openapi import document
@@ -39,17 +40,23 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 """Files of the page and their media types, by path."""
+HOST_PORT = re.compile(r":\d*$")
 CLIENT_GONE = 499
-"""Status of requests whose client has left, in the metrics only."""
+"""Status of requests whose client has disconnected, in the metrics only."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service, administration: Callable[[Asking], Administration] | None = None) -> Starlette:
+def make_app(
+    service: Service,
+    administration: Callable[[Asking], Administration] | None = None,
+    hosts: Container[str] | None = None,
+) -> Starlette:
     """The application.
 
     Args:
         service: The heads; closed when the application ends.
         administration: Makes what adds and removes heads; None: heads cannot be changed.
+        hosts: Names in ``Host`` of requests that are accepted; None: all.
     """
     asking = Asking(service)
     changes = None if administration is None else administration(asking)
@@ -81,9 +88,9 @@ def make_app(service: Service, administration: Callable[[Asking], Administration
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        if service.stopping:
-            return JSONResponse({"status": "stopping"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        return JSONResponse({"status": "ready"})
+        if service.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "stopping" if service.stopping else "failed"}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -94,7 +101,7 @@ def make_app(service: Service, administration: Callable[[Asking], Administration
     async def refuse(request: Request) -> Response:
         raise admin.not_offered()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/predict", predict_route, methods=["POST"]),
             Route("/v1/ask", asking.ask, methods=["POST"]),
@@ -108,24 +115,24 @@ def make_app(service: Service, administration: Callable[[Asking], Administration
             *kserve.routes(service),
             *[Route(path, _page(name, media_type)) for path, (name, media_type) in PAGE.items()],
         ],
-        middleware=[Middleware(Guard, service=service)],
+        middleware=[Middleware(Guard, service=service, hosts=hosts)],
         exception_handlers={HttpError: _on_error, HTTPException: _on_error},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _page(name: str, media_type: str) -> Handler:
     async def send(request: Request) -> Response:
         file = files("vitsplit.serving") / "page" / name
-        if not file.is_file():
-            raise HTTPException(HTTPStatus.NOT_FOUND)
         return Response(file.read_bytes(), media_type=media_type, headers={"Content-Security-Policy": PAGE_POLICY})
 
     return send
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """The answer to an error of the request, in the form of the protocol."""
+    """The response to an error of the request, in the form of the protocol."""
     if isinstance(error, HTTPException):  # of the routes
         status = HTTPStatus(error.status_code)
         code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_parameter")
@@ -136,21 +143,23 @@ async def _on_error(request: Request, error: Exception) -> Response:
         headers = error.headers
     request.state.refusal = error.code
     body: dict[str, Any] = error.to_json()
-    if request.url.path.startswith("/v2"):
+    path = request.scope["path"]
+    if path == "/v2" or path.startswith("/v2/"):
         body = {"error": " ".join(filter(None, [error.message, error.remedy]))}
     return JSONResponse(body, error.status, headers)
 
 
 class Guard:
-    """Adds headers to every answer, counts answers, and answers unexpected errors without their details.
+    """Refuses requests of other web sites, adds headers to responses, counts them, and hides unexpected errors.
 
     Args:
         app: The application.
         service: The server's state.
+        hosts: Names in ``Host`` of requests that are accepted; None: all.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, hosts: Container[str] | None = None) -> None:
+        self.app, self.service, self.hosts = app, service, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles a request."""
@@ -175,17 +184,29 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive_counting, send_guarded)
+            refusal = self._refusal(scope)
+            if refusal is None:
+                await self.app(scope, receive_counting, send_guarded)
+            else:
+                await (await _on_error(Request(scope), refusal))(scope, receive_counting, send_guarded)
         except ClientGoneError:
             pass
         except Exception:
             logger.exception("unexpected error")
             if status == CLIENT_GONE:  # nothing was sent
-                error = HttpError(
-                    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an unexpected error, see the server's log"
-                )
-                await (await _on_error(Request(scope), error))(scope, receive, send_guarded)
+                await (await _on_error(Request(scope), internal()))(scope, receive, send_guarded)
         self._count(scope, status)
+
+    def _refusal(self, scope: Scope) -> HttpError | None:
+        """The error of a request that a browser sends for another web site."""
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        if self.hosts is not None and HOST_PORT.sub("", headers.get(b"host", "")) not in self.hosts:
+            return HttpError(
+                HTTPStatus.FORBIDDEN, "forbidden", "this name of the host is not served", "Add it with --allowed-host."
+            )
+        if scope["method"] not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == "cross-site":
+            return HttpError(HTTPStatus.FORBIDDEN, "forbidden", "requests of other web sites are not accepted")
+        return None
 
     def _headers(self, message: Message, body_ended: bool, scope: Scope) -> list[tuple[bytes, bytes]]:
         given = {name.lower() for name, _ in message.get("headers", [])}

@@ -1,31 +1,35 @@
 """``POST /v1/ask``: an answer about an image as server-sent events.
 
-The visual tokens of the last images are kept, so that further questions do not encode the image again.
+The visual tokens of the last images are cached, so that further questions do not encode the image again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.asking import vqa_head
-from vitsplit.serving.errors import HttpError, invalid, refused
-from vitsplit.serving.fields import check_parameters, dump, parse_request_json
+from vitsplit.serving.errors import HttpError, internal, invalid
+from vitsplit.serving.fields import MAX_JSON_BYTES, check_parameters, dump, parse_request_json
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.images import sha256
 from vitsplit.serving.service import Service, too_late
 from vitsplit.serving.slots import Slots
+
+logger = logging.getLogger(__name__)
 
 LONGEST_QUESTION = 4096
 """Most characters of a question; the language model's window is a limit too."""
@@ -44,7 +48,7 @@ class Asking:
     def __init__(self, service: Service) -> None:
         self.service = service
         self._slots = Slots(WAITING)
-        self._kept: OrderedDict[tuple[str, str], tuple[Any, list[int]]] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, str], tuple[Any, list[int]]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vitsplit-ask")
 
     def close(self) -> None:
@@ -53,8 +57,8 @@ class Asking:
 
     def forget(self, bundle: str) -> None:
         """Forgets the images of a bundle."""
-        for key in [key for key in self._kept if key[0] == bundle]:
-            del self._kept[key]
+        for key in [key for key in self._cached if key[0] == bundle]:
+            del self._cached[key]
 
     async def ask(self, request: Request) -> Response:
         """Answers a request."""
@@ -62,15 +66,18 @@ class Asking:
         is_json = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
         given: dict[str, Any] = dict(request.query_params)
         if is_json:
-            given |= _json_fields(await self.service.read_body(request))
+            given |= _json_fields(await self.service.read_body(request, MAX_JSON_BYTES))
         question, head, most = self._checked(given)
-        if is_json:
-            answerer, event = self._of_kept(head.name, given.get("image_sha256"))
-        else:
-            with self.service.hold({head.name: head}):
-                answerer, event = await self._of_image(request, head)
-        self._slots.check("questions")
-        return StreamingResponse(self._events(answerer, question, most, event), media_type="text/event-stream")
+        with ExitStack() as held:
+            if is_json:
+                held.enter_context(self._slots.one("questions"))
+                answerer, event = self._of_cached(head.name, given.get("image_sha256"))
+            else:
+                with self.service.hold({head.name: head}):
+                    content = await self.service.read_body(request)
+                    held.enter_context(self._slots.one("questions"))
+                    answerer, event = await self._of_image(request, content, head)
+            return _Events(self._events(answerer, question, most, event), held.pop_all())
 
     def _checked(self, given: dict[str, Any]) -> tuple[str, ServedHead, int | None]:
         question, bundle, most = given.get("question"), given.get("bundle"), given.get("max_new_tokens")
@@ -95,39 +102,41 @@ class Asking:
             raise invalid("invalid_parameter", f"the bundle {head.name} does not answer questions", "Use /v1/predict.")
         return question, head, most
 
-    def _of_kept(self, bundle: str, digest: Any) -> tuple[Any, dict[str, Any]]:
-        found = self._kept.get((bundle, digest)) if isinstance(digest, str) else None
+    def _of_cached(self, bundle: str, digest: Any) -> tuple[Any, dict[str, Any]]:
+        if not isinstance(digest, str):
+            raise invalid("invalid_json", "image_sha256 must be a text")
+        found = self._cached.get((bundle, digest))
         if found is None:
             raise HttpError(
                 HTTPStatus.NOT_FOUND,
                 "unknown_image",
-                "image_sha256 is not an image that is kept",
+                "image_sha256 is not a cached image",
                 "Send the image again.",
             )
-        self._kept.move_to_end((bundle, digest))
+        self._cached.move_to_end((bundle, digest))
         answerer, size = found
         return answerer, {"sha256": digest, "size": size, "bundle": bundle, "reused": True, "timing": {}, "pass": []}
 
-    async def _of_image(self, request: Request, head: ServedHead) -> tuple[Any, dict[str, Any]]:
-        content = await self.service.read_body(request)
-        bundle, digest, timing = head.name, sha256(content), dict[str, float]()
-        if (bundle, digest) in self._kept:
-            return self._of_kept(bundle, digest)
+    async def _of_image(self, request: Request, content: bytes, head: ServedHead) -> tuple[Any, dict[str, Any]]:
+        bundle, timing = head.name, dict[str, float]()
         with self.service.slots.one("requests"):
-            image_HWC = await self.service.decode(content, timing)
+            digest = await self.service.in_pool("hash", lambda: sha256(content), request, {})
+            if (bundle, digest) in self._cached:
+                return self._of_cached(bundle, digest)
+            image_HWC = await self.service.decode(request, content, timing)
             result = await self.service.predict(request, image_HWC, {bundle: head}, timing)
         answerer = result.predictions[bundle].answerer
         if bundle in self.service.heads:  # it may have been removed meanwhile
-            self._kept[bundle, digest] = (answerer, list(result.size))
-            while len(self._kept) > self.service.limits.kept_images:
-                self._kept.popitem(last=False)
+            self._cached[bundle, digest] = (answerer, list(result.size))
+            while len(self._cached) > self.service.limits.cached_images:
+                self._cached.popitem(last=False)
         event = {"sha256": digest, "size": list(result.size), "bundle": bundle, "reused": False}
         return answerer, event | {"timing": timing, "pass": result.passes}
 
     async def _events(
         self, answerer: Any, question: str, most: int | None, image: dict[str, Any]
     ) -> AsyncIterator[bytes]:
-        """The events of an answer; ends the generation when the client has left or the time is over."""
+        """The events of an answer; ends the generation when the client has disconnected or the time is over."""
         loop, stopped = asyncio.get_running_loop(), threading.Event()
         pieces: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
 
@@ -136,27 +145,39 @@ class Asking:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         try:
-            with self._slots.one("questions"):
-                yield _event("image", image)
-                begun, answer = time.perf_counter(), ""
-                self._thread.submit(_answer, answerer, question, most, put, stopped)
-                ends = loop.time() + self.service.limits.request_seconds
-                while isinstance(piece := await asyncio.wait_for(pieces.get(), ends - loop.time()), str):
-                    answer += piece
-                    yield _event("", {"text": piece})
-                if piece is not None:
-                    raise piece
-                timing: dict[str, float] = {}
-                self.service.observe("answer", time.perf_counter() - begun, timing)
-                yield _event("done", {"answer": answer.strip()} | timing)
+            yield _event("image", image)
+            begun, answer = time.perf_counter(), ""
+            self._thread.submit(_answer, answerer, question, most, put, stopped)
+            ends = loop.time() + self.service.limits.request_seconds
+            while isinstance(piece := await asyncio.wait_for(pieces.get(), ends - loop.time()), str):
+                answer += piece
+                yield _event("", {"text": piece})
+            if piece is not None:
+                raise piece
+            timing: dict[str, float] = {}
+            self.service.observe("answer", time.perf_counter() - begun, timing)
+            yield _event("done", {"answer": answer.strip()} | timing)
         except TimeoutError:
             yield _event("error", too_late(self.service.limits).to_json())
-        except HttpError as error:
-            yield _event("error", error.to_json())
         except DataError as error:
-            yield _event("error", refused("invalid_question", error).to_json())
+            yield _event("error", self.service.refused("invalid_question", error).to_json())
+        except Exception:
+            logger.exception("unexpected error")
+            yield _event("error", internal().to_json())
         finally:
             stopped.set()
+
+
+class _Events(StreamingResponse):
+    """A stream of events that releases what it holds when it ends, also if it was not begun."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 def _answer(answerer: Any, question: str, most: int | None, put: Any, stopped: threading.Event) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Service
 
 _SO_ATTACH_FILTER, _BPF_RETURN = 26, 0x06  # <linux/socket.h>, <linux/bpf_common.h>
 LINGER_SECONDS = 0.5
-"""Time after a signal in which connections are still accepted, and kept ones are closed after their next answer."""
+"""Time after a signal in which connections are still accepted, and open ones are closed after their next response."""
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s"
@@ -30,10 +31,11 @@ class Config(uvicorn.Config):
 
     Args:
         app: The application.
-        limits: The limits.
+        service: Its limits and metrics.
     """
 
-    def __init__(self, app: Any, limits: Limits) -> None:
+    def __init__(self, app: Any, service: Service) -> None:
+        limits = service.limits
         super().__init__(
             app,
             http=Connection,
@@ -47,13 +49,13 @@ class Config(uvicorn.Config):
             timeout_keep_alive=max(1, round(limits.header_seconds)),
             timeout_graceful_shutdown=round(limits.request_seconds + limits.body_seconds) + 1,
         )
-        self.limits = limits
+        self.limits, self.service = limits, service
 
 
 class Connection(H11Protocol):
-    """A connection that is closed if a header takes too long, or the client does not read its answer.
+    """A connection that is closed if a header takes too long, or the client does not read its response.
 
-    A request whose answer is complete before its body also counts as waiting for a header.
+    A request whose response is complete before its body also counts as waiting for a header.
     """
 
     config: Config
@@ -65,10 +67,13 @@ class Connection(H11Protocol):
         """Accepts or refuses a connection."""
         if len(self.connections) >= self.config.limits.max_connections:
             self._refused = True
+            self.config.service.metrics.refusals.labels("busy").inc()
             transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
             transport.close()
             return
         super().connection_made(transport)
+        # Writing is paused while any byte is not sent, so that a connection that is closed is limited in time as well.
+        transport.set_write_buffer_limits(high=0)
         self._watch_header()
 
     def data_received(self, data: bytes) -> None:
@@ -118,33 +123,37 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Answers the last requests before it stops.
+    """Responds to the last requests before it stops.
 
     Args:
         config: The settings.
-        service: Its state is set to stopping.
+        last: Whether no other process accepts connections of the same port.
     """
 
-    def __init__(self, config: Config, service: Service) -> None:
+    config: Config
+
+    def __init__(self, config: Config, last: Callable[[], bool] = lambda: True) -> None:
         super().__init__(config)
-        self._service = service
+        self._last = last
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Closes connections that are kept open after their next answer, and stops when all answers are sent."""
-        self._service.stopping = True
+        """Closes open connections after their next response, and stops when all responses are sent."""
+        self.config.service.stopping = True
         await asyncio.sleep(LINGER_SECONDS)
         for listener in sockets or []:
-            _refuse_connections(listener)
+            if self._last():
+                _refuse_connections(listener)
         await asyncio.sleep(0.05)  # the event loop accepts those that are open
         await super().shutdown(sockets)
 
 
 def _refuse_connections(listener: socket.socket) -> None:
-    """Lets the system drop packets that open connections, on Linux.
+    """Lets the system drop packets that open connections, on Linux, for all processes that have the socket.
 
-    Without it, connections that are opened just before the socket is closed would be reset instead of answered.
+    Without it, connections that are opened just before the socket is closed would be reset.
     """
     if sys.platform == "linux":
         drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
         program = struct.pack("HL", 1, ctypes.addressof(drop_all))
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import VitsplitError
@@ -14,7 +16,7 @@ _PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\][^\s:;,'\"()<>]*")
 
 
 class HttpError(Exception):
-    """An answer other than success.
+    """A response other than success.
 
     Args:
         status: The HTTP status.
@@ -28,20 +30,20 @@ class HttpError(Exception):
         self.status, self.code, self.message, self.remedy = status, code, message, remedy
 
     def to_json(self) -> dict[str, Any]:
-        """The body of the answer."""
+        """The body of the response."""
         error = {"code": self.code, "message": self.message}
         return {"error": error | ({"remedy": self.remedy} if self.remedy else {})}
 
     @property
     def headers(self) -> dict[str, str]:
-        """Further headers of the answer."""
+        """Further headers of the response."""
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
             return {"Retry-After": str(RETRY_AFTER)}
         return {"WWW-Authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else {}
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection, so that there is nobody to answer."""
+    """The client has disconnected, so that there is nobody to respond to."""
 
 
 def invalid(code: str, message: str, remedy: str = "") -> HttpError:
@@ -54,11 +56,24 @@ def unavailable(code: str, message: str) -> HttpError:
     return HttpError(HTTPStatus.SERVICE_UNAVAILABLE, code, message, "Repeat the request after the time in Retry-After.")
 
 
-def refused(code: str, error: VitsplitError) -> HttpError:
+def internal() -> HttpError:
+    """An unexpected error, without its details."""
+    return HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an unexpected error, see the server's log")
+
+
+def refused(code: str, error: VitsplitError, roots: Iterable[Path] = ()) -> HttpError:
     """An error of vitsplit as one of the request, without paths of the server."""
-    return invalid(code, without_paths(str(error)))
+    return invalid(code, without_paths(str(error), roots))
 
 
-def without_paths(text: str) -> str:
-    """The text with absolute paths replaced by ``...``."""
+def without_paths(text: str, roots: Iterable[Path] = ()) -> str:
+    """The text with absolute paths replaced by ``...``.
+
+    Args:
+        text: The text.
+        roots: Folders of the server. Their names may have spaces, where other paths are taken to end.
+    """
+    for root in sorted(map(str, roots), key=len, reverse=True):
+        if len(root) > 1:
+            text = text.replace(root, "/...")
     return _PATH.sub("...", text)

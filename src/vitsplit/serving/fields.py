@@ -11,6 +11,9 @@ from vitsplit.errors import VitsplitError
 from vitsplit.files import parse_json
 from vitsplit.serving.errors import invalid
 
+MAX_JSON_BYTES = 1 << 16
+"""Size limit of JSON bodies, which are parsed in the event loop."""
+
 
 def dump(value: Any) -> bytes:
     """JSON without spaces; NaN and infinities are errors, since JSON does not have them."""

@@ -82,7 +82,9 @@ def num_blocks(predictor: Predictor) -> int | None:
 
 
 def passes_json(passes: PassCount, heads: Mapping[str, ServedHead], blocks: int | None) -> list[dict[str, Any]]:
-    """The passes of a request: sizes, bundles, and blocks that ran.
+    """The passes of a request: sizes, bundles, and the blocks that these need.
+
+    The first pass of a size may compute more: what all heads of the request need.
 
     Args:
         passes: The passes.

@@ -11,7 +11,7 @@ from http import HTTPStatus
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.data.decoding import decode_bytes, rgb_array
+from vitsplit.data.decoding import decode_array
 from vitsplit.errors import DataError, ImageFormatError, ImageTooLargeError
 from vitsplit.serving.errors import HttpError, refused
 from vitsplit.serving.limits import FORMATS, Limits
@@ -24,7 +24,7 @@ def decode(content: bytes, limits: Limits) -> NDArray[np.uint8]:
         HttpError: It is not an image of an accepted format, damaged, or too large.
     """
     try:
-        array_HWC = rgb_array(decode_bytes(content, "image", limits.decoding), "image")
+        return decode_array(content, "image", limits.decoding)
     except ImageTooLargeError:
         raise HttpError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -41,7 +41,6 @@ def decode(content: bytes, limits: Limits) -> NDArray[np.uint8]:
         ) from None
     except DataError as error:
         raise refused("invalid_image", error) from None
-    return np.require(array_HWC, requirements=["C", "W"])
 
 
 def sha256(content: bytes) -> str:

@@ -13,6 +13,7 @@ import binascii
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,16 @@ from starlette.routing import Route
 from vitsplit.serving.errors import HttpError, invalid
 from vitsplit.serving.fields import dump, parse_request_json
 from vitsplit.serving.heads import ServedHead
+from vitsplit.serving.images import decode
+from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Result, Service
 from vitsplit.version import __version__
 
 JSON_LENGTH = "inference-header-content-length"
 """Header with the length of the JSON in a body with binary tensors."""
 EXTENSION = "binary_tensor_data"
+MOST_JSON_VALUES = 1 << 20
+"""Limit of the values of a response in JSON, whose encoding stops all other threads; binary data have no limit."""
 TYPES = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
 
 
@@ -43,12 +48,12 @@ def routes(service: Service) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(request: Request) -> Response:
-        return JSONResponse({"ready": not service.stopping}, 503 if service.stopping else 200)
+        return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
     async def model_ready(request: Request) -> Response:
         name = request.path_params["model"]
         service.choose(name)
-        return JSONResponse({"name": name, "ready": not service.stopping}, 503 if service.stopping else 200)
+        return JSONResponse({"name": name, "ready": service.ready}, 200 if service.ready else 503)
 
     async def model(request: Request) -> Response:
         return JSONResponse(_metadata(service, request.path_params["model"]))
@@ -99,14 +104,16 @@ async def _infer(service: Service, request: Request) -> Response:
         content = await service.read_body(request)
         with service.slots.one("requests"):
             header, binary = _split(content, request.headers.get(JSON_LENGTH))
-            fields = await service.in_pool("parse", lambda: parse_request_json(header), timing)
-            tensor, wanted = _only_input(fields), _wanted(fields)
-            if tensor["datatype"] == "BYTES":
-                image_HWC = await service.decode(_encoded_image(tensor, binary), timing)
-            else:
-                image_HWC = await service.in_pool("decode", lambda: _pixels(tensor, binary, service), timing)
+
+            def read() -> tuple[NDArray[np.uint8], dict[str, bool] | bool, Any]:
+                fields = parse_request_json(header)
+                return _image(fields, binary, service.limits), _wanted(fields), fields.get("id")
+
+            image_HWC, wanted, request_id = await service.in_pool("decode", read, request, timing)
             result = await service.predict(request, image_HWC, heads, timing)
-            body, length = await service.in_pool("encode", lambda: _encode(model, fields, result, wanted), timing)
+            body, length = await service.in_pool(
+                "encode", lambda: _encode(model, request_id, result, wanted), request, timing
+            )
     if length is None:
         return Response(body, media_type="application/json")
     return Response(body, media_type="application/octet-stream", headers={JSON_LENGTH: str(length)})
@@ -119,6 +126,14 @@ def _split(content: bytes, length: str | None) -> tuple[bytes, memoryview]:
     if not length.isdecimal() or len(length) > 12 or int(length) > len(content):
         raise invalid("invalid_json", f"{JSON_LENGTH} is not a length within the body")
     return content[: int(length)], memoryview(content)[int(length) :]
+
+
+def _image(fields: Mapping[str, Any], binary: memoryview, limits: Limits) -> NDArray[np.uint8]:
+    """``image_HWC`` of a request."""
+    tensor = _only_input(fields)
+    if tensor["datatype"] == "BYTES":
+        return decode(_encoded_image(tensor, binary), limits)
+    return _pixels(tensor, binary, limits.decoding.pixels)
 
 
 def _only_input(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +176,7 @@ def _encoded_image(tensor: Mapping[str, Any], binary: memoryview) -> bytes:
         raise invalid("invalid_json", "data of BYTES in JSON must be in base64") from None
 
 
-def _pixels(tensor: Mapping[str, Any], binary: memoryview, service: Service) -> NDArray[np.uint8]:
+def _pixels(tensor: Mapping[str, Any], binary: memoryview, most_pixels: int) -> NDArray[np.uint8]:
     """``image_HWC`` of a UINT8 input."""
     shape = tensor.get("shape")
     if (
@@ -171,25 +186,31 @@ def _pixels(tensor: Mapping[str, Any], binary: memoryview, service: Service) -> 
         or (shape[0], shape[3]) != (1, 3)
     ):
         raise invalid("invalid_json", "the shape of UINT8 must be [1, height, width, 3]")
-    if shape[1] * shape[2] > service.limits.decoding.pixels:
+    if shape[1] * shape[2] > most_pixels:
         raise HttpError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "too_large",
-            f"the image has more than {service.limits.decoding.pixels} pixels",
+            f"the image has more than {most_pixels} pixels",
         )
     found = _binary(tensor, binary)
     try:
-        if found is not None:
-            values = np.frombuffer(found, np.uint8)
-        else:
-            values = np.array(tensor.get("data"))
-            if values.dtype.kind != "i" or values.min() < 0 or values.max() > 255:
-                raise ValueError
-    except (ValueError, OverflowError):
+        values = np.frombuffer(_bytes(tensor.get("data")) if found is None else found, np.uint8)
+    except (ValueError, OverflowError, TypeError):
         raise invalid("invalid_json", "data must be numbers from 0 to 255 in the order of the shape") from None
     if values.size != math.prod(shape):
         raise invalid("invalid_json", f"the shape needs {math.prod(shape)} values, but there are {values.size}")
-    return values.astype(np.uint8).reshape(shape[1:])
+    return np.array(values).reshape(shape[1:])
+
+
+def _bytes(data: Any) -> bytes:
+    """The values of a tensor in JSON: numbers from 0 to 255, or nested lists of them."""
+    for _ in range(3):
+        if isinstance(data, list) and data and isinstance(data[0], list):
+            data = list(chain.from_iterable(data))
+    # Before anything is built of the values: one long text among numbers would make an array of texts of that length.
+    if not isinstance(data, list) or set(map(type, data)) != {int}:
+        raise TypeError
+    return bytes(data)
 
 
 def _wanted(fields: Mapping[str, Any]) -> dict[str, bool] | bool:
@@ -208,19 +229,12 @@ def _wanted(fields: Mapping[str, Any]) -> dict[str, bool] | bool:
     return wanted or default
 
 
-def _encode(
-    model: str, fields: Mapping[str, Any], result: Result, wanted: dict[str, bool] | bool
-) -> tuple[bytes, int | None]:
+def _encode(model: str, request_id: Any, result: Result, wanted: dict[str, bool] | bool) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON if binary tensors follow."""
-    prefix = len(result.predictions) > 1
-    arrays = {
-        f"{head}.{name}" if prefix else name: array
-        for head, one in result.predictions.items()
-        for name, array in one.arrays().items()
-    }
+    arrays = result.arrays(prefix=len(result.predictions) > 1)
     chosen = dict.fromkeys(arrays, wanted) if isinstance(wanted, bool) else wanted
     outputs: list[dict[str, Any]] = []
-    binary = []
+    binary, in_json = [], 0
     for name, as_binary in chosen.items():
         if name not in arrays:
             raise invalid("invalid_parameter", f"there is no output {name[:100]!r}", f"Outputs: {', '.join(arrays)}.")
@@ -230,10 +244,17 @@ def _encode(
             binary.append(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
+            in_json += array.size
+            if in_json > MOST_JSON_VALUES:
+                raise invalid(
+                    "invalid_parameter",
+                    f"the outputs have more than {MOST_JSON_VALUES} values, the limit in JSON",
+                    "Request it as binary data.",
+                )
             output["data"] = array.ravel().tolist()
         outputs.append(output)
-    answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": outputs}
-    if isinstance(fields.get("id"), str):
-        answer["id"] = fields["id"]
-    head = dump(answer)
+    response: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": outputs}
+    if isinstance(request_id, str):
+        response["id"] = request_id
+    head = dump(response)
     return head + b"".join(binary), len(head) if binary else None

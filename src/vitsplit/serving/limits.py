@@ -13,6 +13,8 @@ FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "TIFF
 """Formats of images that are decoded, recognized by content, and their media types."""
 MAX_SCANS = 64
 """Limit of scans of a JPEG; encoders write about ten."""
+SCANNED = 10
+"""Limit of the pixels of all scans of a JPEG, as a multiple of the pixels of the largest image."""
 
 Seconds = Annotated[float, Field(ge=0.01, le=86_400)]
 
@@ -34,8 +36,8 @@ class Limits(Settings):
     """Number of open connections per worker."""
     queue: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Number of accepted requests per worker, whose decoded images are in memory. Further ones are refused."""
-    kept_images: Annotated[int, Field(ge=1, le=10_000)] = 8
-    """Number of images per worker whose visual tokens are kept for further questions."""
+    cached_images: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Number of images per worker whose visual tokens are cached for further questions."""
 
     @property
     def max_body(self) -> int:
@@ -45,4 +47,5 @@ class Limits(Settings):
     @property
     def decoding(self) -> DecodingLimits:
         """Limits of the decoder."""
-        return DecodingLimits(tuple(FORMATS), round(self.max_megapixels * 1e6), MAX_SCANS)
+        pixels = round(self.max_megapixels * 1e6)
+        return DecodingLimits(tuple(FORMATS), pixels, MAX_SCANS, SCANNED * pixels)

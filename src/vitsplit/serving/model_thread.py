@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from vitsplit.inference.batches import batch_limit
 from vitsplit.inference.predictor import Predictions, Predictor
+
+logger = logging.getLogger(__name__)
 
 
 class TooLateError(Exception):
@@ -92,6 +95,11 @@ class ModelThread:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vitsplit-model", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def submit(self, job: Job) -> Job:
         """Queues a job."""
@@ -174,7 +182,10 @@ class ModelThread:
             Computed(predictions, now - job.created, seconds, len(jobs))
             for job, predictions in zip(jobs, found, strict=True)
         ]
-        self._on_batch(computed[0])
+        try:
+            self._on_batch(computed[0])
+        except Exception:
+            logger.exception("a batch was not counted")  # those who wait get their result nevertheless
         for job, each in zip(jobs, computed, strict=True):
             job.future.set_result(each)
 

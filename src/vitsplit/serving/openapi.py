@@ -46,10 +46,10 @@ def _paths(service: Service) -> Schema:
     predict = _operation(
         "predict",
         "Predictions of an image by one pass of the backbone.",
-        _answer({"application/json": _ref("Answer"), "image/png": _file(), "application/x-npz": _file()}),
+        _success({"application/json": _ref("Predictions"), "image/png": _file(), "application/x-npz": _file()}),
         parameters=[
             _parameter("bundles", {"type": "string"}, f"Names, separated by commas: {', '.join(names)}."),
-            _parameter("format", {"enum": list(get_args(ServedFormat)), "default": "json"}, "Form of the answer."),
+            _parameter("format", {"enum": list(get_args(ServedFormat)), "default": "json"}, "Form of the response."),
             _parameter("masks", {"enum": list(get_args(MaskForm)), "default": "rle"}, "Form of masks in JSON."),
             _parameter("image_id", {"type": "string", "default": "0"}, "Image id of COCO results."),
         ],
@@ -60,7 +60,7 @@ def _paths(service: Service) -> Schema:
     ask = _operation(
         "ask",
         "An answer about an image, as server-sent events.",
-        _answer({"text/event-stream": {"type": "string"}}),
+        _success({"text/event-stream": {"type": "string"}}),
         parameters=[
             _parameter("question", {"type": "string"}, "The question, if the body is an image."),
             _parameter("bundle", {"type": "string"}, "Name of the bundle, if several answer questions."),
@@ -87,14 +87,14 @@ def _paths(service: Service) -> Schema:
         },
         "/healthz": {"get": _operation("healthz", "Whether the process runs.", _json({"type": "object"}))},
         "/readyz": {"get": _operation("readyz", "Whether it accepts work.", _json({"type": "object"}), errors=(503,))},
-        "/metrics": {"get": _operation("metrics", "For Prometheus.", _answer({"text/plain": {"type": "string"}}))},
+        "/metrics": {"get": _operation("metrics", "For Prometheus.", _success({"text/plain": {"type": "string"}}))},
     }  # fmt: skip
 
 
 def _operation(
     name: str,
     summary: str,
-    answers: Schema,
+    responses: Schema,
     *,
     parameters: list[Schema] | None = None,
     body: Schema | None = None,
@@ -104,7 +104,7 @@ def _operation(
         str(status): {"description": "An error.", "content": {"application/json": {"schema": _ref("Error")}}}
         for status in (*errors, 500)
     }
-    found: Schema = {"operationId": name, "summary": summary, "responses": answers | failures}
+    found: Schema = {"operationId": name, "summary": summary, "responses": responses | failures}
     if parameters:
         found["parameters"] = parameters
     if body:
@@ -112,8 +112,8 @@ def _operation(
     return found
 
 
-def _administration(name: str, summary: str, answers: Schema, body: Schema | None = None) -> Schema:
-    operation = _operation(name, summary, answers, body=body, errors=(400, 401, 403, 404, 409, 503))
+def _administration(name: str, summary: str, responses: Schema, body: Schema | None = None) -> Schema:
+    operation = _operation(name, summary, responses, body=body, errors=(400, 401, 403, 404, 409, 503))
     return operation | {"security": [{"administrator": []}]}
 
 
@@ -125,12 +125,12 @@ def _image_body() -> Schema:
     return {"required": True, "content": {media_type: {"schema": _file()} for media_type in FORMATS.values()}}
 
 
-def _answer(content: Schema) -> Schema:
+def _success(content: Schema) -> Schema:
     return {"200": {"description": "Success.", "content": {kind: {"schema": each} for kind, each in content.items()}}}
 
 
 def _json(schema: Schema) -> Schema:
-    return _answer({"application/json": schema})
+    return _success({"application/json": schema})
 
 
 def _file() -> Schema:
@@ -155,7 +155,7 @@ def _schemas() -> Schema:
     classes = _list(_object({"name": text, "color": text}))
     mask = _object({"size": size, "counts": text})
     return {
-        "Answer": {
+        "Predictions": {
             "anyOf": [
                 _object(
                     {

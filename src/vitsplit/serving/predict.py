@@ -40,7 +40,7 @@ async def predict(service: Service, request: Request) -> Response:
     with service.hold(heads):
         content = await service.read_body(request)
         with service.slots.one("requests"):
-            image_HWC = await service.decode(content, timing)
+            image_HWC = await service.decode(request, content, timing)
             result = await service.predict(request, image_HWC, heads, timing)
 
             def encode() -> bytes:
@@ -53,12 +53,12 @@ async def predict(service: Service, request: Request) -> Response:
                     return to_npz(result)
                 return dump([entry for one in result.predictions.values() for entry in one.coco_results(image_id)])
 
-            body = await service.in_pool("encode", encode, {})
+            body = await service.in_pool("encode", encode, request, {})
     return Response(body, media_type=TYPES[kind])
 
 
 def to_json(result: Result, heads: Mapping[str, ServedHead], masks: MaskForm, digest: str) -> bytes:
-    """The answer in JSON."""
+    """The response in JSON."""
     begun = time.perf_counter()
     predictions = {
         name: {"task": heads[name].task.name} | each.to_json(masks) for name, each in result.predictions.items()
@@ -71,10 +71,7 @@ def to_json(result: Result, heads: Mapping[str, ServedHead], masks: MaskForm, di
 def to_npz(result: Result) -> bytes:
     """The arrays of all predictions, named ``BUNDLE.NAME``."""
     file = io.BytesIO()
-    arrays = {
-        f"{head}.{name}": array for head, one in result.predictions.items() for name, array in one.arrays().items()
-    }
-    np.savez(file, **arrays)
+    np.savez(file, **dict[str, Any](result.arrays()))
     return file.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import multiprocessing
 import os
@@ -10,10 +11,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +55,7 @@ class ServeOptions:
         bundle_root: Folder of the bundles that may be added.
         token: The token for adding them.
         threads: Number of threads of PyTorch; None: its default.
+        hosts: Names in ``Host`` of requests that are accepted; None: all.
     """
 
     runs: Sequence[str]
@@ -62,11 +66,16 @@ class ServeOptions:
     bundle_root: Path | None = None
     token: str | None = None
     threads: int | None = None
+    hosts: frozenset[str] | None = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The runs as absolute paths, which errors of requests omit."""
+        return [Path(run).absolute() for run in self.runs]
 
     def source(self) -> Source:
-        """The heads. Folders are absolute, which errors of requests are recognized by and omit."""
-        runs = [Path(run).absolute() for run in self.runs]
-        return find_source_for(runs, self.runtime, say=logger.info, **self.loading)
+        """The heads."""
+        return find_source_for(self.folders, self.runtime, say=logger.info, **self.loading)
 
 
 def serve(
@@ -76,6 +85,7 @@ def serve(
     port: int = 8000,
     workers: int = 1,
     admin_token_file: Path | None = None,
+    allowed_hosts: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> int:
     """Serves heads until a signal stops the process. Accepted requests are answered first.
@@ -86,6 +96,7 @@ def serve(
         port: The port; 0: any free one.
         workers: Number of processes, each with the model in memory.
         admin_token_file: File of the token for adding and removing bundles below ``options.bundle_root``.
+        allowed_hosts: See ``accepted_hosts``.
         say: Receives a line with the address.
 
     Returns:
@@ -95,8 +106,9 @@ def serve(
         VitsplitError: As ``find_source_for`` and its ``load``; a flag is invalid; or the port is taken.
     """
     check_administration(admin_token_file, options.bundle_root, workers)
+    options = replace(options, hosts=accepted_hosts(host, allowed_hosts))
     if admin_token_file is not None:
-        options = _with(options, token=read_token(admin_token_file))
+        options = replace(options, token=read_token(admin_token_file))
         if options.runtime in ("onnx", "openvino") or any(is_export(run) for run in options.runs):
             raise ConfigError("--bundle-root: bundles cannot be added to a graph. Serve bundles with PyTorch.")
     source = options.source()
@@ -107,13 +119,57 @@ def serve(
         source.ids()  # makes the export, if there is one, before the workers need it
         threads = max(1, (os.cpu_count() or 1) // workers)
         say(f"starting {workers} workers for {', '.join(source.cards)} at {address}")
-        with tempfile.TemporaryDirectory(prefix="vitsplit-metrics-") as folder:
-            os.environ[WORKERS_FOLDER] = folder
-            return _Workers(partial(_run_worker, _with(options, threads=threads), listener), workers).run()
+        with (
+            tempfile.TemporaryDirectory(prefix="vitsplit-metrics-") as folder,
+            _environment(WORKERS_FOLDER, folder),
+        ):
+            return _Workers(partial(_run_worker, replace(options, threads=threads), listener), workers).run()
 
 
-def _with(options: ServeOptions, **changes: Any) -> ServeOptions:
-    return ServeOptions(**{**vars(options), **changes})
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def accepted_hosts(host: str, allowed: Sequence[str]) -> frozenset[str] | None:
+    """Names in ``Host`` of requests that are accepted; None: all.
+
+    On the machine's own address, other names are those of web sites that a browser was led to it by (DNS rebinding).
+
+    Args:
+        host: The address that is listened at.
+        allowed: Further names.
+    """
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and not allowed:
+        return None
+    own = f"[{host}]" if ":" in host else host
+    return LOCAL_HOSTS | {own} | {name.lower() for name in allowed}
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _on_signal(function: Callable[[], object]) -> Iterator[None]:
+    """Calls a function at SIGTERM and SIGINT within the block."""
+    before = {number: signal.signal(number, lambda *_: function()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -126,40 +182,42 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _run(options: ServeOptions, listener: socket.socket, on_ready: Callable[[], None]) -> int:
+def _run(
+    options: ServeOptions,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    last: Callable[[], bool] = lambda: True,
+) -> int:
     """Loads the heads, and serves them in this process."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     source = options.source()
     ids = source.ids()
-    service = Service(source.load(), ids, options.limits, batch_size=options.batch_size)
+    service = Service(source.load(), ids, options.limits, batch_size=options.batch_size, roots=options.folders)
     administration = None
     if options.bundle_root is not None and options.token is not None:
-        administration = partial(_administer, service, options.bundle_root, options.token)
-    server = Server(Config(make_app(service, administration), options.limits), service)
+        administration = partial(Administration, service, options.bundle_root, options.token)
+    server = Server(Config(make_app(service, administration, options.hosts), service), last)
     # For signals before uvicorn handles them, and after it has stopped, when it raises them again.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    on_ready()
-    server.run(sockets=[listener])
+    with _on_signal(lambda: setattr(server, "should_exit", True)):
+        on_ready()
+        server.run(sockets=[listener])
     return 0
 
 
-def _administer(service: Service, root: Path, token: str, asking: Any) -> Administration:
-    return Administration(service, asking, root, token)
-
-
-def _run_worker(options: ServeOptions, listener: socket.socket) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run_worker(options: ServeOptions, listener: socket.socket, stopped: Event) -> None:
+    threading.Thread(target=_end_with_parent, args=(stopped,), daemon=True).start()
     logging.basicConfig(format="%(message)s")
-    _run(options, listener, lambda: None)
+    # While other workers run, or are started, the port must accept connections.
+    _run(options, listener, lambda: None, stopped.is_set)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(stopped: Event) -> None:
     """Stops a worker whose parent was killed, so that none is left behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    stopped.set()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -167,21 +225,24 @@ class _Workers:
     """Processes that accept connections of one socket. One that ends by itself is replaced.
 
     Args:
-        work: Runs in each process.
+        work: Runs in each process, and is given an event that is set when all are to stop.
         count: Number of processes.
     """
 
-    def __init__(self, work: Callable[[], None], count: int) -> None:
+    def __init__(self, work: Callable[[Event], None], count: int) -> None:
         self._work, self._count = work, count
-        self._stopped = threading.Event()
+        self._context = multiprocessing.get_context("spawn")
+        self._signaled, self._stopped = threading.Event(), self._context.Event()
 
     def run(self) -> int:
         """Runs the workers until a signal; returns the exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopped.set())
+        with _on_signal(self._signaled.set):
+            return self._run()
+
+    def _run(self) -> int:
         workers = [self._start() for _ in range(self._count)]
         failed = False
-        while not failed and not self._stopped.wait(0.2):
+        while not failed and not self._signaled.wait(0.2):
             for index, (process, started) in enumerate(workers):
                 if process.exitcode is None:
                     continue
@@ -191,6 +252,7 @@ class _Workers:
                     break
                 mark_process_dead(process.pid)
                 workers[index] = self._start()
+        self._stopped.set()
         for process, _ in workers:
             if process.exitcode is None:
                 process.terminate()
@@ -199,6 +261,6 @@ class _Workers:
         return 1 if failed else 0
 
     def _start(self) -> tuple[BaseProcess, float]:
-        process = multiprocessing.get_context("spawn").Process(target=self._work)
+        process = self._context.Process(target=self._work, args=(self._stopped,))
         process.start()
         return process, time.monotonic()

@@ -541,7 +541,7 @@ async function openPhoto(file, name = file.name || "photo") {
     picture: null,
     notes: [],
     sha256: null,
-    kept: new Set(),
+    cached: new Set(),
   };
   openPhoto.latest = photo;
   hideProblem();
@@ -766,7 +766,7 @@ function setPending(heads, pending) {
   for (const picture of pictures) picture.root.classList.toggle("pending", picture.heads.some(isPending));
 }
 
-/** Colors a head's prediction anew and shows it. */
+/** Colors a head's prediction again and shows it. */
 function repaint(head) {
   head.layer = head.result?.paint(head) ?? null;
   for (const picture of pictures) {
@@ -812,7 +812,7 @@ const spoken = () =>
     .map((head) => `${head.name}: ${readAt(head).map(readingText).join(", ") || "nothing"}.`)
     .join(" ") + (state.point ? ` Column ${state.point.x}, row ${state.point.y}.` : "");
 
-/** Moves the probe, or shows what is under it anew; null: hides it. */
+/** Moves the probe, or shows what is under it again; null: hides it. */
 function showPoint(point = state.point) {
   state.point = point;
   const chips = (head) =>
@@ -876,7 +876,7 @@ function describePass({ size: [height, width], bundles, blocks, of, maps = [] })
   const read = maps.length
     ? ` Maps are read after ${maps.length === 1 ? "block" : "blocks"} ${maps.map((block) => block + 1).join(", ")} (marked).`
     : "";
-  return el("div", strip, el("p.soft.small", `${input}. ${blocks} of ${of} blocks ran.${read}`));
+  return el("div", strip, el("p.soft.small", `${input}. ${blocks} of ${of} blocks needed.${read}`));
 }
 
 /* ---- Questions ---- */
@@ -908,9 +908,9 @@ async function ask(question, bundle) {
       answer.classList.remove("waiting");
     }
     if (!done) throw new ServerError({ message: "The answer was cut off.", remedy: "Ask again." });
-    photo.kept.add(bundle);
+    photo.cached.add(bundle);
     answer.textContent = done.answer || "(no answer)";
-    facts.textContent = `${milliseconds(done.answer_ms)} ${image.reused ? "from kept visual tokens, without a pass of the backbone" : `after ${passFacts(image)}`}.`;
+    facts.textContent = `${milliseconds(done.answer_ms)} ${image.reused ? "from cached visual tokens, without a pass of the backbone" : `after ${passFacts(image)}`}.`;
   } catch (error) {
     if (error.name === "AbortError") facts.textContent = "Stopped.";
     else {
@@ -932,7 +932,7 @@ function passFacts({ pass: [{ blocks, of } = {}], timing }) {
 
 /** Sends a question, with the image only if the server does not have it. */
 async function send(photo, question, bundle, signal) {
-  if (photo.kept.has(bundle)) {
+  if (photo.cached.has(bundle)) {
     try {
       const body = JSON.stringify({ image_sha256: photo.sha256, question, bundle });
       return await call("v1/ask", { method: "POST", body, signal, headers: { "Content-Type": "application/json" } });
