@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.exporting.cache import find_source_for
+from vitsplit.files import is_address
 from vitsplit.inference.sources import Source
 from vitsplit.runtime.card import is_export
 from vitsplit.serving.admin import Administration, check_administration, read_token
@@ -65,7 +66,7 @@ class ServeOptions:
 
     def source(self) -> Source:
         """The heads. Folders are absolute, which errors of requests are recognized by and omit."""
-        runs = [Path(run).absolute() for run in self.runs]
+        runs = [run if is_address(run) else Path(run).absolute() for run in self.runs]
         return find_source_for(runs, self.runtime, say=logger.info, **self.loading)
 
 
