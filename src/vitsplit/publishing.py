@@ -46,7 +46,7 @@ def push(
         repository: ``namespace/name``. The token is that of ``HF_TOKEN`` or ``hf auth login``.
         private: Create the repository as a private one; an existing one is not changed.
         revision: The branch, created if it does not exist; None: ``main``.
-        message: Message of the commit; None: one that names the task.
+        message: Message of the commit; None: one that names the folder.
         picture: A picture of predictions for the model card (JPEG, PNG or WebP); None: none.
 
     Returns:

@@ -22,6 +22,8 @@ from vitsplit.bundle import find_bundle, find_bundles
 from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError, HubError
 from vitsplit.hub_repository import parse_address
+from vitsplit.inference.sources import find_head
+from vitsplit.serving.server import ServeOptions
 
 FILES = ("head.json", "head.safetensors")
 
@@ -233,3 +235,9 @@ def test_commands(hub, rooms, tmp_path, capsys):
     assert (tmp_path / "out" / "image_mask.png").is_file()
     assert main(["evaluate", "hf://me/rooms", "--data", str(tmp_path)]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_a_server_and_an_evaluation_find_the_bundle(hub, rooms):
+    vitsplit.push(rooms, "me/rooms")
+    assert list(ServeOptions(["hf://me/rooms"], None, {}).source().cards) == ["segmentation"]
+    assert find_head(Path("hf://me/rooms"))[0].task == "segmentation"
