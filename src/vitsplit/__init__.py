@@ -20,6 +20,7 @@ __all__ = [
     "import_checkpoint",
     "load",
     "predict",
+    "push",
     "serve",
     "train",
 ]
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
     from vitsplit.errors import VitsplitError
     from vitsplit.importing.convert import import_checkpoint
     from vitsplit.inference.predictor import Predictor
+    from vitsplit.publishing import push
 
 _MODULE_OF = {
     "Predictor": "inference.predictor",
     "VitsplitError": "errors",
     "import_checkpoint": "importing.convert",
+    "push": "publishing",
 }
 
 

@@ -267,8 +267,9 @@ def load(
     see ``Predictor``.
 
     Args:
-        run: Run folder (its best bundle) or bundle folder; or a mapping from names to several of them; or an exported
-            folder, which takes no other argument than ``runtime``.
+        run: Run folder (its best bundle) or bundle folder; or ``hf://namespace/name[@revision]``, a repository on the
+            Hugging Face hub, here and wherever a run is accepted; or a mapping from names to several of them; or an
+            exported folder, which takes no other argument than ``runtime``.
         more: Further run or bundle folders. The name of a head is its name in the run (by default its task), or that of
             the run folder if several heads have the same name.
         weights: File or folder of the backbone's weights, if they are neither cached nor available from the hub.
@@ -282,6 +283,7 @@ def load(
 
     Raises:
         BundleError: A bundle is invalid, or bundles were trained on different backbones or in different precisions.
+        HubError: A repository on the hub is missing, not accessible or too large.
         ConfigError: Two heads have the same name, or ``language_weights`` is given and no bundle has a language model.
         WeightsError: The weights of the backbone or of a language model are unavailable.
 
@@ -291,6 +293,7 @@ def load(
         >>> both = vitsplit.load("runs/first", "runs/depth")  # doctest: +SKIP
         >>> both.predict("image.jpg")["depth"].overlay().show()  # doctest: +SKIP
         >>> vitsplit.load({"rooms": "runs/first", "streets": "runs/second"})  # doctest: +SKIP
+        >>> vitsplit.load("hf://namespace/name@v1")  # doctest: +SKIP
         >>> vitsplit.load("runs/vqa").ask("desk.jpg", "What is on the desk?")  # doctest: +SKIP
     """
     options: dict[str, Any] = {
@@ -389,8 +392,9 @@ def export(
     hashes: dict[str, str] = {}
     if not isinstance(run, Predictor):
         runs = [run] if isinstance(run, str | Path) else run
-        hashes = {name: file_hash(folder / WEIGHTS) for name, (folder, _) in read_bundles(runs).items()}
-        run = load_float32(runs, weights=weights, language_weights=language_weights, language_model=language_model)
+        folders = {name: folder for name, (folder, _) in read_bundles(runs).items()}
+        hashes = {name: file_hash(folder / WEIGHTS) for name, folder in folders.items()}
+        run = load_float32(folders, weights=weights, language_weights=language_weights, language_model=language_model)
     if isinstance(data, str | Path):
         if len(run) > 1:
             raise ConfigError(f"--data {data}: there are {len(run)} heads. Give HEAD=FOLDER for each to be evaluated.")

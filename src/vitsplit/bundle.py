@@ -4,7 +4,7 @@
 
     head.safetensors   trained weights and norm statistics, without the backbone
     head.json          the card: task, classes, backbone with hash and license, configuration, metrics, version
-    README.md          a summary of the card
+    README.md          a summary of the card, with the metadata of a model card of the Hugging Face hub
 
 Bundles contain no pickle files and may be untrusted: the card is checked completely before anything is built; names,
 shapes and dtypes of the tensors are compared with those of the card's model before any of them is read; and paths in
@@ -13,6 +13,7 @@ the card are not followed. Loading compares the backbone's hash with that of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,10 @@ from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.config import settings_of, with_value
 from vitsplit.errors import BundleError, ConfigError
-from vitsplit.files import SMALL_FILE, read_json, real_number, shown, string, whole_number
+from vitsplit.files import SMALL_FILE, is_address, read_json, real_number, shown, string, whole_number
+from vitsplit.hub_repository import download
 from vitsplit.model import Head
+from vitsplit.model_card import model_card
 from vitsplit.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
@@ -39,6 +42,8 @@ from vitsplit.version import __version__
 
 FORMAT = 1
 WEIGHTS, CARD, README = "head.safetensors", "head.json", "README.md"
+LARGEST_WEIGHTS = 32 << 30
+"""Size limit in bytes of weights on the hub (a language model of 7e9 parameters in float32 has 28e9)."""
 LANGUAGE_MODEL = "decoder.language_model."
 """Prefix of the tensors of a tuned language model, whose shapes are known only after that model is loaded."""
 
@@ -129,7 +134,9 @@ def save_bundle(
         )
     )
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
-    (folder / README).write_text(_readme(card, state), encoding="utf-8")
+    values = {name: tensor.numel() for name, tensor in state.items()}
+    page = model_card({config.task.name: card}, {config.task.name: values})
+    (folder / README).write_text(page, encoding="utf-8")
 
 
 def card_to_dict(card: Card) -> dict[str, Any]:
@@ -145,33 +152,6 @@ def card_to_dict(card: Card) -> dict[str, Any]:
         "config": flat_to_dict(card.config),
     }
     return contents | ({"choice": dict(card.choice)} if card.choice else {})
-
-
-def _readme(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    backbone = card["backbone"]
-    figures = {key: value for key, value in card["metrics"].items() if isinstance(value, float | int)}
-    numbers = sum(tensor.numel() for tensor in state.values())
-    reached = ", ".join(f"{key} {value:.4g}" for key, value in figures.items()) or "not evaluated"
-    return (
-        f"# A {card['task']} head for {backbone['title']}\n\n"
-        f"Written by vitsplit {card['vitsplit']}. It has {numbers:,} values (weights and norm statistics) and needs "
-        f"the frozen backbone `{backbone['title']}` (`{backbone['timm_name']}`, "
-        f"weights {backbone['weights_hash'][:12]}, license {backbone['licence']}).{_origin(state)}\n\n"
-        f"- method: {card['config']['method']['name']}, recipe `{card['config']['name']}`\n"
-        f"- validation metrics: {reached}\n\n"
-        "```\nvitsplit predict THIS_FOLDER image.jpg --out predictions\n```\n"
-    )
-
-
-def _origin(state: Mapping[str, Tensor]) -> str:
-    """A sentence about weights of a bundle that were initialized from the backbone."""
-    if any(name.startswith("head.task_head.blocks.") and ".lora_" not in name for name in state):
-        what = "The task head is a trained copy of the backbone's last blocks"
-    elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in state):
-        what = "Most of it is a trained copy of the backbone"
-    else:
-        return ""
-    return f" {what}: the backbone's license applies to it."
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -190,10 +170,13 @@ def find_bundle(path: str | Path) -> Path:
 def find_bundles(path: str | Path) -> list[Path]:
     """The bundle folders of a RUN argument: a bundle itself, or the best (or else last) bundle of each head of a run.
 
+    A RUN on the hub (``hf://namespace/name[@revision]``) is downloaded first, into the hub cache.
+
     Raises:
         BundleError: There is none.
+        HubError: As ``hub_repository.download``.
     """
-    path = Path(path)
+    path = download(path, {CARD: SMALL_FILE, WEIGHTS: LARGEST_WEIGHTS}) if is_address(path) else Path(path)
     for folder in (path, path / "best", path / "last"):
         if (folder / CARD).is_file():
             return [folder]
@@ -416,6 +399,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if name.endswith(("running_var", "num_batches_tracked")) and (tensor < 0).any():
             raise BundleError(f"{file}: {name} holds negative numbers. {ADVICE}")
     return state
+
+
+def count_values(folder: Path) -> dict[str, int]:
+    """Number of values of each tensor of a bundle folder.
+
+    Raises:
+        BundleError: The file is missing or damaged.
+    """
+    return {name: math.prod(shape) for name, (_, shape) in _header(folder / WEIGHTS).items()}
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -33,6 +33,10 @@ class BundleError(VitsplitError):
     """A head bundle that is corrupt or does not match the backbone or data it is used with."""
 
 
+class HubError(VitsplitError):
+    """A repository of the Hugging Face hub that is missing, not accessible, too large or refuses an upload."""
+
+
 class RunError(VitsplitError):
     """A run folder that is in use, cannot be resumed or cannot be written."""
 

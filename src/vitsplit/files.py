@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from io import BufferedReader
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from vitsplit.errors import DataError, VitsplitError
@@ -35,6 +35,11 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """Control characters, which names must not contain."""
 
 ErrorType = type[VitsplitError]
+
+
+def is_address(run: str | PurePath) -> bool:
+    """Whether a RUN argument is an address on the Hugging Face hub (``hf://``), not a folder."""
+    return (run.as_posix() if isinstance(run, PurePath) else run).startswith("hf:/")  # a Path has one slash
 
 
 def read_text(

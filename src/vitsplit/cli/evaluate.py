@@ -19,6 +19,7 @@ from vitsplit.cli.values import Count, GraphRuntime, Loading, SplitName, Switch
 from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import MaxNewTokens, Settings, changed_settings
 from vitsplit.errors import ConfigError
+from vitsplit.files import is_address
 
 
 def _task_settings(argv: Sequence[str]) -> Settings | None:
@@ -90,6 +91,8 @@ def evaluate(
         task: Settings of the bundle's task.
         expected: Description of the benchmark's files.
     """
+    if is_address(run) and out is None:
+        raise ConfigError(f"Missing required option --out: {run} is on the hub, and has no folder for the results.")
     if benchmark is not None:
         return evaluate_benchmark(
             run, benchmark, data, out, limit=limit, max_new_tokens=max_new_tokens, as_json=json, loading=loading

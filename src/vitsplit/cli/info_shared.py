@@ -10,6 +10,7 @@ from typing import Any
 
 from vitsplit.cli.info_subject import Subject, find_subject
 from vitsplit.errors import ConfigError
+from vitsplit.files import is_address
 from vitsplit.recipes import RECIPES
 
 
@@ -37,7 +38,8 @@ def _subjects(targets: Sequence[str]) -> dict[str, Subject]:
     for target in targets:
         if target in subjects:
             raise ConfigError(f"The recipe {target} was given twice. Give it once.")
-        if target in RECIPES or not Path(target).exists():  # `find_subject` raises if it is neither
+        # `find_subject` raises if it is neither.
+        if target in RECIPES or not (is_address(target) or Path(target).exists()):
             subjects[target] = find_subject(target)
     runs = [target for target in targets if target not in subjects]
     for name, (folder, _) in read_bundles(runs).items() if runs else ():

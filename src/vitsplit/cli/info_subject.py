@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import ConfigError
+from vitsplit.files import is_address
 from vitsplit.recipes import RECIPES, count_classes, recipe
 from vitsplit.train_config import TrainConfig
 
@@ -51,7 +52,7 @@ def configuration(target: str) -> TrainConfig:
         ConfigError: There is no such recipe or folder.
         BundleError: The folder does not contain a valid bundle.
     """
-    if target in RECIPES or not Path(target).exists():
+    if target in RECIPES or not (is_address(target) or Path(target).exists()):
         try:
             return recipe(target)
         except ConfigError as error:

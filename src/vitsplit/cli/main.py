@@ -15,6 +15,7 @@ VERBS = {
     "predict": ("predict:predict", "run bundles on images, folders and videos"),
     "export": ("export:export", "write heads and backbone as one ONNX, OpenVINO or PyTorch graph"),
     "import": ("import_checkpoint:import_checkpoint", "convert a checkpoint of the authors' release to a bundle"),
+    "push": ("push:push", "upload bundles to the Hugging Face hub"),
     "serve": ("serve:serve", "serve many bundles behind one backbone pass over HTTP"),
     "chat": ("chat:chat", "hold a conversation about an image in the terminal"),
     "info": ("info:info", "layers, parameters and multiply-adds of a recipe or bundle"),

@@ -121,11 +121,12 @@ def predict(
     made_by: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     if engine == "ray":
         from vitsplit.cli.predict_ray import predict_with_ray
+        from vitsplit.files import is_address
 
         given = {"--shard": shard, "--tile": tile, "--overlap": overlap, "--scale": scale}
         table = _check_table(runs, out, given, runtime)
         predictor = {
-            "bundles": [str(Path(run).absolute()) for run in runs],
+            "bundles": [run if is_address(run) else str(Path(run).absolute()) for run in runs],
             "questions": ask,
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,

@@ -101,7 +101,7 @@ def cached_export(
         if is_export(folder):  # of a process that was waited for
             return folder
         say(f"exporting to {folder}")
-        predictor = load_float32(runs, weights=weights)
+        predictor = load_float32(folders, weights=weights)
         hashes = {name: file_hash(each / WEIGHTS) for name, each in folders.items()}
         export_graphs(predictor, folder, ExportPlan((format_name,)), weights=hashes, say=say)
     return folder

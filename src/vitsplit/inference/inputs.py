@@ -11,7 +11,7 @@ from pathlib import Path
 from vitsplit.bundle import find_bundles
 from vitsplit.data.decoding import IMAGE_SUFFIXES
 from vitsplit.errors import BundleError, ConfigError, DataError
-from vitsplit.files import exists, shown
+from vitsplit.files import exists, is_address, shown
 from vitsplit.runtime.card import is_export
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
@@ -58,7 +58,7 @@ def split_runs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_run(word: str) -> bool:
-    if is_export(word):
+    if is_export(word) or is_address(word):
         return True
     try:
         find_bundles(word)

@@ -26,6 +26,7 @@ from vitsplit.bundle import (
 from vitsplit.config import Precision
 from vitsplit.errors import BundleError, ConfigError, DataError, WeightsError
 from vitsplit.files import shown
+from vitsplit.hub_repository import repository_name
 from vitsplit.model import Head, backbone_settings, build_head, head_shapes
 from vitsplit.precision import Resolved, resolve_precision
 from vitsplit.tasks import bare_task
@@ -202,7 +203,9 @@ def run_name(folder: Path) -> str:
     folder = folder.resolve()
     if folder.parent.name in RUN_FOLDERS:  # a folder for each head
         folder = folder.parent
-    return folder.parent.name if folder.name in RUN_FOLDERS else folder.name
+    if folder.name in RUN_FOLDERS:
+        folder = folder.parent
+    return repository_name(folder) or folder.name
 
 
 def same_precision(cards: Mapping[str, Card], device: torch.device) -> Resolved:

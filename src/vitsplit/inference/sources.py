@@ -57,7 +57,7 @@ def find_source(
         return Source(
             {name: card for name, (_, card) in bundles.items()},
             partial(bundle_ids, {name: folder for name, (folder, _) in bundles.items()}),
-            partial(load_predictor, runs, **options),
+            partial(load_predictor, {name: folder for name, (folder, _) in bundles.items()}, **options),
         )
     if len(exported) < len(runs) or isinstance(runs, Mapping):
         raise ConfigError(

@@ -25,6 +25,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.exporting.cache import find_source_for
+from vitsplit.files import is_address
 from vitsplit.inference.sources import Source
 from vitsplit.runtime.card import is_export
 from vitsplit.serving.admin import Administration, check_administration, read_token
@@ -70,12 +71,17 @@ class ServeOptions:
 
     @property
     def folders(self) -> list[Path]:
-        """The runs as absolute paths, which errors of requests omit."""
-        return [Path(run).absolute() for run in self.runs]
+        """The runs on this machine as absolute paths, which errors of requests omit."""
+        return [Path(run).absolute() for run in self.runs if not is_address(run)]
+
+    @property
+    def located(self) -> list[str]:
+        """The runs as absolute paths, or as they are if they are addresses on the hub."""
+        return [run if is_address(run) else str(Path(run).absolute()) for run in self.runs]
 
     def source(self) -> Source:
         """The heads."""
-        return find_source_for(self.folders, self.runtime, say=logger.info, **self.loading)
+        return find_source_for(self.located, self.runtime, say=logger.info, **self.loading)
 
 
 def serve(

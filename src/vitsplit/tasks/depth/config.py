@@ -20,6 +20,7 @@ class DepthConfig(TaskConfig):
     name: ClassVar[str] = "depth"
     location: ClassVar[str] = "vitsplit.tasks.depth.task:DepthTask"
     default_recipe: ClassVar[str | None] = "laptop-depth"
+    pipeline_tag: ClassVar[str | None] = "depth-estimation"
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz")
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"depth": ("float32", (-1, -1))}
     # The PNG that `save` writes, and its meters per unit.

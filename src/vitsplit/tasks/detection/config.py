@@ -21,6 +21,7 @@ class DetectionConfig(TaskConfig):
     name: ClassVar[str] = "detection"
     location: ClassVar[str] = "vitsplit.tasks.detection.task:DetectionTask"
     default_recipe: ClassVar[str | None] = "laptop-detection"
+    pipeline_tag: ClassVar[str | None] = "object-detection"
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {
         "boxes": ("float32", (-1, 4)),

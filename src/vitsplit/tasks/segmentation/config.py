@@ -18,6 +18,7 @@ class SegmentationConfig(TaskConfig):
     name: ClassVar[str] = "segmentation"
     location: ClassVar[str] = "vitsplit.tasks.segmentation.task:SegmentationTask"
     default_recipe: ClassVar[str | None] = "laptop-segmentation"
+    pipeline_tag: ClassVar[str | None] = "image-segmentation"
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
     # The PNG that `save` writes.

@@ -24,6 +24,7 @@ class VqaConfig(TaskConfig):
     name: ClassVar[str] = "vqa"
     location: ClassVar[str] = "vitsplit.tasks.vqa.task:VqaTask"
     default_recipe: ClassVar[str | None] = "laptop-vqa"
+    pipeline_tag: ClassVar[str | None] = "visual-question-answering"
     answers_questions: ClassVar[bool] = True
     record: ClassVar[Mapping[str, RecordType]] = {"questions": "texts", "answers": "texts"}
     scores: ClassVar[Mapping[str, Score]] = {

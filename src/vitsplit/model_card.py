@@ -1,0 +1,157 @@
+"""``README.md`` of bundles: a summary of their cards, with the metadata of a model card of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from vitsplit.tasks import task_config
+
+PLACE = "THIS_FOLDER"
+# Licenses by the hub's identifiers; others are stated by name.
+_LICENSES = frozenset({"apache-2.0", "mit", "cc-by-nc-4.0"})
+_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
+_QUESTION = "What is in the image?"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+Contents = Mapping[str, Any]
+"""The contents of ``head.json``, see ``bundle.card_to_dict``."""
+
+
+def model_card(
+    cards: Mapping[str, Contents],
+    values: Mapping[str, Mapping[str, int]],
+    *,
+    place: str = PLACE,
+    picture: str | None = None,
+) -> str:
+    """The text of ``README.md``, in Markdown with YAML front matter.
+
+    Args:
+        cards: Contents of the cards by head name, of one backbone.
+        values: Number of values of each tensor, by head name.
+        place: What to load: a folder, or the address on the hub.
+        picture: Name of a picture of predictions beside the file.
+    """
+    backbone = next(iter(cards.values()))["backbone"]
+    heads = " and ".join(card["task"] for card in cards.values())
+    title = f"A {heads} head for {backbone['title']}" if len(cards) == 1 else f"Heads for {backbone['title']}: {heads}"
+    asks = any(task_config(card["task"]).answers_questions for card in cards.values())
+    ask = f' --ask "{_QUESTION}"' if asks else ""
+    parts = [
+        f"---\n{_metadata(cards, title)}\n---",
+        f"# {title}",
+        *([f"![Predictions]({picture})"] if picture is not None else []),
+        f"Written by vitsplit {next(iter(cards.values()))['vitsplit']}. It needs the frozen backbone "
+        f"`{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, license "
+        f"{backbone['licence']}), which is not included and is loaded separately.",
+        *(
+            f"## Head `{name}`\n\n" * (len(cards) > 1) + _head(card, sum(values[name].values()))
+            for name, card in cards.items()
+        ),
+        "## Use",
+        f"```\npip install vitsplit\nvitsplit predict {place} image.jpg{ask} --out predictions\n```",
+        _python(place, cards),
+        "## Limits",
+        "Predictions are for images like those of the training data; the metrics are of one validation set, and other "
+        "images can differ. Evaluate it on your own data (`vitsplit evaluate`) before use. The bundle runs with the "
+        "backbone's weights of the hash above only.",
+        "## License",
+        _license(backbone, values),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(card: Contents, values: int) -> str:
+    reached = ", ".join(f"{key} {value:.4g}" for key, value in _figures(card, int | float).items()) or "not evaluated"
+    rows = [
+        f"- task: {card['task']}",
+        f"- values (weights and norm statistics): {values:,}",
+        f"- method: {card['config']['method']['name']}, recipe `{card['config']['name']}`",
+        f"- validation metrics: {reached}",
+    ]
+    classes = card["description"].get("classes", ())
+    if classes:
+        more = f" and {len(classes) - 20} more" * (len(classes) > 20)
+        rows.append(f"- classes: {', '.join(classes[:20])}{more}")
+    return "\n".join(rows)
+
+
+def _python(place: str, cards: Mapping[str, Contents]) -> str:
+    name, card = next(iter(cards.items()))
+    asks = task_config(card["task"]).answers_questions
+    last = f'model.ask("image.jpg", "{_QUESTION}")' if asks else f'model.predict("image.jpg")["{name}"].overlay()'
+    return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}")\n{last}\n```'
+
+
+def _license(backbone: Mapping[str, str], values: Mapping[str, Mapping[str, int]]) -> str:
+    derived = [what for tensors in values.values() if (what := _origin(tensors))]
+    note = f" {derived[0]}: the backbone's license applies to it." if derived else ""
+    return (
+        f"The backbone's license is {backbone['licence']}.{note} The data set that a head was trained on may have "
+        "terms of its own."
+    )
+
+
+def _origin(tensors: Mapping[str, int]) -> str:
+    """Which weights of a bundle were initialized from the backbone."""
+    if any(name.startswith("head.task_head.blocks.") and ".lora_" not in name for name in tensors):
+        return "The task head is a trained copy of the backbone's last blocks"
+    if any(name.endswith("trunk.model.patch_embed.proj.weight") for name in tensors):
+        return "Most of the bundle is a trained copy of the backbone"
+    return ""
+
+
+def _metadata(cards: Mapping[str, Contents], title: str) -> str:
+    backbone = next(iter(cards.values()))["backbone"]
+    license_name = backbone["licence"]
+    known = license_name in _LICENSES
+    tags = [task_config(card["task"]).pipeline_tag for card in cards.values()]
+    results = [result for name, card in cards.items() for result in _results(name, card)]
+    data = ModelCardData(
+        library_name="vitsplit",
+        base_model=_base_models(cards) or None,
+        pipeline_tag=next((tag for tag in tags if tag is not None), None),
+        license=license_name if known else "other",
+        license_name=None if known else re.sub(r"[^a-z0-9.]+", "-", license_name.lower()).strip("-"),
+        license_link=_LINKS.get(license_name),
+        tags=["vitsplit", *dict.fromkeys([*(card["task"] for card in cards.values()), *filter(None, tags)])],
+        eval_results=results or None,
+        model_name=title if results else None,
+    )
+    return data.to_yaml()
+
+
+def _base_models(cards: Mapping[str, Contents]) -> list[str]:
+    """Repositories of the backbone and the language models, where the cards state them."""
+    found = []
+    for card in cards.values():
+        repository, stated, _ = card["backbone"]["source"].partition(" on the hub")
+        found += [repository] if stated else []
+        found.append(str((card["description"].get("language_model") or {}).get("name", "")))
+    return [name for name in dict.fromkeys(found) if _REPOSITORY.fullmatch(name)]
+
+
+def _results(name: str, card: Contents) -> list[EvalResult]:
+    data = card["config"]["task"].get("format", "auto")
+    data = "the validation set" if data in ("auto", "folder") else data
+    return [
+        EvalResult(
+            task_type=task_config(card["task"]).pipeline_tag or card["task"],
+            task_name=name,
+            dataset_type=data.replace(" ", "-"),
+            dataset_name=data,
+            metric_type=key,
+            metric_value=value,
+        )
+        for key, value in _figures(card, float).items()
+    ]
+
+
+def _figures(card: Contents, kind: Any) -> dict[str, float]:
+    return {
+        key: value for key, value in card["metrics"].items() if isinstance(value, kind) and not isinstance(value, bool)
+    }

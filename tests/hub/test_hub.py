@@ -1,0 +1,243 @@
+"""Bundles on a local hub: upload, download, the offline cache, refusals."""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import yaml
+from bundles import write_depth_bundle, write_segmentation_bundle
+from huggingface_hub import constants
+from local_hub import TOKEN, LocalHub
+from PIL import Image
+
+import vitsplit
+from vitsplit.backbone.hub import reachable
+from vitsplit.bundle import find_bundle, find_bundles
+from vitsplit.cli.main import main
+from vitsplit.errors import BundleError, ConfigError, HubError
+from vitsplit.hub_repository import parse_address
+from vitsplit.inference.sources import find_head
+from vitsplit.serving.server import ServeOptions
+
+FILES = ("head.json", "head.safetensors")
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory) -> Path:
+    folder = write_segmentation_bundle(tmp_path_factory.mktemp("pushed") / "rooms")
+    (folder / "secret.txt").write_text("not a file of the bundle")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory) -> Path:
+    """A run of two heads."""
+    run = tmp_path_factory.mktemp("pushed") / "both"
+    write_segmentation_bundle(run / "best" / "segmentation")
+    write_depth_bundle(run / "best" / "depth")
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = LocalHub()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    huggingface_hub.utils.disable_progress_bars()
+    reachable.cache_clear()
+    yield hub
+    hub.close()
+    reachable.cache_clear()
+
+
+def hashes(folder: Path) -> list[str]:
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def test_pushed_files_are_those_of_the_bundle(hub, rooms):
+    url = vitsplit.push(rooms, "me/rooms")
+    repository = hub.repositories["me/rooms"]
+    assert url == f"{hub.url}/me/rooms/commit/{repository.branches['main']}"
+    found = repository.commits[repository.branches["main"]]
+    assert set(found) == {*FILES, "README.md"}
+    assert {name: found[name] for name in FILES} == files_of(rooms)
+    assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
+
+
+def test_a_pushed_bundle_predicts_the_same_in_a_new_process(hub, rooms, tmp_path):
+    vitsplit.push(rooms, "me/rooms", private=True)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "new")}
+    script = (
+        "import sys, numpy, vitsplit\n"
+        "mask = vitsplit.load('hf://me/rooms').predict(sys.argv[1])['segmentation'].mask\n"
+        "numpy.save(sys.argv[2], mask)"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "image.png", tmp_path / "mask.npy"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = vitsplit.load(rooms).predict(tmp_path / "image.png")["segmentation"].mask
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), expected)
+
+
+def test_cached_bundles_work_offline(hub, rooms, monkeypatch):
+    vitsplit.push(rooms, "me/rooms")
+    commit = hub.repositories["me/rooms"].branches["main"]
+    find_bundle("hf://me/rooms")
+    count = len(hub.requests)
+    assert hashes(find_bundle(f"hf://me/rooms@{commit}")) == hashes(rooms)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
+    assert len(hub.requests) == count
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        find_bundle("hf://me/other")
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        vitsplit.push(rooms, "me/rooms")
+
+
+def test_an_unreachable_hub_leaves_the_cache(hub, rooms, monkeypatch):
+    vitsplit.push(rooms, "me/rooms")
+    find_bundle("hf://me/rooms")
+    hub.close()
+    reachable.cache_clear()
+    assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
+    with pytest.raises(HubError, match="unreachable"):
+        find_bundle("hf://me/other")
+
+
+def test_a_revision_is_a_branch(hub, rooms, tmp_path):
+    vitsplit.push(rooms, "me/rooms")
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    vitsplit.push(other, "me/rooms", revision="v2", message="More images")
+    assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
+    assert hashes(find_bundle("hf://me/rooms@v2")) == hashes(other)
+    with pytest.raises(HubError, match="v3"):
+        find_bundle("hf://me/rooms@v3")
+
+
+def test_a_new_commit_is_downloaded(hub, rooms, tmp_path):
+    vitsplit.push(rooms, "me/rooms")
+    find_bundle("hf://me/rooms")
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    vitsplit.push(other, "me/rooms")
+    assert hashes(find_bundle("hf://me/rooms")) == hashes(other)
+
+
+def test_several_heads_are_one_repository(hub, both, rooms):
+    vitsplit.push(rooms, "me/both")
+    vitsplit.push(both, "me/both")
+    model = vitsplit.load("hf://me/both")
+    assert list(model) == ["segmentation", "depth"]
+    with pytest.raises(BundleError):
+        find_bundle("hf://me/both")
+    # The files of the other layout are gone in both directions.
+    vitsplit.push(rooms, "me/both")
+    assert len(find_bundles("hf://me/both")) == 1
+
+
+def test_names_of_equal_heads_are_those_of_the_repositories(hub, rooms):
+    vitsplit.push(rooms, "me/rooms")
+    vitsplit.push(rooms, "me/streets")
+    assert list(vitsplit.load("hf://me/rooms", "hf://me/streets")) == ["rooms", "streets"]
+
+
+def test_the_model_card(hub, rooms, tmp_path):
+    picture = tmp_path / "overlay.jpg"
+    Image.new("RGB", (8, 8)).save(picture)
+    vitsplit.push(rooms, "me/rooms", picture=picture)
+    repository = hub.repositories["me/rooms"]
+    files = repository.commits[repository.branches["main"]]
+    _, front, text = files["README.md"].decode().split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert (data["library_name"], data["pipeline_tag"]) == ("vitsplit", "image-segmentation")
+    assert 'vitsplit.load("hf://me/rooms")' in text
+    assert "![Predictions](picture.jpg)" in text
+    assert files["picture.jpg"] == picture.read_bytes()
+    with pytest.raises(ConfigError):
+        vitsplit.push(rooms, "me/rooms", picture=rooms / "secret.txt")
+
+
+@pytest.mark.parametrize("name", ["rooms", "a/b/c", "me/..", "me/ro oms", "../me", "me--you/a", ""])
+def test_names_that_are_not_repositories(name, rooms):
+    with pytest.raises(HubError):
+        vitsplit.push(rooms, name)
+    with pytest.raises(HubError):
+        parse_address(f"hf://{name}")
+
+
+def test_an_address_as_path_is_an_address():
+    assert parse_address(Path("hf://me/rooms@refs/pr/1")) == parse_address("hf://me/rooms@refs/pr/1")
+
+
+def test_private_missing_and_gated_repositories(hub, rooms, monkeypatch):
+    hub.add("me/private", files_of(rooms), private=True)
+    hub.add("me/gated", files_of(rooms), gated=True)
+    find_bundle("hf://me/private")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_another")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "2")
+    for name in ("private", "gated", "missing"):
+        with pytest.raises(HubError, match="HF_TOKEN") as caught:
+            find_bundle(f"hf://me/{name}")
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(HubError, match="HF_TOKEN"):
+        vitsplit.push(rooms, "me/private")
+
+
+@pytest.mark.parametrize(("name", "size"), [("head.safetensors", 1 << 40), ("head.json", 17 << 20)])
+def test_large_files_are_not_downloaded(hub, rooms, name, size):
+    hub.add("me/large", files_of(rooms), stated_sizes={name: size})
+    with pytest.raises(HubError, match=name):
+        find_bundle("hf://me/large")
+    assert not [each for each in hub.requests if "/resolve/" in each]
+
+
+def test_other_files_are_not_downloaded(hub, rooms):
+    harmful = {name: pickle.dumps(print) for name in ("pytorch_model.bin", "best/x/y/head.json", "model.py")}
+    hub.add("me/more", files_of(rooms) | harmful)
+    folder = find_bundle("hf://me/more")
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == set(FILES)
+    hub.add("me/pickle", harmful)
+    with pytest.raises(HubError, match="no head bundle"):
+        find_bundle("hf://me/pickle")
+
+
+def test_damaged_bundles_are_not_pushed(hub, rooms, tmp_path):
+    (tmp_path / "head.json").write_bytes((rooms / "head.json").read_bytes())
+    (tmp_path / "head.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(BundleError):
+        vitsplit.push(tmp_path, "me/rooms")
+    assert hub.repositories == {}
+
+
+def test_commands(hub, rooms, tmp_path, capsys):
+    assert main(["push", str(rooms), "me/rooms", "--private", "--message", "First"]) == 0
+    assert capsys.readouterr().out.strip().startswith(f"{hub.url}/me/rooms/commit/")
+    assert hub.repositories["me/rooms"].private
+    assert main(["info", "hf://me/rooms", "--json"]) == 0
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.png")
+    assert main(["predict", "hf://me/rooms", str(tmp_path / "image.png"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "image_mask.png").is_file()
+    assert main(["evaluate", "hf://me/rooms", "--data", str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_server_and_an_evaluation_find_the_bundle(hub, rooms):
+    vitsplit.push(rooms, "me/rooms")
+    assert list(ServeOptions(["hf://me/rooms"], None, {}).source().cards) == ["segmentation"]
+    assert find_head(Path("hf://me/rooms"))[0].task == "segmentation"
