@@ -9,11 +9,11 @@ from vitsplit.bundle import card_to_dict
 from vitsplit.exporting.formats import Format, FormatName, Written, file_hash, files_of
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.inference.predictor import Predictor
+from vitsplit.runtime.card import CARD, FORMAT
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 from vitsplit.version import __version__
 
-FORMAT = 1
-CARD, README = "card.json", "README.md"
+README = "README.md"
 SPLIT = (
     "Each head has a graph of its own, which reads the image, for its size, and tokens of the backbone's graph: "
     "`tap.tokens.12` are the tokens after 12 blocks. The graph of the backbone is the same file for all heads exported "

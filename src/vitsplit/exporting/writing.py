@@ -13,7 +13,7 @@ from torch import Tensor
 from vitsplit.atomic_files import json_text
 from vitsplit.data.new_folder import new_folder
 from vitsplit.errors import ConfigError
-from vitsplit.exporting.card import CARD, README, graph_entry, make_card, readme
+from vitsplit.exporting.card import README, graph_entry, make_card, readme
 from vitsplit.exporting.formats import (
     Format,
     FormatName,
@@ -47,6 +47,7 @@ from vitsplit.exporting.scores import (
 )
 from vitsplit.inference.exported import load_export
 from vitsplit.inference.predictor import Predictor, load_predictor
+from vitsplit.runtime.card import CARD
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
 
 DeformChoice = Literal["auto", "native", "grid"]
