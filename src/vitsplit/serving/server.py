@@ -121,7 +121,7 @@ def serve(
     with _listen(host, port) as listener:
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         if workers == 1:
-            return _run(options, listener, lambda: say(f"serving {', '.join(source.cards)} at {address}"))
+            return _run(options, source, listener, lambda: say(f"serving {', '.join(source.cards)} at {address}"))
         source.ids()  # makes the export, if there is one, before the workers need it
         threads = max(1, (os.cpu_count() or 1) // workers)
         say(f"starting {workers} workers for {', '.join(source.cards)} at {address}")
@@ -190,6 +190,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _run(
     options: ServeOptions,
+    source: Source,
     listener: socket.socket,
     on_ready: Callable[[], None],
     last: Callable[[], bool] = lambda: True,
@@ -197,7 +198,6 @@ def _run(
     """Loads the heads, and serves them in this process."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    source = options.source()
     ids = source.ids()
     service = Service(source.load(), ids, options.limits, batch_size=options.batch_size, roots=options.folders)
     administration = None
@@ -215,7 +215,7 @@ def _run_worker(options: ServeOptions, listener: socket.socket, stopped: Event) 
     threading.Thread(target=_end_with_parent, args=(stopped,), daemon=True).start()
     logging.basicConfig(format="%(message)s")
     # While other workers run, or are started, the port must accept connections.
-    _run(options, listener, lambda: None, stopped.is_set)
+    _run(options, options.source(), listener, lambda: None, stopped.is_set)
 
 
 def _end_with_parent(stopped: Event) -> None:
