@@ -19,8 +19,8 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 WINDOWS_PER_PASS = 4
-SCORES_AT_ONCE = 1 << 26
-"""Maximum number of scores (pixels times classes) at full resolution in memory: 256 MB."""
+SCORES_AT_ONCE = 1 << 21
+"""Maximum number of scores (pixels times classes) at full resolution in memory: 8 MB, which a CPU's cache holds."""
 
 
 def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
@@ -40,7 +40,8 @@ def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) ->
     for rows in _row_ranges(size, views[0].shape[:2].numel()):
         # The argmax of a single view needs no softmax.
         scores_BKRW = resize_rows(views[0], size, rows) if len(views) == 1 else _mean_shares(views, size, rows)
-        masks.append(scores_BKRW.argmax(1).to(torch.uint8))
+        # The indices of ``max`` are those of ``argmax``, which takes three times as long on a CPU.
+        masks.append(scores_BKRW.max(1).indices.to(torch.uint8))
     return torch.cat(masks, dim=1)
 
 
