@@ -50,6 +50,8 @@ from vitsplit.inference.loading import read_bundles
 
 TOKEN = "token-of-the-benchmark"
 CHANGE_SECONDS = 10.0
+ATTACKER = "127.0.0.2"
+"""Another address than that of the other clients: the server gives every address the same share."""
 
 
 class Server:
@@ -315,6 +317,7 @@ def _send(port: int, attack: Attack) -> str:
             if attack.unread is not None:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(30)
+            connection.bind((ATTACKER, 0))
             connection.connect(("127.0.0.1", port))
             connection.sendall(attack.first)
             if attack.unread is not None:

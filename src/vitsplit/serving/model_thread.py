@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from vitsplit.inference.batches import batch_limit
 from vitsplit.inference.predictor import Predictions, Predictor
+
+PIXELS_PER_PASS = 1 << 21
+"""The part of an image's cost that does not depend on its size, in pixels; measured with a small backbone."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +55,29 @@ class Job:
     Attributes:
         image_CHW: The image, uint8.
         heads: The heads to run, in the order of the predictor.
+        client: Who asks, such as an address; each client has the same share of the thread.
         deadline: Time of ``time.monotonic`` after which it is not computed.
         future: The result. Cancelling it drops the job unless it is being computed.
+        finish: The place in the queue, see ``ModelThread``.
     """
 
     image_CHW: Tensor
     heads: tuple[str, ...]
+    client: str
     deadline: float
     future: Future[Computed] = field(default_factory=Future)
     created: float = field(default_factory=time.monotonic)
+    finish: int = 0
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Jobs of one key can be one batch."""
         return (self.image_CHW.shape, self.heads)
+
+    @property
+    def cost(self) -> int:
+        """The work relative to that of other jobs, in pixels."""
+        return PIXELS_PER_PASS + self.image_CHW[0].numel()
 
 
 @dataclass(eq=False)
@@ -74,7 +87,12 @@ class _Call:
 
 
 class ModelThread:
-    """Computes jobs in the order of their arrival; jobs of one size and the same heads in batches.
+    """Computes jobs of one size and the same heads in batches, with the same share of the time for every client.
+
+    Jobs of a client are computed in the order of their arrival, and those of several by self-clocked fair queueing
+    (Golestani, "A self-clocked fair queueing scheme for broadband applications", INFOCOM 1994): a job's ``finish`` is
+    its cost after the later of its client's last one and the one that is being computed, and the lowest comes first. So
+    a client with many or large images delays the others by at most one batch.
 
     A call, such as one that removes a head, is made after all jobs that were submitted before it, so that none of them
     is broken, and before all later ones.
@@ -91,7 +109,9 @@ class ModelThread:
         self._predictor, self._batch_size, self._on_batch = predictor, batch_size, on_batch
         self._device = predictor.backbone.mean_C11.device
         self._waiting: deque[Job | _Call] = deque()
-        self._changed = threading.Condition()
+        self._clock = 0
+        self._finish: dict[str, int] = {}  # of the last job of each client, if it is later than the clock
+        self._changed = threading.Condition()  # its lock can be taken again by the thread that has it
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="vitsplit-model", daemon=True)
         self._thread.start()
@@ -103,7 +123,9 @@ class ModelThread:
 
     def submit(self, job: Job) -> Job:
         """Queues a job."""
-        self._append(job)
+        with self._changed:
+            job.finish = self._finish[job.client] = self._finish.get(job.client, self._clock) + job.cost
+            self._append(job)
         return job
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
@@ -146,17 +168,20 @@ class ModelThread:
                 self._compute(work)
 
     def _take(self) -> list[Job] | _Call:
-        """The next call, or the next job with others of its key that were queued before the next call."""
-        first = self._waiting.popleft()
-        if isinstance(first, _Call):
-            return first
+        """The next call; or the job with the lowest finish, and others of its key, of those before the next call."""
+        jobs = list(itertools.takewhile(lambda work: isinstance(work, Job), self._waiting))
+        if not jobs:
+            call = self._waiting.popleft()
+            assert isinstance(call, _Call)
+            return call
+        queued = sorted((job for job in jobs if isinstance(job, Job)), key=lambda job: job.finish)
+        first = queued[0]
         limit = batch_limit(self._batch_size, self._device, *first.image_CHW.shape[-2:])
-        batch, others = [first], list[Job | _Call]()
-        while self._waiting and len(batch) < limit and not isinstance(self._waiting[0], _Call):
-            other = self._waiting.popleft()
-            assert isinstance(other, Job)
-            (batch if other.key == first.key else others).append(other)
-        self._waiting.extendleft(reversed(others))
+        batch = [job for job in queued if job.key == first.key][:limit]
+        for job in batch:
+            self._waiting.remove(job)
+        self._clock = first.finish
+        self._finish = {client: finish for client, finish in self._finish.items() if finish > self._clock}
         return batch
 
     def _compute(self, batch: list[Job]) -> None:

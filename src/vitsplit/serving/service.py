@@ -248,7 +248,8 @@ class Service:
         """
         image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
         await self._check_waiting(request)
-        job = self.model.submit(Job(image_CHW, tuple(heads), request.state.deadline))
+        client = request.client.host if request.client else ""
+        job = self.model.submit(Job(image_CHW, tuple(heads), client, request.state.deadline))
         try:
             computed: Computed = await self.wait_for(job.future, request)
         except TooLateError:
