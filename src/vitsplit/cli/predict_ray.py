@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.cluster.options import RayOptions
-from vitsplit.errors import ConfigError
+from vitsplit.extras import require
 
 if TYPE_CHECKING:
     from vitsplit.cluster.items import Item
@@ -38,10 +38,8 @@ def predict_with_ray(
         overwrite: Remove earlier rows.
         dry_run: Print an estimate only.
     """
-    try:
-        from vitsplit.cluster.items import find_items
-    except ImportError as error:
-        raise ConfigError("--engine ray: Ray is not installed. Install it: pip install 'vitsplit[ray]'.") from error
+    require("--engine ray", "ray", "pyarrow", extra="ray")
+    from vitsplit.cluster.items import find_items
     from vitsplit.cluster.parquet_folder import read_done, take_over
     from vitsplit.cluster.ray_engine import Totals, run
 

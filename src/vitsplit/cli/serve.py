@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ import tyro
 from pydantic import Field
 
 from vitsplit.cli.values import BatchSize, Loading
-from vitsplit.errors import ConfigError
+from vitsplit.extras import require
 from vitsplit.serving.limits import Limits
 
 
@@ -55,9 +54,7 @@ def serve(
         loading: Loading options.
         limits: Limits.
     """
-    for package in ("starlette", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"vitsplit serve needs {package}, which is not installed: pip install 'vitsplit[serve]'")
+    require("vitsplit serve", "starlette", "uvicorn", "prometheus_client", extra="serve")
     from vitsplit import api
 
     return api.serve(

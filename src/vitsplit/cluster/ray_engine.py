@@ -33,7 +33,8 @@ from vitsplit.cluster.options import ROWS_PER_FILE, ActorPlan, RayOptions, plan_
 from vitsplit.cluster.parquet_folder import Destination
 from vitsplit.cluster.predictor import THREADS, Predictor, table_of
 from vitsplit.cluster.records import Record
-from vitsplit.errors import ConfigError, RunError, VitsplitError
+from vitsplit.errors import RunError, VitsplitError
+from vitsplit.extras import require
 from vitsplit.runtime.card import is_export
 
 LOAD, START = "load", "start"
@@ -283,11 +284,10 @@ def _cluster(options: RayOptions) -> Iterator[tuple[Any, list[Mapping[str, float
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read on import
     # Ray warns of the way in which Ray Data itself starts actors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError("--engine ray: Ray is not installed. Install it: pip install 'vitsplit[ray]'.") from error
+    require("--engine ray", "ray", "pyarrow", extra="ray")
+    import ray
+    import ray.data
+
     try:
         if options.ray_address is None:
             # One CPU more than there are, see `plan_actors`: tasks beside the actors have hardly any work.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitsplit.data.decoding import MAX_PIXELS
 from vitsplit.errors import DataError
+from vitsplit.extras import require
 from vitsplit.files import open_regular, shown
 
 ARRAY = "LabelMap"
@@ -27,13 +28,8 @@ def read_mat_mask(path: str | Path) -> Tensor:
     Raises:
         DataError: scipy is not installed, or the file cannot be read or has no such array.
     """
-    try:
-        scipy_io = importlib.import_module("scipy.io")
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading .mat files needs scipy, which is not installed. "
-            "Run: pip install 'vitsplit[pascal-context]'"
-        ) from error
+    require(f"{path}: reading .mat files", "scipy", extra="pascal-context", error=DataError)
+    scipy_io = importlib.import_module("scipy.io")
     advice = "Copy it again from its source."
     try:
         with open_regular(path, advice=advice) as file:

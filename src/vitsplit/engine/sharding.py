@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsplit.errors import ConfigError
+from vitsplit.extras import require
 from vitsplit.precision import train_in_float32
 from vitsplit.train_config import TrainConfig
 
@@ -49,8 +50,7 @@ def check_sharding(config: TrainConfig, processes: int) -> None:
         raise ConfigError(f"{flag} does not support --ema: omit it, or use --sharding fsdp2.")
     if len(optims) > 1 and any(optim.clip_norm is not None for optim in optims.values()):
         raise ConfigError(f"{flag} clips all heads' gradients together: omit --clip-norm, or use --sharding fsdp2.")
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(f"{flag} needs the package deepspeed: pip install 'vitsplit[deepspeed]'.")
+    require(flag, "deepspeed", extra="deepspeed")
 
 
 def _check_launcher() -> None:

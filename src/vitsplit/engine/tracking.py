@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import socket
@@ -18,7 +17,8 @@ from accelerate.tracking import WandBTracker
 from rich.console import Console
 
 from vitsplit.engine.run_folder import RunFolder
-from vitsplit.errors import ConfigError, RunError
+from vitsplit.errors import RunError
+from vitsplit.extras import require
 
 
 class Tracker(Protocol):
@@ -63,8 +63,8 @@ def check_trackers(trackers: Sequence[str]) -> None:
     Raises:
         ConfigError: A package is missing; the message has the command that installs it.
     """
-    if "wandb" in trackers and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("--track wandb needs Weights & Biases: pip install 'vitsplit[wandb]', or omit it.")
+    if "wandb" in trackers:
+        require("--track wandb", "wandb", extra="wandb")
 
 
 class _TensorBoard:

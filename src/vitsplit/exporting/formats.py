@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 
 from vitsplit.errors import ExportError
 from vitsplit.exporting.graph import Deform, ExportGraph
+from vitsplit.extras import require
 from vitsplit.runtime.card import IMAGE, TAP
 
 FormatName = Literal["onnx", "openvino", "pt2"]
@@ -128,9 +129,8 @@ def open_format(name: FormatName) -> Format:
     """
     module, _, attribute = _LOCATIONS[name].partition(":")
     found: type[Format] = getattr(importlib.import_module(module), attribute)
-    missing = [package for package in found.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ExportError(f"--format {name} needs {' and '.join(missing)}: pip install 'vitsplit[{found.extra}]'.")
+    if found.packages:
+        require(f"--format {name}", *found.packages, extra=found.extra, error=ExportError)
     return found()
 
 

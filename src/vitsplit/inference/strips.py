@@ -19,6 +19,7 @@ from torch import Tensor
 from vitsplit.data.decoding import open_image
 from vitsplit.data.images import to_image_tensor
 from vitsplit.errors import ConfigError, DataError
+from vitsplit.extras import require
 from vitsplit.files import open_regular
 
 MAX_UNPACKED_PIXELS = 1 << 30
@@ -164,12 +165,9 @@ class ImageStrips:
 
 
 def _load_vips(path: Path) -> Any:
-    try:
-        import pyvips
-    except ImportError as error:
-        raise ConfigError(
-            f"{path}: predicting an image in tiles needs libvips. Install it: pip install 'vitsplit[large]'"
-        ) from error
+    require(f"{path}: predicting an image in tiles", "pyvips", extra="large")
+    import pyvips
+
     pyvips.block_untrusted_set(True)  # disables loaders that are unsafe for untrusted files
     return pyvips
 

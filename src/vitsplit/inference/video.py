@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import DataError
+from vitsplit.extras import require
 from vitsplit.files import is_file
 from vitsplit.inference.batches import in_background
 from vitsplit.inference.predictor import Predictor
@@ -99,12 +100,9 @@ def predict_video(
 
 def require_av(path: str | Path) -> Any:
     """Imports PyAV, or raises ConfigError."""
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError(
-            f"{path}: reading a video needs the package PyAV. Install it: pip install 'vitsplit[video]'"
-        ) from error
+    require(f"{path}: reading a video", "av", extra="video")
+    import av
+
     return av
 
 

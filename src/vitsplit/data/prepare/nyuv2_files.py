@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitsplit.data.classes import IGNORE
 from vitsplit.errors import DataError
+from vitsplit.extras import require
 
 NOT_A_CLASS = "otherprop"
 """The one of the 40 classes that is ignored (any small object)."""
@@ -204,12 +205,8 @@ def _load_arrays(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 def _import(module: str, path: Path) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading this file needs {module.partition('.')[0]}. Install it: pip install 'vitsplit[nyuv2]'"
-        ) from error
+    require(f"{path}: reading this file", module.partition(".")[0], extra="nyuv2", error=DataError)
+    return importlib.import_module(module)
 
 
 def _require_file(path: Path) -> None:

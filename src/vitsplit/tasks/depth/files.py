@@ -14,6 +14,7 @@ import numpy as np
 from vitsplit.data.decoding import MAX_PIXELS, decode_image
 from vitsplit.data.folders import preview
 from vitsplit.errors import DataError
+from vitsplit.extras import require
 from vitsplit.files import open_regular, shown
 
 DEPTH_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".npy", ".exr"})
@@ -84,12 +85,9 @@ def _require_map(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
 
 def _read_exr(path: Path) -> np.ndarray:
     """Reads the only channel, or the one named Z, depth, Y or R (Blender: ``ViewLayer.Depth.Z``)."""
-    try:
-        import OpenEXR  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise DataError(
-            f"{path}: reading EXR needs the package OpenEXR. Install it: pip install 'vitsplit[exr]'."
-        ) from error
+    require(f"{path}: reading EXR", "OpenEXR", extra="exr", error=DataError)
+    import OpenEXR  # type: ignore[import-not-found]
+
     open_regular(path, advice="Export it again.").close()
     try:
         with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:

