@@ -288,6 +288,19 @@ def test_errors_are_shown_with_their_remedy(page):
     expect(page.get_by_label("Question", exact=True)).to_have_value("What?")  # to ask it again
 
 
+def test_a_removed_bundle_is_no_longer_offered(page):
+    offered = page.evaluate("fetch('v1/bundles').then((response) => response.json())")
+    del offered["bundles"]["far"]
+    error = {"error": {"code": "unknown_bundle", "message": "there is no bundle 'far'", "remedy": "Bundles: rooms."}}
+    page.route("**/v1/predict?*", lambda route: route.fulfill(status=404, json=error), times=1)
+    page.route("**/v1/bundles", lambda route: route.fulfill(json=offered))
+    choose(page)
+    page.get_by_role("alert").get_by_role("button", name="Try again").click()
+    predicted(page)
+    expect(page.locator("#toggles button")).to_have_text(["rooms", "things"])
+    expect(page.get_by_role("heading", name="rooms", exact=True)).to_have_count(1)
+
+
 def test_questions_can_be_stopped(page):
     choose(page)
     predicted(page)

@@ -464,12 +464,13 @@ const hideProblem = () => {
 const problemText = ({ message, remedy = "" }) => [el("strong", sentence(message)), " ", sentence(remedy)];
 const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
+/** Reads which heads the server has, and offers them. Those that were offered before keep their state. */
 async function start() {
   state.server = await (await call("v1/bundles")).json();
   const { backbone, bundles, limits } = state.server;
-  for (const [name, info] of Object.entries(bundles)) {
-    if (info.formats.includes("json")) state.heads.set(name, makeHead(name, info));
-  }
+  const heads = Object.entries(bundles).filter(([, info]) => info.formats.includes("json"));
+  const known = (name, { sha256 }) => (state.heads.get(name)?.info.sha256 === sha256 ? state.heads.get(name) : null);
+  state.heads = new Map(heads.map(([name, info]) => [name, known(name, info) ?? makeHead(name, info)]));
   const asking = Object.keys(bundles).filter((name) => bundles[name].needs_question);
   find("backbone").textContent = `${backbone.name}, ${plural(Object.keys(bundles).length, "head")}`;
   find("offers").replaceChildren(
@@ -651,9 +652,23 @@ async function predict(heads) {
     });
     say(`Predictions of ${plural(heads.length, "head")} are ready.`);
   } catch (error) {
-    if (state.photo === photo) showProblem(error, () => predict(heads));
+    const again = error.code === "unknown_bundle" ? () => predictOffered(photo) : () => predict(heads);
+    if (state.photo === photo) showProblem(error, again);
   } finally {
     if (state.photo === photo) setPending(heads, false);
+  }
+}
+
+/** Predicts with the heads that the server has now: one that the page knew was removed. */
+async function predictOffered(photo) {
+  try {
+    await start();
+    if (state.photo !== photo) return;
+    layOut();
+    const missing = shownHeads().filter(({ result, pending }) => !result && !pending);
+    if (missing.length) predict(missing);
+  } catch (error) {
+    showProblem(error, () => predictOffered(photo));
   }
 }
 
