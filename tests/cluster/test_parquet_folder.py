@@ -39,6 +39,19 @@ def test_rows_are_done_once_they_are_written(tmp_path: Path) -> None:
     assert not [*(tmp_path / "out").glob(".staging*")]
 
 
+def test_rows_with_an_error_are_predicted_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with take_over(out, MADE_BY) as (destination, _):
+        destination.commit(pa.table({"id": ["a", "b"], "error": pa.array([None, "out of memory"])}))
+        destination.commit(pa.table({"id": ["c"], "error": ["damaged"]}))
+    assert read_done(out, MADE_BY) == {"a"}
+    with take_over(out, MADE_BY) as (destination, done):
+        assert done == {"a"} and ids(out) == ["a"]
+        destination.commit(table("b", "c"))
+    assert ids(out) == ["a", "b", "c"]
+    assert read_done(out, MADE_BY) == {"a", "b", "c"}
+
+
 def test_processes_of_a_killed_command_cannot_write_later(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with take_over(out, MADE_BY) as (destination, _):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitsplit.atomic_files import write_json, writing_to
@@ -71,7 +72,7 @@ class Destination:
 
 
 def read_done(folder: Path, made_by: Mapping[str, Any]) -> set[str]:
-    """The ids of the rows in the folder; none if it does not exist.
+    """The ids of the rows without an error in the folder; none if it does not exist.
 
     Raises:
         RunError: The rows were made by other bundles, settings or programs, or a file cannot be read.
@@ -88,7 +89,7 @@ def read_done(folder: Path, made_by: Mapping[str, Any]) -> set[str]:
     done: set[str] = set()
     for part in _parts(folder):
         try:
-            done.update(pq.read_table(part, columns=["id"]).column("id").to_pylist())
+            done.update(_without_errors(pq.read_table(part, columns=["id", "error"])).column("id").to_pylist())
         except (OSError, KeyError, pa.ArrowException) as error:
             raise RunError(f"{part}: cannot be read ({error}). {advice}") from error
     return done
@@ -99,6 +100,8 @@ def take_over(
     folder: Path, made_by: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[tuple[Destination, set[str]]]:
     """Locks the folder within the block; yields where to add files, and the ids of the rows that are done.
+
+    Rows with an error are removed: their images are predicted again, as by the folder predictor.
 
     Args:
         folder: The folder; created if missing.
@@ -121,10 +124,29 @@ def take_over(
             write_json(folder / MADE_BY, made_by)
             staging = folder / f"{STAGING}{uuid.uuid4().hex}"
             staging.mkdir()
+            for part in _parts(folder):
+                _remove_errors(part, staging)
         try:
             yield Destination(folder.resolve(), staging.resolve()), done
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _without_errors(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_null(table.column("error")))
+
+
+def _remove_errors(part: Path, staging: Path) -> None:
+    """Removes the rows with an error from a file, whose images are predicted again."""
+    errors = pq.read_table(part, columns=["error"]).column("error")
+    if errors.null_count == len(errors):
+        return
+    kept = _without_errors(pq.read_table(part))
+    if len(kept):
+        pq.write_table(kept, staging / part.name, compression="zstd")
+        (staging / part.name).replace(part)
+    else:
+        part.unlink()
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from vitsplit.cluster.records import Record, head_types, to_columns
 from vitsplit.data.decoding import decode_bytes
 from vitsplit.data.images import read_image, to_image_tensor
-from vitsplit.errors import ConfigError, DataError, ExportError
+from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.asking import check_questions, vqa_heads
 from vitsplit.inference.batches import batch_limit, batches, in_background
 from vitsplit.inference.predictor import Predictor as LoadedPredictor
@@ -171,16 +171,14 @@ class Predictor:
         return [found[index] for index in range(len(images))]
 
     def _predict(self, model: LoadedPredictor, images_CHW: list[Tensor]) -> Sequence[Mapping[str, Any] | Exception]:
-        """Predictions of images of one size; an exception for an image that needs too much memory or is unsuitable."""
+        """Predictions of images of one size; an exception for an image that cannot be predicted, such as for memory."""
         try:
             found = model.predict_batch(torch.stack(images_CHW))
             for predictions in found:
                 for head in self._asked:
                     predictions[head].ask_many(self.questions, max_new_tokens=self.max_new_tokens)
             return found
-        except (DataError, ExportError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
-                raise
+        except Exception as error:  # of one image, which must not end the prediction of all others
             if len(images_CHW) == 1:
                 return [error]
         return [each for image_CHW in images_CHW for each in self._predict(model, [image_CHW])]
@@ -192,7 +190,7 @@ def _record(predicted: tuple[int, Mapping[str, Any] | Exception, tuple[int, int]
         return index, Record(size, error=_message(predictions))
     try:
         return index, Record(size, {name: prediction.record() for name, prediction in predictions.items()})
-    except MemoryError as error:
+    except Exception as error:  # as above
         return index, Record(size, error=_message(error))
 
 
@@ -200,11 +198,6 @@ def _message(error: Exception) -> str:
     """The message of an error; that of ``MemoryError`` is often empty."""
     text = str(error) or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
     return text.encode("utf-8", "backslashreplace").decode()  # a table has no surrogates, as paths may
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory is the reason; on the CPU, PyTorch has no type for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _checked(image_CHW: Tensor) -> Tensor:
