@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -33,6 +32,7 @@ from vitsplit.analysis.bench.runtimes import time_call
 from vitsplit.analysis.measure import Spread, describe_machine, paired_ratio, run_interleaved
 from vitsplit.report import screen_table
 from vitsplit.runtime.card import read_card
+from vitsplit.runtime.sessions import import_openvino
 
 PATCH = 14
 
@@ -91,7 +91,7 @@ def open_onnx(path: Path, output: str, threads: int) -> Callable[[np.ndarray], o
 
 def open_openvino(path: Path, output: str, threads: int, precision: str) -> Callable[[np.ndarray], object]:
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(threads)}
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    request = import_openvino().Core().compile_model(path, "CPU", settings).create_infer_request()
 
     def run(images: np.ndarray) -> object:
         request.infer({"image": images})

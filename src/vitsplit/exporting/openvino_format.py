@@ -1,6 +1,6 @@
 """OpenVINO IR, made from an ONNX file and run by OpenVINO.
 
-Only ``openvino.Core`` is used: the converter of ``openvino.tools.ovc`` reports its use to a third party.
+Only ``openvino.Core`` is used, without telemetry: see ``import_openvino``.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import openvino
 import torch
 
 from vitsplit.exporting.formats import Arrays, Precision, Traced, Written
 from vitsplit.exporting.graph import Deform
 from vitsplit.exporting.onnx_format import write_onnx
+from vitsplit.runtime.sessions import import_openvino
+
+openvino = import_openvino()
 
 OPSET = 18
 """Before 2026.4, OpenVINO does not know the modes of GridSample of 20."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -139,8 +140,14 @@ def _open_onnx(path: Path, threads: int | None, device: Device) -> RunPart:
     return run
 
 
+def import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry, which its import starts and which writes files into the home folder."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # a stub is then used
+    return importlib.import_module("openvino")
+
+
 def _open_openvino(path: Path, graph: GraphCard, threads: int | None, outputs: Sequence[str]) -> RunPart:
-    openvino: Any = importlib.import_module("openvino")
+    openvino = import_openvino()
     core = openvino.Core()
     settings = dict(graph.settings) | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
     model = core.read_model(path)
