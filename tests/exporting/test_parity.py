@@ -67,18 +67,37 @@ def objects(boxes: list[list[float]], labels: list[int], scores: list[float]) ->
 
 def test_objects_agree_by_box_class_and_score() -> None:
     one = objects([[0, 0, 10, 10], [20, 20, 40, 40]], [0, 1], [0.9, 0.5])
-    assert measure_objects(one, one) == {"agreement": 1.0}
-    assert measure_objects(objects([], [], []), objects([], [], [])) == {"agreement": 1.0}
-    assert measure_objects(objects([], [], []), one) == {"agreement": 0.0}
+    assert measure_objects(one, one) == {"agreement": 1.0, "object_error": 0.0, "objects": 2.0}
+    assert measure_objects(objects([], [], []), objects([], [], []))["agreement"] == 1.0
+    assert measure_objects(objects([], [], []), one)["agreement"] == 0.0
     # In another order; then a box moved, a class changed, a score changed.
     swapped = objects([[20, 20, 40, 40], [0, 0, 10, 10]], [1, 0], [0.5, 0.9])
-    assert measure_objects(swapped, one) == {"agreement": 1.0}
+    assert measure_objects(swapped, one)["agreement"] == 1.0
     for other in (
         objects([[0, 0, 10, 8], [20, 20, 40, 40]], [0, 1], [0.9, 0.5]),
         objects([[0, 0, 10, 10], [20, 20, 40, 40]], [2, 1], [0.9, 0.5]),
         objects([[0, 0, 10, 10], [20, 20, 40, 40]], [0, 1], [0.8, 0.5]),
     ):
-        assert measure_objects(other, one) == {"agreement": 0.5}
+        assert measure_objects(other, one)["agreement"] == 0.5
+
+
+def test_masks_of_objects_are_compared() -> None:
+    one = objects([[0, 0, 10, 10], [20, 20, 40, 40]], [0, 1], [0.9, 0.5])
+    one["masks"] = np.random.default_rng(0).random((2, 28, 28), np.float32)
+    close, far, nan = (one["masks"].copy() for _ in range(3))
+    close[1] += 0.02
+    far[1] = 1 - far[1]
+    nan[:] = np.nan
+    found = measure_objects(one | {"masks": close}, one)
+    assert found["agreement"] == 1.0
+    assert found["object_error"] == pytest.approx(0.02, abs=1e-5)
+    assert exceeds(found, LIMITS["fp32"]) is not None
+    assert exceeds(found, LIMITS["bf16"]) is None
+    assert measure_objects(one | {"masks": far}, one)["agreement"] == 0.5
+    assert measure_objects(one | {"masks": nan}, one)["agreement"] == 0.0
+    nothing = objects([], [], []) | {"masks": np.zeros((0, 28, 28), np.float32)}
+    assert measure_objects(nothing, one)["agreement"] == measure_objects(one, nothing)["agreement"] == 0.0
+    assert measure_objects(nothing, nothing)["agreement"] == 1.0
 
 
 def test_distance_in_proportion_to_the_limits() -> None:

@@ -29,8 +29,9 @@ from vitsplit.sample import generate_scene
 from vitsplit.tasks.base import GraphOutput
 
 BATCHES = (1, 2)
-SAME_IOU, SAME_SCORE = 0.9, 0.02
-"""Two objects of a class are the same from this IoU, and up to this difference of their scores."""
+SAME_IOU, SAME_SCORE, SAME_MASK = 0.9, 0.02, 0.05
+"""Two objects of a class are the same from this IoU of their boxes, and up to this difference of their scores and this
+mean difference of their masks."""
 LARGEST_SIDE = 640
 """Sizes of the comparison are limited to this, for time."""
 Errors = dict[str, float]
@@ -48,6 +49,7 @@ class Limits:
         meters: Maximum error in meters; None: not limited.
         agreement: Minimum share of pixels with the model's class.
         abs_rel: Maximum mean relative error of depths.
+        objects: Maximum error of objects that are the same, see ``measure_objects``; None: not limited.
         features: Maximum root mean square of the error of features, in proportion to that of the features.
         step: Maximum error of an intermediate tensor, as a fraction of its standard deviation, before the error is
             said to begin there.
@@ -57,6 +59,7 @@ class Limits:
     meters: float | None
     agreement: float
     abs_rel: float
+    objects: float | None
     features: float
     step: float
 
@@ -75,10 +78,12 @@ class Reference:
 
 
 LIMITS: Mapping[Precision, Limits] = {
-    "fp32": Limits(logits=(1e-3, 2e-5), meters=1e-3, agreement=0.995, abs_rel=2e-3, features=1e-4, step=1e-3),
-    "bf16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, features=3e-2, step=0.2),
-    "fp16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, features=1e-2, step=0.05),
-    "int8": Limits(logits=None, meters=None, agreement=0.97, abs_rel=2e-2, features=5e-2, step=0.5),
+    "fp32": Limits(
+        logits=(1e-3, 2e-5), meters=1e-3, agreement=0.995, abs_rel=2e-3, objects=1e-2, features=1e-4, step=1e-3
+    ),
+    "bf16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, objects=None, features=3e-2, step=0.2),
+    "fp16": Limits(logits=None, meters=None, agreement=0.995, abs_rel=2e-3, objects=None, features=1e-2, step=0.05),
+    "int8": Limits(logits=None, meters=None, agreement=0.97, abs_rel=2e-2, objects=None, features=5e-2, step=0.5),
 }
 
 
@@ -161,17 +166,31 @@ def measure_head(
 
 
 def measure_objects(got: Mapping[Any, NDArray[Any]], expected: Mapping[Any, NDArray[Any]]) -> Errors:
-    """``agreement`` is the share of objects of either side that the other has: with the class, an IoU of at least 0.9,
-    and a score within 0.02. Arrays are by kind: ``boxes``, ``labels`` and ``scores``.
+    """How far objects are from the model's.
+
+    Args:
+        got: Arrays by kind: ``boxes`` (N, 4), ``labels`` and ``scores`` (N,), and ``masks`` (N, h, w) if there are.
+        expected: Those of the model.
+
+    Returns:
+        ``agreement``: the share of objects of either side that the other has, with the class, an IoU of at least 0.9, a
+        score within 0.02, and masks within 0.05 on average. ``object_error``: of these pairs, the largest of 1 - IoU
+        and the differences of score and masks. ``objects``: the number of objects of the model.
     """
-    total = len(got["boxes"]) + len(expected["boxes"])
-    if total == 0:
-        return {"agreement": 1.0}
     boxes = [torch.from_numpy(each["boxes"]) for each in (got, expected)]
-    same = box_iou(*boxes).numpy() >= SAME_IOU
-    same &= got["labels"][:, None] == expected["labels"]
-    same &= np.abs(got["scores"][:, None] - expected["scores"]) <= SAME_SCORE
-    return {"agreement": float(same.any(0).sum() + same.any(1).sum()) / total}
+    errors = [1 - box_iou(*boxes).numpy(), np.abs(got["scores"][:, None] - expected["scores"])]
+    if "masks" in expected:
+        mean = [np.abs(mask - expected["masks"]).mean((1, 2)) for mask in got["masks"]]
+        errors.append(np.reshape(mean, errors[0].shape))
+    same = got["labels"][:, None] == expected["labels"]
+    for error, most in zip(errors, (1 - SAME_IOU, SAME_SCORE, SAME_MASK), strict=False):
+        same &= error <= most  # not with NaN
+    total = same.shape[0] + same.shape[1]
+    return {
+        "agreement": float(same.any(0).sum() + same.any(1).sum()) / total if total else 1.0,
+        "object_error": float(max(error[same].max(initial=0) for error in errors)),
+        "objects": float(same.shape[1]),
+    }
 
 
 def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
@@ -195,7 +214,7 @@ def measure(kind: str, got: NDArray[Any], expected: NDArray[Any]) -> Errors:
 
 
 def worst(measured: Sequence[Errors]) -> Errors:
-    """The worst of each measure; NaN is worse than all numbers."""
+    """The worst of each measure; NaN is worse than all numbers. Of ``objects``, the largest number."""
     return {
         name: float((np.min if name == "agreement" else np.max)([errors[name] for errors in measured]))
         for name in measured[0]
@@ -208,7 +227,7 @@ def exceeds(errors: Errors, limits: Limits) -> str | None:
     most = {"max_error": limits.meters} if "abs_rel" in errors else {}
     if "rms_error" in errors and limits.logits is not None:
         most = dict(zip(("max_error", "rms_error"), (scale * limit for limit in limits.logits), strict=True))
-    most |= {"abs_rel": limits.abs_rel, "relative_error": limits.features}
+    most |= {"abs_rel": limits.abs_rel, "object_error": limits.objects, "relative_error": limits.features}
     for name, limit in most.items():
         if name in errors and limit is not None and not errors[name] <= limit:
             return f"{name} is {errors[name]:.2e}, must be at most {limit:.1e}"
