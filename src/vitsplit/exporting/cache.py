@@ -116,9 +116,9 @@ def _locked(root: Path, name: str, say: Callable[[str], None]) -> Iterator[None]
             try:
                 lock.enter_context(hold_folder(root, name=f"{LOCK}-{name}"))
                 break
-            except FolderInUseError:
+            except FolderInUseError as error:
                 if not waiting:
-                    say(f"waiting for another process, which exports to {root / name}")
+                    say(f"waiting for another process, which exports to {root / name}: {error}")
                 waiting = True
                 time.sleep(SECONDS)
         yield

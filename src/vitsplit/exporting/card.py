@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,8 +168,13 @@ def _figures(errors: Mapping[str, float]) -> str:
 
 
 def _code(card: Mapping[str, Any], format_name: FormatName, runtime: Format) -> str:
-    """Code that reads ``photo.jpg`` and computes the outputs, with numpy, Pillow and the runtime."""
+    """Code that reads ``photo.jpg`` and computes the outputs, with numpy, Pillow and the runtime.
+
+    The outputs are those of the heads that take the image at the size of the first one.
+    """
     name, head = next(iter(card["heads"].items()))
+    sizes = {each: (one["image_scale"], one["input_size"]) for each, one in card["heads"].items()}
+    alike = [each for each, size in sizes.items() if size == sizes[name]]
     shape = card["input"]["shape"]
     height, width = shape[2:] if card["input"]["layout"] == "nchw" else shape[1:3]
     resize = ""
@@ -190,8 +196,9 @@ def _code(card: Mapping[str, Any], format_name: FormatName, runtime: Format) -> 
         'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")\n'
         f'{resize}values = {{"image": np.ascontiguousarray({pixels}[None])}}\n'
         f'parts = card["graphs"]["{format_name}"]["parts"]\n'
-        'read = {name for part in parts for name in part["inputs"]} | set(card["outputs"])\n'
+        f'names = [name for head in {json.dumps(alike)} for name in card["heads"][head]["outputs"]]\n'
+        'read = {name for part in parts for name in part["inputs"]} | set(names)\n'
         f"{runtime.code(card)}"
-        'outputs = {name: values[name] for name in card["outputs"]}\n'
+        "outputs = {name: values[name] for name in names}\n"
         "for name, value in outputs.items():\n    print(name, value.shape, value.dtype)\n"
     )

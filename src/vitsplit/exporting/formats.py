@@ -213,5 +213,5 @@ def file_hash(path: Path) -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of packages, by name."""
-    return {package: importlib.metadata.version(package) for package in packages}
+    """Versions of packages, by name. They are asked of the modules, which distributions of several names provide."""
+    return {package: importlib.import_module(package).__version__ for package in packages}

@@ -24,6 +24,7 @@ IMAGE = "image"
 TAP = "tap.tokens."
 """Prefix of the names of tensors between graphs: ``tap.tokens.DEPTH``, the tokens after so many blocks, (B, T, D)."""
 _HASH = re.compile(r"[0-9a-f]{64}")
+_FILE_NAME = re.compile(r"(?!\.)[^/\\:]{1,200}")
 _SETTINGS: Mapping[str, tuple[str, ...]] = {"INFERENCE_PRECISION_HINT": ("f32", "f16", "bf16")}
 """Settings of a runtime that a card may have. Others could, for example, name files."""
 
@@ -125,6 +126,9 @@ def read_card(folder: str | Path) -> ExportCard:
     backbone = _object(card["backbone"], f"{path}: backbone", ("name",))
     layout, batch, size = _input(card["input"], f"{path}: input")
     named, graphs = (_named(card[key], f"{path}: {key}") for key in ("heads", "graphs"))
+    for name in named:
+        if not _FILE_NAME.fullmatch(name):  # predictions are written to files of this name
+            raise ExportError(f"{path}: heads: {shown(name)} is not a file name. {ADVICE}")
     heads = {name: _head(head, f"{path}: heads: {name}") for name, head in named.items()}
     outputs = [output for head in heads.values() for output in head.outputs]
     return ExportCard(

@@ -198,7 +198,7 @@ class Runtime:
         if expected is not None and size != expected:
             raise DataError(
                 f"{self.card.folder} was exported for images of {expected[0]}x{expected[1]} (height x width), but one "
-                f"is {size[0]}x{size[1]} after resizing. Export with --size dynamic, or use vitsplit.runtime.Runtime, "
+                f"is {size[0]}x{size[1]} after resizing. Export without --size, or use vitsplit.runtime.Runtime, "
                 "which resizes every image to that size."
             )
         if expected is None and min(size) < least:
