@@ -65,7 +65,7 @@ def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[object, Path], 
     card["graphs"] = {"onnx": card["graphs"]["onnx"] | {"files": {"graph.onnx": file_hash(other / "graph.onnx")}}}
     (other / "card.json").write_text(json.dumps(card))
     result = measure_runtimes(predictor, [folder, other], size=(50, 66), batch_size=2, turns=2, warmup=0)  # type: ignore[arg-type]
-    assert list(result.runtimes) == ["PyTorch", "whole, onnx", "whole, pt2", "other, onnx"]
+    assert list(result.runtimes) == ["PyTorch", "whole, onnx", "other, onnx"]
     for label, found in result.runtimes.items():
         assert len(found.seconds) == len(found.cpu_seconds) == 2 and min(found.seconds) > 0
         if label.startswith("whole"):

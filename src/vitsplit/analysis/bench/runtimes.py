@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from torchvision.transforms.v2 import functional as TF
 from vitsplit.analysis.bench.report import Rows, where
 from vitsplit.analysis.measure import Say, Spread, describe_machine, paired_ratio, run_interleaved
 from vitsplit.errors import ConfigError
-from vitsplit.exporting.formats import FormatName, Written, open_format, open_graphs
 from vitsplit.exporting.parity import described, find_images, measure_head, model_outputs
 from vitsplit.inference.predictor import Predictor
-from vitsplit.runtime.card import check_files, read_card
+from vitsplit.runtime.card import read_card
+from vitsplit.runtime.sessions import PACKAGES, Run, open_session
 
 REFERENCE = "PyTorch"
 Call = Callable[[], Mapping[str, Any]]
@@ -138,16 +138,22 @@ def _open(folder: Path, predictor: Predictor, image_BCHW: Tensor) -> list[tuple[
         raise ConfigError(f"{folder} takes one image at a time. Omit --batch-size.")
     pixels = np.ascontiguousarray(image_BCHW.permute(0, 2, 3, 1) if card.layout == "nhwc" else image_BCHW)
     found: list[tuple[str, str, int, Call]] = []
-    for name, graph in card.graphs.items():
-        check_files(graph)
+    outputs = [output for head in card.heads.values() for output in head.outputs]
+    # Opening a graph of PyTorch can run code that is in the file.
+    for name, graph in ((name, graph) for name, graph in card.graphs.items() if name in PACKAGES):
         if min(size) < graph.smallest_side:
             raise ConfigError(
                 f"--size {size[0]} {size[1]}: {folder} takes sides of at least {graph.smallest_side} pixels."
             )
-        graphs = [Written(part.files[0], part.inputs, part.outputs) for part in graph.parts]
-        run = open_graphs(open_format(cast(FormatName, name)), graphs, graph.settings)
+        session = open_session(card, name, threads=None)
+
+        def call(session: Run = session) -> Mapping[str, Any]:
+            return dict(zip(outputs, session(pixels, outputs), strict=True))
+
         size_bytes = sum(path.stat().st_size for path in graph.files)
-        found.append((f"{folder.name}, {name}", graph.precision, size_bytes, partial(run, pixels)))
+        found.append((f"{folder.name}, {name}", graph.precision, size_bytes, call))
+    if not found:
+        raise ConfigError(f"{folder} has no graph for {' or '.join(PACKAGES)}. Export with --format onnx.")
     return found
 
 
