@@ -129,7 +129,8 @@ class Clients:
             seconds = time.perf_counter() - begun
             wrong = status == 200 and check is not None and not check(index, body)
             with self._lock:
-                self.seconds.append(seconds)
+                if status == 200:  # refusals are fast
+                    self.seconds.append(seconds)
                 self.statuses["wrong" if wrong else status] += 1
         connection.close()
 

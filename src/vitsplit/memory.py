@@ -1,9 +1,22 @@
-"""The memory of this process."""
+"""The memory and the cores of this process."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+import torch
+
+
+def available_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is the reason of an error; on a CPU, PyTorch has no type for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def peak_resident_bytes() -> int:

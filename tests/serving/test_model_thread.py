@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +22,16 @@ class Recorder:
     def __init__(self) -> None:
         self.backbone = SimpleNamespace(mean_C11=torch.zeros(3, 1, 1))
         self.computed: list[int] = []
+        self.most = 100
+        self.at: dict[int, Callable[[], Any]] = {}
 
     def predict_batch(self, image_BCHW: Tensor, heads: tuple[str, ...]) -> list[Any]:
-        self.computed += image_BCHW[:, 0, 0, 0].tolist()
+        if len(image_BCHW) > self.most:
+            raise MemoryError
+        numbers = image_BCHW[:, 0, 0, 0].tolist()
+        self.computed += numbers
+        for number in numbers:
+            self.at.pop(number, lambda: None)()
         return [None] * len(image_BCHW)
 
 
@@ -90,3 +97,44 @@ def test_batches_have_one_size_and_calls_keep_their_place() -> None:
         thread.call(lambda: recorder.computed.append(-1))
         thread.submit(job("other", 9, 16))
     assert recorder.computed == [0, 2, 3, 1, -1, 9]
+
+
+def test_dropped_jobs_cost_nothing() -> None:
+    recorder = Recorder()
+    with waiting(recorder) as thread:
+        dropped = [thread.submit(job("hasty", number)) for number in range(20)]
+        for each in dropped:
+            thread.drop(each)
+        for number in range(20, 24):
+            thread.submit(job("patient", number))
+        thread.submit(job("hasty", 100))
+    assert recorder.computed.index(100) <= 1
+
+
+def test_a_newcomer_does_not_overtake_those_behind_a_call() -> None:
+    recorder = Recorder()
+    thread, begin, newcomer = ModelThread(recorder, None), threading.Event(), list[Job]()  # type: ignore[arg-type]
+    recorder.at[100] = lambda: newcomer.append(thread.submit(job("new", 200)))
+    thread.call(begin.wait)
+    for number in range(8):
+        thread.submit(job("many", number))
+    thread.call(lambda: None)
+    last = [thread.submit(job("few", number)) for number in range(100, 104)][-1]
+    begin.set()
+    last.future.result(60)
+    newcomer[0].future.result(60)
+    thread.close()
+    assert recorder.computed == [*range(8), 100, 101, 102, 103, 200]
+
+
+def test_a_batch_that_fails_is_computed_one_by_one() -> None:
+    recorder = Recorder()
+    recorder.most = 1
+    with waiting(recorder, batch_size=4) as thread:
+        jobs = [thread.submit(job("client", number, 16)) for number in range(4)]
+    assert recorder.computed == [0, 1, 2, 3]
+    assert all(each.future.result(0) for each in jobs)
+    recorder.most = 0
+    with waiting(recorder, batch_size=4) as thread:
+        jobs = [thread.submit(job("client", number, 16)) for number in range(2)]
+    assert all(isinstance(each.future.exception(0), MemoryError) for each in jobs)

@@ -35,6 +35,7 @@ from vitsplit.cluster.predictor import THREADS, Predictor, table_of
 from vitsplit.cluster.records import Record
 from vitsplit.errors import RunError, VitsplitError
 from vitsplit.extras import require
+from vitsplit.memory import available_cores
 from vitsplit.runtime.card import is_export
 
 LOAD, START = "load", "start"
@@ -291,7 +292,7 @@ def _cluster(options: RayOptions) -> Iterator[tuple[Any, list[Mapping[str, float
     try:
         if options.ray_address is None:
             # One CPU more than there are, see `plan_actors`: tasks beside the actors have hardly any work.
-            cpus = max(_cpus_here(), options.num_actors or 1) + 1
+            cpus = max(available_cores(), options.num_actors or 1) + 1
             where: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             where |= {"object_store_memory": _STORE_BYTES}
         else:
@@ -321,7 +322,3 @@ def _readable(error: BaseException) -> VitsplitError:
 def _may_use_gpu(settings: Mapping[str, Any]) -> bool:
     """Whether the device is not the CPU, on which exported folders run."""
     return not str(settings.get("device") or "").startswith("cpu") and not any(map(is_export, settings["bundles"]))
-
-
-def _cpus_here() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

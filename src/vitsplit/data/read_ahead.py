@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
 from vitsplit.errors import VitsplitError
+from vitsplit.memory import available_cores
 
 KeyT = TypeVar("KeyT")
 ItemT = TypeVar("ItemT")
@@ -50,8 +50,7 @@ def resolve_workers(workers: int) -> int:
     """
     if workers >= 0:
         return workers
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 0 if share <= 2 else min(8, share)
 
 

@@ -140,6 +140,8 @@ class ModelThread:
             with self._changed:
                 if job in self._waiting:
                     self._waiting.remove(job)
+                    if job.client in self._finish:
+                        self._finish[job.client] -= job.cost
 
     def close(self) -> None:
         """Ends the thread after all queued jobs are computed."""
@@ -180,7 +182,7 @@ class ModelThread:
         batch = [job for job in queued if job.key == first.key][:limit]
         for job in batch:
             self._waiting.remove(job)
-        self._clock = first.finish
+        self._clock = max(self._clock, first.finish)  # those behind a call may have a lower one
         self._finish = {client: finish for client, finish in self._finish.items() if finish > self._clock}
         return batch
 
@@ -191,16 +193,22 @@ class ModelThread:
             if now > job.deadline:
                 job.future.set_exception(TooLateError())
         jobs = [job for job in jobs if not job.future.done()]
-        if not jobs:
-            return
+        if jobs:
+            self._predict(jobs)
+
+    def _predict(self, jobs: list[Job]) -> None:
+        now = time.monotonic()
         images = [job.image_CHW for job in jobs]
         try:
             # A single image keeps its memory format, as in `Predictor.predict`: rounding may depend on it.
             image_BCHW = torch.stack(images) if len(images) > 1 else images[0][None]
             found = self._predictor.predict_batch(image_BCHW, jobs[0].heads)
-        except BaseException as error:  # raised to those who wait
-            for job in jobs:
-                job.future.set_exception(error)
+        except BaseException as error:
+            if len(jobs) > 1:  # too much memory, or one of the images: each is computed alone
+                for job in jobs:
+                    self._predict([job])
+            else:
+                jobs[0].future.set_exception(error)  # raised to who waits
             return
         seconds = time.monotonic() - now
         computed = [

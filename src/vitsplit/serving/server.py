@@ -27,6 +27,7 @@ from vitsplit.errors import ConfigError, RunError
 from vitsplit.exporting.cache import find_source_for
 from vitsplit.files import is_address
 from vitsplit.inference.sources import Source
+from vitsplit.memory import available_cores
 from vitsplit.runtime.card import is_export
 from vitsplit.serving.admin import Administration, check_administration, read_token
 from vitsplit.serving.app import make_app
@@ -123,7 +124,7 @@ def serve(
         if workers == 1:
             return _run(options, source, listener, lambda: say(f"serving {', '.join(source.cards)} at {address}"))
         source.ids()  # makes the export, if there is one, before the workers need it
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, available_cores() // workers)
         say(f"starting {workers} workers for {', '.join(source.cards)} at {address}")
         with (
             tempfile.TemporaryDirectory(prefix="vitsplit-metrics-") as folder,

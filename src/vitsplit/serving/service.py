@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from vitsplit.errors import DataError, VitsplitError
 from vitsplit.inference.predictor import Predictions, Predictor
+from vitsplit.memory import is_out_of_memory
 from vitsplit.serving.errors import ClientGoneError, HttpError, invalid, refused, unavailable
 from vitsplit.serving.heads import ServedHead, num_blocks, passes_json
 from vitsplit.serving.images import decode
@@ -256,6 +257,10 @@ class Service:
             raise too_late(self.limits) from None
         except DataError as error:
             raise self.refused("invalid_image", error) from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise unavailable("out_of_memory", "there is not enough memory for this image at present") from None
+            raise
         finally:
             self.model.drop(job)
         self.observe("queue", computed.queued, timing)

@@ -6,7 +6,6 @@ Shapes: B batch, D width, K classes, h w grid of the logits, H W pixels.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from vitsplit.data.check import Progress, Report, map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
+from vitsplit.memory import available_cores
 from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward, GraphOutput
@@ -302,7 +302,7 @@ def class_pixels(images: SegmentationSet) -> Tensor:
     """Pixel counts per class over all masks of a data set, read in parallel: (K,) float64."""
     count = functools.partial(_count_pixels, labels=images.labels)
     masks = [mask_path for _, mask_path in images.items]
-    return torch.stack(list(map_files(count, masks, os.cpu_count() or 1))).sum(0).double()
+    return torch.stack(list(map_files(count, masks, available_cores()))).sum(0).double()
 
 
 def _count_pixels(mask_path: Path, labels: LabelScheme) -> Tensor:
