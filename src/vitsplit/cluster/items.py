@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,9 @@ class Item(NamedTuple):
             return read_image(self.source)
         if not self.column:
             return to_image(self._read_from_tar(), self.id)
-        cell = _row_group(self.source, self.first, self.column)[self.second].as_py()
+        with _one_reader:
+            column = _row_group(self.source, self.first, self.column)
+        cell = column[self.second].as_py()
         return to_image(cell, self.id, Path(self.source).parent)
 
     def _read_from_tar(self) -> bytes:
@@ -181,11 +184,15 @@ def _open_parquet(file: str | Path) -> pq.ParquetFile:
         raise DataError(f"{file}: not a readable Parquet file ({error}). Copy it again.") from error
 
 
+_one_reader = threading.Lock()
+"""Threads that need the same row group wait for the one that reads it."""
+
+
 @functools.lru_cache(maxsize=2)
 def _row_group(file: str, group: int, column: str) -> Any:
     """The column of a row group; the last ones stay in memory, as neighboring rows follow each other."""
     with _open_parquet(file) as table:
         try:
-            return table.read_row_group(group, columns=[column]).column(column).combine_chunks()
+            return table.read_row_group(group, columns=[column]).column(column)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file}: row group {group} cannot be read ({error}). Copy the file again.") from error
