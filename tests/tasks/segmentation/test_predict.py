@@ -186,7 +186,7 @@ def test_confidence_is_the_probability_of_the_class_with_a_temperature(views, mo
     image_CHW = torch.randint(0, 256, (3, 37, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     config = dataclasses.replace(WHOLE, **views)
     shares_KHW = class_shares(_soft_model, image_CHW[None], config)[0].double()
-    monkeypatch.setattr(predict_module, "SCORES_AT_ONCE", 45 * 3 * 7)
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 45 * 3 * 7)
     for temperature in (1.0, 0.6, 2.5):
         mask_1HW, confidence_1HW = segment_batch(_soft_model, image_CHW[None], config, temperature)
         odds_KHW = shares_KHW ** (1 / temperature)
@@ -200,7 +200,7 @@ def test_scores_of_some_pixels(monkeypatch):
     image_BCHW = torch.randint(0, 256, (2, 3, 37, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     logits, _ = _soft_model(image_BCHW)
     pixels = [torch.tensor([0, 44, 45, 700, 37 * 45 - 1]), torch.tensor([], dtype=torch.int64)]
-    monkeypatch.setattr(predict_module, "SCORES_AT_ONCE", 2 * 45 * 3 * 7)
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 2 * 45 * 3 * 7)
     masks_BHW, scores = segment_with_scores(_soft_model, image_BCHW, WHOLE, pixels)
     assert torch.equal(masks_BHW, segment_batch(_soft_model, image_BCHW, WHOLE)[0])
     padded = F.interpolate(logits, size=(40, 48), mode="bilinear", align_corners=False)
@@ -271,7 +271,7 @@ def test_large_images_are_processed_in_rows(monkeypatch):
         return resize(map_BKhw, size, rows)
 
     monkeypatch.setattr(predict_module, "resize_rows", watched)
-    monkeypatch.setattr(predict_module, "SCORES_AT_ONCE", 80 * 3 * 7)
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 80 * 3 * 7)
     config = dataclasses.replace(WHOLE, test_flip=True, test_scales=(0.5, 1.0))
     assert torch.equal(segment(ColourModel(), image_CHW, config), whole_HW)
     assert len(held) == 4 * 9 and max(held) <= 80 * 3 * 7

@@ -4,7 +4,7 @@ Both as in Guo et al., On Calibration of Modern Neural Networks (ICML 2017). The
 classes, so that it changes confidences but never classes. It is fitted on the validation images at even positions, and
 errors are measured on those at odd positions: no pixel is used for both.
 
-Shapes: P pixels, K classes, ... any.
+Shapes: P pixels, K classes.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ def choose_pixels(mask_HW: Tensor, num_images: int, num_classes: int) -> Tensor:
     return labeled_P[torch.arange(count) * len(labeled_P) // count]
 
 
-def top_probability(scores: Tensor, temperature: float, dim: int = 1) -> Tensor:
+def top_probability(scores: Tensor, top: Tensor, temperature: float) -> Tensor:
     """The largest probability ``max softmax(scores / T)``, which is ``1 / sum exp((scores - max) / T)``.
 
     Args:
-        scores: Logits, or logarithms of probabilities.
+        scores: Logits, or logarithms of probabilities, by class in dimension 1.
+        top: The largest of each pixel, in dimension 1.
         temperature: T.
-        dim: The dimension of the classes, which is removed.
+
+    Returns:
+        As ``scores``, without dimension 1.
     """
-    below = scores - scores.amax(dim, keepdim=True)
-    return below.div_(temperature).exp_().sum(dim).reciprocal_()
+    return (scores - top).div_(temperature).exp_().sum(1).reciprocal_()
 
 
 def fit_temperature(scores_PK: Tensor, label_P: Tensor) -> float:
@@ -119,9 +121,10 @@ def measure_calibration(images: Mapping[int, PixelScores], temperature: float | 
         temperature = fit_temperature(pair.scores_PK, pair.label_P)
     found: dict[str, float | None] = {"temperature": temperature, "ece_before": None, "ece": None}
     if (pair := _joined(judged)) is not None and temperature is not None:
-        correct_P = pair.scores_PK.argmax(1) == pair.label_P
+        top_P1, class_P1 = pair.scores_PK.max(1, keepdim=True)
+        correct_P = class_P1[:, 0] == pair.label_P
         for name, each in (("ece_before", 1.0), ("ece", temperature)):
-            found[name] = expected_calibration_error(top_probability(pair.scores_PK, each), correct_P)
+            found[name] = expected_calibration_error(top_probability(pair.scores_PK, top_P1, each), correct_P)
     return found
 
 

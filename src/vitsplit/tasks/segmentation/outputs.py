@@ -18,8 +18,8 @@ from vitsplit.errors import ExportError
 from vitsplit.tasks.description import check_classes, check_temperature, fields
 from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
 
-SCORES_AT_ONCE = 1 << 21
-"""Maximum number of scores (pixels times classes) of the image in memory: 8 MB."""
+SCORES_AT_ONCE = 1 << 18
+"""Maximum number of scores (pixels times classes) of the image in memory: 1 MB, within the cache."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class SegmentationOutputs:
         for top in range(0, height, step):
             rows = range(top, min(top + step, height))
             scores_KRW = resize_map(logits_Khw, (height, width), rows)
-            mask_HW[rows.start : rows.stop] = scores_KRW.argmax(0)
-            odds_KRW = np.exp((scores_KRW - scores_KRW.max(0)) * np.float32(1 / self.temperature))
-            confidence_HW[rows.start : rows.stop] = 1 / odds_KRW.sum(0)
+            class_RW = scores_KRW.argmax(0)
+            below_KRW = scores_KRW - np.take_along_axis(scores_KRW, class_RW[None], 0)
+            mask_HW[rows.start : rows.stop] = class_RW
+            below_KRW *= np.float32(1 / self.temperature)
+            confidence_HW[rows.start : rows.stop] = 1 / np.exp(below_KRW, out=below_KRW).sum(0)
         return SegmentationPrediction(mask_HW, self.classes, image_HWC, confidence_HW)

@@ -22,6 +22,8 @@ from vitsplit.tasks.segmentation.loss import resize_logits
 WINDOWS_PER_PASS = 4
 SCORES_AT_ONCE = 1 << 26
 """Maximum number of scores (pixels times classes) at full resolution in memory: 256 MB."""
+CACHED_SCORES = 1 << 19
+"""The same on a CPU, where scores are read several times: 2 MB, within its cache."""
 SMALLEST_SHARE = torch.finfo(torch.float32).tiny
 
 
@@ -40,11 +42,11 @@ def segment(
         ``mask_BHW`` uint8 and ``confidence_BHW`` float32, the probability of the class, at the images' size. With
         several views, T applies to the logarithm of their mean probabilities.
     """
-    parts = [
-        (scores_BKRW.argmax(1).to(torch.uint8), top_probability(scores_BKRW, temperature))
-        for _, scores_BKRW in _scores(forward, image_BCHW, config)
-    ]
-    masks, confidences = zip(*parts, strict=True)
+    masks, confidences = [], []
+    for _, scores_BKRW in _scores(forward, image_BCHW, config):
+        top_B1RW, class_B1RW = scores_BKRW.max(1, keepdim=True)
+        masks.append(class_B1RW[:, 0].to(torch.uint8))
+        confidences.append(top_probability(scores_BKRW, top_B1RW, temperature))
     return torch.cat(masks, dim=1), torch.cat(confidences, dim=1)
 
 
@@ -67,7 +69,7 @@ def segment_with_scores(
     masks: list[Tensor] = []
     found: list[list[Tensor]] = [[] for _ in pixels]
     for rows, scores_BKRW in _scores(forward, image_BCHW, config):
-        masks.append(scores_BKRW.argmax(1).to(torch.uint8))
+        masks.append(scores_BKRW.max(1).indices.to(torch.uint8))
         for parts, scores_KRW, place_P in zip(found, scores_BKRW, pixels, strict=True):
             begin, end = torch.searchsorted(place_P, torch.tensor([rows.start * width, rows.stop * width])).tolist()
             here_P = (place_P[begin:end] - rows.start * width).to(scores_KRW.device)
@@ -96,7 +98,7 @@ def _scores(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) ->
     """Blocks of rows with their scores, ``(B, K, len(rows), W)`` float32, see ``segment_with_scores``."""
     size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
     views = list(_views(forward, image_BCHW, config))
-    for rows in _row_ranges(size, views[0].shape[:2].numel()):
+    for rows in _row_ranges(size, views[0]):
         if len(views) == 1:
             yield rows, resize_rows(views[0], size, rows)
         else:
@@ -111,9 +113,10 @@ def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) ->
     return total_BKRW / len(views)
 
 
-def _row_ranges(size: tuple[int, int], num_maps: int) -> Iterator[range]:
-    """Blocks of rows whose scores for all images and classes are at most ``SCORES_AT_ONCE`` numbers."""
-    step = max(1, SCORES_AT_ONCE // (num_maps * size[1]))
+def _row_ranges(size: tuple[int, int], view_BKhw: Tensor) -> Iterator[range]:
+    """Blocks of rows with at most ``SCORES_AT_ONCE`` or ``CACHED_SCORES`` scores of all images and classes."""
+    most = CACHED_SCORES if view_BKhw.device.type == "cpu" else SCORES_AT_ONCE
+    step = max(1, most // (view_BKhw.shape[:2].numel() * size[1]))
     for start in range(0, size[0], step):
         yield range(start, min(start + step, size[0]))
 
