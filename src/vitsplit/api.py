@@ -511,9 +511,12 @@ def evaluate(
                 f"The bundle was trained with {flag} {head.card.paths[flag]!r}, outside of the data set. Paths in "
                 f"bundles are not opened: give {flag}."
             )
-    task = open_task(config.task, Path(data), (split,))
+    task: Any = open_task(config.task, Path(data), (split,))
     if task.describe().get("classes") != head.task.describe().get("classes"):
         raise BundleError(_class_mismatch(head, task, data))
+    if config.task.calibrated:
+        trained: Any = head.task
+        task.temperature = trained.temperature or 1.0  # not fitted again
     loop, device = head.card.config.loop, head.backbone.mean_C11.device
     at_once = images_at_once(device, loop.batch_size // loop.accumulate)
     return evaluate_task(task, head.forward, workers=workers, images_at_once=at_once, on_image=on_image), task

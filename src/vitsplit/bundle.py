@@ -114,11 +114,14 @@ def save_bundle(
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     request = head.request(train=False)
     info = backbone.info
+    description = task.describe()
+    if config.task.calibrated and (temperature := metrics.get("calibration", {}).get("temperature")) is not None:
+        description["temperature"] = temperature
     card = card_to_dict(
         Card(
             task=config.task.name,
             config=config,
-            description=task.describe(),
+            description=description,
             backbone={
                 "name": info.name,
                 "title": info.title,

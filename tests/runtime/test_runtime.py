@@ -62,8 +62,11 @@ def test_predictions_are_those_of_the_tasks(folder, runtime):
 
 def test_without_resizing_predictions_are_exact(folder):
     image_HWC = picture(*sorted(ROOMS_SCALE))
-    expected = model_predictions(as_tensor(image_HWC))[0]["rooms"].mask
-    assert np.array_equal(Runtime(folder, "onnx").predict(image_HWC)["rooms"].mask, expected)
+    expected = model_predictions(as_tensor(image_HWC))[0]["rooms"]
+    found = Runtime(folder, "onnx").predict(image_HWC)["rooms"]
+    assert np.array_equal(found.mask, expected.mask)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
+    assert found.confidence.dtype == np.float32 and 0.25 <= found.confidence.min() < found.confidence.max() <= 1
     image_HWC = picture(*sorted(DEPTH_SCALE))
     expected = model_predictions(as_tensor(image_HWC))[0]["depth"].depth
     np.testing.assert_allclose(Runtime(folder, "onnx").predict(image_HWC)["depth"].depth, expected, atol=1e-5)

@@ -27,7 +27,11 @@ RNG = np.random.default_rng(0)
 ROOMS_WEIGHT = RNG.normal(0, 0.02, (4, 3, 1, 1)).astype(np.float32)
 ROOMS_BIAS = -128 * ROOMS_WEIGHT.sum((1, 2, 3))
 DEPTH_WEIGHT = np.full((1, 3, 1, 1), 0.01, np.float32)
-CLASSES = {"classes": ["wall", "floor", "bed", "lamp"], "colours": [list(color) for color in default_colors(4)]}
+CLASSES = {
+    "classes": ["wall", "floor", "bed", "lamp"],
+    "colours": [list(color) for color in default_colors(4)],
+    "temperature": 1.7,
+}
 ROOMS_SCALE, DEPTH_SCALE = (120, 90), (64, 48)
 ROOMS = SegmentationConfig(image_scale=ROOMS_SCALE, test_mode="whole")
 DEPTH = DepthConfig(image_scale=DEPTH_SCALE, test_flip=False)

@@ -22,7 +22,7 @@ from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
 image = to_image_array(np.full((20, 30), 0.5))
 classes = ClassList(("cup", "plate"))
 bins = np.ones((1, 28, 28), np.float32)
-SegmentationPrediction(np.ones((20, 30), np.uint8), classes, image).save(sys.argv[1])
+SegmentationPrediction(np.ones((20, 30), np.uint8), classes, image, np.ones((20, 30), np.float32)).save(sys.argv[1])
 DepthPrediction(np.full((20, 30), 2.5, np.float32), image).save(sys.argv[1])
 DetectionPrediction(
     np.array([[2, 3, 12, 17]], np.float32), np.array([1]), np.ones(1, np.float32), bins, classes, (1, 2), image

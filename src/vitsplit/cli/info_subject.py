@@ -85,6 +85,13 @@ def find_subject(target: str, config: TrainConfig | None = None) -> Subject:
         "weights": card.backbone["weights_hash"],
         "metrics": ", ".join(f"{name} {value:.4g}" for name, value in figures.items()),
     }
+    if card.config.task.calibrated:
+        temperature = card.description.get("temperature")
+        notes["confidence"] = (
+            "not calibrated (temperature 1)"
+            if temperature is None
+            else f"calibrated with temperature {temperature:.4g}"
+        )
     num_classes = len(card.description.get("classes", ()))
     used_layers = card.prior_layers if is_gated else None
     return Subject(target, config, num_classes, card.description, used_layers, notes)

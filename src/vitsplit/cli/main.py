@@ -13,6 +13,7 @@ VERBS = {
     "train": ("train:train", "train a head bundle on a data set"),
     "evaluate": ("evaluate:evaluate", "evaluate a bundle on labeled images, with a page of pictures"),
     "predict": ("predict:predict", "run bundles on images, folders and videos"),
+    "rank": ("rank:rank", "order unlabeled images by what labeling them would teach a bundle"),
     "export": ("export:export", "write heads and backbone as one ONNX, OpenVINO or PyTorch graph"),
     "import": ("import_checkpoint:import_checkpoint", "convert a checkpoint of the authors' release to a bundle"),
     "push": ("push:push", "upload bundles to the Hugging Face hub"),

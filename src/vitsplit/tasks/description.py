@@ -8,8 +8,10 @@ from typing import Any
 
 from vitsplit.data.classes import MAX_CLASSES, ClassList
 from vitsplit.errors import BundleError, DataError
-from vitsplit.files import LONGEST_NAME, shown, string, whole_number
+from vitsplit.files import LONGEST_NAME, real_number, shown, string, whole_number
 
+TEMPERATURES = (0.1, 10.0)
+"""The least and the largest temperature of calibrated probabilities."""
 ADVICE = "Copy the bundle again from where it was trained."
 _HASH = re.compile(r"[0-9a-f]{64}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -68,6 +70,19 @@ def check_classes(description: Mapping[str, Any], where: str) -> int:
     except DataError as error:
         raise BundleError(f"{where}: classes: {error}") from error
     return len(names)
+
+
+def check_temperature(description: Mapping[str, Any], where: str) -> float | None:
+    """Checks ``temperature``; None if the description has none, as those of earlier versions.
+
+    Raises:
+        BundleError: It is not a number within ``TEMPERATURES``.
+    """
+    if "temperature" not in description:
+        return None
+    return real_number(
+        description["temperature"], f"{where}: temperature", *TEMPERATURES, error=BundleError, advice=ADVICE
+    )
 
 
 def check_hash(value: Any, where: str) -> None:

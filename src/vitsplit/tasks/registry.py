@@ -73,6 +73,9 @@ class TaskConfig(Settings):
         most_tuned: Maximum fraction of the backbone's layers proposed for the task head.
         num_classes: Number of classes for counting parameters without data; 0: the task has no classes.
         answers_questions: Whether its predictions answer questions (``tasks.vqa.prediction.VqaPrediction``).
+        calibrated: Whether its predictions have a confidence with a temperature, the attribute ``temperature`` of the
+            task. While that is None, evaluations fit it and report it as the metric ``calibration.temperature``;
+            bundles record it in their description.
         pipeline_tag: The task's name on the Hugging Face hub; None: it has none.
         served_formats: Forms of its predictions over HTTP: ``json`` (their ``to_json``), ``png``, ``npz`` (``arrays``)
             and ``coco`` (``coco_results``).
@@ -91,6 +94,7 @@ class TaskConfig(Settings):
     most_tuned: ClassVar[float] = 0.5
     num_classes: ClassVar[int] = 0
     answers_questions: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = False
     pipeline_tag: ClassVar[str | None] = None
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
     served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}

@@ -11,7 +11,7 @@ from vitsplit.data.classes import ClassList
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.segmentation import predict as predict_module
 from vitsplit.tasks.segmentation.config import SegmentationConfig
-from vitsplit.tasks.segmentation.predict import resize_rows, windows
+from vitsplit.tasks.segmentation.predict import class_shares, resize_rows, segment_with_scores, windows
 from vitsplit.tasks.segmentation.predict import segment as segment_batch
 from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
 from vitsplit.types import LayerTaps, Padding
@@ -22,7 +22,7 @@ SLIDE = dataclasses.replace(WHOLE, test_mode="slide")
 
 
 def segment(forward, image_CHW, config):
-    return segment_batch(forward, image_CHW[None], config)[0]
+    return segment_batch(forward, image_CHW[None], config)[0][0]
 
 
 class ColourModel:
@@ -180,10 +180,40 @@ def test_views_are_averaged_as_probabilities():
     assert (segment(forward, image_CHW, dataclasses.replace(WHOLE, test_scales=(1.0, 1.0, 1.0))) == 1).all()
 
 
+@pytest.mark.parametrize("views", [{}, {"test_flip": True, "test_scales": (1.0, 0.5)}], ids=["one view", "four views"])
+def test_confidence_is_the_probability_of_the_class_with_a_temperature(views, monkeypatch):
+    """softmax(logits / T) of a single view; in general, mean probabilities to the power of 1/T, normalized."""
+    image_CHW = torch.randint(0, 256, (3, 37, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    config = dataclasses.replace(WHOLE, **views)
+    shares_KHW = class_shares(_soft_model, image_CHW[None], config)[0].double()
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 45 * 3 * 7)
+    for temperature in (1.0, 0.6, 2.5):
+        mask_1HW, confidence_1HW = segment_batch(_soft_model, image_CHW[None], config, temperature)
+        odds_KHW = shares_KHW ** (1 / temperature)
+        expected_HW = (odds_KHW / odds_KHW.sum(0)).amax(0)
+        assert torch.equal(mask_1HW[0], shares_KHW.argmax(0).to(torch.uint8))
+        assert confidence_1HW.dtype == torch.float32
+        torch.testing.assert_close(confidence_1HW[0].double(), expected_HW, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_some_pixels(monkeypatch):
+    image_BCHW = torch.randint(0, 256, (2, 3, 37, 45), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits, _ = _soft_model(image_BCHW)
+    pixels = [torch.tensor([0, 44, 45, 700, 37 * 45 - 1]), torch.tensor([], dtype=torch.int64)]
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 2 * 45 * 3 * 7)
+    masks_BHW, scores = segment_with_scores(_soft_model, image_BCHW, WHOLE, pixels)
+    assert torch.equal(masks_BHW, segment_batch(_soft_model, image_BCHW, WHOLE)[0])
+    padded = F.interpolate(logits, size=(40, 48), mode="bilinear", align_corners=False)
+    whole_KP = padded[0, :, 1:38, 1:46].flatten(1)
+    torch.testing.assert_close(scores[0], whole_KP[:, pixels[0]].T, rtol=1e-4, atol=1e-4)
+    assert scores[1].shape == (0, 3)
+
+
 def _prediction():
     image_CHW, truth_HW = _blocks(24, 32)
     classes = ClassList(("sky", "sea", "sand", "ship"), ((1, 2, 3), (10, 20, 30), (100, 0, 200), (9, 9, 9)))
-    return SegmentationPrediction(truth_HW.numpy(), classes, image_CHW.permute(1, 2, 0).numpy())
+    confidence_HW = np.ones(truth_HW.shape, np.float32)
+    return SegmentationPrediction(truth_HW.numpy(), classes, image_CHW.permute(1, 2, 0).numpy(), confidence_HW)
 
 
 def test_saved_files_have_ids_and_colors(tmp_path):
@@ -241,7 +271,7 @@ def test_large_images_are_processed_in_rows(monkeypatch):
         return resize(map_BKhw, size, rows)
 
     monkeypatch.setattr(predict_module, "resize_rows", watched)
-    monkeypatch.setattr(predict_module, "SCORES_AT_ONCE", 80 * 3 * 7)
+    monkeypatch.setattr(predict_module, "CACHED_SCORES", 80 * 3 * 7)
     config = dataclasses.replace(WHOLE, test_flip=True, test_scales=(0.5, 1.0))
     assert torch.equal(segment(ColourModel(), image_CHW, config), whole_HW)
     assert len(held) == 4 * 9 and max(held) <= 80 * 3 * 7

@@ -27,6 +27,7 @@ class SegmentationConfig(TaskConfig):
     scores: ClassVar[Mapping[str, Score]] = {"miou": Score("mIoU", "miou")}
     tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"
     shares_crops: ClassVar[bool] = True
+    calibrated: ClassVar[bool] = True
     without_own_augmentation: ClassVar[Mapping[str, Any]] = {
         # Shared crops must not depend on the labels of one task.
         "max_class_ratio": 1.0

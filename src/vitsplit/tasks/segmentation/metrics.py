@@ -15,34 +15,55 @@ from torch import Tensor
 from vitsplit.data.classes import IGNORE
 from vitsplit.errors import DataError
 from vitsplit.tasks.base import Evaluation
+from vitsplit.tasks.segmentation.calibration import PixelScores, measure_calibration
 
 if TYPE_CHECKING:
     from vitsplit.tasks.segmentation.data import SegmentationSample, SegmentationSet
 
 
-class SegmentationMetric:
-    """Counts pixels by ground truth and prediction; see ``Metric``.
+@dataclass(frozen=True)
+class ValPrediction:
+    """What the metrics need of an image.
 
-    Args:
-        images: The data set, for its classes and for error messages.
+    Attributes:
+        mask_HW: The predicted classes, uint8, on any device.
+        pixels: Some labeled pixels, for the calibration.
     """
 
-    def __init__(self, images: SegmentationSet) -> None:
+    mask_HW: Tensor
+    pixels: PixelScores
+
+
+class SegmentationMetric:
+    """Counts pixels by ground truth and prediction, and measures the calibration of probabilities; see ``Metric``.
+
+    Args:
+        images: The data set, for its classes and the positions of its images.
+        temperature: The temperature of the probabilities; None: it is fitted.
+    """
+
+    def __init__(self, images: SegmentationSet, temperature: float | None = None) -> None:
         self.images = images
+        self.temperature = temperature
         self.names = images.classes.names
         self.counts_KK = torch.zeros(len(self.names), len(self.names), dtype=torch.int64)
+        self.pixels: dict[int, PixelScores] = {}
+        self._places = {str(image_path): place for place, (image_path, _) in enumerate(images.items)}
 
-    def update(self, prediction: Tensor, sample: SegmentationSample) -> None:
-        """Adds an image: the predicted ``mask_HW``, on any device, and the sample."""
-        self.counts_KK += confusion(prediction, sample.mask_HW.to(prediction.device), len(self.names)).cpu()
+    def update(self, prediction: ValPrediction, sample: SegmentationSample) -> None:
+        """Adds an image."""
+        mask_HW = prediction.mask_HW
+        self.counts_KK += confusion(mask_HW, sample.mask_HW.to(mask_HW.device), len(self.names)).cpu()
+        self.pixels[self._places[sample.name]] = prediction.pixels
 
-    def state(self) -> Tensor:
-        """``counts_KK``."""
-        return self.counts_KK
+    def state(self) -> tuple[Tensor, dict[int, PixelScores]]:
+        """``counts_KK``, and pixels by position of their image."""
+        return self.counts_KK, self.pixels
 
-    def merge(self, states: Sequence[Tensor]) -> None:
-        """Sums ``counts_KK``."""
-        self.counts_KK = torch.stack([*states]).sum(0)
+    def merge(self, states: Sequence[tuple[Tensor, dict[int, PixelScores]]]) -> None:
+        """Sums ``counts_KK``, and joins the pixels."""
+        self.counts_KK = torch.stack([counts_KK for counts_KK, _ in states]).sum(0)
+        self.pixels = {place: each for _, pixels in states for place, each in pixels.items()}
 
     def compute(self) -> Evaluation:
         """mIoU, which is the score, and the other metrics."""
@@ -51,7 +72,10 @@ class SegmentationMetric:
                 f"{self.images.root}: no pixel of the {self.images.split} split has a label. Check its masks."
             )
         metrics = SegmentationMetrics.from_confusion(self.counts_KK)
-        return Evaluation(metrics=metrics.to_dict(self.names), score=metrics.miou, score_name="miou")
+        calibration = measure_calibration(self.pixels, self.temperature)
+        return Evaluation(
+            metrics=metrics.to_dict(self.names) | {"calibration": calibration}, score=metrics.miou, score_name="miou"
+        )
 
 
 def confusion(mask_HW: Tensor, truth_HW: Tensor, num_classes: int) -> Tensor:

@@ -15,34 +15,66 @@ from torchvision.transforms.v2 import functional as TF
 from vitsplit.data.resizing import fit_size
 from vitsplit.errors import ConfigError
 from vitsplit.tasks.base import Forward
+from vitsplit.tasks.segmentation.calibration import top_probability
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.loss import resize_logits
 
 WINDOWS_PER_PASS = 4
-SCORES_AT_ONCE = 1 << 21
-"""Maximum number of scores (pixels times classes) at full resolution in memory: 8 MB, which a CPU's cache holds."""
+SCORES_AT_ONCE = 1 << 26
+"""Maximum number of scores (pixels times classes) at full resolution in memory: 256 MB."""
+CACHED_SCORES = 1 << 19
+"""The same on a CPU, where scores are read several times: 2 MB, within its cache."""
+SMALLEST_SHARE = torch.finfo(torch.float32).tiny
 
 
-def segment(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
+def segment(
+    forward: Forward, image_BCHW: Tensor, config: SegmentationConfig, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Predicts the masks of images of one size.
 
     Args:
         forward: Maps images (uint8) to logits and taps.
         image_BCHW: uint8, any size.
         config: Uses ``image_scale``, ``crop_size`` and the ``test_`` settings.
+        temperature: T of the confidences.
 
     Returns:
-        ``mask_BHW`` uint8, at the images' size.
+        ``mask_BHW`` uint8 and ``confidence_BHW`` float32, the probability of the class, at the images' size. With
+        several views, T applies to the logarithm of their mean probabilities.
     """
-    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
-    views = list(_views(forward, image_BCHW, config))
-    masks = []
-    for rows in _row_ranges(size, views[0].shape[:2].numel()):
-        # The argmax of a single view needs no softmax.
-        scores_BKRW = resize_rows(views[0], size, rows) if len(views) == 1 else _mean_shares(views, size, rows)
-        # The indices of ``max`` are those of ``argmax``, which takes three times as long on a CPU.
+    masks, confidences = [], []
+    for _, scores_BKRW in _scores(forward, image_BCHW, config):
+        top_B1RW, class_B1RW = scores_BKRW.max(1, keepdim=True)
+        masks.append(class_B1RW[:, 0].to(torch.uint8))
+        confidences.append(top_probability(scores_BKRW, top_B1RW, temperature))
+    return torch.cat(masks, dim=1), torch.cat(confidences, dim=1)
+
+
+def segment_with_scores(
+    forward: Forward, image_BCHW: Tensor, config: SegmentationConfig, pixels: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Predicts masks, and returns the scores of some pixels.
+
+    Args:
+        forward: See ``segment``.
+        image_BCHW: See ``segment``.
+        config: See ``segment``.
+        pixels: Flat indices of each image's pixels, int64, increasing, on the CPU.
+
+    Returns:
+        ``mask_BHW`` uint8, and for each image ``scores_PK``, float32 on the CPU: logits, or logarithms of the mean
+        probabilities of several views.
+    """
+    width = image_BCHW.shape[-1]
+    masks: list[Tensor] = []
+    found: list[list[Tensor]] = [[] for _ in pixels]
+    for rows, scores_BKRW in _scores(forward, image_BCHW, config):
         masks.append(scores_BKRW.max(1).indices.to(torch.uint8))
-    return torch.cat(masks, dim=1)
+        for parts, scores_KRW, place_P in zip(found, scores_BKRW, pixels, strict=True):
+            begin, end = torch.searchsorted(place_P, torch.tensor([rows.start * width, rows.stop * width])).tolist()
+            here_P = (place_P[begin:end] - rows.start * width).to(scores_KRW.device)
+            parts.append(scores_KRW[:, here_P // width, here_P % width].T.cpu())
+    return torch.cat(masks, dim=1), [torch.cat(parts) for parts in found]
 
 
 def class_shares(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Tensor:
@@ -62,6 +94,17 @@ def _views(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> 
             yield _view_logits(forward, view_BCHW.flip(-1), config).flip(-1)
 
 
+def _scores(forward: Forward, image_BCHW: Tensor, config: SegmentationConfig) -> Iterator[tuple[range, Tensor]]:
+    """Blocks of rows with their scores, ``(B, K, len(rows), W)`` float32, see ``segment_with_scores``."""
+    size = (image_BCHW.shape[-2], image_BCHW.shape[-1])
+    views = list(_views(forward, image_BCHW, config))
+    for rows in _row_ranges(size, views[0]):
+        if len(views) == 1:
+            yield rows, resize_rows(views[0], size, rows)
+        else:
+            yield rows, _mean_shares(views, size, rows).clamp_min_(SMALLEST_SHARE).log_()
+
+
 def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) -> Tensor:
     """Class probabilities averaged over views, on some rows of the image: ``(B, K, len(rows), W)``."""
     total_BKRW = resize_rows(views[0], size, rows).softmax(1)
@@ -70,9 +113,10 @@ def _mean_shares(views: Sequence[Tensor], size: tuple[int, int], rows: range) ->
     return total_BKRW / len(views)
 
 
-def _row_ranges(size: tuple[int, int], num_maps: int) -> Iterator[range]:
-    """Blocks of rows whose scores for all images and classes are at most ``SCORES_AT_ONCE`` numbers."""
-    step = max(1, SCORES_AT_ONCE // (num_maps * size[1]))
+def _row_ranges(size: tuple[int, int], view_BKhw: Tensor) -> Iterator[range]:
+    """Blocks of rows with at most ``SCORES_AT_ONCE`` or ``CACHED_SCORES`` scores of all images and classes."""
+    most = CACHED_SCORES if view_BKhw.device.type == "cpu" else SCORES_AT_ONCE
+    step = max(1, most // (view_BKhw.shape[:2].numel() * size[1]))
     for start in range(0, size[0], step):
         yield range(start, min(start + step, size[0]))
 

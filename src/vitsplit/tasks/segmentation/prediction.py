@@ -31,11 +31,13 @@ class SegmentationPrediction:
         mask: (H, W) uint8, class ids at the image's size.
         classes: Names and colors of the classes.
         image: (H, W, 3) uint8.
+        confidence: (H, W) float32, the probability of each pixel's class, calibrated with the bundle's temperature.
     """
 
     mask: NDArray[np.uint8]
     classes: ClassList
     image: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
 
     def color_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
@@ -45,12 +47,7 @@ class SegmentationPrediction:
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """The image blended with the class colors."""
-        palette = opacity * np.array(self.classes.colors, dtype=np.float32)
-        mixed = np.empty_like(self.image)
-        for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows at a time, as float32 takes four times the memory
-            rows = slice(top, top + OVERLAY_ROWS)
-            mixed[rows] = (np.float32(1 - opacity) * self.image[rows] + palette[self.mask[rows]]).round()
-        return Image.fromarray(mixed)
+        return draw_overlay(self.mask, self.classes, self.image, opacity)
 
     def shares(self) -> dict[str, float]:
         """Class name to fraction of the pixels, largest first, for the classes present."""
@@ -102,3 +99,15 @@ class SegmentationPrediction:
     def record(self) -> dict[str, Any]:
         """The fields of a table's row, see ``SegmentationConfig.record``."""
         return {"png": self.png()}
+
+
+def draw_overlay(
+    mask_HW: NDArray[np.uint8], classes: ClassList, image_HWC: NDArray[np.uint8], opacity: float = 0.55
+) -> Image.Image:
+    """An image blended with the class colors."""
+    palette = opacity * np.array(classes.colors, dtype=np.float32)
+    mixed = np.empty_like(image_HWC)
+    for top in range(0, len(mixed), OVERLAY_ROWS):  # a few rows at a time, as float32 takes four times the memory
+        rows = slice(top, top + OVERLAY_ROWS)
+        mixed[rows] = (np.float32(1 - opacity) * image_HWC[rows] + palette[mask_HW[rows]]).round()
+    return Image.fromarray(mixed)

@@ -40,6 +40,8 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
     metrics = evaluation.metrics
     names = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy"}
     page.figures([(f"{100 * metrics[key]:.1f} %", name) for key, name in names.items()])
+    if calibration := describe_calibration(metrics):
+        page.text(calibration, soft=True)
 
 
 def add_class_table(page: Page, evaluation: Evaluation) -> None:
@@ -87,7 +89,19 @@ def metrics_table(evaluation: Evaluation) -> Table:
     metrics = evaluation.metrics
     title = f"mIoU {percent(metrics['miou'])} %   pixel accuracy {percent(metrics['pixel_accuracy'])} %"
     rows = _class_rows(metrics["classes"].items())
-    return screen_table(["class", "IoU, %", "accuracy, %", "share, %"], rows, title=title)
+    head = ["class", "IoU, %", "accuracy, %", "share, %"]
+    return screen_table(head, rows, title=title, caption=describe_calibration(metrics) or None)
+
+
+def describe_calibration(metrics: Mapping[str, Any]) -> str:
+    """The expected calibration error in words; empty if it was not measured, as by earlier versions."""
+    found = metrics.get("calibration", {})
+    if found.get("ece") is None:
+        return ""
+    return (
+        f"Expected calibration error of the confidences: {percent(found['ece'])} % with the temperature "
+        f"{found['temperature']:.3g}, {percent(found['ece_before'])} % with 1 (images at odd positions)."
+    )
 
 
 def _class_rows(classes: Iterable[tuple[str, Mapping[str, Any]]]) -> list[list[str]]:

@@ -22,7 +22,8 @@ from vitsplit.memory import available_cores
 from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward, GraphOutput
-from vitsplit.tasks.description import check_classes, fields
+from vitsplit.tasks.description import check_classes, check_temperature, fields
+from vitsplit.tasks.segmentation.calibration import PixelScores, choose_pixels
 from vitsplit.tasks.segmentation.check import check_files
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.data import (
@@ -35,9 +36,9 @@ from vitsplit.tasks.segmentation.data import (
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum, resize_logits
-from vitsplit.tasks.segmentation.metrics import SegmentationMetric
-from vitsplit.tasks.segmentation.predict import class_shares, segment
-from vitsplit.tasks.segmentation.prediction import SegmentationPrediction
+from vitsplit.tasks.segmentation.metrics import SegmentationMetric, ValPrediction
+from vitsplit.tasks.segmentation.predict import class_shares, segment, segment_with_scores
+from vitsplit.tasks.segmentation.prediction import SegmentationPrediction, draw_overlay
 from vitsplit.tasks.segmentation.report import metrics_table, write_report
 from vitsplit.tasks.segmentation.transforms import TrainSegmentation
 from vitsplit.types import LayerTaps
@@ -51,6 +52,7 @@ class SegmentationTask:
         classes: Names and colors of the classes.
         train: Training images, for training.
         val: Validation images, for evaluation.
+        temperature: Temperature of the confidences; None: none has been fitted, see ``TaskConfig.calibrated``.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -64,11 +66,13 @@ class SegmentationTask:
         *,
         train: SegmentationSet | None = None,
         val: SegmentationSet | None = None,
+        temperature: float | None = None,
     ) -> None:
         self.config = config
         self.classes = classes
         self.train_set = train
         self.val_set = val
+        self.temperature = temperature
         self.class_weights_K = None if train is None else class_weights(config.class_weights, classes, train)
 
     @classmethod
@@ -89,13 +93,16 @@ class SegmentationTask:
     @classmethod
     def check_description(cls, config: SegmentationConfig, description: Any, where: str) -> None:
         """See ``tasks.check_description``."""
-        check_classes(fields(description, where, required=("classes", "colours")), where)
+        recorded = fields(description, where, required=("classes", "colours"), optional=("temperature",))
+        check_classes(recorded, where)
+        check_temperature(recorded, where)
 
     @classmethod
     def from_description(cls, config: SegmentationConfig, description: Mapping[str, Any]) -> SegmentationTask:
         """The task of a bundle, from its description."""
         colors = tuple((red, green, blue) for red, green, blue in description["colours"])
-        return cls(config, ClassList(names=tuple(description["classes"]), colors=colors))
+        classes = ClassList(names=tuple(description["classes"]), colors=colors)
+        return cls(config, classes, temperature=description.get("temperature"))
 
     def build_decoder(self, name: str, width: int, patch_size: int) -> nn.Module:
         """The paper's decoder; batch norm and a 1x1 convolution for the linear probe; or UperNet."""
@@ -182,21 +189,28 @@ class SegmentationTask:
 
     def val_predictions(
         self, forward: Forward, image_BCHW: Tensor, samples: Sequence[SegmentationSample]
-    ) -> Sequence[Tensor]:
-        """The predicted masks, ``mask_HW`` on the model's device."""
-        return [*segment(forward, image_BCHW, self.config)]
+    ) -> Sequence[ValPrediction]:
+        """The predicted masks, and the scores of some pixels."""
+        num_images, num_classes = len(self.val_images()), len(self.classes)
+        pixels = [choose_pixels(sample.mask_HW, num_images, num_classes) for sample in samples]
+        masks_BHW, scores = segment_with_scores(forward, image_BCHW, self.config, pixels)
+        return [
+            ValPrediction(mask_HW, PixelScores(scores_PK, sample.mask_HW.flatten()[place_P].long()))
+            for mask_HW, scores_PK, place_P, sample in zip(masks_BHW, scores, pixels, samples, strict=True)
+        ]
 
     def metric(self) -> SegmentationMetric:
         """MIoU and related metrics."""
-        return SegmentationMetric(self.val_images())
+        return SegmentationMetric(self.val_images(), self.temperature)
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[SegmentationPrediction]:
         """Predictions for images of one size, uint8."""
-        masks_BHW = segment(forward, image_BCHW, self.config).cpu().numpy()
+        found = segment(forward, image_BCHW, self.config, self.temperature or 1.0)
+        masks_BHW, confidences_BHW = (each.cpu().numpy() for each in found)
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
         return [
-            SegmentationPrediction(mask=mask_HW, classes=self.classes, image=image_HWC)
-            for mask_HW, image_HWC in zip(masks_BHW, images_BHWC, strict=True)
+            SegmentationPrediction(mask_HW, self.classes, image_HWC, confidence_HW)
+            for mask_HW, image_HWC, confidence_HW in zip(masks_BHW, images_BHWC, confidences_BHW, strict=True)
         ]
 
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
@@ -223,8 +237,9 @@ class SegmentationTask:
             "logits": GraphOutput(
                 "logits",
                 ("batch", count, "height", "width"),
-                "score of each class; a softmax over the classes gives probabilities, and resizing (bilinear) followed "
-                "by argmax gives class ids at another size",
+                "score of each class; divided by the head's `temperature` in `description` (1 if there is none), a "
+                "softmax over the classes gives probabilities; resizing (bilinear) followed by argmax gives class ids "
+                "at another size",
             ),
             "classes": GraphOutput("classes", ("batch", "height", "width"), "index of the class of the highest score"),
         }
@@ -239,7 +254,7 @@ class SegmentationTask:
             "_mask",
             np.uint8,
             "_overlay",
-            lambda mask_HW, image_HWC: SegmentationPrediction(mask_HW, self.classes, image_HWC).overlay(),
+            lambda mask_HW, image_HWC: draw_overlay(mask_HW, self.classes, image_HWC),
             palette=self.classes.colors,
         )
 
@@ -253,8 +268,9 @@ class SegmentationTask:
         return metrics_table(evaluation)
 
     def describe(self) -> dict[str, Any]:
-        """Classes and colors."""
-        return {"classes": list(self.classes.names), "colours": [list(color) for color in self.classes.colors]}
+        """Classes and colors, and the temperature if one was fitted."""
+        found = {"classes": list(self.classes.names), "colours": [list(color) for color in self.classes.colors]}
+        return found if self.temperature is None else {**found, "temperature": self.temperature}
 
 
 def class_weights(setting: str | Mapping[str, float], classes: ClassList, train: SegmentationSet) -> Tensor | None:
