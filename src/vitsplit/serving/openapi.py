@@ -6,8 +6,7 @@ from typing import Any, get_args
 
 from vitsplit.serving.limits import FORMATS
 from vitsplit.serving.service import Service
-from vitsplit.tasks import ServedFormat
-from vitsplit.tasks.segmentation.prediction import MaskForm
+from vitsplit.tasks.prediction import MaskForm, ServedFormat
 from vitsplit.version import __version__
 
 Schema = dict[str, Any]

@@ -6,9 +6,10 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,13 @@ from PIL import Image
 from vitsplit.data.classes import ClassList
 from vitsplit.data.decoding import png_bytes
 from vitsplit.data.mask_coding import encode_labels
+from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
-MaskForm = Literal["rle", "png"]
-"""Form of a segmentation's masks in JSON."""
 OVERLAY_ROWS = 256
 
 
 @dataclass(frozen=True)
-class SegmentationPrediction:
+class SegmentationPrediction(Prediction):
     """A segmented image.
 
     Attributes:
@@ -36,6 +36,11 @@ class SegmentationPrediction:
     mask: NDArray[np.uint8]
     classes: ClassList
     image: NDArray[np.uint8]
+
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
+    # The PNG that `save` writes.
+    column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes"}
 
     def color_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
@@ -61,10 +66,6 @@ class SegmentationPrediction:
     def png(self, compress_level: int = 6) -> bytes:
         """``color_mask`` as a PNG file, see ``decoding.png_bytes``."""
         return png_bytes(self.color_mask(), compress_level)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """``mask``."""
-        return {"mask": self.mask}
 
     def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
         """Size, classes, and ``segments``: the classes present with their shares, largest first.
@@ -100,5 +101,5 @@ class SegmentationPrediction:
         return mask_path, overlay_path
 
     def record(self) -> dict[str, Any]:
-        """The fields of a table's row, see ``SegmentationConfig.record``."""
+        """The fields of a table's row, see ``column_types``."""
         return {"png": self.png()}
