@@ -6,7 +6,7 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,12 +33,15 @@ class Prediction(ABC):
             (``arrays()``) and ``coco`` (``coco_results(image_id)``).
         array_types: Data type and shape (-1: any) of the attributes that are the arrays of ``npz``.
         column_types: Fields of its row in a table (``record()``), and their types; empty: it has none.
+        label_readers: For label tools: endings of the file of ``save`` (or ``predict_large``) with the masks or boxes,
+            and how it is read as entries of ``coco_results``, which are not checked. Empty: there are none.
     """
 
     image: NDArray[np.uint8]
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     column_types: ClassVar[Mapping[str, ColumnType]] = {}
+    label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {}
 
     @abstractmethod
     def overlay(self) -> Image.Image:

@@ -6,7 +6,7 @@ Shapes: H W pixels, N objects, m bins per side of a mask. Boxes are (x1, y1, x2,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,11 +18,26 @@ from PIL import Image
 from vitsplit.data.classes import ClassList
 from vitsplit.data.decoding import png_bytes
 from vitsplit.data.mask_coding import encode, paste
+from vitsplit.errors import DataError
+from vitsplit.files import LARGE_FILE, read_json, shown
 from vitsplit.tasks.detection.draw import draw_objects
 from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 DRAWN_SCORE = 0.5
 """Objects with a lower score are not drawn."""
+
+
+def read_results(path: Path) -> list[Any]:
+    """The entries of a file of COCO results, which are not checked.
+
+    Raises:
+        DataError: The file cannot be read, or has no list.
+    """
+    advice = "Remove it, and repeat the command."
+    found = read_json(path, limit=LARGE_FILE, advice=advice)
+    if not isinstance(found, list):
+        raise DataError(f"{path} has {shown(found)}, not a list of objects. {advice}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,7 @@ class DetectionPrediction(Prediction):
         "categories": "texts",
         "masks": "texts",
     }
+    label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {"_detections.json": read_results}
 
     @property
     def masks(self) -> NDArray[np.bool_] | None:

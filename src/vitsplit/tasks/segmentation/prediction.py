@@ -6,7 +6,7 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +16,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.classes import ClassList
-from vitsplit.data.decoding import png_bytes
+from vitsplit.data.decoding import decode_image, image_kind, png_bytes
 from vitsplit.data.mask_coding import encode_labels
+from vitsplit.errors import DataError
 from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 OVERLAY_ROWS = 256
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The entries of ``coco_results`` from a mask of class ids.
+
+    Raises:
+        DataError: The file cannot be read, or its values are no class ids.
+    """
+    image = decode_image(path)
+    if image.mode not in ("L", "P"):
+        raise DataError(f"{path}: not a mask of class ids, but {image_kind(image)}. Remove it, and repeat the command.")
+    return _results(np.asarray(image), path.name)
+
+
+def _results(mask_HW: NDArray[np.uint8], image_id: int | str) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image_id, "category_id": index, "segmentation": mask, "score": 1.0}
+        for index, mask in encode_labels(mask_HW).items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,10 @@ class SegmentationPrediction(Prediction):
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
     # The PNG that `save` writes.
     column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes"}
+    label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {
+        "_mask.png": read_results,
+        "_mask.tif": read_results,
+    }
 
     def color_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
@@ -87,10 +111,7 @@ class SegmentationPrediction(Prediction):
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of COCO's results format: one per class present, whose ``category_id`` is its index."""
-        return [
-            {"image_id": image_id, "category_id": index, "segmentation": mask, "score": 1.0}
-            for index, mask in encode_labels(self.mask).items()
-        ]
+        return _results(self.mask, image_id)
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
