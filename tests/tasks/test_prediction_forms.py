@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from vitsplit.data.classes import ClassList
 from vitsplit.tasks import TASKS, task_config
@@ -65,8 +66,10 @@ def test_declared_forms_exist(task):
     assert record.keys() == kind.column_types.keys()
     for name, column in kind.column_types.items():
         assert is_of(record[name], VALUES[column])
-    if "json" in kind.served_formats:
-        json.dumps(prediction.to_json())
+    assert ("json" in kind.served_formats) == bool(kind.json_schema)
+    for masks in ("rle", "png") if kind.json_schema else ():
+        found = json.loads(json.dumps(prediction.to_json(masks)))
+        Draft202012Validator(kind.json_schema | {"additionalProperties": False}).validate(found)
 
 
 def test_boxes_alone_have_no_masks():

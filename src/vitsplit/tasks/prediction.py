@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vitsplit.tasks.json_schema import Schema
+
 ServedFormat = Literal["json", "png", "npz", "coco"]
 """Form of a prediction over HTTP."""
 MaskForm = Literal["rle", "png"]
@@ -31,6 +33,7 @@ class Prediction(ABC):
         image: (H, W, 3) uint8.
         served_formats: Its forms over HTTP: ``json`` (``to_json(masks)``), ``png`` (``png(compress_level)``), ``npz``
             (``arrays()``) and ``coco`` (``coco_results(image_id)``).
+        json_schema: The schema of ``json``.
         array_types: Data type and shape (-1: any) of the attributes that are the arrays of ``npz``.
         column_types: Fields of its row in a table (``record()``), and their types; empty: it has none.
         label_readers: For label tools: endings of the file of ``save`` (or ``predict_large``) with the masks or boxes,
@@ -39,6 +42,7 @@ class Prediction(ABC):
 
     image: NDArray[np.uint8]
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
+    json_schema: ClassVar[Schema] = {}
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     column_types: ClassVar[Mapping[str, ColumnType]] = {}
     label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {}

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vitsplit.data.decoding import png_bytes
 from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
+from vitsplit.tasks.json_schema import NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
 from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 PNG_MAX = 65535
@@ -36,6 +37,15 @@ class DepthPrediction(Prediction):
     image: NDArray[np.uint8]
 
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "unit": {"const": "m"},
+            "scale": NUMBER,
+            "range": list_schema(NUMBER) | {"minItems": 2, "maxItems": 2},
+            "png": TEXT,
+        }
+    )
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"depth": ("float32", (-1, -1))}
     # The PNG that `save` writes, and its meters per unit.
     column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes", "scale": "number"}

@@ -21,6 +21,7 @@ from vitsplit.data.mask_coding import encode, paste
 from vitsplit.errors import DataError
 from vitsplit.files import LARGE_FILE, read_json, shown
 from vitsplit.tasks.detection.draw import draw_objects
+from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, Schema, list_schema, object_schema
 from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 DRAWN_SCORE = 0.5
@@ -64,6 +65,16 @@ class DetectionPrediction(Prediction):
     image: NDArray[np.uint8]
 
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "classes": CLASSES,
+            "category_ids": list_schema(INTEGER),
+            "objects": list_schema(
+                object_schema({"class": INTEGER, "score": NUMBER, "box": list_schema(NUMBER)}, {"mask": MASK})
+            ),
+        }
+    )
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {
         "boxes": ("float32", (-1, 4)),
         "labels": ("int64", (-1,)),

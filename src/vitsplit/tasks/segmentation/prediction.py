@@ -19,6 +19,7 @@ from vitsplit.data.classes import ClassList
 from vitsplit.data.decoding import decode_image, image_kind, png_bytes
 from vitsplit.data.mask_coding import encode_labels
 from vitsplit.errors import DataError
+from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
 from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 OVERLAY_ROWS = 256
@@ -58,6 +59,14 @@ class SegmentationPrediction(Prediction):
     image: NDArray[np.uint8]
 
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "classes": CLASSES,
+            "segments": list_schema(object_schema({"class": INTEGER, "share": NUMBER}, {"mask": MASK})),
+        },
+        {"png": TEXT},
+    )
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
     # The PNG that `save` writes.
     column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes"}
