@@ -47,11 +47,13 @@ def write_depth_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] | No
     return write_bundle(folder, _config(DepthConfig(**settings), "fp32", seed, BACKBONE, split), {})
 
 
-def write_detection_bundle(folder: Path, *, seed: int = 0, task: dict[str, Any] | None = None, **split: Any) -> Path:
-    """A detection bundle in ``folder``, with masks, that finds objects in every image."""
+def write_detection_bundle(
+    folder: Path, *, seed: int = 0, task: dict[str, Any] | None = None, masks: bool = True, **split: Any
+) -> Path:
+    """A detection bundle in ``folder`` that finds objects in every image."""
     settings = {"crop_size": (48, 64), "image_scale": (64, 48), "pyramid_width": 16, "score_threshold": 0.0,
                 "max_detections": 10, "anchor_sizes": (8, 16, 24, 32, 48)} | (task or {})  # fmt: skip
-    description = {"classes": ["ball", "box"], "colours": [[200, 30, 30], [30, 30, 200]], "masks": True}
+    description = {"classes": ["ball", "box"], "colours": [[200, 30, 30], [30, 30, 200]], "masks": masks}
     return write_bundle(folder, _config(DetectionConfig(**settings), "fp32", seed, BACKBONE, split), description)
 
 

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vitsplit.cli.values import BatchSize, ImageSize, Loading, Switch
 from vitsplit.cluster.options import RayOptions
-from vitsplit.config import Margin, MaxNewTokens
+from vitsplit.config import Margin, MaxNewTokens, Share
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.files import exists
+from vitsplit.inference.label_tools import ExportFormat
 from vitsplit.runtime.card import is_export
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def predict(
     tile: ImageSize | None = None,
     overlap: Margin | None = None,
     scale: Annotated[float, Field(ge=0.01, le=16)] | None = None,
+    export_format: ExportFormat | None = None,
+    export_score: Share | None = None,
     runtime: Literal["torch", "onnx", "openvino"] | None = None,
     engine: Literal["local", "ray"] = "local",
     dry_run: Switch = False,
@@ -56,6 +59,9 @@ def predict(
     Questions (--ask) are about a whole image, even if it is split into tiles for other bundles. Videos are not
     supported. Without --out, answers are printed.
 
+    --export-format also writes the masks and boxes of all images for a label tool (docs/label-tools.md), once they are
+    predicted: HEAD_coco.json, HEAD_cvat.xml, HEAD_label-studio.json, or the folder HEAD_fiftyone.
+
     The same command resumes predictions that were stopped. Unreadable files are listed at the end; the exit status is
     then 1.
 
@@ -68,6 +74,7 @@ def predict(
         vitsplit predict runs/vqa desk.jpg --ask "What is on the desk?" --ask "What color is it?"
         vitsplit predict runs/rooms runs/vqa photos/ --ask "How many chairs are there?" --out predictions
         vitsplit predict runs/rooms photos/ --out predictions --shard 1/8
+        vitsplit predict runs/rooms photos/ --out predictions --export-format cvat
         vitsplit predict runs/rooms runs/depth photos/ --engine ray --out table --num-actors 2
 
     Args:
@@ -85,6 +92,8 @@ def predict(
             into tiles.
         overlap: Overlap of tiles in pixels; None: a quarter of their shorter side.
         scale: Scale factor for images that are split into tiles; None: 1.
+        export_format: Label tool to write the predictions for, as pre-annotations; for segmentation and detection.
+        export_score: Minimum score of objects for --export-format; None: 0.5, as in overlays.
         runtime: PyTorch, ONNX Runtime or OpenVINO. Bundles are exported for the last two, on the CPU in fp32, and the
             export is kept in the cache. None: PyTorch for bundles; for an exported folder its first format that is
             installed.
@@ -97,11 +106,13 @@ def predict(
     from vitsplit.exporting.cache import find_source_for
     from vitsplit.inference.folder import FolderWriter, Summary, Tiling
     from vitsplit.inference.inputs import find_inputs, split_runs
+    from vitsplit.inference.label_tools.export import check_export, write_labels
     from vitsplit.inference.prediction_log import PredictionLog
     from vitsplit.inference.shard import Shard
     from vitsplit.inference.video import require_av
 
     part = None if shard is None else Shard.parse(shard)
+    _check_export_flags(export_format, export_score, shard, out)
     if part is not None and overwrite:
         raise ConfigError("--overwrite removes results that other shards may be writing. Give a new folder with --out.")
     runs, input_paths = split_runs(paths)
@@ -109,6 +120,8 @@ def predict(
         raise ConfigError("Options of Ray (--num-actors and others, --dry-run) require --engine ray.")
     source = find_source_for(runs, runtime, say=lambda line: print(line, file=sys.stderr), **loading.arguments())
     _check_questions(source.cards, ask, max_new_tokens, has_folder=out is not None)
+    if export_format is not None:
+        check_export(export_format, source.cards)
     settings = {
         "precision": loading.precision,
         "runtime": runtime,
@@ -123,8 +136,8 @@ def predict(
         from vitsplit.cli.predict_ray import predict_with_ray
         from vitsplit.files import is_address
 
-        given = {"--shard": shard, "--tile": tile, "--overlap": overlap, "--scale": scale}
-        table = _check_table(runs, out, given, runtime)
+        given = {"--tile": tile, "--overlap": overlap, "--scale": scale, "--shard": shard}
+        table = _check_table(runs, out, given | {"--export-format": export_format}, runtime)
         predictor = {
             "bundles": [run if is_address(run) else str(Path(run).absolute()) for run in runs],
             "questions": ask,
@@ -168,8 +181,22 @@ def predict(
         else:
             log.begin()
             log.close()
+        if export_format is not None:
+            videos = sum(item.is_video for item in inputs)
+            for file in write_labels(export_format, source.cards, inputs, log, export_score):
+                print(f"labels for {export_format}{f' (videos left out: {videos})' * (videos > 0)}: {file}")
     _report(summary, len(inputs), len(inputs) - len(todo), out)
     return 1 if summary.failed else 0
+
+
+def _check_export_flags(kind: str | None, score: float | None, shard: str | None, out: Path | None) -> None:
+    """Checks that ``--export-format`` and other flags fit together."""
+    if kind is None and score is not None:
+        raise ConfigError(f"--export-score {score} requires --export-format. Give it, or omit both.")
+    if kind is not None and shard is not None:
+        raise ConfigError(f"--export-format {kind} is for all images: give it to the command without --shard.")
+    if kind is not None and out is None:
+        raise ConfigError(f"Missing required option --out: the output folder for --export-format {kind}.")
 
 
 def _check_table(runs: Sequence[str], out: Path | None, given: Mapping[str, Any], runtime: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""Predictions as columns of a table: one struct per head, whose fields are those of ``TaskConfig.record``."""
+"""Predictions as columns of a table: one struct per head, whose fields are the ``column_types`` of its predictions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from vitsplit.bundle import Card
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import RecordType
+from vitsplit.tasks.prediction import ColumnType
 
 COLUMNS = ("height", "width", "error")
 """Columns beside those of the heads: the size of the image in pixels, and why it has no predictions."""
-_TYPES: Mapping[RecordType, pa.DataType] = {
+_TYPES: Mapping[ColumnType, pa.DataType] = {
     "bytes": pa.binary(),
     "number": pa.float64(),
     "numbers": pa.list_(pa.float64()),
@@ -50,7 +50,7 @@ def head_types(cards: Mapping[str, Card]) -> dict[str, pa.DataType]:
     """
     types = {}
     for name, card in cards.items():
-        fields = card.config.task.record
+        fields = card.config.task.prediction_type().column_types
         if not fields:
             raise ConfigError(f"{name}: predictions of the task {card.task} cannot be written to a table.")
         if name in (*COLUMNS, "id"):

@@ -111,7 +111,7 @@ class PredictionLog:
             raise RunError(f"{self._staging} is a link. Remove it.")
         shutil.rmtree(self._staging, ignore_errors=True)
         # Check all files before removing any: links may lead out of the folder.
-        outdated = [self._checked_path(file) for file in self._outdated]
+        outdated = [self.checked_path(file) for file in self._outdated]
         for file in outdated:
             if file.is_dir():
                 raise RunError(f"{self._file} lists the folder {file} as a prediction. Correct or remove the line.")
@@ -123,20 +123,22 @@ class PredictionLog:
         for log in self._merged:
             log.unlink(missing_ok=True)
 
-    def _checked_path(self, name: str) -> Path:
+    def checked_path(self, name: str) -> Path:
         """The path of a file to remove or overwrite, which must not be reached by a link."""
         advice = "Remove the link, or use another folder with --out."
         return inside(self.folder, name, str(self.folder), follow_links=False, error=RunError, advice=advice)
 
     def is_done(self, item: Input) -> bool:
         """Whether the item's results exist and the input file is unchanged."""
+        return not self.overwrite and bool(self.files(item))
+
+    def files(self, item: Input) -> list[Path]:
+        """The item's results; none if one is missing or the input file has changed."""
         row = self._done.get(item.name)
-        return (
-            not self.overwrite
-            and row is not None
-            and (row["bytes"], row["modified_ns"]) == _file_state(item.path)
-            and all(is_file(self.folder / file) for file in row["files"])
-        )
+        if row is None or (row["bytes"], row["modified_ns"]) != _file_state(item.path):
+            return []
+        files = [self.folder / file for file in row["files"]]
+        return files if all(map(is_file, files)) else []
 
     def stage(self, item: Input, bundle: str = "") -> Path:
         """Temporary folder for an item's files, of all or one bundle."""
@@ -156,7 +158,7 @@ class PredictionLog:
         """
         files = list(files)
         stem = Path(item.name).name
-        target = self._checked_path((Path(item.name).parent / stem).as_posix()).parent
+        target = self.checked_path((Path(item.name).parent / stem).as_posix()).parent
         target.mkdir(parents=True, exist_ok=True)
         count = Counter(ending for _, ending, _ in files)
         placed = [
@@ -178,6 +180,7 @@ class PredictionLog:
         }
         with self._file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
+        self._done[item.name] = row
 
     def close(self) -> None:
         """Removes the temporary folder."""

@@ -9,6 +9,7 @@ from typing import Any
 from vitsplit.data.classes import ClassList
 from vitsplit.inference.predictor import LoadedHead, Predictor
 from vitsplit.inference.shared_pass import PassCount
+from vitsplit.tasks.prediction import Prediction
 from vitsplit.tasks.registry import TaskConfig
 from vitsplit.types import TapRequest
 
@@ -42,13 +43,18 @@ class ServedHead:
         """Settings and capabilities of the task."""
         return self.head.card.config.task
 
+    @property
+    def forms(self) -> type[Prediction]:
+        """The class of its predictions, which declares their forms."""
+        return self.task.prediction_type()
+
     def to_json(self) -> dict[str, Any]:
         """The entry in ``/v1/bundles``."""
         card, description = self.head.card, self.head.task.describe()
         found: dict[str, Any] = {
             "task": card.task,
             "needs_question": self.task.answers_questions,
-            "formats": list(self.task.served_formats),
+            "formats": list(self.forms.served_formats),
             "sha256": self.sha256,
             "vitsplit": card.version,
             "metrics": dict(card.metrics),

@@ -77,7 +77,7 @@ def _metadata(service: Service, model: str) -> dict[str, Any]:
     outputs = [
         {"name": name if len(heads) == 1 else f"{head.name}.{name}", "datatype": TYPES[dtype], "shape": list(shape)}
         for head in heads.values()
-        for name, (dtype, shape) in head.task.served_arrays.items()
+        for name, (dtype, shape) in head.forms.array_types.items()
     ]
     return {
         "name": model,
@@ -91,7 +91,7 @@ def _metadata(service: Service, model: str) -> dict[str, Any]:
 def _heads(service: Service, model: str) -> dict[str, ServedHead]:
     heads = service.choose(model)
     for name, head in heads.items():
-        if "npz" not in head.task.served_formats:
+        if "npz" not in head.forms.served_formats:
             raise invalid("invalid_parameter", f"the bundle {name} has no arrays")
     return heads
 

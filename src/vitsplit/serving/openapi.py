@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 from vitsplit.serving.limits import FORMATS
 from vitsplit.serving.service import Service
-from vitsplit.tasks import ServedFormat
-from vitsplit.tasks.segmentation.prediction import MaskForm
+from vitsplit.tasks import TASKS, task_config
+from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
+from vitsplit.tasks.prediction import MaskForm, ServedFormat
 from vitsplit.version import __version__
-
-Schema = dict[str, Any]
 
 PYTHON = """import json, urllib.request
 
@@ -35,7 +34,7 @@ def document(service: Service) -> Schema:
         },
         "paths": _paths(service),
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(service),
             "securitySchemes": {"administrator": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -141,82 +140,62 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(required: Schema, optional: Schema | None = None) -> Schema:
-    return {"type": "object", "required": list(required), "properties": required | (optional or {})}
+def _predictions(service: Service) -> Schema:
+    """The schema of each task's predictions: of built-in tasks, and of those of the heads."""
+    tasks = dict.fromkeys([*TASKS.built_in, *(head.task.name for head in service.heads.values())])
+    kinds = {name: task_config(name).prediction_type() for name in tasks}
+    return {
+        name.capitalize(): kind.json_schema
+        | {
+            "required": ["task", *kind.json_schema["required"]],
+            "properties": {"task": {"const": name}} | kind.json_schema["properties"],
+        }
+        for name, kind in kinds.items()
+        if "json" in kind.served_formats
+    }
 
 
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _schemas() -> Schema:
-    text, number, whole, free = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "object"}
-    size = {"type": "array", "items": whole, "minItems": 2, "maxItems": 2}
-    classes = _list(_object({"name": text, "color": text}))
-    mask = _object({"size": size, "counts": text})
+def _schemas(service: Service) -> Schema:
+    free = {"type": "object"}
+    predictions = _predictions(service)
     return {
         "Predictions": {
             "anyOf": [
-                _object(
+                object_schema(
                     {
-                        "image": _object({"size": size, "sha256": text}),
+                        "image": object_schema({"size": SIZE, "sha256": TEXT}),
                         "predictions": {"type": "object", "additionalProperties": _ref("Prediction")},
-                        "timing": {"type": "object", "additionalProperties": number},
-                        "pass": _list(_ref("Pass")),
+                        "timing": {"type": "object", "additionalProperties": NUMBER},
+                        "pass": list_schema(_ref("Pass")),
                     }
                 ),
-                _list(_ref("CocoResult")),
+                list_schema(_ref("CocoResult")),
             ]
         },
-        "Prediction": {"anyOf": [_ref("Segmentation"), _ref("Depth"), _ref("Detection")]},
-        "Segmentation": _object(
-            {
-                "task": {"const": "segmentation"},
-                "size": size,
-                "classes": classes,
-                "segments": _list(_object({"class": whole, "share": number}, {"mask": mask})),
-            },
-            {"png": text},
+        "Prediction": {"anyOf": [_ref(name) for name in predictions]},
+        **predictions,
+        "Pass": object_schema(
+            {"size": SIZE, "bundles": list_schema(TEXT)},
+            {"blocks": INTEGER, "of": INTEGER, "maps": list_schema(INTEGER), "count": INTEGER},
         ),
-        "Depth": _object(
-            {
-                "task": {"const": "depth"},
-                "size": size,
-                "unit": {"const": "m"},
-                "scale": number,
-                "range": {"type": "array", "items": number, "minItems": 2, "maxItems": 2},
-                "png": text,
-            }
+        "CocoResult": object_schema(
+            {"image_id": {"type": ["integer", "string"]}, "category_id": INTEGER, "score": NUMBER},
+            {"bbox": list_schema(NUMBER), "segmentation": MASK},
         ),
-        "Detection": _object(
-            {
-                "task": {"const": "detection"},
-                "size": size,
-                "classes": classes,
-                "category_ids": _list(whole),
-                "objects": _list(_object({"class": whole, "score": number, "box": _list(number)}, {"mask": mask})),
-            }
+        "Question": object_schema(
+            {"image_sha256": TEXT, "question": TEXT}, {"bundle": TEXT, "max_new_tokens": INTEGER}
         ),
-        "Pass": _object(
-            {"size": size, "bundles": _list(text)},
-            {"blocks": whole, "of": whole, "maps": _list(whole), "count": whole},
+        "Folder": object_schema({"path": TEXT}),
+        "Bundle": object_schema(
+            {"task": TEXT, "needs_question": {"type": "boolean"}, "formats": list_schema(TEXT), "sha256": TEXT},
+            {"classes": CLASSES, "unit": TEXT, "vitsplit": TEXT, "metrics": free, "maps": list_schema(INTEGER)},
         ),
-        "CocoResult": _object(
-            {"image_id": {"type": ["integer", "string"]}, "category_id": whole, "score": number},
-            {"bbox": _list(number), "segmentation": mask},
-        ),
-        "Question": _object({"image_sha256": text, "question": text}, {"bundle": text, "max_new_tokens": whole}),
-        "Folder": _object({"path": text}),
-        "Bundle": _object(
-            {"task": text, "needs_question": {"type": "boolean"}, "formats": _list(text), "sha256": text},
-            {"classes": classes, "unit": text, "vitsplit": text, "metrics": free, "maps": _list(whole)},
-        ),
-        "Bundles": _object(
+        "Bundles": object_schema(
             {
                 "backbone": free,
                 "bundles": {"type": "object", "additionalProperties": _ref("Bundle")},
                 "limits": free,
             }
         ),
-        "Error": _object({"error": _object({"code": text, "message": text}, {"remedy": text})}),
+        "Error": object_schema({"error": object_schema({"code": TEXT, "message": TEXT}, {"remedy": TEXT})}),
     }

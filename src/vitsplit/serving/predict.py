@@ -19,8 +19,7 @@ from vitsplit.serving.fields import check_parameters, dump, parameter
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.images import sha256
 from vitsplit.serving.service import Result, Service
-from vitsplit.tasks import ServedFormat
-from vitsplit.tasks.segmentation.prediction import MaskForm
+from vitsplit.tasks.prediction import MaskForm, ServedFormat
 
 TYPES: Mapping[str, str] = {
     "json": "application/json",
@@ -84,11 +83,11 @@ def _parameters(service: Service, request: Request) -> tuple[dict[str, ServedHea
         raise invalid("invalid_parameter", "image_id must have 1 to 1024 characters")
     names = request.query_params.get("bundles")
     heads = service.choose(names)
-    offering = {name: head for name, head in heads.items() if kind in head.task.served_formats}
+    offering = {name: head for name, head in heads.items() if kind in head.forms.served_formats}
     if names is None and offering:
         heads = offering
     for head in heads.values():
-        if kind not in head.task.served_formats:
+        if kind not in head.forms.served_formats:
             raise _not_offered(head, kind)
     if kind == "png" and len(heads) > 1:
         raise invalid(
@@ -100,7 +99,7 @@ def _parameters(service: Service, request: Request) -> tuple[dict[str, ServedHea
 
 
 def _not_offered(head: ServedHead, kind: str) -> HttpError:
-    name, offered = head.name, head.task.served_formats
+    name, offered = head.name, head.forms.served_formats
     return invalid(
         "invalid_parameter",
         f"the bundle {name} has no format {kind}",

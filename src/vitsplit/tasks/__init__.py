@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "TASKS",
-    "RecordType",
     "Score",
-    "ServedFormat",
     "TaskConfig",
     "bare_task",
     "check_data",
@@ -22,9 +20,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vitsplit.tasks.registry import (
         TASKS,
-        RecordType,
         Score,
-        ServedFormat,
         TaskConfig,
         bare_task,
         check_data,

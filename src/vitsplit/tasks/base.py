@@ -16,6 +16,7 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor, nn
 
+from vitsplit.tasks.prediction import Prediction
 from vitsplit.types import LayerTaps
 
 if TYPE_CHECKING:
@@ -213,20 +214,6 @@ class Metric(Protocol):
         Raises:
             DataError: There was nothing to evaluate; names the data.
         """
-        ...
-
-
-class Prediction(Protocol):
-    """A prediction on one image. ``image`` is (H, W, 3) uint8; every task adds its own arrays."""
-
-    image: NDArray[np.uint8]
-
-    def overlay(self) -> Image.Image:
-        """The image with the prediction drawn on it, at the image's size."""
-        ...
-
-    def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, ...]:
-        """Writes the prediction and the overlay to files whose names begin with ``name``; returns their paths."""
         ...
 
 

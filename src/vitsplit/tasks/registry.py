@@ -17,9 +17,7 @@ from vitsplit.extensions import Table
 if TYPE_CHECKING:
     from vitsplit.data.check import Report
     from vitsplit.tasks.base import Task
-
-ServedFormat = Literal["json", "png", "npz", "coco"]
-"""Form of a prediction over HTTP."""
+    from vitsplit.tasks.prediction import Prediction
 
 TASKS = Table(
     "task",
@@ -31,10 +29,6 @@ TASKS = Table(
         "vqa": "vitsplit.tasks.vqa.config:VqaConfig",
     },
 )
-
-
-RecordType = Literal["bytes", "number", "numbers", "integers", "texts", "boxes"]
-"""Type of a field of a table's row: ``boxes`` are lists of numbers, the other plural forms are lists."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +56,7 @@ class TaskConfig(Settings):
     Attributes:
         name: Its name on the command line, in cards and in ``TASKS``.
         location: ``module:class`` of the task itself, imported when it is opened.
+        prediction: ``module:class`` of its predictions, which declares what they can be saved as.
         default_recipe: The recipe used by default; None: the defaults of the settings, for a short run.
         decoders: Names of the decoders, and the number of maps each reads. The first is the default, ``linear``, as in
             ViT-Split.
@@ -77,14 +72,11 @@ class TaskConfig(Settings):
             task. While that is None, evaluations fit it and report it as the metric ``calibration.temperature``;
             bundles record it in their description.
         pipeline_tag: The task's name on the Hugging Face hub; None: it has none.
-        served_formats: Forms of its predictions over HTTP: ``json`` (their ``to_json``), ``png``, ``npz`` (``arrays``)
-            and ``coco`` (``coco_results``).
-        served_arrays: Data type and shape (-1: any) of the arrays of ``npz``, by name.
-        record: The fields of a prediction in a table (its ``record()``), and their types; empty: not supported.
     """
 
     name: ClassVar[str]
     location: ClassVar[str]
+    prediction: ClassVar[str] = "vitsplit.tasks.prediction:Prediction"
     default_recipe: ClassVar[str | None] = None
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1}
     scores: ClassVar[Mapping[str, Score]]
@@ -96,9 +88,6 @@ class TaskConfig(Settings):
     answers_questions: ClassVar[bool] = False
     calibrated: ClassVar[bool] = False
     pipeline_tag: ClassVar[str | None] = None
-    served_formats: ClassVar[tuple[ServedFormat, ...]] = ()
-    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
-    record: ClassVar[Mapping[str, RecordType]] = {}
 
     format: str = "auto"
     """Layout of the data folder."""
@@ -108,8 +97,13 @@ class TaskConfig(Settings):
     @classmethod
     def task_type(cls) -> Any:
         """The class of the task, a ``tasks.base.Task``."""
-        module, _, attribute = cls.location.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _import(cls.location)
+
+    @classmethod
+    def prediction_type(cls) -> type[Prediction]:
+        """The class of the predictions."""
+        found: type[Prediction] = _import(cls.prediction)
+        return found
 
     @property
     def own_head(self) -> str | None:
@@ -132,6 +126,11 @@ class TaskConfig(Settings):
         settings: dict[str, Any] = {"crop_size": tile, "image_scale": (max(tile), min(tile))}
         fields = {field.name for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: value for name, value in settings.items() if name in fields})
+
+
+def _import(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def task_config(name: str) -> type[TaskConfig]:

@@ -23,6 +23,7 @@ from vitsplit.report import Page
 from vitsplit.tasks import Score, TaskConfig
 from vitsplit.tasks.base import DenseFile, Evaluation
 from vitsplit.tasks.description import fields
+from vitsplit.tasks.prediction import Prediction
 
 
 class CountingConfig(TaskConfig):
@@ -30,6 +31,7 @@ class CountingConfig(TaskConfig):
 
     name: ClassVar = "counting"
     location: ClassVar = "toy_vitsplit.counting:CountingTask"
+    prediction: ClassVar = "toy_vitsplit.counting:CountingPrediction"
     scores: ClassVar = {"neg_mae": Score("mean absolute error", "mae", sign=-1, scale=1.0, unit="things")}
     tiles: ClassVar = "dense"
 
@@ -102,9 +104,12 @@ class TrainCounting:
 
 
 @dataclass(frozen=True)
-class CountingPrediction:
+class CountingPrediction(Prediction):
     density: np.ndarray
     image: np.ndarray
+
+    served_formats: ClassVar = ("npz",)
+    array_types: ClassVar = {"density": ("float32", (-1, -1))}
 
     def overlay(self):
         return draw(self.density, self.image)

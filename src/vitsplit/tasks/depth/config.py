@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import Former, Margin, Share, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import RecordType, Score, ServedFormat, TaskConfig
+from vitsplit.tasks import Score, TaskConfig
 
 EvalCrop = Literal["none", "nyu-eigen", "kb", "garg", "kitti-eigen"]
 
@@ -19,12 +19,9 @@ class DepthConfig(TaskConfig):
 
     name: ClassVar[str] = "depth"
     location: ClassVar[str] = "vitsplit.tasks.depth.task:DepthTask"
+    prediction: ClassVar[str] = "vitsplit.tasks.depth.prediction:DepthPrediction"
     default_recipe: ClassVar[str | None] = "laptop-depth"
     pipeline_tag: ClassVar[str | None] = "depth-estimation"
-    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz")
-    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"depth": ("float32", (-1, -1))}
-    # The PNG that `save` writes, and its meters per unit.
-    record: ClassVar[Mapping[str, RecordType]] = {"png": "bytes", "scale": "number"}
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
     scores: ClassVar[Mapping[str, Score]] = {"neg_rmse": Score("RMSE", "rmse", sign=-1, scale=1.0, unit="m")}
     tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"

@@ -6,9 +6,10 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from vitsplit.data.decoding import png_bytes
 from vitsplit.tasks.depth.colormap import add_scale_bar, apply_colormap, display_range
+from vitsplit.tasks.json_schema import NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
+from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 PNG_MAX = 65535
 
 
 @dataclass(frozen=True)
-class DepthPrediction:
+class DepthPrediction(Prediction):
     """The depth of an image.
 
     Attributes:
@@ -32,6 +35,20 @@ class DepthPrediction:
 
     depth: NDArray[np.float32]
     image: NDArray[np.uint8]
+
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "unit": {"const": "m"},
+            "scale": NUMBER,
+            "range": list_schema(NUMBER) | {"minItems": 2, "maxItems": 2},
+            "png": TEXT,
+        }
+    )
+    array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"depth": ("float32", (-1, -1))}
+    # The PNG that `save` writes, and its meters per unit.
+    column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes", "scale": "number"}
 
     def overlay(self) -> Image.Image:
         """The color-mapped depth (near is bright, far is dark), at the image's size."""
@@ -57,11 +74,7 @@ class DepthPrediction:
         units_HW = np.rint(self.depth / scale).clip(1, PNG_MAX).astype(np.uint16)
         return png_bytes(Image.fromarray(units_HW), compress_level, text)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """``depth``, in meters."""
-        return {"depth": self.depth}
-
-    def to_json(self, masks: str = "rle") -> dict[str, Any]:
+    def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
         """Size, unit, range, and ``png()`` in base64 with ``scale`` meters per unit. There are no masks."""
         return {
             "size": list(self.depth.shape),
@@ -91,5 +104,5 @@ class DepthPrediction:
         return npy_path, png_path, jpg_path
 
     def record(self) -> dict[str, Any]:
-        """The fields of a table's row, see ``DepthConfig.record``."""
+        """The fields of a table's row, see ``column_types``."""
         return {"png": self.png(), "scale": self.png_scale()}

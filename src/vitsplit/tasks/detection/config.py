@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import Factor, Share, Side, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import RecordType, Score, ServedFormat, TaskConfig
+from vitsplit.tasks import Score, TaskConfig
 
 LEVELS = 5
 """Number of levels of the feature pyramid."""
@@ -20,24 +20,9 @@ class DetectionConfig(TaskConfig):
 
     name: ClassVar[str] = "detection"
     location: ClassVar[str] = "vitsplit.tasks.detection.task:DetectionTask"
+    prediction: ClassVar[str] = "vitsplit.tasks.detection.prediction:DetectionPrediction"
     default_recipe: ClassVar[str | None] = "laptop-detection"
     pipeline_tag: ClassVar[str | None] = "object-detection"
-    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
-    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {
-        "boxes": ("float32", (-1, 4)),
-        "labels": ("int64", (-1,)),
-        "scores": ("float32", (-1,)),
-        "mask_bins": ("float32", (-1, -1, -1)),
-    }
-    # Of each object what `save` writes: the box (x, y, width, height), and of its mask the `counts` of COCO's
-    # run-length encoding, whose `size` is that of the image; null without masks.
-    record: ClassVar[Mapping[str, RecordType]] = {
-        "boxes": "boxes",
-        "scores": "numbers",
-        "category_ids": "integers",
-        "categories": "texts",
-        "masks": "texts",
-    }
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1}
     scores: ClassVar[Mapping[str, Score]] = {
         "mask_ap": Score("mask AP", "mask_ap"),

@@ -6,10 +6,10 @@ Shapes: H W pixels, N objects, m bins per side of a mask. Boxes are (x1, y1, x2,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,31 @@ from PIL import Image
 from vitsplit.data.classes import ClassList
 from vitsplit.data.decoding import png_bytes
 from vitsplit.data.mask_coding import encode, paste
+from vitsplit.errors import DataError
+from vitsplit.files import LARGE_FILE, read_json, shown
 from vitsplit.tasks.detection.draw import draw_objects
+from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, Schema, list_schema, object_schema
+from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
 DRAWN_SCORE = 0.5
 """Objects with a lower score are not drawn."""
 
 
+def read_results(path: Path) -> list[Any]:
+    """The entries of a file of COCO results, which are not checked.
+
+    Raises:
+        DataError: The file cannot be read, or has no list.
+    """
+    advice = "Remove it, and repeat the command."
+    found = read_json(path, limit=LARGE_FILE, advice=advice)
+    if not isinstance(found, list):
+        raise DataError(f"{path} has {shown(found)}, not a list of objects. {advice}")
+    return found
+
+
 @dataclass(frozen=True)
-class DetectionPrediction:
+class DetectionPrediction(Prediction):
     """The objects in an image, by descending score.
 
     Attributes:
@@ -46,6 +63,34 @@ class DetectionPrediction:
     classes: ClassList
     category_ids: tuple[int, ...]
     image: NDArray[np.uint8]
+
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "classes": CLASSES,
+            "category_ids": list_schema(INTEGER),
+            "objects": list_schema(
+                object_schema({"class": INTEGER, "score": NUMBER, "box": list_schema(NUMBER)}, {"mask": MASK})
+            ),
+        }
+    )
+    array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {
+        "boxes": ("float32", (-1, 4)),
+        "labels": ("int64", (-1,)),
+        "scores": ("float32", (-1,)),
+        "mask_bins": ("float32", (-1, -1, -1)),
+    }
+    # Of each object what `save` writes: the box (x, y, width, height), and of its mask the `counts` of COCO's
+    # run-length encoding, whose `size` is that of the image; null without masks.
+    column_types: ClassVar[Mapping[str, ColumnType]] = {
+        "boxes": "boxes",
+        "scores": "numbers",
+        "category_ids": "integers",
+        "categories": "texts",
+        "masks": "texts",
+    }
+    label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {"_detections.json": read_results}
 
     @property
     def masks(self) -> NDArray[np.bool_] | None:
@@ -110,12 +155,7 @@ class DetectionPrediction:
         """``overlay`` as a PNG file, see ``decoding.png_bytes``."""
         return png_bytes(self.overlay(), compress_level)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """``boxes``, ``labels``, ``scores``, and ``mask_bins`` unless there are none."""
-        found: dict[str, NDArray[Any]] = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
-        return found if self.mask_bins is None else found | {"mask_bins": self.mask_bins}
-
-    def to_json(self, masks: str = "rle") -> dict[str, Any]:
+    def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
         """Size, classes, ids of the categories, and ``objects``, whose masks are in COCO's run-length encoding."""
         objects: list[dict[str, Any]] = [
             {"class": int(label), "score": float(score), "box": box}
@@ -145,7 +185,7 @@ class DetectionPrediction:
         return json_path, overlay_path
 
     def record(self) -> dict[str, Any]:
-        """The fields of a table's row, see ``DetectionConfig.record``."""
+        """The fields of a table's row, see ``column_types``."""
         entries = self.coco_results("")
         return {
             "boxes": [entry["bbox"] for entry in entries],

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import LONG_TEXT, Factor, LongText, Name, Share, Size, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import RecordType, Score, ServedFormat, TaskConfig
+from vitsplit.tasks import Score, TaskConfig
 
 
 class SegmentationConfig(TaskConfig):
@@ -17,12 +17,9 @@ class SegmentationConfig(TaskConfig):
 
     name: ClassVar[str] = "segmentation"
     location: ClassVar[str] = "vitsplit.tasks.segmentation.task:SegmentationTask"
+    prediction: ClassVar[str] = "vitsplit.tasks.segmentation.prediction:SegmentationPrediction"
     default_recipe: ClassVar[str | None] = "laptop-segmentation"
     pipeline_tag: ClassVar[str | None] = "image-segmentation"
-    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
-    served_arrays: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
-    # The PNG that `save` writes.
-    record: ClassVar[Mapping[str, RecordType]] = {"png": "bytes"}
     decoders: ClassVar[Mapping[str, int]] = {"linear": 1, "probe": 1, "upernet": 4}
     scores: ClassVar[Mapping[str, Score]] = {"miou": Score("mIoU", "miou")}
     tiles: ClassVar[Literal["dense", "objects"] | None] = "dense"

@@ -6,25 +6,46 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.data.classes import ClassList
-from vitsplit.data.decoding import png_bytes
+from vitsplit.data.decoding import decode_image, image_kind, png_bytes
 from vitsplit.data.mask_coding import encode_labels
+from vitsplit.errors import DataError
+from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
+from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFormat
 
-MaskForm = Literal["rle", "png"]
-"""Form of a segmentation's masks in JSON."""
 OVERLAY_ROWS = 256
 
 
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The entries of ``coco_results`` from a mask of class ids.
+
+    Raises:
+        DataError: The file cannot be read, or its values are no class ids.
+    """
+    image = decode_image(path)
+    if image.mode not in ("L", "P"):
+        raise DataError(f"{path}: not a mask of class ids, but {image_kind(image)}. Remove it, and repeat the command.")
+    return _results(np.asarray(image), path.name)
+
+
+def _results(mask_HW: NDArray[np.uint8], image_id: int | str) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image_id, "category_id": index, "segmentation": mask, "score": 1.0}
+        for index, mask in encode_labels(mask_HW).items()
+    ]
+
+
 @dataclass(frozen=True)
-class SegmentationPrediction:
+class SegmentationPrediction(Prediction):
     """A segmented image.
 
     Attributes:
@@ -38,6 +59,23 @@ class SegmentationPrediction:
     classes: ClassList
     image: NDArray[np.uint8]
     confidence: NDArray[np.float32]
+
+    served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
+    json_schema: ClassVar[Schema] = object_schema(
+        {
+            "size": SIZE,
+            "classes": CLASSES,
+            "segments": list_schema(object_schema({"class": INTEGER, "share": NUMBER}, {"mask": MASK})),
+        },
+        {"png": TEXT},
+    )
+    array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"mask": ("uint8", (-1, -1))}
+    # The PNG that `save` writes.
+    column_types: ClassVar[Mapping[str, ColumnType]] = {"png": "bytes"}
+    label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {
+        "_mask.png": read_results,
+        "_mask.tif": read_results,
+    }
 
     def color_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
@@ -59,10 +97,6 @@ class SegmentationPrediction:
         """``color_mask`` as a PNG file, see ``decoding.png_bytes``."""
         return png_bytes(self.color_mask(), compress_level)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """``mask``."""
-        return {"mask": self.mask}
-
     def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
         """Size, classes, and ``segments``: the classes present with their shares, largest first.
 
@@ -83,10 +117,7 @@ class SegmentationPrediction:
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of COCO's results format: one per class present, whose ``category_id`` is its index."""
-        return [
-            {"image_id": image_id, "category_id": index, "segmentation": mask, "score": 1.0}
-            for index, mask in encode_labels(self.mask).items()
-        ]
+        return _results(self.mask, image_id)
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
         """Writes ``NAME_mask.png`` (class ids with a palette) and ``NAME_overlay.jpg``, and returns their paths."""
@@ -97,7 +128,7 @@ class SegmentationPrediction:
         return mask_path, overlay_path
 
     def record(self) -> dict[str, Any]:
-        """The fields of a table's row, see ``SegmentationConfig.record``."""
+        """The fields of a table's row, see ``column_types``."""
         return {"png": self.png()}
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import LongText, MaxNewTokens, Name, Opens, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import RecordType, Score, TaskConfig
+from vitsplit.tasks import Score, TaskConfig
 
 Connector = Literal["vitsplit", "vitsplit-release", "mlp2x", "linear"]
 Stage = Literal["align", "instruct"]
@@ -23,10 +23,10 @@ class VqaConfig(TaskConfig):
 
     name: ClassVar[str] = "vqa"
     location: ClassVar[str] = "vitsplit.tasks.vqa.task:VqaTask"
+    prediction: ClassVar[str] = "vitsplit.tasks.vqa.prediction:VqaPrediction"
     default_recipe: ClassVar[str | None] = "laptop-vqa"
     pipeline_tag: ClassVar[str | None] = "visual-question-answering"
     answers_questions: ClassVar[bool] = True
-    record: ClassVar[Mapping[str, RecordType]] = {"questions": "texts", "answers": "texts"}
     scores: ClassVar[Mapping[str, Score]] = {
         "exact_match": Score("exact match", "exact_match"),
         "likelihood": Score("likelihood", "likelihood"),

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vitsplit.tasks.prediction import ColumnType, Prediction
 from vitsplit.tasks.vqa.generate import Answerer
 from vitsplit.tasks.vqa.prompts import Turn
 
 
-class VqaPrediction:
+class VqaPrediction(Prediction):
     """An image with its visual tokens, which are shared by all questions.
 
     Attributes:
@@ -27,6 +28,8 @@ class VqaPrediction:
         asked: Questions and answers so far.
         answerer: Generates the answers.
     """
+
+    column_types: ClassVar[Mapping[str, ColumnType]] = {"questions": "texts", "answers": "texts"}
 
     def __init__(self, image: NDArray[np.uint8], answerer: Answerer) -> None:
         self.image = image
@@ -88,7 +91,7 @@ class VqaPrediction:
         return json_path, jpg_path
 
     def record(self) -> dict[str, Any]:
-        """The fields of a table's row, see ``VqaConfig.record``."""
+        """The fields of a table's row, see ``column_types``."""
         return {"questions": [turn.question for turn in self.asked], "answers": [turn.answer for turn in self.asked]}
 
 
