@@ -23,7 +23,8 @@ highlight_language = "none"
 
 html_theme = "furo"
 html_title = "vitsplit"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Links to headings, as in the pages on GitHub.
 myst_heading_anchors = 3
