@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
-	@echo "make docs    build the documentation site, docs/_build/index.html"
+	@echo "make docs    run the notebooks and build the documentation site, docs/_build/html/index.html"
 	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
 	@echo "make export-matrix  export every family, format and precision, for docs/export.md"
 	@echo "make check   formatting, lint, types and the order of imports"
@@ -44,7 +44,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 docs: setup
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
 MINUTES ?= 10
 fuzz: setup
@@ -64,4 +64,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .uv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .uv demo docs/_build .pytest_cache .mypy_cache .ruff_cache

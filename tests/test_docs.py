@@ -23,7 +23,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-b", "html", DOCS, folder]
+    # The notebooks, and so the pictures from them in the gallery, are those of test_notebooks.py.
+    without_notebooks = ["-D", "nb_execution_mode=off", "-D", "suppress_warnings=mystnb.glue_ref"]
+    options = ["--quiet", "--fail-on-warning", "-b", "html", *without_notebooks]
+    command = [sys.executable, "-m", "sphinx", *options, DOCS, folder]
     built = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(DOCS.parent / "src")}
     )

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from vitsplit.analysis.short_runs import begin_run, with_choice_of
 from vitsplit.atomic_files import write_json
 from vitsplit.bundle import WEIGHTS
@@ -24,7 +22,7 @@ from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
 from vitsplit.engine.run_folder import RunFolder
 from vitsplit.engine.sharding import check_sharding
-from vitsplit.engine.tracking import log_to
+from vitsplit.engine.tracking import log_to, standard_output
 from vitsplit.engine.trainer import Trainer
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.exporting.formats import FormatName, file_hash
@@ -162,7 +160,7 @@ def _train(
     """Trains with a complete configuration. ``resume_command`` is shown if the run is stopped; None: the default."""
     check_sharding(config, process_state().num_processes)
     main = process_state().is_main_process
-    with RunFolder.open(run_path, resume=resume) as run, log_to(run, Console(), main=main):
+    with RunFolder.open(run_path, resume=resume) as run, log_to(run, standard_output(), main=main):
         if main and not run.holds_run:
             run.write_start(config_to_dict(config))
         chooses = layers == "auto" or max_minutes is not None

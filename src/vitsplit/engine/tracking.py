@@ -100,6 +100,12 @@ class _TensorBoard:
         self._file.close()
 
 
+def standard_output() -> Console:
+    """The console of a run: standard output; in a notebook plain lines, without HTML and control characters."""
+    console = Console()
+    return Console(force_jupyter=False, force_terminal=False) if console.is_jupyter else console
+
+
 @contextmanager
 def log_to(run: RunFolder, console: Console, *, main: bool = True) -> Iterator[None]:
     """Logs messages of ``vitsplit`` to the console and to ``log.txt`` within the block, on the main process only.

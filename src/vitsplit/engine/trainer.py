@@ -54,7 +54,7 @@ from vitsplit.engine.run_tasks import RunTasks
 from vitsplit.engine.sampling import ReadBatch, derive_seed, open_batches
 from vitsplit.engine.sharding import check_sharding
 from vitsplit.engine.step_numbers import NotFiniteError, StepNumbers, StepResult
-from vitsplit.engine.tracking import check_trackers, log_to
+from vitsplit.engine.tracking import check_trackers, log_to, standard_output
 from vitsplit.errors import TrainingError
 from vitsplit.heads import check_heads
 from vitsplit.model import Model
@@ -170,7 +170,7 @@ class Trainer:
         """
         self.run = run
         self.accelerator = make_accelerator(self.config)
-        main, console = self.accelerator.is_main_process, console or Console()
+        main, console = self.accelerator.is_main_process, console or standard_output()
         with log_to(run, console, main=main), self.stop:
             if resume and not run.holds_run:
                 logger.info("%s has no completed steps yet: starting from the beginning", run.path)
