@@ -112,7 +112,7 @@ def save_bundle(
             for name, tensor in state.items()
         }
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    request = head.request(train=False)
+    request = head.head.request(train=False)
     info = backbone.info
     description = task.describe()
     if config.task.calibrated and (temperature := metrics.get("calibration", {}).get("temperature")) is not None:

@@ -19,6 +19,7 @@ from vitsplit.backbone import open_backbone
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.errors import ConfigError
+from vitsplit.nn.familiarity import Familiarity
 from vitsplit.nn.initialization import SkipMetaInitialization
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.base import Task
@@ -32,16 +33,20 @@ class Head(nn.Module):
     Args:
         method: A module from ``MethodConfig.build``. Its attribute is ``head``, as in tensor names of bundles.
         decoder: Map to the task's output.
+        familiarity: What the task compares frozen features with in prediction; None: nothing.
     """
 
-    def __init__(self, method: Any, decoder: nn.Module) -> None:
+    def __init__(self, method: Any, decoder: nn.Module, familiarity: Familiarity | None = None) -> None:
         super().__init__()
         self.head = method
         self.decoder = decoder
+        self.familiarity = familiarity
 
     def request(self, *, train: bool) -> TapRequest:
-        """The backbone features that the method needs."""
+        """The backbone features that the method needs, and in prediction those for ``familiarity``."""
         request: TapRequest = self.head.request(train=train)
+        if self.familiarity is not None and not train:
+            request |= TapRequest(maps=frozenset({self.familiarity.layer}))
         return request
 
     def trainable_state(self) -> dict[str, Tensor]:
@@ -185,7 +190,10 @@ def build_head(config: TrainConfig, backbone: Backbone, task: Task) -> Head:
             method = own.build_head(backbone)
         else:
             method = config.method.build(backbone, num_maps)
-        return Head(method, task.build_decoder(decoder, method.width, backbone.patch_size))
+        familiarity = None
+        if config.task.compares_features:
+            familiarity = Familiarity(backbone.width, backbone.num_layers - 1)
+        return Head(method, task.build_decoder(decoder, method.width, backbone.patch_size), familiarity)
 
 
 def build_model(config: TrainConfig, backbone: Backbone, tasks: Mapping[str, Task]) -> Model:

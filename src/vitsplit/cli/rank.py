@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vitsplit.cli.values import Count, Limit, Loading, make_writable
+from vitsplit.cli.values import Count, Loading, make_writable
 from vitsplit.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def rank(
     labeled: Path | None = None,
     count: Count = 100,
     out: Path = Path("ranking"),
-    pictures: Limit = 24,
+    pictures: Annotated[int, Field(ge=0, le=10**4)] = 24,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
     """Order unlabeled images by what labeling them would teach a bundle of segmentation.

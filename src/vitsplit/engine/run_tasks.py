@@ -6,19 +6,24 @@ Shapes: B batch.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.run_data import Batch, OwnAugmentation, RunData, SharedCrops, collate
 from vitsplit.errors import ConfigError
+from vitsplit.model import Model
 from vitsplit.report import Page
-from vitsplit.tasks.base import CropData, Evaluation, FromFiles, Task
+from vitsplit.tasks.base import ComparesFeatures, CropData, Evaluation, FromFiles, Task
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.train_config import TrainConfig
 from vitsplit.types import LayerTaps
+
+logger = logging.getLogger(__name__)
 
 ForwardHead = Callable[..., tuple[Any, LayerTaps]]
 """As ``tasks.base.Forward``, with the name of the head to run: ``head="depth"``."""
@@ -109,6 +114,14 @@ class RunTasks:
             task.write_report(own_forward, evaluation, folder / name, title=f"{title}: {name}", count=count)
             page.link("All metrics and pictures", f"{name}/index.html")
         return page.write(folder)
+
+    def fit_familiarity(self, model: Model, backbone: Backbone) -> None:
+        """Fits ``Head.familiarity`` of the heads that have one, on the training images."""
+        for name, task in self.tasks.items():
+            familiarity = model.heads[name].familiarity
+            if familiarity is not None and isinstance(task, ComparesFeatures):
+                logger.info("%s: statistics of the training images' features, for --unfamiliarity", name)
+                familiarity.fit(task.familiar_tokens(backbone, familiarity.layer).to(familiarity.centroids_CD.device))
 
     def describe(self) -> dict[str, Any]:
         """``Task.describe`` of each head's task, which bundles record, by head name."""

@@ -178,6 +178,8 @@ class Trainer:
             self._resolve_config(resume)
             checkpoint = latest_checkpoint(run.checkpoints) if resume else None
             batches, look_up = self._open_data(checkpoint, allow_changed_data)
+            if checkpoint is None:  # before the average of the weights begins
+                self.tasks.fit_familiarity(self.model, self.backbone.to(self.accelerator.device))
             self.set_up(self.accelerator)
             if look_up is not None:
                 self.features = FeatureCache(look_up.store, self.backbone, self.run_backbone)

@@ -71,7 +71,7 @@ def make_card(
 def _head(predictor: Predictor, name: str, known: Mapping[str, str | int], weights_hash: str | None) -> dict[str, Any]:
     head = predictor[name]
     task: Any = head.task
-    request = head.model.request(train=False)
+    request = head.model.head.request(train=False)
     scale = getattr(task.config, "image_scale", None)
     return {
         "task": task.name,

@@ -108,7 +108,8 @@ class ExportGraph(nn.Module):
         heads = {name: head for name, head in predictor.items() if part in (None, name)}
         self.tasks: dict[str, Any] = {name: head.task for name, head in heads.items()}
         self.heads = nn.ModuleDict({name: self._copy(name, head.model, deform) for name, head in heads.items()})
-        requests = (head.model.request(train=False) for head in heads.values())
+        # Those of the methods: a graph does not compare features with those of the training images.
+        requests = (head.model.head.request(train=False) for head in heads.values())
         self.request = functools.reduce(operator.or_, requests, TapRequest())
         self.depths = range(backbone.num_layers + 1) if part == BACKBONE else sorted(self.request.depths)
         taps = [f"{TAP}{depth}" for depth in self.depths]

@@ -30,7 +30,7 @@ from vitsplit.hub_repository import repository_name
 from vitsplit.model import Head, backbone_settings, build_head, head_shapes
 from vitsplit.precision import Resolved, resolve_precision
 from vitsplit.tasks import bare_task
-from vitsplit.tasks.base import Task
+from vitsplit.tasks.base import ComparesFeatures, Task
 
 RUN_FOLDERS = ("best", "last")
 
@@ -139,6 +139,8 @@ def open_head(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Head]
         if name.startswith(LANGUAGE_MODEL):
             # For inference only, so that a fully tuned language model is stored in inference precision, too.
             parameter.requires_grad_(False)
+    if isinstance(task, ComparesFeatures):
+        task.familiarity = model.familiarity
     return task, model
 
 

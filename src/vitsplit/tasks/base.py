@@ -21,6 +21,7 @@ from vitsplit.types import LayerTaps
 
 if TYPE_CHECKING:
     from vitsplit.data.crops import SharedCrop
+    from vitsplit.nn.familiarity import Familiarity
 
 Predict = Callable[[Tensor], Sequence[Any]]
 """``Task.predict`` with a forward pass: ``image_BCHW`` (uint8) to predictions."""
@@ -116,6 +117,18 @@ class StartsFromRun(Protocol):
         Raises:
             BundleError: It cannot; the message says why.
         """
+        ...
+
+
+@runtime_checkable
+class ComparesFeatures(Protocol):
+    """A task whose predictions compare frozen features with those of the training images."""
+
+    familiarity: Familiarity | None
+    """That of the bundle, see ``Head``; None: predictions compare nothing."""
+
+    def familiar_tokens(self, backbone: Any, layer: int) -> Tensor:
+        """Tokens of labeled regions of training images, after a block and the final norm: (N, D) float32."""
         ...
 
 

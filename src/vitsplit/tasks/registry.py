@@ -111,6 +111,11 @@ class TaskConfig(Settings):
         return None
 
     @property
+    def compares_features(self) -> bool:
+        """Whether predictions compare frozen features with those in training (``tasks.base.ComparesFeatures``)."""
+        return False
+
+    @property
     def tile_size(self) -> tuple[int, int]:
         """Height and width of the training images, and so of the tiles of a large image."""
         return self.crop_size

@@ -66,6 +66,8 @@ class SegmentationConfig(TaskConfig):
     """Average the cross-entropy over (weighted) pixels that are not ignored, or over all pixels, as in the release."""
     dice_weight: Annotated[float, Field(ge=0, le=1e4)] = 0.0
     """Weight of an additional Dice loss."""
+    unfamiliarity: bool = False
+    """Record statistics of the training images' features, from which predictions have a map of unfamiliar regions."""
     test_mode: Literal["whole", "slide"] = "slide"
     """Evaluate on whole images or on overlapping windows of the crop size."""
     test_stride: Size | None = None
@@ -76,6 +78,11 @@ class SegmentationConfig(TaskConfig):
     """Scales whose probabilities are averaged."""
     test_flip: bool = False
     """Average with the prediction on the mirrored image."""
+
+    @property
+    def compares_features(self) -> bool:
+        """See ``TaskConfig``."""
+        return self.unfamiliarity
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -53,12 +53,15 @@ class SegmentationPrediction(Prediction):
         classes: Names and colors of the classes.
         image: (H, W, 3) uint8.
         confidence: (H, W) float32, the probability of each pixel's class, calibrated with the bundle's temperature.
+        unfamiliarity: (H, W) float32, the cosine distance of the frozen features to those of training images, 0 to 2;
+            None for exported graphs, and unless the bundle was trained with ``--unfamiliarity``.
     """
 
     mask: NDArray[np.uint8]
     classes: ClassList
     image: NDArray[np.uint8]
     confidence: NDArray[np.float32]
+    unfamiliarity: NDArray[np.float32] | None = None
 
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
     json_schema: ClassVar[Schema] = object_schema(

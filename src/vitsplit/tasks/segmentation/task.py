@@ -15,10 +15,12 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from vitsplit.backbone.backbone import Backbone
 from vitsplit.data.check import Progress, Report, map_files
 from vitsplit.data.classes import IGNORE, ClassList, LabelScheme
 from vitsplit.errors import ConfigError
 from vitsplit.memory import available_cores
+from vitsplit.nn.familiarity import Familiarity
 from vitsplit.nn.pointwise import NormedPointwise
 from vitsplit.nn.upernet import AUXILIARY_WEIGHT, DROPOUT, UperNet, WithAuxiliary
 from vitsplit.tasks.base import DenseFile, Evaluation, Forward, GraphOutput
@@ -34,6 +36,7 @@ from vitsplit.tasks.segmentation.data import (
     load_mask,
 )
 from vitsplit.tasks.segmentation.decoder import SegmentationDecoder
+from vitsplit.tasks.segmentation.familiar import familiar_tokens, remember_first, unfamiliarity
 from vitsplit.tasks.segmentation.layouts import open_segmentation_set
 from vitsplit.tasks.segmentation.loss import cross_entropy_sum, dice_sum, resize_logits
 from vitsplit.tasks.segmentation.metrics import SegmentationMetric, ValPrediction
@@ -73,6 +76,7 @@ class SegmentationTask:
         self.train_set = train
         self.val_set = val
         self.temperature = temperature
+        self.familiarity: Familiarity | None = None
         self.class_weights_K = None if train is None else class_weights(config.class_weights, classes, train)
 
     @classmethod
@@ -136,6 +140,11 @@ class SegmentationTask:
     def files(self) -> dict[str, Path]:
         """The files of the training samples, then of the validation samples."""
         return {name: path for each in (self.train_set, self.val_set) if each for name, path in each.files().items()}
+
+    def familiar_tokens(self, backbone: Backbone, layer: int) -> Tensor:
+        """See ``tasks.base.ComparesFeatures``."""
+        assert self.train_set is not None, "the task was opened without training images"
+        return familiar_tokens(self.train_set, self.config, backbone, layer)
 
     def val_images(self) -> SegmentationSet:
         """The validation images."""
@@ -205,12 +214,16 @@ class SegmentationTask:
 
     def predict(self, forward: Forward, image_BCHW: Tensor) -> list[SegmentationPrediction]:
         """Predictions for images of one size, uint8."""
+        forward = remember_first(forward) if self.familiarity is not None else forward
         found = segment(forward, image_BCHW, self.config, self.temperature or 1.0)
         masks_BHW, confidences_BHW = (each.cpu().numpy() for each in found)
         images_BHWC = image_BCHW.permute(0, 2, 3, 1).cpu().numpy()
+        distances: Any = [None] * len(images_BHWC)
+        if self.familiarity is not None:
+            distances = unfamiliarity(forward, image_BCHW, self.config, self.familiarity).cpu().numpy()
         return [
-            SegmentationPrediction(mask_HW, self.classes, image_HWC, confidence_HW)
-            for mask_HW, image_HWC, confidence_HW in zip(masks_BHW, images_BHWC, confidences_BHW, strict=True)
+            SegmentationPrediction(mask_HW, self.classes, *each)
+            for mask_HW, *each in zip(masks_BHW, images_BHWC, confidences_BHW, distances, strict=True)
         ]
 
     def dense(self, forward: Forward, image_BCHW: Tensor) -> Tensor:
