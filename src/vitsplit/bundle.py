@@ -27,7 +27,7 @@ from torch import Tensor
 from vitsplit.atomic_files import json_text
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.config import settings_of, with_value
+from vitsplit.card_paths import without_folders, without_paths
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, is_address, read_json, real_number, shown, string, whole_number
 from vitsplit.hub_repository import download
@@ -140,7 +140,7 @@ def save_bundle(
 
 
 def card_to_dict(card: Card) -> dict[str, Any]:
-    """The contents of ``head.json``, which ``parse_card`` reads."""
+    """The contents of ``head.json``, which ``parse_card`` reads: paths in the settings without their folders."""
     contents: dict[str, Any] = {
         "format": FORMAT,
         "vitsplit": card.version,
@@ -151,7 +151,20 @@ def card_to_dict(card: Card) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "config": flat_to_dict(card.config),
     }
-    return contents | ({"choice": dict(card.choice)} if card.choice else {})
+    contents |= {"choice": dict(card.choice)} if card.choice else {}
+    return without_folders(contents, card.config)
+
+
+def public_card(folder: Path) -> dict[str, Any]:
+    """The contents of a bundle's ``head.json``, of this or an earlier version, without folders of this machine.
+
+    Raises:
+        BundleError: As ``read_card``.
+    """
+    read_card(folder)
+    file = folder / CARD
+    contents: dict[str, Any] = read_json(file, error=BundleError, advice=ADVICE)
+    return without_folders(contents, flat_from_dict(contents["config"], contents["task"], f"{file}: config"))
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -228,7 +241,7 @@ def parse_card(data: Any, where: str) -> Card:
             "Update vitsplit, or install the package that provides it."
         )
     try:
-        config, paths = _without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
+        config, paths = without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
     except ConfigError as error:
         raise BundleError(f"{error} {ADVICE}") from error
     backbone = _read_backbone(data["backbone"], where)
@@ -246,19 +259,6 @@ def parse_card(data: Any, where: str) -> Card:
         choice=data.get("choice", {}),
         paths=paths,
     )
-
-
-def _without_paths(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
-    """A card's configuration without paths outside of the bundle, and these paths by flag."""
-    paths = {}
-    for setting in list(settings_of(config)):
-        if setting.opens and setting.value is not None and setting.opens.leads_out(setting.value):
-            if isinstance(setting.value, bool):
-                config = with_value(config, setting.place, False)
-                continue
-            paths[setting.flag] = setting.value
-            config = with_value(config, setting.place, None)
-    return config, paths
 
 
 def _check_keys(

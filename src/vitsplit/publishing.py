@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
-from vitsplit.bundle import CARD, README, WEIGHTS, card_to_dict, count_values, find_bundles
+from vitsplit.atomic_files import json_text
+from vitsplit.bundle import CARD, README, WEIGHTS, card_to_dict, count_values, find_bundles, public_card
 from vitsplit.errors import ConfigError, HubError
 from vitsplit.files import is_address
 from vitsplit.hub_repository import (
@@ -36,10 +37,10 @@ def push(
 ) -> str:
     """Uploads a bundle, or the heads of a run, to the Hugging Face hub.
 
-    The repository is created if it does not exist. One commit has ``head.json`` and ``head.safetensors`` as they are
-    (of several heads in ``best/HEAD``), a generated model card as ``README.md``, and the picture; no other file of the
-    folder is uploaded. Files of other heads from an earlier upload are removed. ``head.json`` has the settings of the
-    run, including paths such as that of ``--weights``.
+    The repository is created if it does not exist. One commit has ``head.json`` and ``head.safetensors`` (of several
+    heads in ``best/HEAD``), a generated model card as ``README.md``, and the picture; no other file of the folder is
+    uploaded. Files of other heads from an earlier upload are removed. ``head.json`` has the settings of the run; of
+    paths such as that of ``--weights``, it has the last part only.
 
     Args:
         run: Run folder (its best bundles) or bundle folder.
@@ -97,7 +98,8 @@ def _files(run: str | Path, address: Address, picture: Path | None) -> dict[str,
         if len(folders) > 1:
             check_head_name(name)
             prefix = f"{HEADS}/{name}/"
-        files |= {f"{prefix}{file}": folder / file for file in (CARD, WEIGHTS)}
+        files[f"{prefix}{CARD}"] = f"{json_text(public_card(folder), indent=2)}\n".encode()
+        files[f"{prefix}{WEIGHTS}"] = folder / WEIGHTS
     named = None
     if picture is not None:
         named = f"picture{picture.suffix.lower()}"

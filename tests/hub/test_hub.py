@@ -1,6 +1,7 @@
 """Bundles on a local hub: upload, download, the offline cache, refusals."""
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 import vitsplit
 from vitsplit.backbone.hub import reachable
-from vitsplit.bundle import find_bundle, find_bundles
+from vitsplit.bundle import find_bundle, find_bundles, read_card
 from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError, HubError
 from vitsplit.hub_repository import parse_address
@@ -77,6 +78,23 @@ def test_pushed_files_are_those_of_the_bundle(hub, rooms):
     assert set(found) == {*FILES, "README.md"}
     assert {name: found[name] for name in FILES} == files_of(rooms)
     assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
+
+
+def test_pushed_cards_have_no_folders_of_the_machine(hub, rooms, tmp_path):
+    written = write_segmentation_bundle(tmp_path / "rooms")
+    card = json.loads((written / "head.json").read_text())
+    paths = {"weights": "/home/annika-b/dinov2.pth", "cache_folder": "/scratch/annika-b/features"}
+    card["config"]["backbone"]["weights"] = paths["weights"]  # as in bundles of earlier versions
+    card["config"]["loop"]["cache_folder"] = paths["cache_folder"]
+    (written / "head.json").write_text(json.dumps(card))
+    vitsplit.push(written, "me/rooms")
+    repository = hub.repositories["me/rooms"]
+    files = repository.commits[repository.branches["main"]]
+    assert not [name for name, content in files.items() if b"annika-b" in content]
+    card["config"]["backbone"]["weights"] = "dinov2.pth"
+    card["config"]["loop"]["cache_folder"] = "features"
+    assert json.loads(files["head.json"]) == card
+    assert read_card("hf://me/rooms").paths == {"--weights": "dinov2.pth", "--cache-folder": "features"}
 
 
 def test_a_pushed_bundle_predicts_the_same_in_a_new_process(hub, rooms, tmp_path):

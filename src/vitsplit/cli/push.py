@@ -22,7 +22,7 @@ def push(
     """Upload a bundle, or the heads of a run, to the Hugging Face hub.
 
     The repository gets head.json, head.safetensors and a generated model card (README.md), and no other file of the
-    folder. head.json has the settings of the run, including paths such as that of --weights. The token is that of
+    folder. head.json has the settings of the run, and of paths in them the last part only. The token is that of
     HF_TOKEN or `hf auth login`. Everywhere a RUN is accepted, hf://NAMESPACE/NAME[@REVISION] then loads it.
 
     Examples:
