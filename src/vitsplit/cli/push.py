@@ -18,6 +18,8 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     picture: Path | None = None,
+    delta: Switch = False,
+    weights: str | None = None,
 ) -> int:
     """Upload a bundle, or the heads of a run, to the Hugging Face hub.
 
@@ -28,6 +30,7 @@ def push(
     Examples:
         vitsplit push runs/first me/rooms --private
         vitsplit push runs/both me/rooms --revision v2 --message "More images" --picture overlay.jpg
+        vitsplit push runs/first me/rooms --delta
         vitsplit predict hf://me/rooms photos/ --out predictions
 
     Args:
@@ -37,8 +40,21 @@ def push(
         revision: The branch, created if it does not exist; None: main.
         message: Message of the commit; None: one that names the folder.
         picture: A picture of predictions for the model card.
+        delta: Store copies of the backbone's weights (the task head) as bitwise differences to them, for backbones
+            whose license forbids passing on copies; loading restores every bit. Needs the backbone.
+        weights: Weights of the backbone for --delta, if they cannot be downloaded.
     """
     from vitsplit.publishing import push as upload
 
-    print(upload(run, repository, private=private, revision=revision, message=message, picture=picture))
+    url = upload(
+        run,
+        repository,
+        private=private,
+        revision=revision,
+        message=message,
+        picture=picture,
+        delta=delta,
+        weights=weights,
+    )
+    print(url)
     return 0
