@@ -346,6 +346,23 @@ def test_paths_in_a_card_are_not_followed(bundles: dict[str, Path], tmp_path: Pa
     }
 
 
+def test_saved_cards_have_no_folders_of_the_machine(tmp_path: Path) -> None:
+    language = write_language_model(tmp_path / "annika" / "tiny")
+    settings = {
+        "language_model": str(language),
+        "language_weights": str(language),
+        "start_from": str(tmp_path / "first"),
+    }
+    bundle = write_vqa_bundle(tmp_path / "vqa", language, task=settings)
+    assert (
+        "annika" not in (bundle / "head.json").read_text() and str(tmp_path) not in (bundle / "head.json").read_text()
+    )
+    card = read_card(bundle)
+    assert card.paths == {"--language-weights": "tiny", "--start-from": "first"}
+    assert card.config.task.language_model == card.description["language_model"]["name"] == "tiny"
+    assert list(vitsplit.load(bundle, language_weights=language)) == ["vqa"]
+
+
 def test_weights_in_a_card_must_be_given_explicitly(bundles: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     backbone = vitsplit.load(bundles["segmentation"]).backbone

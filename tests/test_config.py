@@ -184,7 +184,28 @@ def test_every_number_has_a_range_and_every_list_a_length() -> None:
 def test_path_settings_are_marked() -> None:
     marked = {name for _, name, kind in fields() if any(isinstance(mark, Opens) for mark in marks(kind))}
     assert marked == {"weights", "cache_folder", "start_from", "language_weights", "train_file", "val_file",
-                      "image_folder", "out", "allow_outside"}  # fmt: skip
+                      "image_folder", "out", "allow_outside", "language_model"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("opens", "path", "expected"),
+    [
+        (Opens(), "/home/ann/weights/dinov2.pth", "dinov2.pth"),
+        (Opens(), r"C:\Users\ann\dinov2.pth", "dinov2.pth"),
+        (Opens(), "~/runs/align/", "align"),
+        (Opens(), "dinov2.pth", "dinov2.pth"),
+        (Opens(inside_data=True), "deep/val.jsonl", "deep/val.jsonl"),
+        (Opens(inside_data=True), "../../ann/val.jsonl", "../val.jsonl"),
+        (Opens(inside_data=True), "/home/ann/val.jsonl", "../val.jsonl"),
+        (Opens(or_name=True), "lmsys/vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5"),
+        (Opens(or_name=True), "/home/ann/vicuna-7b-v1.5", "vicuna-7b-v1.5"),
+        (Opens(or_name=True), "~/vicuna", "vicuna"),
+        (Opens(or_name=True), "../ann/models/vicuna", "vicuna"),
+    ],
+)
+def test_paths_without_folders(opens: Opens, path: str, expected: str) -> None:
+    assert opens.without_folders(path) == expected
+    assert opens.leads_out(expected) == (opens.leads_out(path) and not opens.or_name), "still known as a path"
 
 
 def of_size(kind: Any, value: float) -> Any:

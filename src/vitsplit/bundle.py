@@ -27,7 +27,8 @@ from torch import Tensor
 from vitsplit.atomic_files import json_text
 from vitsplit.backbone.backbone import Backbone
 from vitsplit.backbone.catalog import CATALOG
-from vitsplit.config import settings_of, with_value
+from vitsplit.bundle_delta import BITS, copied_parameters, from_delta
+from vitsplit.card_paths import without_folders, without_paths
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, is_address, read_json, real_number, shown, string, whole_number
 from vitsplit.hub_repository import download
@@ -48,7 +49,7 @@ LANGUAGE_MODEL = "decoder.language_model."
 """Prefix of the tensors of a tuned language model, whose shapes are known only after that model is loaded."""
 
 _FIELDS = frozenset(
-    {"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config", "choice"}
+    {"format", "vitsplit", "task", "backbone", "prior_layers", "description", "metrics", "config", "choice", "delta"}
 )
 _BACKBONE_FIELDS = frozenset({"name", "title", "timm_name", "licence", "source", "weights_hash"})
 _MAX_LAYERS = 1000
@@ -70,6 +71,8 @@ class Card:
         choice: With ``--layers auto``, the candidates, their losses and cost, and the chosen one; empty otherwise.
         paths: Paths outside of the bundle in the card's configuration, by flag. They are removed from ``config``, so
             that a card cannot open other files.
+        delta: Where copies of the backbone's parameters are stored as differences to them (``bundle_delta``), the hash
+            of the copies; empty otherwise.
     """
 
     task: str
@@ -81,6 +84,7 @@ class Card:
     version: str
     choice: Mapping[str, Any] = field(default_factory=dict)
     paths: Mapping[str, str] = field(default_factory=dict)
+    delta: str = ""
 
     @property
     def backbone_title(self) -> str:
@@ -143,7 +147,7 @@ def save_bundle(
 
 
 def card_to_dict(card: Card) -> dict[str, Any]:
-    """The contents of ``head.json``, which ``parse_card`` reads."""
+    """The contents of ``head.json``, which ``parse_card`` reads: paths in the settings without their folders."""
     contents: dict[str, Any] = {
         "format": FORMAT,
         "vitsplit": card.version,
@@ -154,7 +158,21 @@ def card_to_dict(card: Card) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "config": flat_to_dict(card.config),
     }
-    return contents | ({"choice": dict(card.choice)} if card.choice else {})
+    contents |= {"choice": dict(card.choice)} if card.choice else {}
+    contents |= {"delta": card.delta} if card.delta else {}
+    return without_folders(contents, card.config)
+
+
+def public_card(folder: Path) -> dict[str, Any]:
+    """The contents of a bundle's ``head.json``, of this or an earlier version, without folders of this machine.
+
+    Raises:
+        BundleError: As ``read_card``.
+    """
+    read_card(folder)
+    file = folder / CARD
+    contents: dict[str, Any] = read_json(file, error=BundleError, advice=ADVICE)
+    return without_folders(contents, flat_from_dict(contents["config"], contents["task"], f"{file}: config"))
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -223,7 +241,7 @@ def parse_card(data: Any, where: str) -> Card:
     version = line(data.get("vitsplit", "?"), f"{where}: vitsplit")
     if whole_number(data.get("format"), f"{where}: format", 1, 10**6, error=BundleError, advice=ADVICE) > FORMAT:
         raise BundleError(f"{where}: written by vitsplit {version}, which is newer. Update vitsplit.")
-    _check_keys(data, _FIELDS, where, frozenset({"choice"}))
+    _check_keys(data, _FIELDS, where, frozenset({"choice", "delta"}))
     task = data["task"]
     if not isinstance(task, str) or task not in TASKS.names():
         raise BundleError(
@@ -231,13 +249,15 @@ def parse_card(data: Any, where: str) -> Card:
             "Update vitsplit, or install the package that provides it."
         )
     try:
-        config, paths = _without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
+        config, paths = without_paths(flat_from_dict(data["config"], task, f"{where}: config"))
     except ConfigError as error:
         raise BundleError(f"{error} {ADVICE}") from error
     backbone = _read_backbone(data["backbone"], where)
     check_description(config.task, data["description"], f"{where}: description")
     _check_metrics(data["metrics"], f"{where}: metrics")
     _check_metrics(data.get("choice", {}), f"{where}: choice")
+    if "delta" in data:
+        check_hash(data["delta"], f"{where}: delta")
     return Card(
         task=task,
         config=config,
@@ -248,20 +268,8 @@ def parse_card(data: Any, where: str) -> Card:
         version=version,
         choice=data.get("choice", {}),
         paths=paths,
+        delta=data.get("delta", ""),
     )
-
-
-def _without_paths(config: TrainConfig) -> tuple[TrainConfig, dict[str, str]]:
-    """A card's configuration without paths outside of the bundle, and these paths by flag."""
-    paths = {}
-    for setting in list(settings_of(config)):
-        if setting.opens and setting.value is not None and setting.opens.leads_out(setting.value):
-            if isinstance(setting.value, bool):
-                config = with_value(config, setting.place, False)
-                continue
-            paths[setting.flag] = setting.value
-            config = with_value(config, setting.place, None)
-    return config, paths
 
 
 def _check_keys(
@@ -333,13 +341,14 @@ def check_backbone(card: Card, backbone: Backbone, where: str | Path) -> None:
         )
 
 
-def check_header(path: str | Path, model: Head, *, without: str | None = None) -> None:
+def check_header(path: str | Path, model: Head, *, without: str | None = None, delta: bool = False) -> None:
     """Compares names, shapes and dtypes of a bundle's tensors with those of a model, without reading the tensors.
 
     Args:
         path: Run or bundle folder.
         model: Built from the bundle's card; it may be on the meta device.
         without: Prefix of tensor names that are not compared.
+        delta: Whether copies of the backbone's parameters are stored as differences.
 
     Raises:
         BundleError: The file is missing, damaged or too large, or its tensors do not match; the message names them.
@@ -347,6 +356,7 @@ def check_header(path: str | Path, model: Head, *, without: str | None = None) -
     file = find_bundle(path) / WEIGHTS
     found = {name: value for name, value in _header(file).items() if without is None or not name.startswith(without)}
     expected = model.trainable_state()
+    differences = copied_parameters(model).keys() if delta else ()
     twice = found.keys() & {current for name in found if (current := model.current_name(name)) != name}
     found = {model.current_name(name): value for name, value in found.items()}
     # Tensors that an earlier version did not have are added when the weights are loaded.
@@ -357,7 +367,8 @@ def check_header(path: str | Path, model: Head, *, without: str | None = None) -
     wrong += [f"unexpected: {_name_list(found.keys() - expected.keys())}"] * bool(found.keys() - expected.keys())
     for name in sorted(expected.keys() & found.keys()):
         (kind, shape), tensor = found[name], expected[name]
-        kinds = [*_FLOATS] if tensor.is_floating_point() else ["I64"]
+        floats = [*BITS] if name in differences else [*_FLOATS]
+        kinds = floats if tensor.is_floating_point() else ["I64"]
         if shape != tuple(tensor.shape) or kind not in kinds:
             wrong.append(f"{name} is {kind} {list(shape)} instead of {' or '.join(kinds)} {list(tensor.shape)}")
     if wrong:
@@ -365,37 +376,50 @@ def check_header(path: str | Path, model: Head, *, without: str | None = None) -
         raise BundleError(f"{file}: does not fit its card ({'; '.join(wrong[:4])}{more}). {ADVICE}")
 
 
-def load_weights(path: str | Path, model: Head) -> None:
+def load_weights(path: str | Path, model: Head, delta: str = "") -> None:
     """Loads a bundle's weights into a model built from its card.
+
+    Args:
+        path: Run or bundle folder.
+        model: The untrained model; with ``delta``, on the bundle's backbone in float32.
+        delta: ``Card.delta``.
 
     Raises:
         BundleError: The file is missing, damaged, of another model, or holds invalid numbers (see ``read_weights``).
     """
-    check_header(path, model)
-    model.load_trainable_state(read_weights(path))
+    check_header(path, model, delta=bool(delta))
+    model.load_trainable_state(read_weights(path, model, delta))
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, model: Head | None = None, delta: str = "") -> dict[str, Tensor]:
     """Reads a bundle's weights by name: float32, and int64 for the step counts of batch norms.
+
+    Args:
+        path: Run or bundle folder.
+        model: Required with ``delta``, see ``load_weights``.
+        delta: ``Card.delta``; empty: a bundle with differences is an error.
 
     Raises:
         BundleError: The file is missing or damaged, or holds non-finite numbers, negative variances, or tensors of
-            unsupported dtypes.
+            unsupported dtypes; or differences cannot be restored bit for bit.
     """
     file = find_bundle(path) / WEIGHTS
-    header = _header(file)
-    for name, (kind, shape) in header.items():
-        if kind not in _FLOATS and kind != "I64":
+    kinds = {*_FLOATS, "I64", *(BITS if delta else ())}
+    for name, (kind, shape) in _header(file).items():
+        if kind not in kinds:
             raise BundleError(f"{file}: {shown(name)} is {kind} {list(shape)}: unsupported dtype. {ADVICE}")
-    state = {}
-    try:
-        with safe_open(file, framework="pt") as stored:
-            for name, (kind, _) in header.items():
-                tensor = stored.get_tensor(name)
-                state[name] = tensor.float() if kind in _FLOATS else tensor
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
+    state = read_tensors(file)
+    if delta:
+        assert model is not None, "differences need the backbone's parameters"
+        state, found = from_delta(model.upgraded(state), model)
+        if found != delta:
+            raise BundleError(
+                f"{file}: its differences to the backbone do not give the trained weights (hash {found[:16]} instead "
+                f"of {delta[:16]}). {ADVICE} With another patch size, the resampled backbone of this machine may "
+                "differ: use a bundle that was pushed without --delta."
+            )
     for name, tensor in state.items():
+        state[name] = tensor.float() if tensor.is_floating_point() else tensor
         if not torch.isfinite(tensor).all():
             raise BundleError(f"{file}: {name} holds NaN or infinite numbers. {ADVICE}")
         # Variances and step counts cannot be negative.
@@ -404,13 +428,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def count_values(folder: Path) -> dict[str, int]:
-    """Number of values of each tensor of a bundle folder.
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a bundle's file by name, in the dtypes of the file.
 
     Raises:
         BundleError: The file is missing or damaged.
     """
-    return {name: math.prod(shape) for name, (_, shape) in _header(folder / WEIGHTS).items()}
+    header = _header(file)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in header}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
+
+
+def count_values(file: Path) -> dict[str, int]:
+    """Number of values of each tensor of a bundle's ``head.safetensors``.
+
+    Raises:
+        BundleError: The file is missing or damaged.
+    """
+    return {name: math.prod(shape) for name, (_, shape) in _header(file).items()}
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -23,7 +23,7 @@ import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, validate_call
@@ -69,6 +69,7 @@ _STRICT = ConfigDict(
 )  # fmt: skip
 STRICT_FIELDS = ConfigDict(strict=True, extra="forbid")
 """``__pydantic_config__`` for dataclasses that ``from_dict`` reads and that are not settings."""
+_MODEL_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -130,15 +131,19 @@ class Opens:
     Attributes:
         writes: Whether vitsplit writes to the path.
         inside_data: Whether the path is relative to the data folder, and harmless unless it leads out of it.
+        or_name: Whether the value may be a name instead, of a model or a repository on the hub.
     """
 
     writes: bool = False
     inside_data: bool = False
+    or_name: bool = False
 
     def leads_out(self, value: str | bool) -> bool:
         """Whether the path can lead to files that the user has not given."""
         if isinstance(value, bool):  # a flag that allows paths out of the data folder
             return value
+        if self.or_name:
+            return not _MODEL_NAME.fullmatch(value)
         if not self.inside_data:
             return True
         try:
@@ -146,6 +151,13 @@ class Opens:
         except ConfigError:
             return True
         return False
+
+    def without_folders(self, value: str) -> str:
+        """The last part of a path out of the bundle, after ``..`` if it led out of the data; else the value itself."""
+        if not self.leads_out(value):
+            return value
+        name = PureWindowsPath(value).name or "?"
+        return f"../{name}" if self.inside_data else name
 
 
 class Setting(NamedTuple):

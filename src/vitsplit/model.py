@@ -281,6 +281,20 @@ def head_shapes(config: TrainConfig, description: Mapping[str, Any]) -> Head:
         ConfigError: The settings are incompatible.
     """
     backbone = open_backbone(backbone_settings(config), only_shapes=True)
-    without_model = {name: value for name, value in description.items() if name != "language_model"}
     with torch.device("meta"), SkipMetaInitialization():
-        return build_head(config, backbone, bare_task(config.task, without_model))
+        return untrained_head(config, backbone, description)
+
+
+def untrained_head(config: TrainConfig, backbone: Backbone, description: Mapping[str, Any]) -> Head:
+    """Builds the untrained head of a bundle on its backbone, without its language model if it has one.
+
+    Args:
+        config: The bundle's configuration.
+        backbone: The backbone.
+        description: The task's description in the bundle's card.
+
+    Raises:
+        ConfigError: The settings are incompatible.
+    """
+    without_model = {name: value for name, value in description.items() if name != "language_model"}
+    return build_head(config, backbone, bare_task(config.task, without_model))

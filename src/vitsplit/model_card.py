@@ -60,7 +60,7 @@ def model_card(
         "images can differ. Evaluate it on your own data (`vitsplit evaluate`) before use. The bundle runs with the "
         "backbone's weights of the hash above only.",
         "## License",
-        _license(backbone, values),
+        _license(backbone, [_origin(cards[name], tensors) for name, tensors in values.items()]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -87,22 +87,28 @@ def _python(place: str, cards: Mapping[str, Contents]) -> str:
     return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}")\n{last}\n```'
 
 
-def _license(backbone: Mapping[str, str], values: Mapping[str, Mapping[str, int]]) -> str:
-    derived = [what for tensors in values.values() if (what := _origin(tensors))]
-    note = f" {derived[0]}: the backbone's license applies to it." if derived else ""
+def _license(backbone: Mapping[str, str], origins: list[str]) -> str:
+    derived = next(filter(None, origins), "")
     return (
-        f"The backbone's license is {backbone['licence']}.{note} The data set that a head was trained on may have "
+        f"The backbone's license is {backbone['licence']}.{derived} The data set that a head was trained on may have "
         "terms of its own."
     )
 
 
-def _origin(tensors: Mapping[str, int]) -> str:
+def _origin(card: Contents, tensors: Mapping[str, int]) -> str:
     """Which weights of a bundle were initialized from the backbone."""
+    if card.get("delta"):
+        return (
+            " Trained copies of its weights are not included, only bitwise differences to the backbone, which restore "
+            "them where the backbone is available."
+        )
     if any(name.startswith("head.task_head.blocks.") and ".lora_" not in name for name in tensors):
-        return "The task head is a trained copy of the backbone's last blocks"
-    if any(name.endswith("trunk.model.patch_embed.proj.weight") for name in tensors):
-        return "Most of the bundle is a trained copy of the backbone"
-    return ""
+        what = "The task head is a trained copy of the backbone's last blocks"
+    elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in tensors):
+        what = "Most of the bundle is a trained copy of the backbone"
+    else:
+        return ""
+    return f" {what}: the backbone's license applies to it."
 
 
 def _metadata(cards: Mapping[str, Contents], title: str) -> str:

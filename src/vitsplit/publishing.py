@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from safetensors.torch import save_file
 
-from vitsplit.bundle import CARD, README, WEIGHTS, card_to_dict, count_values, find_bundles
+from vitsplit.atomic_files import json_text
+from vitsplit.bundle import CARD, README, WEIGHTS, Card, card_to_dict, count_values, public_card, read_tensors
+from vitsplit.bundle_delta import copied_parameters, to_delta
 from vitsplit.errors import ConfigError, HubError
 from vitsplit.files import is_address
 from vitsplit.hub_repository import (
@@ -17,7 +24,8 @@ from vitsplit.hub_repository import (
     hub_errors,
     repository_files,
 )
-from vitsplit.inference.loading import check_weights, read_bundles
+from vitsplit.inference.loading import backbone_of, check_weights, read_bundles
+from vitsplit.model import head_shapes, untrained_head
 from vitsplit.model_card import model_card
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -33,13 +41,15 @@ def push(
     revision: str | None = None,
     message: str | None = None,
     picture: str | Path | None = None,
+    delta: bool = False,
+    weights: str | Path | None = None,
 ) -> str:
     """Uploads a bundle, or the heads of a run, to the Hugging Face hub.
 
-    The repository is created if it does not exist. One commit has ``head.json`` and ``head.safetensors`` as they are
-    (of several heads in ``best/HEAD``), a generated model card as ``README.md``, and the picture; no other file of the
-    folder is uploaded. Files of other heads from an earlier upload are removed. ``head.json`` has the settings of the
-    run, including paths such as that of ``--weights``.
+    The repository is created if it does not exist. One commit has ``head.json`` and ``head.safetensors`` (of several
+    heads in ``best/HEAD``), a generated model card as ``README.md``, and the picture; no other file of the folder is
+    uploaded. Files of other heads from an earlier upload are removed. ``head.json`` has the settings of the run; of
+    paths such as that of ``--weights``, it has the last part only.
 
     Args:
         run: Run folder (its best bundles) or bundle folder.
@@ -48,13 +58,18 @@ def push(
         revision: The branch, created if it does not exist; None: ``main``.
         message: Message of the commit; None: one that names the folder.
         picture: A picture of predictions for the model card (JPEG, PNG or WebP); None: none.
+        delta: Store trained copies of the backbone's parameters (of ViT-Split, the task head) as differences to them,
+            which are useless without the backbone; loading restores every bit. Requires the backbone.
+        weights: Weights of the backbone for ``delta``, see ``vitsplit.load``.
 
     Returns:
         URL of the commit.
 
     Raises:
         BundleError: The bundle is missing, damaged or does not fit its card.
-        ConfigError: The picture is missing, too large or of another format.
+        ConfigError: The picture is missing, too large or of another format; or ``delta`` is given, and no head has
+            copies of the backbone's parameters.
+        WeightsError: The backbone is unavailable.
         HubError: The name is invalid, the hub is disabled or unreachable, or it refuses the upload (token, permission).
 
     Example:
@@ -67,44 +82,98 @@ def push(
     address = Address(repository) if revision is None else Address(repository, revision)
     if constants.HF_HUB_OFFLINE:
         raise HubError(f"{address}: the hub is disabled by HF_HUB_OFFLINE. Unset it to upload.")
-    files = _files(run, address, None if picture is None else Path(picture))
-    api = HfApi()
+    with TemporaryDirectory() as scratch:
+        bundles = _bundles(run)
+        if delta:
+            bundles |= _deltas(bundles, weights, Path(scratch))
+        files = _files(bundles, address, None if picture is None else Path(picture))
+        told = message or f"Upload {Path(run).resolve().name} with vitsplit"
+        return _commit(address, files, told, private=private, branch=revision)
+
+
+def _commit(
+    address: Address, files: Mapping[str, Path | bytes], message: str, *, private: bool, branch: str | None
+) -> str:
+    """Uploads the files in one commit, and returns its URL."""
+    api, repository = HfApi(), address.repository
     with hub_errors(address):
         api.create_repo(repository, private=private, exist_ok=True)
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        former = repository_files(list(api.list_repo_files(repository, revision=revision)), {CARD: 0, WEIGHTS: 0})
+        if branch is not None:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        former = repository_files(list(api.list_repo_files(repository, revision=branch)), {CARD: 0, WEIGHTS: 0})
         commit = api.create_commit(
             repository,
             [
                 *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()),
                 *(CommitOperationDelete(path_in_repo=name) for name in former if name not in files),
             ],
-            commit_message=message or f"Upload {Path(run).resolve().name} with vitsplit",
-            revision=revision,
+            commit_message=message,
+            revision=branch,
         )
     return commit.commit_url
 
 
-def _files(run: str | Path, address: Address, picture: Path | None) -> dict[str, Path | bytes]:
-    """The files to upload, by their path in the repository, after the bundles are checked."""
-    folders = find_bundles(run)
-    bundles = read_bundles([run])
-    files: dict[str, Path | bytes] = {}
-    for name, (folder, card) in bundles.items():
+class _Bundle(NamedTuple):
+    """What is uploaded of a bundle."""
+
+    card: Card
+    contents: dict[str, Any]  # of head.json
+    weights: Path
+
+
+def _bundles(run: str | Path) -> dict[str, _Bundle]:
+    """The bundles of a run by name, after they are checked."""
+    found = {}
+    for name, (folder, card) in read_bundles([run]).items():
         check_weights(card, folder)
+        found[name] = _Bundle(card, public_card(folder), folder / WEIGHTS)
+    return found
+
+
+def _deltas(bundles: Mapping[str, _Bundle], weights: str | Path | None, scratch: Path) -> dict[str, _Bundle]:
+    """The bundles that have copies of the backbone's parameters, with differences to them in files in ``scratch``."""
+    copying = {
+        name: bundle
+        for name, bundle in bundles.items()
+        if copied_parameters(head_shapes(bundle.card.config, bundle.card.description))
+    }
+    if not copying:
+        raise ConfigError(
+            f"--delta: {', '.join(bundles)} has no copies of the backbone's parameters (with --tune-blocks lora, "
+            "bundles have the low-rank matrices only). Omit the option."
+        )
+    (first, *_) = bundles.values()
+    backbone = backbone_of(first.card, first.weights.parent, weights)
+    found = {}
+    for name, (card, contents, file) in copying.items():
+        if card.delta:  # downloaded from the hub
+            continue
+        untrained = untrained_head(card.config, backbone, card.description)
+        state, digest = to_delta(untrained.upgraded(read_tensors(file)), untrained)
+        save_file(state, scratch / f"{name}.safetensors")
+        found[name] = _Bundle(
+            replace(card, delta=digest), contents | {"delta": digest}, scratch / f"{name}.safetensors"
+        )
+    return found
+
+
+def _files(bundles: Mapping[str, _Bundle], address: Address, picture: Path | None) -> dict[str, Path | bytes]:
+    """The files to upload, by their path in the repository."""
+    files: dict[str, Path | bytes] = {}
+    for name, bundle in bundles.items():
         prefix = ""
-        if len(folders) > 1:
+        if len(bundles) > 1:
             check_head_name(name)
             prefix = f"{HEADS}/{name}/"
-        files |= {f"{prefix}{file}": folder / file for file in (CARD, WEIGHTS)}
+        files[f"{prefix}{CARD}"] = f"{json_text(bundle.contents, indent=2)}\n".encode()
+        files[f"{prefix}{WEIGHTS}"] = bundle.weights
     named = None
     if picture is not None:
         named = f"picture{picture.suffix.lower()}"
         files[named] = _check_picture(picture)
     page = model_card(
-        {name: card_to_dict(card) for name, (_, card) in bundles.items()},
-        {name: count_values(folder) for name, (folder, _) in bundles.items()},
+        {name: card_to_dict(bundle.card) for name, bundle in bundles.items()},
+        {name: count_values(bundle.weights) for name, bundle in bundles.items()},
         place=str(address),
         picture=named,
     )

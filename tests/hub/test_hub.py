@@ -1,24 +1,20 @@
 """Bundles on a local hub: upload, download, the offline cache, refusals."""
 
 import hashlib
-import os
+import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import yaml
 from bundles import write_depth_bundle, write_segmentation_bundle
 from huggingface_hub import constants
-from local_hub import TOKEN, LocalHub
 from PIL import Image
 
 import vitsplit
 from vitsplit.backbone.hub import reachable
-from vitsplit.bundle import find_bundle, find_bundles
+from vitsplit.bundle import find_bundle, find_bundles, read_card
 from vitsplit.cli.main import main
 from vitsplit.errors import BundleError, ConfigError, HubError
 from vitsplit.hub_repository import parse_address
@@ -44,23 +40,6 @@ def both(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    hub = LocalHub()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    huggingface_hub.utils.disable_progress_bars()
-    reachable.cache_clear()
-    yield hub
-    hub.close()
-    reachable.cache_clear()
-
-
 def hashes(folder: Path) -> list[str]:
     return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
 
@@ -79,21 +58,29 @@ def test_pushed_files_are_those_of_the_bundle(hub, rooms):
     assert hashes(find_bundle("hf://me/rooms")) == hashes(rooms)
 
 
-def test_a_pushed_bundle_predicts_the_same_in_a_new_process(hub, rooms, tmp_path):
+def test_pushed_cards_have_no_folders_of_the_machine(hub, rooms, tmp_path):
+    written = write_segmentation_bundle(tmp_path / "rooms")
+    card = json.loads((written / "head.json").read_text())
+    paths = {"weights": "/home/annika-b/dinov2.pth", "cache_folder": "/scratch/annika-b/features"}
+    card["config"]["backbone"]["weights"] = paths["weights"]  # as in bundles of earlier versions
+    card["config"]["loop"]["cache_folder"] = paths["cache_folder"]
+    (written / "head.json").write_text(json.dumps(card))
+    vitsplit.push(written, "me/rooms")
+    repository = hub.repositories["me/rooms"]
+    files = repository.commits[repository.branches["main"]]
+    assert not [name for name, content in files.items() if b"annika-b" in content]
+    card["config"]["backbone"]["weights"] = "dinov2.pth"
+    card["config"]["loop"]["cache_folder"] = "features"
+    assert json.loads(files["head.json"]) == card
+    assert read_card("hf://me/rooms").paths == {"--weights": "dinov2.pth", "--cache-folder": "features"}
+
+
+def test_a_pushed_bundle_predicts_the_same_elsewhere(hub, rooms, tmp_path, monkeypatch):
     vitsplit.push(rooms, "me/rooms", private=True)
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "image.png")
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "new")}
-    script = (
-        "import sys, numpy, vitsplit\n"
-        "mask = vitsplit.load('hf://me/rooms').predict(sys.argv[1])['segmentation'].mask\n"
-        "numpy.save(sys.argv[2], mask)"
-    )
-    command = [sys.executable, "-c", script, tmp_path / "image.png", tmp_path / "mask.npy"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    expected = vitsplit.load(rooms).predict(tmp_path / "image.png")["segmentation"].mask
-    assert np.array_equal(np.load(tmp_path / "mask.npy"), expected)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
+    found = vitsplit.load("hf://me/rooms").predict(image)["segmentation"].mask
+    assert np.array_equal(found, vitsplit.load(rooms).predict(image)["segmentation"].mask)
 
 
 def test_cached_bundles_work_offline(hub, rooms, monkeypatch):

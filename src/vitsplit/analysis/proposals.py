@@ -116,10 +116,13 @@ def gate_weights(run: Path) -> NDArray[np.float64]:
         BundleError: The run has no readable bundle.
         ConfigError: It was trained without a gate.
     """
-    card, state = read_card(run), read_weights(run)
+    card = read_card(run)
     split = split_settings(card.config.method, str(run))
     if split.selection != "gate":
         raise ConfigError(f"{run} was trained with --selection {split.selection}, not with a gate.")
+    if card.delta:
+        raise ConfigError(f"{run} stores differences to its backbone (--delta). Give the run that was pushed.")
+    state = read_weights(run)
     if GATE_SCORES not in state:
         raise BundleError(f"{run} has no gate scores. Copy the bundle again from where it was trained.")
     scores_LJ = state[GATE_SCORES]

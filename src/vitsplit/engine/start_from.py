@@ -24,7 +24,7 @@ def start_from(run: str | Path, model: Head, backbone: Backbone, task: StartsFro
     card = read_card(folder)
     task.check_start(card.config.task, card.description, folder)
     check_backbone(card, backbone, folder)
-    state = model.upgraded(read_weights(folder))
+    state = model.upgraded(read_weights(folder, model, card.delta))
     names = model.state_dict()
     unexpected = sorted(
         name for name, tensor in state.items() if name not in names or names[name].shape != tensor.shape

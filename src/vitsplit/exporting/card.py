@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vitsplit.bundle import card_to_dict
@@ -89,7 +90,7 @@ def _head(predictor: Predictor, name: str, known: Mapping[str, str | int], weigh
         "method": head.card.config.method.name,
         "layers": sorted(request.maps | request.raw_maps),
         "weights_hash": weights_hash,
-        "bundle": card_to_dict(head.card),
+        "bundle": card_to_dict(replace(head.card, delta="")),  # the graph has the restored weights
     }
 
 

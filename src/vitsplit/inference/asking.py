@@ -92,7 +92,7 @@ def _check_known(card: Card, folder: Path) -> None:
             f"{folder}: trained with the language model in {shown(path, 1024)}. Paths in bundles are not opened: give "
             "its folder with --language-weights PATH (language_weights=PATH)."
         )
-    name = card.config.task.language_model
+    name = card.paths.get("--language-model", card.config.task.language_model)
     if name not in {*PACKAGES, *WIDTHS}:
         raise WeightsError(
             f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know and "

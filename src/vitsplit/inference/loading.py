@@ -123,18 +123,25 @@ def check_weights(card: Card, folder: Path) -> None:
             f"{folder / CARD}: prior_layers {shown(card.prior_layers)} are not among the layers of its settings "
             f"({shown(sorted(read))}). Copy the bundle again from its source."
         )
-    check_header(folder, model, without=LANGUAGE_MODEL)
+    check_header(folder, model, without=LANGUAGE_MODEL, delta=bool(card.delta))
 
 
 def open_head(card: Card, folder: Path, backbone: Backbone) -> tuple[Task, Head]:
     """A bundle's task, and its head and decoder with their weights.
 
     Raises:
-        BundleError: The weights are missing, damaged, or do not fit the card.
+        BundleError: The weights are missing, damaged, or do not fit the card; or they are differences to a backbone
+            that has been rounded.
     """
     task = bare_task(card.config.task, card.description)
+    if card.delta and backbone.precision != torch.float32:
+        raise BundleError(
+            f"{folder}: its weights are differences to the backbone in float32, and the backbone in memory has been "
+            f"rounded to {backbone.precision}. Load the bundle together with the others, or all with --precision fp32 "
+            "(precision='fp32')."
+        )
     model = build_head(card.config, backbone, task)
-    load_weights(folder, model)
+    load_weights(folder, model, card.delta)
     for name, parameter in model.named_parameters():
         if name.startswith(LANGUAGE_MODEL):
             # For inference only, so that a fully tuned language model is stored in inference precision, too.

@@ -16,6 +16,7 @@ Stage = Literal["align", "instruct"]
 Conversation = Literal["template", "v1", "plain"]
 PLACE = "<image>"
 """Where an image goes in a text."""
+_MODEL = Opens(or_name=True)
 
 
 class VqaConfig(TaskConfig):
@@ -40,7 +41,7 @@ class VqaConfig(TaskConfig):
     """Trainable parts: the connector only (align), or also the language model (instruct)."""
     start_from: Annotated[Name | None, Opens()] = None
     """Run or bundle to initialize the connector (and tuned language model) from; same as `--from RUN`."""
-    language_model: str = "lmsys/vicuna-7b-v1.5"
+    language_model: Annotated[str, _MODEL] = "lmsys/vicuna-7b-v1.5"
     """Short name (smollm2-135m), folder, or hub name of a causal language model of transformers."""
     language_weights: Annotated[Name | None, Opens()] = None
     """Folder to read the language model from; None: the hub cache, then the hub."""
@@ -96,6 +97,11 @@ class VqaConfig(TaskConfig):
     """Maximum length of a training sequence including visual tokens; longer ones are truncated."""
     max_new_tokens: MaxNewTokens = 32
     """Maximum length of an answer in tokens."""
+
+    @property
+    def language_name(self) -> str:
+        """The language model's name; of one in a folder, that of the folder."""
+        return _MODEL.without_folders(self.language_model)
 
     @property
     def own_head(self) -> str | None:

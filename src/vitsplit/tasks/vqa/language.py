@@ -49,7 +49,7 @@ class LanguageSource:
     """A local language model.
 
     Attributes:
-        name: The requested name.
+        name: ``VqaConfig.language_name``.
         folder: Folder in the format of transformers: ``config.json``, weights, tokenizer.
         tokenizer: Its tokenizer.
     """
@@ -106,7 +106,7 @@ def find_language_model(config: VqaConfig) -> LanguageSource:
             f"{config.language_model}: its slow tokenizer does not provide character offsets. Choose a language model "
             "with a tokenizer.json."
         )
-    return LanguageSource(config.language_model, folder, tokenizer)
+    return LanguageSource(config.language_name, folder, tokenizer)
 
 
 def _check_files(folder: Path) -> None:

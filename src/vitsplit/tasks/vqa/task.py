@@ -122,17 +122,12 @@ class VqaTask:
         """Checks that a bundle's connector was trained for this language model: see ``tasks.base.StartsFromRun``."""
         if not isinstance(earlier, VqaConfig):
             raise BundleError(f"{folder}: a bundle for {earlier.name}, not vqa. Check --from.")
-        present, trained_with = self.config.language_model, earlier.language_model
-        if trained_with != present:
+        present, trained = (each["language_model"] for each in (self.describe(), description))
+        if trained["weights_hash"] != present["weights_hash"]:
             raise BundleError(
-                f"{folder}: its connector was trained for {trained_with}, not {present}. Train a first stage for this "
-                "language model."
-            )
-        present_hash, trained_hash = (each["language_model"]["weights_hash"] for each in (self.describe(), description))
-        if trained_hash != present_hash:
-            raise BundleError(
-                f"{folder}: its connector was trained for {trained_with} with weights {trained_hash[:16]}, not "
-                f"{present_hash[:16]}. Train a first stage for this language model, or use the original one."
+                f"{folder}: its connector was trained for {trained['name']} with weights "
+                f"{trained['weights_hash'][:16]}, not for {present['name']} with {present['weights_hash'][:16]}. Train "
+                "a first stage for this language model, or use the original one."
             )
 
     def build_head(self, backbone: Backbone) -> nn.Module:
