@@ -23,7 +23,9 @@ LABELS, SCORES, BINS = np.array([1, 0]), np.array([0.9, 0.3], np.float32), np.on
 ASKED: Any = VqaPrediction(IMAGE, answerer=None)
 ASKED.asked.append(Turn("how many?", "two"))
 PREDICTIONS: dict[str, Prediction] = {
-    "segmentation": SegmentationPrediction(np.eye(20, 30, dtype=np.uint8), CLASSES, IMAGE),
+    "segmentation": SegmentationPrediction(
+        np.eye(20, 30, dtype=np.uint8), CLASSES, IMAGE, np.ones((20, 30), np.float32)
+    ),
     "depth": DepthPrediction(np.full((20, 30), 2.5, np.float32), IMAGE),
     "detection": DetectionPrediction(BOXES, LABELS, SCORES, BINS, CLASSES, (1, 2), IMAGE),
     "vqa": ASKED,

@@ -147,7 +147,7 @@ def test_pascal_context_as_mat(tmp_path):
 def test_pascal_context_as_mat_without_scipy(tmp_path, monkeypatch):
     published_pascal(tmp_path)
     (tmp_path / "trainval" / "2008_000003.mat").write_bytes(b"")
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    monkeypatch.setitem(__import__("sys").modules, "scipy", None)
     with pytest.raises(DataError, match=r"vitsplit\[pascal-context\]") as caught:
         open_segmentation_set(tmp_path, "val").load(0)
     assert "2008_000003.mat" in str(caught.value)
