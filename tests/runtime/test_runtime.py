@@ -18,6 +18,7 @@ from tiny_export import (
     write_export,
 )
 
+import vitsplit
 from vitsplit.errors import BundleError, ConfigError, DataError, ExportError
 from vitsplit.runtime import Runtime
 
@@ -168,6 +169,8 @@ PATH_OUTSIDE = {"../graph.onnx": "0" * 64}
         (["format"], 2, "Update vitsplit"),
         (["format"], "1", "format"),
         (["heads"], {}, "heads"),
+        (["heads"], {"/tmp/rooms": {}}, "/tmp/rooms"),
+        (["heads"], {"..": {}}, "file name"),
         (["heads", "rooms", "task"], "pose", "pose"),
         (["heads", "rooms", "image_scale"], [10**9, 5], "image_scale"),
         (["heads", "rooms", "outputs"], {"rooms.classes": {}}, "rooms.logits"),
@@ -200,6 +203,20 @@ def test_untrusted_cards(tmp_path, keys, value, named):
     write_card(folder, card, hashes=False)
     with pytest.raises((ExportError, BundleError, ConfigError), match=named):
         Runtime(folder)
+
+
+def test_a_graph_that_is_not_that_of_the_card(tmp_path):
+    folder = write_export(tmp_path / "exported")
+    card = read_card_json(folder)
+    rooms = card["heads"]["rooms"]
+    for description in (rooms["description"], rooms["bundle"]["description"]):
+        del description["classes"][-1], description["colours"][-1]
+    write_card(folder, card)
+    image = np.zeros((40, 50, 3), np.uint8)
+    with pytest.raises(ExportError, match="logits"):
+        Runtime(folder).predict(image)
+    with pytest.raises(ExportError, match="logits"):
+        vitsplit.load(folder).predict(image)
 
 
 def test_files_that_are_no_graphs(tmp_path):

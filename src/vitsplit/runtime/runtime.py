@@ -40,6 +40,10 @@ class Outputs(Protocol):
         """The outputs that it reads."""
         ...
 
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Raises ``ExportError`` if the outputs of an image do not fit the description of the head."""
+        ...
+
     def prediction(
         self, outputs: Mapping[str, NDArray[Any]], image_HWC: NDArray[np.uint8], input_size: tuple[int, int]
     ) -> Any:
@@ -179,7 +183,16 @@ class Runtime:
         for (head, name), value in zip(wanted, values, strict=True):
             for index, each in enumerate(found):
                 batched = head not in self._outputs or self._outputs[head].batched
+                if batched and len(value) != len(found):
+                    raise ExportError(
+                        f"{self.card.folder}: the graph returned {head}.{name} of shape {value.shape} for {len(found)} "
+                        "images. Export the bundle again."
+                    )
                 each[head][name] = value[index] if batched else value
+        for each in found:
+            for head in heads:
+                if head in self._outputs:
+                    self._outputs[head].check(each[head])
         return found
 
     def _names(self, head: str) -> Sequence[str]:

@@ -43,6 +43,18 @@ class DepthOutputs:
             raise BundleError(f"{where}: unit is {shown(recorded['unit'])}, not 'metres'. {ADVICE}")
         return cls()
 
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Checks the outputs of an image, as of a graph that is not the card's.
+
+        Args:
+            outputs: ``depth`` (h, w).
+
+        Raises:
+            ExportError: The depth has another shape.
+        """
+        if outputs["depth"].ndim != 2:
+            raise ExportError(f"The graph returned depths of shape {outputs['depth'].shape}. Export the bundle again.")
+
     def prediction(
         self, outputs: Mapping[str, NDArray[Any]], image_HWC: NDArray[np.uint8], input_size: tuple[int, int]
     ) -> DepthPrediction:
@@ -52,12 +64,7 @@ class DepthOutputs:
             outputs: ``depth`` (h, w), in meters.
             image_HWC: The image, uint8.
             input_size: Not used: the outputs have that size.
-
-        Raises:
-            ExportError: The depth has another shape.
         """
         depth_hw = np.asarray(outputs["depth"], dtype=np.float32)
-        if depth_hw.ndim != 2:
-            raise ExportError(f"The graph returned depths of shape {depth_hw.shape}. Export the bundle again.")
         depth_1HW = resize_map(depth_hw[None], (image_HWC.shape[0], image_HWC.shape[1]))
         return DepthPrediction(depth_1HW[0], image_HWC)

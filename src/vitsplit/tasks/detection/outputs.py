@@ -55,6 +55,27 @@ class DetectionOutputs:
         classes = ClassList(names=tuple(recorded["classes"]), colors=colors)
         return cls(classes, tuple(recorded["category_ids"]), recorded["masks"])
 
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Checks the outputs of an image, as of a graph that is not the card's.
+
+        Args:
+            outputs: ``boxes`` (N, 4), ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, m, m).
+
+        Raises:
+            ExportError: The outputs have other shapes, or a label is not a class.
+        """
+        label_N = outputs["labels"]
+        shapes = {name: outputs[name].shape for name in self.names}
+        count = label_N.size
+        expected: dict[str, tuple[int, ...]] = {"boxes": (count, 4), "scores": (count,), "labels": (count,)}
+        if self.masks:
+            expected["masks"] = (count, *shapes["masks"][-1:] * 2)
+        if shapes != expected or not ((label_N >= 0) & (label_N < len(self.classes))).all():
+            raise ExportError(
+                f"The graph returned outputs of shapes {shapes}, not {expected}, or a label that is not one of "
+                f"{len(self.classes)} classes. Export the bundle again."
+            )
+
     def prediction(
         self, outputs: Mapping[str, NDArray[Any]], image_HWC: NDArray[np.uint8], input_size: tuple[int, int]
     ) -> DetectionPrediction:
@@ -64,23 +85,10 @@ class DetectionOutputs:
             outputs: ``boxes`` (N, 4) in pixels of the input, ``scores`` (N,), ``labels`` (N,) and ``masks`` (N, m, m).
             image_HWC: The image, uint8.
             input_size: Height and width of the image in the graph's input.
-
-        Raises:
-            ExportError: The outputs have other shapes, or a label is not a class.
         """
         boxes_N4, scores_N = (np.asarray(outputs[name], dtype=np.float32) for name in ("boxes", "scores"))
         labels_N = np.asarray(outputs["labels"], dtype=np.int64)
         bins_Nmm = np.asarray(outputs["masks"], dtype=np.float32) if self.masks else None
-        count = len(labels_N)
-        shapes = {"boxes": boxes_N4.shape, "scores": scores_N.shape, "labels": labels_N.shape}
-        expected: dict[str, tuple[int, ...]] = {"boxes": (count, 4), "scores": (count,), "labels": (count,)}
-        if bins_Nmm is not None:
-            shapes["masks"], expected["masks"] = bins_Nmm.shape, (count, *bins_Nmm.shape[-1:] * 2)
-        if shapes != expected or not ((labels_N >= 0) & (labels_N < len(self.classes))).all():
-            raise ExportError(
-                f"The graph returned outputs of shapes {shapes}, not {expected}, or a label that is not one of "
-                f"{len(self.classes)} classes. Export the bundle again."
-            )
         height, width = image_HWC.shape[:2]
         scale_4 = np.array([width / input_size[1], height / input_size[0]] * 2, dtype=np.float32)
         boxes_N4 = np.clip(boxes_N4 * scale_4, 0, np.array([width, height] * 2, dtype=np.float32))

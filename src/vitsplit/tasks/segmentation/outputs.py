@@ -51,6 +51,21 @@ class SegmentationOutputs:
         classes = ClassList(names=tuple(recorded["classes"]), colors=colors)
         return cls(classes, check_temperature(recorded, where) or 1.0)
 
+    def check(self, outputs: Mapping[str, NDArray[Any]]) -> None:
+        """Checks the outputs of an image, as of a graph that is not the card's.
+
+        Args:
+            outputs: ``logits`` (K, h, w).
+
+        Raises:
+            ExportError: The logits have another shape.
+        """
+        shape = outputs["logits"].shape
+        if len(shape) != 3 or shape[0] != len(self.classes):
+            raise ExportError(
+                f"The graph returned logits of shape {shape} for {len(self.classes)} classes. Export the bundle again."
+            )
+
     def prediction(
         self, outputs: Mapping[str, NDArray[Any]], image_HWC: NDArray[np.uint8], input_size: tuple[int, int]
     ) -> SegmentationPrediction:
@@ -60,16 +75,8 @@ class SegmentationOutputs:
             outputs: ``logits`` (K, h, w).
             image_HWC: The image, uint8.
             input_size: Not used: the outputs have that size.
-
-        Raises:
-            ExportError: The logits have another shape.
         """
         logits_Khw = np.asarray(outputs["logits"], dtype=np.float32)
-        if logits_Khw.ndim != 3 or len(logits_Khw) != len(self.classes):
-            raise ExportError(
-                f"The graph returned logits of shape {logits_Khw.shape} for {len(self.classes)} classes. Export the "
-                "bundle again."
-            )
         height, width = image_HWC.shape[:2]
         mask_HW = np.empty((height, width), np.uint8)
         confidence_HW = np.empty((height, width), np.float32)
