@@ -329,13 +329,17 @@ def _object_rule(each: Any, sizes: dict[int, tuple[int, int]], known: set[int]) 
     if not shape and shape in (None, [], {}):
         return True
     if isinstance(shape, dict):
-        counts = shape["counts"]
-        counts = decompressed(counts) if isinstance(counts, str) else counts
-        fits = shape["size"] == [height, width] and not any(isinstance(side, bool) for side in shape["size"])
-        return fits and counts is not None and all(is_int(n, 0) for n in counts) and sum(counts) == width * height
+        return _runs_rule(shape, width, height)
     return isinstance(shape, list) and all(
         isinstance(part, list) and len(part) % 2 == 0 and all(map(is_number, part)) for part in shape
     )
+
+
+def _runs_rule(shape: Any, width: int, height: int) -> bool:
+    counts = shape["counts"]
+    counts = decompressed(counts) if isinstance(counts, str) else counts
+    fits = shape["size"] == [height, width] and not any(isinstance(side, bool) for side in shape["size"])
+    return fits and counts is not None and all(is_int(n, 0) for n in counts) and sum(counts) == width * height
 
 
 def read_detection(folder: Path) -> Any:
@@ -959,6 +963,43 @@ def accept_metrics(_: Any, broken: Broken) -> bool:
     return row is None or (isinstance(row, dict) and is_int(row.get("step"), 0, 1e15))
 
 
+def build_results(folder: Path) -> None:
+    images(folder, ("a.png",))
+    width, height = SIZE
+    entries = [
+        {"image_id": "a", "category_id": 2, "category": "cup", "bbox": [1.0, 2.0, 10.5, 8.0], "score": 0.9},
+        {"image_id": "a", "category_id": 9, "category": "lamp", "bbox": [0.0, 0.0, 20.0, 30.0], "score": 1,
+         "segmentation": {"size": [height, width], "counts": compressed([0, 600, 600])}},
+    ]  # fmt: skip
+    (folder / "a_detections.json").write_text(json.dumps(entries))
+
+
+def read_labels(folder: Path) -> Any:
+    from vitsplit.inference.label_tools.images import HeadLabels, LabeledImage
+    from vitsplit.tasks.detection.prediction import read_results
+
+    labels = HeadLabels("things", ("cup", "lamp"), ("#c81e1e", "#1e1ec8"), (2, 9), True, 0.5)
+    return list(LabeledImage(folder / "a.png", "a.png", folder / "a_detections.json", read_results, labels).regions())
+
+
+def accept_labels(_: Any, broken: Broken) -> bool:
+    try:
+        return isinstance(broken.content, list) and all(map(_labels_rule, broken.content))
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def _labels_rule(entry: Any) -> bool:
+    if not is_int(entry["category_id"]) or entry["category_id"] not in (2, 9) or not is_number(entry["score"], 0, 1):
+        return False
+    box, shape = entry.get("bbox"), entry.get("segmentation")
+    if entry["score"] < 0.5:
+        return True
+    if shape is not None:
+        return isinstance(shape, dict) and _runs_rule(shape, *SIZE)
+    return isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0
+
+
 def build_log(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "victim.png").write_text("not to be touched")
@@ -1037,5 +1078,6 @@ AREAS = (
     Area("settings", 80, build_settings, corrupt_json("config.json"), read_settings, accept_settings),
     Area("states of runs", 80, build_state, corrupt_json("state.json"), read_run_state, accept_state, ("checkpoint",)),
     Area("logs of training", 60, build_metrics, corrupt_lines("metrics.jsonl"), read_metrics, accept_metrics),
+    Area("detections of images", 80, build_results, corrupt_json("a_detections.json"), read_labels, accept_labels),
     Area("logs of predictions", 60, build_log, corrupt_log, read_log, accept_log),
 )  # fmt: skip

@@ -115,8 +115,10 @@ class LabeledImage:
             if not isinstance(entry, dict) or type(entry.get("category_id")) is not int:
                 raise DataError(f"{where} is {shown(entry)}, without a category_id. {ADVICE}")
             if entry["category_id"] not in indices:
-                raise DataError(f"{where}: {self.labels.head} has no category_id {entry['category_id']}. {ADVICE}")
-            score = real_number(entry.get("score"), f"{where}: score", 0, 1, error=DataError, advice=ADVICE)
+                raise DataError(
+                    f"{where}: {self.labels.head} has no category_id {shown(entry['category_id'])}. {ADVICE}"
+                )
+            score = real_number(entry.get("score"), f"{where}: score", 0, 1, advice=ADVICE)
             if score < self.labels.min_score:
                 continue
             mask_HW = _mask(entry.get("segmentation"), size, where)
@@ -134,18 +136,21 @@ def extent(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
 
 
 def _mask(value: Any, size: tuple[int, int], where: str) -> NDArray[np.bool_] | None:
+    if value is None:
+        return None
     height, width = size
     segmentation, problem = read_segmentation(value, (width, height))
-    if problem:
-        raise DataError(f"{where}: segmentation: {problem}. {ADVICE}")
-    return None if segmentation is None else rasterize(segmentation, height, width).astype(bool)
+    if segmentation is None or not isinstance(value, dict):
+        details = problem or f"not a run-length encoding, but {shown(value)}"
+        raise DataError(f"{where}: segmentation: {details}. {ADVICE}")
+    return rasterize(segmentation, height, width).astype(bool)
 
 
 def _box(value: Any, where: str) -> Box:
     if not isinstance(value, list) or len(value) != 4:
         raise DataError(f"{where}: bbox must be x, y, width and height, not {shown(value)}. {ADVICE}")
     x, y, width, height = (
-        real_number(part, f"{where}: bbox", -MAX_COORDINATE, MAX_COORDINATE, error=DataError, advice=ADVICE)
-        for part in value
+        real_number(part, f"{where}: bbox", least, MAX_COORDINATE, advice=ADVICE)
+        for part, least in zip(value, (-MAX_COORDINATE, -MAX_COORDINATE, 0, 0), strict=True)
     )
     return x, y, width, height
