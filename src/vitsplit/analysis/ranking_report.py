@@ -48,18 +48,23 @@ def write_ranking(
     page = Page("Images to label next", subtitle)
     page.text(
         "`uncertainty`: mean of 1 - confidence over the pixels. `distance`: cosine distance of the frozen features to "
-        "the nearest image before it, or labeled image. Right: dark pixels are certain, light ones are not.",
+        "the nearest image before it, or labeled image. Right: light pixels are uncertain.",
         soft=True,
     )
     for rank, path, _, uncertainty, distance in rows[:pictures]:
         prediction = head.predict(path)
         name = f"{rank}. {Path(path).name}: uncertainty {uncertainty:.3f}, distance {distance:.3f}"
         shown = [(Image.fromarray(prediction.image), name), (prediction.overlay(), "prediction")]
-        page.pictures([(_small(each), caption) for each, caption in [*shown, (_doubt(prediction.confidence), "doubt")]])
+        page.pictures(
+            [
+                (_small(each), caption)
+                for each, caption in [*shown, (_uncertainty(prediction.confidence), "1 - confidence")]
+            ]
+        )
     return page.write(folder, {"ranking": [dict(zip(COLUMNS, row, strict=True)) for row in rows]})
 
 
-def _doubt(confidence_HW: NDArray[np.float32]) -> Image.Image:
+def _uncertainty(confidence_HW: NDArray[np.float32]) -> Image.Image:
     from matplotlib import colormaps
 
     return Image.fromarray((colormaps[COLOR_MAP](1 - confidence_HW)[..., :3] * 255).round().astype(np.uint8))
