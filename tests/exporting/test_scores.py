@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_predictor import tiny_predictor
+from tiny_predictor import SMALLEST, tiny_predictor
 
 from vitsplit.errors import ConfigError, ExportError
 from vitsplit.exporting import writing
@@ -53,7 +53,7 @@ def test_limits_of_scores(model: float, graph: float, measure: str, accepted: bo
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Traced, Written]:
     """A head, its operators, and its graph in float32."""
-    predictor = tiny_predictor(tasks=("segmentation",), depth=2)
+    predictor = tiny_predictor(tasks=("segmentation",), depth=2, method=SMALLEST)
     traced = trace(ExportGraph(predictor, deform="native").eval(), None)
     return predictor, traced, OnnxFormat().write(traced, tmp_path_factory.mktemp("exact"), "fp32")
 

@@ -4,22 +4,21 @@ import json
 
 import numpy as np
 import pytest
-from bundles import write_depth_bundle, write_segmentation_bundle
+from bundles import SMALL, write_depth_bundle, write_segmentation_bundle
 from PIL import Image
 
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.runtime import Runtime
 
-pytestmark = pytest.mark.slow  # one export of a backbone of twelve blocks
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    write_segmentation_bundle(root / "rooms" / "best", num_prior_layers=2)
-    write_depth_bundle(root / "depth" / "best", num_prior_layers=2)
+    write_segmentation_bundle(root / "rooms" / "best", backbone=SMALL, num_prior_layers=2)
+    write_depth_bundle(root / "depth" / "best", backbone=SMALL, num_prior_layers=2)
     return [str(root / "rooms"), str(root / "depth")]
 
 

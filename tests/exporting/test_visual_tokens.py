@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bundles import write_segmentation_bundle
+from bundles import SMALL, write_segmentation_bundle
 from PIL import Image
 from tiny_backbones import image
 from vqa_bundles import WIDTH, write_language_model, write_vqa_bundle
@@ -27,8 +27,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]
     """A predictor of a bundle for questions and of one for classes, and the folders of both, and of the first alone."""
     root = tmp_path_factory.mktemp("tokens")
     language = write_language_model(root / "language")
-    write_vqa_bundle(root / "ask" / "best", language)
-    write_segmentation_bundle(root / "rooms" / "best", num_prior_layers=2)
+    write_vqa_bundle(root / "ask" / "best", language, backbone=SMALL)
+    write_segmentation_bundle(root / "rooms" / "best", backbone=SMALL, num_prior_layers=1)
     predictor = vitsplit.load(
         {"ask": root / "ask", "rooms": root / "rooms"}, language_weights=language, device="cpu", precision="fp32"
     )

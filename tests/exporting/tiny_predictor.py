@@ -26,6 +26,8 @@ DESCRIPTIONS: dict[str, Any] = {
 DETECTION = {"pyramid_width": 16, "score_threshold": 0.3, "max_detections": 10, "anchor_sizes": (8, 16, 24, 32, 48)}
 BACKBONE = {"timm_name": "tiny", "licence": "MIT", "source": "random", "weights_hash": "0" * 64}
 METHOD = SplitConfig(num_tuned_layers=2, num_prior_layers=2, first_prior_layer=0)
+SMALLEST = SplitConfig(num_tuned_layers=1, num_prior_layers=1, first_prior_layer=0)
+"""For exports, which take seconds per block."""
 
 
 def tiny_predictor(

@@ -55,7 +55,13 @@ def write_language_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def write_vqa_bundle(
-    folder: Path, language: Path, *, seed: int = 0, task: dict[str, Any] | None = None, **split: Any
+    folder: Path,
+    language: Path,
+    *,
+    backbone: str = BACKBONE,
+    seed: int = 0,
+    task: dict[str, Any] | None = None,
+    **split: Any,
 ) -> Path:
     """A bundle that sees images as 48 x 64 pixels and six tokens; its answers are noise, and depend on the image."""
     settings = {
@@ -64,7 +70,7 @@ def write_vqa_bundle(
     } | (task or {})  # fmt: skip
     config = one_head(
         task=VqaConfig(**settings),
-        backbone=BackboneConfig(backbone=BACKBONE, random_weights=True),
+        backbone=BackboneConfig(backbone=backbone, random_weights=True),
         method=SplitConfig(**({"num_tuned_layers": 1, "num_prior_layers": 1, "selection": "last"} | split)),
         loop=LoopConfig(precision="fp32", seed=seed),
     )
