@@ -17,6 +17,8 @@ from small_run import SMALL_RUN
 from vitsplit.backbone import load_backbone
 from vitsplit.data.images import read_image
 from vitsplit.errors import DataError
+from vitsplit.exporting.graph import ExportGraph
+from vitsplit.exporting.parity import model_outputs
 from vitsplit.nn.familiarity import Familiarity
 from vitsplit.tasks.segmentation.config import SegmentationConfig
 from vitsplit.tasks.segmentation.familiar import familiar_tokens
@@ -108,6 +110,17 @@ def test_predictions_of_a_run_have_the_map(familiar_run: Path, scenes: Path) -> 
         crop_size=(48, 64), image_scale=None, test_mode="slide", test_flip=True, test_scales=(0.5, 1.5)
     )
     np.testing.assert_allclose(flipped.predict(file)["segmentation"].unfamiliarity, expected_HW.numpy(), atol=1e-5)
+
+
+def test_graphs_do_not_read_the_layer(familiar_run: Path) -> None:
+    predictor = vitsplit.load(familiar_run, precision="fp32", device="cpu")
+    graph = ExportGraph(predictor).eval()
+    assert set(graph.depths) == {3, 6, 10}, "two prior layers, and the input of two tuned blocks"
+    image_BCHW = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8, generator=GENERATOR)
+    with torch.inference_mode():
+        logits_BKHW = graph(image_BCHW)[0]
+    expected = model_outputs(predictor, image_BCHW)["segmentation.logits"]
+    np.testing.assert_allclose(logits_BKHW.numpy(), expected, atol=1e-4)
 
 
 def test_without_the_setting_there_is_no_map(run: Path, scenes: Path) -> None:
