@@ -1,39 +1,88 @@
-"""A detector from an exported folder through the commands; the oracle is the bundle."""
+"""A detector and depth from an exported folder through the commands; the oracle is the bundles."""
 
 import json
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from bundles import write_detection_bundle
+from bundles import SMALL, write_depth_bundle, write_detection_bundle
 from label_files import coco_content, coco_image, coco_object, write_coco
+from safetensors import safe_open
+from tiny_backbones import image
 
+import vitsplit
 from vitsplit.cli.main import main
+from vitsplit.exporting.formats import Written, open_graphs
+from vitsplit.exporting.onnx_format import OnnxFormat
+from vitsplit.exporting.quantization import REST, products_by_step, quantize
+from vitsplit.runtime import Runtime
 
-pytestmark = pytest.mark.slow  # one export of a backbone of twelve blocks
+pytestmark = pytest.mark.slow  # one export of a detector
 CATEGORIES = [{"id": 1, "name": "ball"}, {"id": 2, "name": "box"}]
 
 
-def test_predict_and_evaluate_are_those_of_the_bundle(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
+    """Bundles of a detector and of depth, and the folder of their graphs."""
+    root = tmp_path_factory.mktemp("detection")
     scale = {"crop_size": (96, 128), "image_scale": (128, 96)}  # the graph takes sides of more than 64 pixels
-    bundle = write_detection_bundle(tmp_path / "run" / "best", num_prior_layers=2, task=scale)
+    runs = [
+        write_detection_bundle(root / "detection" / "best", backbone=SMALL, num_prior_layers=1, task=scale),
+        write_depth_bundle(root / "depth" / "best", backbone=SMALL, num_prior_layers=1, task=scale),
+    ]
+    assert main(["export", *map(str, runs), "--out", str(root / "exported"), "--split"]) == 0
+    return runs, root / "exported"
+
+
+def test_both_heads_share_the_backbone(exported):
+    runs, folder = exported
+    photos = image(96, 128, batch=2).permute(0, 2, 3, 1).numpy()
+    model, runtime = vitsplit.load(*runs, precision="fp32"), Runtime(folder)
+    for photo in photos:
+        expected, found = model.predict(photo), runtime.predict(photo)
+        assert np.array_equal(found["detection"].labels, expected["detection"].labels)
+        np.testing.assert_allclose(found["detection"].boxes, expected["detection"].boxes, atol=1e-2)
+        np.testing.assert_allclose(found["depth"].depth, expected["depth"].depth, atol=1e-4)
+
+
+def test_fully_connected_layers_in_int8(exported, tmp_path):
+    (bundle, _), folder = exported
+    card = json.loads((folder / "card.json").read_text())
+    parts = [
+        Written(folder / part["files"][0], part["inputs"], part["outputs"]) for part in card["graphs"]["onnx"]["parts"]
+    ]
+    (detection,) = (part for part in parts if part.path.stem == "detection")
+    quantized = Written(tmp_path / detection.path.name, detection.inputs, detection.outputs)
+    quantize(detection.path, quantized.path, products_by_step(detection.path, [])[REST])
+    with safe_open(bundle / "head.safetensors", framework="np") as stored:
+        layers = [name for name in stored.keys() if "box_head" in name]  # noqa: SIM118  # not a dict
+        shapes = [tuple(stored.get_slice(name).get_shape()) for name in layers]
+    sizes = {(shape[1], shape[0]) for shape in shapes if len(shape) == 2}
+    weights = [onnx.numpy_helper.to_array(each) for each in onnx.load(quantized.path).graph.initializer]
+    assert len(sizes) == 2 and sizes <= {weight.shape for weight in weights if weight.dtype == np.int8}
+    backbone = next(part for part in parts if part.path.stem == "backbone")
+    found = open_graphs(OnnxFormat(), [backbone, quantized], {})(image(96, 128, batch=1).numpy())
+    assert found["detection.boxes"].shape[1] == 4
+
+
+def test_predict_and_evaluate_are_those_of_the_bundle(exported, tmp_path, capsys):
+    (bundle, _), folder = exported
     objects = [
         coco_object(index, index % 3, box=(4 + index, 6, 20, 18), category_id=1 + index % 2) for index in range(6)
     ]
     data = tmp_path / "data"
     write_coco(data, coco_content([coco_image(number) for number in range(3)], objects, CATEGORIES), split="val")
-    exported = tmp_path / "exported"
-    assert main(["export", str(bundle), "--out", str(exported), "--split"]) == 0
     found, metrics = [], []
-    for index, source in enumerate((bundle, exported)):
+    for index, source in enumerate(([str(bundle)], [str(folder), "--head", "detection"])):
         out = tmp_path / f"predictions-{index}"
-        assert main(["predict", str(source), str(data / "images" / "val"), "--out", str(out)]) == 0
+        assert main(["predict", source[0], str(data / "images" / "val"), "--out", str(out)]) == 0
         found.append({path.name: path for path in sorted(out.rglob("*")) if path.is_file()})
         capsys.readouterr()
         report = tmp_path / f"evaluation-{index}"
-        assert (
-            main(["evaluate", str(source), "--data", str(data), "--out", str(report), "--json", "--workers", "0"]) == 0
-        )
+        assert main(["evaluate", *source, "--data", str(data), "--out", str(report), "--json", "--workers", "0"]) == 0
         metrics.append(json.loads(capsys.readouterr().out))
-    assert found[0].keys() == found[1].keys()
+    assert found[0].keys() <= found[1].keys()
     names = [name for name in found[0] if name.endswith("_detections.json")]
     assert len(names) == 3
     for name in names:

@@ -90,22 +90,6 @@ def test_only_what_is_asked_for_is_quantized(exact: tuple[Path, list[str], objec
     assert all(name in names for name in groups["backbone.block0"])
 
 
-def test_fully_connected_layers_of_a_detector(tmp_path: Path) -> None:
-    predictor = tiny_predictor(tasks=("detection",), depth=2)
-    OnnxFormat().write(trace(ExportGraph(predictor, deform="native").eval(), None), tmp_path, "fp32")
-    path, half = tmp_path / FILE, tmp_path / "int8"
-    half.mkdir()
-    groups = products_by_step(path, [])
-    quantize(path, half / FILE, groups[REST])
-    head = predictor["detection"].model.decoder.get_submodule("roi_heads.box_head")
-    sizes = {tuple(reversed(parameter.shape)) for parameter in head.parameters() if parameter.ndim == 2}
-    quantized = [value.shape for value in tensors(half / FILE).values() if value.dtype == np.int8]
-    assert len(sizes) == 2 and sizes <= set(quantized)
-    outputs = list(model_outputs(predictor, image(70, 84, batch=1)))
-    run = open_graphs(OnnxFormat(), [Written(half / FILE, ["image"], outputs)], {})
-    assert run(image(70, 84, batch=1).numpy())["detection.boxes"].shape[1] == 4
-
-
 @pytest.mark.parametrize(
     ("harms", "kept"),
     [
