@@ -2,9 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 
 import pytest
 import torch
@@ -170,18 +170,17 @@ def test_a_finished_run_keeps_its_choice(scenes, searched):
     assert again.metrics == result.metrics
 
 
+def train_until_killed(scenes, out):
+    short_runs.search = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+    torch.set_num_threads(1)
+    vitsplit.train(data=scenes, out=out, layers="auto", **SEARCHED)
+
+
 def test_a_search_that_is_killed_starts_again(scenes, tmp_path):
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in SEARCHED.items()}
-    code = (
-        "import os, vitsplit\n"
-        "from vitsplit.analysis import short_runs\n"
-        "def kill(*args, **kwargs):\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "short_runs.search = kill\n"
-        f"settings = {settings!r}\n"
-        f"vitsplit.train(data={str(scenes)!r}, out={str(tmp_path / 'run')!r}, layers='auto', **settings)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -9
+    process = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(scenes, tmp_path / "run"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     result = vitsplit.train(data=scenes, out=tmp_path / "run", layers="auto", resume=True, **{**SEARCHED, "steps": 3})
     assert result.stopped_by is None and (tmp_path / "run" / "best" / "head.json").exists()
 

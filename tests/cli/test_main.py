@@ -17,10 +17,6 @@ FLAGS = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--num-tuned-
          "--batch-size", "2", "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
 
 
-def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vitsplit", *words], capture_output=True, text=True)
-
-
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from vitsplit.cli.main import main; main(['--help']);"
@@ -104,8 +100,9 @@ def test_train_resume_evaluate_predict(scenes: Path, tmp_path: Path, capsys: pyt
     folder = tmp_path / "photos"
     shutil.copytree(scenes / "images" / "val", folder / "deep")
     (folder / "broken.jpg").write_bytes(b"not an image")
-    predicted = run_cli("predict", out, str(folder), "--out", str(tmp_path / "o"))
-    assert predicted.returncode == 1 and "3 of 4 images" in predicted.stdout and "broken.jpg" in predicted.stderr
+    assert main(["predict", out, str(folder), "--out", str(tmp_path / "o")]) == 1
+    predicted = capsys.readouterr()
+    assert "3 of 4 images" in predicted.out and "broken.jpg" in predicted.err
     assert len(list((tmp_path / "o" / "deep").glob("*_mask.png"))) == 3
 
 

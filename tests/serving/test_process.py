@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import json
 import os
 import signal
 import socket
@@ -185,27 +184,20 @@ def test_a_signal_loses_no_accepted_request(runs):
         assert counts["wrong"] == counts["lost"] == 0, counts
 
 
-def test_workers_share_a_port_and_end_with_their_parent(runs):
-    with process(runs["rooms"], "--workers", "2") as (server, port):
+def worker_processes(server):
+    children = psutil.Process(server.pid).children()
+    return [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
+
+
+def test_workers_share_a_port_and_one_that_is_stopped_leaves_it_open(runs):
+    with process(runs["rooms"], "--workers", "2", program=REPLACING) as (server, port):
         wanted = expected([runs["rooms"]], photo())["segmentation"].mask
         for _ in range(4):
             np.testing.assert_array_equal(predict(port, photo())["segmentation.mask"], wanted)
-        children = psutil.Process(server.pid).children(recursive=True)
         metrics = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
         count = next(line for line in metrics.splitlines() if line.startswith("vitsplit_batch_images_count"))
         assert float(count.split()[-1]) == 4
-        server.kill()
-        server.wait()
-        _, alive = psutil.wait_procs(children, timeout=60)
-        assert not alive
-
-
-def test_a_worker_that_is_stopped_leaves_the_port_open(runs):
-    with process(runs["rooms"], "--workers", "2", program=REPLACING) as (server, port):
-        predict(port, photo())
-        workers = [
-            each for each in psutil.Process(server.pid).children() if "resource_tracker" not in " ".join(each.cmdline())
-        ]
+        workers = worker_processes(server)
         assert len(workers) == 2
         workers[0].terminate()
         workers[0].wait(60)
@@ -215,11 +207,14 @@ def test_a_worker_that_is_stopped_leaves_the_port_open(runs):
         assert server.wait(60) == 0
 
 
-def test_workers_stop_at_a_signal(runs):
+def test_workers_end_with_their_parent(runs):
     with process(runs["rooms"], "--workers", "2") as (server, port):
         predict(port, photo())
-        server.terminate()
-        assert server.wait(60) == 0
+        children = psutil.Process(server.pid).children(recursive=True)
+        server.kill()
+        server.wait()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
 
 
 @pytest.mark.parametrize(
@@ -251,13 +246,12 @@ def test_a_taken_port(runs, capsys):
 
 def test_an_exported_folder(tmp_path):
     folder = write_export(tmp_path / "exported")
-    with process(folder, "--runtime", "onnx") as (_, port):
-        found = predict(port, photo())
+    with serving([folder], runtime="onnx") as client:
+        found = np.load(io.BytesIO(client.post("/v1/predict?format=npz", content=photo()).content))
         wanted = vitsplit.load(folder, runtime="onnx").predict(Image.open(io.BytesIO(photo())))
         np.testing.assert_array_equal(found["rooms.mask"], wanted["rooms"].mask)
         np.testing.assert_array_equal(found["depth.depth"], wanted["depth"].depth)
-        bundles = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/bundles"))
-        assert bundles["backbone"] == {"name": "none"}
+        assert client.get("/v1/bundles").json()["backbone"] == {"name": "none"}
 
 
 def test_an_image_that_a_graph_does_not_take(tmp_path):

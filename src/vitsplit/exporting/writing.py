@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from vitsplit.exporting.formats import (
 from vitsplit.exporting.graph import Deform, ExportGraph, Layout, split_graph
 from vitsplit.exporting.parity import (
     LIMITS,
-    Reference,
     check,
     compare,
     described,
@@ -147,20 +146,18 @@ def export_graphs(
         if plan.precision != "fp32":
             check_comparable(expected)
         card: dict[str, Any] = {}
-        forms: dict[Deform, _Form] = {}
         for name, each in formats.items():
             deform: Deform = each.deforms[0] if plan.deform == "auto" else plan.deform
-            if deform not in forms:
-                forms[deform] = _form(predictor, plan, deform, images)
-            form = forms[deform]
-            card = card or make_card(predictor, form.graph, plan.size, weights or {})
+            graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
+            card = card or make_card(predictor, graph, plan.size, weights or {})
+            parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
             # Below fp32, scores decide where there are any. If those of int8 are too far off, blocks are kept in
             # float32 for the outputs, and the scores of that graph decide.
             judged: Sequence[Collection[str]] = [() if plan.precision == "fp32" else plan.data]
             if plan.precision == "int8" and plan.data:
                 judged = [plan.data, ()]
             for by_scores in judged:
-                entry = _write(each, name, form, predictor, folder, plan, images, by_scores)
+                entry = _write(each, name, graph, parts, predictor, folder, plan, images, by_scores)
                 card["graphs"][name] = entry
                 say(f"{name}: {_describe(entry)}")
                 _write_card(card, folder)
@@ -198,37 +195,11 @@ def _write_card(card: Mapping[str, Any], folder: Path) -> None:
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
 
 
-class _Form(NamedTuple):
-    """What formats with the same form of the deformable convolutions share.
-
-    Attributes:
-        graph: The whole graph.
-        traced: The graphs to write.
-        expected: What the model computes.
-    """
-
-    graph: ExportGraph
-    traced: list[Traced]
-    expected: list[Reference]
-
-    @property
-    def smallest_side(self) -> int:
-        """See ``Traced``."""
-        return max(part.smallest_side for part in self.traced)
-
-
-def _form(predictor: Predictor, plan: ExportPlan, deform: Deform, images: Sequence[Tensor]) -> _Form:
-    graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
-    parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
-    form = _Form(graph, [trace(part, plan.size) for part in parts], [])
-    sizes = sizes_of(graph, plan.size, form.smallest_side)
-    return form._replace(expected=references(predictor, graph, images, sizes))
-
-
 def _write(
     each: Format,
     name: str,
-    form: _Form,
+    graph: ExportGraph,
+    parts: Sequence[ExportGraph],
     predictor: Predictor,
     folder: Path,
     plan: ExportPlan,
@@ -240,7 +211,8 @@ def _write(
     Args:
         each: The format.
         name: Its name.
-        form: The graphs.
+        graph: The whole graph.
+        parts: The graphs to write.
         predictor: The heads.
         folder: The folder for the files.
         plan: What to export.
@@ -250,8 +222,12 @@ def _write(
     Returns:
         The entry of the format in the card.
     """
-    graph, traced, expected = form
-    settings, outputs = each.settings(plan.precision), described(predictor)
+    traced = [trace(part, plan.size) for part in parts]
+    smallest_side = max(part.smallest_side for part in traced)
+    settings = each.settings(plan.precision)
+    sizes = sizes_of(graph, plan.size, smallest_side)
+
+    expected, outputs = references(predictor, graph, images, sizes), described(predictor)
 
     def measure(graphs: Sequence[Written]) -> list[dict[str, Any]]:
         without_steps = [replace(part, steps={}) for part in graphs]
@@ -280,7 +256,7 @@ def _write(
         deform=graph.deform,
         precision=plan.precision,
         settings=settings,
-        smallest_side=form.smallest_side,
+        smallest_side=smallest_side,
         versions=versions(sorted({"torch", *each.packages})),
         parity={
             "images": plan.images.name if plan.images else "generated scenes",

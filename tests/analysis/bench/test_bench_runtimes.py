@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from bundles import write_depth_bundle, write_segmentation_bundle
-from tiny_predictor import tiny_predictor
+from bundles import SMALL, write_depth_bundle, write_segmentation_bundle
+from tiny_predictor import SMALLEST, tiny_predictor
 
 import vitsplit
 from vitsplit.analysis.bench.runtimes import RuntimesResult, RuntimeTimes, measure_runtimes, table, to_json
@@ -20,9 +21,9 @@ from vitsplit.exporting.formats import file_hash
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
-    predictor = tiny_predictor(depth=2)
+    predictor = tiny_predictor(depth=2, method=SMALLEST)
     folder = tmp_path_factory.mktemp("exports") / "whole"
-    vitsplit.export(predictor, out=folder, formats=["onnx", "pt2"])
+    vitsplit.export(predictor, out=folder, formats=["onnx", "pt2"], deform="grid")
     return predictor, folder
 
 
@@ -80,20 +81,21 @@ def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[object, Path], 
 
 
 def test_folders_of_other_heads_and_sizes(exported: tuple[object, Path], tmp_path: Path) -> None:
-    _, folder = exported
+    predictor, folder = exported
     with pytest.raises(ConfigError, match="segmentation, depth"):
         measure_runtimes(tiny_predictor(tasks=("depth",), depth=2), [folder], size=(50, 66), turns=1)
-    predictor = tiny_predictor(tasks=("depth",), depth=2)
-    vitsplit.export(predictor, out=tmp_path / "fixed", size=(42, 56))
+    fixed = Path(shutil.copytree(folder, tmp_path / "fixed"))
+    card = json.loads((fixed / "card.json").read_text())
+    card["input"]["shape"] = ["batch", 3, 42, 56]
+    (fixed / "card.json").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match="42 x 56"):
-        measure_runtimes(predictor, [tmp_path / "fixed"], size=(50, 66), turns=1)
+        measure_runtimes(predictor, [fixed], size=(50, 66), turns=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rooms, far = (str(tmp_path / name) for name in ("rooms", "far"))
-    write_segmentation_bundle(Path(rooms) / "best", num_prior_layers=2)
-    write_depth_bundle(Path(far) / "best", num_prior_layers=2)
+    write_segmentation_bundle(Path(rooms) / "best", backbone=SMALL, num_prior_layers=1)
+    write_depth_bundle(Path(far) / "best", backbone=SMALL, num_prior_layers=1)
     assert main(["export", rooms, far, "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     command = ["bench", "runtimes", rooms, far, str(tmp_path / "out"), "--turns", "1", "--warmup", "0"]
