@@ -28,15 +28,16 @@ Groups = Mapping[str, Sequence[str]]
 
 
 def products_by_step(path: Path, steps: Collection[str]) -> dict[str, list[str]]:
-    """Names of the matrix products with weights, by the intermediate tensor that they contribute to; the last group are
-    those after all of these tensors.
+    """Names of the products with a matrix of weights, by the intermediate tensor that they contribute to; the last
+    group are those after all of these tensors.
 
     Args:
         path: The ONNX file in float32.
         steps: Names of the intermediate tensors.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    weights = {each.name for each in graph.initializer}
+    # ONNX Runtime has no product with several matrices, such as SAM's relative positions.
+    weights = {each.name for each in graph.initializer if len(each.dims) == 2}
     found: dict[str, list[str]] = {}
     products: list[str] = []
     for node in graph.node:
