@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from tiny_backbones import image
 from tiny_predictor import tiny_predictor
@@ -67,6 +68,31 @@ def test_weights_are_rounded_to_a_step_per_output_channel(
     pixels = image(50, 66, batch=2)
     expected, got = model_outputs(predictor, pixels), run(pixels.numpy())  # type: ignore[arg-type]
     assert np.abs(got["depth.depth"] / expected["depth.depth"] - 1).mean() < 0.05
+
+
+def test_products_with_several_matrices_stay_in_float32(tmp_path: Path) -> None:
+    # As of SAM's relative positions. ONNX Runtime refuses them in int8 when they run.
+    pixels = np.random.default_rng(0)
+    weights = {"one": pixels.random((8, 8), np.float32), "several": pixels.random((3, 8, 5), np.float32)}
+    make = onnx.helper.make_node
+    nodes = [make("MatMul", ["x", "one"], ["y"], "first"), make("MatMul", ["y", "several"], ["z"], "second")]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", [3, 4, 8]), ("z", [3, 4, 5]))
+    ]
+    constants = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "graph", values[:1], values[1:], constants)
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]),
+        tmp_path / "exact.onnx",
+    )
+    products = products_by_step(tmp_path / "exact.onnx", [])
+    assert products == {REST: ["first"]}
+    quantize(tmp_path / "exact.onnx", tmp_path / FILE, products[REST])
+    session = onnxruntime.InferenceSession(str(tmp_path / FILE))
+    x = pixels.random((3, 4, 8), np.float32)
+    (found,) = session.run(None, {"x": x})
+    np.testing.assert_allclose(found, x @ weights["one"] @ weights["several"], rtol=0.03)
 
 
 def test_groups_are_those_of_the_blocks_in_order(exact: tuple[Path, list[str], object]) -> None:
