@@ -18,7 +18,7 @@ from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 ACCURACY = ["bench", "accuracy", "segmentation"]
 TINY = [
-    "--backbone", "vit_tiny_patch16_224", "--random-weights", "--num-tuned-layers", "2", "--batch-size", "2",
+    "--backbone", "test_vit", "--random-weights", "--num-tuned-layers", "2", "--batch-size", "2",
     "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32", "--track",
 ]  # fmt: skip
 
