@@ -18,15 +18,14 @@ README = Path(__file__).parents[1] / "README.md"
 FEATURES = README.parent / "docs" / "features.md"
 
 # Settings that make a command fast; all other words are those of the README.
-QUICK = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--steps", "2", "--batch-size", "2",
+QUICK = ["--backbone", "test_vit", "--random-weights", "--steps", "2", "--batch-size", "2",
          "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
 QUICK_BENCH = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "48", "--num-classes", "3", "--steps", "1",
                "--warmup", "0", "--no-memory", "--no-product", "--precision", "fp32"]  # fmt: skip
 QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
 QUICK_PYTHON = (
     "steps=300",
-    "steps=2, backbone='vit_tiny_patch16_224', random_weights=True, batch_size=2, crop_size=(48, 64), workers=0, "
-    "precision='fp32'",
+    "steps=2, backbone='test_vit', random_weights=True, batch_size=2, crop_size=(48, 64), workers=0, precision='fp32'",
 )
 
 
@@ -51,9 +50,9 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    language = tiny_folder(tmp_path / "language")
+    language = tiny_folder(tmp_path / "language").name
     # This language model is in the catalog, like the one of the README.
-    monkeypatch.setitem(WIDTHS, str(language), WIDTH)
+    monkeypatch.setitem(WIDTHS, language, WIDTH)
     served: list[list[str]] = []
     monkeypatch.setattr("vitsplit.api.serve", lambda runs, **options: served.append(list(runs)) or 0)
     verbs = [command[0] for command in commands()]
@@ -62,7 +61,7 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
         quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
         quick = QUICK_BENCH if command[0] == "bench" else quick
         if command[:2] == ["train", "vqa"]:
-            quick = [*quick, "--language-model", str(language), "--language-width", str(WIDTH), "--max-new-tokens", "2"]
+            quick = [*quick, "--language-model", language, "--language-width", str(WIDTH), "--max-new-tokens", "2"]
         assert main(command + quick) == 0, " ".join(command)
     assert served == [["runs/rooms", "runs/depth"]]
     assert (home / "predictions" / "photo_mask.png").is_file()
