@@ -52,7 +52,8 @@ class SegmentationPrediction(Prediction):
         mask: (H, W) uint8, class ids at the image's size.
         classes: Names and colors of the classes.
         image: (H, W, 3) uint8.
-        confidence: (H, W) float32, the probability of each pixel's class, calibrated with the bundle's temperature.
+        confidence: (H, W) float32, the probability of each pixel's class, calibrated with the bundle's temperature;
+            None for a mask that is not a model's.
         unfamiliarity: (H, W) float32, the cosine distance of the frozen features to those of training images, 0 to 2;
             None for exported graphs, and unless the bundle was trained with ``--unfamiliarity``.
     """
@@ -60,7 +61,7 @@ class SegmentationPrediction(Prediction):
     mask: NDArray[np.uint8]
     classes: ClassList
     image: NDArray[np.uint8]
-    confidence: NDArray[np.float32]
+    confidence: NDArray[np.float32] | None = None
     unfamiliarity: NDArray[np.float32] | None = None
 
     served_formats: ClassVar[tuple[ServedFormat, ...]] = ("json", "png", "npz", "coco")
