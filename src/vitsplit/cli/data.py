@@ -98,11 +98,8 @@ def prepare(
 @contextmanager
 def _progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error; standard output is for the report."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from vitsplit.cli.progress import progress_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(in_terminals_only=True) as bar:
         bar_task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(bar_task, completed=done, total=total)

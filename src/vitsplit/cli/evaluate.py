@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import tyro
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitsplit.atomic_files import json_text
 from vitsplit.cli.evaluate_benchmark import describe_benchmark, evaluate_benchmark
 from vitsplit.cli.flags import FromArgv
+from vitsplit.cli.progress import progress_bar
 from vitsplit.cli.values import Count, GraphRuntime, Loading, SplitName, Switch
 from vitsplit.cli.words import leading_arguments, value_of
 from vitsplit.config import MaxNewTokens, Settings, changed_settings
@@ -110,12 +110,11 @@ def evaluate(
     if max_new_tokens is not None:
         settings["max_new_tokens"] = max_new_tokens
     predictor = load()
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
         # Before the evaluation, so that a folder that is not writable is reported at once.
         held = hold_free_folder(run / f"evaluation-{split}") if out is None else hold_folder(out)
         folder = stack.enter_context(held)
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with progress_bar("evaluating") as progress:
             bar = progress.add_task("images", total=None)
             evaluation, opened = api.evaluate(
                 predictor,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vitsplit.cli.progress import progress_bar
 from vitsplit.cli.values import Loading
 from vitsplit.cli.words import value_of
 from vitsplit.errors import ConfigError
@@ -54,9 +54,8 @@ def evaluate_benchmark(
     folder = out or run / f"benchmark-{benchmark.name}"
     made_by = {"bundle": bundle_ids({title: bundle})[title], "precision": str(predictor.backbone.precision)}
     count = len(benchmark.questions)
-    columns = (TextColumn(benchmark.name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with hold_folder(folder), writing_to(folder, "answers"):
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        with progress_bar(benchmark.name) as progress:
             bar = progress.add_task("questions", total=count)
             answers = run_benchmark(
                 predictor,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vitsplit.cli.progress import progress_bar
 from vitsplit.cli.values import BatchSize, ImageSize, Loading, Switch
 from vitsplit.cluster.options import RayOptions
 from vitsplit.config import Margin, MaxNewTokens, Share
@@ -278,8 +277,7 @@ class _ProgressBars:
     """Progress bars for the inputs, and for the tiles or frames of the current input."""
 
     def __init__(self, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._progress = progress_bar()
         self._files = self._progress.add_task("predicting", total=total)
         self._parts = self._progress.add_task("", total=None, visible=False)
 

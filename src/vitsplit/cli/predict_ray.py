@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from vitsplit.cli.progress import progress_bar
 from vitsplit.cluster.options import RayOptions
 from vitsplit.extras import require
 
@@ -50,9 +48,8 @@ def predict_with_ray(
     with take_over(out, made_by, overwrite=overwrite) as (destination, done):
         todo = [item for item in items if item.id not in done]
         totals = Totals()
-        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         if todo:
-            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            with progress_bar("predicting") as progress:
                 bar = progress.add_task("", total=len(todo))
                 totals = run(
                     todo, settings, destination, options, lambda rows: progress.advance(bar, rows), made_by["bundles"]

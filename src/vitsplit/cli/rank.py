@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vitsplit.cli.progress import progress_bar
 from vitsplit.cli.values import Count, Loading, make_writable
 from vitsplit.errors import DataError
 
@@ -84,7 +83,6 @@ def _images(folder: Path, out: Path) -> list[Path]:
 def _measure(head: LoadedHead, files: list[Path]) -> Measured:
     from vitsplit.analysis.ranking import measure
 
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar("predicting") as progress:
         bar = progress.add_task("images", total=len(files))
         return measure(head, files, lambda: progress.advance(bar))
