@@ -21,8 +21,7 @@ from torch import Tensor
 from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, DataError
 from vitsplit.inference.batches import in_background
-from vitsplit.inference.predictor import LoadedHead
-from vitsplit.precision import autocast
+from vitsplit.inference.predictor import LoadedHead, make_forward
 from vitsplit.types import LayerTaps, TapRequest
 
 
@@ -125,16 +124,12 @@ def _read(path: Path) -> tuple[Path, Tensor | DataError]:
 def _predict(head: LoadedHead, image_CHW: Tensor) -> tuple[Any, Tensor]:
     """The prediction of an image, and its feature: of several windows or views, their mean."""
     backbone, last = head.backbone, head.backbone.num_layers - 1
-    request = head.model.request(train=False) | TapRequest(maps=frozenset({last}))
     found: list[Tensor] = []
 
-    @torch.inference_mode()
-    def forward(image_BCHW: Tensor) -> tuple[Any, LayerTaps]:
-        device = backbone.mean_C11.device
-        taps = backbone(image_BCHW.to(device), request)
+    def source(image_BCHW: Tensor, request: TapRequest) -> LayerTaps:
+        taps = backbone(image_BCHW.to(backbone.mean_C11.device), request | TapRequest(maps=frozenset({last})))
         found.append(taps.maps[last].float().mean((2, 3)))
-        with autocast(device.type, backbone.precision):
-            return head.model(taps), taps
+        return taps
 
-    (prediction,) = head.task.predict(forward, image_CHW[None])
+    (prediction,) = head.task.predict(make_forward(backbone, head.model, source), image_CHW[None])
     return prediction, F.normalize(torch.cat(found).mean(0), dim=0).cpu()
