@@ -77,22 +77,32 @@ def read_done(folder: Path, made_by: Mapping[str, Any]) -> set[str]:
     Raises:
         RunError: The rows were made by other bundles, settings or programs, or a file cannot be read.
     """
+    return _read_rows(folder, made_by)[0]
+
+
+def _read_rows(folder: Path, made_by: Mapping[str, Any]) -> tuple[set[str], list[Path]]:
+    """See ``read_done``; and the files with rows that have an error."""
     advice = "Remove it, or use another folder with --out."
     if not (folder / MADE_BY).exists():
         others = next(folder.glob("*.parquet"), None)
         if others is not None:
             raise RunError(f"{others}: not written by vitsplit: there is no {MADE_BY}. Use another folder with --out.")
-        return set()
+        return set(), []
     found = read_json(folder / MADE_BY, error=RunError, advice=advice)
     if found != made_by:
         raise made_by_others(folder, found, made_by)
     done: set[str] = set()
+    with_errors = []
     for part in _parts(folder):
         try:
-            done.update(_without_errors(pq.read_table(part, columns=["id", "error"])).column("id").to_pylist())
+            rows = pq.read_table(part, columns=["id", "error"])
+            kept = _without_errors(rows)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise RunError(f"{part}: cannot be read ({error}). {advice}") from error
-    return done
+        done.update(kept.column("id").to_pylist())
+        if len(kept) < len(rows):
+            with_errors.append(part)
+    return done, with_errors
 
 
 @contextmanager
@@ -120,11 +130,11 @@ def take_over(
                 for part in _parts(folder):
                     part.unlink()
                 write_json(folder / MADE_BY, made_by)
-            done = read_done(folder, made_by)
+            done, with_errors = _read_rows(folder, made_by)
             write_json(folder / MADE_BY, made_by)
             staging = folder / f"{STAGING}{uuid.uuid4().hex}"
             staging.mkdir()
-            for part in _parts(folder):
+            for part in with_errors:
                 _remove_errors(part, staging)
         try:
             yield Destination(folder.resolve(), staging.resolve()), done
@@ -138,9 +148,6 @@ def _without_errors(table: pa.Table) -> pa.Table:
 
 def _remove_errors(part: Path, staging: Path) -> None:
     """Removes the rows with an error from a file, whose images are predicted again."""
-    errors = pq.read_table(part, columns=["error"]).column("error")
-    if errors.null_count == len(errors):
-        return
     kept = _without_errors(pq.read_table(part))
     if len(kept):
         pq.write_table(kept, staging / part.name, compression="zstd")
