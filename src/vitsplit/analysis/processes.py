@@ -17,6 +17,7 @@ import torch
 
 from vitsplit.engine.processes import StopRequest
 from vitsplit.errors import TrainingError
+from vitsplit.memory import available_cores
 
 POLL_SECONDS = 0.2
 T = TypeVar("T")
@@ -84,7 +85,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, *, on_finished: Callable[[], o
 
 def _start(job: Job, place: int, processes: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
     devices = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     environment["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
     with job.errors.open("wb") as errors:

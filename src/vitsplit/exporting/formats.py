@@ -129,8 +129,7 @@ def open_format(name: FormatName) -> Format:
     """
     module, _, attribute = _LOCATIONS[name].partition(":")
     found: type[Format] = getattr(importlib.import_module(module), attribute)
-    if found.packages:
-        require(f"--format {name}", *found.packages, extra=found.extra, error=ExportError)
+    require(f"--format {name}", *found.packages, extra=found.extra, error=ExportError)
     return found()
 
 

@@ -92,7 +92,7 @@ class ModelThread:
     Jobs of a client are computed in the order of their arrival, and those of several by self-clocked fair queueing
     (Golestani, "A self-clocked fair queueing scheme for broadband applications", INFOCOM 1994): a job's ``finish`` is
     its cost after the later of its client's last one and the one that is being computed, and the lowest comes first. So
-    a client with many or large images delays the others by at most one batch.
+    many or large images of a client take no more than its share from the others, apart from the batch in progress.
 
     A call, such as one that removes a head, is made after all jobs that were submitted before it, so that none of them
     is broken, and before all later ones.
