@@ -17,6 +17,17 @@ LONGEST_RUN = 7
 _SHIFTS_7 = 5 * np.arange(LONGEST_RUN)
 
 
+def run_starts(pixels_P: NDArray[Any]) -> NDArray[np.int64]:
+    """Indices at which runs of equal values begin, the first of which is 0."""
+    return np.concatenate([[0], np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + 1])
+
+
+def extent(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """The smallest box around the pixels of a mask, which has some: x1, y1, x2, y2."""
+    columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's compressed run-length encoding, JSON-ready."""
     height, width = mask_HW.shape
@@ -35,7 +46,7 @@ def encode(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
 def encode_labels(labels_HW: NDArray[np.uint8]) -> dict[int, dict[str, Any]]:
     """``encode`` of the mask of every value that occurs, by value, in one pass over the pixels."""
     pixels_P = labels_HW.T.ravel()
-    starts_R = np.concatenate([[0], np.flatnonzero(pixels_P[1:] != pixels_P[:-1]) + 1])
+    starts_R = run_starts(pixels_P)
     ends_R = np.append(starts_R[1:], pixels_P.size)
     values_R = pixels_P[starts_R]
     found = {}

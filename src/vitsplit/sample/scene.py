@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitsplit.data.mask_coding import extent
 from vitsplit.sample.compose import COVER, OBJECTS, random_layout
 from vitsplit.sample.layout import NOMINAL_ASPECT, NUM_PLANES, Layout
 from vitsplit.sample.questions import Questions, Thing, ask
@@ -76,7 +77,7 @@ def generate_scene(
     names = (*_PLANE_CLASSES, *(solid.kind for solid in layout.solids))
     class_of = np.array([CLASSES.index(name) for name in names], np.uint8)
     instances_HW, shown = _instances(layout, id_HW)
-    boxes_N4 = np.array([_box(instances_HW == row + 1) for row in range(len(shown))], np.float32).reshape(-1, 4)
+    boxes_N4 = np.array([extent(instances_HW == row + 1) for row in range(len(shown))], np.float32).reshape(-1, 4)
     solids = [layout.solids[k] for k in shown]
     colors = tuple(solid.color for solid in solids)
     resting_on = tuple(shown.index(solid.on) if solid.on in shown else -1 for solid in solids)
@@ -109,8 +110,3 @@ def _instances(layout: Layout, id_HW: NDArray[np.int16]) -> tuple[NDArray[np.uin
     for row, k in enumerate(shown):
         number[NUM_PLANES + k] = row + 1
     return number[id_HW], shown
-
-
-def _box(object_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(object_HW.any(1)), np.flatnonzero(object_HW.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

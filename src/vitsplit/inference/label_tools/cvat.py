@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from vitsplit.inference.label_tools.images import HeadLabels, LabeledImage, Region, extent
+from vitsplit.data.mask_coding import extent, run_starts
+from vitsplit.inference.label_tools.images import HeadLabels, LabeledImage, Region
 
 
 def annotation_file(images: Iterable[LabeledImage], labels: HeadLabels) -> Iterator[str]:
@@ -51,9 +52,9 @@ def _box(region: Region) -> ElementTree.Element:
 
 
 def _mask(mask_HW: NDArray[np.bool_]) -> ElementTree.Element:
-    left, top, width, height = extent(mask_HW)
-    runs_R = runs(mask_HW[top : top + height, left : left + width])
-    places = {"left": left, "top": top, "width": width, "height": height, "z_order": 0}
+    left, top, right, bottom = extent(mask_HW)
+    runs_R = runs(mask_HW[top:bottom, left:right])
+    places = {"left": left, "top": top, "width": right - left, "height": bottom - top, "z_order": 0}
     return ElementTree.Element(
         "mask", {"rle": ", ".join(map(str, runs_R))} | {name: str(value) for name, value in places.items()}
     )
@@ -61,7 +62,6 @@ def _mask(mask_HW: NDArray[np.bool_]) -> ElementTree.Element:
 
 def runs(mask_hw: NDArray[np.bool_]) -> list[int]:
     """Lengths of the runs of equal pixels, row by row; the first one is of pixels outside of the mask."""
-    pixels = np.concatenate([[False], mask_hw.ravel()])
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
-    found: list[int] = np.diff(np.concatenate([[0], changes, [mask_hw.size]])).tolist()
-    return found
+    pixels = mask_hw.ravel()
+    found: list[int] = np.diff(np.append(run_starts(pixels), pixels.size)).tolist()
+    return [0, *found] if pixels[0] else found

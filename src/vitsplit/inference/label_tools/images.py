@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vitsplit.bundle import Card
 from vitsplit.data.decoding import hex_color, image_size
+from vitsplit.data.mask_coding import extent
 from vitsplit.errors import DataError
 from vitsplit.files import real_number, shown
 from vitsplit.tasks.detection.annotations import MAX_COORDINATE, Box
@@ -124,15 +125,14 @@ class LabeledImage:
             mask_HW = _mask(entry.get("segmentation"), size, where)
             if mask_HW is not None and not mask_HW.any():
                 continue
-            box = _box(entry.get("bbox"), where) if mask_HW is None else extent(mask_HW)
+            box = _box(entry.get("bbox"), where) if mask_HW is None else box_around(mask_HW)
             yield Region(indices[entry["category_id"]], score, box, mask_HW, entry.get("segmentation"))
 
 
-def extent(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+def box_around(mask_HW: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """The smallest box around the pixels of a mask: x, y, width, height."""
-    columns, rows = np.flatnonzero(mask_HW.any(0)), np.flatnonzero(mask_HW.any(1))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+    left, top, right, bottom = extent(mask_HW)
+    return left, top, right - left, bottom - top
 
 
 def _mask(value: Any, size: tuple[int, int], where: str) -> NDArray[np.bool_] | None:

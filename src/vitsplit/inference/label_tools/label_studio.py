@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from vitsplit.data.mask_coding import run_starts
 from vitsplit.inference.label_tools.images import HeadLabels, LabeledImage, Region
 from vitsplit.version import __version__
 
@@ -90,7 +91,7 @@ def encode_brush(mask_HW: NDArray[np.bool_]) -> list[int]:
     less one (4 each). A chunk is a bit 1, the index of its size (2), its length less one, and its value (8).
     """
     pixels = mask_HW.ravel()
-    starts_R = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])
+    starts_R = run_starts(pixels)
     lengths_R = np.diff(np.append(starts_R, pixels.size)) * CHANNELS
     longest = 1 << int(RUN_BITS[-1])
     chunks_R = -(-lengths_R // longest)
