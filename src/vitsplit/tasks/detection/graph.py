@@ -53,7 +53,7 @@ class GraphDetector(nn.Module):
         labels_A = torch.arange(logits_NK.shape[1] - 1).expand(logits_NK.shape[0], -1).flatten()
         kept = _large(boxes_A4, LEAST_OBJECT) & (scores_A > heads.score_thresh)
         boxes_A4, scores_A, labels_A = boxes_A4[kept], scores_A[kept], labels_A[kept]
-        kept = _suppress(boxes_A4, scores_A, labels_A, heads.nms_thresh, limit_4)[: heads.detections_per_img]
+        kept = _suppress(boxes_A4, scores_A, labels_A, heads.nms_thresh, limit_4, heads.detections_per_img)
         boxes_N4, scores_N, labels_N = boxes_A4[kept], scores_A[kept], labels_A[kept]
         masks_Nbb = None
         if heads.has_mask():
@@ -78,8 +78,7 @@ class GraphDetector(nn.Module):
         boxes_A4, scores_A, levels_A = _clip(torch.cat(boxes), limit_4), torch.cat(scores), torch.cat(levels)
         kept = _large(boxes_A4, LEAST_PROPOSAL)
         boxes_A4, scores_A, levels_A = boxes_A4[kept], scores_A[kept], levels_A[kept]
-        chosen = _suppress(boxes_A4, scores_A, levels_A, rpn.nms_thresh, limit_4)
-        return boxes_A4[chosen[: PROPOSALS["testing"]]]
+        return boxes_A4[_suppress(boxes_A4, scores_A, levels_A, rpn.nms_thresh, limit_4, PROPOSALS["testing"])]
 
     def _anchors(self, level: int, height: int, width: int) -> Tensor:
         """The anchors of a level, ``(A, 4)``, as ``ExactAnchors``."""
@@ -111,10 +110,13 @@ def _large(boxes_N4: Tensor, least: float) -> Tensor:
     return (boxes_N4[:, 2:] - boxes_N4[:, :2] >= least).all(1)
 
 
-def _suppress(boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, threshold: float, limit_4: Tensor) -> Tensor:
-    """Indices of the boxes that remain within each group, by decreasing score."""
+def _suppress(
+    boxes_N4: Tensor, scores_N: Tensor, groups_N: Tensor, threshold: float, limit_4: Tensor, most: int
+) -> Tensor:
+    """Indices of the boxes that remain within each group, by decreasing score, and at most ``most``."""
     apart_N1 = groups_N[:, None] * (limit_4.max() + 1)
-    return nms(boxes_N4 + apart_N1, scores_N, threshold)
+    kept_N = nms(boxes_N4 + apart_N1, scores_N, threshold)
+    return kept_N.narrow(0, 0, torch.sym_min(kept_N.shape[0], most))  # PyTorch 2.8 does not export [:most]
 
 
 def on_input(found: Detections, taps: LayerTaps) -> dict[str, Tensor]:
