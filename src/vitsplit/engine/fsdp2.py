@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitsplit.engine.checkpoint import RunTensors
@@ -59,8 +59,8 @@ class Fsdp2:
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """See ``Parallelism``. Gradients are averaged over processes, and the loss is a sum over them."""
-        (loss * self.accelerator.num_processes).backward()
+        """See ``Parallelism``. Gradients are summed over processes, as the loss is."""
+        loss.backward()
 
     def update(self) -> list[Tensor]:
         """See ``Parallelism``.
@@ -151,6 +151,11 @@ def shard(model: nn.Module, dtype: torch.dtype) -> None:
         for block in head.copied_blocks():
             fully_shard(block)
     fully_shard(model)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # By default the mean, which PyTorch 2.8 does not compute on CPUs (gloo).
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def _full(tensor: Tensor) -> Tensor:
