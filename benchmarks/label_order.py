@@ -49,6 +49,8 @@ class Options:
     """The frozen model."""
     precision: str = "bf16"
     """Precision of the runs."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images in training and prediction; None: those of the recipe."""
 
 
 def write_subset(data: Path, names: list[str], to: Path) -> None:
@@ -72,6 +74,8 @@ def train(options: Options, folder: Path, names: list[str], seed: int) -> dict[s
             write_subset(options.data, names, folder / "data")
         settings = {"backbone": options.backbone, "steps": options.steps, "eval_every": options.steps, "workers": 0}
         settings |= {"seed": seed, "precision": options.precision}
+        if options.size is not None:
+            settings |= {"crop_size": options.size, "image_scale": (max(options.size), min(options.size))}
         trained = vitsplit.train(
             data=folder / "data", recipe="laptop-segmentation", out=run, resume=run.exists(), **settings
         )
