@@ -425,6 +425,7 @@ def serve(
     bundle_root: str | Path | None = None,
     admin_token_file: str | Path | None = None,
     allowed_hosts: Sequence[str] = (),
+    trusted_proxies: Sequence[str] = (),
     limits: Limits | None = None,
     **options: Any,
 ) -> int:
@@ -441,6 +442,7 @@ def serve(
         admin_token_file: File of the token for adding and removing bundles.
         allowed_hosts: Names in ``Host`` of requests that are accepted beside those of this machine. All are accepted if
             there are none and ``host`` is not of this machine alone.
+        trusted_proxies: Addresses or networks of reverse proxies, whose ``X-Forwarded-For`` names the client.
         limits: Limits of requests.
         options: See ``load``.
 
@@ -465,7 +467,13 @@ def serve(
     )
     token_file = None if admin_token_file is None else Path(admin_token_file)
     return server.serve(
-        served, host=host, port=port, workers=workers, admin_token_file=token_file, allowed_hosts=allowed_hosts
+        served,
+        host=host,
+        port=port,
+        workers=workers,
+        admin_token_file=token_file,
+        allowed_hosts=allowed_hosts,
+        trusted_proxies=trusted_proxies,
     )
 
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from vitsplit.inference.sources import find_source
 from vitsplit.serving.app import make_app
+from vitsplit.serving.connections import Config
 from vitsplit.serving.errors import HttpError
 from vitsplit.serving.images import decode
 from vitsplit.serving.limits import Limits
@@ -199,6 +200,34 @@ def test_a_full_queue_refuses(slow):
         slow.go.set()
         assert [each.result().status_code for each in waiting] == [200] * 3
     assert slow.service.slots.used == 0
+
+
+@pytest.mark.parametrize(
+    ("proxies", "status"),
+    [((), 503), (("10.0.0.0/8",), 200), (("10.0.0.1",), 503)],
+    ids=["no proxy is trusted", "this one is", "another one is"],
+)
+def test_one_address_does_not_take_the_whole_queue(runs, monkeypatch, proxies, status):
+    """Three of four places at most; the last is for others, who are told apart behind a proxy that is trusted."""
+    source = find_source({"rooms": runs["rooms"]})
+    service, go = Service(source.load(), source.ids(), Limits(queue=4)), threading.Event()
+    predict_batch = service.predictor.predict_batch
+    monkeypatch.setattr(service.predictor, "predict_batch", lambda *given: go.wait(20) and predict_batch(*given))
+    config = Config(make_app(service), service, proxies)
+    config.load()
+    with TestClient(config.loaded_app, client=("10.0.0.9", 1)) as proxy, ThreadPoolExecutor(4) as pool:
+
+        def post(address):
+            return proxy.post("/v1/predict", content=photo(), headers={"X-Forwarded-For": f"6.6.6.6, {address}"})
+
+        first = [pool.submit(post, "192.0.2.1") for _ in range(3)]
+        wait_until(lambda: service.slots.used == 3)
+        assert refusal(post("192.0.2.1")) == (503, "busy")
+        other = pool.submit(post, "192.0.2.2")
+        wait_until(lambda: service.slots.used == 4 or other.done())
+        go.set()
+        assert [each.result().status_code for each in [*first, other]] == [200, 200, 200, status]
+        assert post("192.0.2.1").status_code == 200
 
 
 def test_the_time_of_a_request_is_limited(slow):

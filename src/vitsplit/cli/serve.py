@@ -24,6 +24,7 @@ def serve(
     bundle_root: Path | None = None,
     admin_token_file: Path | None = None,
     allowed_host: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    trusted_proxy: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     loading: Loading = Loading(),  # noqa: B008  (frozen)
     limits: Limits = Limits(),  # noqa: B008  (frozen)
 ) -> int:
@@ -51,6 +52,8 @@ def serve(
         admin_token_file: File of the token that requests to add or remove bundles must have.
         allowed_host: Name in requests' Host header, beside localhost, 127.0.0.1 and [::1], such as that of a reverse
             proxy; may be repeated. By default, all names if --host is an address beyond this machine.
+        trusted_proxy: Address or network (10.0.0.0/8) of a reverse proxy, whose X-Forwarded-For names the client, so
+            that each client has its share of the server; may be repeated.
         loading: Loading options.
         limits: Limits.
     """
@@ -67,6 +70,7 @@ def serve(
         bundle_root=bundle_root,
         admin_token_file=admin_token_file,
         allowed_hosts=allowed_host,
+        trusted_proxies=trusted_proxy,
         limits=limits,
         **loading.arguments(),
     )

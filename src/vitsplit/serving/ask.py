@@ -26,7 +26,7 @@ from vitsplit.serving.errors import HttpError, internal, invalid
 from vitsplit.serving.fields import MAX_JSON_BYTES, check_parameters, dump, parse_request_json
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.images import sha256
-from vitsplit.serving.service import Service, too_late
+from vitsplit.serving.service import Service, client_of, too_late
 from vitsplit.serving.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -70,12 +70,12 @@ class Asking:
         question, head, most = self._checked(given)
         with ExitStack() as held:
             if is_json:
-                held.enter_context(self._slots.one("questions"))
+                held.enter_context(self._slots.one("questions", client_of(request)))
                 answerer, event = self._of_cached(head.name, given.get("image_sha256"))
             else:
                 with self.service.hold({head.name: head}):
                     content = await self.service.read_body(request)
-                    held.enter_context(self._slots.one("questions"))
+                    held.enter_context(self._slots.one("questions", client_of(request)))
                     answerer, event = await self._of_image(request, content, head)
             return _Events(self._events(answerer, question, most, event), held.pop_all())
 
@@ -119,7 +119,7 @@ class Asking:
 
     async def _of_image(self, request: Request, content: bytes, head: ServedHead) -> tuple[Any, dict[str, Any]]:
         bundle, timing = head.name, dict[str, float]()
-        with self.service.slots.one("requests"):
+        with self.service.slots.one("requests", client_of(request)):
             digest = await self.service.in_pool("hash", lambda: sha256(content), request, {})
             if (bundle, digest) in self._cached:
                 return self._of_cached(bundle, digest)

@@ -8,7 +8,7 @@ import ctypes
 import socket
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
@@ -32,9 +32,10 @@ class Config(uvicorn.Config):
     Args:
         app: The application.
         service: Its limits and metrics.
+        proxies: Addresses or networks of reverse proxies, whose ``X-Forwarded-For`` names the client.
     """
 
-    def __init__(self, app: Any, service: Service) -> None:
+    def __init__(self, app: Any, service: Service, proxies: Sequence[str] = ()) -> None:
         limits = service.limits
         super().__init__(
             app,
@@ -45,7 +46,8 @@ class Config(uvicorn.Config):
             log_level="error",  # a warning for every malformed request would fill the log
             access_log=False,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             timeout_keep_alive=max(1, round(limits.header_seconds)),
             timeout_graceful_shutdown=round(limits.request_seconds + limits.body_seconds) + 1,
         )

@@ -27,7 +27,7 @@ from vitsplit.serving.fields import dump, parse_request_json
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.images import decode
 from vitsplit.serving.limits import Limits
-from vitsplit.serving.service import Result, Service
+from vitsplit.serving.service import Result, Service, client_of
 from vitsplit.version import __version__
 
 JSON_LENGTH = "inference-header-content-length"
@@ -102,7 +102,7 @@ async def _infer(service: Service, request: Request) -> Response:
     timing: dict[str, float] = {}
     with service.hold(heads):
         content = await service.read_body(request)
-        with service.slots.one("requests"):
+        with service.slots.one("requests", client_of(request)):
             header, binary = _split(content, request.headers.get(JSON_LENGTH))
 
             def read() -> tuple[NDArray[np.uint8], dict[str, bool] | bool, Any]:

@@ -18,7 +18,7 @@ from vitsplit.serving.errors import HttpError, invalid
 from vitsplit.serving.fields import check_parameters, dump, parameter
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.images import sha256
-from vitsplit.serving.service import Result, Service
+from vitsplit.serving.service import Result, Service, client_of
 from vitsplit.tasks.prediction import MaskForm, ServedFormat
 
 TYPES: Mapping[str, str] = {
@@ -38,7 +38,7 @@ async def predict(service: Service, request: Request) -> Response:
     timing: dict[str, float] = {}
     with service.hold(heads):
         content = await service.read_body(request)
-        with service.slots.one("requests"):
+        with service.slots.one("requests", client_of(request)):
             image_HWC = await service.decode(request, content, timing)
             result = await service.predict(request, image_HWC, heads, timing)
 

@@ -58,6 +58,7 @@ class ServeOptions:
         token: The token for adding them.
         threads: Number of threads of PyTorch; None: its default.
         hosts: Names in ``Host`` of requests that are accepted; None: all.
+        proxies: Addresses of reverse proxies, whose ``X-Forwarded-For`` names the client.
     """
 
     runs: Sequence[str]
@@ -69,6 +70,7 @@ class ServeOptions:
     token: str | None = None
     threads: int | None = None
     hosts: frozenset[str] | None = None
+    proxies: Sequence[str] = ()
 
     @property
     def folders(self) -> list[Path]:
@@ -93,6 +95,7 @@ def serve(
     workers: int = 1,
     admin_token_file: Path | None = None,
     allowed_hosts: Sequence[str] = (),
+    trusted_proxies: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> int:
     """Serves heads until a signal stops the process. Accepted requests are answered first.
@@ -104,6 +107,7 @@ def serve(
         workers: Number of processes, each with the model in memory.
         admin_token_file: File of the token for adding and removing bundles below ``options.bundle_root``.
         allowed_hosts: See ``accepted_hosts``.
+        trusted_proxies: Addresses or networks of reverse proxies, whose ``X-Forwarded-For`` names the client.
         say: Receives a line with the address.
 
     Returns:
@@ -113,7 +117,14 @@ def serve(
         VitsplitError: As ``find_source_for`` and its ``load``; a flag is invalid; or the port is taken.
     """
     check_administration(admin_token_file, options.bundle_root, workers)
-    options = replace(options, hosts=accepted_hosts(host, allowed_hosts))
+    for proxy in trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            raise ConfigError(
+                f"--trusted-proxy {proxy}: must be an address or a network, such as 10.0.0.0/8."
+            ) from None
+    options = replace(options, hosts=accepted_hosts(host, allowed_hosts), proxies=tuple(trusted_proxies))
     if admin_token_file is not None:
         options = replace(options, token=read_token(admin_token_file))
         if options.runtime in ("onnx", "openvino") or any(is_export(run) for run in options.runs):
@@ -204,7 +215,7 @@ def _run(
     administration = None
     if options.bundle_root is not None and options.token is not None:
         administration = partial(Administration, service, options.bundle_root, options.token)
-    server = Server(Config(make_app(service, administration, options.hosts), service), last)
+    server = Server(Config(make_app(service, administration, options.hosts), service, options.proxies), last)
     # For signals before uvicorn handles them, and after it has stopped, when it raises them again.
     with _on_signal(lambda: setattr(server, "should_exit", True)):
         on_ready()

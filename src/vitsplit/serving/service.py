@@ -173,13 +173,14 @@ class Service:
             HttpError: It is too large, too slow, or compressed, or the server is busy.
             ClientGoneError: The client has disconnected.
         """
-        self.slots.check("requests")
+        client = client_of(request)
+        self.slots.check("requests", client)
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_type", "compressed bodies are not read")
         body, size = bytearray(), 0
         limit = self.limits.max_body if limit is None else min(limit, self.limits.max_body)
         try:
-            with self._bodies.one("bodies"):
+            with self._bodies.one("bodies", client):
                 async with asyncio.timeout(self.limits.body_seconds):
                     async for chunk in request.stream():
                         size += len(chunk)
@@ -249,8 +250,7 @@ class Service:
         """
         image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
         await self._check_waiting(request)
-        client = request.client.host if request.client else ""
-        job = self.model.submit(Job(image_CHW, tuple(heads), client, request.state.deadline))
+        job = self.model.submit(Job(image_CHW, tuple(heads), client_of(request), request.state.deadline))
         try:
             computed: Computed = await self.wait_for(job.future, request)
         except TooLateError:
@@ -307,6 +307,11 @@ class Service:
     def _count_batch(self, computed: Computed) -> None:
         self.metrics.batches.observe(computed.batch)
         self.metrics.add_passes(computed.predictions.passes)
+
+
+def client_of(request: Request) -> str:
+    """Who asks: the address of the client."""
+    return request.client.host if request.client else ""
 
 
 def too_late(limits: Limits) -> HttpError:
