@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import threading
+import urllib.request
 
 import pytest
 from PIL import Image
-from served import photo, serving
+from served import listening, photo, serving
 from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
@@ -143,10 +145,10 @@ def test_too_many_questions_are_refused_before_the_pass(client, monkeypatch):
 
 
 def refuse_questions(original):
-    def one(slots, what):
+    def one(slots, what, client):
         if what == "questions":
             slots.used = slots.limit
-        return original(slots, what)
+        return original(slots, what, client)
 
     return one
 
@@ -154,6 +156,17 @@ def refuse_questions(original):
 def test_questions_are_no_longer_counted_when_they_end(client):
     for _ in range(WAITING + 1):
         assert client.post("/v1/ask", params={"question": "What?"}, content=photo()).status_code == 200
+
+
+def test_the_example_runs(asked, language, model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "photo.jpg").write_bytes(photo(kind="JPEG"))
+    monkeypatch.chdir(tmp_path)
+    with listening(asked, language_weights=language) as address:
+        document = json.load(urllib.request.urlopen(f"http://{address}/openapi.json"))
+        (sample,) = document["paths"]["/v1/ask"]["post"]["x-codeSamples"]
+        exec(sample["source"], {"URL": f"http://{address}"})
+    last = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert last["answer"] == truth(model, photo(kind="JPEG"), "What is on the desk?")
 
 
 def test_json_is_limited(client):

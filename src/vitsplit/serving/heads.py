@@ -56,6 +56,7 @@ class ServedHead:
             "needs_question": self.task.answers_questions,
             "formats": list(self.forms.served_formats),
             "sha256": self.sha256,
+            "license": card.backbone["licence"],  # that of the backbone, whose copied blocks a bundle may have
             "vitsplit": card.version,
             "metrics": dict(card.metrics),
             "maps": list(card.prior_layers),

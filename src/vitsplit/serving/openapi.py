@@ -20,6 +20,17 @@ with urllib.request.urlopen(request) as response:
 print({name: prediction["task"] for name, prediction in predictions.items()})
 """
 """A client, for which ``URL`` is the address of the server."""
+ASK = """import json, urllib.parse, urllib.request
+
+query = urllib.parse.urlencode({"question": "What is on the desk?"})
+with open("photo.jpg", "rb") as file:
+    request = urllib.request.Request(f"{URL}/v1/ask?{query}", data=file.read(), headers={"Content-Type": "image/jpeg"})
+with urllib.request.urlopen(request) as response:
+    for line in response:
+        if line.startswith(b"data: "):
+            print(json.loads(line.removeprefix(b"data: ")))
+"""
+"""One that asks a question."""
 CURL = "curl --fail --silent --data-binary @photo.jpg URL/v1/predict"
 
 
@@ -71,6 +82,7 @@ def _paths(service: Service) -> Schema:
         },
         errors=(400, 404, 408, 413, 415, 503),
     )
+    ask["x-codeSamples"] = [{"lang": "Python", "source": ASK}]
     return {
         "/v1/predict": {"post": predict},
         "/v1/ask": {"post": ask},
@@ -187,7 +199,13 @@ def _schemas(service: Service) -> Schema:
         ),
         "Folder": object_schema({"path": TEXT}),
         "Bundle": object_schema(
-            {"task": TEXT, "needs_question": {"type": "boolean"}, "formats": list_schema(TEXT), "sha256": TEXT},
+            {
+                "task": TEXT,
+                "needs_question": {"type": "boolean"},
+                "formats": list_schema(TEXT),
+                "sha256": TEXT,
+                "license": TEXT,
+            },
             {"classes": CLASSES, "unit": TEXT, "vitsplit": TEXT, "metrics": free, "maps": list_schema(INTEGER)},
         ),
         "Bundles": object_schema(
