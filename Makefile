@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Where Python keeps no bytecode, every one of the tests' many processes compiles PyTorch's sources again: 12 seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test docs fuzz export-matrix check format clean
+.PHONY: help setup demo test test-floors docs fuzz export-matrix check format clean
 
 help:
 	@echo "make demo    set up, train on generated scenes, show pictures and figures (minutes on a laptop)"
 	@echo "make test    set up and run the tests"
+	@echo "make test-floors  run the tests with the oldest supported packages, and exported graphs without PyTorch"
 	@echo "make docs    run the notebooks and build the documentation site, docs/_build/html/index.html"
 	@echo "make fuzz    malformed inputs by random seeds, for MINUTES=10 (CASE='coco 17' repeats one)"
 	@echo "make export-matrix  export every family, format and precision, for docs/export.md"
@@ -43,6 +44,19 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
+# A constraint at the floor is only true while something runs there. The second environment has no PyTorch at all.
+FLOORS := .venv-floors
+WITHOUT_TORCH := .venv-without-torch
+OLDEST := --quiet --resolution lowest-direct
+test-floors: setup
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(FLOORS)
+	$(BIN)/uv pip install $(OLDEST) --python $(FLOORS)/bin/python --editable '.[focus,dev]'
+	$(BIN)/uv pip install --quiet --upgrade --python $(FLOORS)/bin/python uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(WITHOUT_TORCH)
+	$(BIN)/uv pip install $(OLDEST) --python $(WITHOUT_TORCH)/bin/python 'numpy>=2.0' 'pillow>=10.4' 'onnxruntime>=1.25' 'openvino>=2025.4'
+	$(BIN)/uv pip install --quiet --python $(WITHOUT_TORCH)/bin/python --no-deps --editable .
+	OMP_NUM_THREADS=1 VITSPLIT_WITHOUT_TORCH=$(CURDIR)/$(WITHOUT_TORCH)/bin/python $(FLOORS)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
 docs: setup
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
@@ -64,4 +78,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .uv demo docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLOORS) $(WITHOUT_TORCH) .uv demo docs/_build .pytest_cache .mypy_cache .ruff_cache

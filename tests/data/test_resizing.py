@@ -21,7 +21,8 @@ def test_images_are_torchvisions_but_for_rounding(old, new):
     image_BCHW = torch.from_numpy(image_HWC).permute(2, 0, 1)[None]
     exact_HWC = TF.resize(image_BCHW.double(), list(new), antialias=True)[0].permute(1, 2, 0).numpy()
     assert np.abs(mine_HWC - exact_HWC).max() <= 1 + 1e-6
-    for layout_BCHW in (image_BCHW, image_BCHW.contiguous()):
+    # PyTorch 2.8 is wrong by up to 90 where the result is one pixel wide, in one of the two layouts.
+    for layout_BCHW in (image_BCHW, image_BCHW.contiguous()) if new[1] > 1 else ():
         expected_HWC = TF.resize(layout_BCHW, list(new), antialias=True)[0].permute(1, 2, 0).numpy()
         difference_HWC = np.abs(mine_HWC.astype(int) - expected_HWC)
         assert difference_HWC.max() <= 2 and (difference_HWC > 1).mean() < 1e-4

@@ -77,7 +77,7 @@ def test_the_runtime_predicts_the_same(runs, exported, photos):
         expected, mine = model.predict(path), runtime.predict(path)
         assert mine.keys() == expected.keys()
         assert (mine["segmentation"].mask == expected["segmentation"].mask).mean() > 0.98, "resized by Pillow"
-        np.testing.assert_allclose(mine["depth"].depth, expected["depth"].depth, atol=0.05)
+        np.testing.assert_allclose(mine["depth"].depth, expected["depth"].depth, atol=0.1)
         assert mine["segmentation"].classes == expected["segmentation"].classes
 
 
