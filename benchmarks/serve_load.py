@@ -6,9 +6,10 @@
     python benchmarks/serve_load.py soak RUN_A RUN_B --images FOLDER --minutes 20
     python benchmarks/serve_load.py stop RUN_A RUN_B --images FOLDER
 
-``speed``: closed-loop clients and a bare loop over the same files alternate; images per second, and CPU time per image
-of the server's process against the loop's. ``--query format=json`` includes run-length encodings and the PNG of depth,
-which the loop does not make. ``heads``: one request for all heads of one server, against one to each of
+``speed``: closed-loop clients and a bare loop over the same files alternate; images per second, CPU time per image of
+the server's process against the loop's, and that of the server's threads beside the model's, without decoding (with
+OMP_NUM_THREADS=1: other threads of the model count as well). ``--query format=json`` includes run-length encodings
+and the PNG of depth, which the loop does not make. ``heads``: one request for all heads of one server, against one to each of
 several servers with one head; the bound is the ratio of multiply-adds. ``soak``: the last run comes and goes every ten
 seconds; responses are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and got no
 response.
@@ -71,9 +72,8 @@ class Server:
         self.process.terminate()
         self.process.wait(120)
 
-    def cpu_seconds(self) -> float:
-        times = self.state.cpu_times()
-        return float(times.user + times.system)
+    def cpu_seconds_by_thread(self) -> dict[int, float]:
+        return {each.id: float(each.user_time + each.system_time) for each in self.state.threads()}
 
     def memory(self) -> int:
         return int(self.state.memory_info().rss)
@@ -146,24 +146,30 @@ def bare_loop(model: Any, images: Sequence[bytes]) -> None:
 def speed(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any]:
     model = vitsplit.load(*options.runs, device="cpu")
     rates: dict[str, list[float]] = {"server": [], "loop": []}
-    cpu: dict[str, list[float]] = {"server": [], "loop": []}
+    cpu: dict[str, list[float]] = {"server": [], "beside the model": [], "loop": [], "decoding": []}
     per_turn = max(1, options.requests // options.turns)
     with Server(options.runs) as server:
         for turn in range(options.turns + 1):
             part = [images[(turn * per_turn + index) % len(images)] for index in range(per_turn)]
             clients = Clients(server, part, options.query, options.clients)
-            before = server.cpu_seconds()
+            before = server.cpu_seconds_by_thread()
             seconds = clients.run(requests=per_turn)
-            served = (server.cpu_seconds() - before) / per_turn
+            after = server.cpu_seconds_by_thread()
+            served = sorted(after[thread] - before.get(thread, 0.0) for thread in after)
             assert clients.statuses == {200: per_turn}, clients.statuses
-            begun, before = time.perf_counter(), time.process_time()
+            begun, cpu_before = time.perf_counter(), time.process_time()
             bare_loop(model, part)
-            alone = time.perf_counter() - begun
+            alone, cpu_alone = time.perf_counter() - begun, time.process_time() - cpu_before
+            cpu_before = time.process_time()
+            for content in part:
+                decode_bytes(content, "image")
+            decoding = time.process_time() - cpu_before
             if turn:  # the first turn is the warm-up
                 rates["server"].append(per_turn / seconds)
                 rates["loop"].append(per_turn / alone)
-                cpu["server"].append(served)
-                cpu["loop"].append((time.process_time() - before) / per_turn)
+                found = (sum(served), sum(served[:-1]), cpu_alone, decoding)  # the model's thread has most
+                for name, each in zip(cpu, found, strict=True):
+                    cpu[name].append(each / per_turn)
     median = {way: statistics.median(values) for way, values in rates.items()}
     return {
         "requests": per_turn * options.turns,
@@ -172,6 +178,8 @@ def speed(options: argparse.Namespace, images: Sequence[bytes]) -> dict[str, Any
         "share_by_turn": [a / b for a, b in zip(rates["server"], rates["loop"], strict=True)],
         "cpu_ms": {way: [1000 * value for value in values] for way, values in cpu.items()},
         "overhead_cpu_ms": 1000 * (statistics.median(cpu["server"]) - statistics.median(cpu["loop"])),
+        "overhead_beside_model_cpu_ms": 1000
+        * (statistics.median(cpu["beside the model"]) - statistics.median(cpu["decoding"])),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from vitsplit.data.new_folder import new_folder
 from vitsplit.data.processes import map_in_processes
 from vitsplit.errors import DataError
+from vitsplit.memory import available_cores
 from vitsplit.sample.compose import COVER, OBJECTS
 from vitsplit.sample.questions import Questions, answer_sets, balance
 from vitsplit.sample.scene import CLASSES, OBJECT_CLASSES, SampleScene, generate_scene
@@ -133,7 +133,7 @@ def _balanced(asked: list[Questions], split: str, objects: tuple[int, int], seed
 
 
 def _write_all(jobs: list[_Job], workers: int | None) -> Iterator[_Record]:
-    workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS)
+    workers = min(workers or available_cores(), _MOST_WORKERS)
     workers = workers if len(jobs) >= _WORTH_WORKERS else 1
     alone = "use workers=1 to run without processes"
     return map_in_processes(_write_scene, jobs, workers, doing="writes scenes", alone=alone, chunksize=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from vitsplit.config import Settings, Size
 from vitsplit.errors import BundleError, ConfigError
 from vitsplit.extensions import Table
+from vitsplit.memory import available_cores
 
 if TYPE_CHECKING:
     from vitsplit.data.check import Report
@@ -212,6 +212,6 @@ def check_data(
         raise ConfigError(f"--task {task}: the task has no check of its data.")
     config = kind(**given)
     report: Report = kind.task_type().check_files(
-        config, Path(root), workers or os.cpu_count() or 1, progress or (lambda done, total: None)
+        config, Path(root), workers or available_cores(), progress or (lambda done, total: None)
     )
     return report
