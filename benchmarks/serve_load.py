@@ -8,11 +8,11 @@
 
 ``speed``: closed-loop clients and a bare loop over the same files alternate; images per second, CPU time per image of
 the server's process against the loop's, and that of the server's threads beside the model's, without decoding (with
-OMP_NUM_THREADS=1: other threads of the model count as well). ``--query format=json`` includes run-length encodings
-and the PNG of depth, which the loop does not make. ``heads``: one request for all heads of one server, against one to each of
-several servers with one head; the bound is the ratio of multiply-adds. ``soak``: the last run comes and goes every ten
-seconds; responses are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and got no
-response.
+OMP_NUM_THREADS=1: other threads of the model count as well). ``--query format=json`` includes run-length encodings and
+the PNG of depth, which the loop does not make. ``heads``: one request for all heads of one server, against one to each
+of several servers with one head; the bound is the ratio of multiply-adds. ``soak``: the last run comes and goes every
+ten seconds; responses are compared bit for bit with ``predict``. ``stop``: SIGTERM; requests that were accepted and
+got no response.
 """
 
 from __future__ import annotations

@@ -50,6 +50,20 @@ def test_depth_of_walls_floor_and_ceiling_equals_the_closed_form(traced):
     assert planes >= {4, 5}
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_rays_parallel_to_walls(axis, zero):
+    """A ray along one axis meets the two planes across it; a ray from any place, with zeros of both signs."""
+    layout = replace(_layout(0), solids=())
+    room = np.asarray(layout.room, np.float32)
+    for sign in (1, -1):
+        origin = tuple(room[i : i + 1] * np.float32(share) for i, share in enumerate((0.3, 0.4, 0.6)))
+        direction = tuple(np.full(1, sign * 2 if i == axis else zero, np.float32) for i in range(3))
+        (t,), (plane,) = ray_casting.nearest(layout, origin, direction)
+        distance = room[axis] - origin[axis][0] if sign > 0 else origin[axis][0]
+        assert t == pytest.approx(distance / 2) and plane == 2 * axis + (sign > 0)
+
+
 def test_camera_axes_are_a_right_handed_frame_with_the_image_upright():
     for seed in range(20):
         axes = _layout(seed).camera.axes_33.astype(float)

@@ -78,7 +78,7 @@ def _room(layout: Layout, o: Vector, d: Vector) -> tuple[Array, NDArray[np.int16
         positive = d[axis] > 0
         with np.errstate(divide="ignore", invalid="ignore"):
             t = (np.where(positive, np.float32(layout.room[axis]), np.float32(0)) - o[axis]) / d[axis]
-        closer = t < best
+        closer = (t < best) & (d[axis] != 0)  # a parallel ray meets it nowhere, and t may be -inf
         best = np.where(closer, t, best)
         plane = np.where(closer, (2 * axis + positive).astype(np.int16), plane)
     return best, plane
