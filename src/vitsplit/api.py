@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -171,6 +172,7 @@ def _train(
             )
         if chooses:
             if run.holds_run:
+                shutil.rmtree(run.search, ignore_errors=True)  # of a start that was killed after its choice
                 config = with_choice_of(run, config, layers=layers == "auto", steps=max_minutes is not None)
             else:
                 config = begin_run(

@@ -5,13 +5,15 @@ import shlex
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.analysis import layer_quality
+from vitsplit.analysis import layer_search, short_runs
 from vitsplit.analysis.proposals import propose
+from vitsplit.backbone import open_backbone
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
 from vitsplit.recipes import recipe
@@ -70,10 +72,19 @@ def test_images_to_page(scenes, tmp_path, capsys):
 
 
 def test_labels_add_the_quality_of_every_depth(scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(layer_quality, "FIRST_STEPS", 1)
-    run, out = tmp_path / "run", tmp_path / "layers"
+    monkeypatch.setattr(layer_search, "FIRST_STEPS", 1)
+    """With the given weights; other runs in the folder stay there."""
+    run, out, weights = tmp_path / "run", tmp_path / "layers", tmp_path / "weights.pt"
     vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "warmup_steps": 0})
-    words = ["--run", str(run), *TINY, "--data", str(scenes), "--max-minutes", "0.001", "--out", str(out)]
+    (out / "runs").mkdir(parents=True)
+    (out / "runs" / "mine").touch()
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), weights)
+    opened = []
+    monkeypatch.setattr(
+        short_runs, "open_backbone", lambda settings: opened.append(settings) or open_backbone(settings)
+    )
+    given = [*TINY[:2], "--weights", str(weights), *TINY[3:], "--data", str(scenes)]
+    words = ["--run", str(run), *given, "--max-minutes", "0.001", "--out", str(out)]
     assert main(["analyze", "layers", str(scenes / "images"), *words]) == 0
     qualities = json.loads((out / "layers.json").read_text())["quality"]
     assert {each["settings"]["num_tuned_layers"] for each in qualities} == {0, 2, 3, 6, 9, 12}
@@ -81,7 +92,9 @@ def test_labels_add_the_quality_of_every_depth(scenes, tmp_path, capsys, monkeyp
     assert sorted(costs, key=costs.get) == [0, 2, 3, 6, 9, 12]
     assert min(each["behind"] for each in qualities) == 0 and {each["steps"] for each in qualities} == {1}
     assert "for one more head" in capsys.readouterr().out
-    assert not (out / "runs").exists() and (out / "quality.png").stat().st_size > 5000
+    assert [each.weights for each in opened] == [str(weights)]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == {"runs"} and (out / "runs" / "mine").exists()
+    assert (out / "quality.png").stat().st_size > 5000
 
 
 def test_gate_readout(scenes, tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitsplit.analysis.layer_search import FIRST_STEPS, Candidate, TrainTo
+from vitsplit.analysis.layer_search import Candidate, TrainTo, fewest_steps
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def measure(everyone: Sequence[Candidate], train_to: TrainTo, *, seconds: float)
     Returns:
         One ``Quality`` per candidate, in their order.
     """
-    first = max(FIRST_STEPS, math.ceil(4 / 3 * everyone[0].warmup))
+    first = fewest_steps(everyone[0])
     for each in everyone:
         each.part = train_to(each.config, each.folder, first)
     each_step = sum(each.part.step_seconds for each in everyone)

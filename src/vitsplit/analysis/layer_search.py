@@ -2,8 +2,9 @@
 
 Candidates are ordinary runs with the same seed, and so with the same batches, on the user's training data. In every
 round the remaining ones are trained to the same number of steps, and the half with the lower loss remains; the next
-round is twice as long. The last one is continued by the run itself. The first round is longer than the warm-up of the
-learning rate, in which few tuned blocks learn faster than many, and its losses do not count.
+round is twice as long. The last one is continued by the run itself. The first round is longer than a linear warm-up of
+the learning rate, in which few tuned blocks learn faster than many, and whose losses do not count; and as long as all
+rounds fit in the budget.
 
 A candidate whose steps take longer has fewer steps in the same time. Its loss is therefore compared at the number of
 steps that it will have: by the learning curve of the candidates, which falls with the logarithm of the steps.
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 SHARE = 0.2
 """The part of a run's time, or of its steps, that all candidates together may take."""
 FIRST_STEPS = 10
-"""The fewest steps of the first round; every further round has twice as many."""
+"""The fewest steps of the first round."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ class Part:
     @property
     def step_seconds(self) -> float:
         """The median time of a step, without the first ones, which include warm-up."""
-        return statistics.median(self.seconds[len(self.seconds) // 4 :])
+        return self.seconds_from(0)
+
+    def seconds_from(self, step: int) -> float:
+        """The median time of the steps from one on, likewise."""
+        return statistics.median(self.seconds[max(step, len(self.seconds) // 4) :])
 
 
 TrainTo = Callable[[TrainConfig, Path, int], Part]
@@ -90,18 +95,24 @@ class Candidate:
         """The steps of its warm-up."""
         return warmup_length(self.config.loop.steps, self.config.optim)
 
+    @property
+    def first_counted(self) -> int:
+        """The first of the steps whose losses count: those of the last half, without those of the warm-up."""
+        return max(self.steps // 2, self.warmup)
+
     def counted_losses(self) -> Sequence[float]:
-        """The losses of the last half of the steps, without those of the warm-up."""
-        return self.part.losses[max(self.steps // 2, self.warmup) :]
+        """The losses that count."""
+        return self.part.losses[self.first_counted :]
 
     def loss(self) -> float:
         """The mean of ``counted_losses``."""
         return statistics.fmean(self.counted_losses())
 
     def fall(self) -> float:
-        """How much the mean loss has fallen from the second quarter of the steps to the last half."""
-        losses = self.part.losses
-        return statistics.fmean(losses[self.steps // 4 : self.steps // 2]) - self.loss()
+        """How much the loss falls with a doubling of the steps: from the second quarter to those that count."""
+        earlier = self.part.losses[self.steps // 4 : self.steps // 2]
+        doublings = math.log2((self.first_counted + self.steps) / (self.steps // 4 + self.steps // 2))
+        return (statistics.fmean(earlier) - self.loss()) / doublings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +152,8 @@ def candidates(config: TrainConfig, num_layers: int, folder: Path, num_classes: 
                 raise
             logger.warning("layers auto: %s is not compared: %s", variant.label, error)
             continue
+        if any(changed == each.config for each in found):
+            continue  # such as LoRA alone, if the configuration has no prior head
         found.append(Candidate(variant, changed, cost["trained"], cost["step"], folder / variant.name))
     return found
 
@@ -148,8 +161,8 @@ def candidates(config: TrainConfig, num_layers: int, folder: Path, num_classes: 
 def variants(config: TrainConfig, num_layers: int) -> list[Variant]:
     """The settings of the candidates, in the order in which they are kept if the budget does not allow all of them.
 
-    K_t from 0 to L in the form of the configuration; the other tuning of the copied blocks at its own K_t; and low-rank
-    updates of all blocks alone (LoRA).
+    The configuration itself; low-rank updates of all blocks alone (LoRA), which share nothing; then fewer and more
+    tuned blocks, K_t from 0 to L; and the other tuning of the copied blocks at its own K_t.
 
     Raises:
         ConfigError: The method has no tuned blocks.
@@ -158,7 +171,7 @@ def variants(config: TrainConfig, num_layers: int) -> list[Variant]:
     if not split.task_head:
         raise ConfigError("--layers auto chooses the blocks of the task head: omit --no-task-head, or --layers auto.")
     own = {"num_tuned_layers": min(split.num_tuned_layers, num_layers)}
-    quarters = [max(1, round(share * num_layers)) for share in (0.5, 1.0, 0.75, 0.25)]
+    quarters = [max(1, round(share * num_layers)) for share in (0.25, 0.75, 0.5, 1.0)]
     other = {**own, "tune_blocks": "full" if split.tune_blocks == "lora" else "lora"}
     alone = {"num_tuned_layers": num_layers, "tune_blocks": "lora", "prior_head": False, "fusion": False}
     settings: list[dict[str, Any]] = [own, alone, *({"num_tuned_layers": count} for count in (*quarters, 0)), other]
@@ -180,6 +193,7 @@ def search(
     steps: int,
     seconds: float | None = None,
     max_head_gmacs: float | None = None,
+    first_views: int = 0,
 ) -> Choice:
     """Chooses a candidate.
 
@@ -189,6 +203,7 @@ def search(
         steps: The number of steps of the run, which determines the budget without ``seconds``.
         seconds: The time of the whole run, search included; None: unlimited.
         max_head_gmacs: The limit on ``Candidate.head_gmacs``; None: no limit.
+        first_views: See ``steps_for``.
 
     Raises:
         ConfigError: No candidate is within the limit.
@@ -200,9 +215,10 @@ def search(
             f"--max-head-gmacs {max_head_gmacs:g}: a head with K_t = 0 takes {least:.2f} G at this crop size. Increase "
             "the limit."
         )
-    budget = _Budget(steps, seconds)
-    first = max(FIRST_STEPS, math.ceil(4 / 3 * allowed[0].warmup))
-    remaining, target, rounds = _affordable(allowed, budget, train_to, first), first, []
+    budget = _Budget(steps, seconds, first_views)
+    first = fewest_steps(allowed[0])
+    remaining = _affordable(allowed, budget, train_to, first)
+    target, rounds = budget.longest(remaining, first), []
     while len(remaining) > 1 and budget.allows(remaining, target):
         for each in remaining:
             budget.spend(each, target, train_to)
@@ -240,10 +256,18 @@ def search(
     if len(allowed) > 1 and not rounds:
         logger.warning(
             "layers auto: a fifth of the run is too short for a comparison (two candidates, %d steps each), so the "
-            "first candidate is used. Increase --max-minutes or --steps.",
+            "recipe's layers are used. Increase %s.",
             first,
+            f"--max-minutes, to {budget.minutes(allowed[:2], first):.0f} or more"
+            if seconds is not None
+            else f"--steps, to {math.ceil(2 * first / SHARE)} or more",
         )
     return Choice(settings=winner.variant.settings, winner=winner, evidence=evidence)
+
+
+def fewest_steps(candidate: Candidate) -> int:
+    """The fewest steps after which candidates are compared: a third more than the warm-up."""
+    return max(FIRST_STEPS, math.ceil(4 / 3 * candidate.warmup))
 
 
 def steps_for(part: Part, seconds: float, first_views: int) -> int:
@@ -254,9 +278,12 @@ def steps_for(part: Part, seconds: float, first_views: int) -> int:
         seconds: The remaining time.
         first_views: Number of first steps whose features are not cached yet; ignored without a cache.
     """
-    done, each = len(part.losses), part.step_seconds
-    left = max(0.0, seconds)
-    uncached = max(0, first_views - done) if part.backbone_seconds else 0
+    done, left = len(part.losses), max(0.0, seconds)
+    if not part.backbone_seconds:
+        return done + int(left / part.step_seconds)
+    if done > first_views:  # the last ones have cached features
+        return done + int(left / part.seconds_from(first_views))
+    each, uncached = part.step_seconds, first_views - done
     if left <= uncached * each:
         return done + int(left / each)
     later = max(each - part.backbone_seconds, each / 10)
@@ -269,11 +296,13 @@ class _Budget:
     Args:
         steps: The steps of the whole run.
         seconds: The time of the whole run; None: steps count instead.
+        first_views: See ``steps_for``.
     """
 
-    def __init__(self, steps: int, seconds: float | None) -> None:
+    def __init__(self, steps: int, seconds: float | None, first_views: int) -> None:
         self.steps = steps
         self.seconds = seconds
+        self.first_views = first_views
         self.left = SHARE * (steps if seconds is None else seconds)
         self._reference: Candidate | None = None
 
@@ -287,6 +316,33 @@ class _Budget:
         reference = self._reference
         assert reference is not None, "the first candidate has been trained"
         return steps * reference.part.step_seconds * candidate.step_gmacs / reference.step_gmacs
+
+    def of_rounds(self, candidates: Sequence[Candidate], first: int, most: float = math.inf) -> float:
+        """The cost of at most so many rounds, the first of which has ``first`` steps; at worst, the dearest remain."""
+        remaining, target, total, rounds = list(candidates), first, 0.0, 0
+        while len(remaining) > 1 and rounds < most:
+            total += sum(
+                self.cost(each, target) - (self.cost(each, target // 2) if rounds else 0) for each in remaining
+            )
+            remaining.sort(key=lambda each: self.cost(each, 2 * target) - self.cost(each, target), reverse=True)
+            remaining = remaining[: math.ceil(len(remaining) / 2)]
+            target, rounds = 2 * target, rounds + 1
+        return total
+
+    def longest(self, candidates: Sequence[Candidate], first: int) -> int:
+        """The most steps of the first round, at least ``first``, with which all rounds fit in the budget and a run."""
+        if len(candidates) < 2:
+            return first
+        low, high = first, max(first, self.steps // 2 ** math.ceil(math.log2(len(candidates))))
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.of_rounds(candidates, middle) <= self.left else (low, middle - 1)
+        return low
+
+    def minutes(self, candidates: Sequence[Candidate], first: int) -> float:
+        """The minutes of a run in a fifth of which candidates can be compared."""
+        taken = SHARE * (self.seconds or 0.0) - self.left
+        return math.ceil((taken + self.of_rounds(candidates, first, 1)) / SHARE / 60)
 
     def allows(self, candidates: Sequence[Candidate], target: int) -> bool:
         """Whether all candidates can be trained up to a step."""
@@ -302,19 +358,22 @@ class _Budget:
 
     def planned_steps(self, candidate: Candidate) -> float:
         """The steps that a candidate will have at the end."""
-        return self.steps if self.seconds is None else self.seconds * (1 - SHARE) / candidate.part.step_seconds
+        return (
+            self.steps
+            if self.seconds is None
+            else steps_for(candidate.part, self.seconds * (1 - SHARE), self.first_views)
+        )
 
 
 def _affordable(candidates: list[Candidate], budget: _Budget, train_to: TrainTo, first: int) -> list[Candidate]:
-    """As many of the first candidates as can have two rounds; the first one is trained to time its steps."""
+    """As many of the first candidates as can have two rounds, or one if there are two of them.
+
+    With a budget of time, the first one is trained to time its steps.
+    """
     if budget.seconds is not None:
         budget.spend(candidates[0], min(first, FIRST_STEPS), train_to)
     kept = list(candidates)
-    while len(kept) > 1:
-        further = sorted((budget.cost(each, 2 * first) - budget.cost(each, first) for each in kept), reverse=True)
-        second = sum(further[: math.ceil(len(kept) / 2)])
-        if sum(budget.cost(each, first) for each in kept) + second <= budget.left:
-            break
+    while len(kept) > 1 and budget.of_rounds(kept, first, 2) > budget.left:
         kept.pop()
     if len(kept) < len(candidates):
         logger.info(

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from vitsplit.analysis.layer_quality import Quality, measure
 from vitsplit.analysis.layer_search import FIRST_STEPS, Choice, Part, TrainTo, candidates, search, steps_for
 from vitsplit.analysis.training_similarity import Folders, check_choice
 from vitsplit.backbone import open_backbone
-from vitsplit.backbone.backbone import Backbone
 from vitsplit.engine.assemble import assemble, open_tasks
 from vitsplit.engine.override import override
 from vitsplit.engine.processes import process_state
@@ -75,19 +75,19 @@ def begin_run(
     folder = run.search
     shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
     folder.mkdir()
-    backbones = _Backbones()
     choices: dict[str, Choice] = {}
     for name in config.heads if choose_layers else ():
         own = config.for_head(name)
         check_choice(own, "--layers auto")
-        backbone, where = backbones.open(own), {name: data[name]}
-        everyone = candidates(own, backbone.num_layers, folder / name, _num_classes(own, where))
+        where = {name: data[name]}
+        everyone = candidates(own, _num_layers(own), folder / name, _num_classes(own, where))
         choices[name] = search(
             everyone,
-            _train_to(where, backbone),
+            _train_to(where),
             steps=config.loop.steps,
             seconds=None if seconds is None else seconds / len(config.heads),
             max_head_gmacs=max_head_gmacs,
+            first_views=_first_views(own, where),
         )
     config = override(config, {name: choice.settings for name, choice in choices.items()})
     if choices:
@@ -97,7 +97,7 @@ def begin_run(
         (choice,) = choices.values()
         begun, part = choice.winner.folder, choice.winner.part if choice.winner.steps else None
     if seconds is not None:
-        part = part or _train_to(data, backbones.open(config))(config, begun, FIRST_STEPS)
+        part = part or _train_to(data)(config, begun, FIRST_STEPS)
         left = seconds - (time.perf_counter() - began)
         steps = steps_for(part, left, _first_views(config, data))
         logger.info("--max-minutes %g: %d steps of %.2f s", max_minutes, steps, part.step_seconds)
@@ -114,7 +114,7 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
     Args:
         config: The configuration.
         data: The data set.
-        folder: Folder for the runs, which are removed at the end.
+        folder: An existing folder, in which a folder of the runs is made, and removed at the end.
         max_minutes: The time of all runs together.
 
     Raises:
@@ -123,14 +123,9 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
     """
     check_choice(config, "analyze layers")
     where = dict.fromkeys(config.heads, data)
-    backbone = open_backbone(backbone_settings(config))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        everyone = candidates(config, backbone.num_layers, folder, _num_classes(config, where))
-        return measure(everyone, _train_to(where, backbone), seconds=60 * max_minutes)
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="short-runs-", dir=folder) as runs:
+        everyone = candidates(config, _num_layers(config), Path(runs), _num_classes(config, where))
+        return measure(everyone, _train_to(where), seconds=60 * max_minutes)
 
 
 def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:
@@ -149,29 +144,16 @@ def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: 
         raise RunError(f"{run.config_file} has other heads ({error}). Give another --out, or omit --resume.") from error
 
 
-class _Backbones:
-    """The last opened backbone."""
-
-    def __init__(self) -> None:
-        self._opened: tuple[Any, Backbone] | None = None
-
-    def open(self, config: TrainConfig) -> Backbone:
-        settings = backbone_settings(config.for_head(next(iter(config.heads))))
-        if self._opened is None or self._opened[0] != settings:
-            self._opened = settings, open_backbone(settings)
-        return self._opened[1]
-
-
-def _train_to(data: Folders, backbone: Backbone) -> TrainTo:
-    """See ``TrainTo``; all runs use one backbone."""
+def _train_to(data: Folders) -> TrainTo:
+    """See ``TrainTo``. Each run opens the backbone: once in half precision, its blocks are not those to copy."""
 
     def train_to(config: TrainConfig, folder: Path, steps: int) -> Part:
         # A row of metrics.jsonl for every step, which does not affect the weights.
-        config = replace(config, loop=replace(config.loop, log_every=1))
+        config = replace(config, loop=replace(config.loop, log_every=1, track=()))
         resume = folder.is_dir()
         with RunFolder.open(folder, resume=resume) as run, _quiet() as console:
-            assembly = assemble(config, data, backbone=backbone)
-            trainer = Trainer(config, tasks=assembly.tasks, backbone=backbone, model=assembly.model)
+            assembly = assemble(config, data)
+            trainer = Trainer(config, tasks=assembly.tasks, backbone=assembly.backbone, model=assembly.model)
             result = trainer.fit(run, assembly.save_bundle, resume=resume, console=console, pause_after=steps)
             if result.stopped_by is not None:
                 logger.warning("stopped by %s: the same command with --resume starts again", result.stopped_by)
@@ -212,6 +194,10 @@ def _adopt(folder: Path, run: RunFolder, config: TrainConfig) -> None:
             path.replace(run.path / path.name)
     begun.checkpoints.replace(run.checkpoints)
     run.holds_run = True
+
+
+def _num_layers(config: TrainConfig) -> int:
+    return open_backbone(backbone_settings(config)).num_layers
 
 
 def _num_classes(config: TrainConfig, data: Folders) -> int | None:

@@ -84,7 +84,7 @@ def layers(
         "backbone": backbone,
         "num_prior_layers": num_prior_layers,
         "first_prior_layer": first_prior_layer,
-        "random_weights": random_weights or None,
+        "random_weights": True if random_weights else None if weights is None else False,
     }
     config = override(config, {name: value for name, value in changes.items() if value is not None})
     check_choice(config, "analyze layers")
@@ -107,7 +107,16 @@ def layers(
     if gate_LJ is not None and len(gate_LJ) != model.num_layers:
         raise ConfigError(f"{run}: its gate has {len(gate_LJ)} layers, but {model.name} has {model.num_layers}.")
     proposals = propose(config, found.cka_MM, description=description, gate_LJ=gate_LJ)
-    qualities = () if data is None else measure_layers(config, data, out / "runs", max_minutes=max_minutes)
+    qualities = (
+        ()
+        if data is None
+        else measure_layers(
+            override(config, {"weights": None if found_weights is None else str(found_weights)}),
+            data,
+            out,
+            max_minutes=max_minutes,
+        )
+    )
     page = write_layers(
         found, proposals, out, images=str(images), task=config.task.name, gate_LJ=gate_LJ, qualities=qualities
     )

@@ -81,7 +81,7 @@ def train(
     Examples:
         vitsplit train segmentation --data my_data
         vitsplit train segmentation --data ADEChallengeData2016 --recipe ade20k-small --out runs/ade --batch-size 8
-        vitsplit train segmentation --data my_data --layers auto --max-minutes 10 --out runs/auto
+        vitsplit train segmentation --data my_data --layers auto --max-minutes 30 --out runs/auto
         vitsplit train segmentation --data my_data --out runs/first --resume
         vitsplit train --head rooms=segmentation:my_rooms --head parts=segmentation:my_parts --head depth:my_depth
         vitsplit train vqa --data my_questions

@@ -36,15 +36,12 @@ class Assembly(NamedTuple):
     save_bundle: SaveBundle
 
 
-def assemble(
-    config: TrainConfig, data: Mapping[str, str | Path], *, backbone: Backbone | None = None, choice: Any = None
-) -> Assembly:
+def assemble(config: TrainConfig, data: Mapping[str, str | Path], *, choice: Any = None) -> Assembly:
     """Opens the data, then the backbone, and builds untrained heads.
 
     Args:
         config: The configuration.
         data: The path of each head's data set, by head name.
-        backbone: The backbone of the configuration if it is open; None: it is opened.
         choice: How ``--layers auto`` chose the layers of each head, for its bundles, see ``RunFolder.read_choice``.
 
     Raises:
@@ -56,7 +53,7 @@ def assemble(
         raise ConfigError(f"The settings name the heads {', '.join(config.heads)}, the data {', '.join(data)}.")
     settings = _backbone_settings(config)
     tasks = open_tasks(config, data)
-    backbone = backbone or open_backbone(settings)
+    backbone = open_backbone(settings)
     model = build_model(config, backbone, tasks)
     for name, task in tasks.items():
         if isinstance(task, StartsFromRun) and task.config.start_from is not None:
