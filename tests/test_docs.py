@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import vitsplit
-from vitsplit.cli.main import main
+from vitsplit.cli.main import VERBS, main
+from vitsplit.methods import METHODS
+from vitsplit.recipes import RECIPES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -43,6 +45,8 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in (site / "reference").glob("*.html"))
     public = [name for name in vitsplit.__all__ if callable(getattr(vitsplit, name))]
     homes = {name: [f"vitsplit.{name}", f"{getattr(vitsplit, name).__module__}.{name}"] for name in public}
+    homes |= {name: [path.replace(":", ".")] for name, path in METHODS.built_in.items()}
+    homes |= {name: [f"{make.__module__}.{make.__name__}"] for name, make in RECIPES.items()}
     assert [name for name, ids in homes.items() if not any(f'id="{each}"' in pages for each in ids)] == []
 
 
@@ -85,9 +89,11 @@ def test_commands_have_flags_that_exist(document: Path, monkeypatch: pytest.Monk
             if not line.startswith("vitsplit "):
                 continue
             words = shlex.split(line, comments=True)[1:]
+            verb = words[:2] if " ".join(words[:2]) in VERBS else words[:1]
+            assert " ".join(verb) in VERBS or not verb[0][0].isalpha(), line  # vitsplit --help
             # The flags of some verbs depend on what they are given: `vitsplit info ade20k-small --backbone ...`.
-            known = help_of(*takewhile(lambda word: not word.startswith("-"), words)) + help_of(words[0])
+            known = help_of(*takewhile(lambda word: not word.startswith("-"), words)) + help_of(*verb)
             # A head's name can precede its flag: --depth.lr.
             flags = [re.sub(r"^--\w+\.", "--", word.partition("=")[0]) for word in words if word.startswith("--")]
-            unknown = [flag for flag in flags if not re.search(rf"{flag}\b", known)]
+            unknown = [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", known)]
             assert not unknown, line
