@@ -62,10 +62,9 @@ def laptop_depth() -> TrainConfig:
     crops of 17 x 23 patches from images with a shorter side of 252 pixels; they are evaluated whole at that size, as
     in ``laptop-segmentation``, so both can share a backbone pass. ``--test-flip`` averages with the mirrored image, as
     in the paper. For the short schedule, the decoder starts at the geometric mean of the training depths and filters
-    its upsampling (release: neither; after 100 steps on generated scenes 90 % instead of 39 % of depths are within
-    1.25), and the learning rate is one-cycle at 1e-3 (paper: 3e-4). Gamma is applied to values of 0 to 1, and one-cycle
-    ends at PyTorch's default (release: ``--color-values 0-255 --final-div-factor 100``). Depth is unbounded; set
-    ``--max-depth`` to the sensor's range.
+    its upsampling (release: neither), and the learning rate is one-cycle at 1e-3 (paper: 3e-4). Gamma is applied to
+    values of 0 to 1, and one-cycle ends at PyTorch's default (release: ``--color-values 0-255`` and
+    ``--final-div-factor 100``). Depth is unbounded; set ``--max-depth`` to the sensor's range.
     """
     return one_head(
         name="laptop-depth",
