@@ -16,6 +16,7 @@ from release_detector import SETTINGS, Detector, resampled
 from release_models import (
     CLASSES,
     LAYERS,
+    PRIOR,
     TUNED,
     WIDTH,
     Dense,
@@ -161,11 +162,8 @@ def test_a_frozen_model_that_is_missing_is_refused(depth, tiny, tmp_path):
     [
         {},
         meta("type='DINOViTSplitFusion'"),
-        {"config": f"import os\nmodel = dict(backbone=dict({backbone_text()}), x=os.system('false'))"},
-        {"config": "model = dict(" * 5000},
-        {"config": 3},
     ],
-    ids=["no meta", "no layers", "code", "deep", "a number"],
+    ids=["no meta", "no layers"],
 )
 def test_unrecorded_prior_layers_have_to_be_given(record, depth, tiny, tmp_path):
     with pytest.raises(ConfigError, match="--prior-layers"):
@@ -208,8 +206,7 @@ def test_any_value_in_the_configuration_is_a_setting_or_an_error(task):
     for value in strange:
         for place in (*PLACES[task], *VIEW):
             step = {"type": "MultiScaleFlipAug", "img_scale": (64, 48), "transforms": [{"type": "Resize"}]}
-            config = TrainingConfig(None, "file")
-            config.values = {"data": {"test": {"pipeline": [step | {place: value}]}}}
+            config = TrainingConfig({"data": {"test": {"pipeline": [step | {place: value}]}}}, "file")
             inner = config.values
             *outer, last = place.split(".")
             for name in outer:
@@ -217,6 +214,23 @@ def test_any_value_in_the_configuration_is_a_setting_or_an_error(task):
             inner[last] = value
             with contextlib.suppress(VitsplitError):
                 assert task_settings(task, config, lateral, "file").name == task
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        f"import os\nmodel = dict(backbone=dict({backbone_text()}), decode_head=os.system('false'))",
+        f"model = dict(backbone=dict({backbone_text()}))\nmodel.update(decode_head=None)",
+        "model = dict(" * 5000,
+        "a = 1" + " + 1" * 200_000,
+        f"a = {[1] * 500_000}",
+        3,
+    ],
+    ids=["code", "statement", "unfinished", "deep", "long", "a number"],
+)
+def test_a_configuration_that_cannot_be_read_is_refused(config, depth, tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"its configuration|line [12] sets model"):
+        imported(depth, {"config": config}, tmp_path, prior_layers=PRIOR)
 
 
 def test_a_gate_has_no_prior_layers(tiny, tmp_path):

@@ -17,7 +17,7 @@ from vitsplit.importing import keys
 from vitsplit.importing.built import Built
 from vitsplit.importing.frozen import backbone_name, check_frozen
 from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings, task_settings
-from vitsplit.importing.training_config import TrainingConfig
+from vitsplit.importing.training_config import parsed
 from vitsplit.model import build_head, head_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.train_config import LoopConfig, one_head
@@ -64,7 +64,7 @@ def build_openmmlab(
         position_resample="release",
         **(_patches(frozen) if task_name == "detection" else {}),
     )
-    recorded = TrainingConfig(meta.get("config"), source)
+    recorded = parsed(meta.get("config"), source)
     num_layers = open_backbone(settings, only_shapes=True).num_layers
     config = one_head(
         name="imported",
