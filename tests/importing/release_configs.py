@@ -98,6 +98,12 @@ def pretty_text(settings: dict[str, Any]) -> str:
     return "\n".join(f"{name} = {_shown(value)}" for name, value in settings.items()) + "\n"
 
 
+def log_text(settings: dict[str, Any]) -> str:
+    """The log of the release's training of segmentation, with ``repr`` of mmcv's ``Config``."""
+    lines = ["INFO - Distributed training: True", "2024-10-28 10:15:00,000 - mmseg - INFO - Config:"]
+    return "\n".join([*lines, f"Config (path: configs/a.py): {settings!r}", "", "Iter [50/40000] loss: 2.1"]) + "\n"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         named = all(str(key).isidentifier() for key in value)

@@ -82,6 +82,7 @@ def test_tensors_are_checked(kind, wrong, tiny, tmp_path):
         model, record = Detector(resampled(dino)), {"CLASSES": DETECTED}
         record["config"] = SETTINGS.format(backbone=backbone_text())
     given = {"backbone": "dinov2-small", "weights": write_frozen(tmp_path / "dinov2.pth", dino)}
+    none = dict.fromkeys(("config", "prior_layers", "classes"))
     state = model.state_dict()
     # Sizes are read from some; others are converted; the rest are alike.
     parts = r"cls_token|pos_embed|patch_embed.proj.weight|backbone.frozen_conv.0.weight|split_head.1.attn.qkv.bias"
@@ -97,7 +98,7 @@ def test_tensors_are_checked(kind, wrong, tiny, tmp_path):
             "nothing": value[:0] if value.dim() else value.new_zeros(0),
         }[wrong]
         with pytest.raises(VitsplitError):
-            build_openmmlab(kind, state | {name: changed}, record, "file", prior_layers=None, classes=None, **given)
+            build_openmmlab(kind, state | {name: changed}, record, "file", **none, **given)
             pytest.fail(name)
 
 
@@ -229,7 +230,7 @@ def test_any_value_in_the_configuration_is_a_setting_or_an_error(task):
     ids=["code", "statement", "unfinished", "deep", "long", "a number"],
 )
 def test_a_configuration_that_cannot_be_read_is_refused(config, depth, tiny, tmp_path):
-    with pytest.raises(ConfigError, match=r"its configuration|line [12] sets model"):
+    with pytest.raises(ConfigError, match=r"configuration.*Give it with --config|line [12] .* model"):
         imported(depth, {"config": config}, tmp_path, prior_layers=PRIOR)
 
 

@@ -85,6 +85,7 @@ def split_settings(
     if layers is None:
         raise ConfigError(
             f"{source}: which layers the prior head reads is not recorded (no out_indices in meta.config). Give the "
+            "configuration that it was trained with, with --config, or only the "
             f"{channels // width} indices with --prior-layers, such as --prior-layers 2 5 8 11."
         )
     if recorded is not None and _sorted(recorded) != layers:

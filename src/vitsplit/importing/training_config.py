@@ -1,4 +1,4 @@
-"""Settings in the configuration that mmcv writes into checkpoints (``meta.config``) and work folders.
+"""Settings in the configuration that mmcv writes into checkpoints (``meta.config``), work folders and logs.
 
 The text is Python: assignments of literals and of calls of ``dict`` and ``range``. It is parsed, never executed.
 """
@@ -9,15 +9,18 @@ import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vitsplit.errors import ConfigError
-from vitsplit.files import shown
+from vitsplit.files import read_text, shown
 
 LONGEST_TEXT = 1 << 20
 """Characters; Python's parser needs several hundred times the memory. A configuration of the release has 10,000."""
 _CONSTANTS = {"inf": math.inf, "nan": math.nan}
 """Names in the text of floats."""
+_LOGGED = "Config (path: "
+"""Start of a line in the log of the release's training of segmentation, which has the configuration nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class TrainingConfig:
                 break
         if (line := _unreadable_line(value)) is not None:
             raise ConfigError(
-                f"{self.source}: line {line} sets {'.'.join(passed)} to something else than literals, dict(...) and "
-                "range(...), which is not executed. Give the configuration as mmcv writes it, with all values."
+                f"{self.source}: line {line} of the configuration computes {'.'.join(passed)}, and nothing is "
+                "executed. Give it as mmcv writes it, with its value."
             )
         return value
 
@@ -94,6 +97,44 @@ def _mappings(value: Any) -> list[Mapping[str, Any]]:
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
 
 
+def training_config(recorded: Any, file: str | Path | None, source: str) -> TrainingConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        recorded: Its ``meta.config``; None if it has none.
+        file: The file to read if it has none, or an unreadable one: as mmcv's ``Config.dump`` writes it, or the log of
+            the release's training.
+        source: The checkpoint, for messages.
+
+    Raises:
+        ConfigError: Both are readable, or the one that is used is unreadable.
+    """
+    if file is None:
+        return parsed(recorded, source)
+    if _is_readable(recorded):
+        raise ConfigError(f"--config {file}: {source} records its configuration itself (meta.config). Omit it.")
+    text = read_text(file, error=ConfigError, advice="Correct --config.")
+    if logged := [line.partition("): ")[2] for line in text.splitlines() if line.startswith(_LOGGED)]:
+        text = f"logged = {logged[-1]}"
+    source = f"--config {file}"
+    values = parsed(text, source).values
+    if logged and isinstance(values["logged"], Mapping):
+        values = values["logged"]
+    if "_base_" in values or "model" not in values:
+        raise ConfigError(
+            f"{source}: not a complete configuration (it has no model, or inherits from other files). Give the file "
+            "that mmcv writes into the work folder (Config.dump), or the log of the training."
+        )
+    return TrainingConfig(values, source)
+
+
+def _is_readable(text: Any) -> bool:
+    try:
+        return bool(parsed(text, "").values)
+    except ConfigError:
+        return False
+
+
 def parsed(text: Any, source: str) -> TrainingConfig:
     """The settings in the text of a configuration.
 
@@ -109,10 +150,11 @@ def parsed(text: Any, source: str) -> TrainingConfig:
     """
     if text is None:
         return TrainingConfig({}, source)
+    advice = "Give it with --config, as mmcv's Config.dump writes it."
     if not isinstance(text, str):
-        raise ConfigError(f"{source}: its configuration (meta.config) is {shown(text)}, not text.")
+        raise ConfigError(f"{source}: its configuration (meta.config) is {shown(text)}, not text. {advice}")
     if len(text) > LONGEST_TEXT:
-        raise ConfigError(f"{source}: its configuration has {len(text):,} characters; the limit is {LONGEST_TEXT:,}.")
+        raise ConfigError(f"{source}: a configuration of {len(text):,} characters; at most {LONGEST_TEXT:,}. {advice}")
     values: dict[str, Any] = {}
     try:
         for statement in ast.parse(text).body:
@@ -123,9 +165,8 @@ def parsed(text: Any, source: str) -> TrainingConfig:
                     names = [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
                     values |= dict.fromkeys(names, Unreadable(statement.lineno))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(
-            f"{source}: its configuration is not readable as Python ({str(error) or 'too deep'})."
-        ) from error
+        fault = str(error) or "nested too deeply"
+        raise ConfigError(f"{source}: a configuration that is not readable as Python ({fault}). {advice}") from error
     return TrainingConfig(values, source)
 
 
