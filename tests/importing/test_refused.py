@@ -1,6 +1,5 @@
 """Checkpoints that cannot be imported, or not without further information."""
 
-import contextlib
 import json
 import logging
 import pickle
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mutations import VALUES
 from release_detector import CLASSES as DETECTED
 from release_detector import SETTINGS, Detector, resampled
 from release_models import (
@@ -39,8 +37,6 @@ from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, DataError, VitsplitError, WeightsError
 from vitsplit.importing.frozen import backbone_name
 from vitsplit.importing.openmmlab import build_openmmlab
-from vitsplit.importing.settings import task_settings
-from vitsplit.importing.training_config import TrainingConfig
 
 RECORD = meta(backbone_text())
 
@@ -187,34 +183,6 @@ def test_unrecorded_prior_layers_have_to_be_given(record, depth, tiny, tmp_path)
 def test_settings_that_do_not_fit(record, given, message, depth, tiny, tmp_path):
     with pytest.raises(ConfigError, match=message):
         imported(depth, record, tmp_path, prior_layers=given)
-
-
-PLACES = {
-    "segmentation": ("model.test_cfg.mode", "model.test_cfg.crop_size", "model.test_cfg.stride", "crop_size",
-                     "model.decode_head.dropout_ratio"),
-    "depth": ("model.decode_head.min_depth", "model.decode_head.max_depth", "model.decode_head.scale_up"),
-    "detection": ("model.rpn_head.anchor_generator.scales", "model.rpn_head.anchor_generator.strides",
-                  "model.test_cfg.rcnn.score_thr", "model.test_cfg.rcnn.nms.iou_threshold",
-                  "model.test_cfg.rcnn.max_per_img", "model.test_cfg.rpn"),
-}  # fmt: skip
-VIEW = ("img_scale", "img_ratios", "flip", "transforms")
-
-
-@pytest.mark.parametrize("task", PLACES)
-def test_any_value_in_the_configuration_is_a_setting_or_an_error(task):
-    lateral = {"decoder.pyramid.fpn.inner_blocks.0.0.weight": torch.empty(16, 64, 1, 1)}
-    strange = (*VALUES, (2048, 10**9), [0.5, "a"], (), [{"type": "Resize"}], {"rcnn": 3})
-    for value in strange:
-        for place in (*PLACES[task], *VIEW):
-            step = {"type": "MultiScaleFlipAug", "img_scale": (64, 48), "transforms": [{"type": "Resize"}]}
-            config = TrainingConfig({"data": {"test": {"pipeline": [step | {place: value}]}}}, "file")
-            inner = config.values
-            *outer, last = place.split(".")
-            for name in outer:
-                inner = inner.setdefault(name, {})
-            inner[last] = value
-            with contextlib.suppress(VitsplitError):
-                assert task_settings(task, config, lateral, "file").name == task
 
 
 @pytest.mark.parametrize(

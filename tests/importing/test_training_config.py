@@ -12,7 +12,7 @@ from release_models import CLASSES, Dense, SegmentationHead, SplitBackbone, impo
 from vitsplit.bundle import read_card
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError
-from vitsplit.importing.settings import task_settings
+from vitsplit.importing.task_settings import task_settings
 from vitsplit.importing.training_config import parsed
 
 LATERAL = {"decoder.pyramid.fpn.inner_blocks.0.0.weight": torch.empty(16, 64, 1, 1)}

@@ -16,7 +16,8 @@ from vitsplit.errors import ConfigError
 from vitsplit.importing import keys
 from vitsplit.importing.built import Built
 from vitsplit.importing.frozen import backbone_name, check_frozen
-from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings, task_settings
+from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings
+from vitsplit.importing.task_settings import task_settings
 from vitsplit.importing.training_config import training_config
 from vitsplit.model import build_head, head_shapes
 from vitsplit.tasks import bare_task

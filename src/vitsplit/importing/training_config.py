@@ -68,33 +68,31 @@ class TrainingConfig:
         return value
 
     def whole_numbers(self, place: str) -> tuple[int, ...] | None:
-        """A list of whole numbers, or None if the place has none."""
-        value = self.get(place)
-        if not isinstance(value, list | tuple) or not all(type(each) is int for each in value):
+        """A list of whole numbers, or None if the place is not set.
+
+        Raises:
+            ConfigError: The value is something else.
+        """
+        if (value := self.get(place)) is None:
             return None
-        return tuple(value)
+        if (numbers := whole_numbers(value)) is None:
+            raise self.invalid(place, value, "a list of whole numbers")
+        return numbers
 
-    def test_view(self) -> dict[str, Any]:
-        """Size, scales and flip of test images: ``image_scale``, ``test_scales``, ``test_flip``, as far as stated."""
-        for step in _mappings(self.get("data.test.pipeline")):
-            if step.get("type") != "MultiScaleFlipAug":
-                continue
-            ratios = step.get("img_ratios") or 1.0
-            view: dict[str, Any] = {
-                "test_flip": bool(step.get("flip")),
-                "test_scales": tuple(ratios) if isinstance(ratios, list | tuple) else (ratios,),
-            }
-            scale = step.get("img_scale")
-            if not any(each.get("type") == "Resize" for each in _mappings(step.get("transforms"))):
-                return view | {"image_scale": None}
-            if isinstance(scale, tuple) and len(scale) == 2 and all(type(side) is int for side in scale):
-                view["image_scale"] = (max(scale), min(scale))
-            return view
-        return {}
+    def invalid(self, place: str, value: Any, need: str) -> ConfigError:
+        """The error that bundles have no setting for a recorded value, only for ``need``."""
+        return ConfigError(
+            f"{self.source}: trained with {place}={shown(value)}, for which bundles have no setting. Possible: {need}."
+        )
 
 
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
+def whole_numbers(value: Any) -> tuple[int, ...] | None:
+    """The numbers of a list, which may be floats that are whole; None if the value is something else."""
+    if not isinstance(value, list | tuple):
+        return None
+    if not all(type(each) is int or (isinstance(each, float) and each.is_integer()) for each in value):
+        return None
+    return tuple(map(int, value))
 
 
 def training_config(recorded: Any, file: str | Path | None, source: str) -> TrainingConfig:
