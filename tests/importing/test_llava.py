@@ -156,6 +156,18 @@ def test_a_folder_of_the_second_stage(suffix, dtype, release, tmp_path):
     assert read_card(bundle).config.task.stage == "instruct"
 
 
+def test_tensors_in_two_files_of_a_folder_are_refused(release, tmp_path):
+    _, projector, options = release
+    state = {name: value.contiguous() for name, value in projector_state(projector).items()}
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    name = "model.mm_projector.frozen_conv.0.bias"
+    save_file(state, folder / "model-00001-of-00002.safetensors")
+    save_file({name: state[name] + 1}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*model\.mm_projector\.frozen_conv\.0\.bias"):
+        vitsplit.import_checkpoint(folder, out=tmp_path / "bundle", **options)
+
+
 def test_another_tower_and_other_tensors_are_refused(release, tmp_path):
     tower, projector, options = release
     state = projector_state(projector) | {TOWER + name: value for name, value in tower.state.items()}

@@ -118,7 +118,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
                 f"{path}: no model*.safetensors or pytorch_model*.bin. Give the folder of a whole model (merge LoRA "
                 "into it first), or a file."
             )
-        return {name: tensor for file in files for name, tensor in _read(file)[0].items()}, {}
+        return _merged({file: _read(file)[0] for file in files}), {}
     if not path.is_file():
         raise WeightsError(f"{path} does not exist. Give the file that training wrote.")
     objects = read_objects(path, allowed=NUMPY_SCALARS)
@@ -128,6 +128,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     keys.refuse(str(path), unsupported=[name for name, value in tensors.items() if not _is_plain(value)])
     return tensors, meta if isinstance(meta, Mapping) else {}
+
+
+def _merged(shards: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all files, each of which must be in one file only."""
+    found: dict[str, Tensor] = {}
+    for file, shard in shards.items():
+        if twice := sorted(found.keys() & shard):
+            raise WeightsError(
+                f"{file}: also in another file of its folder: {keys.listed(twice)}. Remove the files of other models."
+            )
+        found |= shard
+    return found
 
 
 def _is_plain(tensor: Tensor) -> bool:
