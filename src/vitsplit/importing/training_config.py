@@ -63,7 +63,7 @@ class TrainingConfig:
         if (line := _unreadable_line(value)) is not None:
             raise ConfigError(
                 f"{self.source}: line {line} of the configuration computes {'.'.join(passed)}, and nothing is "
-                "executed. Give it as mmcv writes it, with its value."
+                "executed. Give its value, as mmcv's Config.dump writes it."
             )
         return value
 
