@@ -9,13 +9,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from release_models import WIDTH, Dino, SplitBackbone, normalized, upsampling
+from release_models import OTHERS, WIDTH, Dino, SplitBackbone, normalized, upsampling
 from torch import nn
 from torchvision.ops import batched_nms, roi_align
 
 CHANNELS, CLASSES = 16, ("ball", "box", "cone")
 STRIDES, RATIOS, SCALE = (4, 8, 16, 32, 64), (0.5, 1.0, 2.0), 2
-SETTINGS = f"""model = dict(type='MaskRCNN',
+SETTINGS = f"""{OTHERS.replace("{", "{{").replace("}", "}}")}
+model = dict(type='MaskRCNN',
     backbone=dict({{backbone}}),
     rpn_head=dict(type='RPNHead', anchor_generator=dict(scales=[{SCALE}], ratios=[0.5, 1.0, 2.0], strides={[*STRIDES]}),
         bbox_coder=dict(target_stds=[1.0, 1.0, 1.0, 1.0])),

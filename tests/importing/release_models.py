@@ -247,11 +247,19 @@ def randomized(model, seed=0):
     return model.eval()
 
 
+OTHERS = """gpu_ids = range(0, 4)
+optimizer = dict(
+    type='AdamW',
+    paramwise_cfg=dict(
+        custom_keys=dict({'backbone.split_head': dict(lr_mult=0.1)})))"""
+"""What mmcv writes of the release's settings of training."""
+
+
 def meta(backbone: str, test_cfg: str = "dict(mode='whole')", **settings: str) -> dict[str, Any]:
     """What mmcv's hooks store: the configuration's text, and with ``save_best`` a number of numpy."""
     head = f"decode_head=dict(type='Head', channels={WIDTH}, align_corners=False)"
     lines = [f"model = dict(\n    type='EncoderDecoder',\n    backbone=dict({backbone}),\n    {head},"]
-    lines += [f"    test_cfg={test_cfg})", *(f"{name} = {value}" for name, value in settings.items())]
+    lines += [f"    test_cfg={test_cfg})", OTHERS, *(f"{name} = {value}" for name, value in settings.items())]
     hooks = {"best_score": np.float64(0.51), "best_ckpt": "best_mIoU.pth"}
     return {"mmcv_version": "1.4.2", "config": "\n".join(lines) + "\n", "hook_msgs": hooks, "iter": 40_000}
 

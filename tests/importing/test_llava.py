@@ -140,7 +140,7 @@ def test_a_folder_of_the_second_stage(suffix, dtype, release, tmp_path):
     head = {name: value.to(dtype) for name, value in projector_state(projector).items()}
     folder = tmp_path / "llava"
     folder.mkdir()
-    shards = (head | {TOWER + name: value.clone() for name, value in tower.state.items()}, language)
+    shards = (head | {TOWER + name: value.to(dtype).clone() for name, value in tower.state.items()}, language)
     for index, shard in enumerate(shards, 1):
         if suffix == "bin":
             torch.save(shard, folder / f"pytorch_model-0000{index}-of-00002.bin")
@@ -156,13 +156,28 @@ def test_a_folder_of_the_second_stage(suffix, dtype, release, tmp_path):
     assert read_card(bundle).config.task.stage == "instruct"
 
 
+def test_tensors_in_two_files_of_a_folder_are_refused(release, tmp_path):
+    _, projector, options = release
+    state = {name: value.contiguous() for name, value in projector_state(projector).items()}
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    name = "model.mm_projector.frozen_conv.0.bias"
+    save_file(state, folder / "model-00001-of-00002.safetensors")
+    save_file({name: state[name] + 1}, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*model\.mm_projector\.frozen_conv\.0\.bias"):
+        vitsplit.import_checkpoint(folder, out=tmp_path / "bundle", **options)
+
+
 def test_another_tower_and_other_tensors_are_refused(release, tmp_path):
     tower, projector, options = release
     state = projector_state(projector) | {TOWER + name: value for name, value in tower.state.items()}
     name = f"{TOWER}vision_model.encoder.layers.0.mlp.fc1.bias"
-    torch.save(state | {name: state[name] + 1e-6}, tmp_path / "mm_projector.bin")
-    with pytest.raises(WeightsError, match=r": blocks\.0\.mlp\.fc1\.bias differ"):
-        vitsplit.import_checkpoint(tmp_path / "mm_projector.bin", out=tmp_path / "bundle", **options)
+    rounded = state[name].bfloat16()
+    next_up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    for other in (state[name] + 1e-6, next_up, rounded.float(), rounded.to(torch.float8_e4m3fn), state[name].int()):
+        torch.save(state | {name: other}, tmp_path / "mm_projector.bin")
+        with pytest.raises(WeightsError, match=r": blocks\.0\.mlp\.fc1\.bias differ"):
+            vitsplit.import_checkpoint(tmp_path / "mm_projector.bin", out=tmp_path / "bundle", **options)
     lost = "model.mm_projector.tuned_head.0.self_attn.k_proj.bias"
     state = {name: value for name, value in state.items() if name != lost} | {"model.mm_projector.proj": torch.ones(2)}
     torch.save(state, tmp_path / "mm_projector.bin")

@@ -13,6 +13,7 @@ def import_checkpoint(
     /,
     *,
     out: Path,
+    config: Path | None = None,
     prior_layers: tuple[int, ...] = (),
     classes: Path | None = None,
     backbone: str | None = None,
@@ -27,15 +28,17 @@ def import_checkpoint(
     model is not taken from the file, only compared with the backbone.
 
     Examples:
-        vitsplit import iter_40000.pth --out bundles/ade20k
-        vitsplit import best_abs_rel.pth --out bundles/depth --prior-layers 2 5 8 11
+        vitsplit import iter_40000.pth --out bundles/ade20k --config 20241028_101500.log
+        vitsplit import best_abs_rel.pth --out bundles/depth
         vitsplit import checkpoints/llava-v1.5-7b-vitsplit --out bundles/llava
 
     Args:
         checkpoint: A .pth file of mmseg (segmentation), of the depth toolbox or of mmdet (detection); of LLaVA,
             mm_projector.bin or the folder of the second stage.
         out: The folder of the bundle to create.
-        prior_layers: Indices of the prior layers (0-based), if the file does not record out_indices.
+        config: The configuration of the training, if the file records none, as those for segmentation: the .py that
+            mmcv writes into the work folder, or the .log of the training. Not executed.
+        prior_layers: Indices of the prior layers (0-based), if neither records out_indices.
         classes: A classes.json with the names of the classes, if the file does not record them.
         backbone: The frozen model; None: the DINOv2 of the file's size, or LLaVA's CLIP.
         weights: Weights of the backbone, if they cannot be downloaded.
@@ -47,6 +50,7 @@ def import_checkpoint(
     convert(
         checkpoint,
         out=out,
+        config=config,
         prior_layers=prior_layers or None,
         classes=classes,
         backbone=backbone,

@@ -18,6 +18,7 @@ from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.importing import keys
 from vitsplit.importing.llava import build_llava
 from vitsplit.importing.openmmlab import build_openmmlab
+from vitsplit.tasks import TaskConfig
 from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def import_checkpoint(
     checkpoint: str | Path,
     *,
     out: str | Path,
+    config: str | Path | None = None,
     prior_layers: Sequence[int] | None = None,
     classes: str | Path | None = None,
     backbone: str | None = None,
@@ -46,14 +48,16 @@ def import_checkpoint(
     """Converts a checkpoint of the authors' release to a bundle, which predicts as the release does.
 
     Task, K_t, K_p, number of classes and size of the backbone are read from the tensors; names of classes, prior layers
-    and sizes of test images from what mmcv stores with them (``meta``). No code in the file is executed. The frozen
-    model is not taken from the checkpoint, only compared with the backbone.
+    and sizes of test images from what mmcv stores with them (``meta``), the latter two also from ``config``. No code in
+    the files is executed. The frozen model is not taken from the checkpoint, only compared with the backbone.
 
     Args:
         checkpoint: A ``.pth`` file of mmseg (segmentation), the depth toolbox or mmdet (detection); of LLaVA,
             ``mm_projector.bin``, or the folder of the second stage.
         out: The bundle's folder; must be empty or missing.
-        prior_layers: Indices of the prior layers (0-based), if the checkpoint does not record ``out_indices``.
+        config: The configuration of the training, if the checkpoint records none (``meta.config``), as those for
+            segmentation: the file that mmcv's ``Config.dump`` writes, or the log of the training. Not executed.
+        prior_layers: Indices of the prior layers (0-based), if neither records ``out_indices``.
         classes: A ``classes.json`` with the names of the classes, if the checkpoint does not record them.
         backbone: The frozen model; None: the DINOv2 of the checkpoint's size, or LLaVA's CLIP.
         weights: Weights of the backbone; None: the hub cache, then the hub.
@@ -71,13 +75,15 @@ def import_checkpoint(
         DataError: ``out`` is not empty.
 
     Example:
-        >>> vitsplit.import_checkpoint("iter_40000.pth", out="bundles/ade20k")  # doctest: +SKIP
+        >>> vitsplit.import_checkpoint(
+        ...     "iter_40000.pth", out="bundles/ade20k", config="20241028_101500.log"
+        ... )  # doctest: +SKIP
     """
     source = str(checkpoint)
     with new_folder(Path(out)) as folder:
         state, meta = _read(Path(checkpoint))
         task_name = keys.task_of(state, source)
-        mmlab: dict[str, Any] = {"prior_layers": prior_layers, "classes": classes}
+        mmlab: dict[str, Any] = {"config": config, "prior_layers": prior_layers, "classes": classes}
         language: dict[str, Any] = {"language_model": language_model, "language_weights": language_weights}
         _check_flags(task_name, mmlab if task_name == "vqa" else language)
         model: dict[str, Any] = {"backbone": backbone, "weights": weights}
@@ -86,6 +92,12 @@ def import_checkpoint(
         else:
             built = build_openmmlab(task_name, state, meta, source, **model, **mmlab)
         save_bundle(folder, config=built.config, task=built.task, backbone=built.backbone, head=built.head, metrics={})
+    if task_name != "vqa" and config is None and meta.get("config") is None:
+        logger.warning(
+            "%s records no configuration: predictions use the defaults of the task, %s. Give it with --config.",
+            source,
+            _test_settings(built.config.task),
+        )
     logger.info("%s: a head for %s, %s", source, task_name, _summary(built.config))
     return Path(out)
 
@@ -106,7 +118,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
                 f"{path}: no model*.safetensors or pytorch_model*.bin. Give the folder of a whole model (merge LoRA "
                 "into it first), or a file."
             )
-        return {name: tensor for file in files for name, tensor in _read(file)[0].items()}, {}
+        return _merged({file: _read(file)[0] for file in files}), {}
     if not path.is_file():
         raise WeightsError(f"{path} does not exist. Give the file that training wrote.")
     objects = read_objects(path, allowed=NUMPY_SCALARS)
@@ -116,6 +128,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     keys.refuse(str(path), unsupported=[name for name, value in tensors.items() if not _is_plain(value)])
     return tensors, meta if isinstance(meta, Mapping) else {}
+
+
+def _merged(shards: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all files, each of which must be in one file only."""
+    found: dict[str, Tensor] = {}
+    for file, shard in shards.items():
+        if twice := sorted(found.keys() & shard):
+            raise WeightsError(
+                f"{file}: also in another file of its folder: {keys.listed(twice)}. Remove the files of other models."
+            )
+        found |= shard
+    return found
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -131,8 +155,11 @@ def _summary(config: TrainConfig) -> str:
     if task.name == "vqa":
         return f"stage {task.stage}, for {task.language_model}"
     layers = "a gate" if method.selection == "gate" else f"prior layers {' '.join(map(str, method.prior_layers))}"
-    parts = [f"K_t {method.num_tuned_layers}", layers]
-    for name in ("test_mode", "crop_size", "test_stride", "image_scale", "test_scales", "test_flip", "max_depth"):
-        if hasattr(task, name) and (name != "crop_size" or task.name == "segmentation"):
-            parts.append(f"{name} {getattr(task, name)}")
-    return ", ".join(parts)
+    return f"K_t {method.num_tuned_layers}, {layers}, {_test_settings(task)}"
+
+
+def _test_settings(task: TaskConfig) -> str:
+    names = ["test_mode", "crop_size", "test_stride", "image_scale", "test_scales", "test_flip", "max_depth"]
+    if task.name != "segmentation":
+        names.remove("crop_size")
+    return ", ".join(f"{name} {getattr(task, name)}" for name in names if hasattr(task, name))

@@ -43,7 +43,8 @@ def check_frozen(frozen: Mapping[str, Tensor], backbone: Backbone, source: str, 
     """Compares the tensors of a checkpoint's frozen model with those of the backbone.
 
     Tensor by tensor rather than by one hash, to name those that differ, and because resampling rounds differently on
-    other machines: resampled tensors may differ by 1e-4 of their largest value.
+    other machines: resampled tensors may differ by 1e-4 of their largest value. Tensors in bfloat16 or float16, as the
+    release's LLaVA writes them, must equal the backbone's after rounding.
 
     Args:
         frozen: Tensors by DINOv2's names.
@@ -80,5 +81,9 @@ def check_frozen(frozen: Mapping[str, Tensor], backbone: Backbone, source: str, 
         )
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    return torch.nan_to_num((one.float() - other.float()).abs().max(), nan=torch.inf).item()
+def _distance(found: Tensor, own: Tensor) -> float:
+    """The largest difference, after rounding to the precision of ``found``; infinite below 16 bits."""
+    if not found.is_floating_point() or found.element_size() < 2:
+        return torch.inf
+    difference = found.float() - own.to(found.dtype).float()
+    return torch.nan_to_num(difference.abs().max(), nan=torch.inf).item()

@@ -16,8 +16,9 @@ from vitsplit.errors import ConfigError
 from vitsplit.importing import keys
 from vitsplit.importing.built import Built
 from vitsplit.importing.frozen import backbone_name, check_frozen
-from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings, task_settings
-from vitsplit.importing.training_config import TrainingConfig
+from vitsplit.importing.settings import CLASSIFIERS, MASK_HEAD, recorded_classes, split_settings
+from vitsplit.importing.task_settings import task_settings
+from vitsplit.importing.training_config import training_config
 from vitsplit.model import build_head, head_shapes
 from vitsplit.tasks import bare_task
 from vitsplit.train_config import LoopConfig, one_head
@@ -33,6 +34,7 @@ def build_openmmlab(
     meta: Mapping[str, Any],
     source: str,
     *,
+    config: str | Path | None,
     prior_layers: Sequence[int] | None,
     classes: str | Path | None,
     backbone: str | None,
@@ -45,7 +47,8 @@ def build_openmmlab(
         state: The checkpoint's tensors.
         meta: What mmcv stores with them.
         source: The file, for messages.
-        prior_layers: See ``import_checkpoint``; also the following.
+        config: See ``import_checkpoint``; also the following.
+        prior_layers: Indices of the prior layers.
         classes: Names of classes.
         backbone: Name of the backbone.
         weights: Weights of the backbone.
@@ -64,9 +67,9 @@ def build_openmmlab(
         position_resample="release",
         **(_patches(frozen) if task_name == "detection" else {}),
     )
-    recorded = TrainingConfig(meta.get("config"), source)
+    recorded = training_config(meta.get("config"), config, source)
     num_layers = open_backbone(settings, only_shapes=True).num_layers
-    config = one_head(
+    imported = one_head(
         name="imported",
         task=task_settings(task_name, recorded, found, source),
         backbone=settings,
@@ -74,13 +77,13 @@ def build_openmmlab(
         loop=LoopConfig(precision="fp32"),
     )
     description = _description(task_name, found, meta, classes, source)
-    keys.check(found, left_over, head_shapes(config, description).trainable_state(), source)
+    keys.check(found, left_over, head_shapes(imported, description).trainable_state(), source)
     model = open_backbone(settings)
     check_frozen(frozen, model, source, resampled=settings.patch_size is not None)
-    task = bare_task(config.task, description)
-    head = build_head(config, model, task)
+    task = bare_task(imported.task, description)
+    head = build_head(imported, model, task)
     head.load_trainable_state(found)
-    return Built(config, task, model, head)
+    return Built(imported, task, model, head)
 
 
 def _patches(frozen: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of a bundle that predicts as the release does, from tensors and the configuration stored with them.
+"""The method's settings and the classes of a checkpoint, from its tensors and what is stored with them.
 
 Shapes: D width, K_t copied blocks, K_p prior layers, L layers.
 """
@@ -17,12 +17,6 @@ from vitsplit.files import shown
 from vitsplit.importing.keys import require
 from vitsplit.importing.training_config import TrainingConfig
 from vitsplit.methods.split.config import SplitConfig
-from vitsplit.tasks import TaskConfig
-from vitsplit.tasks.depth.config import DepthConfig
-from vitsplit.tasks.detection.config import DetectionConfig
-from vitsplit.tasks.detection.decoder import CANDIDATES, PROPOSALS
-from vitsplit.tasks.detection.strides import ASPECT_RATIOS
-from vitsplit.tasks.segmentation.config import SegmentationConfig
 
 CLASSIFIERS = {
     "segmentation": ("decoder.classify.bias", 0),
@@ -30,24 +24,9 @@ CLASSIFIERS = {
 }
 """Task to the bias of the class scores, and how many of them are of no class."""
 MASK_HEAD = "decoder.roi_heads.mask_head."
-_FIXED = {
-    "model.decode_head.align_corners": None,
-    "model.decode_head.classify": None,
-    "model.decode_head.scale_up": None,
-    "model.rpn_head.anchor_generator.ratios": [*ASPECT_RATIOS],
-    "model.neck.add_extra_convs": None,
-    "model.rpn_head.bbox_coder.target_stds": [1.0, 1.0, 1.0, 1.0],
-    "model.roi_head.bbox_head.bbox_coder.target_stds": [0.1, 0.1, 0.2, 0.2],
-    "model.test_cfg.rpn.nms_pre": CANDIDATES["testing"],
-    "model.test_cfg.rpn.max_per_img": PROPOSALS["testing"],
-    "model.test_cfg.rpn.nms.iou_threshold": 0.7,
-    "model.test_cfg.rcnn.nms.type": "nms",
-}
-"""Settings that change predictions, by place, with the only value that bundles have; None: not set."""
 _BLOCK = re.compile(r"head\.task_head\.blocks\.(\d+)\.")
 _REDUCE = "head.prior_head.block.reduce.weight"
 _GATE = "head.gate.scores_LJ"
-_LATERAL = "decoder.pyramid.fpn.inner_blocks.0.0.weight"
 
 
 def split_settings(
@@ -85,6 +64,7 @@ def split_settings(
     if layers is None:
         raise ConfigError(
             f"{source}: which layers the prior head reads is not recorded (no out_indices in meta.config). Give the "
+            "configuration that it was trained with, with --config, or only the "
             f"{channels // width} indices with --prior-layers, such as --prior-layers 2 5 8 11."
         )
     if recorded is not None and _sorted(recorded) != layers:
@@ -112,74 +92,6 @@ def _check_copied(config: TrainingConfig, num_layers: int, num_tuned: int, sourc
         raise ConfigError(
             f"{source}: its task head copies the blocks {[*copied]}. Only copies of the last blocks can be imported."
         )
-
-
-def task_settings(task: str, config: TrainingConfig, found: Mapping[str, Tensor], source: str) -> TaskConfig:
-    """The settings of a task: those of the release, and sizes of test images from the configuration.
-
-    Raises:
-        ConfigError: The configuration has a setting that bundles do not have.
-        WeightsError: The tensor that has the width of the pyramid is missing.
-    """
-    for place, only in _FIXED.items():
-        if (value := config.get(place)) and value != only:
-            raise ConfigError(f"{source}: trained with {place}={shown(value)}, for which bundles have no setting.")
-    match task:
-        case "segmentation":
-            return _segmentation(config)
-        case "depth":
-            return _depth(config)
-        case _:
-            require(found, {_LATERAL: 4}, source)
-            return _detection(config, found)
-
-
-def _segmentation(config: TrainingConfig) -> SegmentationConfig:
-    window = config.whole_numbers("model.test_cfg.crop_size") or config.whole_numbers("crop_size")
-    recorded = {
-        "test_mode": config.get("model.test_cfg.mode"),
-        "crop_size": window,
-        "test_stride": config.whole_numbers("model.test_cfg.stride"),
-        "dropout": config.get("model.decode_head.dropout_ratio", 0.1),
-    }
-    return SegmentationConfig(
-        pad_logits="stretch", pad_color="mean", loss_average="all", **_given(recorded), **config.test_view()
-    )
-
-
-def _depth(config: TrainingConfig) -> DepthConfig:
-    view = {"test_flip": True} | config.test_view()
-    view.pop("test_scales", None)
-    return DepthConfig(
-        pad_output="stretch",
-        color_values="0-255",
-        min_depth=config.get("model.decode_head.min_depth", 1e-3),
-        max_depth=config.get("model.decode_head.max_depth"),
-        **view,
-    )
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _detection(config: TrainingConfig, found: Mapping[str, Tensor]) -> DetectionConfig:
-    anchors, limits = "model.rpn_head.anchor_generator", "model.test_cfg.rcnn"
-    strides, scales = config.whole_numbers(f"{anchors}.strides"), config.whole_numbers(f"{anchors}.scales")
-    recorded = {
-        "image_scale": config.test_view().get("image_scale"),
-        "anchor_sizes": tuple(scales[0] * stride for stride in strides) if strides and scales else None,
-        "score_threshold": config.get(f"{limits}.score_thr"),
-        "nms_threshold": config.get(f"{limits}.nms.iou_threshold"),
-        "max_detections": config.get(f"{limits}.max_per_img"),
-    }
-    return DetectionConfig(
-        rcnn="mmdet",
-        pad_color="mean",
-        masks="on" if any(name.startswith(MASK_HEAD) for name in found) else "off",
-        pyramid_width=len(found[_LATERAL]),
-        **_given(recorded),
-    )
 
 
 def recorded_classes(meta: Mapping[str, Any], count: int, source: str) -> ClassList:
