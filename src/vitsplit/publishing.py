@@ -54,7 +54,7 @@ def push(
     Args:
         run: Run folder (its best bundles) or bundle folder.
         repository: ``namespace/name``. The token is that of ``HF_TOKEN`` or ``hf auth login``.
-        private: Create the repository as a private one; an existing one is not changed.
+        private: Create the repository as a private one; an existing public one is an error.
         revision: The branch, created if it does not exist; None: ``main``.
         message: Message of the commit; None: one that names the folder.
         picture: A picture of predictions for the model card (JPEG, PNG or WebP); None: none.
@@ -70,7 +70,8 @@ def push(
         ConfigError: The picture is missing, too large or of another format; or ``delta`` is given, and no head has
             copies of the backbone's parameters.
         WeightsError: The backbone is unavailable.
-        HubError: The name is invalid, the hub is disabled or unreachable, or it refuses the upload (token, permission).
+        HubError: The name is invalid, the hub is disabled or unreachable, or it refuses the upload (token, permission);
+            or ``private`` is given, and the repository is public.
 
     Example:
         >>> vitsplit.push("runs/first", "me/rooms", private=True)  # doctest: +SKIP
@@ -98,6 +99,12 @@ def _commit(
     api, repository = HfApi(), address.repository
     with hub_errors(address):
         api.create_repo(repository, private=private, exist_ok=True)
+        # Of a repository that exists, create_repo ignores the argument.
+        if private and not api.model_info(repository).private:
+            raise HubError(
+                f"{address}: --private was given, but the repository is public. Nothing was uploaded: make it private "
+                f"at {constants.ENDPOINT}/{repository}/settings, or give another name."
+            )
         if branch is not None:
             api.create_branch(repository, branch=branch, exist_ok=True)
         former = repository_files(list(api.list_repo_files(repository, revision=branch)), {CARD: 0, WEIGHTS: 0})

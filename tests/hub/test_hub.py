@@ -212,6 +212,19 @@ def test_damaged_bundles_are_not_pushed(hub, rooms, tmp_path):
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_private_bundles_are_not_pushed_to_public_repositories(hub, rooms, tmp_path, revision):
+    vitsplit.push(rooms, "me/rooms")
+    before = dict(hub.repositories["me/rooms"].branches)
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(HubError, match="public"):
+        vitsplit.push(other, "me/rooms", private=True, revision=revision)
+    assert hub.repositories["me/rooms"].branches == before
+    vitsplit.push(rooms, "me/secret", private=True)
+    vitsplit.push(other, "me/secret", private=True, revision=revision)
+    assert hub.repositories["me/secret"].private
+
+
 def test_commands(hub, rooms, tmp_path, capsys):
     assert main(["push", str(rooms), "me/rooms", "--private", "--message", "First"]) == 0
     assert capsys.readouterr().out.strip().startswith(f"{hub.url}/me/rooms/commit/")
