@@ -31,7 +31,7 @@ def model_card(
     """The text of ``README.md``, in Markdown with YAML front matter.
 
     Args:
-        cards: Contents of the cards by head name, of one backbone.
+        cards: Contents of the cards by head name, of one backbone. Several are loaded under these names.
         values: Number of values of each tensor, by head name.
         place: What to load: a folder, or the address on the hub.
         picture: Name of a picture of predictions beside the file.
@@ -83,7 +83,14 @@ def _head(card: Contents, values: int) -> str:
 def _python(place: str, cards: Mapping[str, Contents]) -> str:
     name, card = next(iter(cards.items()))
     asks = task_config(card["task"]).answers_questions
-    last = f'model.ask("image.jpg", "{_QUESTION}")' if asks else f'model.predict("image.jpg")["{name}"].overlay()'
+    if len(cards) > 1:
+        use = f'["{name}"].ask("image.jpg", "{_QUESTION}")' if asks else f'.predict("image.jpg")["{name}"].overlay()'
+        last = f"model{use}"
+    elif asks:
+        last = f'model.ask("image.jpg", "{_QUESTION}")'
+    else:
+        # Without the name, which depends on the folder that the bundle is in.
+        last = '(prediction,) = model.predict("image.jpg").values()\nprediction.overlay()'
     return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}")\n{last}\n```'
 
 

@@ -1,9 +1,13 @@
 """Bundles on a local hub: upload, download, the offline cache, refusals."""
 
+import functools
 import hashlib
 import json
 import pickle
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import yaml
 from bundles import write_depth_bundle, write_segmentation_bundle
 from huggingface_hub import constants
 from PIL import Image
+from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
 from vitsplit.backbone.hub import reachable
@@ -158,6 +163,49 @@ def test_the_model_card(hub, rooms, tmp_path):
     assert files["picture.jpg"] == picture.read_bytes()
     with pytest.raises(ConfigError):
         vitsplit.push(rooms, "me/rooms", picture=rooms / "secret.txt")
+
+
+def run_code(text: str, place: str | Path = "THIS_FOLDER") -> Any:
+    """Runs the Python code of a model card, and returns the value of its last line."""
+    (code,) = re.findall(r"```python\n(.*?)\n```", text, flags=re.DOTALL)
+    *first, last = code.replace("THIS_FOLDER", str(place)).splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(first), names)
+    return eval(last, names)
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch) -> None:
+    """``image.jpg`` in the working directory."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["rooms"], ["segmentation"], ["rooms", "streets"], ["segmentation", "streets"]])
+def test_the_code_of_a_model_card_runs(hub, photo, tmp_path, names):
+    for name in names:
+        write_segmentation_bundle(tmp_path / "run" / "best" / name)
+    run = tmp_path / "run" / "best" / "rooms" if names == ["rooms"] else tmp_path / "run"
+    vitsplit.push(run, "me/rooms")
+    repository = hub.repositories["me/rooms"]
+    page = repository.commits[repository.branches["main"]]["README.md"].decode()
+    assert run_code(page).size == (64, 48)
+    written = tmp_path / "run" / "best" / names[0]
+    copied = shutil.copytree(written, tmp_path / "copied")
+    for folder in (written, copied):
+        assert run_code((folder / "README.md").read_text(), folder).size == (64, 48)
+
+
+def test_the_code_of_several_heads_asks_the_named_one(hub, photo, tmp_path, monkeypatch):
+    language = write_language_model(tmp_path / "tiny")
+    write_vqa_bundle(tmp_path / "run" / "best" / "vqa", language)
+    write_depth_bundle(tmp_path / "run" / "best" / "walls")
+    vitsplit.push(tmp_path / "run", "me/both")
+    repository = hub.repositories["me/both"]
+    page = repository.commits[repository.branches["main"]]["README.md"].decode()
+    load = functools.partial(vitsplit.load, language_weights=language)
+    monkeypatch.setattr(vitsplit, "load", load)
+    assert isinstance(run_code(page), str)
 
 
 @pytest.mark.parametrize("name", ["rooms", "a/b/c", "me/..", "me/ro oms", "../me", "me--you/a", ""])
