@@ -12,7 +12,17 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from safetensors.torch import save_file
 
 from vitsplit.atomic_files import json_text
-from vitsplit.bundle import CARD, README, WEIGHTS, Card, card_to_dict, count_values, public_card, read_tensors
+from vitsplit.bundle import (
+    CARD,
+    README,
+    WEIGHTS,
+    Card,
+    card_to_dict,
+    count_values,
+    describe_weights,
+    public_card,
+    read_tensors,
+)
 from vitsplit.bundle_delta import copied_parameters, to_delta
 from vitsplit.errors import ConfigError, HubError
 from vitsplit.files import is_address
@@ -26,7 +36,7 @@ from vitsplit.hub_repository import (
 )
 from vitsplit.inference.loading import backbone_of, check_weights, read_bundles
 from vitsplit.model import head_shapes, untrained_head
-from vitsplit.model_card import model_card
+from vitsplit.model_card import Weights, model_card
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LARGEST_PICTURE = 8 << 20
@@ -180,11 +190,16 @@ def _files(bundles: Mapping[str, _Bundle], address: Address, picture: Path | Non
         files[named] = _check_picture(picture)
     page = model_card(
         {name: card_to_dict(bundle.card) for name, bundle in bundles.items()},
-        {name: count_values(bundle.weights) for name, bundle in bundles.items()},
+        {name: _describe_weights(bundle) for name, bundle in bundles.items()},
         place=str(address),
         picture=named,
     )
     return files | {README: page.encode()}
+
+
+def _describe_weights(bundle: _Bundle) -> Weights:
+    config = bundle.card.config
+    return describe_weights(count_values(bundle.weights), config, head_shapes(config, bundle.card.description))
 
 
 def _check_picture(picture: Path) -> Path:
