@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from bundles import write_depth_bundle, write_segmentation_bundle
-from huggingface_hub import constants
+from huggingface_hub import HfApi, ModelInfo, constants
 from PIL import Image
 from vqa_bundles import write_language_model, write_vqa_bundle
 
@@ -129,6 +129,27 @@ def test_a_new_commit_is_downloaded(hub, rooms, tmp_path):
     other = write_segmentation_bundle(tmp_path / "other", seed=1)
     vitsplit.push(other, "me/rooms")
     assert hashes(find_bundle("hf://me/rooms")) == hashes(other)
+
+
+def test_the_commit_whose_sizes_were_checked_is_downloaded(hub, rooms, tmp_path, monkeypatch):
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    repository = hub.add("me/rooms", files_of(rooms))
+    repository.branches["refs/pr/1"] = first = repository.branches["main"]
+    get_info = HfApi.model_info
+
+    def move_after(self: HfApi, name: str, *, revision: str, **options: Any) -> ModelInfo:
+        info = get_info(self, name, revision=revision, **options)
+        if repository.branches.get(revision) == first:
+            repository.commit(files_of(other), revision)
+        return info
+
+    monkeypatch.setattr(HfApi, "model_info", move_after)
+    for address in ("hf://me/rooms", "hf://me/rooms@refs/pr/1"):
+        assert hashes(find_bundle(address)) == hashes(rooms)
+        with monkeypatch.context() as offline:
+            offline.setattr(constants, "HF_HUB_OFFLINE", True)
+            assert hashes(find_bundle(address)) == hashes(rooms)
+        assert hashes(find_bundle(address)) == hashes(other)
 
 
 def test_several_heads_are_one_repository(hub, both, rooms):
