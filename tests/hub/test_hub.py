@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -14,14 +15,16 @@ import pytest
 import yaml
 from bundles import write_depth_bundle, write_segmentation_bundle
 from huggingface_hub import HfApi, ModelInfo, constants
-from PIL import Image
+from local_hub import LocalHub
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
 from vitsplit.backbone.hub import reachable
 from vitsplit.bundle import find_bundle, find_bundles, read_card
 from vitsplit.cli.main import main
-from vitsplit.errors import BundleError, ConfigError, HubError
+from vitsplit.errors import BundleError, ConfigError, DataError, HubError
 from vitsplit.hub_repository import parse_address
 from vitsplit.inference.sources import find_head
 from vitsplit.serving.server import ServeOptions
@@ -53,6 +56,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
+def files_at_main(hub: LocalHub, name: str) -> dict[str, bytes]:
+    repository = hub.repositories[name]
+    return repository.commits[repository.branches["main"]]
+
+
 def test_pushed_files_are_those_of_the_bundle(hub, rooms):
     url = vitsplit.push(rooms, "me/rooms")
     repository = hub.repositories["me/rooms"]
@@ -71,8 +79,7 @@ def test_pushed_cards_have_no_folders_of_the_machine(hub, rooms, tmp_path):
     card["config"]["loop"]["cache_folder"] = paths["cache_folder"]
     (written / "head.json").write_text(json.dumps(card))
     vitsplit.push(written, "me/rooms")
-    repository = hub.repositories["me/rooms"]
-    files = repository.commits[repository.branches["main"]]
+    files = files_at_main(hub, "me/rooms")
     assert not [name for name, content in files.items() if b"annika-b" in content]
     card["config"]["backbone"]["weights"] = "dinov2.pth"
     card["config"]["loop"]["cache_folder"] = "features"
@@ -174,16 +181,58 @@ def test_the_model_card(hub, rooms, tmp_path):
     picture = tmp_path / "overlay.jpg"
     Image.new("RGB", (8, 8)).save(picture)
     vitsplit.push(rooms, "me/rooms", picture=picture)
-    repository = hub.repositories["me/rooms"]
-    files = repository.commits[repository.branches["main"]]
+    files = files_at_main(hub, "me/rooms")
     _, front, text = files["README.md"].decode().split("---\n", 2)
     data = yaml.safe_load(front)
     assert (data["library_name"], data["pipeline_tag"]) == ("vitsplit", "image-segmentation")
     assert 'vitsplit.load("hf://me/rooms")' in text
     assert "![Predictions](picture.jpg)" in text
-    assert files["picture.jpg"] == picture.read_bytes()
+    assert "picture.jpg" in files
     with pytest.raises(ConfigError):
         vitsplit.push(rooms, "me/rooms", picture=rooms / "secret.txt")
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".JPG", "JPEG"), (".png", "PNG"), (".webp", "WEBP")])
+def test_pictures_are_uploaded_upright_and_without_metadata(hub, rooms, tmp_path, suffix, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the top is the right side
+    exif[ExifTags.Base.Artist] = "annika-b"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    stored = Image.new("RGB", (64, 32), "red")
+    stored.paste("blue", (0, 0, 32, 32))
+    picture = tmp_path / f"photo{suffix}"
+    texts = PngInfo()
+    texts.add_text("Author", "annika-b")
+    options = {"pnginfo": texts} if kind == "PNG" else {"quality": 95, "xmp": b"annika-b"}
+    stored.save(picture, kind, exif=exif, icc_profile=b"annika-b", **options)
+    assert b"annika-b" in picture.read_bytes()
+    vitsplit.push(rooms, "me/rooms", picture=picture)
+    content = files_at_main(hub, "me/rooms")[f"picture{suffix.lower()}"]
+    with Image.open(io.BytesIO(content)) as found:
+        assert (found.format, found.size, dict(found.getexif())) == (kind, (32, 64), {})
+        assert not {"icc_profile", "xmp", "exif", "comment", "Author"} & found.info.keys()
+        colors = np.asarray(found.convert("RGB"))
+    # The left half of the stored pixels is the upper one.
+    assert np.abs(colors[16, 16].astype(int) - (0, 0, 255)).max() < 30
+    assert np.abs(colors[48, 16].astype(int) - (255, 0, 0)).max() < 30
+    assert b"annika-b" not in content
+
+
+@pytest.mark.parametrize("content", [b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(100), b""])
+def test_pictures_that_cannot_be_decoded_are_not_uploaded(hub, rooms, tmp_path, content):
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"photo\.png"):
+        vitsplit.push(rooms, "me/rooms", picture=tmp_path / "photo.png")
+    assert hub.repositories == {}
+
+
+def test_a_picture_of_an_earlier_upload_is_removed(hub, rooms, tmp_path):
+    for suffix in ("jpg", "png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"photo.{suffix}")
+        vitsplit.push(rooms, "me/rooms", picture=tmp_path / f"photo.{suffix}")
+        assert set(files_at_main(hub, "me/rooms")) == {*FILES, "README.md", f"picture.{suffix}"}
+    vitsplit.push(rooms, "me/rooms")
+    assert set(files_at_main(hub, "me/rooms")) == {*FILES, "README.md"}
 
 
 def run_code(text: str, place: str | Path = "THIS_FOLDER") -> Any:
@@ -208,8 +257,7 @@ def test_the_code_of_a_model_card_runs(hub, photo, tmp_path, names):
         write_segmentation_bundle(tmp_path / "run" / "best" / name)
     run = tmp_path / "run" / "best" / "rooms" if names == ["rooms"] else tmp_path / "run"
     vitsplit.push(run, "me/rooms")
-    repository = hub.repositories["me/rooms"]
-    page = repository.commits[repository.branches["main"]]["README.md"].decode()
+    page = files_at_main(hub, "me/rooms")["README.md"].decode()
     assert run_code(page).size == (64, 48)
     written = tmp_path / "run" / "best" / names[0]
     copied = shutil.copytree(written, tmp_path / "copied")
@@ -222,8 +270,7 @@ def test_the_code_of_several_heads_asks_the_named_one(hub, photo, tmp_path, monk
     write_vqa_bundle(tmp_path / "run" / "best" / "vqa", language)
     write_depth_bundle(tmp_path / "run" / "best" / "walls")
     vitsplit.push(tmp_path / "run", "me/both")
-    repository = hub.repositories["me/both"]
-    page = repository.commits[repository.branches["main"]]["README.md"].decode()
+    page = files_at_main(hub, "me/both")["README.md"].decode()
     load = functools.partial(vitsplit.load, language_weights=language)
     monkeypatch.setattr(vitsplit, "load", load)
     assert isinstance(run_code(page), str)
