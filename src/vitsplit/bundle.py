@@ -33,7 +33,7 @@ from vitsplit.errors import BundleError, ConfigError
 from vitsplit.files import SMALL_FILE, is_address, read_json, real_number, shown, string, whole_number
 from vitsplit.hub_repository import download
 from vitsplit.model import Head
-from vitsplit.model_card import model_card
+from vitsplit.model_card import Weights, model_card
 from vitsplit.saved_config import flat_from_dict, flat_to_dict
 from vitsplit.tasks import TASKS, check_description
 from vitsplit.tasks.base import Task
@@ -141,9 +141,21 @@ def save_bundle(
         )
     )
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
-    values = {name: tensor.numel() for name, tensor in state.items()}
-    page = model_card({config.task.name: card}, {config.task.name: values})
+    weights = describe_weights(sum(tensor.numel() for tensor in state.values()), config, head)
+    page = model_card({config.task.name: card}, {config.task.name: weights})
     (folder / README).write_text(page, encoding="utf-8")
+
+
+def describe_weights(values: int, config: TrainConfig, model: Head) -> Weights:
+    """What the weights of a bundle are, for its model card.
+
+    Args:
+        values: Their number of values.
+        config: The settings of the bundle.
+        model: Its head, which may be untrained or on the meta device.
+    """
+    copied = sum(parameter.numel() for parameter in copied_parameters(model).values())
+    return Weights(values, copied, config.task.included_model)
 
 
 def card_to_dict(card: Card) -> dict[str, Any]:
@@ -442,13 +454,13 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise BundleError(f"{file}: cannot be read ({error}). {ADVICE}") from error
 
 
-def count_values(file: Path) -> dict[str, int]:
-    """Number of values of each tensor of a bundle's ``head.safetensors``.
+def count_values(file: Path) -> int:
+    """Number of values of a bundle's ``head.safetensors``.
 
     Raises:
         BundleError: The file is missing or damaged.
     """
-    return {name: math.prod(shape) for name, (_, shape) in _header(file).items()}
+    return sum(math.prod(shape) for _, shape in _header(file).values())
 
 
 def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

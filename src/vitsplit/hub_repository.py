@@ -112,10 +112,10 @@ def download(run: str | PurePath, limits: Mapping[str, int]) -> Path:
             or the hub is unavailable and the cache does not have the bundles.
     """
     address = parse_address(run)
-    cached = _COMMIT.fullmatch(address.revision) is not None  # a commit does not change
+    is_commit = _COMMIT.fullmatch(address.revision) is not None  # and does not change
     if constants.HF_HUB_OFFLINE:
         return _from_cache(address, limits, "the hub is disabled by HF_HUB_OFFLINE")
-    if cached and (folder := _find_cached(address, limits)) is not None:
+    if is_commit and (folder := _find_cached(address, limits)) is not None:
         return folder
     if not reachable(constants.ENDPOINT):
         why = f"{constants.ENDPOINT} is unreachable (timeout {PROBE_SECONDS:.0f} s)"
@@ -127,10 +127,20 @@ def download(run: str | PurePath, limits: Mapping[str, int]) -> Path:
         sizes = {each.rfilename: each.size for each in info.siblings or ()}
         files = repository_files(list(sizes), limits)
         _check_sizes(address, {file: sizes[file] for file in files}, limits)
-        folder = Path(snapshot_download(address.repository, revision=address.revision, allow_patterns=files))
-    if folder.name != info.sha:
-        raise HubError(f"{address}: the repository changed during the download. Repeat the command.")
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise HubError(f"{address}: {constants.ENDPOINT} returned no commit of it. Repeat the command later.")
+        # The commit whose sizes were checked: the branch may have moved since.
+        folder = Path(snapshot_download(address.repository, revision=info.sha, allow_patterns=files))
+        if not is_commit:
+            _note_commit(folder, address.revision)
     return folder
+
+
+def _note_commit(folder: Path, revision: str) -> None:
+    """Records a snapshot in the cache as the commit of a branch or tag, as the client does when it resolves these."""
+    file = folder.parent.parent / "refs" / revision
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(folder.name, encoding="utf-8")
 
 
 def _check_sizes(address: Address, sizes: Mapping[str, int | None], limits: Mapping[str, int]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from vitsplit.tasks import task_config
+from vitsplit.backbone.catalog import CATALOG
+from vitsplit.backbone.models import repository_of
+from vitsplit.tasks import IncludedModel, task_config
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 
 PLACE = "THIS_FOLDER"
 # Licenses by the hub's identifiers; others are stated by name.
@@ -21,9 +25,24 @@ Contents = Mapping[str, Any]
 """The contents of ``head.json``, see ``bundle.card_to_dict``."""
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What ``head.safetensors`` has.
+
+    Attributes:
+        values: Number of values, of trained weights and norm statistics.
+        copied: Number of values of trained copies of the backbone's parameters.
+        included: The other model that it includes, trained; None: none.
+    """
+
+    values: int
+    copied: int = 0
+    included: IncludedModel | None = None
+
+
 def model_card(
     cards: Mapping[str, Contents],
-    values: Mapping[str, Mapping[str, int]],
+    weights: Mapping[str, Weights],
     *,
     place: str = PLACE,
     picture: str | None = None,
@@ -31,8 +50,8 @@ def model_card(
     """The text of ``README.md``, in Markdown with YAML front matter.
 
     Args:
-        cards: Contents of the cards by head name, of one backbone.
-        values: Number of values of each tensor, by head name.
+        cards: Contents of the cards by head name, of one backbone. Several are loaded under these names.
+        weights: What their weights are, by head name.
         place: What to load: a folder, or the address on the hub.
         picture: Name of a picture of predictions beside the file.
     """
@@ -42,14 +61,14 @@ def model_card(
     asks = any(task_config(card["task"]).answers_questions for card in cards.values())
     ask = f' --ask "{_QUESTION}"' if asks else ""
     parts = [
-        f"---\n{_metadata(cards, title)}\n---",
+        f"---\n{_metadata(cards, weights, title)}\n---",
         f"# {title}",
         *([f"![Predictions]({picture})"] if picture is not None else []),
         f"Written by vitsplit {next(iter(cards.values()))['vitsplit']}. It needs the frozen backbone "
         f"`{backbone['title']}` (`{backbone['timm_name']}`, weights {backbone['weights_hash'][:12]}, license "
         f"{backbone['licence']}), which is not included and is loaded separately.",
         *(
-            f"## Head `{name}`\n\n" * (len(cards) > 1) + _head(card, sum(values[name].values()))
+            f"## Head `{name}`\n\n" * (len(cards) > 1) + _head(card, weights[name].values)
             for name, card in cards.items()
         ),
         "## Use",
@@ -60,7 +79,7 @@ def model_card(
         "images can differ. Evaluate it on your own data (`vitsplit evaluate`) before use. The bundle runs with the "
         "backbone's weights of the hash above only.",
         "## License",
-        _license(backbone, [_origin(cards[name], tensors) for name, tensors in values.items()]),
+        _license(cards, weights),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -83,37 +102,49 @@ def _head(card: Contents, values: int) -> str:
 def _python(place: str, cards: Mapping[str, Contents]) -> str:
     name, card = next(iter(cards.items()))
     asks = task_config(card["task"]).answers_questions
-    last = f'model.ask("image.jpg", "{_QUESTION}")' if asks else f'model.predict("image.jpg")["{name}"].overlay()'
+    if len(cards) > 1:
+        use = f'["{name}"].ask("image.jpg", "{_QUESTION}")' if asks else f'.predict("image.jpg")["{name}"].overlay()'
+        last = f"model{use}"
+    elif asks:
+        last = f'model.ask("image.jpg", "{_QUESTION}")'
+    else:
+        # Without the name, which depends on the folder that the bundle is in.
+        last = '(prediction,) = model.predict("image.jpg").values()\nprediction.overlay()'
     return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}")\n{last}\n```'
 
 
-def _license(backbone: Mapping[str, str], origins: list[str]) -> str:
-    derived = next(filter(None, origins), "")
-    return (
-        f"The backbone's license is {backbone['licence']}.{derived} The data set that a head was trained on may have "
-        "terms of its own."
-    )
+def licenses(backbone: str, included: Iterable[IncludedModel | None]) -> str:
+    """The licenses of a backbone and of other models that bundles include, such as ``apache-2.0 and llama2``."""
+    others = (each.license or f"license of {each.name}" for each in included if each is not None)
+    return " and ".join(dict.fromkeys([backbone, *others]))
 
 
-def _origin(card: Contents, tensors: Mapping[str, int]) -> str:
-    """Which weights of a bundle were initialized from the backbone."""
-    if card.get("delta"):
-        return (
-            " Trained copies of its weights are not included, only bitwise differences to the backbone, which restore "
-            "them where the backbone is available."
-        )
-    if any(name.startswith("head.task_head.blocks.") and ".lora_" not in name for name in tensors):
-        what = "The task head is a trained copy of the backbone's last blocks"
-    elif any(name.endswith("trunk.model.patch_embed.proj.weight") for name in tensors):
-        what = "Most of the bundle is a trained copy of the backbone"
-    else:
-        return ""
-    return f" {what}: the backbone's license applies to it."
+def _license(cards: Mapping[str, Contents], weights: Mapping[str, Weights]) -> str:
+    parts = [f"The backbone's license is {next(iter(cards.values()))['backbone']['licence']}."]
+    for name, each in weights.items():
+        whose = f"head `{name}`" if len(cards) > 1 else "the bundle"
+        if each.copied and cards[name].get("delta"):
+            parts.append(
+                f"The trained copies of the backbone's weights in {whose} are stored as bitwise differences, which "
+                "restore them where the backbone is available."
+            )
+        elif each.copied:
+            parts.append(
+                f"{each.copied:,} values of {whose} are trained copies of the backbone's weights: the backbone's "
+                "license applies to them."
+            )
+        if each.included is not None:
+            stated = each.included.license
+            parts.append(
+                f"The language model {each.included.name} is part of {whose}, tuned: its license, "
+                f"{stated or 'which is not known to vitsplit'}, applies to it."
+            )
+    return " ".join([*parts, "The data set that a head was trained on may have terms of its own."])
 
 
-def _metadata(cards: Mapping[str, Contents], title: str) -> str:
+def _metadata(cards: Mapping[str, Contents], weights: Mapping[str, Weights], title: str) -> str:
     backbone = next(iter(cards.values()))["backbone"]
-    license_name = backbone["licence"]
+    license_name = licenses(backbone["licence"], (each.included for each in weights.values()))
     known = license_name in _LICENSES
     tags = [task_config(card["task"]).pipeline_tag for card in cards.values()]
     results = [result for name, card in cards.items() for result in _results(name, card)]
@@ -132,13 +163,23 @@ def _metadata(cards: Mapping[str, Contents], title: str) -> str:
 
 
 def _base_models(cards: Mapping[str, Contents]) -> list[str]:
-    """Repositories of the backbone and the language models, where the cards state them."""
+    """Repositories of the backbone and the language models, where the cards state them or vitsplit knows the models."""
     found = []
     for card in cards.values():
-        repository, stated, _ = card["backbone"]["source"].partition(" on the hub")
-        found += [repository] if stated else []
-        found.append(str((card["description"].get("language_model") or {}).get("name", "")))
+        found.append(_backbone_repository(card))
+        name = str((card["description"].get("language_model") or {}).get("name", ""))
+        found.append(LANGUAGE_MODELS[name].repository if name in LANGUAGE_MODELS else name)
     return [name for name in dict.fromkeys(found) if _REPOSITORY.fullmatch(name)]
+
+
+def _backbone_repository(card: Contents) -> str:
+    backbone = card["backbone"]
+    repository, stated, _ = backbone["source"].partition(" on the hub")
+    if stated:
+        return str(repository)
+    if backbone["name"] not in CATALOG or card["config"]["backbone"]["random_weights"]:
+        return ""
+    return repository_of(backbone["name"]) or ""
 
 
 def _results(name: str, card: Contents) -> list[EvalResult]:

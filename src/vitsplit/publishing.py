@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from PIL import Image
 from safetensors.torch import save_file
 
 from vitsplit.atomic_files import json_text
-from vitsplit.bundle import CARD, README, WEIGHTS, Card, card_to_dict, count_values, public_card, read_tensors
+from vitsplit.bundle import (
+    CARD,
+    README,
+    WEIGHTS,
+    Card,
+    card_to_dict,
+    count_values,
+    describe_weights,
+    public_card,
+    read_tensors,
+)
 from vitsplit.bundle_delta import copied_parameters, to_delta
+from vitsplit.data.decoding import read_array
 from vitsplit.errors import ConfigError, HubError
 from vitsplit.files import is_address
 from vitsplit.hub_repository import (
@@ -26,9 +39,10 @@ from vitsplit.hub_repository import (
 )
 from vitsplit.inference.loading import backbone_of, check_weights, read_bundles
 from vitsplit.model import head_shapes, untrained_head
-from vitsplit.model_card import model_card
+from vitsplit.model_card import Weights, model_card
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = {"picture.jpg": "JPEG", "picture.jpeg": "JPEG", "picture.png": "PNG", "picture.webp": "WEBP"}
+"""Pillow's formats of the picture of a model card, by its name in a repository."""
 LARGEST_PICTURE = 8 << 20
 """Size limit in bytes of the picture of a model card."""
 
@@ -48,16 +62,17 @@ def push(
 
     The repository is created if it does not exist. One commit has ``head.json`` and ``head.safetensors`` (of several
     heads in ``best/HEAD``), a generated model card as ``README.md``, and the picture; no other file of the folder is
-    uploaded. Files of other heads from an earlier upload are removed. ``head.json`` has the settings of the run; of
-    paths such as that of ``--weights``, it has the last part only.
+    uploaded. Files of other heads and the picture from an earlier upload are removed. ``head.json`` has the settings of
+    the run; of paths such as that of ``--weights``, it has the last part only.
 
     Args:
         run: Run folder (its best bundles) or bundle folder.
         repository: ``namespace/name``. The token is that of ``HF_TOKEN`` or ``hf auth login``.
-        private: Create the repository as a private one; an existing one is not changed.
+        private: Create the repository as a private one; an existing public one is an error.
         revision: The branch, created if it does not exist; None: ``main``.
         message: Message of the commit; None: one that names the folder.
-        picture: A picture of predictions for the model card (JPEG, PNG or WebP); None: none.
+        picture: A picture of predictions for the model card (JPEG, PNG or WebP); None: none. Its pixels are saved
+            again, upright and as RGB, without metadata such as the place of a photograph.
         delta: Store trained copies of the backbone's parameters (of ViT-Split, the task head) as differences to them,
             which are useless without the backbone; loading restores every bit. Requires the backbone.
         weights: Weights of the backbone for ``delta``, see ``vitsplit.load``.
@@ -69,8 +84,10 @@ def push(
         BundleError: The bundle is missing, damaged or does not fit its card.
         ConfigError: The picture is missing, too large or of another format; or ``delta`` is given, and no head has
             copies of the backbone's parameters.
+        DataError: The picture cannot be decoded.
         WeightsError: The backbone is unavailable.
-        HubError: The name is invalid, the hub is disabled or unreachable, or it refuses the upload (token, permission).
+        HubError: The name is invalid, the hub is disabled or unreachable, or it refuses the upload (token, permission);
+            or ``private`` is given, and the repository is public.
 
     Example:
         >>> vitsplit.push("runs/first", "me/rooms", private=True)  # doctest: +SKIP
@@ -98,9 +115,16 @@ def _commit(
     api, repository = HfApi(), address.repository
     with hub_errors(address):
         api.create_repo(repository, private=private, exist_ok=True)
+        # Of a repository that exists, create_repo ignores the argument.
+        if private and not api.model_info(repository).private:
+            raise HubError(
+                f"{address}: --private was given, but the repository is public. Nothing was uploaded: make it private "
+                f"at {constants.ENDPOINT}/{repository}/settings, or give another name."
+            )
         if branch is not None:
             api.create_branch(repository, branch=branch, exist_ok=True)
-        former = repository_files(list(api.list_repo_files(repository, revision=branch)), {CARD: 0, WEIGHTS: 0})
+        present = list(api.list_repo_files(repository, revision=branch))
+        former = [*repository_files(present, {CARD: 0, WEIGHTS: 0}), *(name for name in present if name in PICTURES)]
         commit = api.create_commit(
             repository,
             [
@@ -170,19 +194,28 @@ def _files(bundles: Mapping[str, _Bundle], address: Address, picture: Path | Non
     named = None
     if picture is not None:
         named = f"picture{picture.suffix.lower()}"
-        files[named] = _check_picture(picture)
+        files[named] = _read_picture(picture, PICTURES.get(named))
     page = model_card(
         {name: card_to_dict(bundle.card) for name, bundle in bundles.items()},
-        {name: count_values(bundle.weights) for name, bundle in bundles.items()},
+        {name: _describe_weights(bundle) for name, bundle in bundles.items()},
         place=str(address),
         picture=named,
     )
     return files | {README: page.encode()}
 
 
-def _check_picture(picture: Path) -> Path:
-    if picture.suffix.lower() not in PICTURE_SUFFIXES or not picture.is_file():
-        raise ConfigError(f"--picture {picture}: not a picture. Give a file ({', '.join(PICTURE_SUFFIXES)}).")
+def _describe_weights(bundle: _Bundle) -> Weights:
+    config = bundle.card.config
+    return describe_weights(count_values(bundle.weights), config, head_shapes(config, bundle.card.description))
+
+
+def _read_picture(picture: Path, kind: str | None) -> bytes:
+    """The picture as a new file, of a format of Pillow's, which has its pixels only."""
+    if kind is None or not picture.is_file():
+        suffixes = ", ".join(Path(name).suffix for name in PICTURES)
+        raise ConfigError(f"--picture {picture}: not a picture. Give a file ({suffixes}).")
     if picture.stat().st_size > LARGEST_PICTURE:
         raise ConfigError(f"--picture {picture}: larger than the limit of {LARGEST_PICTURE / 1e6:g} MB. Resize it.")
-    return picture
+    file = io.BytesIO()
+    Image.fromarray(read_array(picture)).save(file, kind, quality=95)
+    return file.getvalue()

@@ -1,22 +1,30 @@
 """Bundles on a local hub: upload, download, the offline cache, refusals."""
 
+import functools
 import hashlib
+import io
 import json
 import pickle
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from bundles import write_depth_bundle, write_segmentation_bundle
-from huggingface_hub import constants
-from PIL import Image
+from huggingface_hub import HfApi, ModelInfo, constants
+from local_hub import LocalHub
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+from vqa_bundles import write_language_model, write_vqa_bundle
 
 import vitsplit
 from vitsplit.backbone.hub import reachable
 from vitsplit.bundle import find_bundle, find_bundles, read_card
 from vitsplit.cli.main import main
-from vitsplit.errors import BundleError, ConfigError, HubError
+from vitsplit.errors import BundleError, ConfigError, DataError, HubError
 from vitsplit.hub_repository import parse_address
 from vitsplit.inference.sources import find_head
 from vitsplit.serving.server import ServeOptions
@@ -48,6 +56,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
+def files_at_main(hub: LocalHub, name: str) -> dict[str, bytes]:
+    repository = hub.repositories[name]
+    return repository.commits[repository.branches["main"]]
+
+
 def test_pushed_files_are_those_of_the_bundle(hub, rooms):
     url = vitsplit.push(rooms, "me/rooms")
     repository = hub.repositories["me/rooms"]
@@ -66,8 +79,7 @@ def test_pushed_cards_have_no_folders_of_the_machine(hub, rooms, tmp_path):
     card["config"]["loop"]["cache_folder"] = paths["cache_folder"]
     (written / "head.json").write_text(json.dumps(card))
     vitsplit.push(written, "me/rooms")
-    repository = hub.repositories["me/rooms"]
-    files = repository.commits[repository.branches["main"]]
+    files = files_at_main(hub, "me/rooms")
     assert not [name for name, content in files.items() if b"annika-b" in content]
     card["config"]["backbone"]["weights"] = "dinov2.pth"
     card["config"]["loop"]["cache_folder"] = "features"
@@ -126,6 +138,27 @@ def test_a_new_commit_is_downloaded(hub, rooms, tmp_path):
     assert hashes(find_bundle("hf://me/rooms")) == hashes(other)
 
 
+def test_the_commit_whose_sizes_were_checked_is_downloaded(hub, rooms, tmp_path, monkeypatch):
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    repository = hub.add("me/rooms", files_of(rooms))
+    repository.branches["refs/pr/1"] = first = repository.branches["main"]
+    get_info = HfApi.model_info
+
+    def move_after(self: HfApi, name: str, *, revision: str, **options: Any) -> ModelInfo:
+        info = get_info(self, name, revision=revision, **options)
+        if repository.branches.get(revision) == first:
+            repository.commit(files_of(other), revision)
+        return info
+
+    monkeypatch.setattr(HfApi, "model_info", move_after)
+    for address in ("hf://me/rooms", "hf://me/rooms@refs/pr/1"):
+        assert hashes(find_bundle(address)) == hashes(rooms)
+        with monkeypatch.context() as offline:
+            offline.setattr(constants, "HF_HUB_OFFLINE", True)
+            assert hashes(find_bundle(address)) == hashes(rooms)
+        assert hashes(find_bundle(address)) == hashes(other)
+
+
 def test_several_heads_are_one_repository(hub, both, rooms):
     vitsplit.push(rooms, "me/both")
     vitsplit.push(both, "me/both")
@@ -148,16 +181,99 @@ def test_the_model_card(hub, rooms, tmp_path):
     picture = tmp_path / "overlay.jpg"
     Image.new("RGB", (8, 8)).save(picture)
     vitsplit.push(rooms, "me/rooms", picture=picture)
-    repository = hub.repositories["me/rooms"]
-    files = repository.commits[repository.branches["main"]]
+    files = files_at_main(hub, "me/rooms")
     _, front, text = files["README.md"].decode().split("---\n", 2)
     data = yaml.safe_load(front)
     assert (data["library_name"], data["pipeline_tag"]) == ("vitsplit", "image-segmentation")
     assert 'vitsplit.load("hf://me/rooms")' in text
     assert "![Predictions](picture.jpg)" in text
-    assert files["picture.jpg"] == picture.read_bytes()
+    assert "picture.jpg" in files
     with pytest.raises(ConfigError):
         vitsplit.push(rooms, "me/rooms", picture=rooms / "secret.txt")
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".JPG", "JPEG"), (".png", "PNG"), (".webp", "WEBP")])
+def test_pictures_are_uploaded_upright_and_without_metadata(hub, rooms, tmp_path, suffix, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the top is the right side
+    exif[ExifTags.Base.Artist] = "annika-b"
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] = "N"
+    stored = Image.new("RGB", (64, 32), "red")
+    stored.paste("blue", (0, 0, 32, 32))
+    picture = tmp_path / f"photo{suffix}"
+    texts = PngInfo()
+    texts.add_text("Author", "annika-b")
+    options = {"pnginfo": texts} if kind == "PNG" else {"quality": 95, "xmp": b"annika-b"}
+    stored.save(picture, kind, exif=exif, icc_profile=b"annika-b", **options)
+    assert b"annika-b" in picture.read_bytes()
+    vitsplit.push(rooms, "me/rooms", picture=picture)
+    content = files_at_main(hub, "me/rooms")[f"picture{suffix.lower()}"]
+    with Image.open(io.BytesIO(content)) as found:
+        assert (found.format, found.size, dict(found.getexif())) == (kind, (32, 64), {})
+        assert not {"icc_profile", "xmp", "exif", "comment", "Author"} & found.info.keys()
+        colors = np.asarray(found.convert("RGB"))
+    # The left half of the stored pixels is the upper one.
+    assert np.abs(colors[16, 16].astype(int) - (0, 0, 255)).max() < 30
+    assert np.abs(colors[48, 16].astype(int) - (255, 0, 0)).max() < 30
+    assert b"annika-b" not in content
+
+
+@pytest.mark.parametrize("content", [b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(100), b""])
+def test_pictures_that_cannot_be_decoded_are_not_uploaded(hub, rooms, tmp_path, content):
+    (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"photo\.png"):
+        vitsplit.push(rooms, "me/rooms", picture=tmp_path / "photo.png")
+    assert hub.repositories == {}
+
+
+def test_a_picture_of_an_earlier_upload_is_removed(hub, rooms, tmp_path):
+    for suffix in ("jpg", "png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"photo.{suffix}")
+        vitsplit.push(rooms, "me/rooms", picture=tmp_path / f"photo.{suffix}")
+        assert set(files_at_main(hub, "me/rooms")) == {*FILES, "README.md", f"picture.{suffix}"}
+    vitsplit.push(rooms, "me/rooms")
+    assert set(files_at_main(hub, "me/rooms")) == {*FILES, "README.md"}
+
+
+def run_code(text: str, place: str | Path = "THIS_FOLDER") -> Any:
+    """Runs the Python code of a model card, and returns the value of its last line."""
+    (code,) = re.findall(r"```python\n(.*?)\n```", text, flags=re.DOTALL)
+    *first, last = code.replace("THIS_FOLDER", str(place)).splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(first), names)
+    return eval(last, names)
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch) -> None:
+    """``image.jpg`` in the working directory."""
+    Image.new("RGB", (64, 48)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["rooms"], ["segmentation"], ["rooms", "streets"], ["segmentation", "streets"]])
+def test_the_code_of_a_model_card_runs(hub, photo, tmp_path, names):
+    for name in names:
+        write_segmentation_bundle(tmp_path / "run" / "best" / name)
+    run = tmp_path / "run" / "best" / "rooms" if names == ["rooms"] else tmp_path / "run"
+    vitsplit.push(run, "me/rooms")
+    page = files_at_main(hub, "me/rooms")["README.md"].decode()
+    assert run_code(page).size == (64, 48)
+    written = tmp_path / "run" / "best" / names[0]
+    copied = shutil.copytree(written, tmp_path / "copied")
+    for folder in (written, copied):
+        assert run_code((folder / "README.md").read_text(), folder).size == (64, 48)
+
+
+def test_the_code_of_several_heads_asks_the_named_one(hub, photo, tmp_path, monkeypatch):
+    language = write_language_model(tmp_path / "tiny")
+    write_vqa_bundle(tmp_path / "run" / "best" / "vqa", language)
+    write_depth_bundle(tmp_path / "run" / "best" / "walls")
+    vitsplit.push(tmp_path / "run", "me/both")
+    page = files_at_main(hub, "me/both")["README.md"].decode()
+    load = functools.partial(vitsplit.load, language_weights=language)
+    monkeypatch.setattr(vitsplit, "load", load)
+    assert isinstance(run_code(page), str)
 
 
 @pytest.mark.parametrize("name", ["rooms", "a/b/c", "me/..", "me/ro oms", "../me", "me--you/a", ""])
@@ -210,6 +326,19 @@ def test_damaged_bundles_are_not_pushed(hub, rooms, tmp_path):
     with pytest.raises(BundleError):
         vitsplit.push(tmp_path, "me/rooms")
     assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_private_bundles_are_not_pushed_to_public_repositories(hub, rooms, tmp_path, revision):
+    vitsplit.push(rooms, "me/rooms")
+    before = dict(hub.repositories["me/rooms"].branches)
+    other = write_segmentation_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(HubError, match="public"):
+        vitsplit.push(other, "me/rooms", private=True, revision=revision)
+    assert hub.repositories["me/rooms"].branches == before
+    vitsplit.push(rooms, "me/secret", private=True)
+    vitsplit.push(other, "me/secret", private=True, revision=revision)
+    assert hub.repositories["me/secret"].private
 
 
 def test_commands(hub, rooms, tmp_path, capsys):

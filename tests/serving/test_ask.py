@@ -55,6 +55,17 @@ def truth(model, content, question):
     return model.ask(Image.open(io.BytesIO(content)), question)
 
 
+def test_the_license_of_a_tuned_language_model_is_stated(asked, language, tmp_path):
+    tuned = write_vqa_bundle(tmp_path / "tuned", language, task={"stage": "instruct", "tune": "full"})
+    with serving({**asked, "tuned": tuned}, language_weights=language) as client:
+        found = client.get("/v1/bundles").json()["bundles"]
+    assert {name: each["license"] for name, each in found.items()} == {
+        "asked": "apache-2.0",
+        "rooms": "apache-2.0",
+        "tuned": "apache-2.0 and license of tiny",
+    }
+
+
 def test_answers_are_streamed(client, model):
     for seed, question in enumerate(QUESTIONS):
         response = client.post("/v1/ask", params={"question": question}, content=photo(seed=seed))

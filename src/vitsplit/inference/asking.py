@@ -16,6 +16,7 @@ from vitsplit.data.images import read_image
 from vitsplit.errors import ConfigError, WeightsError
 from vitsplit.files import shown
 from vitsplit.inference.strips import ImageStrips, is_large
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 
 LARGE_SIDE = 2048
 """Very large images are scaled down to this longest side on reading; bundles resize images to a few hundred pixels."""
@@ -84,8 +85,6 @@ def _located(card: Card, folder: Path, language_weights: str | Path | None, lang
 
 def _check_known(card: Card, folder: Path) -> None:
     """Raises WeightsError if the card has a folder or a language model that vitsplit does not know."""
-    from vitsplit.tasks.vqa.language import PACKAGES, WIDTHS
-
     path = card.paths.get("--language-weights")
     if path is not None:
         raise WeightsError(
@@ -93,7 +92,7 @@ def _check_known(card: Card, folder: Path) -> None:
             "its folder with --language-weights PATH (language_weights=PATH)."
         )
     name = card.paths.get("--language-model", card.config.task.language_model)
-    if name not in {*PACKAGES, *WIDTHS}:
+    if name not in LANGUAGE_MODELS:
         raise WeightsError(
             f"{folder}: trained with the language model {shown(name, 1024)}, which vitsplit does not know and "
             "does not download automatically. Give its folder with --language-weights PATH (language_weights=PATH), or "

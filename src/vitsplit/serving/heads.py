@@ -9,6 +9,7 @@ from typing import Any
 from vitsplit.data.classes import ClassList
 from vitsplit.inference.predictor import LoadedHead, Predictor
 from vitsplit.inference.shared_pass import PassCount
+from vitsplit.model_card import licenses
 from vitsplit.tasks.prediction import Prediction
 from vitsplit.tasks.registry import TaskConfig
 from vitsplit.types import TapRequest
@@ -56,7 +57,8 @@ class ServedHead:
             "needs_question": self.task.answers_questions,
             "formats": list(self.forms.served_formats),
             "sha256": self.sha256,
-            "license": card.backbone["licence"],  # that of the backbone, whose copied blocks a bundle may have
+            # Of the backbone, whose copied blocks a bundle may have, and of a tuned language model.
+            "license": licenses(card.backbone["licence"], [card.config.task.included_model]),
             "vitsplit": card.version,
             "metrics": dict(card.metrics),
             "maps": list(card.prior_layers),

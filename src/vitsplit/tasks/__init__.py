@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "TASKS",
+    "IncludedModel",
     "Score",
     "TaskConfig",
     "bare_task",
@@ -20,6 +21,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vitsplit.tasks.registry import (
         TASKS,
+        IncludedModel,
         Score,
         TaskConfig,
         bare_task,

@@ -50,6 +50,19 @@ class Score:
     unit: str = "%"
 
 
+@dataclass(frozen=True)
+class IncludedModel:
+    """A model other than the backbone whose trained weights are in bundles.
+
+    Attributes:
+        name: Its name.
+        license: License of the original weights; None: unknown.
+    """
+
+    name: str
+    license: str | None
+
+
 class TaskConfig(Settings):
     """The settings of a task, and its capabilities.
 
@@ -108,6 +121,11 @@ class TaskConfig(Settings):
     @property
     def own_head(self) -> str | None:
         """The setting that makes the task build its own head (``Task.build_head``), not the method's; else None."""
+        return None
+
+    @property
+    def included_model(self) -> IncludedModel | None:
+        """The model other than the backbone that bundles include, trained; None: none. Adapters alone do not count."""
         return None
 
     @property

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from vitsplit.config import LongText, MaxNewTokens, Name, Opens, check_pixels
 from vitsplit.errors import ConfigError
-from vitsplit.tasks import Score, TaskConfig
+from vitsplit.tasks import IncludedModel, Score, TaskConfig
+from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 
 Connector = Literal["vitsplit", "vitsplit-release", "mlp2x", "linear"]
 Stage = Literal["align", "instruct"]
@@ -102,6 +103,19 @@ class VqaConfig(TaskConfig):
     def language_name(self) -> str:
         """The language model's name; of one in a folder, that of the folder."""
         return _MODEL.without_folders(self.language_model)
+
+    @property
+    def tunes_language_model(self) -> bool:
+        """Whether the weights of the language model itself are trained."""
+        return self.stage == "instruct" and self.tune == "full"
+
+    @property
+    def included_model(self) -> IncludedModel | None:
+        """The language model, if its weights are trained."""
+        if not self.tunes_language_model:
+            return None
+        known = LANGUAGE_MODELS.get(self.language_name)
+        return IncludedModel(self.language_name, known.license if known else None)
 
     @property
     def own_head(self) -> str | None:

