@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
 
 def available_cores() -> int:
     """The number of CPU cores that this process may use."""
@@ -16,6 +14,8 @@ def available_cores() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory is the reason of an error; on a CPU, PyTorch has no type for it."""
+    import torch  # slow to import, and not for the cores
+
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
