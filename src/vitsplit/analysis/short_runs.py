@@ -114,7 +114,7 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
     Args:
         config: The configuration.
         data: The data set.
-        folder: An existing folder, in which a folder of the runs is made, and removed at the end.
+        folder: The folder in which a folder of the runs is made, and removed at the end.
         max_minutes: The time of all runs together.
 
     Raises:
@@ -123,6 +123,7 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
     """
     check_choice(config, "analyze layers")
     where = dict.fromkeys(config.heads, data)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="short-runs-", dir=folder) as runs:
         everyone = candidates(config, _num_layers(config), Path(runs), _num_classes(config, where))
         return measure(everyone, _train_to(where), seconds=60 * max_minutes)
