@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import vitsplit
 from small_run import SMALL_RUN
-from vitsplit.analysis import layer_search, short_runs
+from vitsplit.analysis import layer_search
 from vitsplit.analysis.proposals import propose
 from vitsplit.backbone import open_backbone
 from vitsplit.cli.flags import from_flags
 from vitsplit.cli.main import main
+from vitsplit.engine import assemble
 from vitsplit.recipes import recipe
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--random-weights", "--size", "32", "48", "--batch-size", "4"]
@@ -72,17 +73,15 @@ def test_images_to_page(scenes, tmp_path, capsys):
 
 
 def test_labels_add_the_quality_of_every_depth(scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(layer_search, "FIRST_STEPS", 1)
     """With the given weights; other runs in the folder stay there."""
+    monkeypatch.setattr(layer_search, "FIRST_STEPS", 1)
     run, out, weights = tmp_path / "run", tmp_path / "layers", tmp_path / "weights.pt"
     vitsplit.train(data=scenes, out=run, **{**SMALL_RUN, "steps": 1, "warmup_steps": 0})
     (out / "runs").mkdir(parents=True)
     (out / "runs" / "mine").touch()
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), weights)
     opened = []
-    monkeypatch.setattr(
-        short_runs, "open_backbone", lambda settings: opened.append(settings) or open_backbone(settings)
-    )
+    monkeypatch.setattr(assemble, "open_backbone", lambda settings: opened.append(settings) or open_backbone(settings))
     given = [*TINY[:2], "--weights", str(weights), *TINY[3:], "--data", str(scenes)]
     words = ["--run", str(run), *given, "--max-minutes", "0.001", "--out", str(out)]
     assert main(["analyze", "layers", str(scenes / "images"), *words]) == 0
@@ -92,7 +91,7 @@ def test_labels_add_the_quality_of_every_depth(scenes, tmp_path, capsys, monkeyp
     assert sorted(costs, key=costs.get) == [0, 2, 3, 6, 9, 12]
     assert min(each["behind"] for each in qualities) == 0 and {each["steps"] for each in qualities} == {1}
     assert "for one more head" in capsys.readouterr().out
-    assert [each.weights for each in opened] == [str(weights)]
+    assert [each.weights for each in opened] == [str(weights)] * len(qualities)
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"runs"} and (out / "runs" / "mine").exists()
     assert (out / "quality.png").stat().st_size > 5000
 

@@ -258,7 +258,7 @@ def search(
             "layers auto: a fifth of the run is too short for a comparison (two candidates, %d steps each), so the "
             "recipe's layers are used. Increase %s.",
             first,
-            f"--max-minutes, to {budget.minutes(allowed[:2], first):.0f} or more"
+            f"--max-minutes, to {budget.minutes(allowed[:2], first)} or more for each head"
             if seconds is not None
             else f"--steps, to {math.ceil(2 * first / SHARE)} or more",
         )
@@ -339,7 +339,7 @@ class _Budget:
             low, high = (middle, high) if self.of_rounds(candidates, middle) <= self.left else (low, middle - 1)
         return low
 
-    def minutes(self, candidates: Sequence[Candidate], first: int) -> float:
+    def minutes(self, candidates: Sequence[Candidate], first: int) -> int:
         """The minutes of a run in a fifth of which candidates can be compared."""
         taken = SHARE * (self.seconds or 0.0) - self.left
         return math.ceil((taken + self.of_rounds(candidates, first, 1)) / SHARE / 60)

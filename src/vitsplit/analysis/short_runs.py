@@ -198,7 +198,7 @@ def _adopt(folder: Path, run: RunFolder, config: TrainConfig) -> None:
 
 
 def _num_layers(config: TrainConfig) -> int:
-    return open_backbone(backbone_settings(config)).num_layers
+    return open_backbone(backbone_settings(config), only_shapes=True).num_layers
 
 
 def _num_classes(config: TrainConfig, data: Folders) -> int | None:
