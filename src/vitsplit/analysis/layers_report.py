@@ -157,7 +157,7 @@ def write_layers(
             "Short runs with the same batches and the same number of steps. The loss is the mean over the last half of "
             "the steps, and the error that of its difference from the lowest one. Multiply-adds are those of one more "
             "head on a shared pass, per image of the crop size. `vitsplit train --layers auto` takes the lowest "
-            "loss for equal time, whatever a further head costs within --max-head-gmacs.",
+            "loss for equal time, whatever a further head costs within `--max-head-gmacs`.",
             soft=True,
         )
     else:
