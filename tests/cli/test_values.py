@@ -48,7 +48,7 @@ BUNDLE = [
         "--size 0 0", "--num-classes 256", "--batch-size 0")],
     *[("bench train-step", flag) for flag in ("--steps 0", f"--steps {HUGE}", "--warmup -1", "--device cuda:9")],
     *[("bench accuracy segmentation --data DATA --out OUT", flag) for flag in (
-        "--seconds 0", "--seconds nan", "--seconds 1e30", "--seeds -1", "--processes 0", "--processes 1000000")],
+        "--minutes 0", "--minutes nan", "--minutes 1e30", "--seeds -1", "--processes 0", "--processes 1000000")],
     *[("analyze sweep segmentation --data DATA --out OUT", flag) for flag in ("--tuned -1", "--prior 100000")],
     *[("analyze ablate segmentation --data DATA --out OUT", flag) for flag in ("--prior 0", f"--seeds {HUGE}")],
     *[("analyze cka PHOTOS --random-weights", flag) for flag in (

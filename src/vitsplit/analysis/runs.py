@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitsplit.analysis.processes import Job, run_jobs
+from vitsplit.analysis.short_runs import with_choice_of
 from vitsplit.analysis.variants import Variant
 from vitsplit.atomic_files import write_json
 from vitsplit.engine.checkpoint import TrainState, latest_checkpoint, read_state
@@ -41,7 +42,7 @@ class Trial:
     Attributes:
         variant: The variant.
         seed: The seed.
-        config: The full configuration.
+        config: The full configuration; with ``Variant.layers`` auto, the one that the run starts from.
         folder: The run folder.
     """
 
@@ -56,7 +57,7 @@ class Outcome:
     """The result of a finished run.
 
     Attributes:
-        trial: The trial.
+        trial: The trial, with the configuration that was trained.
         score: The task's score at the end of the run; higher is better.
         best_score: The best score of all evaluations.
         score_name: Name of the score.
@@ -74,6 +75,14 @@ class Outcome:
     steps: int
     seconds: float
     description: Mapping[str, Any]
+
+    @property
+    def chosen_layers(self) -> str | None:
+        """The name of the candidate that the run chose (``layer_search.variants``); None: its layers were given."""
+        if self.trial.variant.layers == "recipe":
+            return None
+        ((_, choice),) = RunFolder(self.trial.folder).read_choice().items()
+        return str(choice["chosen"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,8 @@ def plan(base: TrainConfig, variants: Sequence[Variant], seeds: Sequence[int], o
     for seed in seeds:
         for variant in variants:
             config = override(base, {**variant.settings, "seed": seed})
-            duplicate = next((trial for trial in trials if trial.config == config), None)
+            same = (trial for trial in trials if trial.config == config and trial.variant.layers == variant.layers)
+            duplicate = next(same, None)
             folder = out / "runs" / f"{variant.name}-seed{seed}" if duplicate is None else duplicate.folder
             trials.append(Trial(variant=variant, seed=seed, config=config, folder=folder))
     return trials
@@ -122,7 +132,7 @@ def run_status(trial: Trial) -> RunStatus:
     run = RunFolder(trial.folder)
     if not run.config_file.exists():
         return "new"
-    check_same_config(trial.config, run)
+    check_same_config(_trained_config(trial), run)
     state = _state(trial)
     return "finished" if state is not None and state.finished else "interrupted"
 
@@ -140,7 +150,7 @@ def outcome(trial: Trial) -> Outcome:
         raise RunError(f"{trial.folder} contains a run of other heads, not of this study. Choose another --out.")
     ((head, last),) = state.standings.items()
     return Outcome(
-        trial=trial,
+        trial=replace(trial, config=_trained_config(trial)),
         score=last.last_score,
         best_score=last.last_score if last.best_score is None else last.best_score,
         score_name=last.score_name,
@@ -199,7 +209,8 @@ def run_trials(
         return StudyResult(outcomes=finished(), stopped_by=stopped_by)
     for trial in pending:
         resume = run_status(trial) == "interrupted"
-        result = train(trial.config, data=data, out=trial.folder, resume=resume)
+        choice = {"layers": trial.variant.layers, "max_minutes": trial.variant.max_minutes}
+        result = train(trial.config, data=data, out=trial.folder, resume=resume, **choice)
         if result.stopped_by is not None:
             return StudyResult(outcomes=finished(), stopped_by=result.stopped_by)
         report()
@@ -212,6 +223,9 @@ def _job(trial: Trial, data: Path, out: Path) -> Job:
     command += ["--config", str(_config_file(out, trial)), "--out", str(trial.folder)]
     if trial.config.loop.cache_folder is not None:  # ignored in configuration files
         command += ["--cache-folder", trial.config.loop.cache_folder]
+    command += ["--layers", trial.variant.layers]
+    if trial.variant.max_minutes is not None:
+        command += ["--max-minutes", str(trial.variant.max_minutes)]
     command += ["--resume"] * (run_status(trial) == "interrupted")
     return Job(name=str(trial.folder), command=command, errors=out / "configs" / f"{trial.folder.name}.errors.txt")
 
@@ -239,6 +253,14 @@ def _config_file(out: Path, trial: Trial) -> Path:
 def _state(trial: Trial) -> TrainState | None:
     checkpoint = latest_checkpoint(RunFolder(trial.folder).checkpoints)
     return None if checkpoint is None else read_state(checkpoint, trial.config.heads)
+
+
+def _trained_config(trial: Trial) -> TrainConfig:
+    """The configuration of a run that was begun: with the layers and steps that it chose, if it did."""
+    if trial.variant.layers == "recipe":
+        return trial.config
+    chose_steps = trial.variant.max_minutes is not None
+    return with_choice_of(RunFolder(trial.folder), trial.config, layers=True, steps=chose_steps)
 
 
 def without_seed(trial: Trial) -> TrainConfig:

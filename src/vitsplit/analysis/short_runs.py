@@ -129,6 +129,48 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
         return measure(everyone, _train_to(where), seconds=60 * max_minutes)
 
 
+def steps_within(configs: Mapping[str, TrainConfig], data: Path, folder: Path, *, seconds: float) -> dict[str, int]:
+    """The number of training steps of each configuration of a single head within a time, without evaluations.
+
+    The first steps of each are trained on the data, in turns, so that a change of the machine's speed affects all.
+
+    Args:
+        configs: The configurations by label.
+        data: The data set.
+        folder: The folder in which a folder of the runs is made, and removed at the end.
+        seconds: The time of every run.
+
+    Raises:
+        ConfigError: The time is too short for a step.
+        SystemExit: A signal was received.
+    """
+    train_to = {label: _train_to(dict.fromkeys(config.heads, data)) for label, config in configs.items()}
+    parts: dict[str, Part] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="short-runs-", dir=folder) as runs:
+        for target in (FIRST_STEPS // 2, FIRST_STEPS):
+            for label, config in configs.items():
+                # Longer than its beginning, whatever --steps is.
+                longer = override(config, {"steps": max(config.loop.steps, 2 * FIRST_STEPS)})
+                parts[label] = train_to[label](longer, Path(runs) / label, target)
+    return {
+        label: _whole_steps(
+            label, part, seconds, _first_views(configs[label], dict.fromkeys(configs[label].heads, data))
+        )
+        for label, part in parts.items()
+    }
+
+
+def _whole_steps(label: str, part: Part, seconds: float, first_views: int) -> int:
+    left = seconds - sum(part.seconds)
+    steps = steps_for(part, left, first_views) if left > 0 else int(seconds / part.step_seconds)
+    if steps < 1:
+        raise ConfigError(
+            f"--minutes {seconds / 60:g}: a step of {label} takes {part.step_seconds:.1f} s here. Increase the time."
+        )
+    return steps
+
+
 def with_choice_of(run: RunFolder, config: TrainConfig, *, layers: bool, steps: bool) -> TrainConfig:
     """The configuration with the layers, or the number of steps, chosen at the start of a run, for resuming it.
 

@@ -36,7 +36,7 @@ class Row:
     Attributes:
         variant: The variant.
         config: Its configuration, independent of the seed.
-        cost: Its cost.
+        cost: Its cost; the mean of its runs if they chose their layers.
         by_seed: Seed to outcome, for finished runs.
     """
 
@@ -115,14 +115,22 @@ def rows(trials: Sequence[Trial], outcomes: Sequence[Outcome], costs: Costs) -> 
     for trial in trials:
         name = trial.variant.name
         if name not in found:
-            outcomes_by_seed = {each.trial.seed: each for each in outcomes if each.trial.variant.name == name}
+            by_seed = {each.trial.seed: each for each in outcomes if each.trial.variant.name == name}
             found[name] = Row(
                 variant=trial.variant,
                 config=without_seed(trial),
-                cost=costs.of(trial),
-                by_seed=dict(sorted(outcomes_by_seed.items())),
+                cost=_mean_cost([costs.of(each.trial) for each in by_seed.values()] or [costs.of(trial)]),
+                by_seed=dict(sorted(by_seed.items())),
             )
     return list(found.values())
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    return Cost(
+        parameters=round(statistics.fmean(each.parameters for each in costs)),
+        gmacs=statistics.fmean(each.gmacs for each in costs),
+        head_gmacs=statistics.fmean(each.head_gmacs for each in costs),
+    )
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -147,6 +155,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
                         "score": each.score,
                         "best_score": each.best_score,
                         "steps": each.steps,
+                        "layers": each.chosen_layers,
                         "seconds": each.seconds,
                         "metrics": {
                             name: value for name, value in each.metrics.items() if isinstance(value, int | float)

@@ -252,7 +252,7 @@ def _best(rows: Sequence[Row]) -> list[tuple[str, str]]:
 def _run_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     cells = [
         [
-            f"{row.variant.label}, seed {seed}",
+            f"{row.variant.label}, seed {seed}" + (f": {each.chosen_layers}" if each.chosen_layers else ""),
             f"{each.score * _scale(row):.2f}",
             f"{each.best_score * _scale(row):.2f}",
             str(each.steps),

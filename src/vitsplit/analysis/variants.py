@@ -27,11 +27,15 @@ class Variant:
         name: Its name, also the prefix of its run folders: letters, digits, ``-``, ``_`` and ``.``.
         settings: Changes to the configuration of the study, by setting name.
         title: Display name; empty: the name.
+        layers: ``recipe``, or ``auto``: chosen at the start of each run, see ``vitsplit.train``.
+        max_minutes: With ``auto``: the time of a run, which sets its steps; None: the steps are those of the settings.
     """
 
     name: str
     settings: Mapping[str, Any]
     title: str = ""
+    layers: Literal["recipe", "auto"] = "recipe"
+    max_minutes: float | None = None
 
     @property
     def label(self) -> str:

@@ -29,7 +29,7 @@ NOTES = (
     "(Table 6); 51.3 and 54.9 with the last layers in place of uniform ones (Table 7), 51.5 and 55.5 with the gate "
     "(Table 9).",
 )
-STUDY = Study("vitsplit analyze ablate", "Ablation", notes=NOTES)
+STUDY = Study("vitsplit analyze ablate", "Ablation", notes=NOTES, curves=True)
 
 
 def ablate(

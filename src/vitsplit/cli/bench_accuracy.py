@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +22,42 @@ from vitsplit.saved_config import flat_to_dict
 from vitsplit.train_config import TrainConfig
 
 NOTE = (
-    "All methods had the same training time: the number of steps of each was estimated by timing a few steps on random "
-    "images of the crop size. Seconds in the table were measured in the runs and include data loading."
+    "All methods had the same training time: the number of steps of each follows from the time of its first steps on "
+    "the training data. Seconds in the table were measured in the runs."
 )
+AUTO = "auto"
+"""In place of a decoder: each run chooses its layers."""
 METHODS = ("vitsplit", "linear-probe", "full-finetune")
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """An entry of ``--methods``.
+
+    Attributes:
+        name: Its name, also the prefix of its flags.
+        method: ``NAME``, ``NAME:DECODER`` or ``NAME:cached``, see ``workload.method_config``.
+        auto: Whether its runs choose their layers.
+        title: Display name.
+    """
+
+    name: str
+    method: str
+    auto: bool
+    title: str
+
+    @classmethod
+    def parse(cls, text: str) -> _Compared:
+        """Parses ``[NAME=]METHOD[:DECODER|:cached|:auto]``."""
+        name, equals, label = text.rpartition("=")
+        method, _, form = label.partition(":")
+        auto = form == AUTO
+        return cls(
+            name=name if equals else label.replace(":", "-"),
+            method=method if auto else label,
+            auto=auto,
+            title=name or label,
+        )
 
 
 def accuracy(
@@ -34,8 +66,9 @@ def accuracy(
     *,
     options: StudyOptions,
     methods: Annotated[
-        tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="NAME[:DECODER] [NAME[:DECODER] ...]")
+        tuple[str, ...], Field(min_length=1), tyro.conf.arg(metavar="[NAME=]METHOD[:FORM] [[NAME=]METHOD[:FORM] ...]")
     ] = METHODS,
+    minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None,
     seconds: Annotated[float, Field(gt=0, le=1e9)] | None = None,
     lrs: tuple[Annotated[float, Field(gt=0, le=1e3)], ...] = (),
     config: Annotated[TrainConfig, FromArgv(settings_of_runs)],
@@ -45,76 +78,91 @@ def accuracy(
     """Train several methods with several seeds on a data set, and compare their accuracy.
 
     Shows mean and standard deviation, curves over steps and over time, and the cost of each method. All have the same
-    number of steps or, with --seconds, the same training time: the number of steps is then estimated by timing a few
-    steps first, so that every learning rate schedule is completed. With --lrs, every method is trained with each of the
+    number of steps or, with --minutes, the same training time: the number of steps then follows from the time of the
+    first steps, so that every learning rate schedule is completed. With --lrs, every method is trained with each of the
     learning rates with the first seed, and with the best of them with all seeds.
 
     Runs are written to OUT/runs. Finished runs with the same settings are reused, so the same command resumes a study
     that was stopped. Every setting of `vitsplit train` is a flag that applies to all runs, or to one method if its name
     is put before it.
 
-    A method is a name of `vitsplit train --method`, optionally with `:linear` or `:upernet` for another decoder than
-    its default, or with `:cached` for training on cached features (`--cache-features`). In flags, the colon is replaced
-    by a dash: --vitsplit-cached.cache-features 4.
+    A method is a name of `vitsplit train --method`, optionally with a form: `:linear` or `:upernet` for another decoder
+    than its default, `:cached` for training on cached features (`--cache-features`), or `:auto` for runs that choose
+    their layers (`--layers auto`). The same method can be given several times under different names. In flags, the
+    colon is replaced by a dash: --vitsplit-cached.cache-features 4.
 
     Examples:
         vitsplit bench accuracy segmentation --data my_data --methods vitsplit linear-probe full-finetune lora \\
             --linear-probe.lr 2e-3 --seeds 0 1 2 --out runs/methods
-        vitsplit bench accuracy segmentation --data my_data --seconds 600 --lrs 3e-4 1e-3 3e-3 --out runs/ten-minutes
+        vitsplit bench accuracy segmentation --data my_data --minutes 10 --lrs 3e-4 1e-3 3e-3 --out runs/ten-minutes
+        vitsplit bench accuracy segmentation --data my_data --minutes 30 --out runs/parts \\
+            --methods vitsplit vitsplit:auto alone=vitsplit --alone.no-prior-head --alone.no-fusion
 
     Args:
         task_name: The task.
         options: Options of every study.
         methods: The methods to compare.
-        seconds: Training time of every run in seconds, in place of --steps.
+        minutes: Training time of every run in minutes, without evaluations, in place of --steps.
+        seconds: Former unit of --minutes.
         lrs: Learning rates to choose from for each method without one of its own (--linear-probe.lr).
         config: Settings of all runs.
         own: Settings of individual methods.
         method_flags: Flags that only other methods than that of the configuration have.
     """
+    if seconds is not None:
+        if minutes is not None:
+            raise ConfigError(f"--minutes {minutes:g} and --seconds {seconds:g} were both given. Omit --seconds.")
+        minutes = seconds / 60
+        print(f"warning: --seconds {seconds:g} has been renamed to --minutes {minutes:g}", file=sys.stderr)
+    compared = list(dict.fromkeys(map(_Compared.parse, methods)))
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         from vitsplit.analysis.bench.workload import method_config
 
         return [
             Variant(
-                name=label.replace(":", "-"),
-                title=label,
-                settings=changed_settings(config, method_config(config, label)),
+                name=each.name,
+                title=each.title,
+                settings=changed_settings(config, method_config(config, each.method)),
+                layers="auto" if each.auto else "recipe",
+                max_minutes=minutes if each.auto else None,
             )
-            for label in dict.fromkeys(methods)
+            for each in compared
         ]
 
-    def with_equal_seconds(variants: list[Variant]) -> list[Variant]:
+    def in_equal_time(variants: list[Variant]) -> list[Variant]:
         """The variants with the number of steps that each takes in the given time."""
-        if seconds is None:
+        if minutes is None:
             return variants
-        configs = {variant.name: override(config, variant.settings) for variant in variants}
-        steps = _steps_per_method(options, seconds, configs)
-        return [replace(each, settings={**each.settings, "steps": steps[each.name]}) for each in variants]
+        configs = {each.name: override(config, each.settings) for each in variants if each.layers == "recipe"}
+        steps = _steps_per_method(options, minutes, configs)
+        return [
+            replace(each, settings={**each.settings, "steps": steps[each.name]}) if each.name in steps else each
+            for each in variants
+        ]
 
-    notes = [NOTE] if seconds is not None else []
+    notes = [NOTE] if minutes is not None else []
     if lrs:
         notes.append(
             f"The learning rate of each method is the best of {', '.join(f'{lr:g}' for lr in lrs)} with the first seed."
         )
     study = Study("vitsplit bench accuracy", "Comparison of methods", notes=notes, curves=True)
-    for label in methods if method_flags else ():
-        name = label.replace(":", "-")
-        own = {**own, name: [*method_flags.get(label.partition(":")[0], []), *own.get(name, [])]}
+    for each in compared if method_flags else ():
+        of_method = method_flags.get(each.method.partition(":")[0], [])
+        own = {**own, each.name: [*of_method, *own.get(each.name, [])]}
     if not lrs:
-        return run_study(study, options, config, make, own, finish=with_equal_seconds)
+        return run_study(study, options, config, make, own, finish=in_equal_time)
 
     def rates_of(variant: Variant) -> list[Variant]:
         has_own = any(word.partition("=")[0] in ("--lr", f"--{task_name}.lr") for word in own.get(variant.name, ()))
         return [variant] if has_own else _with_rates(variant, lrs)
 
     def with_rates(variants: list[Variant]) -> list[Variant]:
-        return [each for variant in with_equal_seconds(variants) for each in rates_of(variant)]
+        return [each for variant in in_equal_time(variants) for each in rates_of(variant)]
 
     def with_best_rates(variants: list[Variant]) -> list[Variant]:
         means = _mean_scores(options.out / "results.json")
-        return [max(rates_of(each), key=lambda each: means[each.name]) for each in with_equal_seconds(variants)]
+        return [max(rates_of(each), key=lambda each: means[each.name]) for each in in_equal_time(variants)]
 
     first = replace(options, seeds=options.seeds[:1])
     return run_study(study, first, config, make, own, finish=with_rates) or run_study(
@@ -160,33 +208,25 @@ def read_steps(file: Path) -> dict[str, Any]:
     return {name: known[name] for name in ("seconds", "settings", "steps")}
 
 
-def _steps_per_method(options: StudyOptions, seconds: float, configs: dict[str, TrainConfig]) -> dict[str, int]:
+def _steps_per_method(options: StudyOptions, minutes: float, configs: dict[str, TrainConfig]) -> dict[str, int]:
     """Number of steps of each method in the given time; measured once per study and saved."""
-    from vitsplit.analysis.bench.budget import steps_within
+    from vitsplit.analysis.short_runs import steps_within
     from vitsplit.atomic_files import write_json
-    from vitsplit.inference.loading import choose_device
-    from vitsplit.tasks import open_task
 
-    file = options.out / "steps.json"
+    file, seconds = options.out / "steps.json", 60 * minutes
     timed = {name: flat_to_dict(config) for name, config in configs.items()}
     known: dict[str, Any] = {"seconds": seconds, "settings": {}, "steps": {}}
     if file.is_file():
         known = read_steps(file)
         changed = sorted(name for name in timed.keys() & known["settings"] if timed[name] != known["settings"][name])
-        if known["seconds"] != seconds or changed:
-            difference = f"other settings of {', '.join(changed)}" if changed else f"--seconds {known['seconds']:g}"
+        if not math.isclose(known["seconds"], seconds) or changed:
+            before = f"--minutes {known['seconds'] / 60:g}"
+            difference = f"other settings of {', '.join(changed)}" if changed else before
             raise ConfigError(f"{file} was measured with {difference}, not with this command. Give another --out.")
     new = {name: config for name, config in configs.items() if name not in known["steps"]}
     if new:
-        classes = open_task(next(iter(configs.values())).task, options.data).describe().get("classes", ())
-        known["steps"] |= steps_within(
-            new,
-            seconds,
-            num_classes=len(classes),
-            device=choose_device(None),
-            say=lambda text: print(text, file=sys.stderr),
-        )
+        print(f"timing the first steps of {', '.join(new)}", file=sys.stderr)
+        known["steps"] |= steps_within(new, options.data, options.out, seconds=seconds)
         known["settings"] |= {name: timed[name] for name in new}
-        options.out.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
     return dict(known["steps"])

@@ -130,7 +130,9 @@ def call_with_flags(function: Callable[..., Any], argv: Sequence[str], *, prog: 
             given[name] = split_by_name(argv)
             remaining = given[name].pop("", [])
         elif isinstance(mark, MethodFlags):
-            names = [label.partition(":")[0] for label in list_value_of(argv, "--methods") or mark.default]
+            names = [
+                label.rpartition("=")[2].partition(":")[0] for label in list_value_of(argv, "--methods") or mark.default
+            ]
             given[name] = {}
             if settings:
                 flat = given[settings].flat(*given[settings].heads)

@@ -143,8 +143,8 @@ def train(
         "allow_changed_data": allow_changed_data,
     }
     if stage == "both":
-        if layers == "auto" or max_minutes is not None:
-            flag = "--layers auto" if layers == "auto" else f"--max-minutes {max_minutes:g}"
+        refused = {"--layers auto": layers == "auto", "--max-minutes": max_minutes, "--max-head-gmacs": max_head_gmacs}
+        for flag in (flag for flag, value in refused.items() if value):
             raise ConfigError(f"{flag} is not supported with --stage both. Train one stage after the other.")
         result = api.train_stages(*configs, **options)
     else:

@@ -1,17 +1,23 @@
 """``vitsplit bench accuracy``: methods x seeds as ordinary runs, with equal steps or equal seconds."""
 
+import dataclasses
 import json
+import math
 import re
 import types
 
 import pytest
 
-from vitsplit.analysis.bench.budget import steps_of
+from small_run import SMALL_RUN
+from vitsplit.analysis import short_runs
+from vitsplit.analysis.layer_search import Part
 from vitsplit.analysis.runs import Outcome, Trial
 from vitsplit.analysis.study_report import progress
 from vitsplit.analysis.variants import Variant
 from vitsplit.cli.main import main
+from vitsplit.engine.override import override
 from vitsplit.errors import ConfigError, RunError
+from vitsplit.recipes import recipe
 from vitsplit.sample.dataset import write_segmentation_set
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -83,38 +89,109 @@ def test_the_best_of_several_learning_rates_gets_all_seeds(scenes, tmp_path, cap
     assert before == {file: file.stat().st_mtime_ns for file in out.glob("runs/*/metrics.jsonl")}
 
 
-def test_equal_seconds_are_converted_to_steps_once(scenes, tmp_path, monkeypatch, capsys):
+def test_equal_time_is_converted_to_steps_once(scenes, tmp_path, monkeypatch, capsys):
     out = tmp_path / "timed"
-    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--seconds", "0.5"]
+    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--minutes", "0.01"]
     arguments += ["--linear-probe.lr", "5e-3", "--methods", "vitsplit", "linear-probe"]
-    found = {"vitsplit": 1, "linear-probe": 2, "frozen-head": 1}
     timed = []
 
-    def steps_of(times, seconds):
-        timed.append(set(times))
-        assert {len(samples) for samples in times.values()} == {5}
-        return {name: found[name] for name in times}
+    def steps_within(configs, data, folder, *, seconds):
+        timed.append((set(configs), seconds))
+        return {name: {"vitsplit": 1, "linear-probe": 2, "frozen-head": 1}[name] for name in configs}
 
-    monkeypatch.setattr("vitsplit.analysis.bench.budget.steps_of", steps_of)
+    monkeypatch.setattr(short_runs, "steps_within", steps_within)
     assert main(arguments) == 0
     assert main(arguments) == 0
-    assert timed == [{"vitsplit", "linear-probe"}], "the second time nothing is timed"
-    found |= {"vitsplit": 99, "linear-probe": 99}
+    assert timed == [({"vitsplit", "linear-probe"}, pytest.approx(0.6))], "the second time nothing is timed"
     assert main([*arguments, "frozen-head"]) == 0, "a method more leaves the runs of the others as they were"
-    assert timed[1:] == [{"frozen-head"}]
+    assert timed[1:] == [({"frozen-head"}, pytest.approx(0.6))]
     assert main([*arguments, "--linear-probe.batch-size", "1"]) == 2
     assert re.search(r"steps\.json .*linear-probe.*--out", capsys.readouterr().err)
-    assert main([*arguments, "--seconds", "1"]) == 2
-    assert re.search(r"steps\.json .*--seconds 0\.5", capsys.readouterr().err)
+    assert main([*arguments, "--minutes", "1"]) == 2
+    assert re.search(r"steps\.json .*--minutes 0\.01", capsys.readouterr().err)
+    former = [word for word in arguments if word not in ("--minutes", "0.01")]
+    assert main([*former, "--seconds", "0.6"]) == 0, "the former flag"
+    assert "--minutes 0.01" in capsys.readouterr().err
+    assert main([*arguments, "--seconds", "0.6"]) == 2
     for name, steps in (("vitsplit", 1), ("linear-probe", 2)):
         config = json.loads((out / "runs" / f"{name}-seed0" / "config.json").read_text())
         assert config["loop"]["steps"] == steps
 
 
-def test_steps_follow_the_median_step_time():
-    assert steps_of({"a": [0.5, 9.0, 0.4], "b": [2.0, 2.0, 2.0]}, 10.0) == {"a": 20, "b": 5}
-    with pytest.raises(ConfigError, match=r"--seconds 1: .* b .*2\.0 s"):
-        steps_of({"a": [0.5], "b": [2.0]}, 1.0)
+def small_config(task):
+    sizes = {"image_scale": (64, 48), "train_sides": (48,), "pyramid_width": 16, "sampled_proposals": 16}
+    return override(
+        recipe(f"laptop-{task}"), {**SMALL_RUN, "backbone": "test_vit", **(sizes if task == "detection" else {})}
+    )
+
+
+def test_steps_follow_the_time_of_real_steps(scenes, tmp_path, monkeypatch):
+    """With a clock that advances by a known time per step."""
+    tiny = small_config("segmentation")
+    configs = {"fast": tiny, "slow": override(tiny, {"num_tuned_layers": 1})}
+    seconds = {2: 2.0, 1: 5.0}
+    real = short_runs._train_to
+
+    def train_to(data):
+        def run(config, folder, steps):
+            part = real(data)(config, folder, steps)
+            assert len(part.losses) == len(part.seconds) == steps and all(map(math.isfinite, part.losses))
+            each = seconds[config.method.num_tuned_layers]
+            return dataclasses.replace(part, seconds=[10 * each, *[each] * (steps - 1)])
+
+        return run
+
+    monkeypatch.setattr(short_runs, "_train_to", train_to)
+    counted = short_runs.steps_within(configs, scenes, tmp_path / "out", seconds=400.0)
+    # The first step took ten times as long, so 18 and 45 s are lost to it.
+    assert counted == {"fast": (400 - 18) // 2, "slow": (400 - 45) // 5}
+    assert not list((tmp_path / "out").iterdir())
+    part = Part(losses=[1.0] * 10, seconds=[50.0, *[5.0] * 9])
+    assert short_runs._whole_steps("slow", part, 10.0, 0) == 2, "less than the first steps took"
+    with pytest.raises(ConfigError, match=r"--minutes .* slow .*5\.0 s"):
+        short_runs._whole_steps("slow", part, 3.0, 0)
+
+
+def test_steps_of_detection(scenes, tmp_path):
+    assert short_runs.steps_within({"a": small_config("detection")}, scenes, tmp_path, seconds=1e6)["a"] > 1000
+
+
+def test_the_same_method_under_several_names(scenes, tmp_path):
+    out = tmp_path / "parts"
+    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--steps", "2", "--methods"]
+    arguments += ["vitsplit", "alone=vitsplit", "probe=linear-probe", "--alone.no-prior-head", "--alone.no-fusion"]
+    assert main(arguments) == 0
+    configs = {
+        folder.name: json.loads((folder / "config.json").read_text())["heads"]["segmentation"]["method"]
+        for folder in (out / "runs").iterdir()
+    }
+    assert {name: method["name"] for name, method in configs.items()} == {
+        "vitsplit-seed0": "vitsplit", "alone-seed0": "vitsplit", "probe-seed0": "linear-probe"
+    }  # fmt: skip
+    assert configs["vitsplit-seed0"]["prior_head"] and not configs["alone-seed0"]["prior_head"]
+    found = json.loads((out / "results.json").read_text())["variants"]
+    assert [each["name"] for each in found] == ["vitsplit", "alone", "probe"]
+
+
+def test_runs_that_choose_their_layers(scenes, tmp_path, monkeypatch):
+    """The choice is that of the run; the cost is that of the chosen layers; a finished run is kept."""
+    out = tmp_path / "auto"
+    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--steps", "100", "--warmup-steps", "0"]
+    arguments += ["--methods", "vitsplit", "vitsplit:auto", "--seeds", "0"]
+    # A known choice, K_t = 1: a candidate that learns, among others that do not.
+    assert main(arguments) == 0
+    variants = {each["name"]: each for each in json.loads((out / "results.json").read_text())["variants"]}
+    ((run, auto),) = [(each, name) for name, each in variants.items() if name == "vitsplit-auto"]
+    (trained,) = run["runs"]
+    config = json.loads((out / "runs" / "vitsplit-auto-seed0" / "config.json").read_text())["heads"]["segmentation"]
+    evidence = json.loads((out / "runs" / "vitsplit-auto-seed0" / "layers.json").read_text())["segmentation"]
+    (chosen,) = [each for each in evidence["candidates"] if each["name"] == trained["layers"]]
+    assert config["method"]["num_tuned_layers"] == chosen["settings"]["num_tuned_layers"]
+    assert run["head_gmacs"] == pytest.approx(chosen["head_gmacs"], abs=2e-3) and trained["steps"] == 100
+    assert variants["vitsplit"]["runs"][0]["layers"] is None
+    before = (out / "runs" / f"{auto}-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert before == (out / "runs" / f"{auto}-seed0" / "metrics.jsonl").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(
@@ -124,7 +201,7 @@ def test_steps_follow_the_median_step_time():
 )  # fmt: skip
 def test_steps_without_times_are_rejected(scenes, tmp_path, known, capsys):
     (tmp_path / "steps.json").write_text(known)
-    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path), *TINY, "--seconds", "1"]
+    arguments = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path), *TINY, "--minutes", "0.1"]
     assert main(arguments) == 2
     assert re.search(r"steps\.json", capsys.readouterr().err)
 
@@ -167,5 +244,5 @@ def test_invalid_methods_are_rejected(scenes, tmp_path, capsys):
     assert re.search(r"--lora\.: this study has no variant 'lora'.*vitsplit, linear-probe", capsys.readouterr().err)
     assert main([*common, "--methods", "vitsplit", "linear-probe", "--linear-probe.lrr", "1e-3"]) == 2
     assert re.search(r"--lrr", capsys.readouterr().err)
-    assert main([*common, "--seconds", "0"]) == 2
-    assert "--seconds must be" in capsys.readouterr().err
+    assert main([*common, "--minutes", "0"]) == 2
+    assert "--minutes must be" in capsys.readouterr().err
