@@ -23,7 +23,7 @@ def test_the_document_is_valid(document):
 
 
 def test_every_route_of_the_api_is_described(client, document):
-    paths = {route.path for route in client.app.routes if not route.path.startswith(("/v2", "/page", "/openapi"))}
+    paths = {route.path for route in client.app.routes if not route.path.startswith(("/page", "/openapi"))}
     assert set(document["paths"]) == paths - {"/"}
 
 
@@ -42,6 +42,29 @@ def test_responses_have_the_described_form(client, document):
         schema(document, "Error").validate(response.json())
     body = document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     assert set(body) == set(FORMATS.values())
+
+
+def test_the_inference_protocol_has_the_described_form(client, document):
+    """A request that the schema allows is answered as it says, for each form of the paths."""
+    request = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 14, 14, 3], "data": [9] * 588}]}
+    schema(document, "InferenceRequest").validate(request)
+    for version in ("", "/versions/1"):
+        model = f"/v2/models/rooms{version}"
+        schema(document, "ModelMetadata").validate(client.get(model).json())
+        schema(document, "InferenceResponse").validate(client.post(f"{model}/infer", json=request).json())
+        for response in (
+            client.post(f"{model}/infer", json={"inputs": []}),
+            client.get(f"/v2/models/absent{version}"),
+            client.get(f"/v2/models/absent{version}/ready"),
+        ):
+            assert response.status_code >= 400
+            schema(document, "InferenceError").validate(response.json())
+    for path, methods in document["paths"].items():
+        if path.startswith("/v2") and "get" in methods:
+            found = client.get(path.replace("{model}", "rooms"))
+            described = methods["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            assert found.status_code == 200
+            Draft202012Validator(described | {"components": document["components"]}).validate(found.json())
 
 
 def test_the_examples_run(document, address, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import get_args
 
+from vitsplit.serving import openapi_kserve
 from vitsplit.serving.limits import FORMATS
+from vitsplit.serving.openapi_forms import as_json, binary_file, operation, ref, success
 from vitsplit.serving.service import Service
 from vitsplit.tasks import TASKS, task_config
 from vitsplit.tasks.json_schema import CLASSES, INTEGER, MASK, NUMBER, SIZE, TEXT, Schema, list_schema, object_schema
@@ -53,10 +55,12 @@ def document(service: Service) -> Schema:
 
 def _paths(service: Service) -> Schema:
     names = list(service.heads)
-    predict = _operation(
+    predict = operation(
         "predict",
         "Predictions of an image by one pass of the backbone.",
-        _success({"application/json": _ref("Predictions"), "image/png": _file(), "application/x-npz": _file()}),
+        success(
+            {"application/json": ref("Predictions"), "image/png": binary_file(), "application/x-npz": binary_file()}
+        ),
         parameters=[
             _parameter("bundles", {"type": "string"}, f"Names, separated by commas: {', '.join(names)}."),
             _parameter("format", {"enum": list(get_args(ServedFormat)), "default": "json"}, "Form of the response."),
@@ -67,10 +71,10 @@ def _paths(service: Service) -> Schema:
         errors=(400, 404, 408, 413, 415, 503),
     )
     predict["x-codeSamples"] = [{"lang": "Python", "source": PYTHON}, {"lang": "Shell", "source": CURL}]
-    ask = _operation(
+    ask = operation(
         "ask",
         "An answer about an image, as server-sent events.",
-        _success({"text/event-stream": {"type": "string"}}),
+        success({"text/event-stream": {"type": "string"}}),
         parameters=[
             _parameter("question", {"type": "string"}, "The question, if the body is an image."),
             _parameter("bundle", {"type": "string"}, "Name of the bundle, if several answer questions."),
@@ -78,7 +82,7 @@ def _paths(service: Service) -> Schema:
         ],
         body={
             "required": True,
-            "content": {**_image_body()["content"], "application/json": {"schema": _ref("Question")}},
+            "content": {**_image_body()["content"], "application/json": {"schema": ref("Question")}},
         },
         errors=(400, 404, 408, 413, 415, 503),
     )
@@ -86,46 +90,26 @@ def _paths(service: Service) -> Schema:
     return {
         "/v1/predict": {"post": predict},
         "/v1/ask": {"post": ask},
-        "/v1/bundles": {"get": _operation("bundles", "The loaded bundles.", _json(_ref("Bundles")))},
+        "/v1/bundles": {"get": operation("bundles", "The loaded bundles.", as_json(ref("Bundles")))},
         "/v1/bundles/{name}": {
             "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
             "put": _administration(
                 "add", "Adds a bundle from below the root of the bundles.",
-                {"201": {"description": "The bundle.", "content": {"application/json": {"schema": _ref("Bundle")}}}},
-                {"required": True, "content": {"application/json": {"schema": _ref("Folder")}}},
+                {"201": {"description": "The bundle.", "content": {"application/json": {"schema": ref("Bundle")}}}},
+                {"required": True, "content": {"application/json": {"schema": ref("Folder")}}},
             ),
             "delete": _administration("remove", "Removes a bundle.", {"204": {"description": "Removed."}}),
         },
-        "/healthz": {"get": _operation("healthz", "Whether the process runs.", _json({"type": "object"}))},
-        "/readyz": {"get": _operation("readyz", "Whether it accepts work.", _json({"type": "object"}), errors=(503,))},
-        "/metrics": {"get": _operation("metrics", "For Prometheus.", _success({"text/plain": {"type": "string"}}))},
+        "/healthz": {"get": operation("healthz", "Whether the process runs.", as_json({"type": "object"}))},
+        "/readyz": {"get": operation("readyz", "Whether it accepts work.", as_json({"type": "object"}), errors=(503,))},
+        "/metrics": {"get": operation("metrics", "For Prometheus.", success({"text/plain": {"type": "string"}}))},
+        **openapi_kserve.paths(),
     }  # fmt: skip
 
 
-def _operation(
-    name: str,
-    summary: str,
-    responses: Schema,
-    *,
-    parameters: list[Schema] | None = None,
-    body: Schema | None = None,
-    errors: tuple[int, ...] = (),
-) -> Schema:
-    failures = {
-        str(status): {"description": "An error.", "content": {"application/json": {"schema": _ref("Error")}}}
-        for status in (*errors, 500)
-    }
-    found: Schema = {"operationId": name, "summary": summary, "responses": responses | failures}
-    if parameters:
-        found["parameters"] = parameters
-    if body:
-        found["requestBody"] = body
-    return found
-
-
 def _administration(name: str, summary: str, responses: Schema, body: Schema | None = None) -> Schema:
-    operation = _operation(name, summary, responses, body=body, errors=(400, 401, 403, 404, 409, 503))
-    return operation | {"security": [{"administrator": []}]}
+    found = operation(name, summary, responses, body=body, errors=(400, 401, 403, 404, 409, 503))
+    return found | {"security": [{"administrator": []}]}
 
 
 def _parameter(name: str, schema: Schema, text: str) -> Schema:
@@ -133,23 +117,7 @@ def _parameter(name: str, schema: Schema, text: str) -> Schema:
 
 
 def _image_body() -> Schema:
-    return {"required": True, "content": {media_type: {"schema": _file()} for media_type in FORMATS.values()}}
-
-
-def _success(content: Schema) -> Schema:
-    return {"200": {"description": "Success.", "content": {kind: {"schema": each} for kind, each in content.items()}}}
-
-
-def _json(schema: Schema) -> Schema:
-    return _success({"application/json": schema})
-
-
-def _file() -> Schema:
-    return {"type": "string", "format": "binary"}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
+    return {"required": True, "content": {media_type: {"schema": binary_file()} for media_type in FORMATS.values()}}
 
 
 def _predictions(service: Service) -> Schema:
@@ -176,15 +144,15 @@ def _schemas(service: Service) -> Schema:
                 object_schema(
                     {
                         "image": object_schema({"size": SIZE, "sha256": TEXT}),
-                        "predictions": {"type": "object", "additionalProperties": _ref("Prediction")},
+                        "predictions": {"type": "object", "additionalProperties": ref("Prediction")},
                         "timing": {"type": "object", "additionalProperties": NUMBER},
-                        "pass": list_schema(_ref("Pass")),
+                        "pass": list_schema(ref("Pass")),
                     }
                 ),
-                list_schema(_ref("CocoResult")),
+                list_schema(ref("CocoResult")),
             ]
         },
-        "Prediction": {"anyOf": [_ref(name) for name in predictions]},
+        "Prediction": {"anyOf": [ref(name) for name in predictions]},
         **predictions,
         "Pass": object_schema(
             {"size": SIZE, "bundles": list_schema(TEXT)},
@@ -211,9 +179,10 @@ def _schemas(service: Service) -> Schema:
         "Bundles": object_schema(
             {
                 "backbone": free,
-                "bundles": {"type": "object", "additionalProperties": _ref("Bundle")},
+                "bundles": {"type": "object", "additionalProperties": ref("Bundle")},
                 "limits": free,
             }
         ),
         "Error": object_schema({"error": object_schema({"code": TEXT, "message": TEXT}, {"remedy": TEXT})}),
+        **openapi_kserve.schemas(),
     }
