@@ -131,18 +131,20 @@ def _data_uri(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def screen_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, no_wrap: bool = False, **style: Any) -> Table:
+def screen_table(head: Sequence[str], rows: Iterable[Sequence[str]], **style: Any) -> Table:
     """A table for the terminal; the first column is left-aligned, the others (numbers) right-aligned.
+
+    If the terminal is too narrow, headings and the first column are wrapped, and numbers are not.
 
     Args:
         head: Column names.
         rows: Rows of cells.
-        no_wrap: Whether to keep each cell on one line.
         style: Arguments of ``rich.table.Table``.
     """
-    table = Table(**style)
+    table, rows = Table(**style), [tuple(row) for row in rows]
     for index, name in enumerate(head):
-        table.add_column(name, justify="right" if index else "left", no_wrap=no_wrap)
+        widest = max((len(row[index]) for row in rows), default=0)
+        table.add_column(name, justify="right" if index else "left", min_width=widest if index else None)
     for row in rows:
         table.add_row(*row)
     return table

@@ -88,12 +88,12 @@ def describe_cost(rows: Sequence[Row]) -> str:
     cheapest = min((row for row in rows if row is best or is_near(row)), key=lambda row: row.cost.head_gmacs)
     text = (
         f"{best.variant.label} has the best mean, {best.mean * _scale(best):.2f}, with "
-        f"{best.cost.head_gmacs:.3g} GMACs per additional head"
+        f"{_per_head(best)} GMACs per additional head"
     )
     if cheapest is best:
         return f"{text}. No cheaper head is within a standard error of it, or within 2 %."
     behind = (best.mean - cheapest.mean) * _scale(best)
-    return f"{text}. {cheapest.variant.label} is {behind:.2f} behind, with {cheapest.cost.head_gmacs:.3g} GMACs."
+    return f"{text}. {cheapest.variant.label} is {behind:.2f} behind, with {_per_head(cheapest)} GMACs."
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -105,7 +105,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         by_seed = " / ".join(f"{score * scale:.2f}" for score in row.scores) or "not finished"
         mean = f"{row.mean * scale:.2f}" if row.scores else ""
         seconds = f"{row.seconds:.0f}" if row.scores else ""
-        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", f"{row.cost.head_gmacs:.3g}"]
+        cost = [f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.gmacs:.1f}", _per_head(row)]
         cells.append([row.variant.label, mean, spread, *cost, seconds, by_seed])
     score = next((_score_name(row) for row in rows if row.scores), "score")
     return [score, "mean", "spread", "params, M", "GMACs", "per head", "seconds", "by seed"], cells
@@ -230,6 +230,11 @@ def plot_grid(rows: Sequence[Row]) -> Figure:
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         axis.set_ylabel(_score_name(rows[0]))
     return figure
+
+
+def _per_head(row: Row) -> str:
+    """Multiply-adds of one more head; those of a linear layer are next to nothing."""
+    return f"{row.cost.head_gmacs:.3g}" if row.cost.head_gmacs >= 0.001 else "< 0.001"
 
 
 def _best_row(rows: Sequence[Row]) -> Row:

@@ -162,7 +162,11 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
     costs = Costs(description)
     runs = len({trial.folder for trial in trials})
     print(f"{runs} runs: {len(variants)} variants, {len(options.seeds)} seeds; reusing finished runs", file=sys.stderr)
-    subtitle = f"{config.name} on {options.data}: {config.backbone.backbone}, {config.loop.steps} steps of "
+    lengths = {trial.config.loop.steps if trial.variant.max_minutes is None else None for trial in trials}
+    steps = (
+        f"{lengths.pop()} steps" if len(lengths) == 1 and None not in lengths else "steps"
+    )  # those in equal time differ
+    subtitle = f"{config.name} on {options.data}: {config.backbone.backbone}, {steps} of "
     subtitle += f"{config.loop.batch_size} images, seeds {' '.join(map(str, options.seeds))}"
 
     def report(outcomes: Sequence[Outcome]) -> None:
@@ -196,4 +200,4 @@ def _print_table(found: Any) -> None:
 
     # Without the column of individual runs, which does not fit into 80 columns; it is on the page.
     (*head, _), cells = table(found)
-    Console().print(screen_table(head, [row[:-1] for row in cells], no_wrap=True, box=None, pad_edge=False))
+    Console().print(screen_table(head, [row[:-1] for row in cells], box=None, pad_edge=False))

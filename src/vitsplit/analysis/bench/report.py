@@ -20,7 +20,7 @@ Rows = Sequence[Sequence[str]]
 def terminal_table(rows: Rows) -> Table:
     """A transposed table for the terminal, since there are few methods and many figures."""
     head, *columns = zip(*rows, strict=True)
-    return screen_table(head, columns, no_wrap=True, box=SIMPLE_HEAD, show_edge=False)
+    return screen_table(head, columns, box=SIMPLE_HEAD, show_edge=False)
 
 
 def where(machine: Mapping[str, Any]) -> str:
