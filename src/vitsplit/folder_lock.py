@@ -247,7 +247,7 @@ def _check_without_locks(descriptor: int, file: Path) -> None:
     # This process may have the pid of one that was killed: in containers the first process always has the same pid.
     here = os.fstat(descriptor)
     own = any(os.path.samestat(os.fstat(each), here) for each in _held)
-    if other_host or own or (owner["pid"] != os.getpid() and _is_running(owner["pid"])):
+    if other_host or own or (owner["pid"] != os.getpid() and is_running(owner["pid"])):
         raise FolderInUseError(f"{_in_use(file, owner)} {_removal_advice(file)}")
 
 
@@ -259,7 +259,8 @@ def _check_still_own(file: Path) -> None:
         raise FolderInUseError(_in_use(file, owner))
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine; on Windows, it is assumed."""
     if sys.platform == "win32":
         return True  # os.kill would terminate it
     try:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from served import expected, photo, serving
 from starlette.testclient import TestClient
 
-from vitsplit.errors import ConfigError
+from vitsplit.errors import BundleError, ConfigError
 from vitsplit.inference.sources import find_source
 from vitsplit.serving.admin import Administration, check_administration, read_token
 from vitsplit.serving.app import make_app
+from vitsplit.serving.limits import Limits
 from vitsplit.serving.service import Service
+from vitsplit.serving.shared_changes import SharedChanges
 
 TOKEN = "0123456789abcdef-secret"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -127,6 +133,68 @@ def test_wrong_bodies(client, body):
     assert client.put_raw("/v1/bundles/new", content=body, headers=HEADERS).status_code == 400
 
 
+@contextmanager
+def worker(runs, root, shared, pid, seconds=60.0):
+    """One of several workers; the numbers of their processes are those of processes that run."""
+    source = find_source({"rooms": runs["rooms"]})
+    service = Service(source.load(), source.ids(), Limits(request_seconds=seconds))
+    make = partial(Administration, service, root, TOKEN, shared=SharedChanges(shared, pid))
+    with TestClient(make_app(service, make)) as client:
+        client.service = service
+        yield client
+
+
+def names(client):
+    return set(client.get("/v1/bundles").json()["bundles"])
+
+
+def test_workers_make_the_changes_of_each_other(runs, root, tmp_path):
+    """The response to a change comes when all have made it, and a worker that starts later makes it, too."""
+    wanted = expected({"far": root / "team" / "far"}, photo())["far"].depth
+    with worker(runs, root, tmp_path, os.getpid()) as one:
+        with worker(runs, root, tmp_path, os.getppid()) as other:
+            assert put(one, "far", "team/far").status_code == 201
+            found = np.load(io.BytesIO(other.post("/v1/predict?bundles=far&format=npz", content=photo()).content))
+            np.testing.assert_array_equal(found["far.depth"], wanted)
+            assert put(other, "far", "rooms").status_code == 409
+            assert other.delete("/v1/bundles/rooms", headers=HEADERS).status_code == 204
+            assert names(one) == names(other) == {"far"}
+            with ThreadPoolExecutor() as pool:  # of two with one name, one is first in all workers
+                both = [pool.submit(put, client, "twice", "rooms") for client in (one, other)]
+                assert sorted(each.result().status_code for each in both) == [201, 409]
+            assert names(one) == names(other) == {"far", "twice"}
+        with worker(runs, root, tmp_path, os.getppid()) as later:
+            assert names(later) == {"far", "twice"}
+
+
+def test_a_change_that_a_worker_cannot_make_is_undone(runs, root, tmp_path, monkeypatch):
+    with worker(runs, root, tmp_path, os.getpid()) as one, worker(runs, root, tmp_path, os.getppid()) as other:
+
+        def full(*arguments):
+            raise BundleError("no memory is left.")
+
+        monkeypatch.setattr(other.service.predictor, "open", full)
+        response = put(one, "far", "team/far")
+        assert response.status_code == 503 and "no memory" in response.json()["error"]["message"]
+        assert names(one) == names(other) == {"rooms"}
+        monkeypatch.undo()
+        assert put(other, "far", "team/far").status_code == 201 and names(one) == {"rooms", "far"}
+
+
+def test_a_worker_that_does_not_respond_or_has_ended(runs, root, tmp_path):
+    """A change is not made without one that hangs, and one that has ended is not waited for."""
+    with worker(runs, root, tmp_path, os.getpid(), seconds=1.0) as one:
+        hanging = tmp_path / f"worker-{os.getppid()}.json"
+        hanging.write_text('{"count": 0, "failure": ""}')
+        response = put(one, "far", "team/far")
+        assert response.status_code == 503 and names(one) == {"rooms"}
+        hanging.unlink()
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        (tmp_path / f"worker-{ended.pid}.json").write_text('{"count": 0, "failure": ""}')
+        assert put(one, "far", "team/far").status_code == 201
+
+
 def test_a_removed_bundle_answers_the_requests_that_were_accepted(client, runs, monkeypatch):
     go = threading.Event()
     original = client.service.predictor.predict_batch
@@ -215,8 +283,8 @@ def test_flags(tmp_path):
             read_token(token)
     with pytest.raises(ConfigError, match="admin-token-file"):
         read_token(tmp_path / "absent")
-    check_administration(None, None, 4)
-    check_administration(token, tmp_path, 1)
-    for arguments in ((token, None, 1), (None, tmp_path, 1), (token, tmp_path, 2), (token, token, 1)):
+    check_administration(None, None)
+    check_administration(token, tmp_path)
+    for arguments in ((token, None), (None, tmp_path), (token, token)):
         with pytest.raises(ConfigError):
             check_administration(*arguments)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -189,8 +190,12 @@ def worker_processes(server):
     return [each for each in children if "resource_tracker" not in " ".join(each.cmdline())]
 
 
-def test_workers_share_a_port_and_one_that_is_stopped_leaves_it_open(runs):
-    with process(runs["rooms"], "--workers", "2", program=REPLACING) as (server, port):
+def test_workers_share_a_port_and_one_that_is_stopped_leaves_it_open(runs, tmp_path):
+    """A bundle that one of them adds is in the others, and in one that is started later."""
+    (tmp_path / "token").write_text("0123456789abcdef-secret")
+    shutil.copytree(runs["far"], tmp_path / "root" / "far")
+    words = ["--workers", "2", "--bundle-root", tmp_path / "root", "--admin-token-file", tmp_path / "token"]
+    with process(runs["rooms"], *words, program=REPLACING) as (server, port):
         wanted = expected([runs["rooms"]], photo())["segmentation"].mask
         for _ in range(4):
             np.testing.assert_array_equal(predict(port, photo())["segmentation.mask"], wanted)
@@ -199,10 +204,23 @@ def test_workers_share_a_port_and_one_that_is_stopped_leaves_it_open(runs):
         assert float(count.split()[-1]) == 4
         workers = worker_processes(server)
         assert len(workers) == 2
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/bundles/far",
+            data=b'{"path": "far"}',
+            headers={"Authorization": "Bearer 0123456789abcdef-secret"},
+            method="PUT",
+        )
+        assert urllib.request.urlopen(request, timeout=60).status == 201
+        added = expected({"far": runs["far"]}, photo())["far"].depth
+        for _ in range(6):
+            np.testing.assert_array_equal(predict(port, photo(), "bundles=far&format=npz")["far.depth"], added)
         workers[0].terminate()
         workers[0].wait(60)
-        for _ in range(2):
-            predict(port, photo())
+        while len(worker_processes(server)) < 2:
+            time.sleep(0.1)
+        workers[1].terminate()  # so that the next response is of the new one
+        workers[1].wait(60)
+        np.testing.assert_array_equal(predict(port, photo(), "bundles=far&format=npz")["far.depth"], added)
         server.terminate()
         assert server.wait(60) == 0
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +29,9 @@ from vitsplit.serving.errors import HttpError, invalid
 from vitsplit.serving.fields import MAX_JSON_BYTES, parse_request_json
 from vitsplit.serving.heads import ServedHead
 from vitsplit.serving.service import Service
+from vitsplit.serving.shared_changes import POLL_SECONDS, Change, SharedChanges
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SHORTEST_TOKEN = 16
@@ -40,13 +46,32 @@ class Administration:
         root: Folder of the bundles that may be added.
         token: The token that requests must have.
         asking: Answers questions.
+        shared: Changes of all workers; None: there is one.
     """
 
-    def __init__(self, service: Service, root: Path, token: str, asking: Asking) -> None:
-        self._service, self._asking = service, asking
+    def __init__(
+        self, service: Service, root: Path, token: str, asking: Asking, shared: SharedChanges | None = None
+    ) -> None:
+        self._service, self._asking, self._shared = service, asking, shared
         self._root, self._token = root.resolve(), token.encode()
         service.roots |= {root.absolute(), self._root}
         self._changing = asyncio.Lock()
+        self._made = 0  # of the shared changes
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Within the block, changes of other workers are made here, too; earlier ones before it."""
+        if self._shared is None:
+            yield
+            return
+        async with self._shared.exclusively():
+            changes = self._shared.read()
+            await self._make(list({change.name: change for change in changes}.values()), len(changes))
+        following = asyncio.create_task(self._follow(self._shared))
+        try:
+            yield
+        finally:
+            following.cancel()
 
     async def put(self, request: Request) -> Response:
         """Adds a head."""
@@ -57,31 +82,99 @@ class Administration:
         fields = parse_request_json(await self._service.read_body(request, MAX_JSON_BYTES))
         if fields.keys() != {"path"} or not isinstance(fields["path"], str):
             raise invalid("invalid_json", 'the body must be {"path": FOLDER}, relative to the root of the bundles')
-        async with self._changing:
+        async with self._exclusively():
             if name in self._service.heads:
                 raise HttpError(
                     HTTPStatus.CONFLICT, "name_taken", f"there is a bundle {name}", "Remove it, or choose another name."
                 )
             try:
-                # Not in the pool, whose threads decode images.
                 begun = time.perf_counter()
-                head, digest = await asyncio.to_thread(self._open, name, fields["path"])
+                served = await self._add(name, fields["path"])
                 self._service.observe("load", time.perf_counter() - begun, {})
             except VitsplitError as error:
                 raise self._service.refused("invalid_bundle", error) from None
-            served = ServedHead.of(name, head, digest)
-            await asyncio.wrap_future(self._service.model.call(lambda: self._service.predictor.register(name, head)))
-            self._service.heads[name] = served
+            failure = await self._share(Change(name, fields["path"], served.sha256))
+            if failure:
+                await self._remove(name)
+                await self._share(Change(name))
+                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "invalid_bundle", f"not added: {failure}")
         return JSONResponse(served.to_json(), HTTPStatus.CREATED)
 
     async def delete(self, request: Request) -> Response:
         """Removes a head, after the requests that were accepted with it."""
         self._check_token(request)
-        async with self._changing:
+        async with self._exclusively():
             name = self._service.head(request.path_params["name"]).name
-            await self._service.remove(name)
-            self._asking.forget(name)
+            await self._remove(name)
+            await self._share(Change(name))
         return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    @asynccontextmanager
+    async def _exclusively(self) -> AsyncIterator[None]:
+        """Within the block, nothing else changes the heads; changes of other workers have been made."""
+        if self._shared is None:
+            async with self._changing:
+                yield
+            return
+        # In this order: a worker that waits for another one's change makes it meanwhile.
+        async with self._shared.exclusively(), self._changing:
+            await self._catch_up(self._shared)
+            yield
+
+    async def _follow(self, shared: SharedChanges) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                async with self._changing:
+                    await self._catch_up(shared)
+            except Exception:
+                logger.exception("changes of other workers were not made")
+
+    async def _catch_up(self, shared: SharedChanges) -> None:
+        """Makes the changes that other workers have made."""
+        changes = shared.read()
+        if len(changes) > self._made:
+            await self._make(changes[self._made :], len(changes))
+
+    async def _make(self, changes: Sequence[Change], count: int) -> None:
+        """Makes changes of other workers, and reports their number."""
+        assert self._shared is not None
+        failure = ""
+        for change in changes:
+            failure = ""
+            if change.name in self._service.heads:
+                await self._remove(change.name)
+            try:
+                if change.path is not None:
+                    await self._add(change.name, change.path, change.sha256)
+            except VitsplitError as error:
+                logger.error("the bundle %s, which another worker has added: %s", change.name, error)
+                failure = self._service.refused("invalid_bundle", error).message
+        self._made = count
+        self._shared.report(count, failure)
+
+    async def _share(self, change: Change) -> str:
+        """Adds a change of this worker to those of all, and waits for the others; returns why one of them failed."""
+        if self._shared is None:
+            return ""
+        self._made = self._shared.add(change)
+        self._shared.report(self._made)
+        return await self._shared.others(self._made, self._service.limits.request_seconds)
+
+    async def _add(self, name: str, path: str, sha256: str | None = None) -> ServedHead:
+        """Checks, loads and adds a bundle; it must have the hash, if one is given."""
+        # Not in the pool, whose threads decode images.
+        head, digest = await asyncio.to_thread(self._open, name, path)
+        if sha256 not in (None, digest):
+            raise BundleError("the bundle changed after another worker had loaded it.")
+        served = ServedHead.of(name, head, digest)
+        await asyncio.wrap_future(self._service.model.call(lambda: self._service.predictor.register(name, head)))
+        self._service.heads[name] = served
+        return served
+
+    async def _remove(self, name: str) -> None:
+        await self._service.remove(name)
+        self._asking.forget(name)
 
     def _check_token(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -130,22 +223,17 @@ def read_token(path: Path) -> str:
     return token
 
 
-def check_administration(token_file: Path | None, root: Path | None, workers: int) -> None:
+def check_administration(token_file: Path | None, root: Path | None) -> None:
     """Checks the flags.
 
     Raises:
-        ConfigError: One is given without the other, the root is no folder, or there are several workers.
+        ConfigError: One is given without the other, or the root is no folder.
     """
     if (token_file is None) != (root is None):
         missing = "--admin-token-file" if token_file is None else "--bundle-root"
         raise ConfigError(f"Missing {missing}: bundles are added with a token, from below one root.")
     if root is None:
         return
-    if workers > 1:
-        raise ConfigError(
-            f"--bundle-root with --workers {workers}: a request reaches one worker, so the bundles of workers would "
-            "differ. Use one worker, or restart the server with other bundles."
-        )
     if not root.is_dir():
         raise ConfigError(f"--bundle-root {root}: not a folder. Give the folder that has the bundles.")
 

@@ -35,6 +35,7 @@ from vitsplit.serving.connections import Config, Server
 from vitsplit.serving.limits import Limits
 from vitsplit.serving.metrics import WORKERS_FOLDER
 from vitsplit.serving.service import Service
+from vitsplit.serving.shared_changes import SharedChanges
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class ServeOptions:
         limits: Limits of requests.
         bundle_root: Folder of the bundles that may be added.
         token: The token for adding them.
+        shared: Folder in which workers share their changes; None: there is one worker.
         threads: Number of threads of PyTorch; None: its default.
         hosts: Names in ``Host`` of requests that are accepted; None: all.
         proxies: Addresses of reverse proxies, whose ``X-Forwarded-For`` names the client.
@@ -68,6 +70,7 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     bundle_root: Path | None = None
     token: str | None = None
+    shared: Path | None = None
     threads: int | None = None
     hosts: frozenset[str] | None = None
     proxies: Sequence[str] = ()
@@ -116,7 +119,7 @@ def serve(
     Raises:
         VitsplitError: As ``find_source_for`` and its ``load``; a flag is invalid; or the port is taken.
     """
-    check_administration(admin_token_file, options.bundle_root, workers)
+    check_administration(admin_token_file, options.bundle_root)
     for proxy in trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
@@ -139,9 +142,11 @@ def serve(
         say(f"starting {workers} workers for {', '.join(source.cards)} at {address}")
         with (
             tempfile.TemporaryDirectory(prefix="vitsplit-metrics-") as folder,
+            tempfile.TemporaryDirectory(prefix="vitsplit-bundles-") as shared,
             _environment(WORKERS_FOLDER, folder),
         ):
-            return _Workers(partial(_run_worker, replace(options, threads=threads), listener), workers).run()
+            options = replace(options, threads=threads, shared=Path(shared))
+            return _Workers(partial(_run_worker, options, listener), workers).run()
 
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -214,7 +219,8 @@ def _run(
     service = Service(source.load(), ids, options.limits, batch_size=options.batch_size, roots=options.folders)
     administration = None
     if options.bundle_root is not None and options.token is not None:
-        administration = partial(Administration, service, options.bundle_root, options.token)
+        shared = None if options.shared is None else SharedChanges(options.shared)
+        administration = partial(Administration, service, options.bundle_root, options.token, shared=shared)
     server = Server(Config(make_app(service, administration, options.hosts), service, options.proxies), last)
     # For signals before uvicorn handles them, and after it has stopped, when it raises them again.
     with _on_signal(lambda: setattr(server, "should_exit", True)):
