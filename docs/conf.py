@@ -1,7 +1,12 @@
 """Sphinx configuration of the documentation site: `make docs`, which also runs the notebooks."""
 
+import dataclasses
 import os
+import re
 
+from vitsplit.cli.flags import setting_texts
+from vitsplit.config import Settings
+from vitsplit.config_errors import describe, field_kinds, flag_of
 from vitsplit.version import __version__
 
 project = "vitsplit"
@@ -40,6 +45,43 @@ nb_merge_streams = True
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def list_settings(app, what, name, obj, options, lines):
+    """Appends the fields of a settings class to its docstring: flag, type with bounds, default, and description."""
+    if what != "class" or not issubclass(obj, Settings):
+        return
+    texts, kinds = setting_texts(obj), field_kinds(obj)
+    for field in dataclasses.fields(obj):
+        kind, flag = kinds[field.name], flag_of(field.name)
+        flags = [flag, *[f"--no-{flag[2:]}"] * (kind is bool)]
+        values = describe(kind)
+        # Groups of settings have no flag of their own.
+        words = "" if values == "an object with settings" else f"``{', '.join(flags)}``: {values}."
+        default = default_of(field)
+        lines += ["", f".. attribute:: {field.name}", *[f"   :value: {default}"] * (default is not None), ""]
+        text = re.sub(r"`([^`]+)`", r"``\1``", texts[field.name])  # code, as in Markdown
+        lines += [f"   {text}", "", f"   {words}"]
+
+
+def default_of(field):
+    """The default of a field as Python code; None: required."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if value is dataclasses.MISSING:
+        return None
+    return f"{type(value).__name__}()" if isinstance(value, Settings) else repr(value)
+
+
+def without_signature(app, what, name, obj, options, signature, return_annotation):
+    """The constructor of a settings class takes the fields that are listed."""
+    return ("", None) if what == "class" and issubclass(obj, Settings) else None
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", list_settings)
+    app.connect("autodoc-process-signature", without_signature)

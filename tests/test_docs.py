@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import html
 import inspect
 import io
 import os
@@ -15,9 +16,12 @@ from pathlib import Path
 import pytest
 
 import vitsplit
+from vitsplit.backbone.config import BackboneConfig
 from vitsplit.cli.main import VERBS, main
 from vitsplit.methods import METHODS
 from vitsplit.recipes import RECIPES
+from vitsplit.tasks import TASKS
+from vitsplit.train_config import GeometryConfig, LoopConfig, OptimConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -48,6 +52,19 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     homes |= {name: [path.replace(":", ".")] for name, path in METHODS.built_in.items()}
     homes |= {name: [f"{make.__module__}.{make.__name__}"] for name, make in RECIPES.items()}
     assert [name for name, ids in homes.items() if not any(f'id="{each}"' in pages for each in ids)] == []
+
+
+def test_the_reference_of_settings_has_flag_range_default_and_text(site: Path) -> None:
+    page = (site / "reference" / "settings.html").read_text(encoding="utf-8")
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    built_in = [table.load(name) for table in (TASKS, METHODS) for name in table.built_in]
+    for config in (OptimConfig, LoopConfig, GeometryConfig, BackboneConfig, *built_in):
+        for name, value in vars(config()).items():
+            assert f'id="{config.__module__}.{config.__name__}.{name}"' in page
+            assert f"{name} = {value!r}" in text and f"--{name.replace('_', '-')}" in text
+    assert "Peak learning rate. --lr: a finite number (above 0 and at most 1,000)." in text
+    assert "warmup_steps = 1500¶ Steps of linear warm-up; at most a tenth of the run. --warmup-steps: a whole" in text
+    assert not any("FieldInfo" in path.read_text(encoding="utf-8") for path in (site / "reference").glob("*.html"))
 
 
 @pytest.mark.parametrize("name", [name for name in vitsplit.__all__ if inspect.isfunction(getattr(vitsplit, name))])

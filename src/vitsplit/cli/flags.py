@@ -266,7 +266,8 @@ def _to_dataclass(base: Any, without: Container[str] = (), *, with_help: bool) -
     """
     fields: list[Any] = []
     cls: Any = type(base)
-    texts = _help(cls) if with_help else {}
+    texts = setting_texts(cls) if with_help else {}
+    texts = {name: text + describe_ranges(field_kinds(cls)[name]) for name, text in texts.items()}
     missing = None if with_help else ""  # without a text, tyro searches the source for one
     if hasattr(cls, "by_name"):
         names = METHODS.names()
@@ -287,16 +288,15 @@ def _to_dataclass(base: Any, without: Container[str] = (), *, with_help: bool) -
     return made()
 
 
-def _help(cls: Any) -> dict[str, str]:
-    """Docstrings of the fields, with their ranges."""
+def setting_texts(cls: Any) -> dict[str, str]:
+    """Docstrings of the fields of a settings class, including inherited ones, read from the source."""
     found: dict[str, str] = {}
     for owner in cls.__mro__[::-1]:
         if issubclass(owner, Settings):
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
             for field, text in pairwise(definition.body):  # type: ignore[attr-defined]
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    name, words = ast.unparse(field.target), " ".join(ast.literal_eval(text.value).split())
-                    found[name] = words + describe_ranges(field_kinds(cls)[name])
+                    found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
     return found
 
 
