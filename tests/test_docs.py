@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import html
-import inspect
 import io
 import os
 import re
@@ -65,15 +64,6 @@ def test_the_reference_of_settings_has_flag_range_default_and_text(site: Path) -
     assert "Peak learning rate. --lr: a finite number (above 0 and at most 1,000)." in text
     assert "warmup_steps = 1500¶ Steps of linear warm-up; at most a tenth of the run. --warmup-steps: a whole" in text
     assert not any("FieldInfo" in path.read_text(encoding="utf-8") for path in (site / "reference").glob("*.html"))
-
-
-@pytest.mark.parametrize("name", [name for name in vitsplit.__all__ if inspect.isfunction(getattr(vitsplit, name))])
-def test_every_public_function_documents_arguments_errors_and_an_example(name: str) -> None:
-    function = getattr(vitsplit, name)
-    text = inspect.getdoc(function) or ""
-    assert all(heading in text for heading in ("Args:", "Raises:", "Example:"))
-    arguments = text.partition("Args:")[2]
-    assert [each for each in inspect.signature(function).parameters if f"{each}: " not in arguments] == []
 
 
 def documents() -> list[Path]:

@@ -55,6 +55,11 @@ class TrainResult:
         run: The run folder. ``run / "best"`` is the best bundle, or contains one per head for several heads.
         metrics: Metrics of the best evaluation; by head for several heads.
         stopped_by: Name of the signal that stopped the run early, or None.
+
+    Example:
+        >>> result = vitsplit.train(data="my_data", out="runs/first")  # doctest: +SKIP
+        >>> result.metrics["miou"], result.run / "best"  # doctest: +SKIP
+        (0.83, PosixPath('runs/first/best'))
     """
 
     run: Path
@@ -96,6 +101,9 @@ def train(
             on a shared pass.
         settings: Fields of the configuration by name, such as ``steps=1000`` or ``crop_size=(448, 448)``. They apply to
             all heads; fields of one head are given under its name: ``depth={"lr": 3e-4}``.
+
+    Returns:
+        The run and the metrics of its best bundle.
 
     Raises:
         VitsplitError: Settings, data, weights or the run folder are invalid; the message names the remedy.
@@ -281,6 +289,9 @@ def load(
         precision: The precision; None: float32 if the run was trained in float32, else ``auto``.
         runtime: Runtime of an exported folder, ``onnx`` or ``openvino``; None: its first format that is installed.
 
+    Returns:
+        The heads by name, on one backbone.
+
     Raises:
         BundleError: A bundle is invalid, or bundles were trained on different backbones or in different precisions.
         HubError: A repository on the hub is missing, not accessible or too large.
@@ -380,6 +391,9 @@ def export(
         language_weights: See ``load``.
         language_model: See ``load``.
         say: Receives a line on each finished graph.
+
+    Returns:
+        The folder and its card.
 
     Raises:
         ExportError: A head cannot be exported, a package is missing, or a graph differs from the model.
@@ -503,7 +517,10 @@ def evaluate(
         The evaluation, and the task opened on the data set (for pictures).
 
     Raises:
-        BundleError: The classes of the data set differ from those of the bundle.
+        BundleError: The classes of the data set differ from those of the bundle, or there are several heads.
+        ConfigError: A setting is invalid, or the bundle was trained with files outside of the data set, which must be
+            given.
+        DataError: The data set is invalid.
 
     Example:
         >>> evaluation, task = vitsplit.evaluate("runs/first", data="my_data")  # doctest: +SKIP

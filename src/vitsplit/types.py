@@ -30,6 +30,11 @@ class TapRequest:
         maps: 0-based indices of blocks whose output is requested as a map, after the backbone's final norm.
         raw_maps: The same without the norm.
         pixels: Whether the normalized, padded pixels are requested (by methods that train their own backbone).
+
+    Example:
+        >>> request = TapRequest(tokens=frozenset({9})) | TapRequest(maps=frozenset({2, 5}))
+        >>> request.num_blocks
+        9
     """
 
     tokens: frozenset[int] = frozenset()
@@ -66,11 +71,16 @@ class LayerTaps:
         padding: The padding around them, to be cropped from predictions.
         grid: ``(h, w)``, the patch grid of the padded image.
         num_prefix_tokens: Number of class and register tokens at the start of every token sequence.
-        tokens: Depth to ``tokens_BTD``, see ``TapRequest.tokens``.
-        maps: Block index to ``map_BDhw`` after the final norm, prefix tokens dropped.
-        raw_maps: The same without the norm.
-        rope: Rotary position embedding of a rotary ViT, else None.
-        pixels_BCHW: Normalized, padded pixels if requested, else None.
+        tokens: Depth to tokens (B, T, D), float32 or the backbone's precision, see ``TapRequest.tokens``.
+        maps: Block index to features (B, D, h, w), float32 or the backbone's precision, after the final norm; prefix
+            tokens are dropped.
+        raw_maps: Block index to features (B, D, h, w), float32 or the backbone's precision, without the norm.
+        rope: Sines and cosines of the tokens' positions in a rotary ViT, (h * w, C) float32, as in timm; else None.
+        pixels_BCHW: (B, 3, H, W) float32, normalized and padded pixels, if requested; else None.
+
+    Example:
+        >>> taps = backbone(image_BCHW, TapRequest(maps=frozenset({11})))  # doctest: +SKIP
+        >>> taps.maps[11].shape  # (B, D, h, w)  # doctest: +SKIP
     """
 
     image_size: tuple[int, int]

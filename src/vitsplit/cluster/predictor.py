@@ -135,6 +135,9 @@ class Predictor:
         Args:
             images: Functions that read them, which are called in threads.
             threads: Number of threads that read, and that encode.
+
+        Returns:
+            One record per image, with the predictions' encoded fields or the error.
         """
         model = self._model or self._load()
         found: dict[int, Record] = {}

@@ -85,6 +85,9 @@ class ExportResult:
     Attributes:
         folder: The folder with the graphs, ``card.json`` and ``README.md``.
         card: The contents of ``card.json``.
+
+    Example:
+        >>> vitsplit.export("runs/first", out="exported").card["heads"]  # doctest: +SKIP
     """
 
     folder: Path

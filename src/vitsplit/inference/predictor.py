@@ -62,11 +62,15 @@ def make_forward(backbone: Backbone, model: Head, source: TapSource | None = Non
 class Predictions(dict[str, Any]):
     """Predictions of one image by head name.
 
+    With a single head, attributes of its prediction are also available here: deprecated, with a ``FutureWarning``.
+
     Args:
         found: The predictions.
         passes: The backbone passes of the image or its batch, as in ``Predictor.passes``.
 
-    Deprecated: with a single head, attributes of its prediction are also available here, with a ``FutureWarning``.
+    Example:
+        >>> predictions = vitsplit.load("runs/rooms", "runs/depth").predict("image.jpg")  # doctest: +SKIP
+        >>> predictions["segmentation"].mask, predictions["depth"].depth  # doctest: +SKIP
     """
 
     def __init__(self, found: Mapping[str, Any], passes: PassCount) -> None:
@@ -90,12 +94,22 @@ class Predictions(dict[str, Any]):
 class LoadedHead:
     """A head of a ``Predictor``. Its own methods use separate backbone passes.
 
+    Args:
+        card: The bundle's card.
+        task: The task, with its classes.
+        backbone: The backbone.
+        model: Method and decoder.
+
     Attributes:
         card: The bundle's card.
         task: The task, with its classes.
         backbone: The backbone.
         model: Method and decoder.
         forward: Forward pass of backbone and head, see ``make_forward``.
+
+    Example:
+        >>> head = vitsplit.load("runs/rooms")["segmentation"]  # doctest: +SKIP
+        >>> head.predict("image.jpg").mask, head.card.metrics  # doctest: +SKIP
     """
 
     def __init__(self, card: Card, task: Task, backbone: Backbone, model: Head) -> None:
@@ -112,7 +126,10 @@ class LoadedHead:
         """Prediction of one image at its own size, of the task's prediction type.
 
         Args:
-            image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W).
+            image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W); uint8, RGB.
+
+        Returns:
+            The prediction.
 
         Raises:
             DataError: The image cannot be read or has an unsupported format.
@@ -120,7 +137,14 @@ class LoadedHead:
         return self.predict_batch(to_image_tensor(image)[None])[0]
 
     def predict_batch(self, image_BCHW: Tensor) -> Sequence[Any]:
-        """Predictions of a batch of images (uint8, RGB)."""
+        """Predictions of a batch of images of one size.
+
+        Args:
+            image_BCHW: The images, (B, 3, H, W) uint8, RGB.
+
+        Returns:
+            One prediction per image.
+        """
         return self.task.predict(self.forward, image_BCHW)
 
     @overload
@@ -130,7 +154,20 @@ class LoadedHead:
     def ask(self, image: Any, question: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]: ...
 
     def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> str | list[str]:
-        """See ``Predictor.ask``."""
+        """Answers one or several questions, see ``Predictor.ask``.
+
+        Args:
+            image: An image as for ``predict``.
+            question: A question, or several, which are answered independently.
+            max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
+
+        Returns:
+            The answer; of several questions, a list.
+
+        Raises:
+            ConfigError: The head is for another task.
+            DataError: The image cannot be read or has an unsupported format.
+        """
         vqa_head({self.task.name: self.card})
         prediction = self.predict(image)
         if isinstance(question, str):
@@ -198,7 +235,10 @@ class Predictor(Mapping[str, LoadedHead]):
         """Predictions of one image at its own size by head name, equal to those of each head alone.
 
         Args:
-            image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W).
+            image: A path, a PIL image, a numpy array (H, W, 3) or (H, W), or a tensor (3, H, W); uint8, RGB.
+
+        Returns:
+            The predictions by head name.
 
         Raises:
             DataError: The image cannot be read or has an unsupported format.
@@ -209,8 +249,11 @@ class Predictor(Mapping[str, LoadedHead]):
         """Predictions of a batch of images (uint8, RGB).
 
         Args:
-            image_BCHW: The images.
+            image_BCHW: The images, (B, 3, H, W) uint8, RGB.
             heads: Names of the heads to run, whose layers alone are computed; None: all.
+
+        Returns:
+            The predictions of each image by head name.
 
         Raises:
             KeyError: There is no head of such a name.
@@ -243,6 +286,9 @@ class Predictor(Mapping[str, LoadedHead]):
             question: A question, or several, which are answered independently.
             max_new_tokens: Maximum number of tokens of an answer; None: the bundle's setting.
 
+        Returns:
+            The answer; of several questions, a list.
+
         Raises:
             ConfigError: There is no such head, or there are several: use ``model[name].ask(...)``.
             DataError: The image cannot be read or has an unsupported format.
@@ -255,7 +301,17 @@ class Predictor(Mapping[str, LoadedHead]):
         return self[name].ask(image, question, max_new_tokens=max_new_tokens)
 
     def only(self, names: Iterable[str]) -> Predictor:
-        """A predictor with some of the heads, which shares memory and the count of passes."""
+        """A predictor with some of the heads, which shares memory and the count of passes.
+
+        Args:
+            names: The names of the heads.
+
+        Returns:
+            The predictor.
+
+        Raises:
+            KeyError: There is no head of such a name.
+        """
         subset = Predictor(self.backbone, self.precision)
         subset.passes, subset._lock = self.passes, self._lock
         for name in names:
@@ -302,7 +358,20 @@ class Predictor(Mapping[str, LoadedHead]):
         language_weights: str | Path | None = None,
         language_model: str | None = None,
     ) -> tuple[str, LoadedHead]:
-        """Checks and loads a bundle as ``add`` does, and returns its name and head for ``register``."""
+        """Checks and loads a bundle as ``add`` does, without adding it.
+
+        Args:
+            run: See ``add``.
+            name: See ``add``.
+            language_weights: See ``vitsplit.load``.
+            language_model: See ``vitsplit.load``.
+
+        Returns:
+            Name and head, for ``register``.
+
+        Raises:
+            BundleError, ConfigError: See ``add``.
+        """
         folder = find_bundle(run)
         card = read_card(folder)
         own = head_name(folder, card)
@@ -324,6 +393,9 @@ class Predictor(Mapping[str, LoadedHead]):
     def drop(self, name: str) -> None:
         """Removes a head.
 
+        Args:
+            name: Its name.
+
         Raises:
             ConfigError: There is no head of that name.
         """
@@ -334,7 +406,13 @@ class Predictor(Mapping[str, LoadedHead]):
             del self._heads[name], self._forwards[name]
 
     def attach(self, name: str, folder: Path, card: Card) -> None:
-        """Loads the weights of a checked bundle, and adds its head under a unique name."""
+        """Loads the weights of a checked bundle, and adds its head.
+
+        Args:
+            name: A unique name.
+            folder: The bundle.
+            card: Its card.
+        """
         self.register(name, self._load(folder, card))
 
     def _load(self, folder: Path, card: Card) -> LoadedHead:
@@ -342,7 +420,12 @@ class Predictor(Mapping[str, LoadedHead]):
         return LoadedHead(card, task, self.backbone, model.to(self._device))
 
     def register(self, name: str, head: LoadedHead) -> None:
-        """Adds a head on this backbone, under a unique name."""
+        """Adds a head on this backbone.
+
+        Args:
+            name: A unique name.
+            head: The head, as of ``open`` or of another predictor on this backbone.
+        """
         with self._lock:
             source = self._shared.attach(name, head.model.request(train=False))
             self._heads[name] = head

@@ -72,6 +72,13 @@ class MethodConfig(Settings):
         reads_frozen: Whether it reads only frozen features, which can be cached.
         patch_size: Default patch size of the backbone in pixels; None: the backbone's own.
         has_layers: Whether it has K_t and prior layers, as varied by studies and chosen by ``--layers auto``.
+
+    Example:
+        >>> class ChannelScaleConfig(MethodConfig):  # doctest: +SKIP
+        ...     name: ClassVar[str] = "channel-scale"
+        ...     title: ClassVar[str] = "channel scale"
+        ...     location: ClassVar[str] = "my_package.method:ChannelScale"
+        ...     scale: Annotated[float, Field(gt=0, le=10)] = 1.0
     """
 
     name: ClassVar[str]
@@ -89,6 +96,12 @@ class MethodConfig(Settings):
     @classmethod
     def by_name(cls, name: str) -> type[MethodConfig]:
         """The settings class of a method, by its name.
+
+        Args:
+            name: The name in ``METHODS``.
+
+        Returns:
+            The subclass.
 
         Raises:
             ConfigError: There is no method of this name.
@@ -122,5 +135,8 @@ class MethodConfig(Settings):
 
         Args:
             used_layers: The layers kept by a trained gate; None: not trained.
+
+        Returns:
+            The settings; those of a method without a gate are unchanged.
         """
         return self

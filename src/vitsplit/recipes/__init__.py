@@ -58,8 +58,17 @@ DATASET_CLASSES = {"ade20k": 150, "cityscapes": 19, "pascal-context": 59, "coco"
 def recipe(name: str) -> TrainConfig:
     """The configuration of a recipe.
 
+    Args:
+        name: Its name, as ``vitsplit recipes`` lists it.
+
+    Returns:
+        The configuration, for ``vitsplit.train``.
+
     Raises:
         ConfigError: The recipe is unknown; the message lists similar names.
+
+    Example:
+        >>> vitsplit.train(recipe("ade20k-small"), data="ADEChallengeData2016")  # doctest: +SKIP
     """
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=3)

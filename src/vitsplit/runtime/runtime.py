@@ -117,7 +117,10 @@ class Runtime:
         """Predictions of one image at its own size, by head name.
 
         Args:
-            image: A path, a PIL image, or a numpy array (H, W, 3) or (H, W).
+            image: A path, a PIL image, or a numpy array (H, W, 3) or (H, W); uint8, RGB.
+
+        Returns:
+            The predictions by head name.
 
         Raises:
             DataError: The image cannot be read, has an unsupported format, or is too small.
@@ -125,7 +128,18 @@ class Runtime:
         return self.predict_batch([image])[0]
 
     def predict_batch(self, images: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions of several images of any size; those that have one size in the graph's input share a run."""
+        """Predictions of several images of any size; those that have one size in the graph's input share a run.
+
+        Args:
+            images: Images as for ``predict``.
+
+        Returns:
+            The predictions of each image by head name.
+
+        Raises:
+            DataError: An image cannot be read, has an unsupported format, or is too small.
+            ConfigError: There are visual tokens only.
+        """
         check_predicts(self)
         images_HWC = [to_image_array(image, f"image {index}") for index, image in enumerate(images)]
         found: list[dict[str, Any]] = [{} for _ in images_HWC]
@@ -147,12 +161,12 @@ class Runtime:
         """Outputs of the graph.
 
         Args:
-            image_BhwC: Images of a size that the graph takes, RGB.
+            image_BhwC: Images of a size that the graph takes, (B, H, W, 3) uint8, RGB.
             heads: The heads; None: all.
 
         Returns:
             For each image, the outputs by head and name that predictions are made of, or all of them if there are no
-            predictions.
+            predictions. Shape, data type and unit are in the card: ``depth`` is (H, W) float32 in meters.
 
         Raises:
             DataError: The graph does not take images of this size.

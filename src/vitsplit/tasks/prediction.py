@@ -30,7 +30,7 @@ class Prediction(ABC):
     All have ``overlay`` and ``save``; a class that declares a form has the methods of that form.
 
     Attributes:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, RGB.
         served_formats: Its forms over HTTP: ``json`` (``to_json(masks)``), ``png`` (``png(compress_level)``), ``npz``
             (``arrays()``) and ``coco`` (``coco_results(image_id)``).
         json_schema: The schema of ``json``.
@@ -38,6 +38,10 @@ class Prediction(ABC):
         column_types: Fields of its row in a table (``record()``), and their types; empty: it has none.
         label_readers: For label tools: endings of the file of ``save`` (or ``predict_large``) with the masks or boxes,
             and how it is read as entries of ``coco_results``, which are not checked. Empty: there are none.
+
+    Example:
+        >>> for name, prediction in vitsplit.load("runs/all").predict("image.jpg").items():  # doctest: +SKIP
+        ...     prediction.save("predictions", f"image_{name}")
     """
 
     image: NDArray[np.uint8]
@@ -53,9 +57,21 @@ class Prediction(ABC):
 
     @abstractmethod
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, ...]:
-        """Writes the prediction and the overlay to files whose names begin with ``name``; returns their paths."""
+        """Writes the prediction and the overlay to files.
+
+        Args:
+            folder: Output folder; created if missing.
+            name: Prefix of the file names.
+
+        Returns:
+            The paths.
+        """
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays of ``array_types``, without those that are None."""
+        """The arrays of ``array_types``, without those that are None.
+
+        Returns:
+            By name; shape and data type are those of ``array_types``, such as (H, W) uint8 class ids.
+        """
         found = {name: getattr(self, name) for name in self.array_types}
         return {name: array for name, array in found.items() if array is not None}

@@ -30,7 +30,12 @@ class DepthPrediction(Prediction):
 
     Attributes:
         depth: (H, W) float32, meters, at the image's size.
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, RGB.
+
+    Example:
+        >>> prediction = vitsplit.load("runs/depth").predict("image.jpg")["depth"]  # doctest: +SKIP
+        >>> prediction.depth.min(), prediction.depth.max()  # meters  # doctest: +SKIP
+        (0.71, 5.2)
     """
 
     depth: NDArray[np.float32]
@@ -66,7 +71,14 @@ class DepthPrediction(Prediction):
         return scale
 
     def png(self, compress_level: int = 6) -> bytes:
-        """The depth as a PNG file of 16 bits, see ``save`` and ``decoding.png_bytes``."""
+        """The depth as a PNG file of 16 bits, see ``save``.
+
+        Args:
+            compress_level: From 0 (fast) to 9 (small).
+
+        Returns:
+            The contents of the file.
+        """
         scale = self.png_scale()
         text = PngInfo()
         text.add_text("depth_scale", f"{scale:g}")
@@ -75,7 +87,14 @@ class DepthPrediction(Prediction):
         return png_bytes(Image.fromarray(units_HW), compress_level, text)
 
     def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
-        """Size, unit, range, and ``png()`` in base64 with ``scale`` meters per unit. There are no masks."""
+        """Size, unit, range, and ``png()`` in base64 with ``scale`` meters per unit.
+
+        Args:
+            masks: Not used: there are no masks.
+
+        Returns:
+            JSON-serializable, of the schema ``json_schema``.
+        """
         return {
             "size": list(self.depth.shape),
             "unit": "m",

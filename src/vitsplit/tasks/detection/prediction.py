@@ -46,14 +46,19 @@ class DetectionPrediction(Prediction):
     """The objects in an image, by descending score.
 
     Attributes:
-        boxes: (N, 4) float32.
+        boxes: (N, 4) float32: x1, y1, x2, y2 in pixels of the image.
         labels: (N,) int64, class indices from 0.
         scores: (N,) float32, in 0..1.
         mask_bins: (N, m, m) float32, mask probabilities on m x m bins over each box; None without masks. Masks at the
             image's size are computed on demand, since a hundred of them need a lot of memory.
         classes: Names and colors of the classes.
         category_ids: The id of each class in the training annotations.
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, RGB.
+
+    Example:
+        >>> prediction = vitsplit.load("runs/objects").predict("image.jpg")["detection"]  # doctest: +SKIP
+        >>> prediction.boxes, prediction.scores, prediction.masks  # doctest: +SKIP
+        >>> [prediction.classes.names[label] for label in prediction.labels]  # doctest: +SKIP
     """
 
     boxes: NDArray[np.float32]
@@ -100,7 +105,10 @@ class DetectionPrediction(Prediction):
         return np.stack([*self.each_mask()]) if len(self.boxes) else np.zeros((0, *self.image.shape[:2]), dtype=bool)
 
     def each_mask(self) -> Iterator[NDArray[np.bool_]]:
-        """The masks one by one, (H, W) bool.
+        """The masks one by one, which takes less memory than ``masks``.
+
+        Yields:
+            (H, W) bool.
 
         Raises:
             ValueError: The prediction has boxes only.
@@ -111,7 +119,14 @@ class DetectionPrediction(Prediction):
             yield paste(bins_mm, box_4, (self.image.shape[0], self.image.shape[1]))
 
     def overlay(self, min_score: float = DRAWN_SCORE) -> Image.Image:
-        """The image with masks, boxes, names and scores of objects with at least a score."""
+        """The image with masks, boxes, names and scores of objects with at least a score.
+
+        Args:
+            min_score: The score, 0 to 1.
+
+        Returns:
+            RGB picture at the image's size.
+        """
         drawn = self.strongest(min_score)
         captions = [
             f"{self.classes.names[label]} {score:.2f}" for label, score in zip(drawn.labels, drawn.scores, strict=True)
@@ -121,7 +136,14 @@ class DetectionPrediction(Prediction):
         return draw_objects(self.image, drawn.boxes, captions, colors, masks)
 
     def strongest(self, min_score: float) -> DetectionPrediction:
-        """The prediction restricted to objects with at least a score."""
+        """The prediction restricted to objects with at least a score.
+
+        Args:
+            min_score: The score, 0 to 1.
+
+        Returns:
+            A prediction of the same image.
+        """
         count = int((self.scores >= min_score).sum())
         return replace(
             self,
@@ -132,8 +154,13 @@ class DetectionPrediction(Prediction):
         )
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
-        """Entries of COCO's results format with the name of the ``category``: ``bbox`` is (x, y, width, height), and
-        ``segmentation`` is there with masks.
+        """Entries of COCO's results format, with the name of the ``category``.
+
+        Args:
+            image_id: The id of the image in the entries.
+
+        Returns:
+            The entries. ``bbox`` is (x, y, width, height) in pixels; ``segmentation`` is there with masks.
         """
         corners = self.boxes.astype(np.float64)
         entries: list[dict[str, Any]] = [
@@ -152,11 +179,25 @@ class DetectionPrediction(Prediction):
         return entries
 
     def png(self, compress_level: int = 6) -> bytes:
-        """``overlay`` as a PNG file, see ``decoding.png_bytes``."""
+        """``overlay`` as a PNG file.
+
+        Args:
+            compress_level: From 0 (fast) to 9 (small).
+
+        Returns:
+            The contents of the file.
+        """
         return png_bytes(self.overlay(), compress_level)
 
     def to_json(self, masks: MaskForm = "rle") -> dict[str, Any]:
-        """Size, classes, ids of the categories, and ``objects``, whose masks are in COCO's run-length encoding."""
+        """Size, classes, ids of the categories, and ``objects``.
+
+        Args:
+            masks: Not used: masks are in COCO's run-length encoding, since objects overlap.
+
+        Returns:
+            JSON-serializable, of the schema ``json_schema``.
+        """
         objects: list[dict[str, Any]] = [
             {"class": int(label), "score": float(score), "box": box}
             for label, score, box in zip(self.labels, self.scores, self.boxes.tolist(), strict=True)
@@ -172,9 +213,15 @@ class DetectionPrediction(Prediction):
         }
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
-        """Writes ``NAME_detections.json`` (COCO results, with class names) and ``NAME_overlay.jpg``.
+        """Writes objects and overlay to files.
 
-        The image id is NAME, converted to a number if possible, as in COCO's file names.
+        Args:
+            folder: Output folder; created if missing.
+            name: Prefix of the file names.
+
+        Returns:
+            ``NAME_detections.json``, COCO results with class names, and ``NAME_overlay.jpg``. The image id is NAME,
+            converted to a number if possible, as in COCO's file names.
         """
         json_path, overlay_path = Path(folder) / f"{name}_detections.json", Path(folder) / f"{name}_overlay.jpg"
         json_path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,10 +23,21 @@ from vitsplit.tasks.vqa.prompts import Turn
 class VqaPrediction(Prediction):
     """An image with its visual tokens, which are shared by all questions.
 
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        answerer: Generates the answers.
+
     Attributes:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, RGB.
         asked: Questions and answers so far.
         answerer: Generates the answers.
+
+    Example:
+        >>> prediction = vitsplit.load("runs/vqa").predict("desk.jpg")["vqa"]  # doctest: +SKIP
+        >>> prediction.ask("What is on the desk?")  # doctest: +SKIP
+        'a lamp'
+        >>> prediction.ask("What color is it?", history=prediction.asked)  # doctest: +SKIP
+        'red'
     """
 
     column_types: ClassVar[Mapping[str, ColumnType]] = {"questions": "texts", "answers": "texts"}
@@ -43,13 +54,24 @@ class VqaPrediction(Prediction):
             question: The question.
             history: Previous turns of the conversation.
             max_new_tokens: Length limit in tokens; None: the bundle's setting.
+
+        Returns:
+            The answer.
         """
         answer = self.answerer.continue_conversation(question, history, max_new_tokens=max_new_tokens)
         self.asked.append(Turn(question, answer))
         return answer
 
     def ask_many(self, questions: Sequence[str], *, max_new_tokens: int | None = None) -> list[str]:
-        """Answers several independent questions in batches."""
+        """Answers several independent questions in batches.
+
+        Args:
+            questions: The questions.
+            max_new_tokens: Length limit of an answer in tokens; None: the bundle's setting.
+
+        Returns:
+            One answer per question.
+        """
         answers = self.answerer.answer(questions, max_new_tokens=max_new_tokens)
         self.asked += [Turn(question, answer) for question, answer in zip(questions, answers, strict=True)]
         return answers
@@ -57,7 +79,16 @@ class VqaPrediction(Prediction):
     def stream(
         self, question: str, *, history: Sequence[Turn] = (), max_new_tokens: int | None = None
     ) -> Generator[str, None, None]:
-        """Streams the answer. Closing the iterator stops it; the question is then not added to ``asked``."""
+        """Streams the answer. Closing the iterator stops it; the question is then not added to ``asked``.
+
+        Args:
+            question: The question.
+            history: Previous turns of the conversation.
+            max_new_tokens: Length limit in tokens; None: the bundle's setting.
+
+        Yields:
+            Pieces of the answer.
+        """
         pieces = []
         with contextlib.closing(self.answerer.stream(question, history, max_new_tokens=max_new_tokens)) as stream:
             for piece in stream:
@@ -82,7 +113,15 @@ class VqaPrediction(Prediction):
         return picture
 
     def save(self, folder: str | Path, name: str = "prediction") -> tuple[Path, Path]:
-        """Writes ``NAME_answers.json``, a list of question and answer, and ``NAME_answers.jpg``, the overlay."""
+        """Writes questions and answers, and the overlay, to files.
+
+        Args:
+            folder: Output folder; created if missing.
+            name: Prefix of the file names.
+
+        Returns:
+            ``NAME_answers.json``, a list of question and answer, and ``NAME_answers.jpg``, the overlay.
+        """
         json_path, jpg_path = Path(folder) / f"{name}_answers.json", Path(folder) / f"{name}_answers.jpg"
         json_path.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"question": turn.question, "answer": turn.answer} for turn in self.asked]
