@@ -1,6 +1,7 @@
 """The model card of bundles, read by the hub's own parser."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import timm
 from huggingface_hub import ModelCard
 
 from vitsplit.bundle import card_to_dict, describe_weights, read_card
+from vitsplit.data import public_classes
 from vitsplit.model import head_shapes
 from vitsplit.model_card import Weights, model_card
 
@@ -25,19 +27,23 @@ TAGS = {
 def written(
     *names: str,
     task: dict[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
+    weights: str | None = None,
     random: bool = False,
     place: str = "THIS_FOLDER",
     delta: str = "",
     **backbone: str,
 ) -> ModelCard:
     """The model card of bundles, with other settings of their tasks and other information on their backbone."""
-    cards, weights = {}, {}
+    cards, counts = {}, {}
     for name in names:
         card = read_card(BUNDLES / name)
         config = card.config.change(task=replace(card.config.task, **(task or {})))
-        weights[name] = describe_weights(1_000, config, head_shapes(config, card.description))
-        config = config.change(backbone=replace(config.backbone, random_weights=random))
+        counts[name] = describe_weights(1_000, config, head_shapes(config, card.description))
+        config = config.change(backbone=replace(config.backbone, random_weights=random, weights=weights))
         description = dict(card.description)
+        if classes is not None:
+            description["classes"] = list(classes)
         if "language_model" in description:
             description["language_model"] |= {"name": config.task.language_name}
         cards[name] = card_to_dict(
@@ -49,7 +55,45 @@ def written(
                 delta=delta,
             )
         )
-    return ModelCard(model_card(cards, weights, place=place))
+    return ModelCard(model_card(cards, counts, place=place))
+
+
+@pytest.mark.parametrize(
+    ("bundle", "task", "classes", "expected"),
+    [
+        ("segmentation", {}, public_classes.ADE20K, ["zhoubolei/scene_parse_150"]),
+        ("segmentation", {}, [name for name, _ in public_classes.CITYSCAPES.values()], ["Chris1/cityscapes"]),
+        ("segmentation", {"format": "ade20k"}, ["one", "two"], None),
+        ("detection", {"format": "coco"}, public_classes.COCO, ["detection-datasets/coco"]),
+        ("detection", {"format": "coco"}, ["one", "two"], None),
+        ("depth", {"format": "nyuv2"}, None, ["sayakpaul/nyu_depth_v2"]),
+        ("depth", {"format": "folder"}, None, None),
+        ("vqa", {}, None, None),
+    ],
+)
+def test_public_data_sets_have_their_id_on_the_hub(bundle, task, classes, expected):
+    assert written(bundle, task=task, classes=classes).data.datasets == expected
+
+
+@pytest.mark.parametrize("weights", [None, "backbone.pth"])
+@pytest.mark.parametrize(
+    ("bundle", "task", "language"),
+    [
+        ("depth", {}, False),
+        ("vqa", {"language_model": "smollm2-135m"}, False),
+        ("vqa", {"language_model": "smollm2-135m", "language_weights": "folder"}, True),
+        ("vqa", {"language_model": "tiny"}, True),
+    ],
+)
+def test_commands_ask_for_the_weights_that_are_not_found(bundle, task, language, weights):
+    text = written(bundle, task={"language_weights": None, **task} if bundle == "vqa" else task, weights=weights).text
+    expected = {"--weights"} if weights else set()
+    expected |= {"--language-weights"} if language else set()
+    (command,) = re.findall(r"^vitsplit predict .*$", text, flags=re.MULTILINE)
+    (call,) = re.findall(r"vitsplit\.load\((.*)\)", text)
+    assert set(re.findall(r"(--[\w-]*weights) [A-Z_]+ ", command)) == expected
+    assert {f"--{name.replace('_', '-')}" for name in re.findall(r'(\w*weights)="[A-Z_]+"', call)} == expected
+    assert ("put their paths in place" in text) == bool(expected)
 
 
 def values_of_blocks(count: int) -> int:

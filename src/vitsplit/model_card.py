@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from vitsplit.backbone.catalog import CATALOG
 from vitsplit.backbone.models import repository_of
+from vitsplit.data.public_classes import ADE20K, CITYSCAPES, COCO
 from vitsplit.tasks import IncludedModel, task_config
 from vitsplit.tasks.vqa.language_models import LANGUAGE_MODELS
 
@@ -18,7 +19,17 @@ PLACE = "THIS_FOLDER"
 # Licenses by the hub's identifiers; others are stated by name.
 _LICENSES = frozenset({"apache-2.0", "mit", "cc-by-nc-4.0"})
 _LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"}
+_DATA_SETS = {
+    ADE20K: "zhoubolei/scene_parse_150",
+    tuple(name for name, _ in CITYSCAPES.values()): "Chris1/cityscapes",
+    COCO: "detection-datasets/coco",
+}
+"""The hub's copies of public data sets, by their classes: a layout such as COCO's is one of custom data too."""
 _QUESTION = "What is in the image?"
+_HINT = (
+    "It was trained with weights from files, which vitsplit does not look for on the hub: put their paths in place of "
+    "the names in capitals."
+)
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 Contents = Mapping[str, Any]
@@ -60,6 +71,8 @@ def model_card(
     title = f"A {heads} head for {backbone['title']}" if len(cards) == 1 else f"Heads for {backbone['title']}: {heads}"
     asks = any(task_config(card["task"]).answers_questions for card in cards.values())
     ask = f' --ask "{_QUESTION}"' if asks else ""
+    files = _files(cards)
+    flags = "".join(f" --{name.replace('_', '-')} {place}" for name, place in files.items())
     parts = [
         f"---\n{_metadata(cards, weights, title)}\n---",
         f"# {title}",
@@ -72,8 +85,9 @@ def model_card(
             for name, card in cards.items()
         ),
         "## Use",
-        f"```\npip install vitsplit\nvitsplit predict {place} image.jpg{ask} --out predictions\n```",
-        _python(place, cards),
+        f"```\npip install vitsplit\nvitsplit predict {place} image.jpg{ask}{flags} --out predictions\n```",
+        _python(place, cards, files),
+        *([_HINT] if files else []),
         "## Limits",
         "Predictions are for images like those of the training data; the metrics are of one validation set, and other "
         "images can differ. Evaluate it on your own data (`vitsplit evaluate`) before use. The bundle runs with the "
@@ -99,7 +113,18 @@ def _head(card: Contents, values: int) -> str:
     return "\n".join(rows)
 
 
-def _python(place: str, cards: Mapping[str, Contents]) -> str:
+def _files(cards: Mapping[str, Contents]) -> dict[str, str]:
+    """Options of ``load`` without which the cards' models are not found, with placeholders."""
+    found = {}
+    if any(card["config"]["backbone"].get("weights") for card in cards.values()):
+        found["weights"] = "BACKBONE_WEIGHTS"
+    tasks = [card["config"]["task"] for card in cards.values() if "language_model" in card["config"]["task"]]
+    if any(task.get("language_weights") or task["language_model"] not in LANGUAGE_MODELS for task in tasks):
+        found["language_weights"] = "LANGUAGE_MODEL_FOLDER"
+    return found
+
+
+def _python(place: str, cards: Mapping[str, Contents], files: Mapping[str, str]) -> str:
     name, card = next(iter(cards.items()))
     asks = task_config(card["task"]).answers_questions
     if len(cards) > 1:
@@ -110,7 +135,8 @@ def _python(place: str, cards: Mapping[str, Contents]) -> str:
     else:
         # Without the name, which depends on the folder that the bundle is in.
         last = '(prediction,) = model.predict("image.jpg").values()\nprediction.overlay()'
-    return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}")\n{last}\n```'
+    options = "".join(f', {name}="{place}"' for name, place in files.items())
+    return f'```python\nimport vitsplit\n\nmodel = vitsplit.load("{place}"{options})\n{last}\n```'
 
 
 def licenses(backbone: str, included: Iterable[IncludedModel | None]) -> str:
@@ -150,6 +176,7 @@ def _metadata(cards: Mapping[str, Contents], weights: Mapping[str, Weights], tit
     results = [result for name, card in cards.items() for result in _results(name, card)]
     data = ModelCardData(
         library_name="vitsplit",
+        datasets=_data_sets(cards) or None,
         base_model=_base_models(cards) or None,
         pipeline_tag=next((tag for tag in tags if tag is not None), None),
         license=license_name if known else "other",
@@ -160,6 +187,16 @@ def _metadata(cards: Mapping[str, Contents], weights: Mapping[str, Weights], tit
         model_name=title if results else None,
     )
     return data.to_yaml()
+
+
+def _data_sets(cards: Mapping[str, Contents]) -> list[str]:
+    """Repositories of the data sets, as far as they are known public ones."""
+    found = []
+    for card in cards.values():
+        if card["config"]["task"].get("format") == "nyuv2":
+            found.append("sayakpaul/nyu_depth_v2")
+        found.append(_DATA_SETS.get(tuple(card["description"].get("classes", ())), ""))
+    return list(filter(None, dict.fromkeys(found)))
 
 
 def _base_models(cards: Mapping[str, Contents]) -> list[str]:
