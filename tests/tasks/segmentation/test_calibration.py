@@ -75,6 +75,17 @@ def test_a_planted_scale_is_recovered(scale: float) -> None:
     assert found == pytest.approx(minimize_scalar(likelihood, bounds=(0.1, 10), method="bounded").x, rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", [0.02, 0.7, 0.99, 1.0, 1.01, 30.0])
+@pytest.mark.parametrize("count", [1, 30, 3000])
+def test_the_loss_is_at_most_that_of_temperature_1(count: int, scale: float) -> None:
+    pixels = drawn(count, scale)
+    found = fit_temperature(pixels.scores_PK, pixels.label_P)
+    before, after = (
+        torch.nn.functional.cross_entropy(pixels.scores_PK.double() / each, pixels.label_P) for each in (1.0, found)
+    )
+    assert after <= before + 1e-7
+
+
 def test_images_at_even_positions_fit_and_the_others_judge() -> None:
     images = {place: drawn(2000, 3.0) for place in range(6)}
     found = measure_calibration(images, None)

@@ -71,7 +71,8 @@ def top_probability(scores: Tensor, top: Tensor, temperature: float) -> Tensor:
 def fit_temperature(scores_PK: Tensor, label_P: Tensor) -> float:
     """The temperature of the smallest mean negative log-likelihood, by a golden-section search over its logarithm.
 
-    The likelihood is log-concave in 1/T, so there is one minimum. It is sought within ``TEMPERATURES``.
+    The likelihood is log-concave in 1/T, so there is one minimum. It is sought within ``TEMPERATURES``. The loss is at
+    most that of T = 1, which is compared too, since the search ends at a tolerance.
     """
     true_P = scores_PK.gather(1, label_P[:, None])[:, 0]
 
@@ -91,7 +92,7 @@ def fit_temperature(scores_PK: Tensor, label_P: Tensor) -> float:
             low, inner[0], losses[0] = inner[0], inner[1], losses[1]
             inner[1] = low + _GOLDEN * (high - low)
             losses[1] = loss(inner[1])
-    return round(math.exp((low + high) / 2), 4)
+    return min(1.0, round(math.exp((low + high) / 2), 4), key=lambda temperature: loss(math.log(temperature)))
 
 
 def expected_calibration_error(confidence_P: Tensor, correct_P: Tensor) -> float:
