@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vitsplit
 from small_run import SMALL_RUN
 from vitsplit.analysis.ranking import Measured, greedy_order, measure
 from vitsplit.cli.main import main
+from vitsplit.data.classes import ClassList
 from vitsplit.data.images import read_image
+from vitsplit.tasks.base import Forward
+from vitsplit.tasks.detection.prediction import DetectionPrediction
+from vitsplit.tasks.detection.task import DetectionTask
 from vitsplit.types import TapRequest
 
 
@@ -103,6 +108,51 @@ def test_the_command_writes_a_table_and_a_page(
     scores = [float(row["score"]) for row in rows]
     assert np.allclose(scores, [float(row["uncertainty"]) * float(row["distance"]) for row in rows], atol=1e-5)
     assert (out / "index.html").read_text().count("<img") == 2 * 3
+
+
+def objects(*scores: float) -> DetectionPrediction:
+    """Objects without masks on a small image."""
+    boxes_N4 = np.tile(np.float32([2, 3, 20, 30]), (len(scores), 1))
+    labels_N, image_HWC = np.zeros(len(scores), np.int64), np.zeros((48, 64, 3), np.uint8)
+    classes = ClassList(("cup",), ((200, 0, 0),))
+    return DetectionPrediction(boxes_N4, labels_N, np.float32(scores), None, classes, (1,), image_HWC)
+
+
+def test_uncertainty_of_objects() -> None:
+    """Brust et al. 2019, with the probabilities of the two likeliest classes as p and 1 - p."""
+    expected = sum((1 - (max(p, 1 - p) - min(p, 1 - p))) ** 2 for p in (0.9, 0.6, 0.3))
+    assert objects(0.9, 0.6, 0.3).uncertainty() == pytest.approx(expected)
+    assert objects().uncertainty() == 0
+    assert objects(0.5).uncertainty() == 1
+    # Drawn are those around 0.5 only.
+    assert np.asarray(objects(0.99, 0.1).uncertainty_picture()).max() == 0
+    assert np.asarray(objects(0.99, 0.5).uncertainty_picture()).max() > 0
+
+
+def test_images_with_planted_uncertain_objects_come_first(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images that are alike, those with many doubtful objects come first, and those without objects last."""
+    found = {"many": (0.6, 0.5, 0.4), "one": (0.99, 0.55), "sure": (0.99, 0.98, 0.02), "none": ()}
+    noise = np.random.default_rng(0)
+    for name in found:
+        Image.fromarray(noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    settings = SMALL_RUN | {"image_scale": (64, 48), "train_sides": (48,)}
+    settings.pop("crop_size")
+    vitsplit.train(data=scenes, task="detection", out=tmp_path / "run", **settings)
+    by_mean = {float(read_image(tmp_path / f"{name}.png").float().mean()): scores for name, scores in found.items()}
+
+    def planted(task: DetectionTask, forward: Forward, image_BCHW: torch.Tensor) -> list[DetectionPrediction]:
+        forward(image_BCHW)
+        return [objects(*by_mean[float(image_BCHW.float().mean())])]
+
+    monkeypatch.setattr(DetectionTask, "predict", planted)
+    out = tmp_path / "out"
+    assert main(["rank", str(tmp_path), "--bundle", str(tmp_path / "run"), "--out", str(out)]) == 0
+    ranked = json.loads((out / "ranking.json").read_text())
+    assert [Path(row["image"]).stem for row in ranked] == ["many", "one", "sure", "none"]
+    assert ranked[0]["uncertainty"] == pytest.approx(objects(0.6, 0.5, 0.4).uncertainty(), abs=1e-6)
+    assert (out / "index.html").read_text().count("<img") == 4 * 3
 
 
 def test_what_cannot_be_ranked(run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

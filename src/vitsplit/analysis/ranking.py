@@ -31,7 +31,7 @@ class Measured:
 
     Attributes:
         paths: The N files.
-        uncertainty_N: Mean over the pixels of 1 - confidence, float32, from 0 to 1.
+        uncertainty_N: ``Prediction.uncertainty``, float32, at least 0.
         feature_ND: Mean of the last layer's patch tokens, of unit length, float32.
         failed: Errors of files that could not be read; they are not in ``paths``.
     """
@@ -66,16 +66,16 @@ def measure(head: LoadedHead, files: Iterable[Path], on_image: Callable[[], None
     """Predicts images one by one; prediction and features are of one backbone pass.
 
     Args:
-        head: A head whose predictions have a confidence, such as one of segmentation.
+        head: A head whose predictions have an uncertainty: of segmentation or detection.
         files: The images.
         on_image: Called after every image.
 
     Raises:
-        ConfigError: Predictions of the task have no confidence.
+        ConfigError: Predictions of the task have no uncertainty.
     """
-    if not head.card.config.task.calibrated:
+    if head.card.config.task.prediction_type().uncertainty_meaning is None:
         raise ConfigError(
-            f"{head.card.task}: predictions have no confidence to rank by. Give a bundle of segmentation."
+            f"{head.card.task}: predictions have no uncertainty to rank by. Give a bundle of segmentation or detection."
         )
     paths, uncertainties, features, failed = [], [], [], []
     for path, image_CHW in in_background(_read, files, threads=1, ahead=2):
@@ -84,7 +84,7 @@ def measure(head: LoadedHead, files: Iterable[Path], on_image: Callable[[], None
         else:
             prediction, feature_D = _predict(head, image_CHW)
             paths.append(path)
-            uncertainties.append(1 - float(prediction.confidence.mean()))
+            uncertainties.append(prediction.uncertainty())
             features.append(feature_D)
         on_image()
     feature_ND = torch.stack(features) if features else torch.zeros(0, head.backbone.width)

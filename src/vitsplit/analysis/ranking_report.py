@@ -1,7 +1,4 @@
-"""Reports of a ranking: a table as CSV and JSON, and a page of the first images.
-
-Shapes: H W pixels.
-"""
+"""Reports of a ranking: a table as CSV and JSON, and a page of the first images."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vitsplit.analysis.ranking import Choice
@@ -21,7 +16,6 @@ from vitsplit.report import Page
 
 COLUMNS = ("rank", "image", "score", "uncertainty", "distance")
 LARGEST_SIDE = 480
-COLOR_MAP = "magma"
 
 
 def write_ranking(
@@ -46,28 +40,22 @@ def write_ranking(
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(folder / "ranking.csv", table.getvalue())
     page = Page("Images to label next", subtitle)
+    number, picture = head.card.config.task.prediction_type().uncertainty_meaning
     page.text(
-        "`uncertainty`: mean of 1 - confidence over the pixels. `distance`: cosine distance of the frozen features to "
-        "the nearest image before it, or labeled image. Right: light pixels are uncertain.",
+        f"`uncertainty`: {number}. `distance`: cosine distance of the frozen features to the nearest image before it, "
+        f"or labeled image. Right: {picture}.",
         soft=True,
     )
     for rank, path, _, uncertainty, distance in rows[:pictures]:
         prediction = head.predict(path)
         name = f"{rank}. {Path(path).name}: uncertainty {uncertainty:.3f}, distance {distance:.3f}"
-        shown = [(Image.fromarray(prediction.image), name), (prediction.overlay(), "prediction")]
-        page.pictures(
-            [
-                (_small(each), caption)
-                for each, caption in [*shown, (_uncertainty(prediction.confidence), "1 - confidence")]
-            ]
-        )
+        shown = [
+            (Image.fromarray(prediction.image), name),
+            (prediction.overlay(), "prediction"),
+            (prediction.uncertainty_picture(), "uncertain"),
+        ]
+        page.pictures([(_small(each), caption) for each, caption in shown])
     return page.write(folder, {"ranking": [dict(zip(COLUMNS, row, strict=True)) for row in rows]})
-
-
-def _uncertainty(confidence_HW: NDArray[np.float32]) -> Image.Image:
-    from matplotlib import colormaps
-
-    return Image.fromarray((colormaps[COLOR_MAP](1 - confidence_HW)[..., :3] * 255).round().astype(np.uint8))
 
 
 def _small(picture: Image.Image) -> Image.Image:

@@ -29,10 +29,11 @@ def rank(
     pictures: Annotated[int, Field(ge=0, le=10**4)] = 24,
     loading: Loading = Loading(),  # noqa: B008  (frozen)
 ) -> int:
-    """Order unlabeled images by what labeling them would teach a bundle of segmentation.
+    """Order unlabeled images by what labeling them would teach a bundle of segmentation or detection.
 
-    Chooses images one by one, each with the largest product of its uncertainty (mean of 1 - confidence over the pixels)
-    and its distance to the images chosen before it, and to those labeled already, in the space of the frozen features.
+    Chooses images one by one, each with the largest product of its uncertainty (of segmentation, the mean of 1 -
+    confidence over the pixels; of detection, the sum of (1 - |2 score - 1|)^2 over the objects) and its distance to the
+    images chosen before it, and to those labeled already, in the space of the frozen features.
 
     Writes ranking.csv, ranking.json, and a page with the first images, their predictions and where these are uncertain.
     Unreadable files are listed at the end; the exit status is then 1.

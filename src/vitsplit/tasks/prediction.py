@@ -38,6 +38,8 @@ class Prediction(ABC):
         column_types: Fields of its row in a table (``record()``), and their types; empty: it has none.
         label_readers: For label tools: endings of the file of ``save`` (or ``predict_large``) with the masks or boxes,
             and how it is read as entries of ``coco_results``, which are not checked. Empty: there are none.
+        uncertainty_meaning: For ``vitsplit rank``: what ``uncertainty()`` is, and what ``uncertainty_picture()`` shows.
+            None: there are neither.
 
     Example:
         >>> for name, prediction in vitsplit.load("runs/all").predict("image.jpg").items():  # doctest: +SKIP
@@ -50,6 +52,7 @@ class Prediction(ABC):
     array_types: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
     column_types: ClassVar[Mapping[str, ColumnType]] = {}
     label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {}
+    uncertainty_meaning: ClassVar[tuple[str, str] | None] = None
 
     @abstractmethod
     def overlay(self) -> Image.Image:

@@ -26,6 +26,8 @@ from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFo
 
 DRAWN_SCORE = 0.5
 """Objects with a lower score are not drawn."""
+UNCERTAIN_SCORES = (0.2, 0.8)
+"""Scores between which objects are drawn as uncertain."""
 
 
 def read_results(path: Path) -> list[Any]:
@@ -96,6 +98,10 @@ class DetectionPrediction(Prediction):
         "masks": "texts",
     }
     label_readers: ClassVar[Mapping[str, Callable[[Path], list[Any]]]] = {"_detections.json": read_results}
+    uncertainty_meaning: ClassVar[tuple[str, str] | None] = (
+        "sum of (1 - |2 score - 1|)^2 over the objects",
+        "objects with scores from 0.2 to 0.8",
+    )
 
     @property
     def masks(self) -> NDArray[np.bool_] | None:
@@ -144,14 +150,32 @@ class DetectionPrediction(Prediction):
         Returns:
             A prediction of the same image.
         """
-        count = int((self.scores >= min_score).sum())
+        return self._between(min_score, np.inf)
+
+    def _between(self, low: float, high: float) -> DetectionPrediction:
+        chosen_N = (self.scores >= low) & (self.scores <= high)
         return replace(
             self,
-            boxes=self.boxes[:count],
-            labels=self.labels[:count],
-            scores=self.scores[:count],
-            mask_bins=None if self.mask_bins is None else self.mask_bins[:count],
+            boxes=self.boxes[chosen_N],
+            labels=self.labels[chosen_N],
+            scores=self.scores[chosen_N],
+            mask_bins=None if self.mask_bins is None else self.mask_bins[chosen_N],
         )
+
+    def uncertainty(self) -> float:
+        """Sum over the objects of (1 - m)^2, where m = |2p - 1| is the margin between the score p and 1 - p.
+
+        The criterion "1-vs-2" with the aggregation "sum" of Brust, Kaeding and Denzler, Active Learning for Deep Object
+        Detection, VISAPP 2019, with all other classes as the second one. Images with many objects whose scores are
+        around 0.5 have the most.
+        """
+        margin_N = np.abs(2 * self.scores.astype(np.float64) - 1)
+        return float(((1 - margin_N) ** 2).sum())
+
+    def uncertainty_picture(self) -> Image.Image:
+        """The image with the objects of uncertain scores, at the image's size."""
+        low, high = UNCERTAIN_SCORES
+        return self._between(low, high).overlay(low)
 
     def coco_results(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of COCO's results format, with the name of the ``category``.

@@ -24,6 +24,9 @@ from vitsplit.tasks.prediction import ColumnType, MaskForm, Prediction, ServedFo
 
 OVERLAY_ROWS = 256
 
+UNCERTAINTY_COLORS = "magma"
+"""Color map of matplotlib."""
+
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The entries of ``coco_results`` from a mask of class ids.
@@ -85,6 +88,10 @@ class SegmentationPrediction(Prediction):
         "_mask.png": read_results,
         "_mask.tif": read_results,
     }
+    uncertainty_meaning: ClassVar[tuple[str, str] | None] = (
+        "mean of 1 - confidence over the pixels",
+        "1 - confidence: light pixels are uncertain",
+    )
 
     def color_mask(self) -> Image.Image:
         """The mask as a palette image: pixel values are class ids, with the class colors as the palette."""
@@ -108,6 +115,19 @@ class SegmentationPrediction(Prediction):
         counts = np.bincount(self.mask.flatten(), minlength=len(self.classes.names)) / self.mask.size
         found = sorted(zip(self.classes.names, counts.tolist(), strict=True), key=lambda pair: -pair[1])
         return {name: share for name, share in found if share > 0}
+
+    def uncertainty(self) -> float:
+        """Mean of 1 - confidence over the pixels, 0 to 1; the confidence must not be None."""
+        assert self.confidence is not None
+        return 1 - float(self.confidence.mean())
+
+    def uncertainty_picture(self) -> Image.Image:
+        """The map of 1 - confidence, light where it is uncertain, at the image's size."""
+        from matplotlib import colormaps
+
+        assert self.confidence is not None
+        colors_HWC = colormaps[UNCERTAINTY_COLORS](1 - self.confidence)[..., :3]
+        return Image.fromarray((colors_HWC * 255).round().astype(np.uint8))
 
     def png(self, compress_level: int = 6) -> bytes:
         """``color_mask`` as a PNG file.
