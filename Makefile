@@ -32,7 +32,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 			|| { echo "Neither pip nor venv works here: install uv, or the packages python3-pip or python3-venv."; exit 1; }; \
 	fi; \
 	[ -x $(BIN)/python ] || "$$UV" venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
-	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev,label-studio]' uv
+	"$$UV" pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[focus,dev]' uv
 	@touch $@
 
 # Keeps freed memory, in huge pages, instead of mapping it again in every step: docs/training.md, "Time".
