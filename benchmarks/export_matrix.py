@@ -70,17 +70,17 @@ def measure(kind: str, tasks: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
     from vitsplit.exporting.writing import write_graphs
 
     predictor = tiny_predictor(kind, tasks, depth=3)
-    expected_of: dict[str, Any] = {}
+    operators: dict[str, Any] = {}
     for name, precision in GRAPHS:
         written: Any = open_format(name)  # type: ignore[arg-type]
         deform = written.deforms[0]
         try:
-            graph = ExportGraph(predictor, deform=deform).eval()
-            program = trace(graph, None)  # anew for each graph: PyTorch cannot write one with detection twice
-            if deform not in expected_of:
+            if deform not in operators:
+                graph = ExportGraph(predictor, deform=deform).eval()
+                program = trace(graph, None)
                 sizes = sizes_of(graph, None, program.smallest_side)
-                expected_of[deform] = references(predictor, graph, find_images(None), sizes)
-            expected = expected_of[deform]
+                operators[deform] = graph, program, references(predictor, graph, find_images(None), sizes)
+            graph, program, expected = operators[deform]
             with tempfile.TemporaryDirectory() as folder:
                 settings = written.settings(precision)
                 open_all = partial(open_graphs, written, settings=settings)

@@ -16,10 +16,11 @@ import onnx_ir
 import onnxruntime
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from torch.export import ExportedProgram
 
 from vitsplit.exporting.formats import Arrays, Precision, Traced, Written
 from vitsplit.exporting.graph import Deform
-from vitsplit.runtime.card import TAP
+from vitsplit.runtime.card import IMAGE, TAP
 from vitsplit.version import __version__
 
 SUFFIX = ".onnx"
@@ -109,6 +110,7 @@ def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
 
     Intermediate tensors keep the names of the steps, but are not outputs.
     """
+    _forget_pending_sizes(traced.program)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on names of symbolic sizes, which are set here
         program = torch.onnx.export(
@@ -131,6 +133,15 @@ def write_onnx(traced: Traced, path: Path, opset: int = OPSET) -> None:
     model.producer_name, model.producer_version = "vitsplit", __version__
     large = sum(each.const_value.nbytes for each in graph.initializers.values()) > LARGEST_FILE
     program.save(path, external_data=large)
+
+
+def _forget_pending_sizes(program: ExportedProgram) -> None:
+    """Forgets sizes that depend on values, such as counts of boxes, of an earlier export of the same program.
+
+    PyTorch keeps them as pending, and refuses the next export since they are in none of its outputs.
+    """
+    (image,) = (node for node in program.graph.nodes if node.target == IMAGE)
+    image.meta["val"].fake_mode.shape_env.pending_fresh_unbacked_symbols.clear()
 
 
 def _transpose_weights(graph: Any) -> None:

@@ -28,6 +28,7 @@ from vitsplit.exporting.formats import (
 from vitsplit.exporting.graph import Deform, ExportGraph, Layout, split_graph
 from vitsplit.exporting.parity import (
     LIMITS,
+    Reference,
     check,
     compare,
     described,
@@ -49,6 +50,7 @@ from vitsplit.inference.exported import load_export
 from vitsplit.inference.predictor import Predictor, load_predictor
 from vitsplit.runtime.card import CARD
 from vitsplit.runtime.runtime import WITHOUT_PREDICTIONS
+from vitsplit.tasks.base import GraphOutput
 
 DeformChoice = Literal["auto", "native", "grid"]
 
@@ -149,18 +151,19 @@ def export_graphs(
         if plan.precision != "fp32":
             check_comparable(expected)
         card: dict[str, Any] = {}
+        operators: dict[Deform, _Operators] = {}
         for name, each in formats.items():
             deform: Deform = each.deforms[0] if plan.deform == "auto" else plan.deform
-            graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
-            card = card or make_card(predictor, graph, plan.size, weights or {})
-            parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
+            if deform not in operators:
+                operators[deform] = _trace(predictor, plan, deform, images)
+            card = card or make_card(predictor, operators[deform].graph, plan.size, weights or {})
             # Below fp32, scores decide where there are any. If those of int8 are too far off, blocks are kept in
             # float32 for the outputs, and the scores of that graph decide.
             judged: Sequence[Collection[str]] = [() if plan.precision == "fp32" else plan.data]
             if plan.precision == "int8" and plan.data:
                 judged = [plan.data, ()]
             for by_scores in judged:
-                entry = _write(each, name, graph, parts, predictor, folder, plan, images, by_scores)
+                entry = _write(each, name, operators[deform], folder, plan, by_scores)
                 card["graphs"][name] = entry
                 say(f"{name}: {_describe(entry)}")
                 _write_card(card, folder)
@@ -198,47 +201,64 @@ def _write_card(card: Mapping[str, Any], folder: Path) -> None:
     (folder / CARD).write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _Operators:
+    """Graphs as operators, and what the model computes; formats with the same deformable convolutions share them.
+
+    Attributes:
+        graph: The whole graph.
+        traced: The graphs to write: the whole, or its parts.
+        images: The images of the comparison.
+        expected: The model's outputs for them.
+        outputs: The outputs of each head, see ``described``.
+    """
+
+    graph: ExportGraph
+    traced: Sequence[Traced]
+    images: Sequence[Tensor]
+    expected: Sequence[Reference]
+    outputs: Mapping[str, Mapping[str, GraphOutput]]
+
+    @property
+    def smallest_side(self) -> int:
+        """Smallest height and width in pixels that all graphs accept."""
+        return max(part.smallest_side for part in self.traced)
+
+
+def _trace(predictor: Predictor, plan: ExportPlan, deform: Deform, images: Sequence[Tensor]) -> _Operators:
+    graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
+    parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
+    traced = [trace(part, plan.size) for part in parts]
+    sizes = sizes_of(graph, plan.size, max(part.smallest_side for part in traced))
+    return _Operators(graph, traced, images, references(predictor, graph, images, sizes), described(predictor))
+
+
 def _write(
-    each: Format,
-    name: str,
-    graph: ExportGraph,
-    parts: Sequence[ExportGraph],
-    predictor: Predictor,
-    folder: Path,
-    plan: ExportPlan,
-    images: Sequence[Tensor],
-    by_scores: Collection[str],
+    each: Format, name: str, operators: _Operators, folder: Path, plan: ExportPlan, by_scores: Collection[str]
 ) -> dict[str, Any]:
     """Writes the graphs of a format, and checks them, below fp32 without the outputs of heads that have data.
 
     Args:
         each: The format.
         name: Its name.
-        graph: The whole graph.
-        parts: The graphs to write.
-        predictor: The heads.
+        operators: The graphs, and what the model computes.
         folder: The folder for the files.
         plan: What to export.
-        images: The images of the comparison.
         by_scores: Heads whose outputs do not keep blocks of an int8 graph in float32.
 
     Returns:
         The entry of the format in the card.
     """
-    traced = [trace(part, plan.size) for part in parts]
-    smallest_side = max(part.smallest_side for part in traced)
     settings = each.settings(plan.precision)
-    sizes = sizes_of(graph, plan.size, smallest_side)
-
-    expected, outputs = references(predictor, graph, images, sizes), described(predictor)
 
     def measure(graphs: Sequence[Written]) -> list[dict[str, Any]]:
         without_steps = [replace(part, steps={}) for part in graphs]
-        return compare(open_graphs(each, without_steps, settings), expected, graph, outputs)
+        run = open_graphs(each, without_steps, settings)
+        return compare(run, operators.expected, operators.graph, operators.outputs)
 
     graphs, rest = write_graphs(
         each,
-        traced,
+        operators.traced,
         folder,
         plan.precision,
         lambda graphs: distance(measure(graphs), LIMITS[plan.precision], by_scores),
@@ -248,18 +268,18 @@ def _write(
         records,
         plan.precision,
         lambda: open_graphs(each, graphs, settings),
-        graph,
-        images,
+        operators.graph,
+        operators.images,
         f"--format {name}",
         judged=() if plan.precision == "fp32" else plan.data,
     )
     return graph_entry(
         each,
         graphs,
-        deform=graph.deform,
+        deform=operators.graph.deform,
         precision=plan.precision,
         settings=settings,
-        smallest_side=smallest_side,
+        smallest_side=operators.smallest_side,
         versions=versions(sorted({"torch", *each.packages})),
         parity={
             "images": plan.images.name if plan.images else "generated scenes",
