@@ -1,4 +1,4 @@
-"""A detector and depth from an exported folder through the commands; the oracle is the bundles."""
+"""A detector from an exported folder through the commands; the oracle is the bundle."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import SMALL, write_depth_bundle, write_detection_bundle
+from bundles import SMALL, write_detection_bundle
 from label_files import coco_content, coco_image, coco_object, write_coco
 from safetensors import safe_open
 from tiny_backbones import image
@@ -15,6 +15,7 @@ import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.exporting.formats import Written, open_graphs
 from vitsplit.exporting.onnx_format import OnnxFormat
+from vitsplit.exporting.parity import model_outputs
 from vitsplit.exporting.quantization import REST, products_by_step, quantize
 from vitsplit.runtime import Runtime
 
@@ -23,31 +24,31 @@ CATEGORIES = [{"id": 1, "name": "ball"}, {"id": 2, "name": "box"}]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
-    """Bundles of a detector and of depth, and the folder of their graphs."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The bundle of a detector, and the folder of its graphs."""
     root = tmp_path_factory.mktemp("detection")
     scale = {"crop_size": (96, 128), "image_scale": (128, 96)}  # the graph takes sides of more than 64 pixels
-    runs = [
-        write_detection_bundle(root / "detection" / "best", backbone=SMALL, num_prior_layers=1, task=scale),
-        write_depth_bundle(root / "depth" / "best", backbone=SMALL, num_prior_layers=1, task=scale),
-    ]
-    assert main(["export", *map(str, runs), "--out", str(root / "exported"), "--split"]) == 0
-    return runs, root / "exported"
+    settings = {"backbone": SMALL, "num_tuned_layers": 1, "num_prior_layers": 1, "task": scale}
+    run = write_detection_bundle(root / "detection" / "best", **settings)
+    assert main(["export", str(run), "--out", str(root / "exported"), "--split"]) == 0
+    return run, root / "exported"
 
 
-def test_both_heads_share_the_backbone(exported):
-    runs, folder = exported
-    photos = image(96, 128, batch=2).permute(0, 2, 3, 1).numpy()
-    model, runtime = vitsplit.load(*runs, precision="fp32"), Runtime(folder)
-    for photo in photos:
-        expected, found = model.predict(photo), runtime.predict(photo)
-        assert np.array_equal(found["detection"].labels, expected["detection"].labels)
-        np.testing.assert_allclose(found["detection"].boxes, expected["detection"].boxes, atol=1e-2)
-        np.testing.assert_allclose(found["depth"].depth, expected["depth"].depth, atol=1e-4)
+@pytest.mark.parametrize("size", [(96, 128), (70, 97), (140, 182)], ids=str)
+def test_outputs_with_masks(exported, size):
+    run, folder = exported
+    model, runtime = vitsplit.load(run, precision="fp32", device="cpu"), Runtime(folder)
+    pixels = image(*size, batch=1)
+    expected = model_outputs(model, pixels)
+    (found,) = runtime.outputs(pixels.permute(0, 2, 3, 1).numpy())
+    assert len(expected["detection.boxes"]) > 2
+    assert np.array_equal(found["detection"]["labels"], expected["detection.labels"])
+    for name, limit in {"boxes": 1e-2, "scores": 1e-3, "masks": 1e-3}.items():
+        np.testing.assert_allclose(found["detection"][name], expected[f"detection.{name}"], atol=limit)
 
 
 def test_fully_connected_layers_in_int8(exported, tmp_path):
-    (bundle, _), folder = exported
+    bundle, folder = exported
     card = json.loads((folder / "card.json").read_text())
     parts = [
         Written(folder / part["files"][0], part["inputs"], part["outputs"]) for part in card["graphs"]["onnx"]["parts"]
@@ -67,14 +68,14 @@ def test_fully_connected_layers_in_int8(exported, tmp_path):
 
 
 def test_predict_and_evaluate_are_those_of_the_bundle(exported, tmp_path, capsys):
-    (bundle, _), folder = exported
+    bundle, folder = exported
     objects = [
         coco_object(index, index % 3, box=(4 + index, 6, 20, 18), category_id=1 + index % 2) for index in range(6)
     ]
     data = tmp_path / "data"
     write_coco(data, coco_content([coco_image(number) for number in range(3)], objects, CATEGORIES), split="val")
     found, metrics = [], []
-    for index, source in enumerate(([str(bundle)], [str(folder), "--head", "detection"])):
+    for index, source in enumerate(([str(bundle)], [str(folder)])):
         out = tmp_path / f"predictions-{index}"
         assert main(["predict", source[0], str(data / "images" / "val"), "--out", str(out)]) == 0
         found.append({path.name: path for path in sorted(out.rglob("*")) if path.is_file()})

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -22,7 +23,8 @@ from tiny_predictor import SMALLEST, tiny_predictor
 import vitsplit
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, DataError, ExportError
-from vitsplit.exporting.formats import Written, open_format, open_graphs, trace
+from vitsplit.exporting import onnx_format, writing
+from vitsplit.exporting.formats import Traced, Written, open_format, open_graphs, trace
 from vitsplit.exporting.graph import ExportGraph
 from vitsplit.exporting.onnx_format import OnnxFormat
 from vitsplit.exporting.parity import model_outputs
@@ -119,10 +121,11 @@ def test_other_families_in_onnx(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_detection_with_masks(tmp_path: Path) -> None:
-    predictor = tiny_predictor(tasks=("detection",), depth=2, method=SMALLEST)
-    result = vitsplit.export(predictor, out=tmp_path / "out", formats=FORMATS)
+    """In the formats with the same operators; test_detection_use has ONNX."""
+    predictor, formats = tiny_predictor(tasks=("detection",), depth=2, method=SMALLEST), ("openvino", "pt2")
+    result = vitsplit.export(predictor, out=tmp_path / "out", formats=formats)
     assert result.card["input"]["shape"] == [1, 3, "height", "width"]
-    runs = {name: open_card(tmp_path / "out", result.card, name) for name in FORMATS}
+    runs = {name: open_card(tmp_path / "out", result.card, name) for name in formats}
     for seed, size in enumerate([(70, 84), (64, 97), (140, 182)]):
         pixels = image(*size, batch=1, seed=seed)
         expected = model_outputs(predictor, pixels)
@@ -155,50 +158,17 @@ def test_forms_of_the_method_in_onnx_and_shared_blocks_once(tmp_path: Path) -> N
     assert (tmp_path / "out" / "graph.onnx").stat().st_size < 4 * (sum(unique.values()) + blocks)
 
 
-def test_one_size_and_the_other_layout(tmp_path: Path) -> None:
-    predictor = tiny_predictor(tasks=("depth",), depth=2, method=SMALLEST)
-    result = vitsplit.export(
-        predictor, out=tmp_path / "out", size=(50, 71), layout="nhwc", formats=["onnx", "openvino"], deform="grid"
-    )
-    assert result.card["input"]["shape"] == ["batch", 50, 71, 3]
-    for name in ("onnx", "openvino"):
-        assert_outputs(tmp_path / "out", name, predictor, [(50, 71), (50, 71)], nhwc=True)
-
-
-@pytest.mark.parametrize("format_name", ["onnx", "pt2"])
-def test_a_wrong_weight_is_found_and_its_block_named(
-    format_name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind = type(open_format(format_name))
-    write = kind.write
-
-    def write_wrong(self: Any, traced: Any, folder: Path, precision: Any) -> Any:
-        name = "model.blocks.0.mlp.fc1.bias"
-        if format_name == "pt2":
-            traced.program.state_dict[name] = torch.nn.Parameter(traced.program.state_dict[name] + 1)
-        written = write(self, traced, folder, precision)
-        if format_name == "onnx":
-            model = onnx.load(folder / "graph.onnx")
-            (bias,) = (each for each in model.graph.initializer if each.name == name)
-            bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), name))
-            onnx.save(model, folder / "graph.onnx")
-        return written
-
-    monkeypatch.setattr(kind, "write", write_wrong)
-    predictor = tiny_predictor(tasks=("depth",), depth=2, method=SMALLEST)
-    with pytest.raises(ExportError, match=r"begins in backbone\.block0 "):
-        vitsplit.export(predictor, out=tmp_path / "out", formats=[format_name])
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_command_exports_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one size, and in the other layout."""
     settings = {"backbone": SMALL, "num_tuned_layers": 1, "num_prior_layers": 1}
     runs = [write(tmp_path / name, **settings) for name, write in WRITERS.items()]
-    out = tmp_path / "out"
-    assert main(["export", "--out", str(out), "--format", "onnx", "--size", "48", "64", "--", *map(str, runs)]) == 0
+    out, flags = tmp_path / "out", ["--layout", "nhwc", "--deform", "grid", "--format", "onnx"]
+    assert main(["export", "--out", str(out), *flags, "--size", "50", "71", "--", *map(str, runs)]) == 0
     card = json.loads((out / "card.json").read_text())
+    assert card["input"]["shape"] == ["batch", 50, 71, 3]
     assert list(card["heads"]) == ["segmentation", "depth"] and len(card["heads"]["depth"]["weights_hash"]) == 64
-    assert_outputs(out, "onnx", vitsplit.load(*runs, precision="fp32", device="cpu"), [(48, 64)])
+    predictor = vitsplit.load(*runs, precision="fp32", device="cpu")
+    assert_outputs(out, "onnx", predictor, [(50, 71), (50, 71)], nhwc=True)
     assert main(["export", str(runs[0]), "--out", str(out)]) == 2
     assert "already exists" in capsys.readouterr().err
 
@@ -232,29 +202,57 @@ def test_openvino_opens_no_connection(exported: tuple[Path, Any], tmp_path: Path
     subprocess.run([sys.executable, "-c", script], cwd=exported[0], check=True, timeout=120)
 
 
+class Depth(NamedTuple):
+    """A predictor, its operators, and a function that writes the ONNX file of an operator set once."""
+
+    predictor: Any
+    traced: Traced
+    write_onnx: Callable[..., None]
+
+
 @pytest.fixture(scope="module")
-def depth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A predictor, and its operators."""
-    predictor = tiny_predictor(tasks=("depth",), depth=2, method=SMALLEST)
-    return predictor, trace(ExportGraph(predictor, deform="grid").eval(), None)
+def depth(tmp_path_factory: pytest.TempPathFactory) -> Depth:
+    predictor, folder = tiny_predictor(tasks=("depth",), depth=2, method=SMALLEST), tmp_path_factory.mktemp("depth")
+    traced, exported = trace(ExportGraph(predictor, deform="grid").eval(), None), onnx_format.write_onnx
+
+    def write_onnx(_: Traced, path: Path, opset: int = onnx_format.OPSET) -> None:
+        first = folder / f"{opset}.onnx"
+        if not first.exists():
+            exported(traced, first, opset)
+        shutil.copy(first, path)
+
+    return Depth(predictor, traced, write_onnx)
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "pt2"])
+def test_a_wrong_weight_is_found_and_its_block_named(
+    format_name: Any, depth: Depth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, traced, _ = depth
+    name = "model.blocks.0.mlp.fc1.bias"
+
+    def write_wrong(traced: Any, path: Path) -> None:
+        depth.write_onnx(traced, path)
+        model = onnx.load(path)
+        (bias,) = (each for each in model.graph.initializer if each.name == name)
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(1), name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(writing, "trace", lambda part, size: traced)
+    monkeypatch.setattr(onnx_format, "write_onnx", write_wrong)
+    if format_name == "pt2":
+        weights = traced.program.state_dict
+        monkeypatch.setitem(weights, name, torch.nn.Parameter(weights[name] + 1))
+    with pytest.raises(ExportError, match=r"begins in backbone\.block0 "):
+        vitsplit.export(predictor, out=tmp_path / "out", formats=[format_name], deform="grid")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("format_name", ["onnx", "openvino"])
-def test_half_precision(
-    format_name: Any, depth: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision(format_name: Any, depth: Depth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights take half of the memory, and outputs are as far from float32 as the digits allow."""
-    (predictor, traced), written = depth, open_format(format_name)
-    module = sys.modules[type(written).__module__]
-    write = module.write_onnx
-
-    def write_once(traced: Any, path: Path, *opset: int) -> None:
-        first = tmp_path / "first.onnx"
-        if not first.exists():
-            write(traced, first, *opset)
-        shutil.copy(first, path)
-
-    monkeypatch.setattr(module, "write_onnx", write_once)
+    (predictor, traced, write_onnx), written = depth, open_format(format_name)
+    monkeypatch.setattr(sys.modules[type(written).__module__], "write_onnx", write_onnx)
     pixels = image(50, 66)
     expected = model_outputs(predictor, pixels)["depth.depth"]
     bytes_of = {}

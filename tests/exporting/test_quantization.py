@@ -36,7 +36,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def traced(predictor: Predictor) -> Traced:
-    return trace(ExportGraph(predictor, deform="native").eval(), None)
+    return trace(ExportGraph(predictor, deform="native").eval(), (50, 66))
 
 
 @pytest.fixture(scope="module")

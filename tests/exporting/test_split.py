@@ -228,7 +228,7 @@ def test_parts_in_pytorch(kind: str, method: Any) -> None:
 def exact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, list[Traced], Path]:
     """A head, its parts, and the folder of their graphs in float32."""
     predictor, folder = tiny_predictor(tasks=("depth",), depth=2, method=SMALLEST), tmp_path_factory.mktemp("exact")
-    parts = [trace(part, None) for part in split_graph(predictor, layout="nchw", deform="native")]
+    parts = [trace(part, (50, 66)) for part in split_graph(predictor, layout="nchw", deform="native")]
     for part in parts:
         OnnxFormat().write(part, folder, "fp32")
     return predictor, parts, folder
@@ -272,7 +272,7 @@ def test_an_error_in_a_head_is_found_there(
     monkeypatch.setattr(writing, "trace", lambda part, size: by_name[part.name])
     monkeypatch.setattr(onnx_format, "write_onnx", write_wrong)
     with pytest.raises(ExportError, match=r"begins in depth\.block1 "):
-        vitsplit.export(predictor, out=tmp_path / "out", split=True)
+        vitsplit.export(predictor, out=tmp_path / "out", split=True, size=(50, 66))
 
 
 def test_a_head_with_the_name_of_the_backbone(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    write_segmentation_bundle(root / "rooms" / "best", backbone=SMALL, num_prior_layers=2)
-    write_depth_bundle(root / "depth" / "best", backbone=SMALL, num_prior_layers=2)
+    for name, write in {"rooms": write_segmentation_bundle, "depth": write_depth_bundle}.items():
+        write(root / name / "best", backbone=SMALL, num_tuned_layers=1, num_prior_layers=1)
     return [str(root / "rooms"), str(root / "depth")]
 
 

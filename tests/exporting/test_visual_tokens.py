@@ -33,7 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]
         {"ask": root / "ask", "rooms": root / "rooms"}, language_weights=language, device="cpu", precision="fp32"
     )
     vitsplit.export(predictor, out=root / "both")
-    command = ["export", str(root / "ask"), "--out", str(root / "alone"), "--precision", "int8"]
+    command = ["export", str(root / "ask"), "--out", str(root / "alone"), "--precision", "int8", "--size", "48", "64"]
     assert main([*command, "--language-weights", str(language)]) == 0
     return predictor, root / "both", root / "alone"
 

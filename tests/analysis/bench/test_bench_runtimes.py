@@ -10,20 +10,33 @@ import numpy as np
 import onnx
 import pytest
 from bundles import SMALL, write_depth_bundle, write_segmentation_bundle
-from tiny_predictor import SMALLEST, tiny_predictor
+from tiny_predictor import tiny_predictor
 
 import vitsplit
 from vitsplit.analysis.bench.runtimes import RuntimesResult, RuntimeTimes, measure_runtimes, table, to_json
 from vitsplit.cli.main import main
 from vitsplit.errors import ConfigError, ExportError
 from vitsplit.exporting.formats import file_hash
+from vitsplit.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, Path]:
-    predictor = tiny_predictor(depth=2, method=SMALLEST)
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("bundles")
+    for name, write in {"segmentation": write_segmentation_bundle, "depth": write_depth_bundle}.items():
+        write(root / name / "best", backbone=SMALL, num_tuned_layers=1, num_prior_layers=1)
+    return [str(root / "segmentation"), str(root / "depth")]
+
+
+@pytest.fixture(scope="module")
+def exported(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Predictor, Path]:
+    """The bundles, and the folder of their graph, beside one of PyTorch, which is not measured."""
+    predictor = vitsplit.load(*runs, precision="fp32", device="cpu")
     folder = tmp_path_factory.mktemp("exports") / "whole"
-    vitsplit.export(predictor, out=folder, formats=["onnx", "pt2"], deform="grid")
+    vitsplit.export(predictor, out=folder, size=(50, 66))
+    card = json.loads((folder / "card.json").read_text())
+    card["graphs"]["pt2"] = card["graphs"]["onnx"]
+    (folder / "card.json").write_text(json.dumps(card))
     return predictor, folder
 
 
@@ -52,7 +65,7 @@ def test_ratios_are_of_the_same_turns() -> None:
     assert row[-1] == "rooms.classes 75.0 % equal, far.depth 12.50 %"
 
 
-def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[object, Path], tmp_path: Path) -> None:
+def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[Predictor, Path], tmp_path: Path) -> None:
     predictor, folder = exported
     other = tmp_path / "other"
     other.mkdir()
@@ -65,7 +78,7 @@ def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[object, Path], 
     card = json.loads((folder / "card.json").read_text())
     card["graphs"] = {"onnx": card["graphs"]["onnx"] | {"files": {"graph.onnx": file_hash(other / "graph.onnx")}}}
     (other / "card.json").write_text(json.dumps(card))
-    result = measure_runtimes(predictor, [folder, other], size=(50, 66), batch_size=2, turns=2, warmup=0)  # type: ignore[arg-type]
+    result = measure_runtimes(predictor, [folder, other], size=(50, 66), batch_size=2, turns=2, warmup=0)
     assert list(result.runtimes) == ["PyTorch", "whole, onnx", "other, onnx"]
     for label, found in result.runtimes.items():
         assert len(found.seconds) == len(found.cpu_seconds) == 2 and min(found.seconds) > 0
@@ -77,10 +90,10 @@ def test_a_graph_that_computes_otherwise_is_seen(exported: tuple[object, Path], 
     assert result.runtimes["whole, onnx"].size_bytes == size
     (other / "graph.onnx").write_bytes(b"changed")
     with pytest.raises(ExportError, match="hash"):
-        measure_runtimes(predictor, [other], size=(50, 66), turns=1, warmup=0)  # type: ignore[arg-type]
+        measure_runtimes(predictor, [other], size=(50, 66), turns=1, warmup=0)
 
 
-def test_folders_of_other_heads_and_sizes(exported: tuple[object, Path], tmp_path: Path) -> None:
+def test_folders_of_other_heads_and_sizes(exported: tuple[Predictor, Path], tmp_path: Path) -> None:
     predictor, folder = exported
     with pytest.raises(ConfigError, match="segmentation, depth"):
         measure_runtimes(tiny_predictor(tasks=("depth",), depth=2), [folder], size=(50, 66), turns=1)
@@ -89,18 +102,14 @@ def test_folders_of_other_heads_and_sizes(exported: tuple[object, Path], tmp_pat
     card["input"]["shape"] = ["batch", 3, 42, 56]
     (fixed / "card.json").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match="42 x 56"):
-        measure_runtimes(predictor, [fixed], size=(50, 66), turns=1)  # type: ignore[arg-type]
+        measure_runtimes(predictor, [fixed], size=(50, 66), turns=1)
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rooms, far = (str(tmp_path / name) for name in ("rooms", "far"))
-    write_segmentation_bundle(Path(rooms) / "best", backbone=SMALL, num_prior_layers=1)
-    write_depth_bundle(Path(far) / "best", backbone=SMALL, num_prior_layers=1)
-    assert main(["export", rooms, far, "--out", str(tmp_path / "out")]) == 0
-    capsys.readouterr()
-    command = ["bench", "runtimes", rooms, far, str(tmp_path / "out"), "--turns", "1", "--warmup", "0"]
+def test_command(runs: list[str], exported: tuple[Predictor, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(exported[1])
+    command = ["bench", "runtimes", *runs, folder, "--turns", "1", "--warmup", "0"]
     assert main([*command, "--size", "50", "66", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["size"] == [50, 66] and list(found["runtimes"]) == ["PyTorch", "out, onnx"]
-    assert main(["bench", "runtimes", rooms]) == 2
-    assert main(["bench", "runtimes", str(tmp_path / "out")]) == 2
+    assert found["size"] == [50, 66] and list(found["runtimes"]) == ["PyTorch", "whole, onnx"]
+    assert main(["bench", "runtimes", runs[0]]) == 2
+    assert main(["bench", "runtimes", folder]) == 2
