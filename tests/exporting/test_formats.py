@@ -202,6 +202,22 @@ def test_openvino_opens_no_connection(exported: tuple[Path, Any], tmp_path: Path
     subprocess.run([sys.executable, "-c", script], cwd=exported[0], check=True, timeout=120)
 
 
+class Bright(torch.nn.Module):
+    """The values of bright pixels, whose number depends on the image, as that of boxes does."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image[image > 100].float() * 2
+
+
+def test_a_graph_of_objects_is_written_twice(tmp_path: Path) -> None:
+    program = torch.export.export(Bright(), (torch.zeros(1, 3, 4, 6, dtype=torch.uint8),))
+    traced, pixels = Traced("graph", program, ["image"], ["bright"], [], {}, 1), image(4, 6, batch=1)
+    for number in range(2):
+        onnx_format.write_onnx(traced, tmp_path / f"{number}.onnx")
+        run = open_graphs(open_format("onnx"), [Written(tmp_path / f"{number}.onnx", ["image"], ["bright"])], {})
+        assert np.array_equal(run(pixels.numpy())["bright"], pixels[pixels > 100].numpy() * 2.0)
+
+
 class Depth(NamedTuple):
     """A predictor, its operators, and a function that writes the ONNX file of an operator set once."""
 
