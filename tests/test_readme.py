@@ -22,6 +22,7 @@ QUICK = ["--backbone", "test_vit", "--random-weights", "--steps", "2", "--batch-
          "--crop-size", "48", "64", "--workers", "0", "--precision", "fp32"]  # fmt: skip
 QUICK_BENCH = ["--backbone", "vit_tiny_patch16_224", "--size", "32", "48", "--num-classes", "3", "--steps", "1",
                "--warmup", "0", "--no-memory", "--no-product", "--precision", "fp32"]  # fmt: skip
+QUICK_EXPORT = ["--size", "48", "64"]
 QUICK_DETECTION = ["--image-scale", "64", "48", "--train-sides", "32", "48"]
 QUICK_PYTHON = (
     "steps=300",
@@ -59,7 +60,7 @@ def test_commands_and_python(home: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert {"train", "evaluate", "predict", "info", "recipes", "backbones", "data", "export", "serve"} <= set(verbs)
     for command in commands():
         quick = QUICK * (command[0] == "train") + QUICK_DETECTION * (command[:2] == ["train", "detection"])
-        quick = QUICK_BENCH if command[0] == "bench" else quick
+        quick = {"bench": QUICK_BENCH, "export": QUICK_EXPORT}.get(command[0], quick)
         if command[:2] == ["train", "vqa"]:
             quick = [*quick, "--language-model", language, "--language-width", str(WIDTH), "--max-new-tokens", "2"]
         assert main(command + quick) == 0, " ".join(command)
