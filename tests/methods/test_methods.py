@@ -15,6 +15,7 @@ from vitsplit.engine.optim import build_optimizer, parameter_groups
 from vitsplit.methods import METHODS as TABLE
 from vitsplit.methods import MethodConfig
 from vitsplit.model import backbone_settings, build_head
+from vitsplit.nn import upernet
 from vitsplit.tasks import bare_task
 from vitsplit.tasks.depth.config import DepthConfig
 from vitsplit.tasks.segmentation.config import SegmentationConfig
@@ -30,6 +31,13 @@ DESCRIPTION = {"classes": ["a", "b", "c"], "colours": [[0, 0, 0], [9, 9, 9], [90
 def config_of(method, decoder="auto"):
     task = SegmentationConfig(crop_size=(32, 48), image_scale=(48, 32), test_mode="whole")
     return one_head(method=MethodConfig.by_name(method)(decoder=decoder), task=task, backbone=BACKBONE)
+
+
+@pytest.fixture(autouse=True)
+def small_upernet(monkeypatch):
+    """Fewer channels: the decoder of the paper, which test_counts checks, has 30 million parameters."""
+    monkeypatch.setattr(upernet, "CHANNELS", 32)
+    monkeypatch.setattr(upernet, "AUXILIARY_CHANNELS", 32)
 
 
 @pytest.fixture(scope="module")

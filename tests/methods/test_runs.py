@@ -6,12 +6,20 @@ import pytest
 
 from small_run import SMALL_RUN
 from vitsplit.cli.main import main
+from vitsplit.nn import upernet
 
 SETTINGS = {name: value for name, value in SMALL_RUN.items() if name not in ("random_weights", "track", "image_scale")}
 FLAGS = ["--random-weights", "--image-scale", "64", "48", "--track"]
 for setting, value in SETTINGS.items():
     parts = value if isinstance(value, tuple) else (value,)
     FLAGS += [f"--{setting.replace('_', '-')}", *map(str, parts)]
+
+
+@pytest.fixture(autouse=True)
+def small_upernet(monkeypatch):
+    """Fewer channels: the decoder of the paper, which test_counts checks, has 30 million parameters."""
+    monkeypatch.setattr(upernet, "CHANNELS", 32)
+    monkeypatch.setattr(upernet, "AUXILIARY_CHANNELS", 32)
 
 
 @pytest.mark.parametrize(
