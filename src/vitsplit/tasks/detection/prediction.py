@@ -163,7 +163,7 @@ class DetectionPrediction(Prediction):
         )
 
     def uncertainty(self) -> float:
-        """Sum over the objects of (1 - m)^2, where m = |2p - 1| is the margin between the score p and 1 - p.
+        """Sum over the objects of (1 - m)^2, where m is the margin between the score p and 1 - p.
 
         The criterion "1-vs-2" with the aggregation "sum" of Brust, Kaeding and Denzler, Active Learning for Deep Object
         Detection, VISAPP 2019, with all other classes as the second one. Images with many objects whose scores are
