@@ -1,8 +1,13 @@
 """Sphinx configuration of the documentation site: `make docs`, which also runs the notebooks."""
 
 import dataclasses
+import logging
 import os
 import re
+from pathlib import Path
+
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
 
 from vitsplit.cli.flags import setting_texts
 from vitsplit.config import Settings
@@ -41,6 +46,8 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds of a cell
 nb_merge_streams = True
+# The kernels run at the same time, one per core (`run_notebooks`).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tqdm asks for ipywidgets in a notebook, which no page shows.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
@@ -81,7 +88,25 @@ def without_signature(app, what, name, obj, options, signature, return_annotatio
     return ("", None) if what == "class" and issubclass(obj, Settings) else None
 
 
+def run_notebooks(app):
+    """Runs the notebooks that are not in the cache at the same time; Sphinx would run them one by one.
+
+    One that fails is not in the cache afterwards: Sphinx runs it again, and reports the error.
+    """
+    if app.config.nb_execution_mode != "cache":
+        return
+    cache = get_cache(Path(app.outdir).parent / ".jupyter_cache")
+    names = sorted(map(str, (Path(app.srcdir) / "notebooks").glob("*.md")))
+    for name in names:
+        cache.add_nb_to_project(name, read_data={"name": "myst_nb_md", "type": "plugin"})
+    logger = logging.getLogger("jupyter_cache")
+    logger.setLevel(logging.WARNING)
+    executor = load_executor("temp-parallel", cache, logger)
+    executor.run_and_cache(filter_uris=names, timeout=app.config.nb_execution_timeout)
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("builder-inited", run_notebooks)
     app.connect("autodoc-process-docstring", list_settings)
     app.connect("autodoc-process-signature", without_signature)
