@@ -121,7 +121,7 @@ def test_other_families_in_onnx(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_detection_with_masks(tmp_path: Path) -> None:
-    """In the formats with the same operators; test_detection_use has ONNX."""
+    """In the formats with the same operators; test_detection_use has any size in ONNX."""
     predictor, formats = tiny_predictor(tasks=("detection",), depth=2, method=SMALLEST), ("openvino", "pt2")
     result = vitsplit.export(predictor, out=tmp_path / "out", formats=formats)
     assert result.card["input"]["shape"] == [1, 3, "height", "width"]
@@ -137,6 +137,19 @@ def test_detection_with_masks(tmp_path: Path) -> None:
             for name, limit in {"boxes": 1e-2, "scores": 1e-3, "masks": 1e-3}.items():
                 error = np.abs(found[f"detection.{name}"] - expected[f"detection.{name}"]).max()
                 assert error < limit, (format_name, name, size)
+
+
+@pytest.mark.slow
+def test_a_detector_beside_another_head_in_one_onnx_graph(tmp_path: Path) -> None:
+    predictor = tiny_predictor(tasks=("depth", "detection"), depth=2, method=SMALLEST)
+    result = vitsplit.export(predictor, out=tmp_path / "out", size=(70, 84))
+    pixels = image(70, 84, batch=1)
+    expected = model_outputs(predictor, pixels)
+    found = open_card(tmp_path / "out", result.card, "onnx")(pixels.numpy())
+    assert set(found) == set(expected) and len(expected["detection.boxes"]) > 2
+    assert np.array_equal(found["detection.labels"], expected["detection.labels"])
+    for name, limit in {"detection.boxes": 1e-2, "detection.masks": 1e-3, "depth.depth": 1e-4}.items():
+        assert np.abs(found[name] - expected[name]).max() < limit, name
 
 
 def test_forms_of_the_method_in_onnx_and_shared_blocks_once(tmp_path: Path) -> None:
