@@ -81,8 +81,7 @@ class Outcome:
         """The name of the candidate that the run chose (``layer_search.variants``); None: its layers were given."""
         if self.trial.variant.layers == "recipe":
             return None
-        ((_, choice),) = RunFolder(self.trial.folder).read_choice().items()
-        return str(choice["chosen"])
+        return next((str(each.get("chosen")) for each in RunFolder(self.trial.folder).read_choice().values()), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +192,9 @@ def run_trials(
         raise ConfigError(f"--processes must be at least 1, not {processes}.")
     _check_study(out, trials, data)
     unique = {trial.folder: trial for trial in trials}.values()
+    for trial in unique:
+        if trial.variant.layers == "auto":
+            _check_start(out, trial)
     pending = [trial for trial in unique if run_status(trial) != "finished"]
     for trial in unique:
         write_json(_config_file(out, trial), config_to_dict(trial.config))
@@ -244,6 +246,31 @@ def _check_study(out: Path, trials: Sequence[Trial], data: Path) -> None:
             )
     (out / "configs").mkdir(parents=True, exist_ok=True)
     write_json(file, about)
+
+
+def _check_start(out: Path, trial: Trial) -> None:
+    """Records what a run that chooses its layers starts from, or checks that it is what it started from.
+
+    The configuration of the run itself has the layers and the steps that were chosen.
+
+    Raises:
+        RunError: The run was begun with other settings, or with given layers.
+    """
+    start = RunFolder(out / "configs" / f"{trial.folder.name}-start")
+    time = start.path / "time.json"
+    if RunFolder(trial.folder).config_file.exists():
+        advice = "Give another --out, or delete the run."
+        if not start.config_file.exists():
+            raise RunError(f"{trial.folder} contains a run whose layers were given. {advice}")
+        check_same_config(trial.config, start)
+        before = read_json(time, error=RunError, advice=advice)
+        if before != trial.variant.max_minutes:
+            now = trial.variant.max_minutes
+            raise RunError(f"{trial.folder} was trained for {before} minutes (None: by steps), not {now}. {advice}")
+        return
+    start.path.mkdir(parents=True, exist_ok=True)
+    start.write_config(config_to_dict(trial.config))
+    write_json(time, trial.variant.max_minutes)
 
 
 def _config_file(out: Path, trial: Trial) -> Path:

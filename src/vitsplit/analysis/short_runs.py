@@ -33,6 +33,9 @@ from vitsplit.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+PREFIX = "short-runs-"
+"""Of the names of temporary folders."""
+
 
 def begin_run(
     config: TrainConfig,
@@ -124,7 +127,7 @@ def measure_layers(config: TrainConfig, data: Path, folder: Path, *, max_minutes
     check_choice(config, "analyze layers")
     where = dict.fromkeys(config.heads, data)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="short-runs-", dir=folder) as runs:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as runs:
         everyone = candidates(config, _num_layers(config), Path(runs), _num_classes(config, where))
         return measure(everyone, _train_to(where), seconds=60 * max_minutes)
 
@@ -147,11 +150,15 @@ def steps_within(configs: Mapping[str, TrainConfig], data: Path, folder: Path, *
     train_to = {label: _train_to(dict.fromkeys(config.heads, data)) for label, config in configs.items()}
     parts: dict[str, Part] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="short-runs-", dir=folder) as runs:
+    for left in folder.glob(f"{PREFIX}*"):  # of a command that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as runs:
         for target in (FIRST_STEPS // 2, FIRST_STEPS):
             for label, config in configs.items():
                 # Longer than its beginning, whatever --steps is.
                 longer = override(config, {"steps": max(config.loop.steps, 2 * FIRST_STEPS)})
+                if config.loop.cache_features:  # steps that read what an earlier run has cached are not the first ones
+                    longer = override(longer, {"cache_folder": str(Path(runs) / f"{label}-features")})
                 parts[label] = train_to[label](longer, Path(runs) / label, target)
     return {
         label: _whole_steps(
@@ -163,10 +170,12 @@ def steps_within(configs: Mapping[str, TrainConfig], data: Path, folder: Path, *
 
 def _whole_steps(label: str, part: Part, seconds: float, first_views: int) -> int:
     left = seconds - sum(part.seconds)
-    steps = steps_for(part, left, first_views) if left > 0 else int(seconds / part.step_seconds)
+    within = sum(taken <= seconds for taken in itertools.accumulate(part.seconds))
+    steps = steps_for(part, left, first_views) if left > 0 else within
     if steps < 1:
         raise ConfigError(
-            f"--minutes {seconds / 60:g}: a step of {label} takes {part.step_seconds:.1f} s here. Increase the time."
+            f"--minutes {seconds / 60:g}: the first step of {label} takes {part.seconds[0]:.1f} s here, and later ones "
+            f"{part.step_seconds:.1f} s. Increase the time."
         )
     return steps
 
@@ -199,7 +208,7 @@ def _train_to(data: Folders) -> TrainTo:
             trainer = Trainer(config, tasks=assembly.tasks, backbone=assembly.backbone, model=assembly.model)
             result = trainer.fit(run, assembly.save_bundle, resume=resume, console=console, pause_after=steps)
             if result.stopped_by is not None:
-                logger.warning("stopped by %s: the same command with --resume starts again", result.stopped_by)
+                logger.warning("stopped by %s: the same command, with --resume in a run, repeats it", result.stopped_by)
                 raise SystemExit(EXIT_STATUS[result.stopped_by])
             rows = [row for row in run.read_metrics() if "loss" in row]
         seconds = [0.0, *(row["seconds"] for row in rows)]

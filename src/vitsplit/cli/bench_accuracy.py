@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from vitsplit.cli.study_options import Study, StudyOptions, run_study, settings_
 from vitsplit.engine.override import changed_settings, override
 from vitsplit.errors import ConfigError, RunError
 from vitsplit.files import read_json, real_number, whole_number
+from vitsplit.methods.split.config import split_settings
 from vitsplit.saved_config import flat_to_dict
 from vitsplit.train_config import TrainConfig
 
 NOTE = (
     "All methods had the same training time: the number of steps of each follows from the time of its first steps on "
-    "the training data. Seconds in the table were measured in the runs."
+    "the training data. Seconds in the table were measured in the runs; of runs that choose their layers, they are "
+    "without the short runs of the other candidates, which the given time includes."
 )
 AUTO = "auto"
 """In place of a decoder: each run chooses its layers."""
@@ -115,6 +118,7 @@ def accuracy(
         minutes = seconds / 60
         print(f"warning: --seconds {seconds:g} has been renamed to --minutes {minutes:g}", file=sys.stderr)
     compared = list(dict.fromkeys(map(_Compared.parse, methods)))
+    _check_names([each.name for each in compared])
 
     def make(config: TrainConfig, least_alike: LeastAlike) -> list[Variant]:
         from vitsplit.analysis.bench.workload import method_config
@@ -132,6 +136,9 @@ def accuracy(
 
     def in_equal_time(variants: list[Variant]) -> list[Variant]:
         """The variants with the number of steps that each takes in the given time."""
+        for each in variants:
+            if each.layers == "auto":
+                _check_auto(override(config, each.settings), each.name)
         if minutes is None:
             return variants
         configs = {each.name: override(config, each.settings) for each in variants if each.layers == "recipe"}
@@ -168,6 +175,32 @@ def accuracy(
     return run_study(study, first, config, make, own, finish=with_rates) or run_study(
         study, options, config, make, own, finish=with_best_rates
     )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Checks the names of ``--methods``, which are prefixes of flags.
+
+    Raises:
+        ConfigError: One has other characters, or is not unique.
+    """
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(f"--methods {name}=...: a name has letters, digits, '-' and '_'.")
+        if names.count(name) > 1:
+            raise ConfigError(f"--methods: two are called {name}. Give one of them another name: other={name}.")
+
+
+def _check_auto(config: TrainConfig, name: str) -> None:
+    """Checks that a method has layers to choose, before others are trained.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    from vitsplit.analysis.training_similarity import check_choice
+
+    check_choice(config, f"--methods {name}: {AUTO}")
+    if not split_settings(config.method, AUTO).task_head:
+        raise ConfigError(f"--methods {name}: {AUTO} chooses the blocks of the task head. Omit --{name}.no-task-head.")
 
 
 def _with_rates(variant: Variant, rates: Sequence[float]) -> list[Variant]:
@@ -210,8 +243,11 @@ def read_steps(file: Path) -> dict[str, Any]:
 
 def _steps_per_method(options: StudyOptions, minutes: float, configs: dict[str, TrainConfig]) -> dict[str, int]:
     """Number of steps of each method in the given time; measured once per study and saved."""
+    import torch
+
     from vitsplit.analysis.short_runs import steps_within
     from vitsplit.atomic_files import write_json
+    from vitsplit.memory import available_cores
 
     file, seconds = options.out / "steps.json", 60 * minutes
     timed = {name: flat_to_dict(config) for name, config in configs.items()}
@@ -226,7 +262,13 @@ def _steps_per_method(options: StudyOptions, minutes: float, configs: dict[str, 
     new = {name: config for name, config in configs.items() if name not in known["steps"]}
     if new:
         print(f"timing the first steps of {', '.join(new)}", file=sys.stderr)
-        known["steps"] |= steps_within(new, options.data, options.out, seconds=seconds)
+        # As many threads as each of the runs has, see `analysis.processes`.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(min(threads, max(1, available_cores() // options.processes)))
+        try:
+            known["steps"] |= steps_within(new, options.data, options.out, seconds=seconds)
+        finally:
+            torch.set_num_threads(threads)
         known["settings"] |= {name: timed[name] for name in new}
         write_json(file, known)
     return dict(known["steps"])

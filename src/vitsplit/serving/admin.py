@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
@@ -66,12 +66,15 @@ class Administration:
             return
         async with self._shared.exclusively():
             changes = self._shared.read()
-            await self._make(list({change.name: change for change in changes}.values()), len(changes))
+            await self._make(changes, len(changes))
         following = asyncio.create_task(self._follow(self._shared))
         try:
             yield
         finally:
             following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+            self._shared.leave()
 
     async def put(self, request: Request) -> Response:
         """Adds a head."""
@@ -93,11 +96,17 @@ class Administration:
                 self._service.observe("load", time.perf_counter() - begun, {})
             except VitsplitError as error:
                 raise self._service.refused("invalid_bundle", error) from None
-            failure = await self._share(Change(name, fields["path"], served.sha256))
-            if failure:
+            try:
+                failure = await self._share(Change(name, fields["path"], served.sha256))
+            except BaseException:
                 await self._remove(name)
+                raise
+            if failure:
                 await self._share(Change(name))
-                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "invalid_bundle", f"not added: {failure}")
+                await self._remove(name)
+                raise HttpError(
+                    HTTPStatus.SERVICE_UNAVAILABLE, "not_added", f"not added: {failure}", "See the server's log."
+                )
         return JSONResponse(served.to_json(), HTTPStatus.CREATED)
 
     async def delete(self, request: Request) -> Response:
@@ -105,8 +114,12 @@ class Administration:
         self._check_token(request)
         async with self._exclusively():
             name = self._service.head(request.path_params["name"]).name
+            failure = await self._share(Change(name))
             await self._remove(name)
-            await self._share(Change(name))
+        if failure:
+            raise HttpError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "not_removed", f"removed, but {failure}", "See the server's log."
+            )
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @asynccontextmanager
@@ -125,8 +138,9 @@ class Administration:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                async with self._changing:
-                    await self._catch_up(shared)
+                if shared.changed():
+                    async with self._changing:
+                        await self._catch_up(shared)
             except Exception:
                 logger.exception("changes of other workers were not made")
 
@@ -140,7 +154,8 @@ class Administration:
         """Makes changes of other workers, and reports their number."""
         assert self._shared is not None
         failure = ""
-        for change in changes:
+        # The last change of each name; earlier ones may be of files that are gone.
+        for change in {change.name: change for change in changes}.values():
             failure = ""
             if change.name in self._service.heads:
                 await self._remove(change.name)
@@ -150,6 +165,9 @@ class Administration:
             except VitsplitError as error:
                 logger.error("the bundle %s, which another worker has added: %s", change.name, error)
                 failure = self._service.refused("invalid_bundle", error).message
+            except Exception:  # such as one of memory: the worker goes on without it, and says so
+                logger.exception("the bundle %s, which another worker has added", change.name)
+                failure = "another worker could not load it"
         self._made = count
         self._shared.report(count, failure)
 

@@ -9,16 +9,22 @@ from vitsplit.tasks.json_schema import INTEGER, TEXT, Schema, list_schema, objec
 def paths() -> Schema:
     """The paths below ``/v2``; those of a model have a second form with its only version."""
     error = "InferenceError"
-    state = object_schema({}, {"name": TEXT, "ready": {"type": "boolean"}, "live": {"type": "boolean"}})
+    ready_state = object_schema({"ready": {"type": "boolean"}}, {"name": TEXT})
+    live_state = object_schema({"live": {"type": "boolean"}})
+    about = object_schema({"name": TEXT, "version": TEXT, "extensions": list_schema(TEXT)})
     found: Schema = {
         "/v2": {
             "get": operation(
-                "serverMetadata", "Name, version and extensions of the server.", as_json({"type": "object"})
+                "serverMetadata", "Name, version and extensions of the server.", as_json(about), error=error
             )
         },
-        "/v2/health/live": {"get": operation("serverLive", "Whether the process runs.", as_json(state), error=error)},
+        "/v2/health/live": {
+            "get": operation("serverLive", "Whether the process runs.", as_json(live_state), error=error)
+        },
         "/v2/health/ready": {
-            "get": operation("serverReady", "Whether it accepts work.", as_json(state) | _not_ready(state))
+            "get": operation(
+                "serverReady", "Whether it accepts work.", as_json(ready_state) | _not_ready(ready_state), error=error
+            )
         },
     }
     for version, suffix in (("", ""), ("/versions/1", "OfVersion")):
@@ -50,8 +56,8 @@ def paths() -> Schema:
         ready = operation(
             f"modelReady{suffix}",
             "Whether it accepts work.",
-            as_json(state) | _not_ready(state),
-            errors=(404,),
+            as_json(ready_state) | _not_ready(ready_state),
+            errors=(400, 404),
             error=error,
         )
         found[model] = {"parameters": [where], "get": metadata}

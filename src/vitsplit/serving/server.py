@@ -146,7 +146,12 @@ def serve(
             _environment(WORKERS_FOLDER, folder),
         ):
             options = replace(options, threads=threads, shared=Path(shared))
-            return _Workers(partial(_run_worker, options, listener), workers).run()
+
+            def forget(worker: int) -> None:
+                mark_process_dead(worker)
+                SharedChanges(Path(shared), worker).leave()
+
+            return _Workers(partial(_run_worker, options, listener), workers, forget).run()
 
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -251,10 +256,11 @@ class _Workers:
     Args:
         work: Runs in each process, and is given an event that is set when all are to stop.
         count: Number of processes.
+        on_end: Receives the number of a process that ended by itself.
     """
 
-    def __init__(self, work: Callable[[Event], None], count: int) -> None:
-        self._work, self._count = work, count
+    def __init__(self, work: Callable[[Event], None], count: int, on_end: Callable[[int], None]) -> None:
+        self._work, self._count, self._on_end = work, count, on_end
         self._context = multiprocessing.get_context("spawn")
         self._signaled, self._stopped = threading.Event(), self._context.Event()
 
@@ -274,7 +280,8 @@ class _Workers:
                 logger.error("worker %s ended with status %s", process.pid, process.exitcode)
                 if failed:
                     break
-                mark_process_dead(process.pid)
+                assert process.pid is not None
+                self._on_end(process.pid)
                 workers[index] = self._start()
         self._stopped.set()
         for process, _ in workers:

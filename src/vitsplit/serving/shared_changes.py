@@ -50,6 +50,7 @@ class SharedChanges:
         self._file = folder / "changes.json"
         self._folder = folder
         self._own = folder / f"worker-{worker or os.getpid()}.json"
+        self._state: tuple[int, int, int] | None = None
 
     @asynccontextmanager
     async def exclusively(self) -> AsyncIterator[None]:
@@ -63,11 +64,21 @@ class SharedChanges:
                     await asyncio.sleep(POLL_SECONDS)
             yield
 
+    def changed(self) -> bool:
+        """Whether the file of the changes is another one than at the last call."""
+        state = self._file.stat() if self._file.exists() else None
+        known, self._state = self._state, None if state is None else (state.st_ino, state.st_mtime_ns, state.st_size)
+        return known != self._state
+
     def read(self) -> list[Change]:
         """All changes."""
         if not self._file.exists():
             return []
         return [Change(**each) for each in read_json(self._file, error=RunError, advice=_ADVICE)]
+
+    def leave(self) -> None:
+        """Says that this worker ends, so that no other waits for it."""
+        self._own.unlink(missing_ok=True)
 
     def add(self, change: Change) -> int:
         """Adds a change, within ``exclusively``; returns their number."""

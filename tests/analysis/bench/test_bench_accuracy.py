@@ -147,9 +147,10 @@ def test_steps_follow_the_time_of_real_steps(scenes, tmp_path, monkeypatch):
     assert counted == {"fast": (400 - 18) // 2, "slow": (400 - 45) // 5}
     assert not list((tmp_path / "out").iterdir())
     part = Part(losses=[1.0] * 10, seconds=[50.0, *[5.0] * 9])
-    assert short_runs._whole_steps("slow", part, 10.0, 0) == 2, "less than the first steps took"
+    for seconds, steps in ((50, 1), (57, 2), (95, 10), (101, 11)):  # 50 s, and 5 s for each of the others
+        assert short_runs._whole_steps("slow", part, seconds, 0) == steps
     with pytest.raises(ConfigError, match=r"--minutes .* slow .*5\.0 s"):
-        short_runs._whole_steps("slow", part, 3.0, 0)
+        short_runs._whole_steps("slow", part, 49.0, 0)
 
 
 def test_steps_of_detection(scenes, tmp_path):
@@ -173,25 +174,41 @@ def test_the_same_method_under_several_names(scenes, tmp_path):
     assert [each["name"] for each in found] == ["vitsplit", "alone", "probe"]
 
 
-def test_runs_that_choose_their_layers(scenes, tmp_path, monkeypatch):
-    """The choice is that of the run; the cost is that of the chosen layers; a finished run is kept."""
+def test_runs_that_choose_their_layers(scenes, tmp_path, capsys):
+    """The row has the choice of its run and the cost of the chosen layers; a run of other settings is not reused."""
     out = tmp_path / "auto"
     arguments = [*ACCURACY, "--data", str(scenes), "--out", str(out), *TINY, "--steps", "100", "--warmup-steps", "0"]
     arguments += ["--methods", "vitsplit", "vitsplit:auto", "--seeds", "0"]
-    # A known choice, K_t = 1: a candidate that learns, among others that do not.
     assert main(arguments) == 0
     variants = {each["name"]: each for each in json.loads((out / "results.json").read_text())["variants"]}
-    ((run, auto),) = [(each, name) for name, each in variants.items() if name == "vitsplit-auto"]
-    (trained,) = run["runs"]
-    config = json.loads((out / "runs" / "vitsplit-auto-seed0" / "config.json").read_text())["heads"]["segmentation"]
-    evidence = json.loads((out / "runs" / "vitsplit-auto-seed0" / "layers.json").read_text())["segmentation"]
+    (trained,) = variants["vitsplit-auto"]["runs"]
+    folder = out / "runs" / "vitsplit-auto-seed0"
+    config = json.loads((folder / "config.json").read_text())["heads"]["segmentation"]
+    evidence = json.loads((folder / "layers.json").read_text())["segmentation"]
     (chosen,) = [each for each in evidence["candidates"] if each["name"] == trained["layers"]]
     assert config["method"]["num_tuned_layers"] == chosen["settings"]["num_tuned_layers"]
-    assert run["head_gmacs"] == pytest.approx(chosen["head_gmacs"], abs=2e-3) and trained["steps"] == 100
-    assert variants["vitsplit"]["runs"][0]["layers"] is None
-    before = (out / "runs" / f"{auto}-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    assert variants["vitsplit-auto"]["head_gmacs"] == pytest.approx(chosen["head_gmacs"], abs=2e-3)
+    assert trained["steps"] == 100 and variants["vitsplit"]["runs"][0]["layers"] is None
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
     assert main(arguments) == 0
-    assert before == (out / "runs" / f"{auto}-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    assert before == (folder / "metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    for others in (["--vitsplit-auto.no-prior-head"], ["--vitsplit-auto.num-tuned-layers", "1"], ["--minutes", "1"]):
+        assert main([*arguments[:-2], *others]) == 2
+        assert "--out" in capsys.readouterr().err
+
+
+def test_names_and_choices_are_checked_before_training(scenes, tmp_path, capsys):
+    common = [*ACCURACY, "--data", str(scenes), "--out", str(tmp_path / "out"), *TINY, "--minutes", "1", "--methods"]
+    for methods, text in (
+        (["a=vitsplit", "a=lora"], "called a"),
+        (["a.b=vitsplit"], r"a\.b"),
+        (["vitsplit", "lora:auto"], "lora-auto"),
+        (["vitsplit:auto", "--vitsplit-auto.no-task-head"], "no-task-head"),
+    ):
+        assert main([*common, *methods]) == 2
+        assert re.search(text, capsys.readouterr().err)
+        assert not (tmp_path / "out" / "runs").exists() and not (tmp_path / "out" / "steps.json").exists()
 
 
 @pytest.mark.parametrize(
