@@ -68,7 +68,7 @@ def list_settings(app, what, name, obj, options, lines):
         flags = [flag, *[f"--no-{flag[2:]}"] * (kind is bool)]
         values = describe(kind)
         # Groups of settings have no flag of their own.
-        words = "" if values == "an object with settings" else f"``{', '.join(flags)}``: {values}."
+        words = "" if values.startswith("an object with settings") else f"``{', '.join(flags)}``: {values}."
         default = default_of(field)
         lines += ["", f".. attribute:: {field.name}", *[f"   :value: {default}"] * (default is not None), ""]
         text = re.sub(r"`([^`]+)`", r"``\1``", texts[field.name])  # code, as in Markdown
