@@ -162,10 +162,9 @@ def _run(study: Study, options: StudyOptions, config: TrainConfig, make: MakeVar
     costs = Costs(description)
     runs = len({trial.folder for trial in trials})
     print(f"{runs} runs: {len(variants)} variants, {len(options.seeds)} seeds; reusing finished runs", file=sys.stderr)
-    lengths = {trial.config.loop.steps if trial.variant.max_minutes is None else None for trial in trials}
-    steps = (
-        f"{lengths.pop()} steps" if len(lengths) == 1 and None not in lengths else "steps"
-    )  # those in equal time differ
+    # In equal time, numbers of steps differ.
+    same = len({(trial.config.loop.steps, trial.variant.max_minutes) for trial in trials}) == 1
+    steps = f"{trials[0].config.loop.steps} steps" if same and trials[0].variant.max_minutes is None else "steps"
     subtitle = f"{config.name} on {options.data}: {config.backbone.backbone}, {steps} of "
     subtitle += f"{config.loop.batch_size} images, seeds {' '.join(map(str, options.seeds))}"
 

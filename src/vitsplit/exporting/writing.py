@@ -211,6 +211,7 @@ class _Operators:
         images: The images of the comparison.
         expected: The model's outputs for them.
         outputs: The outputs of each head, see ``described``.
+        smallest_side: Smallest height and width in pixels that all graphs accept.
     """
 
     graph: ExportGraph
@@ -218,19 +219,16 @@ class _Operators:
     images: Sequence[Tensor]
     expected: Sequence[Reference]
     outputs: Mapping[str, Mapping[str, GraphOutput]]
-
-    @property
-    def smallest_side(self) -> int:
-        """Smallest height and width in pixels that all graphs accept."""
-        return max(part.smallest_side for part in self.traced)
+    smallest_side: int
 
 
 def _trace(predictor: Predictor, plan: ExportPlan, deform: Deform, images: Sequence[Tensor]) -> _Operators:
     graph = ExportGraph(predictor, layout=plan.layout, deform=deform).eval()
     parts = split_graph(predictor, layout=plan.layout, deform=deform) if plan.split else [graph]
     traced = [trace(part, plan.size) for part in parts]
-    sizes = sizes_of(graph, plan.size, max(part.smallest_side for part in traced))
-    return _Operators(graph, traced, images, references(predictor, graph, images, sizes), described(predictor))
+    smallest_side = max(part.smallest_side for part in traced)
+    expected = references(predictor, graph, images, sizes_of(graph, plan.size, smallest_side))
+    return _Operators(graph, traced, images, expected, described(predictor), smallest_side)
 
 
 def _write(

@@ -11,7 +11,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -65,8 +65,7 @@ class Administration:
             yield
             return
         async with self._shared.exclusively():
-            changes = self._shared.read()
-            await self._make(changes, len(changes))
+            await self._catch_up(self._shared)
         following = asyncio.create_task(self._follow(self._shared))
         try:
             yield
@@ -145,15 +144,8 @@ class Administration:
                 logger.exception("changes of other workers were not made")
 
     async def _catch_up(self, shared: SharedChanges) -> None:
-        """Makes the changes that other workers have made."""
-        changes = shared.read()
-        if len(changes) > self._made:
-            await self._make(changes[self._made :], len(changes))
-
-    async def _make(self, changes: Sequence[Change], count: int) -> None:
-        """Makes changes of other workers, and reports their number."""
-        assert self._shared is not None
-        failure = ""
+        """Makes the changes that other workers have made, and reports the number of all."""
+        changes, failure = shared.read()[self._made :], ""
         # The last change of each name; earlier ones may be of files that are gone.
         for change in {change.name: change for change in changes}.values():
             failure = ""
@@ -168,8 +160,8 @@ class Administration:
             except Exception:  # such as one of memory: the worker goes on without it, and says so
                 logger.exception("the bundle %s, which another worker has added", change.name)
                 failure = "another worker could not load it"
-        self._made = count
-        self._shared.report(count, failure)
+        self._made += len(changes)
+        shared.report(self._made, failure)
 
     async def _share(self, change: Change) -> str:
         """Adds a change of this worker to those of all, and waits for the others; returns why one of them failed."""
